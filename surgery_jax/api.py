@@ -1,0 +1,249 @@
+"""The verbs of the package: what the command line does, for Python.
+
+Importing this module imports neither JAX nor NumPy; they come when something is computed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .compile.program import Program, compile_program
+from .core.errors import AssertionFailed, Problems, SurgeryError
+from .core.specs import Spec, parse_size
+from .graph.build import build
+from .graph.roots import Request, Symbolic
+from .language.document import Mapping, load_document, node_of
+from .language.plan import Plan
+from .storage import formats
+from .storage.base import Checkpoint, Entry, Layout
+from .storage.formats import OutputPlan
+
+if TYPE_CHECKING:
+    from .execute.report import Report
+
+__all__ = ["Compiled", "Options", "check", "compile_plan", "load_plan", "plan_of", "run"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a plan is run.
+
+    memory: budget of host buffers, a size such as `2GiB`. workers: threads; 0 means as many as suit the machine. shard_size:
+    largest shard of a directory whose plan names none. overwrite: replace existing outputs. sync: bring the outputs to the
+    disk before they are published. devices: use only the first so many; 0 means all.
+    """
+
+    memory: str = "2GiB"
+    workers: int = 0
+    shard_size: str = "5GB"
+    overwrite: bool = False
+    sync: bool = True
+    devices: int = 0
+
+    @property
+    def memory_bytes(self) -> int:
+        """The budget in bytes."""
+        return parse_size(self.memory, binary=True) or 1 << 62
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A plan after everything that headers can tell: its roots, where every output byte belongs, and the work to do."""
+
+    symbolic: Symbolic
+    outputs: tuple[tuple[OutputPlan, Layout], ...]
+    program: Program
+
+
+class _Files:
+    """The outside world as the graph may see it: headers, and what output paths mean."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def open_checkpoint(self, path: str) -> Checkpoint:
+        return formats.open_checkpoint(path)
+
+    def open_single(self, path: str, format: str) -> tuple[str | None, Entry]:
+        return formats.open_single(path, format)
+
+    def check_request(self, request: Request) -> None:
+        self.resolve(request)
+
+    def resolve(self, request: Request) -> OutputPlan:
+        """How a save is written."""
+        try:
+            if request.kind == "tensor":
+                return formats.resolve_save_tensor(request.path, request.format)
+            if request.kind == "alias":
+                return formats.resolve_save(request.path, request.format, request.shard)
+            return formats.resolve_output(request.path, request.format, request.shard, self.options.shard_size)
+        except SurgeryError as error:
+            raise error.located(request.mark) from None
+
+
+def load_plan(*arguments: str | Path) -> Plan:
+    """A plan from plan files and `key=value` overrides, left to right.
+
+    Raises:
+        PlanError: a file that cannot be read, is no YAML, or is no plan.
+    """
+    return Plan.of(load_document([str(argument) for argument in arguments]))
+
+
+def plan_of(content: dict[str, Any], name: str = "plan") -> Plan:
+    """A plan from ordinary Python values.
+
+    Raises:
+        PlanError: not a plan.
+    """
+    from .core.errors import Mark
+
+    root = node_of(content, Mark(name, 1, 1))
+    assert isinstance(root, Mapping)
+    return Plan.of(root)
+
+
+def compile_plan(plan: Plan, options: Options | None = None) -> Compiled:
+    """Everything about a plan that can be known without reading a tensor.
+
+    Raises:
+        Problems: all that is wrong with it.
+    """
+    files = _Files(options or Options())
+    symbolic = build(plan, files)
+    errors: list[SurgeryError] = []
+    outputs = []
+    for save in symbolic.saves:
+        resolved = files.resolve(save.request)
+        specs: list[tuple[str, Spec]] = [(name, node.spec) for name, node in save.tensors]
+        try:
+            outputs.append((resolved, resolved.layout(specs, save.metadata)))
+        except SurgeryError as error:
+            errors.append(error.located(save.request.mark))
+    if errors:
+        raise Problems(errors)
+    places, first = [], 0
+    for _, layout in outputs:
+        places.append({name: (first + file, offset) for name, (file, offset) in layout.places.items()})
+        first += len(layout.files)
+    return Compiled(symbolic, tuple(outputs), compile_program(symbolic, places))
+
+
+def check(plan: Plan, options: Options | None = None) -> Compiled:
+    """Check a plan: language, names, shapes, dtypes, assertions on them, and that its outputs can be written.
+
+    Raises:
+        Problems: all that is wrong.
+    """
+    compiled = compile_plan(plan, options)
+    _check_targets(compiled, options or Options())
+    return compiled
+
+
+def _check_targets(compiled: Compiled, options: Options) -> None:
+    from .storage.publish import check_space, check_target
+
+    errors: list[SurgeryError] = []
+    for output, _ in compiled.outputs:
+        try:
+            check_target(output, options.overwrite)
+        except SurgeryError as error:
+            errors.append(error)
+    if errors:
+        raise Problems(errors)
+    check_space(compiled.outputs)
+
+
+def run(
+    plan: Plan,
+    options: Options | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    compiled: Compiled | None = None,
+) -> Report:
+    """Run a plan: compute, check and write everything, then let the outputs appear.
+
+    Raises:
+        SurgeryError: what went wrong; nothing appears under an output's name, and nothing temporary is left.
+    """
+    from .execute.report import Progress, Report
+    from .execute.stream import Executor, default_workers
+    from .storage.publish import Staging, commit_all
+
+    began = time.perf_counter()
+    options = options or Options()
+    compiled = compiled or compile_plan(plan, options)
+    _check_targets(compiled, options)
+    program = compiled.program
+    tracker = Progress(progress)
+    tracker.total = program.bytes_moved + sum(group.bytes_in for group in program.groups)
+    with ExitStack() as stack:
+        stagings = []
+        for output, layout in compiled.outputs:
+            staging = Staging(output, layout)
+            stack.callback(staging.abort)
+            stagings.append(staging)
+        files = [
+            (staging.fd(index), str(Path(output.path) / file.name))
+            for staging, (output, layout) in zip(stagings, compiled.outputs, strict=True)
+            for index, file in enumerate(layout.files)
+        ]
+        executor = Executor(
+            program,
+            files,
+            memory_bytes=options.memory_bytes,
+            num_workers=options.workers or default_workers(),
+            num_devices=options.devices or None,
+            progress=tracker,
+        )
+        executor.run()
+        printed = _settle(compiled.symbolic, executor.findings)
+        commit_all(stagings, options.sync)
+    return Report(
+        outputs=tuple(output.path for output, _ in compiled.outputs),
+        num_tensors=sum(len(save.tensors) for save in compiled.symbolic.saves),
+        num_groups=len(program.groups),
+        num_compilations=sum(function.num_traces for function in executor.functions),
+        num_host_fallbacks=executor.num_fallbacks,
+        bytes_moved=program.bytes_moved,
+        bytes_read=program.bytes_read,
+        bytes_computed=program.bytes_computed,
+        peak_buffer_bytes=executor.budget.peak,
+        wall_s=time.perf_counter() - began,
+        busy_s=dict(executor.busy),
+        printed=printed,
+    )
+
+
+class _Failed(Problems):
+    """Assertions that values decided, and what the plan printed before the first of them."""
+
+    def __init__(self, errors: Sequence[SurgeryError], printed: str) -> None:
+        super().__init__(errors)
+        self.printed = printed
+
+
+def _settle(symbolic: Symbolic, findings: Any) -> str:
+    """Settle the assertions and render what the plan prints.
+
+    Raises:
+        Problems: assertions that do not hold.
+    """
+    failed: list[SurgeryError] = []
+    first = None
+    for assertion in symbolic.assertions:
+        holds, why = assertion.outcome.settle(findings)
+        if not holds:
+            failed.append(AssertionFailed(f"assertion failed: {why}", where=assertion.mark))
+            first = assertion.step if first is None else first
+    printed = "\n".join(entry.render(findings) for entry in symbolic.prints if first is None or entry.step <= first)
+    if failed:
+        raise _Failed(failed, printed)
+    return printed
+

@@ -1,0 +1,32 @@
+"""`count`: how many tensors match."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..language.document import Node, Scalar
+from ..ops import base
+from ..ops.base import reference
+from ..ops.state import State
+from .base import Known, Outcome, Predicate
+
+
+def _parse_count(value: Node) -> int:
+    return int(value.value) if isinstance(value, Scalar) and isinstance(value.value, bool) else base._parse_int(value)
+
+
+@dataclass(frozen=True)
+class Count(Predicate):
+    """Exactly `is` tensors match; no match at all is always a failure."""
+
+    name = "count"
+    examples = ("count: { of: '.*\\.bias', is: 12 }",)
+
+    of: Node = reference("the tensors")
+    is_: Any = base._field(base.Field("integer", "the number of tensors", _parse_count))
+
+    def evaluate(self, state: State) -> Outcome:
+        ref = state.reference(self.of, key="of")
+        found = len(state.match(ref))
+        return Known(found == self.is_ and found > 0, f"count: {found} tensors match {ref.text}, expected {self.is_}")

@@ -1,0 +1,22 @@
+"""`dimensions`: bounds on the number of axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..language.names import Reference
+from ..ops.state import State
+from .base import Known, Outcome
+from .selecting import Bounds
+
+
+@dataclass(frozen=True)
+class Dimensions(Bounds):
+    """The number of axes of every match, after slicing, satisfies all bounds."""
+
+    name = "dimensions"
+    examples = ("dimensions: { of: '.*', ge: 1, lt: 3 }",)
+
+    def test(self, state: State, ref: Reference, name: str) -> Outcome:
+        rank = len(state.view(state.slot(ref.alias, name, reads=1).node, ref).spec.shape)
+        return Known(self.holds(rank), f"dimensions: {name} has {rank} axes, expected {self.described()}")

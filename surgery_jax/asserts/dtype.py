@@ -1,0 +1,30 @@
+"""`dtype`: exact dtypes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.dtypes import DType
+from ..language.names import Reference
+from ..ops.base import dtype_name
+from ..ops.state import State
+from .base import Known, Outcome
+from .selecting import Selecting
+
+
+@dataclass(frozen=True)
+class Dtype(Selecting):
+    """Every match has this dtype."""
+
+    name = "dtype"
+    examples = ("dtype: { of: '.*\\.weight', is: bfloat16 }",)
+
+    is_: Any = dtype_name("the dtype", key="is")
+
+    def __post_init__(self) -> None:
+        assert isinstance(self.is_, DType)
+
+    def test(self, state: State, ref: Reference, name: str) -> Outcome:
+        dtype = state.view(state.slot(ref.alias, name, reads=1).node, ref).spec.dtype
+        return Known(dtype is self.is_, f"dtype: {name} is {dtype}, expected {self.is_}")

@@ -1,0 +1,26 @@
+"""`exists`: a name matches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..language.document import Node
+from ..ops.base import reference
+from ..ops.state import State
+from .base import Known, Outcome, Predicate
+
+
+@dataclass(frozen=True)
+class Exists(Predicate):
+    """At least one tensor matches."""
+
+    name = "exists"
+    takes = "of"
+    examples = ("exists: 'enc\\.0\\..*'",)
+
+    of: Node = reference("the tensors")
+
+    def evaluate(self, state: State) -> Outcome:
+        ref = state.reference(self.of, key="exists")
+        names = state.match(ref)
+        return Known(bool(names), f"exists: {len(names)} tensors match {ref.text}")

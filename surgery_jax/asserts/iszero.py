@@ -1,0 +1,49 @@
+"""`iszero`: every element is zero."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.specs import Spec
+from ..language.names import Reference
+from ..ops.base import epsilon, number
+from ..ops.rules import check_arrays
+from ..ops.state import State
+from .base import Mask, Outcome, Pending
+from .selecting import Selecting
+
+
+@dataclass(frozen=True)
+class ZeroMask(Mask):
+    """Where |x| is 0, or at most eps in float64; NaN never is."""
+
+    eps: float | None = number("tolerance", None, traced=True)
+
+    def infer(self, source: Spec) -> tuple[Spec, ...]:
+        check_arrays(source)
+        return (source,)
+
+    def apply(self, k: Any, source: Any) -> Any:
+        return k.is_zero(source) if self.eps is None else k.magnitude(source) <= self.eps
+
+    def measure(self, k: Any, source: Any) -> Any:
+        return k.magnitude(source)
+
+    def smallest(self, source: Any) -> Any:
+        return source
+
+
+@dataclass(frozen=True)
+class IsZero(Selecting):
+    """Every element of every match is zero; with eps, its absolute value is at most eps."""
+
+    name = "iszero"
+    takes = "of"
+    examples = ("iszero: 'pad.weight'", "iszero: { of: 'pad::[100:, :]', eps: 0.001 }")
+
+    eps: float | None = epsilon("absolute tolerance, in float64")
+
+    def test(self, state: State, ref: Reference, name: str) -> Outcome:
+        node = state.view(state.slot(ref.alias, name, reads=1).node, ref)
+        return Pending(state.check(ZeroMask(self.eps), (node,), f"iszero: {name}"))

@@ -1,0 +1,25 @@
+"""`shape`: exact shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..language.names import Reference
+from ..ops.base import integers
+from ..ops.state import State
+from .base import Known, Outcome
+from .selecting import Selecting
+
+
+@dataclass(frozen=True)
+class Shape(Selecting):
+    """Every match has this shape after slicing; [] is the shape of a scalar, and there is no wildcard."""
+
+    name = "shape"
+    examples = ("shape: { of: '.*\\.q_proj\\.weight', is: [4096, 4096] }",)
+
+    is_: tuple[int, ...] = integers("the shape")
+
+    def test(self, state: State, ref: Reference, name: str) -> Outcome:
+        shape = state.view(state.slot(ref.alias, name, reads=1).node, ref).spec.shape
+        return Known(shape == self.is_, f"shape: {name} is {list(shape)}, expected {list(self.is_)}")

@@ -1,0 +1,1 @@
+"""Graph to program: components, groups of equal structure, and one jitted function per group."""

@@ -1,0 +1,191 @@
+"""What operations compute with: the same exact arithmetic on a device (`DeviceKernel`) and in NumPy (`HostKernel`).
+
+Exact means: every operation by itself, with IEEE rounding to nearest even in the dtype that the plan language names. Two things in
+XLA work against that. It contracts a product and a sum into one fused operation: products pass through a fence, an
+exclusive or with a run-time zero that the compiler cannot remove. And on CPU and TPU it flushes subnormal numbers: a device
+function reports whether its inputs are large enough that none can appear (`compile.magnitude`); where they are not, the
+same operations run here in NumPy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..core.dtypes import BY_NAME, DType, by_numpy
+
+__all__ = ["DeviceKernel", "HostKernel"]
+
+
+def _dtype(array: Any) -> DType:
+    found = by_numpy(np.dtype(array.dtype))
+    assert found is not None, array.dtype
+    return found
+
+
+def _wide(dtype: DType) -> DType:
+    """Floats below 32 bits are computed in float32."""
+    return BY_NAME["float32"] if dtype.is_float and dtype.bits < 32 else dtype
+
+
+class _Kernel:
+    """What both kernels share: written once, in the array module `xp`."""
+
+    xp: Any
+
+    def is_float(self, x: Any) -> bool:
+        return _dtype(x).is_float
+
+    def widen(self, x: Any) -> Any:
+        """To the dtype in which `x` is computed with; exact."""
+        return self.convert(x, _wide(_dtype(x)))
+
+    def narrow(self, x: Any, like: Any) -> Any:
+        """Back to the dtype of `like`, rounded once."""
+        return self.convert(x, _dtype(like))
+
+    def number(self, value: Any, like: Any) -> Any:
+        """A number of the plan, rounded to the dtype of `like`."""
+        return self.xp.asarray(value, np.float64).astype(like.dtype)
+
+    def add(self, a: Any, b: Any) -> Any:
+        return a | b if a.dtype == bool else a + b
+
+    def sub(self, a: Any, b: Any) -> Any:
+        return a - b
+
+    def mul(self, a: Any, b: Any) -> Any:
+        return a & b if a.dtype == bool else self.fence(a * b)
+
+    def fence(self, product: Any) -> Any:
+        return product
+
+    def at_least(self, x: Any, bound: Any) -> Any:
+        return self.xp.where(x < bound, bound, x)
+
+    def at_most(self, x: Any, bound: Any) -> Any:
+        return self.xp.where(x > bound, bound, x)
+
+    def cast(self, x: Any, dtype: DType) -> Any:
+        """Conversion as the plan language says: narrow floats from anything but float32 go by way of float32."""
+        source = _dtype(x)
+        if dtype.kind == "b":
+            return ~self.is_zero(x)
+        if source.kind == "c" and dtype.kind != "c":
+            x, source = x.real, BY_NAME["float32"]
+        if source.is_float and source.bits < 32:
+            x, source = self.convert(x, BY_NAME["float32"]), BY_NAME["float32"]
+        if source.is_float and dtype.is_integer:
+            return self.truncate(x, dtype)
+        if dtype.is_float and dtype.bits < 32:
+            x = self.convert(x, BY_NAME["float32"])
+        return self.convert(x, dtype)
+
+    def truncate(self, x: Any, dtype: DType) -> Any:
+        """Float to integer toward zero; what does not fit becomes the nearest integer that does, NaN becomes 0."""
+        low, high = (0, 2**dtype.bits - 1) if dtype.kind == "u" else (-(2 ** (dtype.bits - 1)), 2 ** (dtype.bits - 1) - 1)
+        # the first float above every fitting value: a power of two, exact in every float dtype
+        above, below = float(high + 1), float(low)
+        inside = self.xp.where((x >= below) & (x < above), x, self.xp.zeros((), x.dtype))
+        whole = self.convert(inside, dtype)
+        info = np.dtype(dtype.numpy).type
+        whole = self.xp.where(x >= above, info(high), whole)
+        return self.xp.where(x < below, info(low), whole)
+
+    def magnitude(self, x: Any) -> Any:
+        """Absolute values in float64."""
+        if _dtype(x).kind == "b":
+            return x.astype(np.float64)
+        return self.xp.abs(x.astype(np.complex128 if _dtype(x).kind == "c" else np.float64))
+
+    def distance(self, a: Any, b: Any) -> Any:
+        """Absolute differences in float64."""
+        wide = np.complex128 if _dtype(a).kind == "c" else np.float64
+        return self.xp.abs(a.astype(wide) - b.astype(wide))
+
+    def convert(self, x: Any, dtype: DType) -> Any:
+        return x.astype(dtype.numpy)
+
+    def is_zero(self, x: Any) -> Any:
+        """Elementwise, -0 too, and never fooled by subnormal numbers."""
+        dtype = _dtype(x)
+        if dtype.name == "float8_e8m0fnu":
+            return self.xp.zeros(x.shape, bool)  # it has no zero
+        if not dtype.is_float:
+            return ~x if dtype.kind == "b" else x == 0
+        bits = self.bits(x)
+        if dtype.name.endswith("fnuz"):
+            return bits == 0  # there is no -0: its bits are NaN
+        return (bits << 1) == 0
+
+    def same(self, a: Any, b: Any) -> Any:
+        """Elementwise equality: NaN is unequal, -0 equals 0, and subnormal numbers count."""
+        dtype = _dtype(a)
+        if not dtype.is_float:
+            return a == b
+        left, right = self.bits(a), self.bits(b)
+        return ((left == right) & ~self.is_nan(a)) | (self.is_zero(a) & self.is_zero(b))
+
+    def is_nan(self, x: Any) -> Any:
+        dtype = _dtype(x)
+        if dtype.bits >= 16:
+            magnitude = self.bits(x) & np.dtype(f"u{dtype.itemsize}").type(2 ** (dtype.bits - 1) - 1)
+            infinity = np.array(np.inf, dtype.numpy).view(f"u{dtype.itemsize}")[()]
+            return magnitude > infinity
+        wide = self.convert(x, BY_NAME["float32"])
+        return wide != wide
+
+    def bits(self, x: Any) -> Any:
+        raise NotImplementedError
+
+
+class HostKernel(_Kernel):
+    """Exact arithmetic in NumPy."""
+
+    xp = np
+
+    def bits(self, x: Any) -> Any:
+        return np.asarray(x).view(f"u{x.dtype.itemsize}")
+
+    def replace(self, base: Any, index: Any, value: Any) -> Any:
+        """A copy of `base` with a part replaced."""
+        result = np.array(base)
+        result[index] = value
+        return result
+
+    def svd(self, x: Any) -> Any:
+        return np.linalg.svd(x, full_matrices=False)
+
+    def matmul(self, a: Any, b: Any) -> Any:
+        return np.matmul(a, b)
+
+
+class DeviceKernel(_Kernel):
+    """Exact arithmetic inside a function that is being traced. `zeros` are run-time zeros of 32 and 64 bits."""
+
+    def __init__(self, zeros: tuple[Any, Any]) -> None:
+        import jax
+        import jax.numpy as jnp
+
+        self.jax, self.xp, self.zeros = jax, jnp, zeros
+
+    def bits(self, x: Any) -> Any:
+        return self.jax.lax.bitcast_convert_type(x, f"uint{x.dtype.itemsize * 8}")
+
+    def fence(self, product: Any) -> Any:
+        """Keep the compiler from contracting this product with a sum: an exclusive or with a zero it does not know."""
+        if product.dtype not in (np.float32, np.float64):
+            return product
+        zero = self.zeros[product.dtype.itemsize // 8]
+        raw = self.jax.lax.bitcast_convert_type(product, zero.dtype) ^ zero
+        return self.jax.lax.bitcast_convert_type(raw, product.dtype)
+
+    def replace(self, base: Any, index: Any, value: Any) -> Any:
+        return base.at[index].set(value)
+
+    def svd(self, x: Any) -> Any:
+        return self.xp.linalg.svd(x, full_matrices=False)
+
+    def matmul(self, a: Any, b: Any) -> Any:
+        return self.xp.matmul(a, b, precision=self.jax.lax.Precision.HIGHEST)

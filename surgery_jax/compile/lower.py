@@ -1,0 +1,193 @@
+"""A group to a function: one `jax.jit` per group, numbers traced and structure static; or the same operations in NumPy."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..ops.reshape import Reshape
+from . import magnitude
+from .kernels import DeviceKernel, HostKernel
+from .magnitude import Bound
+from .program import Eqn, Group
+
+__all__ = ["GroupFunction"]
+
+FLUSHING = ("cpu", "tpu")  # platforms whose arithmetic flushes subnormal numbers
+
+
+class GroupFunction:
+    """The compiled function of a group.
+
+    Called with the inputs of one tile or component it gives (outputs, verdicts): the arrays that leave the group, and for
+    every check whether its mask is true everywhere.
+    """
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        sample = group.sample
+        self.eqns: tuple[Eqn, ...] = sample.eqns
+        self.specs = sample.specs
+        self.leaving = [output.value for output in sample.outputs]
+        self.checked = [value for value, _ in sample.checks]
+        # inputs of operations that are undefined on NaN and infinity
+        self.guarded = [arg for eqn in self.eqns if getattr(eqn.op, "needs_finite", False) for arg in eqn.args]
+        self.exact = all(eqn.op.kind != "whole" for eqn in self.eqns)
+        self.num_traces = 0
+        self._jitted: Any = None
+        self._thresholds: dict[tuple[float, ...], int | None] = {}
+        self._lock = threading.Lock()
+
+    def on_host(self, inputs: Sequence[Any], numbers: Sequence[float]) -> tuple[list[Any], list[Any]]:
+        """The outputs, and the masks themselves, in NumPy."""
+        with np.errstate(all="ignore"):
+            values = self._evaluate(HostKernel(), list(inputs), iter(numbers))
+        return [values[number] for number in self.leaving], [values[number] for number in self.checked]
+
+    def masks(self, inputs: Sequence[Any], numbers: Sequence[float]) -> list[tuple[Any, Any]]:
+        """For every check its mask and how far off every element is, as NumPy arrays; for messages."""
+        host = HostKernel()
+        with np.errstate(all="ignore"):
+            if self.exact:
+                values = self._evaluate(host, list(inputs), iter(numbers))
+            else:
+                import jax.numpy as jnp
+
+                kernel = DeviceKernel((jnp.zeros((), np.int32), jnp.zeros((), np.int64)))
+                values = [np.asarray(v) for v in self._evaluate(kernel, [jnp.asarray(x) for x in inputs], iter(numbers))]
+            found = []
+            remaining = iter(numbers)
+            at = len(self.specs)
+            for eqn in self.eqns:
+                op = eqn.op.with_numbers(remaining)
+                if at in self.checked:
+                    found.append((values[at], op.measure(host, *(values[arg] for arg in eqn.args))))  # type: ignore[attr-defined]
+                at += len(eqn.specs)
+        return found
+
+    def _evaluate(self, kernel: Any, values: list[Any], numbers: Iterator[Any]) -> list[Any]:
+        for eqn in self.eqns:
+            op = eqn.op.with_numbers(numbers)
+            if self.group.flat and isinstance(op, Reshape):
+                results: Any = values[eqn.args[0]]
+            else:
+                results = op.apply(kernel, *(values[arg] for arg in eqn.args))
+            values += results if len(eqn.specs) > 1 else [results]
+        return values
+
+    # -- on a device --------------------------------------------------------------------------------------------
+
+    def threshold(self, numbers: tuple[float, ...]) -> int | None:
+        """The smallest exponent of input elements with which no flushed number can appear; None if there is none."""
+        if numbers not in self._thresholds:
+            low, high = -1100, 1100
+            while low < high:
+                middle = (low + high) // 2
+                if self._stays_normal(middle, numbers):
+                    high = middle
+                else:
+                    low = middle + 1
+            self._thresholds[numbers] = low if low < 1100 else None
+        return self._thresholds[numbers]
+
+    def _stays_normal(self, threshold: int, numbers: tuple[float, ...]) -> bool:
+        """Whether all results are normal numbers when all input elements are at least 2**threshold."""
+        bounds: list[Bound | None] = [magnitude.of_input(spec.dtype, threshold) for spec in self.specs]
+        specs = list(self.specs)
+        remaining = iter(numbers)
+        for spec in self.specs:
+            if spec.dtype.is_float and magnitude.of_input(spec.dtype, threshold).least < magnitude.smallest_normal(spec.dtype):
+                return False
+        for eqn in self.eqns:
+            op = eqn.op.with_numbers(remaining)
+            operands = [bounds[arg] for arg in eqn.args]
+            if any(operand is None for operand in operands) or eqn.op.kind == "whole":
+                bounds += [None] * len(eqn.specs)
+            elif eqn.op.kind == "structure":
+                least = operands[0]
+                for operand in operands[1:]:
+                    least = least.either(operand)  # type: ignore[union-attr, arg-type]
+                bounds.append(least)
+            else:
+                raw = op.smallest(*operands)
+                wide = max((specs[arg].dtype for arg in eqn.args), key=lambda dtype: dtype.bits if dtype.is_float else 0)
+                floats = eqn.specs[0].dtype.is_float or wide.is_float
+                limit = max(magnitude.smallest_normal(wide), magnitude.smallest_normal(eqn.specs[0].dtype))
+                if floats and raw.least < limit:
+                    return False
+                target = eqn.specs[0].dtype
+                bounds.append(raw.rounded(target) if target.is_float else Bound(0, 0))
+            specs += eqn.specs
+        return True
+
+    def on_device(self, inputs: Sequence[Any], numbers: tuple[float, ...], device: Any) -> tuple[list[Any], list[bool]] | None:
+        """The outputs as device arrays; the verdicts of the checks, then of the guards; None if it would not be exact.
+
+        `inputs` are NumPy arrays whose memory must not change until the outputs are ready, which they are on return.
+        """
+        import jax
+
+        with jax.enable_x64(True):
+            flushes = device.platform in FLUSHING and self.exact
+            threshold = self.threshold(numbers) if flushes else -1100
+            if threshold is None:
+                return None
+            bits = [np.array(magnitude.threshold_bits(s.dtype, threshold), _bits_dtype(s)) for s in self.specs]
+            arrays = [jax.device_put(x, device) for x in inputs]
+            outputs, verdicts = self._function(device)(
+                (np.int32(0), np.int64(0)), bits, [np.float64(number) for number in numbers], arrays
+            )
+            *holds, is_exact = np.asarray(verdicts).tolist()
+            jax.block_until_ready(outputs)
+            return (list(outputs), holds) if is_exact else None
+
+    def _function(self, device: Any) -> Any:
+        with self._lock:
+            if self._jitted is None:
+                import jax
+
+                options: dict[str, Any] = {"xla_allow_excess_precision": False}
+                if device.platform == "gpu":
+                    options["xla_gpu_deterministic_ops"] = True
+                self._jitted = jax.jit(self._traced, compiler_options=options)
+        return self._jitted
+
+    def _traced(self, zeros: Any, bits: Sequence[Any], numbers: Sequence[Any], inputs: Sequence[Any]) -> Any:
+        import jax.numpy as jnp
+
+        self.num_traces += 1
+        kernel = DeviceKernel(zeros)
+        small = [
+            _everywhere(_large_enough(kernel, x, limit))
+            for spec, x, limit in zip(self.specs, inputs, bits, strict=True)
+            if spec.dtype.is_float and self.exact
+        ]
+        values = self._evaluate(kernel, list(inputs), iter(numbers))
+        verdicts = [_everywhere(values[number]) for number in self.checked]
+        verdicts += [jnp.all(jnp.isfinite(values[number])) for number in self.guarded]
+        exact = jnp.all(jnp.stack(small)) if small else jnp.array(True)
+        return [values[number] for number in self.leaving], jnp.stack([*verdicts, exact])
+
+
+def _bits_dtype(spec: Any) -> Any:
+    return f"u{max(spec.dtype.itemsize, 1)}"
+
+
+def _large_enough(kernel: DeviceKernel, x: Any, limit: Any) -> Any:
+    """Where an element is zero or at least the limit, by its bits."""
+    bits = kernel.bits(x)
+    one = np.ones((), bits.dtype)
+    magnitude = bits & np.array(np.iinfo(bits.dtype).max >> 1, bits.dtype)
+    return (magnitude - one) >= (limit - one)
+
+
+def _everywhere(mask: Any) -> Any:
+    """Whether a mask is true everywhere. Reduced in two steps, which XLA vectorises on CPU."""
+    import jax.numpy as jnp
+
+    if mask.ndim == 1 and mask.size % 1024 == 0 and mask.size > 1024:
+        return jnp.all(jnp.min(mask.astype(jnp.uint8).reshape(-1, 1024), axis=0) != 0)
+    return jnp.all(mask)

@@ -1,0 +1,111 @@
+"""Byte geometry: a version as consecutive byte ranges of stored, made and computed tensors.
+
+Rename, copy, contiguous slices, split, concat, stack and reshape are arithmetic on such ranges; what comes from a file this way is
+moved by the storage layer and never enters JAX.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from ..graph.node import Node
+from ..ops.structure import MAX_RUNS, Structure
+
+__all__ = ["Geometry", "Piece"]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """`nbytes` bytes of a node from byte `start` on. The node is no structural one, unless it must be gathered."""
+
+    node: Node
+    start: int
+    nbytes: int
+
+
+class Geometry:
+    """The pieces of nodes, each found once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Node, tuple[Piece, ...]] = {}
+
+    def pieces(self, node: Node) -> tuple[Piece, ...]:
+        """The packed bytes of a node in order."""
+        found = self._known.get(node)
+        if found is None:
+            for ancestor in _structural(node, self._known):
+                self._known[ancestor] = self._find(ancestor)
+            found = self._known[node]
+        return found
+
+    def _find(self, node: Node) -> tuple[Piece, ...]:
+        whole = (Piece(node, 0, node.spec.nbytes),) if node.spec.nbytes else ()
+        if not isinstance(node.op, Structure):
+            return whole
+        runs = node.op.runs(*(operand.spec for operand in node.operands))
+        if runs is None:
+            return whole
+        bits = node.spec.dtype.bits
+        if any(start * bits % 8 or length * bits % 8 for _, start, length in runs):
+            return whole  # a packed type cut inside a byte
+        found: list[Piece] = []
+        sources = [_Cutter(self._known[operand]) for operand in node.operands]
+        for operand, start, length in runs:
+            for piece in sources[operand].cut(start * bits // 8, length * bits // 8):
+                last = found[-1] if found else None
+                if last is not None and last.node is piece.node and last.start + last.nbytes == piece.start:
+                    found[-1] = Piece(last.node, last.start, last.nbytes + piece.nbytes)
+                else:
+                    found.append(piece)
+        return tuple(found) if len(found) <= 2 * MAX_RUNS else whole
+
+    def is_input(self, node: Node) -> bool:
+        """Whether a node's bytes come from files and made tensors alone."""
+        return all(piece.node.kind in ("read", "make") for piece in self.pieces(node))
+
+
+class _Cutter:
+    """Ranges of consecutive pieces."""
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        self.pieces = pieces
+        self.ends = list(accumulate(piece.nbytes for piece in pieces))
+
+    def cut(self, start: int, nbytes: int) -> list[Piece]:
+        """The pieces of a byte range."""
+        found = []
+        at = bisect_right(self.ends, start)
+        while nbytes > 0:
+            piece = self.pieces[at]
+            skip = start - (self.ends[at] - piece.nbytes)
+            take = min(piece.nbytes - skip, nbytes)
+            found.append(Piece(piece.node, piece.start + skip, take))
+            start, nbytes, at = start + take, nbytes - take, at + 1
+        return found
+
+
+def cut(pieces: Sequence[Piece], start: int, nbytes: int) -> list[Piece]:
+    """The pieces of a byte range of consecutive pieces."""
+    if len(pieces) == 1:
+        return [Piece(pieces[0].node, pieces[0].start + start, nbytes)] if nbytes else []
+    return _Cutter(pieces).cut(start, nbytes)
+
+
+def _structural(node: Node, known: dict[Node, tuple[Piece, ...]]) -> list[Node]:
+    """A node and the structural ancestors its pieces follow from, operands first; without recursion, plans can be long."""
+    order: list[Node] = []
+    stack = [(node, False)]
+    seen = set()
+    while stack:
+        current, done = stack.pop()
+        if done:
+            order.append(current)
+        elif current not in known and current not in seen:
+            seen.add(current)
+            stack.append((current, True))
+            if isinstance(current.op, Structure):
+                stack.extend((operand, False) for operand in current.operands)
+    return order

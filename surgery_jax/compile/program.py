@@ -1,0 +1,383 @@
+"""From roots to work: byte moves, and components of computed nodes in groups of equal structure.
+
+Roots that share computed nodes form a component; elementwise components that read the same tensor are joined, so that it is read
+once. Components with the same structure form a group with names removed. A *flat* group is elementwise throughout: its tensors
+are seen as rows of elements and processed in tiles of one fixed length, so it is compiled once whatever the shapes are. The
+others are *whole*: compiled per shape, or gathered on the host when they only move elements.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..core.specs import Spec
+from ..graph.node import Node, Source
+from ..graph.roots import Check, Sink, Symbolic
+from ..ops.base import TensorOp
+from ..ops.reshape import Reshape
+from ..ops.structure import Structure
+from .pieces import Geometry, Piece
+
+__all__ = ["Component", "Dest", "Eqn", "Group", "Move", "Output", "Program", "compile_program"]
+
+MAX_JOINED = 32  # operations of a component that shared inputs may join: keeps compiled functions small
+Place = tuple[int, int]  # (number of the output file, offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Bytes that only change place."""
+
+    path: str
+    source: int
+    file: int
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dest:
+    """Bytes [start, start + nbytes) of a value belong at an offset of an output file."""
+
+    file: int
+    offset: int
+    start: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Eqn:
+    """One operation of a group on values numbered as inputs first, then results in order."""
+
+    op: TensorOp
+    args: tuple[int, ...]
+    specs: tuple[Spec, ...]
+
+
+@dataclass(slots=True)
+class Output:
+    """A value that leaves the component."""
+
+    value: int
+    dests: list[Dest] = field(default_factory=list)
+    sinks: list[Sink] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Component:
+    """One instance of a group: where its inputs come from, where its outputs go, its numbers, its checks."""
+
+    eqns: tuple[Eqn, ...]
+    inputs: tuple[tuple[Piece, ...], ...]
+    specs: tuple[Spec, ...]  # of the inputs
+    outputs: list[Output]
+    checks: list[tuple[int, list[Check]]]
+    numbers: tuple[float, ...]
+    origins: tuple[Any, ...]
+    labels: tuple[str, ...]  # names of stored inputs, for people
+
+    @property
+    def size(self) -> int:
+        """Elements of every value of a flat component."""
+        return (self.specs or self.eqns[0].specs)[0].size
+
+    def value_specs(self) -> list[Spec]:
+        """Specs of all values in order."""
+        return [*self.specs, *(spec for eqn in self.eqns for spec in eqn.specs)]
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """Components of equal structure. `flat`: elementwise throughout. `on_host`: evaluated in NumPy."""
+
+    flat: bool
+    on_host: bool
+    components: list[Component] = field(default_factory=list)
+
+    @property
+    def sample(self) -> Component:
+        """Any component: they differ in places and numbers only (and in shapes if flat)."""
+        return self.components[0]
+
+    @property
+    def bytes_in(self) -> int:
+        """Bytes that its inputs need."""
+        return sum(spec.nbytes for component in self.components for spec in component.specs)
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes that its outputs write."""
+        return sum(d.nbytes for component in self.components for output in component.outputs for d in output.dests)
+
+
+@dataclass(slots=True, eq=False)
+class Program:
+    """All work of a plan."""
+
+    symbolic: Symbolic
+    moves: list[Move]
+    groups: list[Group]
+    trivial: list[Check]  # checks of tensors without elements, which hold
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes that only change place."""
+        return sum(move.nbytes for move in self.moves)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read for computing."""
+        return sum(
+            piece.nbytes
+            for group in self.groups
+            for component in group.components
+            for pieces in component.inputs
+            for piece in pieces
+            if isinstance(piece.node.op, Source)
+        )
+
+    @property
+    def bytes_computed(self) -> int:
+        """Bytes that computing writes."""
+        return sum(group.bytes_out for group in self.groups)
+
+    @property
+    def needs_device(self) -> bool:
+        """Whether anything is computed with JAX."""
+        return any(not group.on_host for group in self.groups)
+
+
+def is_raw(node: Node) -> bool:
+    """Whether a node's bytes lie in a file as they are."""
+    return isinstance(node.op, Source) and node.op.entry.extent is not None
+
+
+def compile_program(symbolic: Symbolic, places: Sequence[Mapping[str, Place]]) -> Program:
+    """The work of a plan whose saves are laid out at `places` (per save: name to file and offset)."""
+    collector = _Collector()
+    for save, names in zip(symbolic.saves, places, strict=True):
+        for name, node in save.tensors:
+            collector.write(node, *names[name])
+    for check in symbolic.checks:
+        collector.check(check)
+    for sink in symbolic.sinks:
+        collector.sink(sink)
+    groups = collector.group()
+    return Program(symbolic, _merge(collector.moves), groups, collector.trivial)
+
+
+def _merge(moves: list[Move]) -> list[Move]:
+    """Moves in source order, adjacent ones joined."""
+    moves.sort(key=lambda move: (move.path, move.source, move.file, move.offset))
+    merged: list[Move] = []
+    for move in moves:
+        last = merged[-1] if merged else None
+        if (
+            last is not None
+            and (last.path, last.file) == (move.path, move.file)
+            and last.source + last.nbytes == move.source
+            and last.offset + last.nbytes == move.offset
+        ):
+            merged[-1] = Move(last.path, last.source, last.file, last.offset, last.nbytes + move.nbytes)
+        else:
+            merged.append(move)
+    return merged
+
+
+class _Collector:
+    """Gathers what is demanded of every node, then cuts the graph into components and groups."""
+
+    def __init__(self) -> None:
+        self.geometry = Geometry()
+        self.moves: list[Move] = []
+        self.trivial: list[Check] = []
+        self.outputs: dict[Node, Output] = {}  # of nodes that are not stored bytes, or that a sink wants
+        self.checks: dict[Node, list[Check]] = defaultdict(list)
+
+    def write(self, node: Node, file: int, offset: int) -> None:
+        """Demand the bytes of a node at a place."""
+        for piece in self.geometry.pieces(node):
+            if is_raw(piece.node):
+                extent = piece.node.op.entry.extent  # type: ignore[union-attr]
+                self.moves.append(Move(extent.path, extent.offset + piece.start, file, offset, piece.nbytes))
+            else:
+                output = self.outputs.setdefault(piece.node, Output(-1))
+                output.dests.append(Dest(file, offset, piece.start, piece.nbytes))
+            offset += piece.nbytes
+
+    def check(self, check: Check) -> None:
+        """Demand a verdict."""
+        if check.node.spec.size:
+            self.checks[check.node].append(check)
+        else:
+            self.trivial.append(check)
+
+    def sink(self, sink: Sink) -> None:
+        """Demand elements."""
+        self.outputs.setdefault(sink.node, Output(-1)).sinks.append(sink)
+
+    # -- components ---------------------------------------------------------------------------------------------
+
+    def group(self) -> list[Group]:
+        """Components in groups of equal structure, in order of appearance."""
+        groups: dict[Any, Group] = {}
+        for calls, leaves in self._components():
+            component, flat = self._component(calls, leaves)
+            key, on_host = _signature(component, flat)
+            groups.setdefault(key, Group(flat, on_host)).components.append(component)
+        return list(groups.values())
+
+    def _components(self) -> list[tuple[list[list[Node]], list[Node]]]:
+        """Calls (nodes of one operation on the same operands) per component, and leaves that are outputs themselves."""
+        calls: dict[int, list[Node]] = {}  # by number of the first result
+        leaves: list[Node] = []
+        joined = _Joined()
+        stack = [*self.outputs, *self.checks]
+        seen: set[Node] = set()
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if self.geometry.is_input(node):
+                leaves.append(node)
+                continue
+            call = node.number - node.index
+            calls.setdefault(call, []).append(node)
+            joined.add(call)
+            for operand in node.operands:
+                if not self.geometry.is_input(operand):
+                    joined.join(call, operand.number - operand.index)
+                    stack.append(operand)
+        parts: dict[int, list[list[Node]]] = defaultdict(list)
+        for call in sorted(calls):
+            parts[joined.find(call)].append(sorted(calls[call], key=lambda node: node.index))
+        merged = self._join_by_inputs(list(parts.values()))
+        return [*((part, []) for part in merged), *(([], [leaf]) for leaf in leaves)]
+
+    def _join_by_inputs(self, parts: list[list[list[Node]]]) -> list[list[list[Node]]]:
+        """Flat components that read the same bytes become one, as long as they stay small."""
+        joined = _Joined()
+        weight: dict[int, int] = {}
+        users: dict[Any, int] = {}
+        for number, part in enumerate(parts):
+            joined.add(number)
+            weight[number] = len(part)
+            if not _is_flat(part):
+                continue
+            for call in part:
+                for operand in call[0].operands:
+                    if not self.geometry.is_input(operand):
+                        continue
+                    key = (self.geometry.pieces(operand), operand.spec.size)
+                    other = users.setdefault(key, number)
+                    a, b = joined.find(other), joined.find(number)
+                    if a != b and weight[a] + weight[b] <= MAX_JOINED:
+                        total = weight[a] + weight[b]
+                        joined.join(a, b)
+                        weight[joined.find(a)] = total
+        merged: dict[int, list[list[Node]]] = defaultdict(list)
+        for number, part in enumerate(parts):
+            merged[joined.find(number)] += part
+        return [sorted(part, key=lambda call: call[0].number) for part in merged.values()]
+
+    def _component(self, calls: list[list[Node]], leaves: list[Node]) -> tuple[Component, bool]:
+        """Number the values of a component; equal structures get equal numbers."""
+        numbers: dict[Any, int] = {}
+        inputs: list[tuple[Piece, ...]] = []
+        specs: list[Spec] = []
+        flat = _is_flat(calls)
+
+        def number_of(node: Node) -> int:
+            """Number of an input; bytes read under two shapes are two inputs unless shapes do not matter."""
+            pieces = self.geometry.pieces(node)
+            key = (pieces, node.spec.dtype, None if flat else node.spec.shape)
+            if key not in numbers:
+                numbers[key] = len(inputs)
+                inputs.append(pieces)
+                specs.append(node.spec)
+            return numbers[key]
+
+        own = {node for call in calls for node in call}
+        for call in calls:
+            for operand in call[0].operands:
+                if self.geometry.is_input(operand):
+                    number_of(operand)
+        leaf_numbers = {leaf: number_of(leaf) for leaf in leaves}
+        value_of: dict[tuple[int, int], int] = {}
+        eqns = []
+        at = len(inputs)
+        for call in calls:
+            first = call[0]
+            args = tuple(
+                number_of(o) if self.geometry.is_input(o) else value_of[o.number - o.index, o.index] for o in first.operands
+            )
+            results = first.op.infer(*(o.spec for o in first.operands))  # type: ignore[union-attr]
+            for index in range(len(results)):
+                value_of[first.number - first.index, index] = at + index
+            eqns.append(Eqn(first.op, args, results))  # type: ignore[arg-type]
+            at += len(results)
+        outputs = []
+        for node in sorted({*own, *leaves} & self.outputs.keys(), key=lambda node: node.number):
+            output = self.outputs[node]
+            output.value = leaf_numbers[node] if node in leaf_numbers else value_of[node.number - node.index, node.index]
+            outputs.append(output)
+        checks = [
+            (value_of[node.number - node.index, node.index], self.checks[node])
+            for node in sorted(own & self.checks.keys(), key=lambda node: node.number)
+        ]
+        values = tuple(value for eqn in eqns for value in eqn.op.numbers())
+        origins = tuple(dict.fromkeys(node.origin for node in [*(call[0] for call in calls), *leaves]))
+        labels = tuple(
+            dict.fromkeys(piece.node.op.name for pieces in inputs for piece in pieces if isinstance(piece.node.op, Source))
+        )
+        return Component(tuple(eqns), tuple(inputs), tuple(specs), outputs, checks, values, origins, labels), flat
+
+
+def _is_flat(calls: list[list[Node]]) -> bool:
+    """Whether all values are elementwise of one size."""
+    sizes = set()
+    for call in calls:
+        node = call[0]
+        if node.kind not in ("elementwise", "check") and not isinstance(node.op, Reshape):
+            return False
+        sizes.add(node.spec.size)
+        sizes.update(operand.spec.size for operand in node.operands)
+    return len(sizes) <= 1
+
+
+def _signature(component: Component, flat: bool) -> tuple[Any, bool]:
+    """What two components must share to be computed by one function, and whether that runs on the host."""
+    values = component.value_specs()
+    structural = all(eqn.op.kind == "structure" for eqn in component.eqns)
+    on_host = structural or any(spec.dtype.kind == "c" for spec in values)
+    shape = [spec.dtype if flat else spec for spec in values]
+    eqns = tuple((eqn.op.static_key() if not (flat and isinstance(eqn.op, Reshape)) else "reshape", eqn.args) for eqn in component.eqns)
+    leaving = tuple(output.value for output in component.outputs)
+    return (flat, eqns, tuple(shape), leaving, tuple(value for value, _ in component.checks)), on_host
+
+
+class _Joined:
+    """Disjoint sets; the smallest member stands for its set, so that results do not depend on order."""
+
+    def __init__(self) -> None:
+        self._above: dict[int, int] = {}
+
+    def add(self, item: int) -> None:
+        self._above.setdefault(item, item)
+
+    def find(self, item: int) -> int:
+        self.add(item)
+        root = item
+        while self._above[root] != root:
+            root = self._above[root]
+        while self._above[item] != root:
+            self._above[item], item = root, self._above[item]
+        return root
+
+    def join(self, a: int, b: int) -> None:
+        a, b = self.find(a), self.find(b)
+        self._above[max(a, b)] = min(a, b)

@@ -1,0 +1,1 @@
+"""Errors, dtypes and shapes: what every layer speaks of. Standard library only."""

@@ -1,0 +1,167 @@
+"""Memory: reusable aligned buffers under one byte budget, and reading and writing byte ranges in full."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from ..core.errors import BudgetError, StorageError
+from ..core.specs import format_bytes
+
+__all__ = ["Budget", "Files", "copy_range"]
+
+ALIGNMENT = 64  # the CPU backend uses NumPy memory as it is, without a copy, if it is aligned to this
+PAGE = 4096
+
+
+class Budget:
+    """Hands out buffers, never more than `limit` bytes at once; freed ones are used again, because touching fresh memory costs
+    many times more than filling it."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        self.peak = 0
+        self._kept: dict[int, list[np.ndarray]] = defaultdict(list)
+        self._kept_bytes = 0
+        self._changed = threading.Condition()
+        self._broken = False
+
+    @contextmanager
+    def reserve(self, sizes: list[int], extra: int = 0) -> Iterator[list[np.ndarray]]:
+        """Buffers of at least these sizes, plus `extra` bytes that others will allocate; waits until they fit.
+
+        Raises:
+            BudgetError: they can never fit.
+        """
+        rounded = [max(-(-size // PAGE) * PAGE, PAGE) for size in sizes]
+        total = sum(rounded) + extra
+        if total > self.limit:
+            raise BudgetError(
+                "one piece of work does not fit the memory budget",
+                expected=f"--memory of at least {format_bytes(total)}",
+                found=f"--memory {format_bytes(self.limit)}",
+            )
+        with self._changed:
+            self._changed.wait_for(lambda: self._broken or self.used + total <= self.limit)
+            if self._broken:
+                raise InterruptedError
+            self.used += total
+            self.peak = max(self.peak, self.used)
+            buffers = [self._take(size) for size in rounded]
+            self._trim()
+        given: list[np.ndarray] = []
+        try:
+            given += [buffer if buffer is not None else _fresh(size) for buffer, size in zip(buffers, rounded, strict=True)]
+            yield given
+        finally:
+            with self._changed:
+                self.used -= total
+                for buffer in given:
+                    self._kept[buffer.nbytes].append(buffer)
+                    self._kept_bytes += buffer.nbytes
+                self._changed.notify_all()
+
+    def _take(self, size: int) -> np.ndarray | None:
+        if self._kept[size]:
+            self._kept_bytes -= size
+            return self._kept[size].pop()
+        return None
+
+    def _trim(self) -> None:
+        """Forget kept buffers that would not fit beside those in use."""
+        for size in sorted(self._kept, reverse=True):
+            while self._kept[size] and self.used + self._kept_bytes > self.limit:
+                self._kept[size].pop()
+                self._kept_bytes -= size
+
+    def stop(self) -> None:
+        """Wake and refuse everyone who waits: the run has failed."""
+        with self._changed:
+            self._broken = True
+            self._changed.notify_all()
+
+
+def _fresh(size: int) -> np.ndarray:
+    raw = np.empty(size + PAGE, np.uint8)
+    skip = -raw.ctypes.data % PAGE
+    return raw[skip : skip + size]
+
+
+class Files:
+    """Open input files by path. Reads are positional, so threads share descriptors."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def fd(self, path: str) -> int:
+        """A descriptor for reading."""
+        with self._lock:
+            if path not in self._open:
+                try:
+                    self._open[path] = os.open(path, os.O_RDONLY)
+                except OSError as error:
+                    raise StorageError(f"cannot read: {error.strerror}", where=path) from None
+            return self._open[path]
+
+    def read(self, path: str, offset: int, target: np.ndarray) -> None:
+        """Fill a buffer from a file."""
+        view = memoryview(target)
+        fd = self.fd(path)
+        while view.nbytes:
+            try:
+                count = os.preadv(fd, [view], offset)
+            except OSError as error:
+                raise StorageError(f"cannot read: {error.strerror}", where=path) from None
+            if count == 0:
+                raise StorageError("the file became shorter while it was read", where=path, expected=f"bytes at {offset}")
+            offset, view = offset + count, view[count:]
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        with self._lock:
+            for fd in self._open.values():
+                os.close(fd)
+            self._open.clear()
+
+
+def write(fd: int, offset: int, source: memoryview, path: str) -> None:
+    """Write all of a buffer at an offset."""
+    while source.nbytes:
+        try:
+            count = os.pwrite(fd, source, offset)
+        except OSError as error:
+            raise StorageError(f"cannot write: {error.strerror}", where=path) from None
+        offset, source = offset + count, source[count:]
+
+
+UNSUPPORTED = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF)
+
+
+def copy_range(files: Files, path: str, source: int, fd: int, offset: int, nbytes: int, target: str, budget: Budget) -> None:
+    """Copy bytes between files inside the kernel, or through a buffer where that is not supported."""
+    origin = files.fd(path)
+    while nbytes:
+        try:
+            count = os.copy_file_range(origin, fd, nbytes, source, offset)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise StorageError(f"cannot copy: {error.strerror}", where=target) from None
+            break
+        if count == 0:
+            raise StorageError("the file became shorter while it was copied", where=path)
+        source, offset, nbytes = source + count, offset + count, nbytes - count
+    piece = 4 << 20
+    while nbytes:
+        with budget.reserve([piece]) as (buffer,):
+            part = buffer[: min(piece, nbytes)]
+            files.read(path, source, part)
+            write(fd, offset, memoryview(part), target)
+            source, offset, nbytes = source + part.nbytes, offset + part.nbytes, nbytes - part.nbytes

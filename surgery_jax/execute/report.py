@@ -1,0 +1,54 @@
+"""What a run did: bytes, seconds, compilations, memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Progress", "Report"]
+
+
+class Progress:
+    """Bytes done so far; `show(done, total)` is called from the main thread now and then."""
+
+    def __init__(self, show: Callable[[int, int], None] | None = None) -> None:
+        self.done = 0
+        self.total = 0
+        self._show = show
+        self._lock = threading.Lock()
+
+    def add(self, nbytes: int) -> None:
+        """Count bytes that are finished."""
+        with self._lock:
+            self.done += nbytes
+
+    def tick(self) -> None:
+        """Show."""
+        if self._show is not None:
+            self._show(self.done, self.total)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The account of one run. Sizes in bytes, times in seconds; `busy_s` sums over workers per stage."""
+
+    outputs: tuple[str, ...]
+    num_tensors: int
+    num_groups: int
+    num_compilations: int
+    num_host_fallbacks: int
+    bytes_moved: int
+    bytes_read: int
+    bytes_computed: int
+    peak_buffer_bytes: int
+    wall_s: float
+    busy_s: dict[str, float] = field(default_factory=dict)
+    printed: str = ""
+    summary: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return dataclasses.asdict(self)

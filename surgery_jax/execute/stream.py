@@ -1,0 +1,294 @@
+"""Executes a program: workers take one task after the other, read its inputs, compute, and write the results in place.
+
+A worker does one task from beginning to end, so that reading, computing and writing of different tasks overlap without queues between
+stages; the byte budget decides how many tasks are in flight.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from ..compile.lower import GroupFunction
+from ..compile.pieces import Piece, cut
+from ..compile.program import Component, Dest, Program
+from ..core.errors import AssertionFailed
+from ..graph.node import Source
+from ..ops.made import Made
+from .buffers import Budget, Files, copy_range, write
+from .report import Progress
+from .schedule import MoveTask, Task, Tile, WholeTask, plan_tasks
+from .verdicts import Findings
+
+__all__ = ["Executor", "OutputFile"]
+
+OutputFile = tuple[int, str]  # (descriptor, path for messages)
+
+
+class Executor:
+    """Runs the tasks of one program."""
+
+    def __init__(
+        self,
+        program: Program,
+        outputs: Sequence[OutputFile],
+        *,
+        memory_bytes: int,
+        num_workers: int,
+        num_devices: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.program = program
+        self.outputs = outputs
+        self.budget = Budget(memory_bytes)
+        self.num_workers = num_workers
+        self.num_devices = num_devices
+        self.progress = progress or Progress()
+        self.functions = [GroupFunction(group) for group in program.groups]
+        self.findings = Findings()
+        self.files = Files()
+        self.busy: dict[str, float] = defaultdict(float)
+        self.num_fallbacks = 0
+        self._made: dict[Any, np.ndarray] = {}
+        self._lock = threading.Lock()
+        self._failure: BaseException | None = None
+        self._devices: list[Any] = []
+
+    def run(self) -> None:
+        """Do everything; all bytes are written when it returns.
+
+        Raises:
+            SurgeryError: the first thing that went wrong.
+        """
+        tasks = plan_tasks(self.program, self.budget.limit // max(self.num_workers, 1) // 2)
+        if self.program.needs_device:
+            import jax
+
+            self._devices = jax.local_devices()[: self.num_devices]
+        pending = iter(enumerate(tasks))
+        threads = [
+            threading.Thread(target=self._work, args=(pending,), daemon=True, name=f"surgery-{number}")
+            for number in range(max(1, min(self.num_workers, len(tasks))))
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(0.2)
+                    self.progress.tick()
+        except BaseException as interrupt:
+            self._fail(interrupt)
+            for thread in threads:
+                thread.join()
+            raise
+        finally:
+            self.files.close()
+        if self._failure is not None:
+            raise self._failure
+
+    def _work(self, pending: Iterator[tuple[int, Task]]) -> None:
+        while self._failure is None:
+            with self._lock:
+                entry = next(pending, None)
+            if entry is None:
+                return
+            try:
+                self._run(*entry)
+            except BaseException as error:
+                self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            if self._failure is None:
+                self._failure = error
+        self.budget.stop()
+
+    def _run(self, number: int, task: Task) -> None:
+        if isinstance(task, MoveTask):
+            move = task.move
+            fd, path = self.outputs[move.file]
+            with self._timed("move"):
+                copy_range(self.files, move.path, move.source, fd, move.offset, move.nbytes, path, self.budget)
+            self.progress.add(move.nbytes)
+        elif isinstance(task, Tile):
+            self._run_tile(number, task)
+        else:
+            self._run_whole(number, task)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - began
+            with self._lock:
+                self.busy[stage] += spent
+
+    # -- tiles --------------------------------------------------------------------------------------------------
+
+    def _run_tile(self, number: int, tile: Tile) -> None:
+        function = self.functions[tile.group]
+        sample = function.group.sample
+        sizes = [spec.dtype.itemsize * tile.length for spec in sample.specs]
+        produced = sum(spec.dtype.itemsize * tile.length for eqn in sample.eqns for spec in eqn.specs)
+        with self.budget.reserve(sizes, produced) as buffers:
+            inputs = []
+            with self._timed("read"):
+                for index, (buffer, spec) in enumerate(zip(buffers, sample.specs, strict=True)):
+                    at = 0
+                    for component, start, count in tile.segments:
+                        width = spec.dtype.itemsize
+                        pieces = cut(component.inputs[index], start * width, count * width)
+                        self._fill(buffer[at * width : (at + count) * width], pieces)
+                        at += count
+                    buffer[at * spec.dtype.itemsize : sizes[index]] = 0
+                    inputs.append(buffer[: sizes[index]].view(spec.dtype.numpy))
+            self._finish(number, function, tile.segments, inputs)
+
+    def _run_whole(self, number: int, task: WholeTask) -> None:
+        function = self.functions[task.group]
+        component = task.component
+        sizes = [spec.nbytes for spec in component.specs]
+        with self.budget.reserve(sizes, working_bytes(component)) as buffers:
+            inputs = []
+            with self._timed("read"):
+                for pieces, buffer, spec in zip(component.inputs, buffers, component.specs, strict=True):
+                    self._fill(buffer[: spec.nbytes], pieces)
+                    inputs.append(buffer[: spec.nbytes].view(spec.dtype.numpy).reshape(spec.shape))
+            size = max((spec.size for spec in component.value_specs()), default=0)
+            self._finish(number, function, ((component, 0, size),), inputs)
+
+    def _fill(self, target: np.ndarray, pieces: Sequence[Piece]) -> None:
+        """Bring the bytes of pieces into a buffer; neighbours in a file are read together."""
+        at = 0
+        run: tuple[str, int, int, int] | None = None  # (path, offset, begin, end) of what is to be read at once
+        for piece in pieces:
+            op = piece.node.op
+            if isinstance(op, Source) and op.entry.extent is not None:
+                path, offset = op.entry.extent.path, op.entry.extent.offset + piece.start
+                if run is not None and run[0] == path and run[1] + run[3] - run[2] == offset:
+                    run = (run[0], run[1], run[2], at + piece.nbytes)
+                else:
+                    self._read(run, target)
+                    run = (path, offset, at, at + piece.nbytes)
+            else:
+                target[at : at + piece.nbytes] = self._make(piece)
+            at += piece.nbytes
+        self._read(run, target)
+
+    def _read(self, run: tuple[str, int, int, int] | None, target: np.ndarray) -> None:
+        if run is not None:
+            self.files.read(run[0], run[1], target[run[2] : run[3]])
+
+    def _make(self, piece: Piece) -> np.ndarray:
+        """Bytes of a tensor that is made here, or that its format can only read as a whole."""
+        node = piece.node
+        width = node.spec.dtype.itemsize
+        if isinstance(node.op, Made) and not node.op.sequential:
+            return _bytes_of(np.ascontiguousarray(node.op.produce(piece.start // width, piece.nbytes // width)))
+        with self._lock:
+            found = self._made.get(node)
+        if found is None:
+            whole = node.op.produce(0, node.spec.size) if isinstance(node.op, Made) else node.op.entry.read()  # type: ignore[union-attr]
+            found = _bytes_of(np.ascontiguousarray(whole))
+            if piece.nbytes < node.spec.nbytes:
+                with self._lock:
+                    self._made = {node: found}  # the last one only: tiles come in order
+        return found[piece.start : piece.start + piece.nbytes]
+
+    # -- results ------------------------------------------------------------------------------------------------
+
+    def _finish(
+        self, number: int, function: GroupFunction, segments: Sequence[tuple[Component, int, int]], inputs: list[np.ndarray]
+    ) -> None:
+        numbers = segments[0][0].numbers
+        result = None
+        with self._timed("compute"):
+            if not function.group.on_host:
+                result = function.on_device(inputs, numbers, self._devices[number % len(self._devices)])
+                if result is not None:
+                    outputs, holds = [np.asarray(array) for array in result[0]], result[1]
+                    guards = holds[len(function.checked) :]
+                    holds = holds[: len(function.checked)]
+            if result is None:
+                if not function.group.on_host:
+                    with self._lock:
+                        self.num_fallbacks += 1
+                try:
+                    outputs, masks = function.on_host(inputs, numbers)
+                    guards = [bool(np.all([np.isfinite(out).all() for out in outputs]))] if function.guarded else []
+                except np.linalg.LinAlgError:
+                    guards = [False]
+                holds = [bool(np.all(mask)) for mask in masks] if all(guards) else []
+        if not all(guards):
+            names = ", ".join(segments[0][0].labels) or "a computed tensor"
+            raise AssertionFailed(
+                f"cannot be factored: {names} holds NaN or infinity", where=segments[0][0].origins[-1],
+                hint="find it with assert: { equal: { left: name, right: name, eps: 0 } }",
+            )
+        if not all(holds):
+            self._explain(function, segments, inputs, numbers)
+        with self._timed("write"):
+            self._write(function, segments, outputs)
+        self.progress.add(sum(spec.dtype.bits * count // 8 for c, _, count in segments for spec in c.specs))
+
+    def _explain(
+        self, function: GroupFunction, segments: Sequence[tuple[Component, int, int]], inputs: list[np.ndarray], numbers: Any
+    ) -> None:
+        """Find out where checks failed."""
+        for index, (mask, measure) in enumerate(function.masks(inputs, numbers)):
+            mask, measure = mask.reshape(-1), measure.reshape(-1)
+            at = 0
+            for component, start, count in segments:
+                count = min(count, mask.size)
+                for check in component.checks[index][1]:
+                    self.findings.fail(check, mask[at : at + count], measure[at : at + count], start)
+                at += count
+
+    def _write(
+        self, function: GroupFunction, segments: Sequence[tuple[Component, int, int]], outputs: list[np.ndarray]
+    ) -> None:
+        for index, array in enumerate(outputs):
+            flat = np.ascontiguousarray(array).reshape(-1)
+            raw, width = _bytes_of(flat), array.dtype.itemsize
+            at = 0
+            for component, start, count in segments:
+                count = min(count, flat.size)
+                output = component.outputs[index]
+                for dest in output.dests:
+                    self._write_dest(dest, raw, at * width, start * width, count * width)
+                for sink in output.sinks:
+                    self.findings.add(sink, start, flat[at : at + count])
+                at += count
+
+    def _write_dest(self, dest: Dest, raw: np.ndarray, at: int, start: int, nbytes: int) -> None:
+        """The part of a destination that lies in [start, start + nbytes) of its value, which is at `at` of `raw`."""
+        first, last = max(dest.start, start), min(dest.start + dest.nbytes, start + nbytes)
+        if first < last:
+            fd, path = self.outputs[dest.file]
+            part = raw[at + first - start : at + last - start]
+            write(fd, dest.offset + first - dest.start, memoryview(part), path)
+
+
+def working_bytes(component: Component) -> int:
+    """Bytes of all results of a whole component, in the dtype they are computed in."""
+    return sum(spec.size * max(spec.dtype.itemsize, 4) for eqn in component.eqns for spec in eqn.specs)
+
+
+def _bytes_of(array: np.ndarray) -> np.ndarray:
+    return array.reshape(-1).view(np.uint8)
+
+
+def default_workers() -> int:
+    """Threads: a few per core, because they wait for the disk and the device."""
+    return min(16, max(4, (os.cpu_count() or 1) * 2))
+

@@ -1,0 +1,97 @@
+"""What came of checks and sinks, gathered from many tiles in any order, the same whatever the order was."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..core.specs import Spec
+from ..graph.roots import Check, Sink
+
+__all__ = ["Findings", "Verdict"]
+
+
+class Verdict(tuple[bool, str]):
+    """(holds, why), and the largest deviation."""
+
+    worst: float
+
+    def __new__(cls, holds: bool, why: str, worst: float) -> Verdict:
+        made = super().__new__(cls, (holds, why))
+        made.worst = worst
+        return made
+
+
+class Findings(Mapping[Any, Any]):
+    """Verdicts by check, and values or statistics by sink, for the assertions and prints that asked for them."""
+
+    def __init__(self) -> None:
+        self._failures: dict[Check, list[tuple[int, float, int, int]]] = defaultdict(list)
+        self._parts: dict[Sink, list[tuple[int, Any]]] = defaultdict(list)
+        self._lock = threading.Lock()
+
+    def fail(self, check: Check, mask: Any, measure: Any, start: int) -> None:
+        """Elements from number `start` on of which some do not hold."""
+        bad = np.flatnonzero(~mask)
+        if bad.size:
+            amounts = np.where(np.isnan(measure[bad]), np.inf, measure[bad])
+            worst = int(np.argmax(amounts))
+            with self._lock:
+                index = start + int(bad[worst])
+                self._failures[check].append((int(bad.size), float(amounts[worst]), -index, start))
+
+    def add(self, sink: Sink, start: int, elements: Any) -> None:
+        """Elements of a sink from number `start` on."""
+        part: Any = elements.copy() if sink.wants == "full" else _summary(elements)
+        with self._lock:
+            self._parts[sink].append((start, part))
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._verdict(key) if isinstance(key, Check) else self._sink(key)
+
+    def _verdict(self, check: Check) -> Verdict:
+        failures = self._failures.get(check)
+        if not failures:
+            return Verdict(True, f"{check.label}: holds everywhere", 0.0)
+        count = sum(failure[0] for failure in failures)
+        worst, index = max((failure[1], failure[2]) for failure in failures)
+        spec: Spec = check.node.spec
+        place = [int(i) for i in np.unravel_index(-index, spec.shape)] if spec.shape else []
+        shown = "NaN or infinite" if math.isinf(worst) else f"{worst:.6g}"
+        why = f"{check.label}: {count} of {spec.size} elements are off; the worst by {shown} at {place}"
+        return Verdict(False, why, worst)
+
+    def _sink(self, sink: Sink) -> Any:
+        parts = [part for _, part in sorted(self._parts[sink], key=lambda entry: entry[0])]
+        if sink.wants == "full":
+            spec: Spec = sink.node.spec
+            flat = np.concatenate(parts) if parts else np.zeros(0, spec.dtype.numpy)
+            if spec.dtype.is_float and spec.dtype.bits < 32:
+                flat = flat.astype(np.float32)
+            return flat.reshape(spec.shape).tolist()
+        if not parts:
+            return {"min": None, "max": None, "mean": None}
+        low, high, total, count = (list(column) for column in zip(*parts, strict=True))
+        whole = math.fsum(total) if all(map(math.isfinite, total)) else sum(total)
+        return {"min": float(np.min(low)), "max": float(np.max(high)), "mean": whole / sum(count)}
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self._failures
+        yield from self._parts
+
+    def __len__(self) -> int:
+        return len(self._failures) + len(self._parts)
+
+
+def _summary(elements: Any) -> tuple[float, float, float, int]:
+    """Smallest, largest, sum in float64, number; NaN spreads. Complex numbers count by magnitude."""
+    wide = np.abs(elements) if elements.dtype.kind == "c" else elements
+    wide = wide.astype(np.float64)
+    with np.errstate(all="ignore"):
+        return float(np.min(wide)), float(np.max(wide)), float(np.sum(wide)), int(wide.size)
+

@@ -1,0 +1,1 @@
+"""A plan executed symbolically: versions of tensors as nodes, and the roots that demand them. No file is opened here."""

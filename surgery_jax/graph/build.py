@@ -1,0 +1,294 @@
+"""Drives a plan: parses its steps, runs them symbolically one after the other, collects every error, and closes the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as AbstractSequence
+from typing import Any
+
+from ..core.errors import AssertionFailed, Mark, PlanError, Problems, SurgeryError, listing
+from ..language import document
+from ..language import names as naming
+from ..language.document import Mapping, Node, Scalar, Sequence, plain
+from ..language.plan import Input, Plan
+from ..ops.base import BoundStep, find_word, words
+from .roots import Symbolic
+from .symbolic import BROKEN, Consequence, Files, SymbolicState
+
+__all__ = ["build"]
+
+
+def build(plan: Plan, files: Files) -> Symbolic:
+    """The plan as versions and roots.
+
+    Raises:
+        Problems: everything that is wrong with the plan and can be known from headers, in the order of the plan.
+    """
+    builder = _Builder(plan, files)
+    builder.run()
+    if builder.errors:
+        raise Problems(builder.errors)
+    return Symbolic(
+        saves=builder.saves,
+        checks=builder.checks,
+        sinks=builder.sinks,
+        prints=builder.prints,
+        assertions=builder.assertions,
+        executed=builder.executed,
+        models=builder.models,
+        num_nodes=builder.graph.size,
+    )
+
+
+def parse_step(step: Node) -> BoundStep:
+    """One step: a mapping with exactly one transform, or a bare word.
+
+    Raises:
+        PlanError: neither, an unknown transform, or bad keys.
+    """
+    if isinstance(step, Scalar) and isinstance(step.value, str):
+        return find_word(step.value, step.mark).parse(Scalar(None, step.mark), step.mark)
+    if not isinstance(step, Mapping) or len(step.entries) != 1:
+        found = ", ".join(step.entries) if isinstance(step, Mapping) else repr(plain(step))
+        raise PlanError(
+            "a step is a mapping with exactly one transform, or a bare name",
+            where=step.mark,
+            expected="for example { delete: { target: name } }",
+            found=found or "an empty mapping",
+        )
+    ((name, payload),) = step.entries.items()
+    word = find_word(name, step.keys[name])
+    try:
+        return word.parse(payload, step.keys[name])
+    except PlanError as error:
+        raise error.located(step.keys[name]) from None
+
+
+def step_list(steps: Node | None) -> tuple[Node, ...]:
+    """The items of `transforms`: a list, or one step."""
+    if steps is None or (isinstance(steps, Scalar) and steps.value is None):
+        return ()
+    return steps.items if isinstance(steps, Sequence) else (steps,)
+
+
+class _Builder(SymbolicState):
+    """Symbolic execution of a whole plan."""
+
+    def __init__(self, plan: Plan, files: Files) -> None:
+        inputs = {entry.alias: (entry.path, entry.mark) for entry in plan.inputs}
+        super().__init__(files, inputs, plan.inputs[0].alias if len(plan.inputs) == 1 else None)
+        self.plan = plan
+        self.executed: list[Any] = []
+        self.contributed: list[str] = []
+        self.nested = False
+
+    def run(self) -> None:
+        """Every step, then the output."""
+        for step in self._parse(step_list(self.plan.steps)):
+            self._contribute(step[1])
+            if not self.stopped:
+                self._run_step(*step)
+        if self.plan.output is not None:
+            self._finish(self.plan.output)
+
+    def _parse(self, steps: AbstractSequence[Node]) -> list[tuple[Node, BoundStep | None]]:
+        """All steps, parsed before any runs; one that is wrong is reported and stands as None."""
+        parsed: list[tuple[Node, BoundStep | None]] = []
+        for node in steps:
+            try:
+                parsed.append((node, parse_step(node)))
+            except PlanError as error:
+                self.errors.append(error)
+                parsed.append((node, None))
+        return parsed
+
+    def _run_step(self, node: Node, step: BoundStep | None) -> None:
+        self.step += 1
+        self.pending = []
+        if step is None:
+            self._leave_ghosts(node)
+            return
+        self.word, self.mark = step.word.name, step.mark
+        if self.flags["preview"] and self._preview(step):
+            return
+        assertions = len(self.assertions)
+        try:
+            step.build(self)
+        except SurgeryError as error:
+            self.errors.append(error.located(step.mark))
+            self._leave_ghosts(node)
+        except Consequence:
+            self._leave_ghosts(node)
+        for assertion in self.assertions[assertions:]:
+            if assertion.outcome.known():
+                holds, why = assertion.outcome.settle({})
+                if not holds:
+                    self.errors.append(AssertionFailed(f"assertion failed: {why}", where=assertion.mark))
+        if not self.nested:
+            self.executed.append(plain(node))
+
+    def _preview(self, step: BoundStep) -> bool:
+        """Print what a step touches; whether it is to be skipped. Seen by running it and looking."""
+        word = step.word.name
+        if word in ("set", "exit", "help", "assert", "diff", "dump"):
+            self.say(f"preview: {word}: no tensor impact")
+            return False
+        twin = {alias: model and model.copy() for alias, model in self.models.items()}
+        roots = (self.saves, self.prints, self.checks, self.sinks, self.assertions)
+        lengths = [list(entries) for entries in roots]  # type: ignore[call-overload]
+        self.touched = {"changed": [], "created": [], "deleted": []}
+        kept, self.kept = self.kept, {}
+        try:
+            step.build(self)
+        except (SurgeryError, Consequence):
+            pass  # the step itself reports it, or is skipped
+        counts = ", ".join(f"{what} {len(names)} ({listing(names, 3)})" for what, names in self.touched.items() if names)
+        impact = bool(counts)
+        self.models, self.kept = twin, kept
+        for entries, before in zip(roots, lengths, strict=True):
+            entries[:] = before  # type: ignore[index]
+        self.say(f"preview: {word}: {counts or 'no tensor impact'}")
+        return self.flags["dry-run"] and (impact or word in ("load", "save", "prefixes"))
+
+    def _leave_ghosts(self, node: Node) -> None:
+        """Remember what a failed step would have made, so that its consequences are not reported too."""
+        for alias, name in self.pending:
+            if alias in self.models and not self.has(alias, name):
+                self.create(alias, name, BROKEN)
+        if self.pending or not isinstance(node, Mapping):
+            return
+        for word, payload in node.entries.items():
+            if not isinstance(payload, Mapping):
+                continue
+            for key in ("to", "target_a", "target_b", "target"):
+                value = payload.entries.get(key)
+                for item in value.items if isinstance(value, Sequence) and word == "split" else (value,):
+                    self._leave_ghost(item)
+            alias = payload.entries.get("alias")
+            if word in ("load", "prefixes") and isinstance(alias, Scalar) and isinstance(alias.value, str):
+                self.broken_aliases.add(alias.value)
+                self.models.setdefault(alias.value, _empty())
+
+    def _leave_ghost(self, value: Node | None) -> None:
+        if value is None:
+            return
+        try:
+            ref = naming.parse_reference(value, self.default_alias)
+            self.ghosts.append((ref.alias, naming.placeholder(ref)))
+        except PlanError:
+            return
+
+    # -- nested plans -------------------------------------------------------------------------------------------
+
+    def run_nested(self, sources: AbstractSequence[tuple[str, Node]]) -> None:
+        if self.nested:
+            raise PlanError("execute inside execute is not allowed", where=self.mark)
+        steps: list[Node] = []
+        hint: str | None = None
+        for kind, node in sources:
+            added, default = self._nested_steps(kind, node)
+            steps += added
+            hint = hint or default
+        if not steps:
+            raise PlanError("execute needs at least one step", where=self.mark)
+        aliases = list(self.models)
+        outer, outer_default = (self.word, self.mark), self.default_alias
+        self.nested = True
+        self.default_alias = hint or (aliases[0] if len(aliases) == 1 else None)
+        known = {alias: None for alias in self.models}
+        try:
+            for step in self._parse(steps):
+                if not self.stopped:
+                    self._run_step(*step)
+        finally:
+            self.nested = False
+            (self.word, self.mark), self.default_alias = outer, outer_default
+            del known
+
+    def _nested_steps(self, kind: str, node: Node) -> tuple[list[Node], str | None]:
+        if kind == "plan-yaml":
+            if not isinstance(node, Scalar) or not isinstance(node.value, str):
+                raise PlanError("execute.plan-yaml is text", where=node.mark)
+            node = document.parse_yaml(node.value, f"{node.mark.file}:{node.mark.line}:plan-yaml", interpolate=False)
+        elif kind == "path":
+            assert isinstance(node, Scalar)
+            node = document.parse_plan_file(str(node.value), interpolate=False)
+        if kind == "transforms" or not isinstance(node, Mapping):
+            return list(step_list(node)), None
+        if not {"inputs", "transforms", "output"} & set(node.entries):
+            if len(node.entries) == 1 and next(iter(node.entries)) in words():
+                return [node], None
+        plan = Plan.of(node, nested=True)
+        steps = [_load_step(entry) for entry in plan.inputs]
+        steps += step_list(plan.steps)
+        if plan.output is not None:
+            steps.append(_save_step(plan.output))
+        return steps, plan.inputs[0].alias if len(plan.inputs) == 1 else None
+
+    # -- output -------------------------------------------------------------------------------------------------
+
+    def _contribute(self, step: BoundStep | None) -> None:
+        if step is None:
+            return
+        self.word, self.mark = step.word.name, step.mark
+        known, self.models = self.models, _AnyAlias(self.models)  # type: ignore[assignment]
+        try:
+            alias = step.contributes(self)
+        except PlanError:
+            return  # the step itself reports it
+        finally:
+            self.models = known
+        if alias is not None and alias not in self.contributed:
+            self.contributed.append(alias)
+
+    def _finish(self, output: Any) -> None:
+        self.word, self.mark, self.step = "output", output.mark, self.step + 1
+        if self.errors:
+            # a failed step may have decided which alias is written, so only the place is still worth checking
+            return
+        offered = [alias for alias in self.contributed if alias in self.models and not self.is_empty(alias)]
+        if not self.contributed and len(self.models) == 1:
+            offered = list(self.models)
+        if len(offered) != 1:
+            self.errors.append(
+                PlanError(
+                    "cannot infer output model uniquely",
+                    where=output.mark,
+                    expected="exactly one checkpoint that the steps change",
+                    found=", ".join(offered) or "none",
+                    hint="delete or remove the helper checkpoints, or write with save: { path: ..., alias: ... }",
+                )
+            )
+            return
+        try:
+            self.save(output.path, output.format, output.shard, offered[0], None)
+        except SurgeryError as error:
+            self.errors.append(error.located(output.mark))
+
+
+class _AnyAlias(dict[str, Any]):
+    """Aliases while it is asked what a step offers: every alias counts as known."""
+
+    def __contains__(self, alias: object) -> bool:
+        return True
+
+
+def _empty() -> Any:
+    from .namespace import Model
+
+    return Model()
+
+
+def _load_step(entry: Input) -> Node:
+    mark = entry.mark
+    keys = {"path": Scalar(entry.path, mark), "alias": Scalar(entry.alias, mark)}
+    payload = Mapping(dict(keys), dict.fromkeys(keys, mark), mark)
+    return Mapping({"load": payload}, {"load": mark}, mark)
+
+
+def _save_step(output: Any) -> Node:
+    mark: Mark = output.mark
+    alias, _, path = output.path.rpartition("::") if "::" in output.path else ("", "", output.path)
+    given = {"path": path, "alias": alias or None, "format": output.format, "shard": output.shard}
+    keys: dict[str, Node] = {key: Scalar(value, mark) for key, value in given.items() if value is not None}
+    payload = Mapping(keys, dict.fromkeys(keys, mark), mark)
+    return Mapping({"save": payload}, {"save": mark}, mark)

@@ -1,0 +1,79 @@
+"""Nodes of the graph: immutable versions of tensors, shared when they are equal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.specs import Spec
+from ..ops.base import TensorOp
+
+__all__ = ["Graph", "Node", "Source"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """A stored tensor: the checkpoint's number, the name there, and the storage layer's entry (opaque here)."""
+
+    checkpoint: int
+    name: str
+    entry: Any
+
+
+class Node:
+    """One version of a tensor: a stored tensor, or result number `index` of an operation on other versions.
+
+    `origin` is the plan position that made it first. Nodes are compared by identity; `Graph` makes equal ones once.
+    """
+
+    __slots__ = ("index", "number", "op", "operands", "origin", "spec")
+
+    def __init__(
+        self, number: int, op: TensorOp | Source, operands: tuple[Node, ...], index: int, spec: Spec, origin: Any
+    ) -> None:
+        self.number = number
+        self.op = op
+        self.operands = operands
+        self.index = index
+        self.spec = spec
+        self.origin = origin
+
+    @property
+    def kind(self) -> str:
+        """`read` for stored tensors, else the kind of the operation."""
+        return "read" if isinstance(self.op, Source) else self.op.kind
+
+    def __repr__(self) -> str:
+        what = self.op.name if isinstance(self.op, Source) else type(self.op).__name__
+        return f"<{self.number} {what}({', '.join(str(o.number) for o in self.operands)}) {self.spec}>"
+
+
+class Graph:
+    """All nodes of a plan. Equal operations on equal operands are one node."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._known: dict[Any, tuple[Node, ...]] = {}
+
+    def read(self, source: Source, spec: Spec, origin: Any) -> Node:
+        """A stored tensor."""
+        self.size += 1
+        return Node(self.size, source, (), 0, spec, origin)
+
+    def apply(self, op: TensorOp, operands: tuple[Node, ...], origin: Any) -> tuple[Node, ...]:
+        """The results of an operation.
+
+        Raises:
+            PlanError: its shape-and-dtype rule refuses the operands.
+        """
+        key = (type(op), op, tuple(operand.number for operand in operands))
+        known = self._known.get(key)
+        if known is not None:
+            return known
+        specs = op.infer(*(operand.spec for operand in operands))
+        made = []
+        for index, spec in enumerate(specs):
+            self.size += 1
+            made.append(Node(self.size, op, operands, index, spec, origin))
+        self._known[key] = tuple(made)
+        return tuple(made)

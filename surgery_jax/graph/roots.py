@@ -1,0 +1,80 @@
+"""What a plan demands: outputs, verdicts, printed lines. Everything else in the graph is dead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..core.errors import Mark
+from .node import Node
+
+__all__ = ["Check", "Print", "Request", "Save", "Sink", "Symbolic"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Where and how a plan wants something written; the storage layer decides what that means."""
+
+    path: str
+    format: str | None
+    shard: str | None
+    kind: str  # "output", "alias" or "tensor"
+    mark: Mark
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Save:
+    """Versions to be written, in order."""
+
+    request: Request
+    tensors: tuple[tuple[str, Node], ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Check:
+    """A mask node that must be true everywhere; `label` names the tensors."""
+
+    node: Node
+    label: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sink:
+    """A version whose elements something on the host wants to see."""
+
+    node: Node
+    wants: str  # "stat" or "full"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Print:
+    """Lines to print at a place of the plan, once the checks and sinks they speak of are known."""
+
+    step: int
+    render: Callable[[Mapping[Any, Any]], str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Assertion:
+    """An assertion whose outcome depends on values."""
+
+    step: int
+    mark: Mark
+    outcome: Any
+    text: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Symbolic:
+    """A plan after symbolic execution: all that has to be read, computed, written, checked and printed."""
+
+    saves: Sequence[Save]
+    checks: Sequence[Check]
+    sinks: Sequence[Sink]
+    prints: Sequence[Print]
+    assertions: Sequence[Assertion]
+    executed: Sequence[Any]  # the YAML of the steps that ran
+    models: Mapping[str, Any]
+    num_nodes: int

@@ -1,0 +1,482 @@
+"""Symbolic execution of steps: implements what `ops.state.State` promises, over versions instead of data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from ..core.errors import Mark, PlanError, StorageError, SurgeryError, listing, nearest
+from ..core.specs import Spec
+from ..language import names as naming
+from ..language.document import Node as YamlNode
+from ..language.names import Reference, Selector
+from ..ops.base import TensorOp
+from ..ops.structure import Structure, Update, View
+from .namespace import Model, Slot
+from .node import Graph, Node, Source
+from .roots import Assertion, Check, Print, Request, Save, Sink
+
+__all__ = ["Consequence", "Files", "SymbolicState"]
+
+
+class Files(Protocol):
+    """The headers of the outside world; the graph itself opens no file."""
+
+    def open_checkpoint(self, path: str) -> Any: ...
+
+    def open_single(self, path: str, format: str) -> tuple[str | None, Any]: ...
+
+    def check_request(self, request: Request) -> None: ...
+
+
+class Consequence(Exception):
+    """A step cannot run only because an earlier one failed; nothing to report."""
+
+
+class _Broken:
+    """Stands for a version that an earlier failed step would have made."""
+
+    spec: Any = None
+
+
+BROKEN: Any = _Broken()
+
+
+class SymbolicState:
+    """The namespace while a plan runs symbolically. See `ops.state.State` for the promises of the methods."""
+
+    def __init__(self, files: Files, inputs: Mapping[str, tuple[str, Mark]], default_alias: str | None) -> None:
+        self.files = files
+        self.default_alias = default_alias
+        self.graph = Graph()
+        self.models: dict[str, Model | None] = dict.fromkeys(inputs)  # None: an input that nothing has touched yet
+        self.inputs = dict(inputs)
+        self.saves: list[Save] = []
+        self.checks: list[Check] = []
+        self.sinks: list[Sink] = []
+        self.prints: list[Print] = []
+        self.assertions: list[Assertion] = []
+        self.flags = {"dry-run": False, "preview": False, "verbose": False}
+        self.kept: dict[str, Model | None] | None = None  # the namespace that dry-run must give back
+        self.stopped = False
+        self.word = ""
+        self.mark = Mark("plan", 1, 1)
+        self.step = 0
+        self.errors: list[SurgeryError] = []
+        self.broken_aliases: set[str] = set()
+        self.ghosts: list[tuple[str, str]] = []  # names that failed steps would have made
+        self.pending: list[tuple[str, str]] = []  # names that the running step will make
+        self.touched: dict[str, list[str]] = {"changed": [], "created": [], "deleted": []}
+        self._checkpoints: dict[str, Any] = {}
+        self._reads: dict[tuple[int, str], Node] = {}
+        self._selectors: dict[Any, Selector] = {}
+
+    # -- references ---------------------------------------------------------------------------------------------
+
+    def reference(
+        self,
+        node: YamlNode,
+        *,
+        key: str,
+        slices: bool = True,
+        default: str | None = None,
+        literal: bool = False,
+        new_alias: bool = False,
+    ) -> Reference:
+        where = f"{self.word}.{key}"
+        try:
+            ref = naming.parse_reference(node, default or self.default_alias)
+            if ref.slice is not None and not slices:
+                raise PlanError("takes no slice", found=ref.text)
+            if literal:
+                naming.literal(ref)
+        except PlanError as error:
+            error.problem = f"{where}: {error.problem}"
+            raise error.located(node.mark) from None
+        if ref.alias not in self.models and not new_alias:
+            near = nearest(ref.alias, self.models, 1)
+            raise PlanError(
+                f"{where}: unknown model alias: {ref.alias!r}",
+                where=node.mark,
+                expected="one of " + (", ".join(self.models) or "(none: the plan has no inputs)"),
+                hint=f"did you mean {near[0]}?" if near else "add it with prefixes or load first",
+            )
+        return ref
+
+    def selector(self, ref: Reference) -> Selector:
+        found = self._selectors.get(ref.expr)
+        if found is None:
+            try:
+                found = self._selectors[ref.expr] = Selector(ref)
+            except PlanError as error:
+                raise error.located(ref.mark) from None
+        return found
+
+    def match(self, ref: Reference) -> list[str]:
+        return self.selector(ref).match(self.model(ref.alias).index)
+
+    def select(self, ref: Reference) -> list[str]:
+        found = self.match(ref)
+        if not found:
+            self._nothing_matches(ref, f"{self.word} matched zero tensors: {ref.alias}::{ref.expr}")
+        return found
+
+    def one(self, ref: Reference) -> str:
+        found = self.select(ref)
+        if len(found) != 1:
+            raise PlanError(
+                f"{self.word}: {ref.text} must match exactly one tensor", where=ref.mark, found=listing(found)
+            )
+        return found[0]
+
+    def pairs(self, source: Reference, *templates: Reference) -> list[tuple[str, ...]]:
+        found = self.match(source)
+        if not found:
+            self._nothing_matches(source, f"{self.word} source matched zero tensors: {source.alias}::{source.expr}")
+        selector = self.selector(source)
+        rows = []
+        try:
+            for name in found:
+                rows.append((name, *(selector.rewrite(name, template) for template in templates)))
+        except PlanError as error:
+            error.problem = f"{self.word}: {error.problem}"
+            raise error.located(templates[-1].mark) from None
+        seen: dict[str, str] = {}
+        for row in rows:
+            if row[-1] in seen:
+                raise PlanError(
+                    f"{self.word} destination collision: {templates[-1].alias}::{row[-1]}",
+                    where=templates[-1].mark,
+                    expected="another name for every source",
+                    found=f"both {seen[row[-1]]} and {row[0]} give it",
+                    hint="use groups: from: '...(\\d+)...', to: '...\\1...'",
+                )
+            seen[row[-1]] = row[0]
+        return rows
+
+    def _nothing_matches(self, ref: Reference, problem: str) -> None:
+        model = self.model(ref.alias)
+        if ref.alias in self.broken_aliases:
+            raise Consequence
+        selector = self.selector(ref)
+        ghosts = naming.NameIndex()
+        for alias, name in self.ghosts:
+            if alias == ref.alias:
+                ghosts.add(name)
+        if len(ghosts) and selector.match(ghosts):
+            raise Consequence
+        wanted = ref.expr if isinstance(ref.expr, str) else ".".join(ref.expr)
+        near = nearest(wanted.replace("\\", ""), model.slots)
+        shown = near or list(model.slots)[:5]
+        raise PlanError(
+            problem,
+            where=ref.mark,
+            found=f"{len(model.slots)} tensors in {ref.alias}"
+            + (f"; {'nearest' if near else 'among them'}: {', '.join(shown)}" if shown else ""),
+            hint="a pattern must match the whole name: add .* at its ends" if near else None,
+        )
+
+    # -- slots --------------------------------------------------------------------------------------------------
+
+    def model(self, alias: str) -> Model:
+        """The names of an alias; an input's headers are read now."""
+        found = self.models[alias]
+        if found is None:
+            path, mark = self.inputs[alias]
+            found = self.models[alias] = Model()
+            self._attach(found, path, mark, alias)
+            if self.kept is not None and alias in self.kept and self.kept[alias] is None:
+                self.kept[alias] = found.copy()
+        return found
+
+    def _attach(self, model: Model, path: str, mark: Mark, alias: str) -> None:
+        saved = self._saved(path, mark)
+        if saved is not None:
+            if saved.request.kind == "tensor" and saved.request.format == "numpy":
+                raise StorageError(f"{path} holds one array, not a checkpoint", where=mark, hint="load it with `to`")
+            model.metadata = dict(saved.metadata)
+            for name, node in saved.tensors:
+                model.add(name, Slot(node, 0, 1))
+            return
+        try:
+            key = os.path.realpath(path)
+            if key not in self._checkpoints:
+                self._checkpoints[key] = (len(self._checkpoints), self.files.open_checkpoint(path))
+        except SurgeryError:
+            self.broken_aliases.add(alias)
+            raise
+        number, checkpoint = self._checkpoints[key]
+        model.metadata = dict(checkpoint.metadata)
+        for name, entry in checkpoint.entries.items():
+            model.add(name, Slot(self._read(number, name, entry), 0, 1))
+
+    def _read(self, number: int, name: str, entry: Any) -> Node:
+        key = (number, name)
+        if key not in self._reads:
+            self._reads[key] = self.graph.read(Source(number, name, entry), entry.spec, self.mark)
+        return self._reads[key]
+
+    def _saved(self, path: str, mark: Mark) -> Save | None:
+        """What an earlier step of this plan writes at a path."""
+        wanted = os.path.realpath(path)
+        for save in reversed(self.saves):
+            written = _written_path(save.request)
+            if written == wanted:
+                return save
+            if written.startswith(wanted + os.sep) or wanted.startswith(written + os.sep):
+                raise StorageError(
+                    f"{path} overlaps with {save.request.path}, which this plan writes at {save.request.mark}",
+                    where=mark,
+                    hint="load exactly what was saved",
+                )
+        return None
+
+    def has(self, alias: str, name: str) -> bool:
+        return name in self.model(alias).slots
+
+    def slot(self, alias: str, name: str, reads: int = 0) -> Slot:
+        found = self.model(alias).slots.get(name)
+        if found is None:
+            raise PlanError(f"{self.word}: no tensor {alias}::{name}", where=self.mark)
+        if self.kept is None:
+            found.reads += reads
+        return found
+
+    def create(self, alias: str, name: str, node: Node, reads: int = 0) -> None:
+        if self.has(alias, name):
+            raise PlanError(f"{self.word} destination already exists: {alias}::{name}", where=self.mark)
+        if not name:
+            raise PlanError(f"{self.word}: a destination has an empty name", where=self.mark)
+        self.model(alias).add(name, Slot(node, reads, 1))
+        self.touched["created"].append(f"{alias}::{name}")
+
+    def rebind(self, alias: str, name: str, node: Node, reads: int = 0) -> None:
+        slot = self.slot(alias, name, reads)
+        slot.node = node
+        if self.kept is None:
+            slot.writes += 1
+        self.touched["changed"].append(f"{alias}::{name}")
+
+    def drop(self, alias: str, name: str) -> None:
+        self.slot(alias, name)
+        self.model(alias).drop(name)
+        self.touched["deleted"].append(f"{alias}::{name}")
+
+    def expect_new(self, alias: str, names: Sequence[str]) -> None:
+        existing = [name for name in names if self.has(alias, name)]
+        if existing:
+            if any(self.slot(alias, name).node is BROKEN for name in existing):
+                raise Consequence
+            raise PlanError(
+                f"{self.word} destination already exists: {alias}::{existing[0]}",
+                where=self.mark,
+                found=f"{len(existing)} of {len(names)} destinations exist",
+                hint="delete or move it first, or choose another name",
+            )
+        self.pending += [(alias, name) for name in names]
+
+    def expect_present(self, alias: str, names: Sequence[str], kind: str = "destination") -> None:
+        missing = [name for name in names if not self.has(alias, name)]
+        if missing:
+            if alias in self.broken_aliases or (alias, missing[0]) in self.ghosts:
+                raise Consequence
+            near = nearest(missing[0], self.model(alias).slots)
+            raise PlanError(
+                f"{self.word} {kind} missing: {alias}::{missing[0]}",
+                where=self.mark,
+                expected="an existing tensor",
+                found=f"{len(missing)} of {len(names)} do not exist" + (f"; nearest: {', '.join(near)}" if near else ""),
+            )
+
+    # -- versions -----------------------------------------------------------------------------------------------
+
+    def apply(self, op: TensorOp, *operands: Node) -> tuple[Node, ...]:
+        if any(operand is BROKEN for operand in operands):
+            return (BROKEN,) * getattr(op, "outputs", 1)
+        specs = [operand.spec for operand in operands]
+        if op.kind == "template":
+            op, operands = op.made(*specs), ()  # type: ignore[attr-defined]
+        elif isinstance(op, Structure) or hasattr(op, "is_identity"):
+            op.infer(*specs)
+            source = _passes_through(op, operands)
+            if source is not None:
+                return (source,)
+        try:
+            return self.graph.apply(op, operands, self.mark)
+        except PlanError as error:
+            error.problem = f"{self.word}: {error.problem}"
+            raise error.located(self.mark) from None
+
+    def view(self, node: Node, ref: Reference) -> Node:
+        if ref.slice is None or node is BROKEN:
+            return node
+        return self.apply(self._view(node.spec, ref), node)[0]
+
+    def store(self, base: Node, ref: Reference, value: Node) -> Node:
+        if ref.slice is None or base is BROKEN or value is BROKEN:
+            return value
+        view = self._view(base.spec, ref)
+        if view.is_identity(base.spec):
+            return value
+        return self.apply(Update(view), base, value)[0]
+
+    def _view(self, spec: Spec, ref: Reference) -> View:
+        assert ref.slice is not None
+        try:
+            axes, _, removed = naming.resolve_slice(ref.slice, spec.shape)
+            view = View(axes, removed)
+            if spec.dtype.bits % 8 and not view.is_identity(spec):
+                raise PlanError(f"{spec.dtype} is packed below a byte and cannot be sliced")
+        except PlanError as error:
+            error.problem = f"{self.word}: {ref.text}: {error.problem}"
+            error.found = error.found or str(spec)
+            raise error.located(ref.mark) from None
+        return view
+
+    # -- roots --------------------------------------------------------------------------------------------------
+
+    def check(self, op: TensorOp, operands: tuple[Node, ...], label: str) -> Check:
+        if any(operand is BROKEN for operand in operands):
+            raise Consequence
+        self.checks.append(Check(self.apply(op, *operands)[0], label))
+        return self.checks[-1]
+
+    def sink(self, node: Node, wants: str) -> Sink:
+        if node is BROKEN:
+            raise Consequence
+        self.sinks.append(Sink(node, wants))
+        return self.sinks[-1]
+
+    def say(self, line: str) -> None:
+        self.prints.append(Print(self.step, lambda found: line))
+
+    def say_later(self, render: Callable[[Mapping[Any, Any]], str]) -> None:
+        self.prints.append(Print(self.step, render))
+
+    def tell(self, line: str) -> None:
+        if self.flags["verbose"]:
+            self.say(("dry-run " if self.flags["dry-run"] else "") + line)
+
+    def assert_(self, outcome: Any, text: str) -> None:
+        self.assertions.append(Assertion(self.step, self.mark, outcome, text))
+
+    def save(self, path: str, format: str | None, shard: str | None, alias: str, name: str | None) -> None:
+        if alias not in self.models:
+            raise PlanError(f"{self.word}: unknown model alias: {alias!r}", where=self.mark, expected=listing(self.models))
+        model = self.model(alias)
+        chosen = {name: model.slots[name]} if name is not None else model.slots
+        for slot in chosen.values():
+            if self.kept is None:
+                slot.reads += 1 if name is None else 2
+        if alias in self.broken_aliases or any(slot.node is BROKEN for slot in chosen.values()):
+            raise Consequence
+        if self.flags["dry-run"]:
+            return
+        kind = "tensor" if name is not None else "output" if self.word == "output" else "alias"
+        request = Request(path, format, shard, kind, self.mark)
+        self.files.check_request(request)
+        tensors = tuple((key, slot.node) for key, slot in chosen.items())
+        written = _written_path(request)
+        self.saves = [save for save in self.saves if _written_path(save.request) != written]
+        self.saves.append(Save(request, tensors, dict(model.metadata)))
+
+    def read_one(self, path: str, format: str) -> Node:
+        saved = self._saved(path, self.mark)
+        if saved is not None:
+            if len(saved.tensors) != 1:
+                raise StorageError(f"{path} holds {len(saved.tensors)} tensors", where=self.mark, expected="exactly one")
+            return saved.tensors[0][1]
+        name, entry = self.files.open_single(path, format)
+        number = len(self._checkpoints)
+        self._checkpoints[f"{path}#{number}"] = (number, None)
+        return self._read(number, name or path, entry)
+
+    # -- aliases and flags --------------------------------------------------------------------------------------
+
+    def aliases(self) -> list[str]:
+        return list(self.models)
+
+    def is_empty(self, alias: str) -> bool:
+        found = self.models.get(alias)
+        return found is not None and not found.slots
+
+    def names(self, alias: str) -> list[str]:
+        if alias not in self.models:
+            raise PlanError(f"{self.word}: unknown model alias: {alias!r}", where=self.mark, expected=listing(self.models))
+        return list(self.model(alias).slots)
+
+    def add_alias(self, alias: str, path: str | None = None) -> None:
+        if alias in self.models:
+            raise PlanError(
+                f"{self.word}: alias {alias!r} already exists",
+                where=self.mark,
+                found=f"aliases {listing(self.models)}",
+                hint="give `alias` a new name",
+            )
+        model = self.models[alias] = Model()
+        if self.word == "prefixes" and self.kept is not None:
+            self.kept[alias] = Model()
+        if path is not None:
+            self._attach(model, path, self.mark, alias)
+            self.tell(f"load: {path} -> {alias}")
+
+    def remove_alias(self, alias: str) -> None:
+        self._need(alias)
+        del self.models[alias]
+        if self.kept is not None:
+            self.kept.pop(alias, None)
+
+    def rename_alias(self, alias: str, new: str) -> None:
+        self._need(alias)
+        if new in self.models:
+            raise PlanError(f"{self.word}: alias {new!r} already exists", where=self.mark)
+        for models in (self.models, self.kept):
+            if models is not None and alias in models:
+                renamed = {new if key == alias else key: value for key, value in models.items()}
+                models.clear()
+                models.update(renamed)
+        if alias in self.inputs:
+            self.inputs[new] = self.inputs.pop(alias)
+
+    def _need(self, alias: str) -> None:
+        if alias not in self.models:
+            raise PlanError(
+                f"{self.word}: unknown model alias: {alias!r}", where=self.mark, expected="one of " + listing(self.models)
+            )
+
+    def set_flag(self, flag: str, on: bool) -> None:
+        if flag == "dry-run" and on != self.flags[flag]:
+            if on:
+                self.kept = {alias: model and model.copy() for alias, model in self.models.items()}
+            elif self.kept is not None:
+                self.models, self.kept = self.kept, None
+        self.flags[flag] = on
+
+    def flag(self, flag: str) -> bool:
+        return self.flags[flag]
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def run_nested(self, sources: Sequence[tuple[str, YamlNode]]) -> None:
+        raise NotImplementedError  # `graph.build` knows how steps are driven
+
+
+def _passes_through(op: TensorOp, operands: Sequence[Node]) -> Node | None:
+    """The operand that an operation returns unchanged, if it does."""
+    from ..ops.assign import Assign
+
+    if isinstance(op, Assign):
+        return operands[1]
+    identity = getattr(op, "is_identity", None)
+    if identity is not None and identity(operands[0].spec):
+        return operands[0]
+    return None
+
+
+def _written_path(request: Request) -> str:
+    path = request.path
+    if request.kind == "tensor" and request.format == "numpy" and not path.endswith(".npy"):
+        path += ".npy"
+    return os.path.realpath(path)

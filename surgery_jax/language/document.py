@@ -1,0 +1,342 @@
+"""Plan files and overrides to one document of nodes: YAML, safely, with line and column on every value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..core.errors import Mark, PlanError, nearest
+from .interpolate import interpolate as resolve_references
+from .merge import is_override, merge, nested, parse_path
+from .nodes import Mapping, Node, Scalar, Sequence, node_of, plain
+from .scalars import parse_bool, parse_float, parse_int, parse_plain
+
+__all__ = [
+    "Mapping",
+    "Node",
+    "Scalar",
+    "Sequence",
+    "load_document",
+    "node_of",
+    "parse_plan_file",
+    "parse_yaml",
+    "plain",
+]
+
+# Bounds on untrusted plans. A plan that renames every tensor of a very large model by hand has a few MiB and some
+# hundred thousand values; the depth keeps every later recursion far from Python's limit.
+MAX_BYTES = 16 * 2**20
+MAX_NODES = 2_000_000
+MAX_DEPTH = 100
+
+# The parser in C accepts the same and is ten times as fast; it is missing where PyYAML was built without libyaml.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_TAG = "tag:yaml.org,2002:"
+_SCALARS: dict[str, Callable[[str], bool | int | float | str]] = {
+    _TAG + "str": str,
+    _TAG + "int": parse_int,
+    _TAG + "float": parse_float,
+    _TAG + "bool": parse_bool,
+}
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_SUFFIXES = (".yaml", ".yml")
+
+
+def parse_yaml(text: str, file: str, *, interpolate: bool) -> Node:
+    """One YAML document; an empty one is an empty mapping. `file` is the name for the marks.
+
+    Raises:
+        PlanError: not YAML, several documents, a duplicate key, a tag that would build an object, or too large.
+    """
+    if len(text) > MAX_BYTES:
+        raise PlanError(f"longer than {MAX_BYTES} characters", where=file)
+    root = _Builder(text, file).document()
+    if isinstance(root, Scalar) and root.value is None:
+        root = Mapping({}, {}, root.mark)
+    return resolve_references(root) if interpolate else root
+
+
+def parse_plan_file(path: str | Path, *, interpolate: bool = True) -> Node:
+    """The document in a file. Marks name the file as `path` does.
+
+    Raises:
+        PlanError: the file cannot be read or is not UTF-8, and all that `parse_yaml` raises.
+    """
+    file = str(path)
+    try:
+        with Path(path).open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        near = [str(Path(path).with_name(name)) for name in nearest(Path(path).name, _siblings(Path(path)))]
+        raise PlanError(
+            f"plan file does not exist: {file}", hint=f"did you mean {' or '.join(near)}?" if near else None
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PlanError(f"cannot read the plan file: {reason}", where=file) from None
+    if len(data) > MAX_BYTES:
+        raise PlanError(f"a plan file of more than {MAX_BYTES} bytes", where=file)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
+        raise PlanError("not UTF-8 text", where=Mark(file, line, column)) from None
+    return parse_yaml(text, file, interpolate=interpolate)
+
+
+def load_document(arguments: Iterable[str]) -> Mapping:
+    """Plan files and `key=value` overrides, merged from left to right.
+
+    A token is a file if it ends in .yaml or .yml, unless it reads as an override and no such file exists.
+
+    Raises:
+        PlanError: a token that is neither, a missing file, a root that is no mapping, and all that `parse_yaml` raises.
+    """
+    document: Mapping | None = None
+    for token in arguments:
+        part = _part(token)
+        document = part if document is None else merge(document, part)
+    return document or Mapping({}, {}, Mark("plan", 1, 1))
+
+
+def _part(token: str) -> Mapping:
+    if token.lower().endswith(_SUFFIXES) and (_exists(token) or not is_override(token)):
+        root = parse_plan_file(token)
+        mark = root.mark
+    elif "=" in token:
+        mark = Mark(token, 1, 1)
+        path = parse_path(token)
+        root = nested(path, _override(path, token.partition("=")[2], mark), mark)
+    else:
+        raise PlanError(f"neither a plan file nor an override: {token!r}", expected="PLAN.yaml or key=value")
+    if not isinstance(root, Mapping):
+        raise PlanError(
+            "the root of a plan must be a mapping",
+            where=mark,
+            expected="inputs, transforms, output",
+            found="a list" if isinstance(root, Sequence) else "a single value",
+        )
+    return root
+
+
+def _override(path: tuple[str | int, ...], text: str, mark: Mark) -> Node:
+    r"""The value of an override: a number, truth value, flow list or flow mapping as in YAML, else the text itself.
+
+    `text` stays on scalars, for fields that want a string. Null means null only where it was never of use as a name:
+    for the whole output. `\${` stands for a plain `${`, as in plan files; there is nothing else to interpolate.
+    """
+    value = parse_plain(text)
+    if value is None:
+        return Scalar(None if text and path == ("output",) else text, mark, text)
+    if isinstance(value, int) and not isinstance(value, bool) and not _is_decimal(text, value):
+        return Scalar(text, mark, text)
+    if not isinstance(value, str):
+        return Scalar(value, mark, text)
+    if text.startswith(("[", "{")):
+        try:
+            return replace(parse_yaml(text, mark.file, interpolate=False), mark=mark)
+        except PlanError:  # a regex such as [ab].* begins like a list
+            pass
+    text = text.replace("\\${", "${")
+    return Scalar(text, mark, text)
+
+
+def _is_decimal(text: str, value: int) -> bool:
+    """Whether the number is what a field makes of the text; `010` is ten to people and eight to YAML."""
+    try:
+        return int(text) == value
+    except ValueError:  # 0x10, 1:30: numbers only to YAML
+        return True
+
+
+def _exists(token: str) -> bool:
+    try:
+        return Path(token).exists()
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        return False
+
+
+def _siblings(path: Path) -> list[str]:
+    """The names of the plan files in the same directory."""
+    try:
+        return sorted(p.name for p in path.parent.iterdir() if p.name.lower().endswith(_SUFFIXES))
+    except (OSError, ValueError):
+        return []
+
+
+@dataclass(frozen=True, slots=True)
+class _Anchor:
+    node: Node
+    nodes: int
+    height: int
+
+
+class _Builder:
+    """Builds nodes from the events of one text; aliases share nodes and are counted as if they were copies."""
+
+    def __init__(self, text: str, file: str) -> None:
+        self._text = text
+        self._file = file
+        self._events: Iterator[Any] = yaml.parse(text, Loader=_LOADER)
+        self._anchors: dict[str, _Anchor] = {}
+        self._open: set[str] = set()
+        self._nodes = 0
+
+    def document(self) -> Node:
+        """The only document; null if there is none."""
+        self._next()
+        event = self._next()
+        if isinstance(event, yaml.StreamEndEvent):
+            return Scalar(None, Mark(self._file, 1, 1))
+        root, _ = self._node(self._next(), 1)
+        self._next()
+        event = self._next()
+        if not isinstance(event, yaml.StreamEndEvent):
+            raise PlanError("several documents in one file", where=self._mark(event), expected="one document")
+        return root
+
+    def _node(self, event: Any, depth: int) -> tuple[Node, int]:
+        """The node that begins with `event`, and the number of levels below it."""
+        mark = self._mark(event)
+        self._count(1, mark)
+        if depth > MAX_DEPTH:
+            raise PlanError(f"nested more than {MAX_DEPTH} levels deep", where=mark)
+        if isinstance(event, yaml.AliasEvent):
+            return self._alias(event.anchor, depth, mark)
+        before = self._nodes
+        node: Node
+        height = 0
+        if event.anchor:
+            self._open.add(event.anchor)
+        if isinstance(event, yaml.ScalarEvent):
+            node = self._scalar(event, mark)
+        elif isinstance(event, yaml.SequenceStartEvent):
+            self._check_tag(event, "seq", mark)
+            node, height = self._sequence(mark, depth)
+        else:
+            self._check_tag(event, "map", mark)
+            node, height = self._mapping(mark, depth)
+        if event.anchor:
+            self._open.discard(event.anchor)
+            self._anchors[event.anchor] = _Anchor(node, self._nodes - before, height)
+        return node, height
+
+    def _alias(self, name: str, depth: int, mark: Mark) -> tuple[Node, int]:
+        if name in self._open:
+            raise PlanError(f"alias *{name} inside its own anchor", where=mark)
+        anchor = self._anchors.get(name)
+        if anchor is None:
+            near = nearest(name, self._anchors)
+            raise PlanError(
+                f"unknown alias *{name}", where=mark, hint=f"did you mean *{near[0]}?" if near else "define it first"
+            )
+        self._count(anchor.nodes, mark)
+        if depth + anchor.height > MAX_DEPTH:
+            raise PlanError(f"nested more than {MAX_DEPTH} levels deep", where=mark)
+        return anchor.node, anchor.height
+
+    def _scalar(self, event: Any, mark: Mark) -> Scalar:
+        text: str = event.value
+        if _SURROGATE.search(text):
+            raise PlanError("half a character: a surrogate without its partner", where=mark)
+        if event.tag is None or event.tag == "!":
+            return Scalar(parse_plain(text) if event.implicit[0] else text, mark)
+        if event.tag == _TAG + "null":
+            return Scalar(None, mark)
+        parse = _SCALARS.get(event.tag)
+        if parse is None:
+            raise self._unknown_tag(event.tag, mark)
+        try:
+            return Scalar(parse(text), mark)
+        except ValueError:
+            raise PlanError(f"{text[:80]!r} is no value of !!{event.tag.removeprefix(_TAG)}", where=mark) from None
+
+    def _sequence(self, mark: Mark, depth: int) -> tuple[Sequence, int]:
+        items: list[Node] = []
+        height = 0
+        while not isinstance(event := self._next(), yaml.SequenceEndEvent):
+            item, below = self._node(event, depth + 1)
+            items.append(item)
+            height = max(height, below + 1)
+        return Sequence(tuple(items), mark), height
+
+    def _mapping(self, mark: Mark, depth: int) -> tuple[Mapping, int]:
+        entries: dict[str, Node] = {}
+        keys: dict[str, Mark] = {}
+        merged: list[Mapping] = []
+        height = 0
+        while not isinstance(event := self._next(), yaml.MappingEndEvent):
+            key_mark = self._mark(event)
+            is_merge = _is_merge(event)
+            key = "<<" if is_merge else self._key(event, depth, key_mark)
+            if key in keys:
+                raise PlanError(f"duplicate key {key!r}: already at {keys[key]}", where=key_mark)
+            value, below = self._node(self._next(), depth + 1)
+            height = max(height, below + 1)
+            if is_merge:
+                merged += self._sources(value)
+            else:
+                entries[key], keys[key] = value, key_mark
+        for source in reversed(merged):
+            for key, value in source.entries.items():
+                if key not in entries:
+                    entries[key], keys[key] = value, source.keys[key]
+        return Mapping(entries, keys, mark), height
+
+    def _sources(self, value: Node) -> list[Mapping]:
+        """The mappings that a `<<` key names, the most important one last."""
+        items = value.items[::-1] if isinstance(value, Sequence) else (value,)
+        sources = [item for item in items if isinstance(item, Mapping)]
+        if len(sources) != len(items):
+            raise PlanError("<< merges mappings only", where=value.mark, expected="a mapping or a list of mappings")
+        return sources
+
+    def _key(self, event: Any, depth: int, mark: Mark) -> str:
+        node, _ = self._node(event, depth + 1)
+        if not isinstance(node, Scalar) or node.value is None:
+            raise PlanError("a key must be a word", where=mark, found="null" if isinstance(node, Scalar) else "a list")
+        return str(event.value if isinstance(event, yaml.ScalarEvent) else node.value)
+
+    def _check_tag(self, event: Any, kind: str, mark: Mark) -> None:
+        if event.tag not in (None, "!", _TAG + kind):
+            raise self._unknown_tag(event.tag, mark)
+
+    def _unknown_tag(self, tag: str, mark: Mark) -> PlanError:
+        short = "!!" + tag.removeprefix(_TAG) if tag.startswith(_TAG) else tag
+        return PlanError(
+            f"unknown tag {short[:80]}", where=mark, expected="plain values, lists and mappings", hint="leave it out"
+        )
+
+    def _count(self, nodes: int, mark: Mark) -> None:
+        self._nodes += nodes
+        if self._nodes > MAX_NODES:
+            raise PlanError(f"more than {MAX_NODES} values, counting aliases as copies", where=mark)
+
+    def _next(self) -> Any:
+        try:
+            return next(self._events)
+        except yaml.MarkedYAMLError as error:
+            problem = " ".join(filter(None, (error.problem, error.context)))
+            mark = error.problem_mark or error.context_mark
+            where = Mark(self._file, mark.line + 1, mark.column + 1) if mark else self._file
+            raise PlanError(f"not valid YAML: {problem}", where=where) from None
+        except yaml.reader.ReaderError as error:
+            before = self._text[: error.position]
+            where = Mark(self._file, before.count("\n") + 1, len(before) - before.rfind("\n"))
+            raise PlanError(f"not valid YAML: {error.reason}", where=where) from None
+        except (yaml.YAMLError, ValueError, OverflowError) as error:
+            # The parser in Python lets bad numbers in escapes such as "\Uffffffff" through as they are.
+            raise PlanError(f"not valid YAML: {error}", where=self._file) from None
+
+    def _mark(self, event: Any) -> Mark:
+        return Mark(self._file, event.start_mark.line + 1, event.start_mark.column + 1)
+
+
+def _is_merge(event: Any) -> bool:
+    return isinstance(event, yaml.ScalarEvent) and event.value == "<<" and event.tag is None and event.implicit[0]

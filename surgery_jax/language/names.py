@@ -1,0 +1,316 @@
+"""References to tensors: `alias::regex::[slice]` and structured patterns; matching names and making new ones."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from ..core.errors import Mark, PlanError
+from .nodes import Node, Scalar, Sequence
+from .regexes import compile_regex, literal_prefix, without_warnings
+from .segments import SegmentPattern, fill_template
+from .slices import Range, Slice, parse_slice, resolve_slice
+
+__all__ = [
+    "NameIndex",
+    "Range",
+    "Reference",
+    "Selector",
+    "Slice",
+    "could_produce",
+    "literal",
+    "parse_reference",
+    "parse_slice",
+    "placeholder",
+    "resolve_slice",
+]
+
+_STEPPED_SLICE = re.compile(r"(?P<head>.*)::(?P<slice>\[[^\[\]]*::[^\[\]]*\])", re.DOTALL)
+_SLICE_TEXT = re.compile(r"\[[0-9:,+\-_\s]*\]")
+_GROUP = re.compile(r"\\\\|\\g<[^>]*>|\\[0-9]{1,2}")
+_VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One reference of a plan: a regex, template or literal name (string), or a structured pattern (tuple).
+
+    `text` is what the user wrote, for messages.
+    """
+
+    alias: str
+    expr: str | tuple[str, ...]
+    slice: Slice | None
+    mark: Mark
+    text: str
+
+
+def parse_reference(node: Node, default_alias: str | None) -> Reference:
+    """The reference that a node spells. `default_alias` is used where it names no alias.
+
+    Raises:
+        PlanError: not a reference, an alias is missing, or an invalid slice.
+    """
+    if isinstance(node, Sequence):
+        return _structured(node, default_alias)
+    if isinstance(node, Scalar):
+        text = node.value if isinstance(node.value, str) else node.text
+        if text is not None:
+            return _string(text, default_alias, node.mark)
+    raise PlanError(
+        "a reference must be a string or a list of strings",
+        where=node.mark,
+        found=_found(node),
+        hint="put quotes around a name that YAML reads as something else",
+    )
+
+
+def _structured(node: Sequence, default_alias: str | None) -> Reference:
+    tokens = []
+    for item in node.items:
+        if not isinstance(item, Scalar) or not isinstance(item.value, str) or not item.value:
+            raise PlanError(
+                "the segments of a reference must be non-empty strings",
+                where=item.mark,
+                found=_found(item),
+                hint="quote numbers: '0'",
+            )
+        tokens.append(item.value)
+    if not tokens:
+        raise PlanError("a reference must not be empty", where=node.mark)
+    text = f"[{', '.join(tokens)}]"
+    alias = _default(default_alias, text, node.mark, "a string reference: alias::regex")
+    return Reference(alias, tuple(tokens), None, node.mark, text)
+
+
+def _string(text: str, default_alias: str | None, mark: Mark) -> Reference:
+    alias, expr, slice_text = _parts(text, default_alias, mark)
+    try:
+        parts = None if slice_text is None else parse_slice(slice_text)
+    except PlanError as error:
+        if slice_text and slice_text[0] == "[" and not _SLICE_TEXT.fullmatch(slice_text):
+            error.hint = f"a character class after :: is written {expr or alias}::(?:{slice_text})"
+        raise error.located(mark) from None
+    if not expr:
+        raise PlanError(f"the reference {text!r} names no tensor: it must not be empty", where=mark)
+    alias = _default(alias or default_alias, text, mark, f"alias::{text.removeprefix('::')}")
+    return Reference(alias, expr, parts, mark, text)
+
+
+def _parts(text: str, default_alias: str | None, mark: Mark) -> tuple[str, str, str | None]:
+    """Alias (may be empty), expression and slice text. `::` inside a final slice does not separate."""
+    stepped = _STEPPED_SLICE.fullmatch(text)
+    if stepped is not None and _SLICE_TEXT.fullmatch(stepped["slice"]):
+        words = [*stepped["head"].split("::"), stepped["slice"]]
+        if len(words) == 2:
+            return "", words[0], words[1]
+    else:
+        words = text.split("::")
+    if len(words) == 1:
+        return "", words[0], None
+    if len(words) == 2:
+        head, tail = words
+        if default_alias is not None and tail[:1] == "[" and tail[-1:] == "]":
+            return "", head, tail
+        return head, tail, None
+    if len(words) == 3:
+        return words[0], words[1], words[2]
+    raise PlanError(
+        f"too many parts in the reference {text!r}",
+        where=mark,
+        expected="at most alias::name::[slice]",
+        hint=":: separates",
+    )
+
+
+def _default(alias: str | None, text: str, mark: Mark, hint: str) -> str:
+    if not alias:
+        raise PlanError(
+            f"the reference {text!r} has no alias, and there is no default alias",
+            where=mark,
+            expected="an alias, unless the plan has exactly one input",
+            hint=hint,
+        )
+    return alias
+
+
+def _found(node: Node) -> str:
+    if isinstance(node, Scalar):
+        if node.value is None:
+            return "null"
+        word = str(node.value).lower() if isinstance(node.value, bool) else repr(node.value)
+        return f"{word} ({type(node.value).__name__})"
+    return "a list" if isinstance(node, Sequence) else "a mapping"
+
+
+class NameIndex:
+    """An ordered set of tensor names that finds those with a common beginning fast.
+
+    Iteration is in order of arrival; a name that was discarded and added again comes last.
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._names = dict.fromkeys(names)
+        self._sorted: list[str] = []
+        # Changes since `_sorted` was in order; sorting it again is cheap, because it is nearly sorted.
+        self._added = dict.fromkeys(self._names)
+        self._removed: set[str] = set()
+
+    def add(self, name: str) -> None:
+        """Put the name at the end, unless it is there."""
+        if name in self._names:
+            return
+        self._names[name] = None
+        if name in self._removed:
+            self._removed.remove(name)
+        else:
+            self._added[name] = None
+
+    def discard(self, name: str) -> None:
+        """Take the name out, if it is there."""
+        if name not in self._names:
+            return
+        del self._names[name]
+        if name in self._added:
+            del self._added[name]
+        else:
+            self._removed.add(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def sorted(self) -> list[str]:
+        """All names by code point."""
+        return list(self._in_order())
+
+    def with_prefix(self, prefix: str) -> list[str]:
+        """The names that begin with `prefix`, by code point."""
+        names = self._in_order()
+        begin = bisect_left(names, prefix)
+        return names[begin : bisect_left(names, True, begin, key=lambda name: not name.startswith(prefix))]
+
+    def _in_order(self) -> list[str]:
+        if self._removed:
+            self._sorted = [name for name in self._sorted if name not in self._removed]
+            self._removed.clear()
+        if self._added:
+            self._sorted.extend(self._added)
+            self._sorted.sort()
+            self._added.clear()
+        return self._sorted
+
+
+class Selector:
+    """A compiled source reference.
+
+    Raises:
+        PlanError: an invalid regex or token.
+    """
+
+    def __init__(self, ref: Reference) -> None:
+        self.reference = ref
+        self._templates: set[str] = set()
+        self._segments: SegmentPattern | None = None
+        if isinstance(ref.expr, str):
+            self._regex = compile_regex(ref.expr, ref.mark)
+            self._prefix, self._is_literal = literal_prefix(ref.expr)
+        else:
+            self._segments = SegmentPattern(ref.expr, ref.mark)
+
+    def match(self, names: NameIndex) -> list[str]:
+        """The names that the whole pattern matches, by code point."""
+        if self._segments is not None:
+            pattern = self._segments
+            near = (name for name in names.with_prefix(pattern.prefix) if name.endswith(pattern.suffix))
+            return [name for name in near if pattern.bind(name) is not None]
+        if self._is_literal:
+            return [self._prefix] if self._prefix in names else []
+        return list(filter(self._regex.fullmatch, names.with_prefix(self._prefix)))
+
+    def rewrite(self, name: str, template: Reference) -> str:
+        """The destination for a name that this selector matched.
+
+        A string template replaces every match of the regex in the name, as `re.sub` does; a structured one is filled
+        with the variables.
+
+        Raises:
+            PlanError: templates of the other kind, unknown groups or variables, bad escapes.
+        """
+        if isinstance(template.expr, str) != (self._segments is None):
+            raise PlanError(
+                f"{self.reference.text!r} and {template.text!r} must be of the same kind",
+                where=template.mark,
+                expected="two strings or two lists",
+            )
+        if isinstance(template.expr, str):
+            return self._substitute(name, template.expr, template)
+        assert self._segments is not None
+        bound = self._segments.bind(name)
+        if bound is None:
+            raise PlanError(f"{self.reference.text!r} does not match {name!r}", where=self.reference.mark)
+        return fill_template(template.expr, bound, template.mark)
+
+    def _substitute(self, name: str, expr: str, template: Reference) -> str:
+        try:
+            if expr in self._templates:
+                return self._regex.sub(expr, name)
+            # Only the first use parses the template and may warn; `re` remembers the result.
+            with without_warnings():
+                result = self._regex.sub(expr, name)
+        except (re.error, IndexError) as error:
+            raise PlanError(
+                f"invalid destination {template.text!r}: {error}",
+                where=template.mark,
+                expected=rf"text with \1 to \{self._regex.groups} or \g<0>" if self._regex.groups else r"text or \g<0>",
+                hint="a dot needs no backslash in a destination",
+            ) from None
+        self._templates.add(expr)
+        return result
+
+
+def literal(ref: Reference) -> str:
+    """The name that a reference spells as it stands, for destinations that are no templates.
+
+    Raises:
+        PlanError: a structured pattern.
+    """
+    if isinstance(ref.expr, str):
+        return ref.expr
+    raise PlanError(f"expected a single name, not the pattern {ref.text}", where=ref.mark, hint="write it with dots")
+
+
+def placeholder(template: Reference) -> str:
+    """The template with 0 for every group or variable: what a name made by it would look like."""
+    return _expanded(template, "0", str)
+
+
+def could_produce(template: Reference, name: str) -> bool:
+    """Whether the template makes `name` for some values of its groups or variables."""
+    return re.fullmatch(_expanded(template, ".*", re.escape), name, re.DOTALL) is not None
+
+
+def _expanded(template: Reference, wildcard: str, text: Callable[[str], str]) -> str:
+    """The template with a wildcard for each group or variable and `text` applied to all between."""
+    if isinstance(template.expr, str):
+        return _replaced(_GROUP, template.expr, wildcard, text)
+    tokens = [
+        wildcard if len(token) > 1 and token[0] in "$*" else _replaced(_VARIABLE, token, wildcard, text)
+        for token in template.expr
+    ]
+    return text(".").join(tokens)
+
+
+def _replaced(pattern: re.Pattern[str], source: str, wildcard: str, text: Callable[[str], str]) -> str:
+    pieces, at = [], 0
+    for found in pattern.finditer(source):
+        pieces += [text(source[at : found.start()]), text("\\") if found[0] == "\\\\" else wildcard]
+        at = found.end()
+    return "".join([*pieces, text(source[at:])])

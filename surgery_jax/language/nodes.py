@@ -1,0 +1,64 @@
+"""The values of a plan, each with the place where it was written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ..core.errors import Mark
+
+__all__ = ["Mapping", "Node", "Scalar", "Sequence", "node_of", "plain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """One value. `text` is exactly what was typed, for a value that came from the command line; None otherwise."""
+
+    value: bool | int | float | str | None
+    mark: Mark
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """A list of nodes."""
+
+    items: tuple[Node, ...]
+    mark: Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """Nodes by key, in the order of the plan; `keys` says where each key was written."""
+
+    entries: dict[str, Node]
+    keys: dict[str, Mark]
+    mark: Mark
+
+
+Node: TypeAlias = Scalar | Sequence | Mapping
+
+
+def plain(node: Node) -> object:
+    """The node as ordinary Python values: None, bool, int, float, str, list, dict."""
+    if isinstance(node, Scalar):
+        return node.value
+    if isinstance(node, Sequence):
+        return [plain(item) for item in node.items]
+    return {key: plain(value) for key, value in node.entries.items()}
+
+
+def node_of(value: object, mark: Mark) -> Node:
+    """Ordinary Python values as nodes that all lie at `mark`; keys become their text.
+
+    Raises:
+        TypeError: a value that YAML has no plain form for.
+    """
+    if isinstance(value, dict):
+        entries = {str(key): node_of(item, mark) for key, item in value.items()}
+        return Mapping(entries, dict.fromkeys(entries, mark), mark)
+    if isinstance(value, list | tuple):
+        return Sequence(tuple(node_of(item, mark) for item in value), mark)
+    if value is None or isinstance(value, bool | int | float | str):
+        return Scalar(value, mark)
+    raise TypeError(f"no plan value: {type(value).__name__}")

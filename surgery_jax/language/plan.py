@@ -1,0 +1,126 @@
+"""A plan as words and positions: inputs, steps, output. Knows no transform and no file format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..core.errors import Mark, PlanError, nearest
+from .document import Mapping, Node, Scalar, Sequence, plain
+
+__all__ = ["Input", "Output", "Plan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One entry of `inputs`."""
+
+    alias: str
+    path: str
+    mark: Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The `output` of a plan, as written."""
+
+    path: str
+    format: str | None
+    shard: str | None
+    mark: Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A plan: inputs with their aliases, the steps as YAML, and where the result goes."""
+
+    inputs: tuple[Input, ...]
+    steps: Node | None
+    output: Output | None
+
+    @classmethod
+    def of(cls, root: Mapping, nested: bool = False) -> Plan:
+        """A plan from its YAML. Keys other than `inputs`, `transforms` and `output` are variables and ignored.
+
+        Raises:
+            PlanError: inputs or output of the wrong form.
+        """
+        for key in root.entries:
+            near = nearest(key, ("inputs", "transforms", "output"), 1)
+            if key not in ("inputs", "transforms", "output") and near and near[0] not in root.entries and _close(key, near[0]):
+                raise PlanError(f"unknown key {key!r}", where=root.keys[key], hint=f"did you mean {near[0]}?")
+        return cls(
+            _inputs(root.entries.get("inputs"), nested),
+            root.entries.get("transforms"),
+            _output(root.entries.get("output")),
+        )
+
+
+def _close(word: str, wanted: str) -> bool:
+    """Whether a key is a slip of another: the same letters but one or two."""
+    import difflib
+
+    return difflib.SequenceMatcher(None, word, wanted).ratio() > 0.8
+
+
+def _inputs(node: Node | None, nested: bool) -> tuple[Input, ...]:
+    if node is None or (isinstance(node, Scalar) and node.value is None):
+        return ()
+    if not isinstance(node, Sequence):
+        raise PlanError("inputs is a list", where=node.mark, expected="a list of `path` or `alias::path`", found=f"{plain(node)!r}")
+    entries: list[Input] = []
+    for number, item in enumerate(node.items):
+        if not isinstance(item, Scalar) or not isinstance(item.value, str):
+            raise PlanError("an input is a string", where=item.mark, expected="`path` or `alias::path`", found=f"{plain(item)!r}")
+        alias, separator, path = item.value.partition("::")
+        alias, path = (alias, path) if separator else ("", item.value)
+        if not path:
+            raise PlanError("an input has an empty path", where=item.mark, found=f"{item.value!r}")
+        if not alias:
+            if len(node.items) > 1 and not nested:
+                raise PlanError(
+                    "of several inputs each needs an alias",
+                    where=item.mark,
+                    expected="alias::path",
+                    found=f"{item.value!r}",
+                )
+            alias = "model" if len(node.items) == 1 else f"model_{number}"
+        if any(alias == entry.alias for entry in entries):
+            raise PlanError(f"two inputs have the alias {alias!r}", where=item.mark, hint="give each its own alias")
+        entries.append(Input(alias, path, item.mark))
+    return tuple(entries)
+
+
+def _output(node: Node | None) -> Output | None:
+    if node is None or (isinstance(node, Scalar) and node.value in (None, "")):
+        return None
+    if isinstance(node, Scalar):
+        return Output(_word(node, "output"), None, None, node.mark)
+    if not isinstance(node, Mapping):
+        raise PlanError("output is a path or a mapping", where=node.mark, found=f"{plain(node)!r}")
+    if not node.entries:
+        return None
+    unknown = [key for key in node.entries if key not in ("path", "format", "shard")]
+    if unknown:
+        near = nearest(unknown[0], ("path", "format", "shard"), 1)
+        raise PlanError(
+            f"output has an unknown key {unknown[0]!r}",
+            where=node.keys[unknown[0]],
+            expected="path, format, shard",
+            hint=f"did you mean {near[0]}?" if near else None,
+        )
+    values = {
+        key: _word(value, f"output.{key}")
+        for key, value in node.entries.items()
+        if not (isinstance(value, Scalar) and value.value is None)
+    }
+    if "path" not in values:
+        raise PlanError("output.path is required", where=node.mark)
+    return Output(values["path"], values.get("format"), values.get("shard"), node.mark)
+
+
+def _word(node: Node, what: str) -> str:
+    if isinstance(node, Scalar) and node.text is not None and node.value is not None:
+        return node.text
+    if not isinstance(node, Scalar) or not isinstance(node.value, str):
+        raise PlanError(f"{what} is a string", where=node.mark, found=f"{plain(node)!r}")
+    return node.value

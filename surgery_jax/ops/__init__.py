@@ -1,0 +1,1 @@
+"""Transforms: one file each. `base` says how they are declared, `forms` how their spellings act."""

@@ -1,0 +1,473 @@
+"""How a step of a plan is declared: fields, tensor operations, directives, and the registry of their words.
+
+A transform is one file with one class. A `TensorOp` is a pure function from arrays to arrays plus a shape-and-dtype rule; its
+`spellings` say which plan words build it and how (new tensor, in place, three operands). A `Directive` acts on the
+namespace while the graph is built. Parsing, unknown-key errors, help text, completion and the contract tests all read the
+declarations made here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..core.dtypes import DType, parse_dtype
+from ..core.errors import Mark, PlanError, listing, nearest
+from ..core.specs import Spec
+from ..language import document
+from ..language.document import Node, Scalar
+
+if TYPE_CHECKING:
+    from .forms import Form
+    from .state import State
+
+__all__ = [
+    "Directive",
+    "Field",
+    "TensorOp",
+    "Word",
+    "boolean",
+    "choice",
+    "dtype_name",
+    "epsilon",
+    "find_word",
+    "integer",
+    "integers",
+    "node",
+    "number",
+    "parse_fields",
+    "rank",
+    "reference",
+    "text",
+    "values",
+    "words",
+]
+
+REQUIRED: Any = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One key of a step: what it takes, in words and as a parser from a YAML node."""
+
+    kind: str
+    doc: str
+    parse: Callable[[Node], Any]
+    default: Any = REQUIRED
+    key: str = ""
+    traced: bool = False
+    null_is_absent: bool = False
+
+    @property
+    def required(self) -> bool:
+        return self.default is REQUIRED
+
+
+def _wrong(value: Node, expected: str) -> PlanError:
+    shown = document.plain(value)
+    return PlanError(f"not {expected}", where=value.mark, expected=expected, found=f"{shown!r}")
+
+
+def _parse_number(value: Node) -> float:
+    raw = value.value if isinstance(value, Scalar) else None
+    if raw is None:
+        raise _wrong(value, "a number")
+    try:
+        return float(raw)
+    except ValueError:
+        raise _wrong(value, "a number") from None
+
+
+def _parse_int(value: Node) -> int:
+    if not isinstance(value, Scalar) or not isinstance(value.value, int) or isinstance(value.value, bool):
+        raise _wrong(value, "an integer")
+    return value.value
+
+
+def _parse_ints(value: Node) -> tuple[int, ...]:
+    if not isinstance(value, document.Sequence):
+        raise _wrong(value, "a list of integers")
+    return tuple(_parse_int(item) for item in value.items)
+
+
+def _parse_bool(value: Node) -> bool:
+    if not isinstance(value, Scalar) or not isinstance(value.value, bool):
+        raise _wrong(value, "true or false")
+    return value.value
+
+
+def _parse_text(value: Node) -> str:
+    if not isinstance(value, Scalar):
+        raise _wrong(value, "a string")
+    raw = value.text if value.text is not None and value.value is not None else value.value
+    if not isinstance(raw, str) or not raw:
+        raise _wrong(value, "a string that is not empty")
+    return raw
+
+
+def _parse_dtype(value: Node) -> DType:
+    try:
+        return parse_dtype(_parse_text(value))
+    except PlanError as error:
+        raise error.located(value.mark) from None
+
+
+def _parse_epsilon(value: Node) -> float:
+    raw = value.value if isinstance(value, Scalar) else None
+    if not isinstance(raw, int | float) or isinstance(raw, bool) or raw < 0:
+        raise _wrong(value, "a number that is not negative")
+    return float(raw)
+
+
+def _parse_rank(value: Node) -> int:
+    found = _parse_number(value)
+    if not math.isfinite(found) or found < 1 or found != int(found):
+        raise _wrong(value, "a whole number of at least 1")
+    return int(found)
+
+
+def _parse_values(value: Node) -> Any:
+    """A number, or nested tuples of numbers, all rows of a level equally long."""
+    if isinstance(value, document.Sequence):
+        items = tuple(_parse_values(item) for item in value.items)
+        if len({_nested_shape(item) for item in items}) > 1:
+            raise _wrong(value, "a rectangular list of numbers")
+        return items
+    raw = value.value if isinstance(value, Scalar) else None
+    if not isinstance(raw, int | float):
+        raise _wrong(value, "a number or a nested list of numbers")
+    return raw
+
+
+def _nested_shape(value: Any) -> tuple[int, ...]:
+    shape = []
+    while isinstance(value, tuple):
+        shape.append(len(value))
+        value = value[0] if value else None
+    return tuple(shape)
+
+
+def number(doc: str, default: Any = REQUIRED, *, traced: bool = False) -> Any:
+    """Anything `float()` takes; with `traced` a run-time argument of the compiled function, so a new value costs nothing."""
+    return _field(Field("number", doc, _parse_number, default, traced=traced))
+
+
+def integer(doc: str, default: Any = REQUIRED) -> Any:
+    """A YAML integer."""
+    return _field(Field("integer", doc, _parse_int, default))
+
+
+def integers(doc: str, default: Any = REQUIRED) -> Any:
+    """A list of YAML integers."""
+    return _field(Field("list of integers", doc, _parse_ints, default))
+
+
+def boolean(doc: str, default: Any = REQUIRED) -> Any:
+    """A real boolean."""
+    return _field(Field("boolean", doc, _parse_bool, default))
+
+
+def text(doc: str, default: Any = REQUIRED) -> Any:
+    """A string that is not empty."""
+    return _field(Field("string", doc, _parse_text, default))
+
+
+def dtype_name(doc: str, default: Any = REQUIRED, *, key: str = "") -> Any:
+    """The name of a dtype."""
+    return _field(Field("dtype", doc, _parse_dtype, default, key=key))
+
+
+def epsilon(doc: str) -> Any:
+    """An absolute tolerance; null means none."""
+    return _field(Field("number", doc, _parse_epsilon, None, traced=True, null_is_absent=True))
+
+
+def rank(doc: str) -> Any:
+    """A positive whole number, also as a float or a numeric string."""
+    return _field(Field("whole number", doc, _parse_rank))
+
+
+def values(doc: str, default: Any = REQUIRED) -> Any:
+    """A number or a rectangular nested list of numbers."""
+    return _field(Field("number or nested list", doc, _parse_values, default))
+
+
+def choice(doc: str, options: tuple[str, ...], default: Any = REQUIRED, *, folded: bool = False) -> Any:
+    """One of some words; with `folded` case and surrounding blanks do not matter."""
+
+    def parse(value: Node) -> str:
+        word = _parse_text(value)
+        word = word.strip().lower() if folded else word
+        if word not in options:
+            near = nearest(word, options, 1)
+            raise PlanError(
+                f"unknown value {word!r}",
+                where=value.mark,
+                expected="one of " + ", ".join(options),
+                hint=f"did you mean {near[0]}?" if near else None,
+            )
+        return word
+
+    return _field(Field("one of " + ", ".join(options), doc, parse, default))
+
+
+def node(doc: str, default: Any = REQUIRED, *, kind: str = "any", key: str = "") -> Any:
+    """A YAML node that the directive itself interprets."""
+    return _field(Field(kind, doc, lambda value: value, default, key=key))
+
+
+def reference(doc: str, default: Any = REQUIRED, *, key: str = "", kind: str = "reference") -> Any:
+    """A tensor reference; it becomes a `Reference` when its step is built, since only then its aliases are known."""
+
+    def parse(value: Node) -> Node:
+        if isinstance(value, document.Mapping) or (isinstance(value, Scalar) and not isinstance(value.value, str)):
+            raise _wrong(value, "a reference: a string, or a list of strings")
+        return value
+
+    return _field(Field(kind, doc, parse, default, key=key))
+
+
+def _field(spec: Field) -> Any:
+    if spec.required:
+        return dataclasses.field(metadata={"field": spec})
+    return dataclasses.field(default=spec.default, metadata={"field": spec})
+
+
+@cache
+def fields_of(cls: type) -> dict[str, tuple[str, Field]]:
+    """YAML key to (attribute, field) of everything a class declares, in order."""
+    found = {}
+    for entry in dataclasses.fields(cls):
+        if "field" in entry.metadata:
+            declared: Field = entry.metadata["field"]
+            found[declared.key or entry.name.rstrip("_")] = (entry.name, declared)
+    return found
+
+
+def parse_fields(word: str, payload: Node, declared: Mapping[str, tuple[str, Field]]) -> dict[str, Any]:
+    """The values of a payload by attribute name; defaults are left out.
+
+    Raises:
+        PlanError: not a mapping, unknown or missing keys, or values of the wrong kind; all of them together are one
+            error of several lines.
+    """
+    if isinstance(payload, Scalar) and payload.value is None:
+        payload = document.Mapping({}, {}, payload.mark)
+    if not isinstance(payload, document.Mapping):
+        raise PlanError(
+            f"{word} takes a mapping",
+            where=payload.mark,
+            expected="a mapping with the keys " + ", ".join(declared),
+            found=f"{document.plain(payload)!r}",
+        )
+    unknown = [key for key in payload.entries if key not in declared]
+    if unknown:
+        near = nearest(unknown[0], declared, 1)
+        raise PlanError(
+            f"{word} received unknown keys: {unknown}",
+            where=payload.keys[unknown[0]],
+            expected=("one of " + ", ".join(declared)) if declared else "no keys",
+            hint=f"did you mean {near[0]}?" if near else None,
+        )
+    parsed = {}
+    for key, (attribute, field) in declared.items():
+        value = payload.entries.get(key)
+        if value is None or (field.null_is_absent and isinstance(value, Scalar) and value.value is None):
+            if field.required:
+                raise PlanError(f"{word}.{key} is required", where=payload.mark, expected=f"{field.kind}: {field.doc}")
+            continue
+        try:
+            parsed[attribute] = field.parse(value)
+        except PlanError as error:
+            error.problem = f"{word}.{key}: {error.problem}"
+            raise error.located(value.mark) from None
+    return parsed
+
+
+class TensorOp:
+    """A pure function from arrays to arrays. Subclasses are frozen dataclasses whose fields are static or traced.
+
+    kind:
+        `elementwise`: every output element depends on the input elements of the same position only; all of one shape.
+        `check`: elementwise, the output is a mask that must be true everywhere.
+        `structure`: moves elements and changes no bit of them.
+        `whole`: needs whole tensors.
+        `make`: no inputs; `produce` gives the elements on the host.
+    """
+
+    kind: ClassVar[str] = "elementwise"
+    spellings: ClassVar[tuple[Form, ...]] = ()
+    examples: ClassVar[tuple[str, ...]] = ()
+
+    def infer(self, *specs: Spec) -> tuple[Spec, ...]:
+        """Shapes and dtypes of the results.
+
+        Raises:
+            PlanError: the operation is not defined on these operands.
+        """
+        raise NotImplementedError
+
+    def apply(self, k: Any, *arrays: Any) -> Any:
+        """The results. `k` computes exactly, on a device or in NumPy (`compile.kernels`); traced fields of `self` are
+        scalars of float64 while a device function is traced."""
+        raise NotImplementedError
+
+    def smallest(self, *bounds: Any) -> Any:
+        """How small non-zero results can be, given that of the operands (`compile.magnitude`); None: not to be bounded."""
+        return None
+
+    @classmethod
+    def traced_fields(cls) -> tuple[str, ...]:
+        """Attributes that are run-time arguments of the compiled function."""
+        return tuple(attribute for attribute, field in fields_of(cls).values() if field.traced)
+
+    def numbers(self) -> tuple[float, ...]:
+        """Values of the traced fields that are present."""
+        return tuple(getattr(self, name) for name in self.traced_fields() if getattr(self, name) is not None)
+
+    def with_numbers(self, numbers: Iterator[Any]) -> TensorOp:
+        """This operation with its present traced fields replaced, in order."""
+        present = [name for name in self.traced_fields() if getattr(self, name) is not None]
+        return dataclasses.replace(self, **{name: next(numbers) for name in present}) if present else self  # type: ignore[type-var]
+
+    def static_key(self) -> tuple[Any, ...]:
+        """What of this operation belongs to the compiled structure."""
+        traced = set(self.traced_fields())
+        rest = []
+        for entry in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, entry.name)
+            rest.append((value is None) if entry.name in traced else value)
+        return (type(self).__name__, *rest)
+
+
+class Directive:
+    """A step that acts on the namespace, prints, or adds a root. Subclasses are frozen dataclasses."""
+
+    word: ClassVar[str]
+    examples: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[str] = ""  # attribute that a payload which is no mapping fills
+
+    def build(self, state: State) -> None:
+        """Run on the symbolic state."""
+        raise NotImplementedError
+
+    def contributes(self, state: State) -> str | None:
+        """The alias that this step offers as the plan's output, None if it offers none."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One step word: what it builds."""
+
+    name: str
+    cls: type[TensorOp] | type[Directive]
+    form: Form | None
+    fields: Mapping[str, tuple[str, Field]]
+
+    @property
+    def doc(self) -> str:
+        """First paragraph of the class's docstring."""
+        return " ".join((self.cls.__doc__ or "").split("\n\n")[0].split())
+
+    @property
+    def examples(self) -> tuple[str, ...]:
+        """The examples that use this word."""
+        return tuple(text for text in self.cls.examples if text.split(":")[0].strip() == self.name)
+
+    def parse(self, payload: Node, mark: Mark) -> BoundStep:
+        """A step of this word.
+
+        Raises:
+            PlanError: unknown or missing keys, or values of the wrong kind.
+        """
+        directive = None if self.form else self.cls
+        if directive is not None and getattr(directive, "takes", ""):
+            absent = isinstance(payload, Scalar) and payload.value is None
+            if not absent and (len(self.fields) == 1 or not isinstance(payload, document.Mapping)):
+                key = next(key for key, (attribute, _) in self.fields.items() if attribute == directive.takes)  # type: ignore[union-attr]
+                payload = document.Mapping({key: payload}, {key: payload.mark}, payload.mark)
+        parsed = parse_fields(self.name, payload, self.fields)
+        own = {attribute for attribute, _ in fields_of(self.cls).values()}
+        refs = {key: value for key, value in parsed.items() if key not in own}
+        try:
+            thing = self.cls(**{key: value for key, value in parsed.items() if key in own})
+        except PlanError as error:
+            error.problem = f"{self.name}: {error.problem}"
+            raise error.located(mark) from None
+        return BoundStep(self, thing, refs, mark)
+
+
+@dataclass(frozen=True, slots=True)
+class BoundStep:
+    """A parsed step: the operation or directive and the YAML nodes of its references."""
+
+    word: Word
+    thing: TensorOp | Directive
+    refs: Mapping[str, Node]
+    mark: Mark
+
+    def build(self, state: State) -> None:
+        """Run on the symbolic state."""
+        if self.word.form is not None:
+            self.word.form.build(self, state)
+        else:
+            self.thing.build(state)  # type: ignore[union-attr]
+
+    def contributes(self, state: State) -> str | None:
+        """The alias that this step offers as the plan's output."""
+        if self.word.form is not None:
+            return self.word.form.contributes(self, state)
+        return self.thing.contributes(state)  # type: ignore[union-attr]
+
+
+@cache
+def words() -> Mapping[str, Word]:
+    """Every step word, sorted; found by importing the files of this package once."""
+    package = importlib.import_module(__package__ or "surgery_jax.ops")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    found: dict[str, Word] = {}
+
+    def add(word: Word) -> None:
+        if word.name in found:
+            raise TypeError(f"two transforms are called {word.name}")
+        found[word.name] = word
+
+    for op in _subclasses(TensorOp):
+        for form in op.__dict__.get("spellings", ()):
+            declared = {**form.fields, **form.own_fields(op)}
+            add(Word(form.word, op, form, declared))
+    for directive in _subclasses(Directive):
+        add(Word(directive.word, directive, None, fields_of(directive)))
+    return dict(sorted(found.items()))
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from _subclasses(sub)
+
+
+def find_word(name: str, where: Mark | None = None) -> Word:
+    """The step word of that name.
+
+    Raises:
+        PlanError: there is none.
+    """
+    found = words().get(name)
+    if found is None:
+        near = nearest(name, words())
+        raise PlanError(
+            f"unknown transform {name!r}",
+            where=where,
+            expected="one of the transforms of `surgery-jax ops`",
+            hint=f"did you mean {listing(near)}?" if near else None,
+        )
+    return found

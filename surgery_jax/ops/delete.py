@@ -1,0 +1,28 @@
+"""`delete`: remove tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..language.document import Node
+from .base import Directive, reference
+from .state import State
+
+
+@dataclass(frozen=True)
+class Delete(Directive):
+    """Remove every match."""
+
+    word = "delete"
+    examples = ("delete: { target: '.*\\.rotary_emb\\.inv_freq' }",)
+
+    target: Node = reference("tensors to remove")
+
+    def build(self, state: State) -> None:
+        target = state.reference(self.target, key="target", slices=False)
+        for name in state.select(target):
+            state.drop(target.alias, name)
+            state.tell(f"delete: {name}")
+
+    def contributes(self, state: State) -> str | None:
+        return state.reference(self.target, key="target", slices=False).alias

@@ -1,0 +1,169 @@
+"""The spellings of tensor operations: which reference keys a step has and what they do to the namespace."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import PlanError
+from . import base
+from .base import BoundStep, Field, TensorOp
+
+if TYPE_CHECKING:
+    from .state import State
+
+__all__ = ["Accumulate", "Create", "Form", "InPlace", "New", "Ternary"]
+
+
+def _ref(doc: str, key: str) -> tuple[str, Field]:
+    return key, base.reference(doc).metadata["field"]
+
+
+def _sliced(name: str, ref: Any) -> str:
+    return name if ref.slice is None else f"{name}::{ref.text.rsplit('::', 1)[-1]}"
+
+
+class Form:
+    """One spelling: a plan word, its reference keys, and how its operands and destinations are found."""
+
+    def __init__(self, word: str, *, without: tuple[str, ...] = (), renamed: dict[str, str] | None = None) -> None:
+        self.word = word
+        self.without = without
+        self.renamed = renamed or {}
+        self.fields: dict[str, tuple[str, Field]] = {}
+
+    def own_fields(self, op: type[TensorOp]) -> dict[str, tuple[str, Field]]:
+        """The operation's own keys as this spelling writes them."""
+        declared = base.fields_of(op)
+        return {self.renamed.get(key, key): entry for key, entry in declared.items() if key not in self.without}
+
+    def build(self, step: BoundStep, state: State) -> None:
+        """Find operands, compute, and bind the results."""
+        raise NotImplementedError
+
+    def contributes(self, step: BoundStep, state: State) -> str | None:
+        """The alias written to."""
+        key = "to" if "to" in step.refs else "target"
+        return state.reference(step.refs[key], key=key).alias
+
+
+class New(Form):
+    """`from`, `to`: a new tensor for every match of `from`."""
+
+    def __init__(self, word: str, **options: Any) -> None:
+        super().__init__(word, **options)
+        self.fields = {
+            "from": _ref("tensors to read, may be sliced", "from"),
+            "to": _ref("names of the results, must be new", "to"),
+        }
+
+    def build(self, step: BoundStep, state: State) -> None:
+        """Compute every pair."""
+        assert isinstance(step.thing, TensorOp)
+        source = state.reference(step.refs["from"], key="from")
+        dest = state.reference(step.refs["to"], key="to", slices=False)
+        pairs = state.pairs(source, dest)
+        state.expect_new(dest.alias, [name for _, name in pairs])
+        for name, new in pairs:
+            operand = state.view(state.slot(source.alias, name, reads=1).node, source)
+            state.create(dest.alias, new, *state.apply(step.thing, operand))
+            state.tell(f"{self.word}: {_sliced(name, source)} -> {new}")
+
+
+class InPlace(Form):
+    """`target`: every match gets a new version; with a slice only that part of it changes."""
+
+    def __init__(self, word: str, *, slices: bool = True, **options: Any) -> None:
+        super().__init__(word, **options)
+        self.slices = slices
+        self.fields = {"target": _ref("tensors to change" + (", may be sliced" if slices else ""), "target")}
+
+    def build(self, step: BoundStep, state: State) -> None:
+        """Compute every match."""
+        assert isinstance(step.thing, TensorOp)
+        target = state.reference(step.refs["target"], key="target", slices=self.slices)
+        for name in state.select(target):
+            before = state.slot(target.alias, name, reads=1).node
+            (value,) = state.apply(step.thing, state.view(before, target))
+            if target.slice is not None and value.spec.dtype is not before.spec.dtype:
+                raise PlanError(
+                    f"{self.word}: a slice of {name} cannot change its dtype",
+                    expected=str(before.spec.dtype),
+                    found=str(value.spec.dtype),
+                )
+            state.rebind(target.alias, name, state.store(before, target, value))
+            state.tell(f"{self.word}: {_sliced(name, target)}")
+
+
+class Accumulate(Form):
+    """`from`, `to`: the existing `to` becomes `to` combined with `from`."""
+
+    def __init__(self, word: str, **options: Any) -> None:
+        super().__init__(word, **options)
+        self.fields = {
+            "from": _ref("tensors to read, may be sliced", "from"),
+            "to": _ref("existing tensors that change, may be sliced", "to"),
+        }
+
+    def build(self, step: BoundStep, state: State) -> None:
+        """Compute every pair."""
+        assert isinstance(step.thing, TensorOp)
+        source = state.reference(step.refs["from"], key="from")
+        dest = state.reference(step.refs["to"], key="to")
+        pairs = state.pairs(source, dest)
+        state.expect_present(dest.alias, [name for _, name in pairs])
+        for name, changed in pairs:
+            operand = state.view(state.slot(source.alias, name, reads=1).node, source)
+            before = state.slot(dest.alias, changed, reads=2).node
+            (value,) = state.apply(step.thing, state.view(before, dest), operand)
+            state.rebind(dest.alias, changed, state.store(before, dest, value))
+            state.tell(f"{self.word}: {_sliced(name, source)} -> {_sliced(changed, dest)}")
+
+
+class Ternary(Form):
+    """`from_a`, `from_b`, `to`: two operands; `to` exists and keeps its identity, or is new."""
+
+    def __init__(self, word: str, *, new: bool = False, **options: Any) -> None:
+        super().__init__(word, **options)
+        self.new = new
+        self.fields = {
+            "from_a": _ref("first operands, may be sliced", "from_a"),
+            "from_b": _ref("template of the second operands, may be sliced", "from_b"),
+            "to": _ref("names of the results, " + ("must be new" if new else "must exist, may be sliced"), "to"),
+        }
+
+    def build(self, step: BoundStep, state: State) -> None:
+        """Compute every triple."""
+        assert isinstance(step.thing, TensorOp)
+        first = state.reference(step.refs["from_a"], key="from_a")
+        second = state.reference(step.refs["from_b"], key="from_b")
+        dest = state.reference(step.refs["to"], key="to", slices=not self.new)
+        triples = state.pairs(first, second, dest)
+        (state.expect_new if self.new else state.expect_present)(dest.alias, [names[2] for names in triples])
+        state.expect_present(second.alias, [names[1] for names in triples], kind="from_b")
+        for a, b, name in triples:
+            left = state.view(state.slot(first.alias, a, reads=1).node, first)
+            right = state.view(state.slot(second.alias, b, reads=2).node, second)
+            (value,) = state.apply(step.thing, left, right)
+            if self.new:
+                state.create(dest.alias, name, value)
+            else:
+                before = state.slot(dest.alias, name, reads=2).node
+                state.rebind(dest.alias, name, state.store(before, dest, value))
+            state.tell(f"{self.word}: {_sliced(a, first)}, {_sliced(b, second)} -> {_sliced(name, dest)}")
+
+
+class Create(Form):
+    """`target`: one new tensor of a literal name."""
+
+    def __init__(self, word: str, **options: Any) -> None:
+        super().__init__(word, **options)
+        self.fields = {"target": _ref("literal name of the new tensor", "target")}
+
+    def build(self, step: BoundStep, state: State) -> None:
+        """Make the tensor."""
+        assert isinstance(step.thing, TensorOp)
+        target = state.reference(step.refs["target"], key="target", slices=False, literal=True)
+        assert isinstance(target.expr, str)
+        state.expect_new(target.alias, [target.expr])
+        state.create(target.alias, target.expr, *state.apply(step.thing))
+        state.tell(f"{self.word}: {target.expr}")

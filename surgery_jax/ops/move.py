@@ -1,0 +1,37 @@
+"""`move`: rename."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..language.document import Node
+from .base import Directive, reference
+from .state import State
+
+
+@dataclass(frozen=True)
+class Move(Directive):
+    """Rename tensors, also into another checkpoint; no data is touched.
+
+    A moved tensor goes to the end of its checkpoint's order.
+    """
+
+    word = "move"
+    examples = ("move: { from: 'blk\\.(\\d+)\\.(.+)', to: 'layers.\\1.\\2' }",)
+
+    source: Node = reference("tensors to rename", key="from")
+    to: Node = reference("their new names, must be new")
+
+    def build(self, state: State) -> None:
+        source = state.reference(self.source, key="from", slices=False)
+        dest = state.reference(self.to, key="to", slices=False)
+        pairs = state.pairs(source, dest)
+        state.expect_new(dest.alias, [name for _, name in pairs])
+        for name, new in pairs:
+            node = state.slot(source.alias, name).node
+            state.drop(source.alias, name)
+            state.create(dest.alias, new, node, reads=1)
+            state.tell(f"move: {name} -> {new}")
+
+    def contributes(self, state: State) -> str | None:
+        return state.reference(self.to, key="to", slices=False).alias

@@ -1,0 +1,33 @@
+"""`multiply`: elementwise arithmetic of two tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.specs import Spec
+from .base import TensorOp
+from .forms import Ternary
+from .rules import check_arrays, check_same
+
+
+@dataclass(frozen=True)
+class Multiply(TensorOp):
+    """Multiply elementwise: `to` = a * b, rounded once; integers wrap, booleans are anded.
+
+    a, b: any dtype, equal shapes -> the same shape and dtype. Floats narrower than 32 bits are widened to float32.
+    """
+
+    spellings = (Ternary("multiply"),)
+    examples = ("multiply: { from_a: w, from_b: mask, to: w }",)
+
+    def infer(self, a: Spec, b: Spec) -> tuple[Spec, ...]:
+        check_same(a, b)
+        check_arrays(a)
+        return (a,)
+
+    def apply(self, k: Any, a: Any, b: Any) -> Any:
+        return k.narrow(k.mul(k.widen(a), k.widen(b)), a)
+
+    def smallest(self, a: Any, b: Any) -> Any:
+        return a.times(b)

@@ -1,0 +1,116 @@
+"""`phlora`, `phlora_`: low-rank factors of matrices (PHLoRA, arXiv 2509.10971)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.errors import PlanError
+from ..core.specs import Spec
+from ..language.document import Node
+from .base import Directive, TensorOp, boolean, rank, reference
+from .forms import InPlace
+from .rules import check_floats, check_matrix
+from .state import State
+
+
+def _check(source: Spec) -> None:
+    check_floats(source, complex_too=True)
+    check_matrix(source)
+
+
+@dataclass(frozen=True)
+class Factors(TensorOp):
+    """The factors A and B of the best approximation of a given rank.
+
+    source: float[m, n] -> A: [r, n] = sqrt(S) Vh and B: [m, r] = U sqrt(S) with r = min(rank, m, n), so that B @ A is the
+    best rank-r approximation. Narrow floats are factored in float32.
+    """
+
+    kind = "whole"
+    needs_finite = True
+    outputs = 2
+    rank: int
+
+    def infer(self, source: Spec) -> tuple[Spec, ...]:
+        _check(source)
+        m, n = source.shape
+        r = min(self.rank, m, n)
+        return (Spec((r, n), source.dtype), Spec((m, r), source.dtype))
+
+    def apply(self, k: Any, source: Any) -> Any:
+        u, s, vh = k.svd(k.widen(source))
+        r = min(self.rank, *source.shape)
+        root = k.xp.sqrt(s[:r])
+        return k.narrow(root[:, None] * vh[:r], source), k.narrow(u[:, :r] * root, source)
+
+
+@dataclass(frozen=True)
+class LowRank(TensorOp):
+    """Replace matrices by their best approximation of a given rank.
+
+    source: float[m, n] -> the same shape and dtype.
+    """
+
+    kind = "whole"
+    needs_finite = True
+    spellings = (InPlace("phlora_", slices=False),)
+    examples = ("phlora_: { target: '.+\\.delta', rank: 16 }",)
+
+    rank: int = rank("rank of the approximation; more than min(m, n) means all")
+
+    def infer(self, source: Spec) -> tuple[Spec, ...]:
+        _check(source)
+        return (source,)
+
+    def apply(self, k: Any, source: Any) -> Any:
+        u, s, vh = k.svd(k.widen(source))
+        r = min(self.rank, *source.shape)
+        return k.narrow(k.matmul(u[:, :r] * s[:r], vh[:r]), source)
+
+
+@dataclass(frozen=True)
+class Phlora(Directive):
+    """Factor matrices into B @ A of a given rank, each side carrying the square root of the singular values.
+
+    target: float[m, n] -> target_a: [r, n] and target_b: [m, r], r = min(rank, m, n).
+    """
+
+    word = "phlora"
+    examples = (
+        "phlora: { target: '(.+)\\.weight', target_a: '\\1.lora_a', target_b: '\\1.lora_b', rank: 8, delete_original: false }",
+    )
+
+    target: Node = reference("matrices to factor")
+    target_a: Node = reference("names of the A factors")
+    target_b: Node = reference("names of the B factors")
+    rank: int = rank("rank of the factors; more than min(m, n) means all")
+    delete_original: bool = boolean("remove the matrices afterwards", True)
+    require_missing_dest: bool = boolean("refuse to overwrite existing tensors", True)
+
+    def build(self, state: State) -> None:
+        target = state.reference(self.target, key="target", slices=False)
+        sides = [
+            state.reference(node, key=key, slices=False, default=target.alias)
+            for key, node in (("target_a", self.target_a), ("target_b", self.target_b))
+        ]
+        pairs = [state.pairs(target, side) for side in sides]
+        for (name, a), (_, b) in zip(*pairs, strict=True):
+            if (sides[0].alias, a) == (sides[1].alias, b):
+                raise PlanError("phlora destination collision: A and B of one matrix need different names", found=f"{name} -> {a}")
+        for side, named in zip(sides, pairs, strict=True):
+            if self.require_missing_dest:
+                state.expect_new(side.alias, [dest for _, dest in named])
+        for (name, a), (_, b) in zip(*pairs, strict=True):
+            node = state.slot(target.alias, name, reads=2).node
+            for side, dest, factor in zip(sides, (a, b), state.apply(Factors(self.rank), node), strict=True):
+                if state.has(side.alias, dest):
+                    state.rebind(side.alias, dest, factor)
+                else:
+                    state.create(side.alias, dest, factor)
+            if self.delete_original:
+                state.drop(target.alias, name)
+            state.tell(f"phlora: {name} -> {a}, {b}")
+
+    def contributes(self, state: State) -> str | None:
+        return state.reference(self.target, key="target", slices=False).alias

@@ -1,0 +1,47 @@
+"""`save`: write a checkpoint or one tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..core.errors import PlanError
+from ..language.document import Node
+from .base import Directive, reference, text
+from .state import State
+
+
+@dataclass(frozen=True)
+class SaveStep(Directive):
+    """Write a whole checkpoint, or one tensor, as it is at this place of the plan.
+
+    All files appear together when the whole plan has succeeded.
+    """
+
+    word = "save"
+    takes = "path"
+    examples = ("save: { path: out/mid, alias: model, shard: 2GB }", "save: { path: bias.npy, target: head.bias, format: numpy }")
+
+    path: str = text("file or directory")
+    alias: str | None = text("which checkpoint", None)
+    target: Node | None = reference("literal name of the one tensor to write", None)
+    format: str | None = text("safetensors, torch, dcp; numpy for one tensor", None)
+    shard: str | None = text("largest size of a shard, such as 5GB", None)
+
+    def build(self, state: State) -> None:
+        if self.target is None:
+            state.save(self.path, self.format, self.shard, self._alias(state), None)
+            return
+        if self.shard is not None:
+            raise PlanError("one tensor cannot be sharded", hint="leave out save.shard or save.target")
+        target = state.reference(self.target, key="target", slices=False, literal=True, default=self.alias)
+        if self.alias is not None and target.alias != self.alias:
+            raise PlanError("save.alias and the alias in save.target differ", found=f"{self.alias} and {target.alias}")
+        state.expect_present(target.alias, [str(target.expr)], kind="target")
+        state.save(self.path, self.format, None, target.alias, str(target.expr))
+
+    def _alias(self, state: State) -> str:
+        aliases = state.aliases()
+        alias = self.alias or state.default_alias or (aliases[0] if len(aliases) == 1 else None)
+        if alias is None:
+            raise PlanError("save needs an alias", expected="one of " + ", ".join(aliases))
+        return alias

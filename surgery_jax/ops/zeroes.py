@@ -1,0 +1,32 @@
+"""`zeroes`: a new tensor of zeroes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..core.dtypes import BY_NAME
+from ..core.specs import Spec
+from .base import TensorOp, integers
+from .forms import Create
+from .made import Constant, check_shape
+
+
+@dataclass(frozen=True)
+class Zeroes(TensorOp):
+    """Make a new float32 tensor of zeroes.
+
+    -> float32 of `shape`.
+    """
+
+    kind = "template"
+    spellings = (Create("zeroes"),)
+    examples = ("zeroes: { target: head.bias, shape: [768] }",)
+
+    shape: tuple[int, ...] = integers("positive lengths")
+
+    def __post_init__(self) -> None:
+        check_shape(self.shape)
+
+    def made(self) -> TensorOp:
+        """The operation that makes the numbers."""
+        return Constant(Spec(self.shape, BY_NAME["float32"]), 0.0)

@@ -1,0 +1,155 @@
+"""What every storage format offers: headers on the way in, a byte layout on the way out.
+
+A format is one file of this package with one `Format` subclass. Reading gives a `Checkpoint`: names, shapes, dtypes and
+where the bytes lie. Writing gives a `Layout`: which files, how long, which bytes are fixed, and where each tensor's
+bytes belong; the execute layer moves and computes the bytes in any order, `storage.publish` makes them appear at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+from ..core.errors import StorageError, listing
+from ..core.specs import Spec
+
+if TYPE_CHECKING:
+    import numpy
+
+__all__ = ["Checkpoint", "Entry", "Extent", "Format", "LaidFile", "Layout"]
+
+
+class Extent(NamedTuple):
+    """Where the packed row-major little-endian bytes of a tensor begin in a file."""
+
+    path: str
+    offset: int
+
+
+class Entry(NamedTuple):  # tuples are made four times as fast as frozen dataclasses, and headers have 100 000 of these
+    """One stored tensor. Either `extent` says where its raw bytes lie, or `read` returns the whole array."""
+
+    spec: Spec
+    extent: Extent | None = None
+    read: Callable[[], numpy.ndarray] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """The headers of one checkpoint: nothing of a tensor has been read.
+
+    `entries` is in order of arrival: data order within a file, files in index or name order. `metadata` is the text
+    metadata of the (first) file. `files` are all files that belong to it.
+    """
+
+    path: str
+    format: str
+    entries: Mapping[str, Entry]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LaidFile:
+    """One file to be written: name relative to the output directory (empty: the output itself is this file), its
+    final length in bytes, and the bytes that are known beforehand as (offset, bytes)."""
+
+    name: str
+    size: int
+    fixed: tuple[tuple[int, bytes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A whole output before its first tensor byte: files, and for each tensor (index of file, offset of its bytes).
+
+    `finish(root)` runs when all bytes are in place and before anything is published; `root` is the staged directory, or
+    the staged file of a single-file layout.
+    """
+
+    files: tuple[LaidFile, ...]
+    places: Mapping[str, tuple[int, int]]
+    is_directory: bool
+    finish: Callable[[Path], None] | None = None
+
+
+class Format:
+    """One storage format. Subclasses are found by `storage.formats`; they hold no state."""
+
+    name: ClassVar[str]  # the word of a plan
+    suffixes: ClassVar[tuple[str, ...]] = ()  # of single files, lower case with the dot
+    writes_files: ClassVar[bool] = True  # whether a whole checkpoint may be one file
+    writes_directories: ClassVar[bool] = False
+    writes_tensors: ClassVar[bool] = False  # whether one tensor may be a file of its own
+    takes_shards: ClassVar[bool] = False  # whether a directory may be cut into shards
+    owns_directories: ClassVar[bool] = False  # a directory that has it is this format, whatever else lies there
+
+    def probe_directory(self, path: Path) -> bool:
+        """Whether a directory holds a checkpoint of this format."""
+        return False
+
+    def probe_file(self, path: Path) -> bool:
+        """Whether a file begins like one of this format; asked when its suffix does not tell.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return False
+
+    def stale(self, path: Path) -> list[Path]:
+        """The files of an existing output directory that a new checkpoint of this format replaces."""
+        return []
+
+    def read_header(self, path: Path) -> Checkpoint:
+        """The headers of a file or directory.
+
+        Raises:
+            StorageError: it cannot be read, or what it says of itself is not true.
+        """
+        raise StorageError(f"format {self.name} cannot be read", where=str(path))
+
+    def read_single(self, path: Path) -> tuple[str | None, Entry]:
+        """The only tensor of a file, and its name if it has one.
+
+        Raises:
+            StorageError: it cannot be read, or does not hold exactly one tensor.
+        """
+        entries = self.read_header(path).entries
+        if len(entries) != 1:
+            raise StorageError(
+                "a file of one tensor is needed here",
+                where=str(path),
+                expected="exactly one tensor",
+                found=f"{len(entries)}: {listing(entries)}",
+            )
+        return next(iter(entries.items()))
+
+    def layout(
+        self,
+        path: Path,
+        tensors: Sequence[tuple[str, Spec]],
+        *,
+        is_directory: bool,
+        shard_bytes: int | None,
+        metadata: Mapping[str, str],
+    ) -> Layout:
+        """Where every byte of an output belongs.
+
+        Raises:
+            StorageError: a dtype or a name that the format cannot hold.
+        """
+        raise StorageError(f"format {self.name} cannot be written", where=str(path))
+
+    def single_path(self, path: str) -> str:
+        """The file name under which one tensor is written, if the format insists on a suffix."""
+        return path
+
+    def layout_single(self, path: Path, name: str, spec: Spec, *, metadata: Mapping[str, str]) -> Layout:
+        """Where every byte of a file of one tensor belongs.
+
+        Raises:
+            StorageError: a dtype or a name that the format cannot hold.
+        """
+        return self.layout(path, [(name, spec)], is_directory=False, shard_bytes=None, metadata=metadata)

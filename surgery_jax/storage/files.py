@@ -1,0 +1,156 @@
+"""Reading what others wrote without trusting it: regular files only, strict JSON, errors that name the file."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import mmap
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..core.errors import StorageError, nearest
+
+__all__ = ["File", "check_exists", "check_regular", "parse_json", "paused_gc", "storage_error"]
+
+_HINTS = {
+    errno.ENOSPC: "free some space, or write to another disk",
+    errno.EDQUOT: "your quota is used up: free some space, or write to another disk",
+    errno.EACCES: "check the permissions of the path and of its directories",
+    errno.EPERM: "check the permissions of the path and of its directories",
+    errno.EROFS: "the file system is read-only: choose another place",
+    errno.EMFILE: "raise the limit of open files: ulimit -n",
+    errno.EBUSY: "the path may be a mount point: choose a directory inside of it",
+}
+
+
+def storage_error(error: OSError, path: Path | str, action: str) -> StorageError:
+    """The error of an operating system as one of ours: `action` completes the words "cannot ..."."""
+    reason = error.strerror or str(error)
+    return StorageError(f"cannot {action}: {reason}", where=str(path), hint=_HINTS.get(error.errno or 0))
+
+
+def check_regular(path: Path) -> os.stat_result:
+    """The status of a path that must be a regular file.
+
+    Raises:
+        StorageError: it does not exist, or is something else (opening a pipe would wait for ever).
+    """
+    status = check_exists(path)
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "neither a file nor a directory"
+        raise StorageError("not a regular file", where=str(path), expected="a file", found=kind)
+    return status
+
+
+def check_exists(path: Path) -> os.stat_result:
+    """The status of a path.
+
+    Raises:
+        StorageError: there is none; names the most similar neighbours.
+    """
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        raise StorageError("does not exist", where=str(path), hint=_neighbours(path)) from None
+    except OSError as error:
+        raise storage_error(error, path, "read it") from None
+    except ValueError as error:  # a NUL byte in the name
+        raise StorageError(f"not a path: {error}", where=repr(str(path))) from None
+
+
+def _neighbours(path: Path) -> str | None:
+    parent = path.parent
+    try:
+        names = sorted(entry.name for entry in parent.iterdir())
+    except OSError:
+        return f"the directory {parent} does not exist either" if not parent.exists() else None
+    found = nearest(path.name, names)
+    return f"did you mean {' or '.join(str(parent / name) for name in found)}?" if found else None
+
+
+class File:
+    """A regular file open for reading at positions; every failure is a StorageError."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path`."""
+        check_regular(path)
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise storage_error(error, path, "open it") from None
+        self.size = os.fstat(self._fd).st_size
+
+    def __enter__(self) -> File:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self._fd)
+
+    @contextmanager
+    def mapped(self) -> Iterator[mmap.mmap]:
+        """The whole file as if it were in memory."""
+        try:
+            data = mmap.mmap(self._fd, 0, prot=mmap.PROT_READ)
+        except (OSError, ValueError) as error:  # ValueError: an empty file
+            raise StorageError(f"cannot read it: {error}", where=str(self.path)) from None
+        with data:
+            yield data
+
+    def at(self, offset: int, count: int) -> bytes:
+        """Exactly `count` bytes at `offset`."""
+        parts = []
+        while count:
+            try:
+                part = os.pread(self._fd, min(count, 1 << 30), offset)
+            except OSError as error:
+                raise storage_error(error, self.path, "read it") from None
+            if not part:
+                raise StorageError("the file is too short", where=str(self.path), found=f"{self.size} bytes")
+            parts.append(part)
+            offset, count = offset + len(part), count - len(part)
+        return b"".join(parts)
+
+
+@contextmanager
+def paused_gc() -> Iterator[None]:
+    """No search for cycles while very many small values are made: that would take most of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def parse_json(raw: bytes, path: Path, what: str) -> Any:
+    """The value of a JSON text: UTF-8, no key twice in one object, no NaN, not nested without end.
+
+    Raises:
+        StorageError: it is not that.
+    """
+    try:
+        return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except RecursionError:
+        raise StorageError(f"{what} is nested too deeply", where=str(path)) from None
+    except ValueError as error:
+        raise StorageError(f"{what} is not valid JSON", where=str(path), found=str(error)) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice!r} twice in one object")
+    return table
+
+
+def _no_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not JSON")

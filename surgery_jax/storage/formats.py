@@ -1,0 +1,280 @@
+"""Which format a path is: on the way in by what lies there, on the way out by how a plan spells it.
+
+Formats are found, not listed: every module of this package that defines a `Format` counts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from ..core.errors import PlanError, StorageError, listing, nearest
+from ..core.specs import Spec, parse_size
+from .base import Checkpoint, Entry, Format, Layout
+from .files import check_exists, check_regular, storage_error
+
+__all__ = [
+    "OutputPlan",
+    "formats",
+    "open_checkpoint",
+    "open_single",
+    "resolve_output",
+    "resolve_save",
+    "resolve_save_tensor",
+]
+
+_DEFAULT = "safetensors"  # what is written where nothing else is said
+_FALLBACK = "torch"  # what a single tensor is read as where its suffix says nothing
+
+
+@lru_cache(maxsize=1)
+def formats() -> Mapping[str, Format]:
+    """All formats of this package by name."""
+    package = __name__.rpartition(".")[0]
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")
+    found: dict[str, Format] = {}
+    for kind in sorted(_subclasses(Format), key=lambda kind: kind.__module__):
+        if kind.__module__.startswith(package + "."):
+            if kind.name in found:
+                raise TypeError(f"two formats are named {kind.name!r}")
+            found[kind.name] = kind()
+    return found
+
+
+def _subclasses(kind: type[Format]) -> Iterator[type[Format]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _subclasses(child)
+
+
+def _by_suffix(suffix: str) -> Format | None:
+    return next((format for format in formats().values() if suffix.lower() in format.suffixes), None)
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def open_checkpoint(path: str) -> Checkpoint:
+    """The headers of the checkpoint at a path, whatever its format.
+
+    Raises:
+        StorageError: there is none, it is not clear which, or it cannot be read.
+    """
+    target = Path(path)
+    if stat.S_ISDIR(check_exists(target).st_mode):
+        return _directory_format(target).read_header(target)
+    check_regular(target)
+    return _file_format(target).read_header(target)
+
+
+def _directory_format(path: Path) -> Format:
+    try:
+        names = sorted(entry.name for entry in path.iterdir())
+        found = [format for format in formats().values() if format.probe_directory(path)]
+    except OSError as error:
+        raise storage_error(error, path, "read the directory") from None
+    found = [format for format in found if format.owns_directories] or found
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise StorageError(
+            "the directory holds checkpoints of several formats",
+            where=str(path),
+            expected="files of one format",
+            found=" and ".join(format.name for format in found),
+            hint="give one of the files, or move the others away",
+        )
+    raise StorageError(
+        "the directory holds no checkpoint",
+        where=str(path),
+        expected="files " + " ".join(f"*{suffix}" for format in formats().values() for suffix in format.suffixes),
+        found=listing(names),
+    )
+
+
+def _file_format(path: Path) -> Format:
+    """By suffix; by content where the suffix says nothing, or something that is not so."""
+    named = _by_suffix(path.suffix)
+    try:
+        if named is not None and named.probe_file(path):
+            return named
+        probed = next((format for format in formats().values() if format.probe_file(path)), None)
+    except OSError as error:
+        raise storage_error(error, path, "read it") from None
+    if named is not None:
+        if probed is not None:
+            raise StorageError(
+                f"the file is named like {named.name}, but holds {probed.name}",
+                where=str(path),
+                hint=f"rename it to {path.with_suffix(probed.suffixes[0]).name}",
+            )
+        return named  # its reader says best what is wrong
+    if probed is None:
+        raise StorageError(
+            "not a checkpoint",
+            where=str(path),
+            expected="a file " + ", ".join(f"*{suffix}" for format in formats().values() for suffix in format.suffixes),
+            found=f"suffix {path.suffix!r} and unknown content",
+        )
+    return probed
+
+
+def open_single(path: str, format: str) -> tuple[str | None, Entry]:
+    """The one tensor of a file, and its name if it has one; `format` is a word of the step `load`.
+
+    Raises:
+        PlanError: no such format.
+        StorageError: the file does not hold exactly one tensor, or cannot be read.
+    """
+    target = Path(path)
+    words = {name: known for name, known in formats().items() if known.suffixes}
+    if format == "auto":
+        check_regular(target)
+        chosen = _by_suffix(target.suffix) or words[_FALLBACK]
+    else:
+        chosen = _known(format, words, "auto")
+        check_regular(target)
+    return chosen.read_single(target)
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+@dataclass(frozen=True, slots=True)
+class OutputPlan:
+    """Where and how a checkpoint, or with `single` one tensor, will be written."""
+
+    path: str
+    format: Format
+    is_directory: bool = False
+    shard_bytes: int | None = None
+    single: bool = False
+
+    def layout(self, tensors: Sequence[tuple[str, Spec]], metadata: Mapping[str, str]) -> Layout:
+        """Where every byte belongs.
+
+        Raises:
+            StorageError: the format cannot hold these tensors.
+        """
+        if self.single:
+            ((name, spec),) = tensors
+            return self.format.layout_single(Path(self.path), name, spec, metadata=metadata)
+        return self.format.layout(
+            Path(self.path),
+            tensors,
+            is_directory=self.is_directory,
+            shard_bytes=self.shard_bytes,
+            metadata=metadata,
+        )
+
+
+def resolve_output(path: str, format: str | None, shard: str | None, default_shard: str) -> OutputPlan:
+    """What the `output` of a plan means: the suffix decides what the plan leaves open.
+
+    Raises:
+        PlanError: words or a suffix that do not go together.
+    """
+    words = {name: known for name, known in formats().items() if known.writes_files or known.writes_directories}
+    suffix = _suffix(path)
+    named = _by_suffix(suffix)
+    if format is None:
+        chosen = named if named is not None and named.writes_files else words[_DEFAULT]
+    else:
+        chosen = _known(format, words)
+    if chosen.writes_files and named is chosen and not (Path(path).is_dir() and format is not None):
+        _check_no_shard(shard, f"the file {path}")
+        return OutputPlan(path, chosen)
+    if not chosen.writes_directories:
+        raise PlanError(
+            f"the format {chosen.name} is written to files",
+            expected=f"a path ending in {' or '.join(chosen.suffixes)}",
+            found=repr(path),
+        )
+    if not _may_be_directory(path, suffix):
+        raise _bad_suffix(path, suffix, chosen if format is not None else None)
+    if not chosen.takes_shards:
+        _check_no_shard(shard, f"the format {chosen.name}")
+        return OutputPlan(path, chosen, True)
+    return OutputPlan(path, chosen, True, parse_size(default_shard if shard is None else shard))
+
+
+def resolve_save(path: str, format: str | None, shard: str | None) -> OutputPlan:
+    """What the step `save` of a whole alias means: here the suffix decides nothing.
+
+    Raises:
+        PlanError: words that do not go together.
+    """
+    words = {name: known for name, known in formats().items() if known.writes_files or known.writes_directories}
+    chosen = words[_DEFAULT] if format is None else _known(format, words)
+    limit = None if shard is None else parse_size(shard)
+    if not chosen.takes_shards:
+        _check_no_shard(shard, f"the format {chosen.name}")
+    if chosen.writes_files and limit is None:
+        return OutputPlan(path, chosen)
+    if not _may_be_directory(path, _suffix(path)):
+        raise PlanError(
+            f"{'shards are' if limit else f'the format {chosen.name} is'} written to a directory",
+            expected="an existing directory, or a path without a suffix",
+            found=repr(path),
+        )
+    return OutputPlan(path, chosen, True, limit)
+
+
+def resolve_save_tensor(path: str, format: str | None) -> OutputPlan:
+    """What the step `save` of one tensor means.
+
+    Raises:
+        PlanError: no such format.
+    """
+    words = {name: known for name, known in formats().items() if known.writes_tensors}
+    chosen = words[_DEFAULT] if format is None else _known(format, words)
+    return OutputPlan(chosen.single_path(path), chosen, single=True)
+
+
+def _known(word: str, words: Mapping[str, Format], *more: str) -> Format:
+    if word not in words:
+        near = nearest(word.lower(), words)
+        raise PlanError(
+            f"unknown format {word!r}",
+            expected="one of " + ", ".join([*more, *words]),
+            hint=f"did you mean {near[0]}?" if near else None,
+        )
+    return words[word]
+
+
+def _check_no_shard(shard: str | None, what: str) -> None:
+    if shard is not None and parse_size(shard) is not None:
+        raise PlanError(
+            f"{what} cannot be cut into shards",
+            expected="no 'shard', or 'shard: none'",
+            found=f"shard: {shard}",
+            hint="give a directory and the format safetensors",
+        )
+
+
+def _suffix(path: str) -> str:
+    suffix = Path(path).suffix
+    return "" if suffix == "." else suffix
+
+
+def _may_be_directory(path: str, suffix: str) -> bool:
+    """`runs/v1.5` is a directory, `out.txt` is a mistake."""
+    versioned = any(character.isdigit() for character in suffix)
+    return not suffix or Path(path).is_dir() or (_by_suffix(suffix) is None and (path.endswith("/") or versioned))
+
+
+def _bad_suffix(path: str, suffix: str, chosen: Format | None) -> PlanError:
+    wanted = [known for known in formats().values() if known.writes_files and chosen in (None, known)]
+    files = " ".join(end for known in wanted for end in known.suffixes)
+    return PlanError(
+        f"the suffix {suffix!r} does not say what to write",
+        expected=f"{files + ', or ' if files else ''}a directory: no suffix, or one that exists",
+        found=repr(path),
+        hint=f"for a directory of that name, write {path}/" if _by_suffix(suffix) is None else None,
+    )

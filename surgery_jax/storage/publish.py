@@ -1,0 +1,370 @@
+"""Making a whole output appear at once, or not at all.
+
+An output is built in a hidden directory beside its final place, then renamed. Renames are remembered, so that a commit
+that fails half way, or whose neighbour fails, can be taken back.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from ..core.errors import StorageError, listing
+from ..core.specs import format_bytes
+from .base import Layout
+from .files import storage_error
+from .formats import OutputPlan, formats
+
+__all__ = ["Staging", "check_space", "check_target", "commit_all", "storage_error"]
+
+
+# ----------------------------------------------------------------------------------------------------------- checks
+
+
+def check_target(plan: OutputPlan, overwrite: bool) -> None:
+    """Whether an output may and can be written to its place, before any work is done.
+
+    Raises:
+        StorageError: something is in the way, or the place cannot be written.
+    """
+    final = _final(plan)
+    try:
+        mode = final.stat().st_mode if final.exists() else None
+        if mode is not None and stat.S_ISDIR(mode):
+            _check_directory(plan, final, overwrite)
+        elif mode is not None:
+            _check_file(plan, final, stat.S_ISREG(mode), overwrite)
+        above = next(parent for parent in final.parents if parent.exists())
+        if not above.is_dir():
+            raise StorageError("a file is where a directory is needed", where=plan.path, found=f"the file {above}")
+        place = above if os.access(above, os.W_OK | os.X_OK) or not final.is_dir() else final
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise StorageError("the directory cannot be written", where=plan.path, found=f"no permission for {place}")
+    except OSError as error:
+        raise storage_error(error, plan.path, "write there") from None
+
+
+def _check_directory(plan: OutputPlan, final: Path, overwrite: bool) -> None:
+    if not plan.is_directory:
+        raise StorageError(
+            "a directory is where the file would be",
+            where=plan.path,
+            hint="give the name of a file in it, or a 'shard' size to write a directory",
+        )
+    for format in formats().values():
+        # Beside the new checkpoint, these would be read instead of it or make it unclear. They are not ours to delete.
+        if format is not plan.format and format.probe_directory(final):
+            raise StorageError(
+                f"the directory holds a {format.name} checkpoint",
+                where=plan.path,
+                found=listing(str(path.relative_to(final)) for path in format.stale(final)),
+                hint="choose another directory, or remove these files",
+            )
+    stale = plan.format.stale(final)
+    if stale and not overwrite:
+        raise StorageError(
+            "the directory holds a checkpoint already",
+            where=plan.path,
+            found=listing(str(path.relative_to(final)) for path in stale),
+            hint="add --overwrite to replace it; other files in the directory stay",
+        )
+
+
+def _check_file(plan: OutputPlan, final: Path, is_regular: bool, overwrite: bool) -> None:
+    if plan.is_directory:
+        raise StorageError("a file is where the directory would be", where=plan.path)
+    if not is_regular:
+        raise StorageError("this is neither a file nor a directory", where=plan.path, expected="a file to write")
+    if not overwrite:
+        raise StorageError("the file exists already", where=plan.path, hint="add --overwrite to replace it")
+
+
+def check_space(outputs: Iterable[tuple[OutputPlan, Layout]]) -> None:
+    """Whether the disks have room for all outputs beside what is there now.
+
+    Raises:
+        StorageError: a disk has not.
+    """
+    need: dict[int, int] = {}
+    place: dict[int, tuple[str, Path]] = {}
+    for plan, layout in outputs:
+        final = _final(plan)
+        above = next(parent for parent in final.parents if parent.is_dir())
+        disk = above.stat().st_dev
+        need[disk] = need.get(disk, 0) + sum(file.size for file in layout.files)
+        place[disk] = plan.path, above
+    for disk, count in need.items():
+        path, above = place[disk]
+        status = os.statvfs(above)
+        free = status.f_bavail * status.f_frsize
+        if count > free:
+            raise StorageError(
+                "not enough room on the disk",
+                where=path,
+                expected=f"needs {format_bytes(count)}",
+                found=f"has {format_bytes(free)}",
+                hint="free some space, or write to another disk",
+            )
+
+
+def _final(plan: OutputPlan) -> Path:
+    """The real place: links are followed, so that the link stays and the renames stay on one disk."""
+    try:
+        return Path(os.path.realpath(plan.path))
+    except ValueError as error:  # a NUL byte in the name
+        raise StorageError(f"not a path: {error}", where=repr(plan.path)) from None
+
+
+# ---------------------------------------------------------------------------------------------------------- staging
+
+
+class Staging:
+    """One output while it is being written. Others write to `fd(index)`; then `commit`, and `abort` in any case."""
+
+    def __init__(self, plan: OutputPlan, layout: Layout) -> None:
+        """Make the hidden directory and all files in their full length.
+
+        Raises:
+            StorageError: the operating system refuses; nothing is left behind.
+        """
+        self.plan = plan
+        self.layout = layout
+        self._final = _final(plan)
+        self._descriptors: list[int] = []
+        self._parents: list[Path] = []
+        self._renames = _Renames()
+        self._stage: Path | None = None
+        self._finished = False
+        try:
+            # The place itself may not be renamed if it is a mount point, the user's working directory, or in
+            # a directory that we may not write: then its files are exchanged one by one.
+            self._in_place = self._final.is_dir() and (
+                self._final.is_mount() or self._final == Path.cwd() or not os.access(self._final.parent, os.W_OK)
+            )
+            self._make()
+        except OSError as error:
+            self.abort()
+            raise storage_error(error, plan.path, "write there") from None
+        except BaseException:
+            self.abort()
+            raise
+
+    def _make(self) -> None:
+        above = self._final if self._in_place else self._final.parent
+        missing = [parent for parent in (above, *above.parents) if not parent.exists()]
+        for parent in reversed(missing):
+            parent.mkdir()
+            self._parents.append(parent)
+        prefix = f".{self._final.name[:40]}.surgery-"  # file names have at most 255 bytes
+        self._stage = Path(tempfile.mkdtemp(prefix=prefix, dir=above))
+        self._built = self._stage / "new"
+        if self.layout.is_directory:
+            self._built.mkdir()
+            if self._final.is_dir():
+                self._built.chmod(stat.S_IMODE(self._final.stat().st_mode))
+        _allow_open_files(len(self.layout.files))
+        for file in self.layout.files:
+            path = self._built / file.name if file.name else self._built
+            # The mode 0666 is narrowed by the umask, as for any program; the hidden directory itself is private.
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            descriptor = os.open(path, flags, 0o666)
+            self._descriptors.append(descriptor)
+            os.ftruncate(descriptor, file.size)
+            for offset, data in file.fixed:
+                _write_at(descriptor, data, offset)
+
+    def fd(self, index: int) -> int:
+        """The open file of `layout.files[index]`, for reading and writing at positions."""
+        return self._descriptors[index]
+
+    def finish(self, sync: bool = False) -> None:
+        """All bytes are in place: let the format complete its files, and bring them to the disk if `sync`.
+
+        Raises:
+            StorageError: that failed.
+        """
+        if not self._finished:
+            try:
+                if self.layout.finish is not None:
+                    self.layout.finish(self._built)
+                while self._descriptors:
+                    os.close(self._descriptors.pop())
+            except OSError as error:
+                raise storage_error(error, self.plan.path, "complete it") from None
+            self._finished = True
+        if sync:
+            try:
+                for path in [*self._built.rglob("*"), self._built]:
+                    _sync(path)
+            except OSError as error:
+                raise storage_error(error, self.plan.path, "bring it to the disk") from None
+
+    def commit(self, sync: bool = True) -> None:
+        """Publish the output under its name.
+
+        Raises:
+            StorageError: that failed; the place is as it was before.
+        """
+        commit_all([self], sync)
+
+    def _publish(self, sync: bool) -> None:
+        assert self._stage is not None
+        try:
+            if not self._final.is_dir():
+                self._renames.replace(self._built, self._final, self._stage / "old")
+            elif self._in_place:
+                self._exchange_files()
+            else:
+                self._exchange_directory()
+            if sync:
+                _sync(self._final.parent)
+                if self._final.is_dir():
+                    _sync(self._final)
+                for parent in self._parents:
+                    _sync(parent.parent)
+        except OSError as error:
+            raise storage_error(error, self.plan.path, "publish it") from None
+
+    def _exchange_directory(self) -> None:
+        """The old directory goes away as a whole; what is not of the old checkpoint moves into the new one."""
+        assert self._stage is not None
+        stale = self.plan.format.stale(self._final)
+        old = self._stage / "old"
+        self._renames.move(self._final, old)
+        self._put_away(old / path.relative_to(self._final) for path in stale)
+        for entry in sorted(old.iterdir()):
+            self._renames.move(entry, self._built / entry.name)
+        self._renames.move(self._built, self._final)
+
+    def _exchange_files(self) -> None:
+        """The directory stays, its files change one by one; a reader may see a mixture for a moment."""
+        self._put_away(self.plan.format.stale(self._final))
+        for entry in sorted(self._built.iterdir()):
+            self._renames.move(entry, self._final / entry.name)
+
+    def _put_away(self, paths: Iterable[Path]) -> None:
+        assert self._stage is not None
+        (self._stage / "stale").mkdir()
+        for number, path in enumerate(paths):
+            self._renames.move(path, self._stage / "stale" / str(number))
+
+    def _clean(self) -> None:
+        """After success: nothing of the old can be wanted back."""
+        self._renames.forget()
+        self._parents.clear()
+        if self._stage is not None:
+            shutil.rmtree(self._stage, ignore_errors=True)
+            self._stage = None
+
+    def abort(self) -> None:
+        """Take everything back that is not committed; does nothing the second time.
+
+        Of several outputs abort the last one first: an earlier one may have made the directory of a later one.
+
+        Raises:
+            StorageError: what was there before could not be put back; says where it is.
+        """
+        while self._descriptors:
+            with suppress(OSError):
+                os.close(self._descriptors.pop())
+        stage, self._stage = self._stage, None
+        try:
+            self._renames.undo()
+        except OSError as error:
+            problem = storage_error(error, self.plan.path, "put back what was there before")
+            problem.hint = f"it is kept in {stage}"
+            raise problem from None
+        if stage is not None:
+            shutil.rmtree(stage, ignore_errors=True)
+        while self._parents:
+            with suppress(OSError):  # somebody else may have put something there
+                self._parents.pop().rmdir()
+
+
+def commit_all(stagings: Sequence[Staging], sync: bool = True) -> None:
+    """Publish several outputs: all are complete before the first appears; if one fails, all are taken back.
+
+    Raises:
+        StorageError: an output could not be completed or published.
+    """
+    try:
+        for staging in stagings:
+            staging.finish(sync)
+        for staging in stagings:
+            staging._publish(sync)
+    except BaseException:
+        for staging in reversed(stagings):
+            staging.abort()
+        raise
+    for staging in stagings:
+        staging._clean()
+
+
+# ---------------------------------------------------------------------------------------------------------- details
+
+
+class _Renames:
+    """Renames that can be taken back."""
+
+    def __init__(self) -> None:
+        self._done: list[tuple[Path, Path]] = []
+
+    def move(self, source: Path, target: Path) -> None:
+        """Rename; refuses to replace, because that could not be taken back."""
+        if target.exists() or target.is_symlink():
+            raise FileExistsError(17, f"{target.name} is in the way", str(target))
+        self._done.append((source, target))  # before it is done: an interrupt in between must not lose it
+        source.rename(target)
+
+    def replace(self, source: Path, target: Path, backup: Path) -> None:
+        """Rename over a file in one step, so that at every moment there is one; the old file stays as `backup`."""
+        if not target.exists():
+            self.move(source, target)
+            return
+        self._done.append((target, backup))
+        try:
+            backup.hardlink_to(target)
+        except OSError:  # a file system without hard links
+            target.rename(backup)
+        source.replace(target)
+
+    def undo(self) -> None:
+        while self._done:
+            source, target = self._done[-1]
+            if target.exists() or target.is_symlink():
+                target.replace(source)
+            self._done.pop()
+
+    def forget(self) -> None:
+        self._done.clear()
+
+
+def _write_at(descriptor: int, data: bytes, offset: int) -> None:
+    rest = memoryview(data)
+    while rest:
+        count = os.pwrite(descriptor, rest, offset)
+        rest, offset = rest[count:], offset + count
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _allow_open_files(count: int) -> None:
+    """A thousand shards are a thousand open files: raise our own limit as far as that needs and the system allows."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    want = min(count + 512, hard) if hard != resource.RLIM_INFINITY else count + 512
+    if soft != resource.RLIM_INFINITY and soft < want:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (want, hard))

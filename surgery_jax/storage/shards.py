@@ -1,0 +1,146 @@
+"""Checkpoints of several files: the index on the way in and out, merging, and where to cut."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from ..core.errors import StorageError, listing, nearest
+from ..core.specs import Spec
+from .base import Checkpoint, Entry
+from .files import File, parse_json
+
+__all__ = ["check_inside", "cut", "index_bytes", "read_index", "read_parts"]
+
+_MAX_INDEX = 1 << 28  # bytes; an index of a million names has a tenth of that
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """What an index says: the file of each tensor, checked to be the path of an existing file beside it.
+
+    Raises:
+        StorageError: it cannot be read, or a value is not such a path.
+    """
+    with File(path) as file:
+        if file.size > _MAX_INDEX:
+            raise StorageError(
+                "the index is too long", where=str(path), expected=f"at most {_MAX_INDEX} bytes", found=str(file.size)
+            )
+        table = parse_json(file.at(0, file.size), path, "the index")
+    names = table.get("weight_map") if isinstance(table, dict) else None
+    if not isinstance(names, dict) or not names:
+        raise StorageError("the index names no tensors", where=str(path), expected="an object 'weight_map'")
+    checked: set[str] = set()
+    for name, value in names.items():
+        if not isinstance(value, str):
+            raise StorageError(f"the file of {name!r} is not a text", where=str(path), found=repr(value)[:80])
+        if value not in checked:
+            check_inside(path, name, value)
+            checked.add(value)
+    return names
+
+
+def check_inside(index: Path, name: str, value: str) -> None:
+    """An index is a text from elsewhere: it must not make us read other places of the disk.
+
+    Raises:
+        StorageError: `value` is not the relative path of an existing file in the directory of `index`.
+    """
+    relative = PurePosixPath(value)
+    if not value or "\0" in value or relative.is_absolute() or ".." in relative.parts or value != value.strip():
+        raise StorageError(
+            f"the file of {name!r} is not a path inside of the directory",
+            where=str(index),
+            expected="a relative path without '..'",
+            found=repr(value),
+        )
+    directory, target = index.parent.resolve(), (index.parent / relative).resolve()
+    allowed = [directory]
+    if directory.parent.name == "snapshots":  # the Hugging Face cache: snapshots/<commit>/<name> -> ../../blobs/<hash>
+        allowed.append(directory.parent.parent / "blobs")
+    if not any(target.is_relative_to(place) for place in allowed):
+        raise StorageError(
+            f"the file of {name!r} is a link that leaves the directory",
+            where=str(index),
+            expected=f"a file in {directory}",
+            found=str(target),
+        )
+    if not target.exists():
+        raise StorageError(
+            f"the file of {name!r} does not exist",
+            where=str(index),
+            found=f"no {value} in {index.parent}",
+            hint="the checkpoint is incomplete: fetch the missing file",
+        )
+
+
+def read_parts(
+    path: Path, files: Iterable[Path], read: Callable[[Path], Checkpoint], index: Mapping[str, str] | None, format: str
+) -> Checkpoint:
+    """One checkpoint of several files; with an index, what it says must be true.
+
+    Raises:
+        StorageError: a file cannot be read, two files hold one name, the index is wrong, or there is no tensor.
+    """
+    entries: dict[str, Entry] = {}
+    holder: dict[str, Path] = {}
+    metadata: Mapping[str, str] = {}
+    parts = list(files)
+    for number, part in enumerate(parts):
+        header = read(part)
+        if number == 0:
+            metadata = header.metadata
+        if twice := holder.keys() & header.entries.keys():
+            name = min(twice)
+            raise StorageError(
+                f"the tensor {name!r} is in two files",
+                where=str(path),
+                found=f"{holder[name].name} and {part.name}",
+                hint="remove the one that does not belong to the checkpoint",
+            )
+        entries.update(header.entries)
+        holder.update(dict.fromkeys(header.entries, part))
+    if index is not None:
+        _check_index(path, index, holder)
+    if not entries:
+        raise StorageError("the checkpoint holds no tensors", where=str(path), found=listing(p.name for p in parts))
+    return Checkpoint(str(path), format, entries, metadata, tuple(map(str, parts)))
+
+
+def _check_index(path: Path, index: Mapping[str, str], holder: Mapping[str, Path]) -> None:
+    for name, value in index.items():
+        if name not in holder:
+            near = nearest(name, holder)
+            raise StorageError(
+                f"the index names {name!r}, which is in none of its files",
+                where=str(path),
+                expected=f"the tensor in {value}",
+                found=f"the most similar names: {listing(near)}",
+            )
+        if holder[name] != path / value:
+            raise StorageError(
+                f"the index is wrong about {name!r}",
+                where=str(path),
+                expected=f"the tensor in {value}",
+                found=f"it is in {holder[name].relative_to(path)}",
+            )
+
+
+def cut(tensors: Sequence[tuple[str, Spec]], limit: int) -> list[list[tuple[str, Spec]]]:
+    """Tensors in order, a new shard whenever the next one would not fit; a larger one is a shard of its own."""
+    shards: list[list[tuple[str, Spec]]] = [[]]
+    used = 0
+    for name, spec in tensors:
+        if shards[-1] and used + spec.nbytes > limit:
+            shards.append([])
+            used = 0
+        shards[-1].append((name, spec))
+        used += spec.nbytes
+    return shards
+
+
+def index_bytes(files: Mapping[str, str], total_size: int) -> bytes:
+    """The text of an index."""
+    table = {"metadata": {"total_size": total_size}, "weight_map": dict(files)}
+    return (json.dumps(table, indent=2, ensure_ascii=False) + "\n").encode()

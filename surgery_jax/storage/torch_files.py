@@ -1,0 +1,200 @@
+"""The torch format: what `torch.save` writes, read and written without PyTorch and without executing anything.
+
+Written are zip archives that `torch.load` reads with `weights_only=True` and `mmap=True`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import StorageError
+from ..core.specs import Spec
+from .base import Checkpoint, Entry, Format, LaidFile, Layout
+from .pickles import Writer
+from .shards import read_index, read_parts
+from .torch_tensors import STORAGES, UNTYPED, Tensor, describe, entry_of, read_file
+from .zips import LaidZip, complete_checksums, lay_zip
+
+__all__ = ["TorchFormat", "lay_torch"]
+
+INDEX = "pytorch_model.bin.index.json"
+_NOT_WEIGHTS = re.compile(
+    r"training_args\.bin|(optimizer|scheduler)\.(pt|bin)|rng_state.*\.pth|scaler\.pt"
+)  # what trainers leave beside
+
+
+class TorchFormat(Format):
+    """Files `*.pt`, `*.pth`, `*.bin`, and directories of them."""
+
+    name = "torch"
+    suffixes = (".pt", ".pth", ".bin")
+    writes_tensors = True
+
+    def probe_directory(self, path: Path) -> bool:
+        """Whether there is an index or any file of weights."""
+        return (path / INDEX).is_file() or any(_files(path))
+
+    def probe_file(self, path: Path) -> bool:
+        """Whether it begins like a zip archive or a binary pickle."""
+        with path.open("rb") as stream:
+            head = stream.read(2)
+        return head == b"PK" or (len(head) == 2 and head[0] == 0x80 and head[1] <= 5)
+
+    def stale(self, path: Path) -> list[Path]:
+        """The files of weights in a directory."""
+        return [*_files(path), *([path / INDEX] if (path / INDEX).is_file() else [])]
+
+    def read_header(self, path: Path) -> Checkpoint:
+        """The tensors of a file or directory."""
+        if not path.is_dir():
+            return read_parts(path, [path], _read_file, None, self.name)
+        index = read_index(path / INDEX) if (path / INDEX).is_file() else None
+        files = _files(path) if index is None else [path / name for name in sorted(set(index.values()))]
+        return read_parts(path, files, _read_file, index, self.name)
+
+    def read_single(self, path: Path) -> tuple[str | None, Entry]:
+        """A bare tensor, or the only tensor of a dictionary."""
+        value = _inner(read_file(path))
+        if isinstance(value, Tensor):
+            return None, entry_of(value, "the tensor")
+        tensors = {k: v for k, v in value.items() if isinstance(v, Tensor)} if isinstance(value, dict) else {}
+        if len(tensors) != 1:
+            found = f"{len(tensors)} tensors" if isinstance(value, dict) else describe(value)
+            raise StorageError(
+                "a file of one tensor is needed here", where=str(path), expected="exactly one tensor", found=found
+            )
+        ((name, tensor),) = tensors.items()
+        return str(name), entry_of(tensor, repr(name))
+
+    def layout(
+        self,
+        path: Path,
+        tensors: Sequence[tuple[str, Spec]],
+        *,
+        is_directory: bool,
+        shard_bytes: int | None,
+        metadata: Mapping[str, str],
+    ) -> Layout:
+        """One file with a dictionary from names to tensors; torch files have no place for metadata."""
+        return _one_file(lay_torch(path, tensors), [name for name, _ in tensors])
+
+    def layout_single(self, path: Path, name: str, spec: Spec, *, metadata: Mapping[str, str]) -> Layout:
+        """One file with a bare tensor."""
+        return _one_file(lay_torch(path, [(name, spec)], bare=True), [name])
+
+
+def _files(path: Path) -> list[Path]:
+    found = [entry for suffix in TorchFormat.suffixes for entry in sorted(path.glob("*" + suffix))]
+    return [entry for entry in found if entry.is_file() and not _NOT_WEIGHTS.fullmatch(entry.name)]
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def _inner(value: Any) -> Any:
+    """Training frameworks put the state dict under a key of its own, beside other things."""
+    inner = value.get("state_dict") if isinstance(value, dict) else None
+    return inner if isinstance(inner, dict) else value
+
+
+def _read_file(path: Path) -> Checkpoint:
+    table = _inner(read_file(path))
+    if not isinstance(table, dict):
+        raise StorageError(
+            "the torch file holds no table of tensors",
+            where=str(path),
+            expected="a dictionary from names to tensors",
+            found=describe(table),
+        )
+    entries: dict[str, Entry] = {}
+    for name, value in table.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise StorageError(
+                f"the value of {name!r} is no tensor" if isinstance(name, str) else "a name is no text",
+                where=str(path),
+                expected="a dictionary from names to tensors, or one under the key 'state_dict'",
+                found=describe(value if isinstance(name, str) else name),
+            )
+        entries[name] = entry_of(value, repr(name))
+    return Checkpoint(str(path), TorchFormat.name, entries, {}, (str(path),))
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+def lay_torch(path: Path, tensors: Sequence[tuple[str, Spec]], *, bare: bool = False, start: int = 0) -> LaidZip:
+    """The archive of a dictionary of tensors, or with `bare` of one tensor; its storages are in the order given.
+
+    Raises:
+        StorageError: a dtype that torch does not have.
+    """
+    members: list[tuple[str, bytes | int]] = [
+        ("archive/data.pkl", _pickle(path, tensors, bare)),
+        ("archive/.format_version", b"1"),
+        ("archive/.storage_alignment", b"64"),
+        ("archive/byteorder", b"little"),
+    ]
+    members += [(f"archive/data/{number}", spec.nbytes) for number, (_, spec) in enumerate(tensors)]
+    members.append(("archive/version", b"3\n"))
+    return lay_zip(members, start)
+
+
+def _one_file(laid: LaidZip, names: Sequence[str]) -> Layout:
+    places = {name: (0, begin) for name, begin in zip(names, laid.begins, strict=True)}
+    file = LaidFile("", laid.size, laid.fixed)
+    return Layout((file,), places, False, lambda root: complete_checksums(root, laid.checksums))
+
+
+def _pickle(path: Path, tensors: Sequence[tuple[str, Spec]], bare: bool) -> bytes:
+    writer = Writer()
+    if not bare:
+        writer.raw(b"}(")
+    for number, (name, spec) in enumerate(tensors):
+        if not bare:
+            writer.text(name)
+        _write_tensor(writer, path, number, name, spec)
+    if not bare:
+        writer.raw(b"u")
+    return writer.bytes()
+
+
+def _write_tensor(writer: Writer, path: Path, number: int, name: str, spec: Spec) -> None:
+    """The call that torch itself would pickle for a row-major tensor with a storage of its own."""
+    dtype = spec.dtype.name
+    typed = STORAGES.get(dtype)
+    if typed is None and dtype not in UNTYPED:
+        raise StorageError(
+            f"torch files cannot hold {dtype}",
+            where=str(path),
+            expected="one of " + ", ".join([*STORAGES, *UNTYPED]),
+            found=f"{name!r} is {spec}",
+        )
+    writer.symbol("torch._utils", "_rebuild_tensor_v2" if typed else "_rebuild_tensor_v3")
+    writer.raw(b"((")
+    writer.text("storage")
+    writer.symbol("torch" if typed else "torch.storage", typed or "UntypedStorage")
+    writer.text(str(number))
+    writer.text("cpu")
+    writer.number(spec.size if typed else spec.nbytes)
+    writer.raw(b"tQ")
+    writer.number(0)
+    writer.numbers(spec.shape)
+    writer.numbers(_strides(spec.shape))
+    writer.raw(b"\x89")  # no gradient
+    writer.symbol("collections", "OrderedDict")
+    writer.raw(b")R")  # no hooks
+    if typed is None:
+        writer.symbol("torch", dtype)
+    writer.raw(b"tR")
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides: list[int] = []
+    step = 1
+    for length in reversed(shape):
+        strides.append(step)
+        step *= max(length, 1)
+    return tuple(reversed(strides))

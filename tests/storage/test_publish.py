@@ -1,0 +1,241 @@
+"""An output appears at once or not at all, whatever goes wrong."""
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from storing import fill, sample, spec, tree, write
+
+from surgery_jax.core.errors import StorageError
+from surgery_jax.storage.base import LaidFile, Layout
+from surgery_jax.storage.formats import OutputPlan, open_checkpoint, resolve_output, resolve_save
+from surgery_jax.storage.publish import Staging, check_space, check_target, commit_all
+
+OLD = {"old": sample("uint8", 3)}
+NEW = {"new": sample("float32", 5)}
+
+
+def output(path: Path, shard: str | None = None) -> OutputPlan:
+    return resolve_output(str(path), None, shard, "5GB")
+
+
+def staged(plan: OutputPlan) -> Staging:
+    layout = plan.layout([(name, made) for name, (made, _) in NEW.items()], {})
+    staging = Staging(plan, layout)
+    fill(staging, layout, NEW)
+    return staging
+
+
+@pytest.fixture
+def narrow_umask() -> Iterator[None]:
+    old = os.umask(0o027)
+    yield
+    os.umask(old)
+
+
+def test_nothing_lies_at_the_place_before_the_commit(tmp_path: Path) -> None:
+    staging = staged(output(tmp_path / "deep/er/a.safetensors"))
+    assert not (tmp_path / "deep/er/a.safetensors").exists()
+    staging.commit()
+    assert tree(tmp_path).keys() == {"deep", "deep/er", "deep/er/a.safetensors"}
+
+
+@pytest.mark.parametrize("name", ["deep/er/a.safetensors", "deep/er/directory"])
+def test_abort_leaves_nothing_and_may_be_repeated(name: str, tmp_path: Path) -> None:
+    staging = staged(output(tmp_path / name))
+    staging.abort()
+    staging.abort()
+    assert tree(tmp_path) == {}
+
+
+def test_abort_after_the_commit_takes_nothing_back(tmp_path: Path) -> None:
+    staging = staged(output(tmp_path / "out"))
+    staging.commit()
+    staging.abort()
+    assert list(open_checkpoint(str(tmp_path / "out")).entries) == ["new"]
+
+
+def test_abort_keeps_directories_that_others_use_meanwhile(tmp_path: Path) -> None:
+    staging = staged(output(tmp_path / "deep/a.safetensors"))
+    (tmp_path / "deep/other").write_text("x")
+    staging.abort()
+    assert tree(tmp_path) == {"deep": None, "deep/other": b"x"}
+
+
+def test_a_process_that_dies_leaves_no_checkpoint(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; sys.path[:0] = sys.argv[2:]; from test_publish import *; "
+        "staged(output(Path(sys.argv[1]) / 'out')); os.kill(os.getpid(), 9)"
+    )
+    paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent), str(Path(__file__).parents[2])]
+    assert subprocess.run([sys.executable, "-c", program, str(tmp_path), *paths]).returncode == -9
+    assert not (tmp_path / "out").exists()
+    write(tmp_path / "out", NEW)
+    assert list(open_checkpoint(str(tmp_path / "out")).entries) == ["new"]
+
+
+def test_files_and_directories_have_the_mode_of_the_umask(narrow_umask: None, tmp_path: Path) -> None:
+    write(tmp_path / "out", NEW)
+    write(tmp_path / "a.safetensors", NEW)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [*tmp_path.iterdir(), *(tmp_path / "out").iterdir()]}
+    assert modes.pop("out") == 0o750
+    assert set(modes.values()) == {0o640}
+
+
+def test_a_replaced_directory_keeps_its_mode(tmp_path: Path) -> None:
+    write(tmp_path / "out", OLD)
+    (tmp_path / "out").chmod(0o770)
+    write(tmp_path / "out", NEW, overwrite=True)
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o770
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "out"])
+def test_what_exists_is_replaced_only_on_demand(name: str, tmp_path: Path) -> None:
+    write(tmp_path / name, OLD)
+    before = tree(tmp_path)
+    with pytest.raises(StorageError, match="--overwrite"):
+        write(tmp_path / name, NEW)
+    assert tree(tmp_path) == before
+    write(tmp_path / name, NEW, overwrite=True)
+    assert list(open_checkpoint(str(tmp_path / name)).entries) == ["new"]
+
+
+def test_other_files_of_a_directory_stay_and_old_shards_go(tmp_path: Path) -> None:
+    write(tmp_path / "out", {"a": sample("uint8", 8), "b": sample("uint8", 8), "c": sample("uint8", 8)}, shard="8B")
+    (tmp_path / "out/config.json").write_text("{}")
+    (tmp_path / "out/sub").mkdir()
+    (tmp_path / "out/sub/note").write_text("n")
+    write(tmp_path / "out", NEW, overwrite=True, shard="8B")
+    assert tree(tmp_path / "out").keys() == {
+        "config.json",
+        "sub",
+        "sub/note",
+        "model-00001-of-00001.safetensors",
+        "model.safetensors.index.json",
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_directory_with_other_files_needs_no_permission(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/config.json").write_text("{}")
+    write(tmp_path / "out", NEW)
+    assert "config.json" in tree(tmp_path / "out")
+
+
+def test_another_format_in_the_directory_is_not_shadowed_silently(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    write(resolve_save(str(tmp_path / "out/pytorch_model.bin"), "torch", None), OLD)
+    with pytest.raises(StorageError, match=r"pytorch_model\.bin"):
+        write(tmp_path / "out", NEW, overwrite=True)
+
+
+def test_the_working_directory_itself_stays_the_same_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "out", OLD)
+    (tmp_path / "out/config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path / "out")
+    node = Path.cwd().stat().st_ino
+    write(OutputPlan(".", output(tmp_path / "x").format, True, 10), NEW, overwrite=True)
+    assert Path.cwd().stat().st_ino == node
+    assert sorted(path.name for path in Path.cwd().iterdir()) == [
+        "config.json",
+        "model-00001-of-00001.safetensors",
+        "model.safetensors.index.json",
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "out"])
+def test_a_link_at_the_place_is_followed(name: str, tmp_path: Path) -> None:
+    write(tmp_path / "real" / name, OLD)
+    (tmp_path / name).symlink_to(Path("real") / name)
+    write(tmp_path / name, NEW, overwrite=True)
+    assert (tmp_path / name).is_symlink()
+    assert list(open_checkpoint(str(tmp_path / "real" / name)).entries) == ["new"]
+
+
+def test_a_format_that_cannot_complete_publishes_nothing(tmp_path: Path) -> None:
+    def fail(root: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    write(tmp_path / "out", OLD)
+    before = tree(tmp_path)
+    plan = output(tmp_path / "out")
+    layout = replace(plan.layout([("new", spec("float32", 5))], {}), finish=fail)
+    with pytest.raises(StorageError, match="free some space"):
+        Staging(plan, layout).commit()
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("first", ["one.safetensors", "first", "existing", "deep/new"])
+def test_if_one_output_fails_the_others_are_taken_back(first: str, tmp_path: Path) -> None:
+    write(tmp_path / "one.safetensors", OLD)
+    write(tmp_path / "existing", OLD)
+    (tmp_path / "existing/config.json").write_text("{}")
+    before = tree(tmp_path)
+    stagings = [staged(output(tmp_path / first)), staged(output(tmp_path / "two.safetensors"))]
+    (tmp_path / "two.safetensors").mkdir()  # somebody makes a directory where the file should go
+    (tmp_path / "two.safetensors/x").write_text("x")
+    with pytest.raises(StorageError, match="publish"):
+        commit_all(stagings, sync=False)
+    assert tree(tmp_path) == before | {"two.safetensors": None, "two.safetensors/x": b"x"}
+
+
+def test_several_outputs_appear_together(tmp_path: Path) -> None:
+    commit_all([staged(output(tmp_path / "deep/a.safetensors")), staged(output(tmp_path / "deep"))])
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == [
+        "a.safetensors",
+        "model-00001-of-00001.safetensors",
+        "model.safetensors.index.json",
+    ]
+
+
+@pytest.mark.parametrize("name", ["file/out.safetensors", "file/deep/out"])
+def test_a_file_where_a_directory_is_needed_is_reported(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError) as caught:
+        check_target(output(tmp_path / name), True)
+    assert caught.value.exit_code == 3
+
+
+def test_a_directory_is_never_replaced_by_a_file_nor_a_file_by_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").mkdir()
+    (tmp_path / "out").write_text("x")
+    for path in ("a.safetensors", "out"):
+        with pytest.raises(StorageError):
+            check_target(output(tmp_path / path), True)
+
+
+def test_a_device_is_not_replaced() -> None:
+    with pytest.raises(StorageError):
+        check_target(resolve_save("/dev/null", None, None), True)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_a_place_that_may_not_be_written_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(StorageError, match="written"):
+        check_target(output(tmp_path / "locked/out"), True)
+
+
+def test_impossible_paths_are_storage_errors(tmp_path: Path) -> None:
+    for path in (str(tmp_path / ("x" * 300)), str(tmp_path / "a\0b")):
+        with pytest.raises(StorageError):
+            check_target(resolve_save(path, None, None), False)
+
+
+def test_too_little_room_is_known_before_any_work(tmp_path: Path) -> None:
+    plan = output(tmp_path / "out")
+    with pytest.raises(StorageError, match="needs 8 EiB|needs [0-9.e+]+ TiB"):
+        check_space([(plan, Layout((LaidFile("a", 1 << 62), LaidFile("b", 1 << 62)), {}, True))])
+
+
+def test_what_the_system_refuses_is_a_storage_error_and_leaves_nothing(tmp_path: Path) -> None:
+    plan = output(tmp_path / "deep/out")
+    with pytest.raises(StorageError):
+        Staging(plan, Layout((LaidFile("a", 1 << 62),), {}, True))
+    assert tree(tmp_path) == {}

@@ -1,0 +1,44 @@
+"""What holds for the files of the project, whatever they contain."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# Spelt in pieces, so that this file does not match itself.
+MACHINE_PATH = re.compile(r"(?<![\w.~}*-])/(?:" + "|".join(["home", "root", "work", "Users", "mnt"]) + r")/\w")
+REGISTRY_HOST = re.compile("|".join([r"pypi\." + "org", r"python" + "hosted", r"npm" + r"js\.", r"debian\." + "org"]))
+REGISTRY_OPTION = re.compile(r"(?:extra-)?index-" + "url")
+
+
+def tracked_texts() -> list[tuple[str, str]]:
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listing.returncode:
+        pytest.skip("not a git work tree")
+    texts = []
+    for name in filter(None, listing.stdout.split("\0")):
+        path = ROOT / name
+        content = path.read_bytes() if path.is_file() else b""
+        if b"\0" not in content:
+            texts.append((name, content.decode()))
+    return texts
+
+
+@pytest.mark.parametrize("pattern", [MACHINE_PATH, REGISTRY_HOST, REGISTRY_OPTION], ids=["path", "host", "option"])
+def test_tracked_files_name_no_machine(pattern: re.Pattern[str]) -> None:
+    found = [
+        f"{name}:{number}: {line.strip()[:120]}"
+        for name, text in tracked_texts()
+        for number, line in enumerate(text.splitlines(), 1)
+        if pattern.search(line)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_the_patterns_find_what_they_are_for() -> None:
+    assert MACHINE_PATH.search('open("' + "/ho" + 'me/ann/x")')
+    assert not MACHINE_PATH.search("benchmarks/" + "work/1b")
+    assert REGISTRY_HOST.search("https://py" + "pi.org/simple")
+    assert REGISTRY_OPTION.search("--extra-index" + "-url x")
