@@ -37,7 +37,8 @@ def make_inputs(suite: Suite, size: str, work: Path) -> None:
     for name, arguments in suite.inputs.items():
         if not (work / name).exists():
             command = [sys.executable, str(HERE / "make_llama.py"), ".part", "--size", size, *shlex.split(arguments)]
-            subprocess.run(command, cwd=work, check=True)
+            print(f"making {size} {name}", flush=True)
+            subprocess.run(command, cwd=work, check=True, stdout=subprocess.DEVNULL)
             (work / ".part").rename(work / name)
 
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from .compile.program import Program, compile_program
 from .core.errors import AssertionFailed, Problems, SurgeryError
-from .core.specs import Spec, parse_size
+from .core.specs import Spec
+from .execute.options import Options
+from .execute.reservations import check_fits
 from .graph.build import build
 from .graph.roots import Request, Symbolic
 from .language.document import Mapping, load_document, node_of
@@ -27,28 +29,6 @@ if TYPE_CHECKING:
     from .execute.report import Report
 
 __all__ = ["Compiled", "Options", "check", "compile_plan", "load_plan", "plan_of", "run"]
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a plan is run.
-
-    memory: budget of host buffers, a size such as `2GiB`. workers: threads; 0 means as many as suit the machine. shard_size:
-    largest shard of a directory whose plan names none. overwrite: replace existing outputs. sync: bring the outputs to the
-    disk before they are published. devices: use only the first so many; 0 means all.
-    """
-
-    memory: str = "2GiB"
-    workers: int = 0
-    shard_size: str = "5GB"
-    overwrite: bool = False
-    sync: bool = True
-    devices: int = 0
-
-    @property
-    def memory_bytes(self) -> int:
-        """The budget in bytes."""
-        return parse_size(self.memory, binary=True) or 1 << 62
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +138,7 @@ def _check_targets(compiled: Compiled, options: Options) -> None:
     if errors:
         raise Problems(errors)
     check_space(compiled.outputs)
+    check_fits(compiled.program, options.memory_bytes, options.num_workers)
 
 
 def run(
@@ -173,7 +154,7 @@ def run(
         SurgeryError: what went wrong; nothing appears under an output's name, and nothing temporary is left.
     """
     from .execute.report import Progress, Report
-    from .execute.stream import Executor, default_workers
+    from .execute.stream import Executor
     from .storage.publish import Staging, commit_all
 
     began = time.perf_counter()
@@ -182,7 +163,6 @@ def run(
     _check_targets(compiled, options)
     program = compiled.program
     tracker = Progress(progress)
-    tracker.total = program.bytes_moved + sum(group.bytes_in for group in program.groups)
     with ExitStack() as stack:
         stagings = []
         for output, layout in compiled.outputs:
@@ -198,7 +178,7 @@ def run(
             program,
             files,
             memory_bytes=options.memory_bytes,
-            num_workers=options.workers or default_workers(),
+            num_workers=options.num_workers,
             num_devices=options.devices or None,
             progress=tracker,
         )

@@ -38,8 +38,8 @@ class EqualMask(Mask):
 class Equal(Predicate):
     """Every match of `left` equals the tensor that `right` names for it, in shape, dtype and values.
 
-    Without eps NaN differs from itself and -0 equals 0. With eps the absolute difference in float64 must be at most eps; there
-    infinities differ from themselves.
+    Without eps NaN differs from itself and -0 equals 0. With eps the absolute difference in float64 must be at most
+    eps; there infinities differ from themselves.
     """
 
     name = "equal"

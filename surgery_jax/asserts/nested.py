@@ -14,7 +14,9 @@ from .base import Combined, Known, Outcome, Predicate, parse_predicate
 
 def _parse_list(value: Node) -> tuple[Predicate, ...]:
     if not isinstance(value, Sequence) or not value.items:
-        raise PlanError("not a list of assertions", where=value.mark, expected="a list that is not empty", found=f"{plain(value)!r}")
+        raise PlanError(
+            "not a list of assertions", where=value.mark, expected="a list that is not empty", found=f"{plain(value)!r}"
+        )
     return tuple(parse_predicate(item) for item in value.items)
 
 

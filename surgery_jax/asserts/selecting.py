@@ -35,7 +35,11 @@ class Selecting(Predicate):
 
 
 def _parse_bound(value: Node) -> int:
-    found = base._parse_int(value) if not (isinstance(value, Scalar) and isinstance(value.value, bool)) else int(value.value)
+    found = (
+        base._parse_int(value)
+        if not (isinstance(value, Scalar) and isinstance(value.value, bool))
+        else int(value.value)
+    )
     if found < 0:
         raise PlanError("not a bound", where=value.mark, expected="an integer that is not negative", found=str(found))
     return found

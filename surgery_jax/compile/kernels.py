@@ -1,10 +1,10 @@
 """What operations compute with: the same exact arithmetic on a device (`DeviceKernel`) and in NumPy (`HostKernel`).
 
-Exact means: every operation by itself, with IEEE rounding to nearest even in the dtype that the plan language names. Two things in
-XLA work against that. It contracts a product and a sum into one fused operation: products pass through a fence, an
-exclusive or with a run-time zero that the compiler cannot remove. And on CPU and TPU it flushes subnormal numbers: a device
-function reports whether its inputs are large enough that none can appear (`compile.magnitude`); where they are not, the
-same operations run here in NumPy.
+Exact means: every operation by itself, with IEEE rounding to nearest even in the dtype that the plan language names.
+Two things in XLA work against that. It contracts a product and a sum into one fused operation: products pass through a
+fence, an exclusive or with a run-time zero that the compiler cannot remove. And on CPU and TPU it flushes subnormal
+numbers: a device function reports whether its inputs are large enough that none can appear (`compile.magnitude`); where
+they are not, the same operations run here in NumPy.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ class _Kernel:
 
     def truncate(self, x: Any, dtype: DType) -> Any:
         """Float to integer toward zero; what does not fit becomes the nearest integer that does, NaN becomes 0."""
-        low, high = (0, 2**dtype.bits - 1) if dtype.kind == "u" else (-(2 ** (dtype.bits - 1)), 2 ** (dtype.bits - 1) - 1)
+        low, high = (
+            (0, 2**dtype.bits - 1) if dtype.kind == "u" else (-(2 ** (dtype.bits - 1)), 2 ** (dtype.bits - 1) - 1)
+        )
         # the first float above every fitting value: a power of two, exact in every float dtype
         above, below = float(high + 1), float(low)
         inside = self.xp.where((x >= below) & (x < above), x, self.xp.zeros((), x.dtype))

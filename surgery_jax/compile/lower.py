@@ -1,4 +1,5 @@
-"""A group to a function: one `jax.jit` per group, numbers traced and structure static; or the same operations in NumPy."""
+"""A group to a function: one `jax.jit` per group, numbers traced and structure static; or the same operations
+in NumPy."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ FLUSHING = ("cpu", "tpu")  # platforms whose arithmetic flushes subnormal number
 class GroupFunction:
     """The compiled function of a group.
 
-    Called with the inputs of one tile or component it gives (outputs, verdicts): the arrays that leave the group, and for
-    every check whether its mask is true everywhere.
+    Called with the inputs of one tile or component it gives (outputs, verdicts): the arrays that leave the group, and
+    for every check whether its mask is true everywhere.
     """
 
     def __init__(self, group: Group) -> None:
@@ -57,7 +58,9 @@ class GroupFunction:
                 import jax.numpy as jnp
 
                 kernel = DeviceKernel((jnp.zeros((), np.int32), jnp.zeros((), np.int64)))
-                values = [np.asarray(v) for v in self._evaluate(kernel, [jnp.asarray(x) for x in inputs], iter(numbers))]
+                values = [
+                    np.asarray(v) for v in self._evaluate(kernel, [jnp.asarray(x) for x in inputs], iter(numbers))
+                ]
             found = []
             remaining = iter(numbers)
             at = len(self.specs)
@@ -99,7 +102,9 @@ class GroupFunction:
         specs = list(self.specs)
         remaining = iter(numbers)
         for spec in self.specs:
-            if spec.dtype.is_float and magnitude.of_input(spec.dtype, threshold).least < magnitude.smallest_normal(spec.dtype):
+            if spec.dtype.is_float and magnitude.of_input(spec.dtype, threshold).least < magnitude.smallest_normal(
+                spec.dtype
+            ):
                 return False
         for eqn in self.eqns:
             op = eqn.op.with_numbers(remaining)
@@ -113,7 +118,9 @@ class GroupFunction:
                 bounds.append(least)
             else:
                 raw = op.smallest(*operands)
-                wide = max((specs[arg].dtype for arg in eqn.args), key=lambda dtype: dtype.bits if dtype.is_float else 0)
+                wide = max(
+                    (specs[arg].dtype for arg in eqn.args), key=lambda dtype: dtype.bits if dtype.is_float else 0
+                )
                 floats = eqn.specs[0].dtype.is_float or wide.is_float
                 limit = max(magnitude.smallest_normal(wide), magnitude.smallest_normal(eqn.specs[0].dtype))
                 if floats and raw.least < limit:
@@ -123,7 +130,9 @@ class GroupFunction:
             specs += eqn.specs
         return True
 
-    def on_device(self, inputs: Sequence[Any], numbers: tuple[float, ...], device: Any) -> tuple[list[Any], list[bool]] | None:
+    def on_device(
+        self, inputs: Sequence[Any], numbers: tuple[float, ...], device: Any
+    ) -> tuple[list[Any], list[bool]] | None:
         """The outputs as device arrays; the verdicts of the checks, then of the guards; None if it would not be exact.
 
         `inputs` are NumPy arrays whose memory must not change until the outputs are ready, which they are on return.
@@ -141,7 +150,7 @@ class GroupFunction:
                 (np.int32(0), np.int64(0)), bits, [np.float64(number) for number in numbers], arrays
             )
             *holds, is_exact = np.asarray(verdicts).tolist()
-            jax.block_until_ready(outputs)
+            jax.block_until_ready(outputs)  # type: ignore[no-untyped-call]
             return (list(outputs), holds) if is_exact else None
 
     def _function(self, device: Any) -> Any:
@@ -160,28 +169,33 @@ class GroupFunction:
 
         self.num_traces += 1
         kernel = DeviceKernel(zeros)
-        small = [
-            _everywhere(_large_enough(kernel, x, limit))
-            for spec, x, limit in zip(self.specs, inputs, bits, strict=True)
-            if spec.dtype.is_float and self.exact
-        ]
+        exact = self._large_enough(kernel, bits, inputs)
         values = self._evaluate(kernel, list(inputs), iter(numbers))
         verdicts = [_everywhere(values[number]) for number in self.checked]
         verdicts += [jnp.all(jnp.isfinite(values[number])) for number in self.guarded]
-        exact = jnp.all(jnp.stack(small)) if small else jnp.array(True)
         return [values[number] for number in self.leaving], jnp.stack([*verdicts, exact])
+
+    def _large_enough(self, kernel: DeviceKernel, bits: Sequence[Any], inputs: Sequence[Any]) -> Any:
+        """Whether every input element is zero or at least its limit, by the bits; inputs of one dtype are tested
+        together."""
+        import jax.numpy as jnp
+
+        together: dict[Any, tuple[Any, Any]] = {}
+        for spec, x, limit in zip(self.specs, inputs, bits, strict=True):
+            if spec.dtype.is_float and self.exact:
+                raw = kernel.bits(x)
+                magnitude = raw & np.array(np.iinfo(raw.dtype).max >> 1, raw.dtype)
+                above = magnitude - np.ones((), raw.dtype)  # zero becomes the largest
+                key = (spec.dtype, x.shape)
+                together[key] = (jnp.minimum(together[key][0], above) if key in together else above, limit)
+        result = jnp.array(True)
+        for above, limit in together.values():
+            result &= _everywhere(above >= limit - np.ones((), limit.dtype))
+        return result
 
 
 def _bits_dtype(spec: Any) -> Any:
     return f"u{max(spec.dtype.itemsize, 1)}"
-
-
-def _large_enough(kernel: DeviceKernel, x: Any, limit: Any) -> Any:
-    """Where an element is zero or at least the limit, by its bits."""
-    bits = kernel.bits(x)
-    one = np.ones((), bits.dtype)
-    magnitude = bits & np.array(np.iinfo(bits.dtype).max >> 1, bits.dtype)
-    return (magnitude - one) >= (limit - one)
 
 
 def _everywhere(mask: Any) -> Any:

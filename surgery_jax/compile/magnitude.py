@@ -1,7 +1,8 @@
 """How small results can get: decides when a device that flushes subnormal numbers still computes exactly.
 
-A `Bound` says of all finite values of a tensor: none but zero is below 2**least, and every one is a multiple of 2**unit. Bounds of the
-inputs follow from one threshold that the device function tests; operations derive the bounds of their results.
+A `Bound` says of all finite values of a tensor: none but zero is below 2**least, and every one is a multiple of
+2**unit. Bounds of the inputs follow from one threshold that the device function tests; operations derive the bounds of
+their results.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from ..core.dtypes import DType
 
@@ -59,7 +61,7 @@ def _float_format(dtype: DType) -> tuple[int, int]:
     """Significant bits, and the exponent of the smallest subnormal number."""
     import ml_dtypes
 
-    info = ml_dtypes.finfo(dtype.numpy)
+    info: Any = ml_dtypes.finfo(dtype.numpy)  # type: ignore[no-untyped-call]
     return int(info.nmant) + 1, round(math.log2(float(info.smallest_subnormal)))
 
 
@@ -78,7 +80,8 @@ def smallest_normal(dtype: DType) -> int:
 
 
 def threshold_bits(dtype: DType, threshold: int) -> int:
-    """The bits of 2**threshold in a dtype, as an unsigned integer; 1 if every element but zero is at least that large."""
+    """The bits of 2**threshold in a dtype, as an unsigned integer; 1 if every element but zero is at least
+    that large."""
     import numpy as np
 
     if not dtype.is_float or dtype.bits < 8:

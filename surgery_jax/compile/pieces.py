@@ -1,7 +1,7 @@
 """Byte geometry: a version as consecutive byte ranges of stored, made and computed tensors.
 
-Rename, copy, contiguous slices, split, concat, stack and reshape are arithmetic on such ranges; what comes from a file this way is
-moved by the storage layer and never enters JAX.
+Rename, copy, contiguous slices, split, concat, stack and reshape are arithmetic on such ranges; what comes from a file
+this way is moved by the storage layer and never enters JAX.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def cut(pieces: Sequence[Piece], start: int, nbytes: int) -> list[Piece]:
 
 
 def _structural(node: Node, known: dict[Node, tuple[Piece, ...]]) -> list[Node]:
-    """A node and the structural ancestors its pieces follow from, operands first; without recursion, plans can be long."""
+    """A node and the structural ancestors its pieces follow from, operands first; without recursion, plans can
+    be long."""
     order: list[Node] = []
     stack = [(node, False)]
     seen = set()

@@ -1,9 +1,10 @@
 """From roots to work: byte moves, and components of computed nodes in groups of equal structure.
 
-Roots that share computed nodes form a component; elementwise components that read the same tensor are joined, so that it is read
-once. Components with the same structure form a group with names removed. A *flat* group is elementwise throughout: its tensors
-are seen as rows of elements and processed in tiles of one fixed length, so it is compiled once whatever the shapes are. The
-others are *whole*: compiled per shape, or gathered on the host when they only move elements.
+Roots that share computed nodes form a component; elementwise components that read the same tensor are joined, so that
+it is read once. Components with the same structure form a group with names removed. A *flat* group is elementwise
+throughout: its tensors are seen as rows of elements and processed in tiles of one fixed length, so it is compiled once
+whatever the shapes are. The others are *whole*: compiled per shape, or gathered on the host when they only move
+elements.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from ..graph.node import Node, Source
 from ..graph.roots import Check, Sink, Symbolic
 from ..ops.base import TensorOp
 from ..ops.reshape import Reshape
-from ..ops.structure import Structure
 from .pieces import Geometry, Piece
 
 __all__ = ["Component", "Dest", "Eqn", "Group", "Move", "Output", "Program", "compile_program"]
@@ -64,6 +64,7 @@ class Output:
     value: int
     dests: list[Dest] = field(default_factory=list)
     sinks: list[Sink] = field(default_factory=list)
+    node: Node | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -313,7 +314,8 @@ class _Collector:
         for call in calls:
             first = call[0]
             args = tuple(
-                number_of(o) if self.geometry.is_input(o) else value_of[o.number - o.index, o.index] for o in first.operands
+                number_of(o) if self.geometry.is_input(o) else value_of[o.number - o.index, o.index]
+                for o in first.operands
             )
             results = first.op.infer(*(o.spec for o in first.operands))  # type: ignore[union-attr]
             for index in range(len(results)):
@@ -323,7 +325,10 @@ class _Collector:
         outputs = []
         for node in sorted({*own, *leaves} & self.outputs.keys(), key=lambda node: node.number):
             output = self.outputs[node]
-            output.value = leaf_numbers[node] if node in leaf_numbers else value_of[node.number - node.index, node.index]
+            output.node = node
+            output.value = (
+                leaf_numbers[node] if node in leaf_numbers else value_of[node.number - node.index, node.index]
+            )
             outputs.append(output)
         checks = [
             (value_of[node.number - node.index, node.index], self.checks[node])
@@ -332,7 +337,9 @@ class _Collector:
         values = tuple(value for eqn in eqns for value in eqn.op.numbers())
         origins = tuple(dict.fromkeys(node.origin for node in [*(call[0] for call in calls), *leaves]))
         labels = tuple(
-            dict.fromkeys(piece.node.op.name for pieces in inputs for piece in pieces if isinstance(piece.node.op, Source))
+            dict.fromkeys(
+                piece.node.op.name for pieces in inputs for piece in pieces if isinstance(piece.node.op, Source)
+            )
         )
         return Component(tuple(eqns), tuple(inputs), tuple(specs), outputs, checks, values, origins, labels), flat
 
@@ -355,7 +362,10 @@ def _signature(component: Component, flat: bool) -> tuple[Any, bool]:
     structural = all(eqn.op.kind == "structure" for eqn in component.eqns)
     on_host = structural or any(spec.dtype.kind == "c" for spec in values)
     shape = [spec.dtype if flat else spec for spec in values]
-    eqns = tuple((eqn.op.static_key() if not (flat and isinstance(eqn.op, Reshape)) else "reshape", eqn.args) for eqn in component.eqns)
+    eqns = tuple(
+        (eqn.op.static_key() if not (flat and isinstance(eqn.op, Reshape)) else "reshape", eqn.args)
+        for eqn in component.eqns
+    )
     leaving = tuple(output.value for output in component.outputs)
     return (flat, eqns, tuple(shape), leaving, tuple(value for value, _ in component.checks)), on_host
 

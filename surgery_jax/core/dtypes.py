@@ -6,7 +6,7 @@ Imports neither NumPy nor JAX, so that a plan can be checked without them; `DTyp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING
 
 from .errors import PlanError, nearest
@@ -21,8 +21,8 @@ __all__ = ["BY_CODE", "BY_NAME", "DTYPES", "DType", "by_numpy", "parse_dtype"]
 class DType:
     """One element type.
 
-    `kind` is `f` float, `i` signed, `u` unsigned, `b` bool, `c` complex. `array` names the NumPy or ml_dtypes type, empty
-    where there is none (packed types below 8 bits): such tensors can be moved, not computed with.
+    `kind` is `f` float, `i` signed, `u` unsigned, `b` bool, `c` complex. `array` names the NumPy or ml_dtypes type,
+    empty where there is none (packed types below 8 bits): such tensors can be moved, not computed with.
     """
 
     name: str
@@ -110,7 +110,7 @@ def by_numpy(dtype: numpy.dtype) -> DType | None:
     return next((entry for entry in DTYPES if entry.array and entry.numpy == dtype), None)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _numpy_dtype(name: str) -> numpy.dtype:
     import ml_dtypes
     import numpy as np

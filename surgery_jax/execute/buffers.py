@@ -11,18 +11,17 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from ..core.errors import BudgetError, StorageError
-from ..core.specs import format_bytes
+from ..core.errors import StorageError
+from .reservations import PAGE, PIECE, footprint, rounded, too_large
 
 __all__ = ["Budget", "Files", "copy_range"]
 
 ALIGNMENT = 64  # the CPU backend uses NumPy memory as it is, without a copy, if it is aligned to this
-PAGE = 4096
 
 
 class Budget:
-    """Hands out buffers, never more than `limit` bytes at once; freed ones are used again, because touching fresh memory costs
-    many times more than filling it."""
+    """Hands out buffers, never more than `limit` bytes at once; freed ones are used again, because touching fresh
+    memory costs many times more than filling it."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -40,25 +39,23 @@ class Budget:
         Raises:
             BudgetError: they can never fit.
         """
-        rounded = [max(-(-size // PAGE) * PAGE, PAGE) for size in sizes]
-        total = sum(rounded) + extra
+        total = footprint((sizes, extra))
         if total > self.limit:
-            raise BudgetError(
-                "one piece of work does not fit the memory budget",
-                expected=f"--memory of at least {format_bytes(total)}",
-                found=f"--memory {format_bytes(self.limit)}",
-            )
+            raise too_large(total, self.limit)
+        wanted = [rounded(size) for size in sizes]
         with self._changed:
             self._changed.wait_for(lambda: self._broken or self.used + total <= self.limit)
             if self._broken:
                 raise InterruptedError
             self.used += total
             self.peak = max(self.peak, self.used)
-            buffers = [self._take(size) for size in rounded]
+            buffers = [self._take(size) for size in wanted]
             self._trim()
         given: list[np.ndarray] = []
         try:
-            given += [buffer if buffer is not None else _fresh(size) for buffer, size in zip(buffers, rounded, strict=True)]
+            given += [
+                buffer if buffer is not None else _fresh(size) for buffer, size in zip(buffers, wanted, strict=True)
+            ]
             yield given
         finally:
             with self._changed:
@@ -113,7 +110,7 @@ class Files:
 
     def read(self, path: str, offset: int, target: np.ndarray) -> None:
         """Fill a buffer from a file."""
-        view = memoryview(target)
+        view = target.data
         fd = self.fd(path)
         while view.nbytes:
             try:
@@ -121,7 +118,9 @@ class Files:
             except OSError as error:
                 raise StorageError(f"cannot read: {error.strerror}", where=path) from None
             if count == 0:
-                raise StorageError("the file became shorter while it was read", where=path, expected=f"bytes at {offset}")
+                raise StorageError(
+                    "the file became shorter while it was read", where=path, expected=f"bytes at {offset}"
+                )
             offset, view = offset + count, view[count:]
 
     def close(self) -> None:
@@ -145,7 +144,9 @@ def write(fd: int, offset: int, source: memoryview, path: str) -> None:
 UNSUPPORTED = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF)
 
 
-def copy_range(files: Files, path: str, source: int, fd: int, offset: int, nbytes: int, target: str, budget: Budget) -> None:
+def copy_range(
+    files: Files, path: str, source: int, fd: int, offset: int, nbytes: int, target: str, budget: Budget
+) -> None:
     """Copy bytes between files inside the kernel, or through a buffer where that is not supported."""
     origin = files.fd(path)
     while nbytes:
@@ -158,10 +159,9 @@ def copy_range(files: Files, path: str, source: int, fd: int, offset: int, nbyte
         if count == 0:
             raise StorageError("the file became shorter while it was copied", where=path)
         source, offset, nbytes = source + count, offset + count, nbytes - count
-    piece = 4 << 20
     while nbytes:
-        with budget.reserve([piece]) as (buffer,):
-            part = buffer[: min(piece, nbytes)]
+        with budget.reserve([PIECE]) as (buffer,):
+            part = buffer[: min(PIECE, nbytes)]
             files.read(path, source, part)
-            write(fd, offset, memoryview(part), target)
+            write(fd, offset, part.data, target)
             source, offset, nbytes = source + part.nbytes, offset + part.nbytes, nbytes - part.nbytes

@@ -1,4 +1,5 @@
-"""What is done in which order: tiles, whole components and moves, sorted by where their bytes lie. Pure; opens nothing."""
+"""What is done in which order: tiles, whole components and moves, sorted by where their bytes lie. Pure;
+opens nothing."""
 
 from __future__ import annotations
 
@@ -64,7 +65,9 @@ def plan_tasks(program: Program, limit: int) -> list[Task]:
             tasks.append(((part.path, part.source), MoveTask(part)))
     for number, group in enumerate(program.groups):
         if group.flat:
-            tasks += [(_position(tile.segments[0][0], tile.segments[0][1]), tile) for tile in _tiles(number, group, limit)]
+            tasks += [
+                (_position(tile.segments[0][0], tile.segments[0][1]), tile) for tile in _tiles(number, group, limit)
+            ]
         else:
             tasks += [(_position(component, 0), WholeTask(number, component)) for component in group.components]
     tasks.sort(key=lambda entry: entry[0])

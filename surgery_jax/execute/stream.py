@@ -1,12 +1,11 @@
 """Executes a program: workers take one task after the other, read its inputs, compute, and write the results in place.
 
-A worker does one task from beginning to end, so that reading, computing and writing of different tasks overlap without queues between
-stages; the byte budget decides how many tasks are in flight.
+A worker does one task from beginning to end, so that reading, computing and writing of different tasks overlap without
+queues between stages; the byte budget decides how many tasks are in flight.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import defaultdict
@@ -24,6 +23,7 @@ from ..graph.node import Source
 from ..ops.made import Made
 from .buffers import Budget, Files, copy_range, write
 from .report import Progress
+from .reservations import tile_limit, tile_needs, whole_needs
 from .schedule import MoveTask, Task, Tile, WholeTask, plan_tasks
 from .verdicts import Findings
 
@@ -51,6 +51,7 @@ class Executor:
         self.num_workers = num_workers
         self.num_devices = num_devices
         self.progress = progress or Progress()
+        self.progress.total = program.bytes_moved + sum(group.bytes_in for group in program.groups)
         self.functions = [GroupFunction(group) for group in program.groups]
         self.findings = Findings()
         self.files = Files()
@@ -67,7 +68,7 @@ class Executor:
         Raises:
             SurgeryError: the first thing that went wrong.
         """
-        tasks = plan_tasks(self.program, self.budget.limit // max(self.num_workers, 1) // 2)
+        tasks = plan_tasks(self.program, tile_limit(self.budget.limit, self.num_workers))
         if self.program.needs_device:
             import jax
 
@@ -138,8 +139,7 @@ class Executor:
     def _run_tile(self, number: int, tile: Tile) -> None:
         function = self.functions[tile.group]
         sample = function.group.sample
-        sizes = [spec.dtype.itemsize * tile.length for spec in sample.specs]
-        produced = sum(spec.dtype.itemsize * tile.length for eqn in sample.eqns for spec in eqn.specs)
+        sizes, produced = tile_needs(function.group, tile.length)
         with self.budget.reserve(sizes, produced) as buffers:
             inputs = []
             with self._timed("read"):
@@ -157,8 +157,7 @@ class Executor:
     def _run_whole(self, number: int, task: WholeTask) -> None:
         function = self.functions[task.group]
         component = task.component
-        sizes = [spec.nbytes for spec in component.specs]
-        with self.budget.reserve(sizes, working_bytes(component)) as buffers:
+        with self.budget.reserve(*whole_needs(component)) as buffers:
             inputs = []
             with self._timed("read"):
                 for pieces, buffer, spec in zip(component.inputs, buffers, component.specs, strict=True):
@@ -208,7 +207,11 @@ class Executor:
     # -- results ------------------------------------------------------------------------------------------------
 
     def _finish(
-        self, number: int, function: GroupFunction, segments: Sequence[tuple[Component, int, int]], inputs: list[np.ndarray]
+        self,
+        number: int,
+        function: GroupFunction,
+        segments: Sequence[tuple[Component, int, int]],
+        inputs: list[np.ndarray],
     ) -> None:
         numbers = segments[0][0].numbers
         result = None
@@ -232,7 +235,8 @@ class Executor:
         if not all(guards):
             names = ", ".join(segments[0][0].labels) or "a computed tensor"
             raise AssertionFailed(
-                f"cannot be factored: {names} holds NaN or infinity", where=segments[0][0].origins[-1],
+                f"cannot be factored: {names} holds NaN or infinity",
+                where=segments[0][0].origins[-1],
                 hint="find it with assert: { equal: { left: name, right: name, eps: 0 } }",
             )
         if not all(holds):
@@ -242,7 +246,11 @@ class Executor:
         self.progress.add(sum(spec.dtype.bits * count // 8 for c, _, count in segments for spec in c.specs))
 
     def _explain(
-        self, function: GroupFunction, segments: Sequence[tuple[Component, int, int]], inputs: list[np.ndarray], numbers: Any
+        self,
+        function: GroupFunction,
+        segments: Sequence[tuple[Component, int, int]],
+        inputs: list[np.ndarray],
+        numbers: Any,
     ) -> None:
         """Find out where checks failed."""
         for index, (mask, measure) in enumerate(function.masks(inputs, numbers)):
@@ -276,19 +284,8 @@ class Executor:
         if first < last:
             fd, path = self.outputs[dest.file]
             part = raw[at + first - start : at + last - start]
-            write(fd, dest.offset + first - dest.start, memoryview(part), path)
-
-
-def working_bytes(component: Component) -> int:
-    """Bytes of all results of a whole component, in the dtype they are computed in."""
-    return sum(spec.size * max(spec.dtype.itemsize, 4) for eqn in component.eqns for spec in eqn.specs)
+            write(fd, dest.offset + first - dest.start, part.data, path)
 
 
 def _bytes_of(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1).view(np.uint8)
-
-
-def default_workers() -> int:
-    """Threads: a few per core, because they wait for the disk and the device."""
-    return min(16, max(4, (os.cpu_count() or 1) * 2))
-

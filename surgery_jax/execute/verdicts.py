@@ -6,7 +6,7 @@ import math
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,15 +16,14 @@ from ..graph.roots import Check, Sink
 __all__ = ["Findings", "Verdict"]
 
 
-class Verdict(tuple[bool, str]):
-    """(holds, why), and the largest deviation."""
+class Verdict(NamedTuple):
+    """Whether a check holds, why (not), the largest deviation with its index, and how many elements are off."""
 
+    holds: bool
+    why: str
     worst: float
-
-    def __new__(cls, holds: bool, why: str, worst: float) -> Verdict:
-        made = super().__new__(cls, (holds, why))
-        made.worst = worst
-        return made
+    place: tuple[int, ...] = ()
+    num_off: int = 0
 
 
 class Findings(Mapping[Any, Any]):
@@ -64,7 +63,7 @@ class Findings(Mapping[Any, Any]):
         place = [int(i) for i in np.unravel_index(-index, spec.shape)] if spec.shape else []
         shown = "NaN or infinite" if math.isinf(worst) else f"{worst:.6g}"
         why = f"{check.label}: {count} of {spec.size} elements are off; the worst by {shown} at {place}"
-        return Verdict(False, why, worst)
+        return Verdict(False, why, worst, tuple(place), count)
 
     def _sink(self, sink: Sink) -> Any:
         parts = [part for _, part in sorted(self._parts[sink], key=lambda entry: entry[0])]
@@ -76,9 +75,9 @@ class Findings(Mapping[Any, Any]):
             return flat.reshape(spec.shape).tolist()
         if not parts:
             return {"min": None, "max": None, "mean": None}
-        low, high, total, count = (list(column) for column in zip(*parts, strict=True))
+        low, high, total, number = (list(column) for column in zip(*parts, strict=True))
         whole = math.fsum(total) if all(map(math.isfinite, total)) else sum(total)
-        return {"min": float(np.min(low)), "max": float(np.max(high)), "mean": whole / sum(count)}
+        return {"min": float(np.min(low)), "max": float(np.max(high)), "mean": whole / sum(number)}
 
     def __iter__(self) -> Iterator[Any]:
         yield from self._failures
@@ -94,4 +93,3 @@ def _summary(elements: Any) -> tuple[float, float, float, int]:
     wide = wide.astype(np.float64)
     with np.errstate(all="ignore"):
         return float(np.min(wide)), float(np.max(wide)), float(np.sum(wide)), int(wide.size)
-

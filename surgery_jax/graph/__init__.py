@@ -1,1 +1,2 @@
-"""A plan executed symbolically: versions of tensors as nodes, and the roots that demand them. No file is opened here."""
+"""A plan executed symbolically: versions of tensors as nodes, and the roots that demand them. No file is
+opened here."""

@@ -1,8 +1,10 @@
-"""Drives a plan: parses its steps, runs them symbolically one after the other, collects every error, and closes the plan."""
+"""Drives a plan: parses its steps, runs them symbolically one after the other, collects every error, and closes the
+plan."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as AbstractSequence
+from copy import copy
 from typing import Any
 
 from ..core.errors import AssertionFailed, Mark, PlanError, Problems, SurgeryError, listing
@@ -70,6 +72,13 @@ def step_list(steps: Node | None) -> tuple[Node, ...]:
     return steps.items if isinstance(steps, Sequence) else (steps,)
 
 
+# What a trial run of a step may change.
+_STATE = (
+    *("models", "kept", "inputs", "saves", "checks", "sinks", "prints", "assertions", "flags", "stopped"),
+    *("errors", "executed", "broken_aliases", "ghosts", "pending", "step", "word", "mark"),
+)
+
+
 class _Builder(SymbolicState):
     """Symbolic execution of a whole plan."""
 
@@ -132,20 +141,19 @@ class _Builder(SymbolicState):
         if word in ("set", "exit", "help", "assert", "diff", "dump"):
             self.say(f"preview: {word}: no tensor impact")
             return False
-        twin = {alias: model and model.copy() for alias, model in self.models.items()}
-        roots = (self.saves, self.prints, self.checks, self.sinks, self.assertions)
-        lengths = [list(entries) for entries in roots]  # type: ignore[call-overload]
+        kept = {name: copy(getattr(self, name)) for name in _STATE}
+        self.models = {alias: model and model.copy() for alias, model in self.models.items()}
+        self.kept = {}  # counts nothing
         self.touched = {"changed": [], "created": [], "deleted": []}
-        kept, self.kept = self.kept, {}
         try:
             step.build(self)
         except (SurgeryError, Consequence):
             pass  # the step itself reports it, or is skipped
-        counts = ", ".join(f"{what} {len(names)} ({listing(names, 3)})" for what, names in self.touched.items() if names)
+        touched = self.touched
+        for name, value in kept.items():
+            setattr(self, name, value)
+        counts = ", ".join(f"{what} {len(names)} ({listing(names, 3)})" for what, names in touched.items() if names)
         impact = bool(counts)
-        self.models, self.kept = twin, kept
-        for entries, before in zip(roots, lengths, strict=True):
-            entries[:] = before  # type: ignore[index]
         self.say(f"preview: {word}: {counts or 'no tensor impact'}")
         return self.flags["dry-run"] and (impact or word in ("load", "save", "prefixes"))
 
@@ -163,10 +171,10 @@ class _Builder(SymbolicState):
                 value = payload.entries.get(key)
                 for item in value.items if isinstance(value, Sequence) and word == "split" else (value,):
                     self._leave_ghost(item)
-            alias = payload.entries.get("alias")
-            if word in ("load", "prefixes") and isinstance(alias, Scalar) and isinstance(alias.value, str):
-                self.broken_aliases.add(alias.value)
-                self.models.setdefault(alias.value, _empty())
+            given = payload.entries.get("alias")
+            if word in ("load", "prefixes") and isinstance(given, Scalar) and isinstance(given.value, str):
+                self.broken_aliases.add(given.value)
+                self.models.setdefault(given.value, _empty())
 
     def _leave_ghost(self, value: Node | None) -> None:
         if value is None:
@@ -194,7 +202,6 @@ class _Builder(SymbolicState):
         outer, outer_default = (self.word, self.mark), self.default_alias
         self.nested = True
         self.default_alias = hint or (aliases[0] if len(aliases) == 1 else None)
-        known = {alias: None for alias in self.models}
         try:
             for step in self._parse(steps):
                 if not self.stopped:
@@ -202,7 +209,6 @@ class _Builder(SymbolicState):
         finally:
             self.nested = False
             (self.word, self.mark), self.default_alias = outer, outer_default
-            del known
 
     def _nested_steps(self, kind: str, node: Node) -> tuple[list[Node], str | None]:
         if kind == "plan-yaml":
@@ -230,7 +236,7 @@ class _Builder(SymbolicState):
         if step is None:
             return
         self.word, self.mark = step.word.name, step.mark
-        known, self.models = self.models, _AnyAlias(self.models)  # type: ignore[assignment]
+        known, self.models = self.models, _AnyAlias(self.models)
         try:
             alias = step.contributes(self)
         except PlanError:

@@ -286,7 +286,8 @@ class SymbolicState:
                 f"{self.word} {kind} missing: {alias}::{missing[0]}",
                 where=self.mark,
                 expected="an existing tensor",
-                found=f"{len(missing)} of {len(names)} do not exist" + (f"; nearest: {', '.join(near)}" if near else ""),
+                found=f"{len(missing)} of {len(names)} do not exist"
+                + (f"; nearest: {', '.join(near)}" if near else ""),
             )
 
     # -- versions -----------------------------------------------------------------------------------------------
@@ -363,7 +364,9 @@ class SymbolicState:
 
     def save(self, path: str, format: str | None, shard: str | None, alias: str, name: str | None) -> None:
         if alias not in self.models:
-            raise PlanError(f"{self.word}: unknown model alias: {alias!r}", where=self.mark, expected=listing(self.models))
+            raise PlanError(
+                f"{self.word}: unknown model alias: {alias!r}", where=self.mark, expected=listing(self.models)
+            )
         model = self.model(alias)
         chosen = {name: model.slots[name]} if name is not None else model.slots
         for slot in chosen.values():
@@ -385,7 +388,9 @@ class SymbolicState:
         saved = self._saved(path, self.mark)
         if saved is not None:
             if len(saved.tensors) != 1:
-                raise StorageError(f"{path} holds {len(saved.tensors)} tensors", where=self.mark, expected="exactly one")
+                raise StorageError(
+                    f"{path} holds {len(saved.tensors)} tensors", where=self.mark, expected="exactly one"
+                )
             return saved.tensors[0][1]
         name, entry = self.files.open_single(path, format)
         number = len(self._checkpoints)
@@ -403,7 +408,9 @@ class SymbolicState:
 
     def names(self, alias: str) -> list[str]:
         if alias not in self.models:
-            raise PlanError(f"{self.word}: unknown model alias: {alias!r}", where=self.mark, expected=listing(self.models))
+            raise PlanError(
+                f"{self.word}: unknown model alias: {alias!r}", where=self.mark, expected=listing(self.models)
+            )
         return list(self.model(alias).slots)
 
     def add_alias(self, alias: str, path: str | None = None) -> None:
@@ -442,7 +449,9 @@ class SymbolicState:
     def _need(self, alias: str) -> None:
         if alias not in self.models:
             raise PlanError(
-                f"{self.word}: unknown model alias: {alias!r}", where=self.mark, expected="one of " + listing(self.models)
+                f"{self.word}: unknown model alias: {alias!r}",
+                where=self.mark,
+                expected="one of " + listing(self.models),
             )
 
     def set_flag(self, flag: str, on: bool) -> None:

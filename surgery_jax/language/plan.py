@@ -46,7 +46,12 @@ class Plan:
         """
         for key in root.entries:
             near = nearest(key, ("inputs", "transforms", "output"), 1)
-            if key not in ("inputs", "transforms", "output") and near and near[0] not in root.entries and _close(key, near[0]):
+            if (
+                key not in ("inputs", "transforms", "output")
+                and near
+                and near[0] not in root.entries
+                and _close(key, near[0])
+            ):
                 raise PlanError(f"unknown key {key!r}", where=root.keys[key], hint=f"did you mean {near[0]}?")
         return cls(
             _inputs(root.entries.get("inputs"), nested),
@@ -66,11 +71,15 @@ def _inputs(node: Node | None, nested: bool) -> tuple[Input, ...]:
     if node is None or (isinstance(node, Scalar) and node.value is None):
         return ()
     if not isinstance(node, Sequence):
-        raise PlanError("inputs is a list", where=node.mark, expected="a list of `path` or `alias::path`", found=f"{plain(node)!r}")
+        raise PlanError(
+            "inputs is a list", where=node.mark, expected="a list of `path` or `alias::path`", found=f"{plain(node)!r}"
+        )
     entries: list[Input] = []
     for number, item in enumerate(node.items):
         if not isinstance(item, Scalar) or not isinstance(item.value, str):
-            raise PlanError("an input is a string", where=item.mark, expected="`path` or `alias::path`", found=f"{plain(item)!r}")
+            raise PlanError(
+                "an input is a string", where=item.mark, expected="`path` or `alias::path`", found=f"{plain(item)!r}"
+            )
         alias, separator, path = item.value.partition("::")
         alias, path = (alias, path) if separator else ("", item.value)
         if not path:

@@ -1,9 +1,9 @@
 """How a step of a plan is declared: fields, tensor operations, directives, and the registry of their words.
 
-A transform is one file with one class. A `TensorOp` is a pure function from arrays to arrays plus a shape-and-dtype rule; its
-`spellings` say which plan words build it and how (new tensor, in place, three operands). A `Directive` acts on the
-namespace while the graph is built. Parsing, unknown-key errors, help text, completion and the contract tests all read the
-declarations made here.
+A transform is one file with one class. A `TensorOp` is a pure function from arrays to arrays plus a shape-and-dtype
+rule; its `spellings` say which plan words build it and how (new tensor, in place, three operands). A `Directive` acts
+on the namespace while the graph is built. Parsing, unknown-key errors, help text, completion and the contract tests all
+read the declarations made here.
 """
 
 from __future__ import annotations
@@ -154,7 +154,8 @@ def _nested_shape(value: Any) -> tuple[int, ...]:
 
 
 def number(doc: str, default: Any = REQUIRED, *, traced: bool = False) -> Any:
-    """Anything `float()` takes; with `traced` a run-time argument of the compiled function, so a new value costs nothing."""
+    """Anything `float()` takes; with `traced` a run-time argument of the compiled function, so a new value costs
+    nothing."""
     return _field(Field("number", doc, _parse_number, default, traced=traced))
 
 
@@ -239,15 +240,18 @@ def _field(spec: Field) -> Any:
     return dataclasses.field(default=spec.default, metadata={"field": spec})
 
 
-@cache
-def fields_of(cls: type) -> dict[str, tuple[str, Field]]:
+_FIELDS: dict[type, dict[str, tuple[str, Field]]] = {}
+
+
+def fields_of(cls: Any) -> dict[str, tuple[str, Field]]:
     """YAML key to (attribute, field) of everything a class declares, in order."""
-    found = {}
-    for entry in dataclasses.fields(cls):
-        if "field" in entry.metadata:
-            declared: Field = entry.metadata["field"]
-            found[declared.key or entry.name.rstrip("_")] = (entry.name, declared)
-    return found
+    if cls not in _FIELDS:
+        found = _FIELDS[cls] = {}
+        for entry in dataclasses.fields(cls):
+            if "field" in entry.metadata:
+                declared: Field = entry.metadata["field"]
+                found[declared.key or entry.name.rstrip("_")] = (entry.name, declared)
+    return _FIELDS[cls]
 
 
 def parse_fields(word: str, payload: Node, declared: Mapping[str, tuple[str, Field]]) -> dict[str, Any]:
@@ -305,7 +309,7 @@ class TensorOp:
     spellings: ClassVar[tuple[Form, ...]] = ()
     examples: ClassVar[tuple[str, ...]] = ()
 
-    def infer(self, *specs: Spec) -> tuple[Spec, ...]:
+    def infer(self, *specs: Any, **_: Any) -> tuple[Spec, ...]:
         """Shapes and dtypes of the results.
 
         Raises:
@@ -313,13 +317,14 @@ class TensorOp:
         """
         raise NotImplementedError
 
-    def apply(self, k: Any, *arrays: Any) -> Any:
+    def apply(self, k: Any, *arrays: Any, **_: Any) -> Any:
         """The results. `k` computes exactly, on a device or in NumPy (`compile.kernels`); traced fields of `self` are
         scalars of float64 while a device function is traced."""
         raise NotImplementedError
 
-    def smallest(self, *bounds: Any) -> Any:
-        """How small non-zero results can be, given that of the operands (`compile.magnitude`); None: not to be bounded."""
+    def smallest(self, *bounds: Any, **_: Any) -> Any:
+        """How small non-zero results can be, given that of the operands (`compile.magnitude`); None: not to
+        be bounded."""
         return None
 
     @classmethod
@@ -388,7 +393,7 @@ class Word:
             PlanError: unknown or missing keys, or values of the wrong kind.
         """
         directive = None if self.form else self.cls
-        if directive is not None and getattr(directive, "takes", ""):
+        if directive is not None and getattr(directive, "takes", None):
             absent = isinstance(payload, Scalar) and payload.value is None
             if not absent and (len(self.fields) == 1 or not isinstance(payload, document.Mapping)):
                 key = next(key for key, (attribute, _) in self.fields.items() if attribute == directive.takes)  # type: ignore[union-attr]
@@ -449,7 +454,8 @@ def words() -> Mapping[str, Word]:
     return dict(sorted(found.items()))
 
 
-def _subclasses(cls: type) -> Iterator[type]:
+def _subclasses(cls: type) -> Iterator[Any]:
+    sub: Any
     for sub in cls.__subclasses__():
         yield sub
         yield from _subclasses(sub)

@@ -16,8 +16,8 @@ from .rules import check_arrays
 class Cast(TensorOp):
     """Convert to another dtype.
 
-    source: any dtype, any shape -> the same shape. Floats round to nearest even; float to integer truncates toward zero;
-    integers keep their low bits; anything that is not zero is true.
+    source: any dtype, any shape -> the same shape. Floats round to nearest even; float to integer truncates toward
+    zero; integers keep their low bits; anything that is not zero is true.
     """
 
     spellings = (New("cast"), InPlace("cast_", slices=False, renamed={"dtype": "to"}))

@@ -22,7 +22,9 @@ class _ClampInPlace(InPlace):
         for name in state.select(target):
             spec = state.slot(target.alias, name).node.spec
             if spec is not None and not spec.dtype.is_float:
-                raise PlanError(f"{self.word}: {name} would become float32", found=str(spec), hint="use clamp with a new name")
+                raise PlanError(
+                    f"{self.word}: {name} would become float32", found=str(spec), hint="use clamp with a new name"
+                )
         super().build(step, state)
 
 

@@ -23,7 +23,10 @@ class _Join(Form):
     def __init__(self, word: str) -> None:
         super().__init__(word)
         self.fields = {
-            "from": ("from", base.node("at least two references, each to one tensor", kind="list of references").metadata["field"]),
+            "from": (
+                "from",
+                base.node("at least two references, each to one tensor", kind="list of references").metadata["field"],
+            ),
             "to": ("to", base.reference("name of the result, must be new").metadata["field"]),
         }
 

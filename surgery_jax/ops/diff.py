@@ -23,7 +23,10 @@ class Diff(Directive):
     """
 
     word = "diff"
-    examples = ("diff: { left: 'a::.*', right: 'b::.*' }", "diff: { mode: aliases, left_alias: a, right_alias: b, eps: 1e-6 }")
+    examples = (
+        "diff: { left: 'a::.*', right: 'b::.*' }",
+        "diff: { mode: aliases, left_alias: a, right_alias: b, eps: 1e-6 }",
+    )
 
     mode: str = choice("what the sides are", tuple(KEYS), "refs")
     left: Node | None = reference("tensors of one side, may be sliced", None)
@@ -76,7 +79,11 @@ class Diff(Directive):
                 worst = f", max_abs_diff {format_number(found[line].worst)}" if self.eps is not None else ""
                 differing.append(f"{name}: values differ{worst}")
         report = ["diff:"]
-        for title, rows in (("missing on left", missing[0]), ("missing on right", missing[1]), ("different", differing)):
+        for title, rows in (
+            ("missing on left", missing[0]),
+            ("missing on right", missing[1]),
+            ("different", differing),
+        ):
             report += [f"  {title}:", *(f"    {row}" for row in (rows or ["(none)"]))]
         if not any((*missing, differing)):
             report.append("  No differences found.")

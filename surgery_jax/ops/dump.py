@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..core.errors import PlanError
 from ..core.trees import format_number, render_json, render_tree
 from ..language.document import Node
+from ..language.names import Reference
 from .base import Directive, choice, reference
 from .state import State
 
@@ -25,12 +27,7 @@ class Dump(Directive):
     verbosity: str = choice("how much", ("shape", "stat", "full"), "shape")
 
     def build(self, state: State) -> None:
-        if self.target is None:
-            groups = [(alias, None, state.names(alias)) for alias in state.aliases()]
-        else:
-            ref = state.reference(self.target, key="target")
-            groups = [(ref.alias, ref, state.select(ref))]
-        for alias, ref, names in groups:
+        for alias, ref, names in self._groups(state):
             leaves = {}
             for name in names:
                 slot = state.slot(alias, name, reads=1)
@@ -41,19 +38,31 @@ class Dump(Directive):
                     raise PlanError(f"{name}: {node.spec.dtype} has no values to print", hint="use verbosity: shape")
                 key = None if self.verbosity == "shape" else state.sink(node, self.verbosity)
                 leaves[name] = (node.spec, key, slot.reads, slot.writes)
-            title = f"{alias}:\n" if self.target is None and len(groups) > 1 and self.format != "json" else ""
-            state.say_later(lambda found, leaves=leaves, title=title: title + self._render(leaves, found))
+            root = alias if self.target is None else None
+            state.say_later(partial(self._render, leaves, root))
 
-    def _render(self, leaves: Mapping[str, Any], found: Mapping[Any, Any]) -> str:
-        entries = {name: self._leaf(*leaf, found) for name, leaf in leaves.items()}
+    def _groups(self, state: State) -> list[tuple[str, Reference | None, list[str]]]:
+        """Alias, reference and names of what is printed; without a target, every checkpoint as a whole."""
+        if self.target is None:
+            return [(alias, None, state.names(alias)) for alias in state.aliases()]
+        ref = state.reference(self.target, key="target")
+        return [(ref.alias, ref, state.select(ref))]
+
+    def _render(self, leaves: Mapping[str, Any], root: str | None, found: Mapping[Any, Any]) -> str:
+        entries = {name: self._leaf(leaf, found) for name, leaf in leaves.items()}
         if self.format == "json":
-            return render_json(entries)
+            return render_json(entries, root=root)
         return render_tree(
-            {name: " ".join(f"{key}={_text(value)}" for key, value in entry.items()) for name, entry in entries.items()},
+            {
+                name: " ".join(f"{key}={_text(value)}" for key, value in entry.items())
+                for name, entry in entries.items()
+            },
             fold=self.format == "compact",
+            root=root,
         )
 
-    def _leaf(self, spec: Any, key: Any, reads: int, writes: int, found: Mapping[Any, Any]) -> dict[str, Any]:
+    def _leaf(self, leaf: Any, found: Mapping[Any, Any]) -> dict[str, Any]:
+        spec, key, reads, writes = leaf
         entry: dict[str, Any] = {"shape": list(spec.shape)}
         if self.verbosity == "stat":
             entry |= {name: found[key][name] for name in ("min", "max", "mean")}

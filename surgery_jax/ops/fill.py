@@ -64,7 +64,11 @@ class Fill(TensorOp):
 
 def _check_fits(value: float, spec: Spec) -> None:
     if spec.dtype.is_integer:
-        low, high = (0, 2**spec.dtype.bits - 1) if spec.dtype.kind == "u" else (-(2 ** (spec.dtype.bits - 1)), 2 ** (spec.dtype.bits - 1) - 1)
+        low, high = (
+            (0, 2**spec.dtype.bits - 1)
+            if spec.dtype.kind == "u"
+            else (-(2 ** (spec.dtype.bits - 1)), 2 ** (spec.dtype.bits - 1) - 1)
+        )
         # float(2**63 - 1) is 2**63, which does not fit although it compares equal
         if not math.isfinite(value) or not low <= int(value) <= high:
             raise PlanError(f"{value:g} does not fit {spec.dtype}", expected=f"{low} to {high}")
@@ -78,4 +82,5 @@ def largest(spec: Spec) -> float:
     """Largest finite value of a float dtype."""
     import ml_dtypes
 
-    return float(ml_dtypes.finfo(spec.dtype.numpy).max)
+    info: Any = ml_dtypes.finfo(spec.dtype.numpy)  # type: ignore[no-untyped-call]
+    return float(info.max)

@@ -19,7 +19,9 @@ def _parse_topic(value: Node) -> tuple[str, str | None]:
             return name, inner.value
     if isinstance(value, Scalar) and isinstance(value.value, str):
         return value.value, None
-    raise PlanError("not a topic", where=value.mark, expected="a transform, or { assert: NAME }", found=f"{plain(value)!r}")
+    raise PlanError(
+        "not a topic", where=value.mark, expected="a transform, or { assert: NAME }", found=f"{plain(value)!r}"
+    )
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class Made(TensorOp):
     sequential = False  # whether elements can only be made from the first on
     spec: Spec
 
-    def infer(self, *specs: Spec) -> tuple[Spec, ...]:
+    def infer(self, *specs: Any, **_: Any) -> tuple[Spec, ...]:
         return (self.spec,)
 
     def produce(self, start: int, count: int) -> numpy.ndarray:
@@ -62,8 +62,12 @@ class Given(Made):
             shape.append(len(level))
             level = level[0] if level else None
         padded = [1] * (len(self.spec.shape) - len(shape)) + shape
-        if len(padded) != len(self.spec.shape) or any(m not in (1, n) for m, n in zip(padded, self.spec.shape, strict=True)):
-            raise PlanError("the values do not broadcast to the tensor", expected=str(self.spec), found=f"values of shape {shape}")
+        if len(padded) != len(self.spec.shape) or any(
+            m not in (1, n) for m, n in zip(padded, self.spec.shape, strict=True)
+        ):
+            raise PlanError(
+                "the values do not broadcast to the tensor", expected=str(self.spec), found=f"values of shape {shape}"
+            )
 
     def produce(self, start: int, count: int) -> numpy.ndarray:
         import numpy as np
@@ -107,7 +111,8 @@ def check_distribution(distribution: str, low: float, high: float, std: float) -
 def drawn(
     spec: Spec, distribution: str, uniform: tuple[float, float], normal: tuple[float, float], seed: int | None
 ) -> Random:
-    """Random numbers; without a seed, one is taken from the operating system now, so that the plan's steps agree on it."""
+    """Random numbers; without a seed, one is taken from the operating system now, so that the plan's steps agree
+    on it."""
     check_floats(spec)
     if spec.dtype.is_small_float:
         raise PlanError(f"random numbers are not defined for {spec.dtype}", hint="fill a float32 tensor and cast it")

@@ -16,8 +16,8 @@ from .rules import check_arrays
 class Matmul(TensorOp):
     """Matrix product as numpy.matmul: 1-D operands, leading axes broadcast.
 
-    a: [..., m, k] or [k], b: [..., k, n] or [k], equal dtypes -> [..., m, n]. Floats narrower than 32 bits are multiplied
-    and summed in float32 and rounded once; integers wrap.
+    a: [..., m, k] or [k], b: [..., k, n] or [k], equal dtypes -> [..., m, n]. Floats narrower than 32 bits are
+    multiplied and summed in float32 and rounded once; integers wrap.
     """
 
     kind = "whole"

@@ -27,12 +27,18 @@ class Permute(Structure):
 
     def __post_init__(self) -> None:
         if not self.order or sorted(self.order) != list(range(len(self.order))):
-            raise PlanError("not a permutation", expected="every axis from 0 on exactly once", found=str(list(self.order)))
+            raise PlanError(
+                "not a permutation", expected="every axis from 0 on exactly once", found=str(list(self.order))
+            )
 
     def infer(self, source: Spec) -> tuple[Spec, ...]:
         check_arrays(source)
         if len(self.order) != len(source.shape):
-            raise PlanError("the order has another number of axes", expected=f"{len(source.shape)} axes", found=str(list(self.order)))
+            raise PlanError(
+                "the order has another number of axes",
+                expected=f"{len(source.shape)} axes",
+                found=str(list(self.order)),
+            )
         return (Spec(tuple(source.shape[axis] for axis in self.order), source.dtype),)
 
     def is_identity(self, source: Spec) -> bool:

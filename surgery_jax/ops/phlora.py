@@ -23,8 +23,8 @@ def _check(source: Spec) -> None:
 class Factors(TensorOp):
     """The factors A and B of the best approximation of a given rank.
 
-    source: float[m, n] -> A: [r, n] = sqrt(S) Vh and B: [m, r] = U sqrt(S) with r = min(rank, m, n), so that B @ A is the
-    best rank-r approximation. Narrow floats are factored in float32.
+    source: float[m, n] -> A: [r, n] = sqrt(S) Vh and B: [m, r] = U sqrt(S) with r = min(rank, m, n), so that B @ A is
+    the best rank-r approximation. Narrow floats are factored in float32.
     """
 
     kind = "whole"
@@ -78,7 +78,8 @@ class Phlora(Directive):
 
     word = "phlora"
     examples = (
-        "phlora: { target: '(.+)\\.weight', target_a: '\\1.lora_a', target_b: '\\1.lora_b', rank: 8, delete_original: false }",
+        "phlora: { target: '(.+)\\.weight', target_a: '\\1.lora_a', target_b: '\\1.lora_b', rank: 8 }",
+        "phlora: { target: w, target_a: a, target_b: b, rank: 4, delete_original: false }",
     )
 
     target: Node = reference("matrices to factor")
@@ -97,7 +98,9 @@ class Phlora(Directive):
         pairs = [state.pairs(target, side) for side in sides]
         for (name, a), (_, b) in zip(*pairs, strict=True):
             if (sides[0].alias, a) == (sides[1].alias, b):
-                raise PlanError("phlora destination collision: A and B of one matrix need different names", found=f"{name} -> {a}")
+                raise PlanError(
+                    "phlora destination collision: A and B of one matrix need different names", found=f"{name} -> {a}"
+                )
         for side, named in zip(sides, pairs, strict=True):
             if self.require_missing_dest:
                 state.expect_new(side.alias, [dest for _, dest in named])

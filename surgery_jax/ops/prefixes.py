@@ -24,7 +24,9 @@ class Prefixes(Directive):
     to: str | None = text("its new name", None)
 
     def __post_init__(self) -> None:
-        given = {key for key, value in (("alias", self.alias), ("from", self.from_), ("to", self.to)) if value is not None}
+        given = {
+            key for key, value in (("alias", self.alias), ("from", self.from_), ("to", self.to)) if value is not None
+        }
         if given != set(KEYS[self.mode]):
             raise PlanError(
                 f"prefixes mode {self.mode} takes other keys",

@@ -21,14 +21,19 @@ class Reshape(Structure):
     """
 
     spellings = (New("reshape"), InPlace("reshape_", slices=False))
-    examples = ("reshape: { from: qkv, to: heads, shape: [12, -1, 768] }", "reshape_: { target: '.*\\.norm', shape: [1, -1] }")
+    examples = (
+        "reshape: { from: qkv, to: heads, shape: [12, -1, 768] }",
+        "reshape_: { target: '.*\\.norm', shape: [1, -1] }",
+    )
 
     shape: tuple[int, ...] = integers("the new lengths, all positive, at most one -1")
 
     def __post_init__(self) -> None:
         if not self.shape or any(n < 1 and n != -1 for n in self.shape) or self.shape.count(-1) > 1:
             raise PlanError(
-                "not a shape", expected="a list of positive lengths, at most one of them -1", found=str(list(self.shape))
+                "not a shape",
+                expected="a list of positive lengths, at most one of them -1",
+                found=str(list(self.shape)),
             )
 
     def infer(self, source: Spec) -> tuple[Spec, ...]:
@@ -36,7 +41,9 @@ class Reshape(Structure):
         missing = source.size // known if -1 in self.shape else 1
         shape = tuple(missing if n == -1 else n for n in self.shape)
         if math.prod(shape) != source.size:
-            raise PlanError("the number of elements differs", expected=f"{source.size} elements", found=str(list(self.shape)))
+            raise PlanError(
+                "the number of elements differs", expected=f"{source.size} elements", found=str(list(self.shape))
+            )
         return (Spec(shape, source.dtype),)
 
     def is_identity(self, source: Spec) -> bool:

@@ -11,7 +11,9 @@ __all__ = ["check_arrays", "check_axis", "check_floats", "check_matrix", "check_
 def check_same(left: Spec, right: Spec) -> None:
     """Equal shape and dtype; there is no broadcasting and no promotion."""
     if left.shape != right.shape:
-        raise PlanError("shapes differ", expected=str(left), found=str(right), hint="slice or reshape one of them first")
+        raise PlanError(
+            "shapes differ", expected=str(left), found=str(right), hint="slice or reshape one of them first"
+        )
     if left.dtype is not right.dtype:
         raise PlanError("dtypes differ", expected=str(left), found=str(right), hint="cast one of them first")
 

@@ -19,7 +19,10 @@ class SaveStep(Directive):
 
     word = "save"
     takes = "path"
-    examples = ("save: { path: out/mid, alias: model, shard: 2GB }", "save: { path: bias.npy, target: head.bias, format: numpy }")
+    examples = (
+        "save: { path: out/mid, alias: model, shard: 2GB }",
+        "save: { path: bias.npy, target: head.bias, format: numpy }",
+    )
 
     path: str = text("file or directory")
     alias: str | None = text("which checkpoint", None)

@@ -28,8 +28,8 @@ def _flag(doc: str, key: str) -> Any:
 class Set(Directive):
     """Turn dry-run, preview and verbose on or off; without keys print them.
 
-    With dry-run nothing is written; turning it off forgets what the steps did meanwhile. Preview prints before each step what
-    it touches, and together with dry-run skips it.
+    With dry-run nothing is written; turning it off forgets what the steps did meanwhile. Preview prints before each
+    step what it touches, and together with dry-run skips it.
     """
 
     word = "set"

@@ -39,7 +39,9 @@ class Split(Directive):
                 found=str(list(self.sizes)),
             )
         if len(set(names)) != len(names):
-            raise PlanError("split destination collision: every part needs its own name", found=", ".join(n for _, n in names))
+            raise PlanError(
+                "split destination collision: every part needs its own name", found=", ".join(n for _, n in names)
+            )
         for alias, name in names:
             state.expect_new(alias, [name])
         name = state.one(source)

@@ -55,7 +55,8 @@ class State(Protocol):
         """The only matching name; another number of matches is an error."""
 
     def pairs(self, source: Reference, *templates: Reference) -> list[tuple[str, ...]]:
-        """For every match of `source`: its name and the name each template gives; the last template must not collide."""
+        """For every match of `source`: its name and the name each template gives; the last template must
+        not collide."""
 
     def has(self, alias: str, name: str) -> bool:
         """Whether the name exists now."""

@@ -30,7 +30,7 @@ class Structure(TensorOp):
 
     kind = "structure"
 
-    def runs(self, *specs: Spec) -> list[Run] | None:
+    def runs(self, *specs: Any, **_: Any) -> list[Run] | None:
         """The result as runs of operand elements, None if they are too many or too short."""
         raise NotImplementedError
 
@@ -88,7 +88,9 @@ class View(Structure):
 
     def index(self) -> tuple[slice, ...]:
         """The slices of every axis, none removed."""
-        return tuple(slice(start, start + max(count - 1, 0) * step + (count > 0), step) for start, step, count in self.axes)
+        return tuple(
+            slice(start, start + max(count - 1, 0) * step + (count > 0), step) for start, step, count in self.axes
+        )
 
     def apply(self, k: Any, source: Any) -> Any:
         return source[self.index()].reshape(self.shape)

@@ -20,7 +20,10 @@ class Subtract(TensorOp):
     """
 
     spellings = (Ternary("subtract"), Accumulate("subtract_"))
-    examples = ("subtract: { from_a: 'ft::(.+)', from_b: 'base::\\1', to: 'ft::\\1' }", "subtract_: { from: base.w, to: tuned.w }")
+    examples = (
+        "subtract: { from_a: 'ft::(.+)', from_b: 'base::\\1', to: 'ft::\\1' }",
+        "subtract_: { from: base.w, to: tuned.w }",
+    )
 
     def infer(self, a: Spec, b: Spec) -> tuple[Spec, ...]:
         check_same(a, b)

@@ -81,6 +81,7 @@ class DcpFormat(Format):
                 for chunk in chunks:
                     if chunk.path not in files:
                         files[chunk.path] = stack.enter_context(File(chunk.path))
+                    files[chunk.path].check_range(chunk.begin, chunk.length)
                 if len(chunks) == 1:
                     entries[name] = _chunk_entry(files[chunks[0].path], name, spec, chunks[0])
                 else:
@@ -99,15 +100,16 @@ class DcpFormat(Format):
         """One data file and the table; there is no place for metadata."""
         laid: list[LaidZip] = []
         ranges: list[tuple[int, int]] = []
-        at = 0
+        end = 0
         for name, spec in tensors:
+            at = -(-end // 64) * 64  # so that the alignment within an archive is one in the file
             laid.append(one := lay_torch(path, [(name, spec)], bare=True, start=at))
             ranges.append((at, one.size))
-            at += -(-one.size // 64) * 64  # so that the alignment within an archive is one in the file
+            end = at + one.size
         table = _table_bytes(path, tensors, ranges)
         places = {name: (0, one.begins[0]) for (name, _), one in zip(tensors, laid, strict=True)}
         files = (
-            LaidFile(_DATA, at, tuple(part for one in laid for part in one.fixed)),
+            LaidFile(_DATA, end, tuple(part for one in laid for part in one.fixed)),
             LaidFile(_TABLE, len(table), ((0, table),)),
         )
         checksums = [row for one in laid for row in one.checksums]

@@ -102,6 +102,20 @@ class File:
         with data:
             yield data
 
+    def check_range(self, offset: int, count: int) -> None:
+        """Whether the file has these bytes.
+
+        Raises:
+            StorageError: it has not.
+        """
+        if offset < 0 or count < 0 or offset + count > self.size:
+            raise StorageError(
+                "the file is cut off",
+                where=str(self.path),
+                expected=f"at least {offset + count} bytes",
+                found=f"{self.size} bytes",
+            )
+
     def at(self, offset: int, count: int) -> bytes:
         """Exactly `count` bytes at `offset`."""
         parts = []

@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 
@@ -140,7 +140,10 @@ class Staging:
         self._renames = _Renames()
         self._stage: Path | None = None
         self._finished = False
+        self._stale: list[Path] = []
         try:
+            # Now, and not when publishing: until then, other outputs of the same run may appear in the directory.
+            self._stale = plan.format.stale(self._final) if self._final.is_dir() else []
             # The place itself may not be renamed if it is a mount point, the user's working directory, or in
             # a directory that we may not write: then its files are exchanged one by one.
             self._in_place = self._final.is_dir() and (
@@ -212,9 +215,11 @@ class Staging:
         """
         commit_all([self], sync)
 
-    def _publish(self, sync: bool) -> None:
+    def _publish(self, sync: bool, fresh: Set[Path]) -> None:
+        """Rename all into its place; `fresh` are the places of this run's outputs, which are not old."""
         assert self._stage is not None
         try:
+            self._stale = [path for path in self._stale if path not in fresh and path.exists()]
             if not self._final.is_dir():
                 self._renames.replace(self._built, self._final, self._stage / "old")
             elif self._in_place:
@@ -233,17 +238,16 @@ class Staging:
     def _exchange_directory(self) -> None:
         """The old directory goes away as a whole; what is not of the old checkpoint moves into the new one."""
         assert self._stage is not None
-        stale = self.plan.format.stale(self._final)
         old = self._stage / "old"
         self._renames.move(self._final, old)
-        self._put_away(old / path.relative_to(self._final) for path in stale)
+        self._put_away(old / path.relative_to(self._final) for path in self._stale)
         for entry in sorted(old.iterdir()):
             self._renames.move(entry, self._built / entry.name)
         self._renames.move(self._built, self._final)
 
     def _exchange_files(self) -> None:
         """The directory stays, its files change one by one; a reader may see a mixture for a moment."""
-        self._put_away(self.plan.format.stale(self._final))
+        self._put_away(self._stale)
         for entry in sorted(self._built.iterdir()):
             self._renames.move(entry, self._final / entry.name)
 
@@ -295,8 +299,9 @@ def commit_all(stagings: Sequence[Staging], sync: bool = True) -> None:
     try:
         for staging in stagings:
             staging.finish(sync)
+        fresh = {staging._final for staging in stagings}
         for staging in stagings:
-            staging._publish(sync)
+            staging._publish(sync, fresh)
     except BaseException:
         for staging in reversed(stagings):
             staging.abort()

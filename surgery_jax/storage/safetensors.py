@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..core.dtypes import BY_CODE
-from ..core.errors import StorageError, nearest
+from ..core.errors import StorageError, listing, nearest
 from ..core.specs import Spec
 from .base import Checkpoint, Entry, Extent, Format, LaidFile, Layout
 from .files import File, parse_json, paused_gc
@@ -26,6 +28,7 @@ __all__ = ["SafetensorsFormat"]
 INDEX = "model.safetensors.index.json"
 MAX_HEADER = 100_000_000  # bytes, as in the library
 _METADATA = "__metadata__"
+_SHARD = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _PAGE = 4096
 _SMALL = 1 << 20  # files with less data than this are not padded to a page
 _MAX_NDIM = 64  # what NumPy can hold
@@ -51,15 +54,14 @@ class SafetensorsFormat(Format):
         return len(head) == 9 and head[8:] in b"{ \t\r\n" and 2 <= struct.unpack("<Q", head[:8])[0] <= MAX_HEADER
 
     def stale(self, path: Path) -> list[Path]:
-        """All that a reader of the directory would take for a part of the checkpoint."""
-        found = dict.fromkeys(_files(path))
-        if (path / INDEX).is_file():
-            found[path / INDEX] = None
-            try:
-                found.update(dict.fromkeys(path / value for value in read_index(path / INDEX).values()))
-            except StorageError:
-                pass  # a broken index is replaced like a sound one; it names nothing to remove
-        return list(found)
+        """What a reader of the directory takes for the checkpoint: with an index, only the files that it names."""
+        if not (path / INDEX).is_file():
+            return _files(path)
+        found = {file: None for file in _files(path) if _SHARD.fullmatch(file.name)}
+        # A broken index is replaced like a sound one; it names nothing to remove.
+        with suppress(StorageError):
+            found.update(dict.fromkeys(path / value for value in read_index(path / INDEX).values()))
+        return [path / INDEX, *found]
 
     def read_header(self, path: Path) -> Checkpoint:
         """The headers of a file or directory."""
@@ -80,6 +82,8 @@ class SafetensorsFormat(Format):
     ) -> Layout:
         """One file, a directory of one file, or shards and an index; data in the order of `tensors`."""
         text = dict(sorted(({"format": "pt"} | dict(metadata)).items()))
+        if is_directory and shard_bytes is None:
+            self._check_alone(path)
         if not is_directory or shard_bytes is None:
             file, offsets = _lay_file(path, "model.safetensors" if is_directory else "", tensors, text)
             return Layout((file,), {name: (0, offset) for name, offset in offsets.items()}, is_directory)
@@ -96,6 +100,17 @@ class SafetensorsFormat(Format):
         )
         files.append(LaidFile(INDEX, len(index), ((0, index),)))
         return Layout(tuple(files), places, True)
+
+    def _check_alone(self, path: Path) -> None:
+        """Without an index, every safetensors file of the directory counts, also those that nobody replaces."""
+        stay = sorted(set(_files(path)) - set(self.stale(path)))
+        if stay:
+            raise StorageError(
+                "other files in the directory would be read as a part of the checkpoint",
+                where=str(path),
+                found=listing(file.name for file in stay),
+                hint="write shards with an index: set 'shard' to a size; or choose another directory",
+            )
 
 
 def _files(path: Path) -> list[Path]:
@@ -123,7 +138,8 @@ def _parse_file(path: Path, file: File) -> Checkpoint:
         raise _refusal(path, "the header is not a JSON object", "{...}", type(table).__name__)
     if b"\\u" in raw:  # only escapes can make halves of surrogate pairs, which are no text
         _check_text(path, table)
-    metadata = table.pop(_METADATA, None) or {}
+    metadata = table.pop(_METADATA, None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _refusal(path, f"{_METADATA} is not a table of texts", '{"key": "text"}', repr(metadata)[:80])
     rows = _rows(path, table)

@@ -113,8 +113,7 @@ class _Window(io.RawIOBase):
     """A range of a file as a file of its own, as zipfile wants it."""
 
     def __init__(self, file: File, begin: int, length: int) -> None:
-        if begin < 0 or length < 0 or begin + length > file.size:
-            raise StorageError("the file is cut off", where=str(file.path), found=f"{file.size} bytes")
+        file.check_range(begin, length)
         self._file, self._begin, self.length, self._at = file, begin, length, 0
 
     def at(self, offset: int, count: int) -> bytes:

@@ -1,0 +1,37 @@
+"""How a plan is run: budgets, workers, what to do with what is there already."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..core.specs import parse_size
+from .reservations import default_workers
+
+__all__ = ["Options"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a plan is run.
+
+    memory: budget of host buffers, a size such as `2GiB`. workers: threads; 0 means as many as suit the machine. shard_size:
+    largest shard of a directory whose plan names none. overwrite: replace existing outputs. sync: bring the outputs to the
+    disk before they are published. devices: use only the first so many; 0 means all.
+    """
+
+    memory: str = "2GiB"
+    workers: int = 0
+    shard_size: str = "5GB"
+    overwrite: bool = False
+    sync: bool = True
+    devices: int = 0
+
+    @property
+    def memory_bytes(self) -> int:
+        """The budget in bytes."""
+        return parse_size(self.memory, binary=True) or 1 << 62
+
+    @property
+    def num_workers(self) -> int:
+        """The number of threads."""
+        return self.workers or default_workers()

@@ -1,0 +1,385 @@
+"""What every transform and every predicate promises: loops over the registries, so a new one is tested."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import oracle
+import pytest
+from running import assert_same_bits, assert_same_values
+from strategies import FLOATS, NUMBERS, SMALL_FLOATS, array_of
+
+import surgery_jax.asserts.base as asserts
+from surgery_jax.asserts.equal import EqualMask
+from surgery_jax.asserts.iszero import ZeroMask
+from surgery_jax.compile.kernels import DeviceKernel, HostKernel
+from surgery_jax.core.dtypes import BY_NAME, by_numpy
+from surgery_jax.core.errors import Mark, PlanError
+from surgery_jax.core.specs import Spec
+from surgery_jax.graph.build import parse_step
+from surgery_jax.language.document import parse_yaml
+from surgery_jax.ops.add import Add
+from surgery_jax.ops.assign import Assign
+from surgery_jax.ops.base import TensorOp, find_word, words
+from surgery_jax.ops.cast import Cast
+from surgery_jax.ops.clamp import Clamp
+from surgery_jax.ops.concat import Concat
+from surgery_jax.ops.copy import Copy
+from surgery_jax.ops.describe import describe
+from surgery_jax.ops.fill import Fill
+from surgery_jax.ops.made import Constant, Given, Made, Random
+from surgery_jax.ops.matmul import Matmul
+from surgery_jax.ops.multiply import Multiply
+from surgery_jax.ops.permute import Permute
+from surgery_jax.ops.phlora import Factors, LowRank
+from surgery_jax.ops.reshape import Reshape
+from surgery_jax.ops.scale import Scale
+from surgery_jax.ops.structure import Structure, Update, View
+from surgery_jax.ops.subtract import Subtract
+
+ABSTRACT = {"Structure", "Made", "Mask"}
+TEMPLATES = {"Fill", "Ones", "Zeroes", "Rand"}  # they stand for operations of made.py
+HERE = Mark("plan.yaml", 1, 1)
+
+
+def all_ops(cls: type = TensorOp) -> Iterator[type[TensorOp]]:
+    words(), asserts.predicates()
+    for sub in cls.__subclasses__():
+        if sub.__module__.startswith("surgery_jax."):
+            yield sub
+        yield from all_ops(sub)
+
+
+# ------------------------------------------------------------------------------------------------ declarations
+
+
+@pytest.mark.parametrize("word", words())
+def test_every_word_has_help_and_examples_that_parse(word: str) -> None:
+    entry = find_word(word)
+    assert entry.doc.endswith((".", ":")) and entry.examples
+    for example in entry.examples:
+        step = parse_step(parse_yaml(example, "example"))
+        assert step.word is entry
+        assert example in describe(word)
+    for key, (_, field) in entry.fields.items():
+        assert field.doc and field.kind and f"  {key}: {field.kind}" in describe(word)
+
+
+TAKING = [word for word, entry in words().items() if entry.fields and not getattr(entry.cls, "takes", "")]
+
+
+@pytest.mark.parametrize("word", TAKING)
+def test_an_unknown_key_is_refused_with_the_nearest_one(word: str) -> None:
+    key = next(iter(find_word(word).fields))
+    with pytest.raises(PlanError) as refused:
+        parse_step(parse_yaml(f"{word}: {{ {key}s: 1 }}", "p.yaml"))
+    assert f"{word} received unknown keys" in refused.value.problem
+    assert str(refused.value.hint).startswith("did you mean ") and refused.value.hint != "did you mean ?"
+    assert str(refused.value.where) == f"p.yaml:1:{len(word) + 5}"
+
+
+def test_an_unknown_word_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(PlanError, match="unknown transform 'reshap'") as refused:
+        parse_step(parse_yaml("reshap: { from: a }", "p.yaml"))
+    assert "reshape" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize("name", asserts.predicates())
+def test_every_predicate_has_help_and_examples_that_parse(name: str) -> None:
+    predicate = asserts.predicates()[name]
+    assert predicate.__doc__ and predicate.examples
+    for example in predicate.examples:
+        step = parse_step(parse_yaml(f"assert: {{ {example} }}", "example"))
+        assert step.word.name == "assert"
+        assert example in describe("assert", name)
+
+
+@pytest.mark.parametrize("name", [name for name in asserts.predicates() if not asserts.predicates()[name].takes])
+def test_an_unknown_key_of_a_predicate_is_refused_with_the_nearest_one(name: str) -> None:
+    key = next(iter(oracle_keys(name)))
+    with pytest.raises(PlanError) as refused:
+        parse_step(parse_yaml(f"assert: {{ {name}: {{ {key}s: 1 }} }}", "p.yaml"))
+    assert "received unknown keys" in refused.value.problem and f"did you mean {key}" in str(refused.value.hint)
+
+
+def oracle_keys(name: str) -> list[str]:
+    """Required keys of a predicate, from the table of the plan language."""
+    return {"equal": ["left", "right"]}.get(name, ["of"])
+
+
+# ------------------------------------------------------------------------------------------------ computation
+
+Case = tuple[TensorOp, list[np.ndarray]]
+
+
+def pair(name: str, seed: int = 1) -> list[np.ndarray]:
+    return [array_of(name, (5, 7), 3 * seed), array_of(name, (5, 7), 3 * seed + 3)]
+
+
+def ordinary(name: str, *shape: int) -> np.ndarray:
+    return array_of(name, shape, 3)
+
+
+def spec_of(array: np.ndarray) -> Spec:
+    found = by_numpy(array.dtype)
+    assert found is not None
+    return Spec(array.shape, found)
+
+
+def spec(name: str, *shape: int) -> Spec:
+    return Spec(shape, BY_NAME[name])
+
+
+VIEW = View(((1, 2, 2), (0, 1, 3), (2, 1, 1)), (False, False, True))
+UPDATE = Update(VIEW)
+
+
+def put(base: np.ndarray, value: np.ndarray) -> np.ndarray:
+    result = base.copy()
+    result[1:4:2, 0:3, 2] = value
+    return result
+
+
+def half_equal(name: str) -> list[np.ndarray]:
+    a, b = pair(name)
+    return [a, np.where(np.arange(35).reshape(5, 7) % 2, a, b)]
+
+
+def equal(op: EqualMask, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    x, y = oracle.real(a), oracle.real(b)
+    return (x == y if a.dtype.kind not in "iu" else a == b) if op.eps is None else np.abs(x - y) <= op.eps
+
+
+# class name -> (cases, the same in plain NumPy or in the oracle, how exact)
+REFERENCES: dict[str, tuple[list[Case], Callable[..., Any], str]] = {
+    "Add": ([(Add(), pair(n)) for n in (*NUMBERS, "bool")], lambda op, a, b: oracle.combine("add", a, b), "values"),
+    "Subtract": ([(Subtract(), pair(n)) for n in NUMBERS], lambda op, a, b: oracle.combine("subtract", a, b), "values"),
+    "Multiply": (
+        [(Multiply(), pair(n)) for n in (*NUMBERS, "bool")],
+        lambda op, a, b: oracle.combine("multiply", a, b),
+        "values",
+    ),
+    "Scale": (
+        [(Scale(by), pair(n)[:1]) for n in (*FLOATS, *SMALL_FLOATS) for by in (0.1, -3.0)],
+        lambda op, x: oracle.scale(x, op.by),
+        "values",
+    ),
+    "Cast": (
+        [
+            (Cast(BY_NAME[to]), pair(n)[:1])
+            for n in (*NUMBERS, "bool")
+            for to in ("float16", "bfloat16", "int8", "uint64", "bool")
+        ],
+        lambda op, x: oracle.cast(x, oracle.dtype_of(op.dtype.name)),
+        "values",
+    ),
+    "Clamp": (
+        [(Clamp(-0.3, 1.0), pair(n)[:1]) for n in (*NUMBERS, "bool")] + [(Clamp(None, 0.1), pair("bfloat16")[:1])],
+        lambda op, x: oracle.clamp(x, op.min, op.max),
+        "values",
+    ),
+    "Matmul": (
+        [
+            (Matmul(), [ordinary(n, 2, 3, 4), ordinary(n, 4, 5)])
+            for n in ("float32", "bfloat16", "float64", "int8", "int64")
+        ]
+        + [
+            (Matmul(), [ordinary("float32", 4), ordinary("float32", 4)]),
+            (Matmul(), [ordinary("int32", 4), ordinary("int32", 4, 2)]),
+        ],
+        lambda op, a, b: oracle.matmul(a, b),
+        "close",
+    ),
+    "Copy": ([(Copy(), [ordinary(n, 2, 3)]) for n in NUMBERS], lambda op, x: x, "bits"),
+    "Assign": ([(Assign(), pair("float16"))], lambda op, a, b: b, "bits"),
+    "Reshape": ([(Reshape((7, -1)), pair(n)[:1]) for n in ("int8", "float64")], lambda op, x: x.reshape(7, 5), "bits"),
+    "Permute": ([(Permute((2, 0, 1)), [ordinary("bfloat16", 2, 3, 4)])], lambda op, x: x.transpose(2, 0, 1), "bits"),
+    "Concat": (
+        [(Concat(axis), [ordinary("int16", 2, 3), ordinary("int16", 2, 3)]) for axis in (0, 1, -1)],
+        lambda op, *parts: np.concatenate(parts, op.dim),
+        "bits",
+    ),
+    "View": (
+        [(VIEW, [ordinary(n, 5, 3, 4)]) for n in ("float8_e4m3fn", "float64")],
+        lambda op, x: x[1:4:2, 0:3, 2],
+        "bits",
+    ),
+    "Update": (
+        [(UPDATE, [ordinary(n, 5, 3, 4), ordinary(n, 2, 3)]) for n in ("int8", "float64")],
+        lambda op, *x: put(*x),
+        "bits",
+    ),
+    "EqualMask": ([(EqualMask(eps), half_equal(n)) for n in NUMBERS for eps in (None, 0.5)], equal, "bits"),
+    "ZeroMask": (
+        [(ZeroMask(eps), pair(n)[:1]) for n in NUMBERS for eps in (None, 0.5)],
+        lambda op, x: np.abs(oracle.real(x)) <= (op.eps or 0),
+        "bits",
+    ),
+    "LowRank": (
+        [(LowRank(2), [ordinary(n, *shape)]) for n in ("float32", "bfloat16", "float64") for shape in ((6, 4), (3, 5))],
+        lambda op, x: oracle.round_float(np.matmul(*oracle.factors(x, op.rank)[::-1]), x.dtype),
+        "close",
+    ),
+    "Factors": (
+        [(Factors(2), [ordinary(n, *shape)]) for n in ("float32", "float16", "float64") for shape in ((6, 4), (3, 5))],
+        lambda op, x: oracle.factors(x, op.rank),
+        "product",
+    ),
+    "Constant": (
+        [(Constant(spec(n, 3, 4), 2.7), []) for n in NUMBERS],
+        lambda op: np.full((3, 4), 2.7 if op.spec.dtype.is_float else 2),
+        "made",
+    ),
+    "Given": (
+        [(Given(spec(n, 2, 3), (1.5, -2, 7)), []) for n in FLOATS],
+        lambda op: np.array([[1.5, -2, 7]] * 2),
+        "made",
+    ),
+    "Random": (
+        [(Random(spec(n, 5, 7), "uniform", -1.0, 2.0, 7), []) for n in FLOATS],
+        lambda op: oracle.drawn({"low": -1, "high": 2, "seed": 7}, (5, 7), op.spec.dtype.numpy)[0],
+        "made",
+    ),
+}
+
+COMPUTED = [
+    pytest.param(name, number, id=f"{name}-{number}")
+    for name, (cases, _, how) in REFERENCES.items()
+    if how != "made"
+    for number in range(len(cases))
+]
+
+
+@pytest.mark.parametrize("cls", list(all_ops()), ids=lambda cls: cls.__name__)
+def test_every_operation_has_a_reference(cls: type[TensorOp]) -> None:
+    if cls.__name__ in ABSTRACT:
+        assert list(cls.__subclasses__())
+    elif cls.__name__ in TEMPLATES:
+        assert cls.kind == "template" and hasattr(cls, "made")
+    else:
+        assert REFERENCES[cls.__name__][0], f"tests/ops/test_contract.py has no case of {cls.__name__}"
+
+
+def assert_matches(found: Sequence[np.ndarray], expected: Any, how: str, shape: tuple[int, ...]) -> None:
+    if how == "product":
+        product = found[1].astype(np.float64) @ found[0].astype(np.float64)
+        tolerance = 1e-2 if found[0].dtype.itemsize == 2 else 1e-5
+        np.testing.assert_allclose(product, expected[1] @ expected[0], rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(
+            np.linalg.norm(found[0].astype(np.float64), axis=1), np.linalg.norm(found[1].astype(np.float64), axis=0),
+            rtol=tolerance, atol=tolerance,
+        )  # fmt: skip
+    elif how == "close":
+        assert (found[0].shape, found[0].dtype) == (expected.shape, expected.dtype)
+        tolerance = {1: 0.0, 2: 2e-2, 4: 1e-5, 8: 1e-12}[expected.dtype.itemsize]
+        np.testing.assert_allclose(
+            found[0].astype(np.float64), expected.astype(np.float64), rtol=tolerance, atol=tolerance
+        )
+    else:
+        (assert_same_values if how == "values" else assert_same_bits)(found[0], expected)
+
+
+@pytest.mark.parametrize(("name", "number"), COMPUTED)
+def test_compiled_traced_and_host_results_equal_the_reference(name: str, number: int) -> None:
+    cases, reference, how = REFERENCES[name]
+    op, arrays = cases[number]
+    kept = [array.copy() for array in arrays]
+    for array in arrays:
+        array.flags.writeable = False
+    inferred = op.infer(*map(spec_of, arrays))
+    numbers = [np.float64(value) for value in op.numbers()]
+
+    def traced(zeros: Any, numbers: Any, *inputs: Any) -> tuple[Any, ...]:
+        made = op.with_numbers(iter(numbers)).apply(DeviceKernel(zeros), *inputs)
+        return made if isinstance(made, tuple) else (made,)
+
+    zeros = (np.int32(0), np.int64(0))
+    with jax.enable_x64(True), np.errstate(all="ignore"):
+        shapes = jax.eval_shape(traced, zeros, numbers, *arrays)
+        if not isinstance(op, asserts.Mask):
+            assert [(s.shape, s.dtype) for s in shapes] == [(s.shape, s.dtype.numpy) for s in inferred]
+        else:
+            assert [(s.shape, s.dtype) for s in shapes] == [(arrays[0].shape, np.bool_)]
+        eager = [np.asarray(x) for x in traced(zeros, numbers, *map(jax.numpy.asarray, arrays))]
+        options = {"xla_allow_excess_precision": False}
+        compiled = [np.asarray(x) for x in jax.jit(traced, compiler_options=options)(zeros, numbers, *arrays)]
+        on_host = op.apply(HostKernel(), *arrays)
+        host = [np.asarray(x) for x in (on_host if isinstance(on_host, tuple) else (on_host,))]
+        expected = reference(op, *arrays)
+    for found in (eager, compiled, host):
+        assert_matches(found, expected, how, arrays[0].shape)
+    for array, before in zip(arrays, kept, strict=True):
+        assert_same_bits(array, before, "an input was changed")
+
+
+MADE = [(name, case) for name, (cases, _, how) in REFERENCES.items() if how == "made" for case in range(len(cases))]
+
+
+@pytest.mark.parametrize(("name", "number"), MADE)
+def test_made_elements_equal_the_reference_whole_and_in_parts(name: str, number: int) -> None:
+    cases, reference, _ = REFERENCES[name]
+    op = cases[number][0]
+    assert isinstance(op, Made)
+    dtype, size = op.spec.dtype.numpy, op.spec.size
+    whole = op.produce(0, size)
+    expected = reference(op)
+    expected = expected if expected.dtype == dtype else oracle.cast(expected, dtype)
+    assert_same_values(whole.reshape(op.spec.shape), expected)
+    parts = [op.produce(start, min(5, size - start)) for start in range(0, size, 5)]
+    assert_same_bits(np.concatenate(parts), whole)
+
+
+ELEMENTWISE = [cls.__name__ for cls in all_ops() if cls.kind in ("elementwise", "check") and cls.__name__ in REFERENCES]
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_several_tensors_in_one_tile_give_the_bits_that_each_gives_alone(name: str) -> None:
+    op = REFERENCES[name][0][0][0]
+    rows = [[array_of("float32", (n,), 3 * n + 3 * side) for n in (1, 7, 4)] for side in range(2)]
+    operands = rows[: 1 if name in ("Scale", "Cast", "Clamp", "ZeroMask") else 2]
+    op = Cast(BY_NAME["float16"]) if name == "Cast" else op
+
+    def call(*arrays: np.ndarray) -> np.ndarray:
+        zeros = (np.int32(0), np.int64(0))
+        with jax.enable_x64(True):
+            return np.asarray(jax.jit(lambda z, *x: op.apply(DeviceKernel(z), *x))(zeros, *arrays))
+
+    together = call(*(np.concatenate([*side, np.zeros(4, np.float32)]) for side in operands))
+    alone = np.concatenate([call(*parts) for parts in zip(*operands, strict=True)])
+    assert_same_bits(together[:12], alone)
+
+
+@pytest.mark.parametrize("cls", [cls for cls in all_ops(Structure)], ids=lambda cls: cls.__name__)
+def test_runs_of_a_structural_operation_put_every_element_where_apply_does(cls: type[Structure]) -> None:
+    cases = REFERENCES[cls.__name__][0]
+    for op, arrays in cases:
+        assert isinstance(op, Structure)
+        runs = op.runs(*map(spec_of, arrays))
+        assert runs is not None
+        flat = [array.reshape(-1) for array in arrays]
+        moved = np.concatenate([flat[operand][start : start + length] for operand, start, length in runs])
+        assert_same_bits(moved, np.ascontiguousarray(op.apply(HostKernel(), *arrays)).reshape(-1))
+
+
+def test_operations_are_values() -> None:
+    for name, (cases, _, _) in REFERENCES.items():
+        op = cases[0][0]
+        assert op == dataclasses.replace(op) and hash(op) == hash(dataclasses.replace(op)), name
+        for entry in dataclasses.fields(op):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(op, entry.name, None)
+
+
+def test_a_constant_that_does_not_fit_is_refused() -> None:
+    nan = float("nan")
+    for name, value in [("uint8", 300.0), ("float16", 1e6), ("int64", nan), ("int64", 2.0**63), ("uint64", -1.0)]:
+        with pytest.raises(PlanError, match="does not fit"):
+            Fill("constant", value).made(spec(name, 2))
+    assert Fill("constant", 2.0**63 - 1024).made(spec("int64", 2)).produce(0, 1)[0] == 2**63 - 1024
+    assert Fill("constant", float("inf")).made(spec("float16", 2)).produce(0, 1)[0] == np.inf
+    assert float(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).max) == 448

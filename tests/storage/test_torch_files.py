@@ -1,0 +1,393 @@
+"""Torch files and distributed checkpoints: against PyTorch itself."""
+
+import argparse
+import io
+import pickle
+import struct
+import subprocess
+import sys
+import warnings
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from storing import bytes_of, sample, spec, write
+
+from surgery_jax.core.dtypes import DTYPES
+from surgery_jax.core.errors import StorageError
+from surgery_jax.storage.formats import open_checkpoint, open_single, resolve_output, resolve_save_tensor
+from surgery_jax.storage.pickles import Built, PickleRefused, read_pickle
+from surgery_jax.storage.torch_tensors import STORAGES, UNTYPED
+from surgery_jax.storage.zips import lay_zip
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.filterwarnings("ignore")  # PyTorch warns about itself
+
+HELD = [*STORAGES, *UNTYPED]
+TENSORS = {name: sample(name, 3, 5) for name in HELD} | {
+    "empty": sample("float32", 0, 4),
+    "scalar": sample("bfloat16"),
+    "é.\U0001f600": sample("int64", 1),
+    "": sample("int8", 2),
+}
+
+
+def raw(tensor: Any) -> bytes:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def tensor(name: str) -> Any:
+    made, data = TENSORS[name]
+    flat = torch.frombuffer(bytearray(data), dtype=getattr(torch, made.dtype.name)) if data else torch.empty(0)
+    return flat.reshape(made.shape)
+
+
+def read(path: Path) -> dict[str, bytes]:
+    return {name: bytes_of(entry) for name, entry in open_checkpoint(str(path)).entries.items()}
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(StorageError) as caught:
+        open_checkpoint(str(path))
+    assert caught.value.exit_code == 3
+    return str(caught.value)
+
+
+# --- files
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_torch_reads_what_we_write_safely_and_mapped(mapped: bool, tmp_path: Path) -> None:
+    write(tmp_path / "a.pt", TENSORS)
+    found = torch.load(tmp_path / "a.pt", weights_only=True, mmap=mapped)
+    assert list(found) == list(TENSORS)
+    for name, (made, data) in TENSORS.items():
+        assert tuple(found[name].shape) == made.shape
+        assert found[name].dtype == getattr(torch, made.dtype.name)
+        assert raw(found[name]) == data
+
+
+def test_written_archives_have_true_checksums_and_aligned_tensors(tmp_path: Path) -> None:
+    layout = write(tmp_path / "a.pt", TENSORS)
+    with zipfile.ZipFile(tmp_path / "a.pt") as archive:
+        assert archive.testzip() is None
+    assert all(offset % 64 == 0 for _, offset in layout.places.values())
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_we_read_what_torch_writes_without_reading_data(is_zip: bool, tmp_path: Path) -> None:
+    torch.save({name: tensor(name) for name in TENSORS}, tmp_path / "a.pt", _use_new_zipfile_serialization=is_zip)
+    found = open_checkpoint(str(tmp_path / "a.pt"))
+    assert {name: entry.spec for name, entry in found.entries.items()} == {n: made for n, (made, _) in TENSORS.items()}
+    assert all(entry.extent is not None for entry in found.entries.values())
+    assert read(tmp_path / "a.pt") == {name: data for name, (_, data) in TENSORS.items()}
+
+
+def test_reading_and_writing_torch_files_does_not_need_torch(tmp_path: Path) -> None:
+    torch.save({"w": torch.arange(3)}, tmp_path / "a.pt")
+    program = (
+        "import sys; from surgery_jax.storage.formats import *; "
+        "c = open_checkpoint(sys.argv[1]); resolve_output('o.pt', None, None, '5GB')"
+        ".layout([(n, e.spec) for n, e in c.entries.items()], {}); "
+        "assert not {'torch', 'jax', 'numpy'} & set(sys.modules)"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.pt")], cwd=root, check=True)
+
+
+def test_views_are_read_as_their_values(tmp_path: Path) -> None:
+    base = torch.arange(24.0).reshape(4, 6)
+    views = {
+        "base": base,
+        "transposed": base.T,
+        "rows": base[1:3],
+        "columns": base[:, 2:4],
+        "steps": base[::2, ::3],
+        "one": base[3, 5],
+        "expanded": torch.ones(1, 3).expand(2, 3),
+        "nothing": base[4:],
+        "parameter": torch.nn.Parameter(base[2]),
+    }
+    expected = {name: raw(view) for name, view in views.items()}
+    for is_zip in (True, False):
+        torch.save(views, tmp_path / "a.pt", _use_new_zipfile_serialization=is_zip)
+        assert read(tmp_path / "a.pt") == expected
+    extents = {name for name, entry in open_checkpoint(str(tmp_path / "a.pt")).entries.items() if entry.extent}
+    assert extents == {"base", "rows", "one", "nothing", "parameter"}
+
+
+def test_packed_archives_are_read_too(tmp_path: Path) -> None:
+    torch.save({name: tensor(name) for name in TENSORS}, tmp_path / "a.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pt") as old,
+        zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert read(tmp_path / "b.pt") == {name: data for name, (_, data) in TENSORS.items()}
+
+
+def test_the_state_dict_of_a_module_is_a_checkpoint(tmp_path: Path) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    torch.save(module.state_dict(), tmp_path / "a.bin")
+    assert read(tmp_path / "a.bin") == {name: raw(value) for name, value in module.state_dict().items()}
+
+
+def test_beside_a_state_dict_of_its_own_key_anything_may_lie_unexecuted(tmp_path: Path) -> None:
+    inner = OrderedDict(w=torch.arange(3))
+    torch.save({"state_dict": inner, "epoch": 3, "args": argparse.Namespace(a=1)}, tmp_path / "a.pth")
+    assert read(tmp_path / "a.pth") == {"w": raw(inner["w"])}
+
+
+@pytest.mark.parametrize(
+    "value", [3, "text", None, [1], {"w": 1}, {"inner": {"w": 1}}, argparse.Namespace(a=1), {}, {1: 2}]
+)
+def test_what_is_no_table_of_tensors_is_refused(value: object, tmp_path: Path) -> None:
+    torch.save(value, tmp_path / "a.pt")
+    refusal(tmp_path / "a.pt")
+
+
+def test_a_value_that_is_no_tensor_is_named(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(1), "step": 5}, tmp_path / "a.pt")
+    assert "'step'" in refusal(tmp_path / "a.pt")
+
+
+def test_tensors_that_are_more_than_bytes_are_refused(tmp_path: Path) -> None:
+    for value in (
+        torch.ones(2, 2).to_sparse(),
+        torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8),
+        torch.ones(2, dtype=torch.complex64).conj(),
+        torch.ones(2, dtype=torch.complex128),
+    ):
+        torch.save({"w": value}, tmp_path / "a.pt")
+        refusal(tmp_path / "a.pt")
+
+
+def test_programs_and_whole_models_are_refused(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "a.pt")
+    assert "TorchScript" in refusal(tmp_path / "a.pt")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "a.pt")
+    assert "Linear" in refusal(tmp_path / "a.pt")
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("executed",)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_code_in_a_pickle_is_not_executed(is_zip: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"w": torch.ones(1), "b": Bomb()}, tmp_path / "a.pt", _use_new_zipfile_serialization=is_zip)
+    assert "print" in refusal(tmp_path / "a.pt")
+    assert capsys.readouterr().out == ""
+
+
+def test_single_tensors_are_read_bare_or_alone_in_a_table(tmp_path: Path) -> None:
+    value = torch.arange(3)
+    for content, name in [(value, None), ({"w": value, "step": 3}, "w"), ({"state_dict": {"v": value}}, "v")]:
+        torch.save(content, tmp_path / "w.dat")
+        found, entry = open_single(str(tmp_path / "w.dat"), "auto")
+        assert (found, bytes_of(entry)) == (name, raw(value))
+    torch.save({"a": value, "b": value}, tmp_path / "w.dat")
+    with pytest.raises(StorageError, match="2 tensors"):
+        open_single(str(tmp_path / "w.dat"), "torch")
+
+
+@pytest.mark.parametrize("name", ["float32", "float8_e4m3fn", "scalar", "empty"])
+def test_one_tensor_is_saved_bare(name: str, tmp_path: Path) -> None:
+    write(resolve_save_tensor(str(tmp_path / "w"), "torch"), {name: TENSORS[name]})
+    assert raw(torch.load(tmp_path / "w", weights_only=True)) == TENSORS[name][1]
+
+
+@pytest.mark.parametrize("dtype", [dtype.name for dtype in DTYPES if dtype.name not in HELD])
+def test_dtypes_that_torch_does_not_have_are_refused(dtype: str, tmp_path: Path) -> None:
+    plan = resolve_output(str(tmp_path / "a.pt"), None, None, "5GB")
+    with pytest.raises(StorageError, match=dtype):
+        plan.layout([("w", spec(dtype, 4))], {})
+
+
+def test_places_beyond_four_gigabytes_are_laid_out_as_zip_demands(tmp_path: Path) -> None:
+    plan = resolve_output(str(tmp_path / "a.pt"), None, None, "5GB")
+    layout = plan.layout(
+        [("small", spec("uint8", 8)), ("large", spec("uint8", 5 << 30)), ("last", spec("int16", 3))], {}
+    )
+    with (tmp_path / "a.pt").open("wb") as stream:  # a sparse file: no checksums, little disk
+        stream.truncate(layout.files[0].size)
+        for offset, data in layout.files[0].fixed:
+            stream.seek(offset)
+            stream.write(data)
+        stream.seek(layout.places["last"][1])
+        stream.write(b"\1\0\2\0\3\0")
+    assert torch.load(tmp_path / "a.pt", weights_only=True, mmap=True)["last"].tolist() == [1, 2, 3]
+    found = open_checkpoint(str(tmp_path / "a.pt")).entries
+    assert found["large"].spec == spec("uint8", 5 << 30)
+    assert bytes_of(found["last"]) == b"\1\0\2\0\3\0"
+
+
+def test_archives_of_more_than_65535_members_are_laid_out_as_zip_demands(tmp_path: Path) -> None:
+    laid = lay_zip([(f"archive/{number}", b"x") for number in range(66_000)])
+    with (tmp_path / "a.zip").open("wb") as stream:
+        for offset, data in laid.fixed:
+            stream.seek(offset)
+            stream.write(data)
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert len(archive.namelist()) == 66_000
+
+
+def test_directories_of_files_leave_out_what_is_no_weights(tmp_path: Path) -> None:
+    for number, name in enumerate(["b.pt", "a.bin", "c.pth"]):
+        torch.save({f"w{number}": torch.tensor(number)}, tmp_path / name)
+    torch.save({"lr": 0.1}, tmp_path / "optimizer.pt")
+    torch.save(argparse.Namespace(), tmp_path / "training_args.bin")
+    assert list(open_checkpoint(str(tmp_path)).entries) == ["w0", "w2", "w1"]
+
+
+def test_an_index_says_which_files_of_a_directory_count(tmp_path: Path) -> None:
+    torch.save({"w": torch.tensor(1)}, tmp_path / "pytorch_model-00001-of-00001.bin")
+    torch.save({"lr": 0.1}, tmp_path / "other.bin")
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text('{"weight_map": {"w": "pytorch_model-00001-of-00001.bin"}}')
+    assert list(open_checkpoint(str(tmp_path)).entries) == ["w"]
+    index.write_text('{"weight_map": {"w": "../pytorch_model-00001-of-00001.bin"}}')
+    refusal(tmp_path)
+
+
+def test_a_directory_of_two_formats_is_ambiguous(tmp_path: Path) -> None:
+    write(tmp_path / "a.pt", {"w": sample("uint8", 1)})
+    write(tmp_path / "b.safetensors", {"w": sample("uint8", 1)})
+    assert "safetensors and torch" in refusal(tmp_path)
+
+
+# --- pickles that are no data
+
+
+def test_deeply_nested_keys_are_refused_and_do_not_crash() -> None:
+    with pytest.raises(PickleRefused):
+        read_pickle(b"\x80\x02}N" + b"\x85" * 200_000 + b"Ns.", {}, lambda pid: pid)
+
+
+def test_huge_memo_numbers_take_no_memory() -> None:
+    assert read_pickle(b"\x80\x02Nr\xff\xff\xff\xff.", {}, lambda pid: pid)[0] is None
+
+
+def test_unknown_names_stay_names() -> None:
+    value, end = read_pickle(b"\x80\x02cos\nsystem\nX\2\0\0\0ls\x85R.rest", {}, lambda pid: pid)
+    assert isinstance(value, Built)
+    assert (str(value.symbol), value.args, end) == ("os.system", ("ls",), 23)
+
+
+LONG = b"\x8e" + struct.pack("<Q", 2**63)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b".", b"\x80\x02", b"}0.", b"X\xff\xff\xff\xff.", LONG, b"h\1.", b"t.", b"NNs.", b"Na.", b"i.", b"NNR."],
+)
+def test_broken_pickles_are_refused(text: bytes) -> None:
+    with pytest.raises(PickleRefused):
+        read_pickle(text, {}, lambda pid: pid)
+
+
+# --- distributed checkpoints
+
+
+def dcp() -> Any:
+    import torch.distributed.checkpoint
+
+    return torch.distributed.checkpoint
+
+
+def test_a_distributed_checkpoint_of_ours_is_loaded_by_torch(tmp_path: Path) -> None:
+    write(resolve_output(str(tmp_path / "out"), "dcp", None, "5GB"), TENSORS)
+    state = {
+        name: torch.zeros(made.shape, dtype=getattr(torch, made.dtype.name)) for name, (made, _) in TENSORS.items()
+    }
+    dcp().load(state, checkpoint_id=tmp_path / "out", no_dist=True)
+    assert {name: raw(value) for name, value in state.items()} == {name: data for name, (_, data) in TENSORS.items()}
+    assert read(tmp_path / "out") == {name: data for name, (_, data) in TENSORS.items()}
+
+
+def test_a_distributed_checkpoint_of_torch_is_read(tmp_path: Path) -> None:
+    dcp().save({name: tensor(name) for name in TENSORS}, checkpoint_id=tmp_path / "out", no_dist=True)
+    assert read(tmp_path / "out") == {name: data for name, (_, data) in TENSORS.items()}
+
+
+def test_other_values_are_left_out_only_beside_a_state_dict(tmp_path: Path) -> None:
+    dcp().save({"state_dict": {"a.b": torch.ones(2)}, "epoch": 3}, checkpoint_id=tmp_path / "a", no_dist=True)
+    assert list(open_checkpoint(str(tmp_path / "a")).entries) == ["a.b"]
+    dcp().save({"w": torch.ones(2), "epoch": 3}, checkpoint_id=tmp_path / "b", no_dist=True)
+    assert "'epoch'" in refusal(tmp_path / "b")
+
+
+def write_chunks(path: Path, sizes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> Any:
+    """A tensor of 7 × 5 in chunks, as the ranks of a training run leave it; what it holds."""
+    from torch.distributed.checkpoint import filesystem, metadata
+
+    table = torch.arange(35.0).reshape(7, 5)
+    path.mkdir()
+    chunks, places = [], {}
+    for rank, (corner, shape) in enumerate(sizes):
+        stream = io.BytesIO()
+        torch.save(table[tuple(slice(a, a + n) for a, n in zip(corner, shape, strict=True))].clone(), stream)
+        (path / f"__{rank}_0.distcp").write_bytes(b"before" + stream.getvalue() + b"after")
+        chunks.append(metadata.ChunkStorageMetadata(torch.Size(corner), torch.Size(shape)))
+        info = filesystem._StorageInfo(f"__{rank}_0.distcp", 6, len(stream.getvalue()))
+        places[metadata.MetadataIndex("w", torch.Size(corner), rank)] = info
+    properties = metadata.TensorProperties(dtype=torch.float32)
+    contents = {"w": metadata.TensorStorageMetadata(properties, table.shape, chunks)}
+    (path / ".metadata").write_bytes(pickle.dumps(metadata.Metadata(contents, {"w": ("w",)}, places)))
+    return table
+
+
+ROWS, COLUMNS = [((0, 0), (4, 5)), ((4, 0), (3, 5))], [((0, 0), (7, 3)), ((0, 3), (7, 2))]
+
+
+@pytest.mark.parametrize("sizes", [ROWS, COLUMNS])
+def test_tensors_in_several_chunks_are_put_together(sizes: list[Any], tmp_path: Path) -> None:
+    table = write_chunks(tmp_path / "out", sizes)
+    state = {"w": torch.zeros(7, 5)}
+    dcp().load(state, checkpoint_id=tmp_path / "out", no_dist=True)
+    assert torch.equal(state["w"], table)  # so that it is a checkpoint to torch, too
+    assert read(tmp_path / "out") == {"w": raw(table)}
+    (tmp_path / "out/__1_0.distcp").write_bytes((tmp_path / "out/__1_0.distcp").read_bytes()[:-20])
+    assert "cut off" in refusal(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "sizes", [ROWS[:1], [*ROWS, ((0, 0), (1, 5))], [((0, 0), (4, 5)), ((3, 0), (3, 5))], [((0, 0), (7, 6))]]
+)
+def test_chunks_that_do_not_make_up_the_tensor_are_refused(sizes: list[Any], tmp_path: Path) -> None:
+    write_chunks(tmp_path / "out", sizes)
+    assert "make up" in refusal(tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04N.", b"\x80\x04}.", b"garbage"])
+def test_a_broken_table_is_refused(content: bytes, tmp_path: Path) -> None:
+    write(resolve_output(str(tmp_path / "out"), "dcp", None, "5GB"), TENSORS)
+    (tmp_path / "out/.metadata").write_bytes(content)
+    refusal(tmp_path / "out")
+
+
+def test_a_table_may_not_name_files_elsewhere(tmp_path: Path) -> None:
+    write(resolve_output(str(tmp_path / "out"), "dcp", None, "5GB"), {"w": TENSORS["float32"]})
+    table = (tmp_path / "out/.metadata").read_bytes()
+    assert table.count(b"__0_0.distcp") == 1
+    (tmp_path / "out/.metadata").write_bytes(table.replace(b"__0_0.distcp", b"../out/x.dis"))
+    assert "inside" in refusal(tmp_path / "out")
+
+
+def test_every_mutilated_archive_is_refused_or_read(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    torch.save({"w": torch.arange(3), "v": torch.ones(2, 2).T}, stream)
+    whole = stream.getvalue()
+    for at in range(0, len(whole), 3):
+        (tmp_path / "a.pt").write_bytes(whole[:at] + bytes([whole[at] ^ 0x81]) + whole[at + 1 :])
+        try:
+            for entry in open_checkpoint(str(tmp_path / "a.pt")).entries.values():
+                bytes_of(entry)
+        except StorageError:
+            pass
