@@ -1,22 +1,82 @@
-"""Checkpoint surgery: declarative plans that edit the weights of neural networks, checked whole, compiled and streamed."""
+"""Checkpoint surgery: declarative plans that edit the weights of neural networks, checked whole, compiled and streamed.
 
-from .api import Compiled, Options, check, compile_plan, load_plan, plan_of, run
-from .core.errors import AssertionFailed, BudgetError, PlanError, Problems, StorageError, SurgeryError
+Names are brought in when they are first used, so that importing this package costs nothing.
+"""
 
-__version__ = "0.1.0"
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .api import (
+        Compiled,
+        Options,
+        check,
+        compile_plan,
+        convert,
+        diff,
+        explain,
+        inspect,
+        load_plan,
+        plan_of,
+        run,
+    )
+    from .core.errors import AssertionFailed, BudgetError, PlanError, Problems, StorageError, SurgeryError
+    from .execute.compare import Change, Difference
+    from .execute.explain import Explanation
+    from .execute.report import Report
+    from .execute.survey import CheckpointInfo, TensorInfo
+
+    __version__: str
 
 __all__ = [
     "AssertionFailed",
     "BudgetError",
+    "Change",
+    "CheckpointInfo",
     "Compiled",
+    "Difference",
+    "Explanation",
     "Options",
     "PlanError",
     "Problems",
+    "Report",
     "StorageError",
     "SurgeryError",
+    "TensorInfo",
+    "__version__",
     "check",
     "compile_plan",
+    "convert",
+    "diff",
+    "explain",
+    "inspect",
     "load_plan",
     "plan_of",
     "run",
 ]
+
+_HOMES = {
+    "api": "Compiled Options check compile_plan convert diff explain inspect load_plan plan_of run",
+    "core.errors": "AssertionFailed BudgetError PlanError Problems StorageError SurgeryError",
+    "execute.compare": "Change Difference",
+    "execute.explain": "Explanation",
+    "execute.report": "Report",
+    "execute.survey": "CheckpointInfo TensorInfo",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("surgery_jax")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

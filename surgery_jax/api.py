@@ -5,6 +5,7 @@ Importing this module imports neither JAX nor NumPy; they come when something is
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .compile.program import Program, compile_program
-from .core.errors import AssertionFailed, Problems, SurgeryError
+from .core.errors import AssertionFailed, Mark, PlanError, Problems, SurgeryError
 from .core.specs import Spec
 from .execute.options import Options
 from .execute.reservations import check_fits
@@ -26,9 +27,26 @@ from .storage.base import Checkpoint, Entry, Layout
 from .storage.formats import OutputPlan
 
 if TYPE_CHECKING:
+    from .execute.compare import Difference
+    from .execute.explain import Explanation
     from .execute.report import Report
+    from .execute.survey import CheckpointInfo
 
-__all__ = ["Compiled", "Options", "check", "compile_plan", "load_plan", "plan_of", "run"]
+__all__ = [
+    "Compiled",
+    "Options",
+    "check",
+    "compile_plan",
+    "convert",
+    "diff",
+    "explain",
+    "inspect",
+    "load_plan",
+    "plan_of",
+    "run",
+]
+
+Show = Callable[[int, int], None]  # progress: bytes done, bytes in all
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +100,6 @@ def plan_of(content: dict[str, Any], name: str = "plan") -> Plan:
     Raises:
         PlanError: not a plan.
     """
-    from .core.errors import Mark
-
     root = node_of(content, Mark(name, 1, 1))
     assert isinstance(root, Mapping)
     return Plan.of(root)
@@ -126,6 +142,18 @@ def check(plan: Plan, options: Options | None = None) -> Compiled:
     return compiled
 
 
+def explain(plan: Plan | Compiled, options: Options | None = None) -> Explanation:
+    """What running a plan would do: its groups and moves, bytes, compilations and peak memory, from headers alone.
+
+    Raises:
+        Problems: all that is wrong with the plan.
+    """
+    from .execute.explain import explain
+
+    compiled = plan if isinstance(plan, Compiled) else compile_plan(plan, options)
+    return explain(compiled.program, options)
+
+
 def _check_targets(compiled: Compiled, options: Options) -> None:
     from .storage.publish import check_space, check_target
 
@@ -145,7 +173,7 @@ def run(
     plan: Plan,
     options: Options | None = None,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Show | None = None,
     compiled: Compiled | None = None,
 ) -> Report:
     """Run a plan: compute, check and write everything, then let the outputs appear.
@@ -154,6 +182,7 @@ def run(
         SurgeryError: what went wrong; nothing appears under an output's name, and nothing temporary is left.
     """
     from .execute.report import Progress, Report
+    from .execute.outputs import OutputFile
     from .execute.stream import Executor
     from .storage.publish import Staging, commit_all
 
@@ -170,7 +199,11 @@ def run(
             stack.callback(staging.abort)
             stagings.append(staging)
         files = [
-            (staging.fd(index), str(Path(output.path) / file.name))
+            OutputFile(
+                str(Path(output.path) / file.name),
+                staging.fd(index),
+                staging.direct_fd(index) if options.sync else None,
+            )
             for staging, (output, layout) in zip(stagings, compiled.outputs, strict=True)
             for index, file in enumerate(layout.files)
         ]
@@ -199,6 +232,89 @@ def run(
         busy_s=dict(executor.busy),
         printed=printed,
     )
+
+
+def inspect(
+    path: str | Path,
+    options: Options | None = None,
+    *,
+    filter: str = "",
+    stats: bool = False,
+    progress: Show | None = None,
+) -> CheckpointInfo:
+    """What a checkpoint holds, from its headers.
+
+    With `stats` also the range and the mean of every tensor, read in bounded memory. `filter` is a regular
+    expression that part of a name must match.
+
+    Raises:
+        SurgeryError: it cannot be read, or the filter is no regular expression.
+    """
+    from .execute.survey import survey
+
+    wanted = _wanted(filter)
+    return survey(formats.open_checkpoint(str(path)), wanted, options, stats=stats, progress=progress)
+
+
+def diff(
+    left: str | Path,
+    right: str | Path,
+    options: Options | None = None,
+    *,
+    eps: float | None = None,
+    filter: str = "",
+    progress: Show | None = None,
+) -> Difference:
+    """What differs between two checkpoints: exactly, or within the absolute tolerance `eps`. NaN equals NaN here.
+
+    `filter` is a regular expression that part of a name must match.
+
+    Raises:
+        SurgeryError: one of them cannot be read, or the filter is no regular expression.
+    """
+    from .execute.compare import compare
+
+    if eps is not None and not eps >= 0:
+        raise PlanError("not a tolerance", expected="a number that is not negative", found=f"{eps}")
+    wanted = _wanted(filter)
+    sides = [formats.open_checkpoint(str(path)) for path in (left, right)]
+    return compare(sides[0], sides[1], wanted, eps, options, progress=progress)
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    options: Options | None = None,
+    *,
+    format: str | None = None,
+    shard: str | None = None,
+    progress: Show | None = None,
+) -> Report:
+    """Write a checkpoint in another format or cut otherwise; format and shard mean what they mean in a plan's output.
+
+    Raises:
+        SurgeryError: it cannot be read, or not be written so.
+    """
+    asked = {"path": str(target), "format": format, "shard": shard}
+    output = {key: value for key, value in asked.items() if value is not None}
+    plan = plan_of({"inputs": [f"model::{source}"], "output": output}, _NO_PLAN)
+    try:
+        return run(plan, options, progress=progress)
+    except SurgeryError as error:
+        for problem in [error, *getattr(error, "errors", ())]:
+            if isinstance(problem.where, Mark) and problem.where.file == _NO_PLAN:
+                problem.where = None  # nobody wrote that plan
+        raise
+
+
+_NO_PLAN = "<convert>"
+
+
+def _wanted(filter: str) -> Callable[[str], object]:
+    try:
+        return re.compile(filter).search
+    except (re.error, RecursionError, OverflowError) as error:
+        raise PlanError(f"not a regular expression: {filter!r}", found=str(error)) from None
 
 
 class _Failed(Problems):

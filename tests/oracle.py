@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import ml_dtypes
@@ -204,11 +205,13 @@ def drawn(spec: dict[str, Any], shape: tuple[int, ...], dtype: np.dtype) -> tupl
         return ((raw[0::2] << np.uint64(32) | raw[1::2]) & np.uint64((1 << 53) - 1)).astype(np.float64) * 2.0**-53
 
     if spec.get("distribution", "uniform") == "uniform":
-        low, high = float(spec.get("low", 0)), float(spec.get("high", 1))
-        if dtype == np.float64:
-            return (doubles(n) * (high - low) + low).reshape(shape), "values"
-        span = np.float32(high - low)
-        return round_float((singles(n) * span + np.float32(low)), dtype).reshape(shape), "values"
+        # torch multiplies and adds with one rounding
+        single = dtype != np.float64
+        low, high = (float(spec.get(key, default)) for key, default in (("low", 0), ("high", 1)))
+        span = Fraction(float(np.float32(high - low))) if single else Fraction(high - low)
+        start = Fraction(float(np.float32(low))) if single else Fraction(low)
+        made = [Fraction(float(u)) * span + start for u in (singles(n) if single else doubles(n))]
+        return round_float(np.array([float(number) for number in made]), dtype).reshape(shape), "values"
     mean, std = float(spec.get("mean", 0)), float(spec.get("std", 1))
     if n >= 16:
         if dtype != np.float32:

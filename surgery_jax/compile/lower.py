@@ -12,7 +12,7 @@ import numpy as np
 from ..ops.reshape import Reshape
 from . import magnitude
 from .kernels import DeviceKernel, HostKernel
-from .magnitude import Bound
+from .magnitude import Bound, has_zero
 from .program import Eqn, Group
 
 __all__ = ["GroupFunction"]
@@ -184,8 +184,11 @@ class GroupFunction:
         for spec, x, limit in zip(self.specs, inputs, bits, strict=True):
             if spec.dtype.is_float and self.exact:
                 raw = kernel.bits(x)
-                magnitude = raw & np.array(np.iinfo(raw.dtype).max >> 1, raw.dtype)
-                above = magnitude - np.ones((), raw.dtype)  # zero becomes the largest
+                if has_zero(spec.dtype):
+                    raw = raw & np.array(np.iinfo(raw.dtype).max >> 1, raw.dtype)
+                    above = raw - np.ones((), raw.dtype)  # zero becomes the largest
+                else:
+                    above = raw
                 key = (spec.dtype, x.shape)
                 together[key] = (jnp.minimum(together[key][0], above) if key in together else above, limit)
         result = jnp.array(True)

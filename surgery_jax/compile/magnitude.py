@@ -14,7 +14,7 @@ from typing import Any
 
 from ..core.dtypes import DType
 
-__all__ = ["Bound", "threshold_bits"]
+__all__ = ["Bound", "has_zero", "threshold_bits"]
 
 HUGE = 1 << 20  # the bound of a tensor that is all zeros, infinities or NaN
 
@@ -79,6 +79,11 @@ def smallest_normal(dtype: DType) -> int:
     return -1022 if dtype.bits == 64 else -126
 
 
+def has_zero(dtype: DType) -> bool:
+    """Whether a float dtype has a zero, and a sign: all but one do."""
+    return dtype.name != "float8_e8m0fnu"
+
+
 def threshold_bits(dtype: DType, threshold: int) -> int:
     """The bits of 2**threshold in a dtype, as an unsigned integer; 1 if every element but zero is at least
     that large."""
@@ -89,4 +94,5 @@ def threshold_bits(dtype: DType, threshold: int) -> int:
     smallest = _float_format(dtype)[1]
     if threshold <= smallest:
         return 1
-    return int(np.array(2.0**threshold, np.float64).astype(dtype.numpy).view(f"u{dtype.itemsize}"))
+    raw = int(np.array(2.0**threshold, np.float64).astype(dtype.numpy).view(f"u{dtype.itemsize}"))
+    return raw if has_zero(dtype) else raw + 1

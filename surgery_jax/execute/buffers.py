@@ -1,8 +1,7 @@
-"""Memory: reusable aligned buffers under one byte budget, and reading and writing byte ranges in full."""
+"""Memory: reusable aligned buffers under one byte budget; and input files, read by position."""
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 from collections import defaultdict
@@ -12,9 +11,9 @@ from contextlib import contextmanager
 import numpy as np
 
 from ..core.errors import StorageError
-from .reservations import PAGE, PIECE, footprint, rounded, too_large
+from .reservations import PAGE, footprint, rounded, too_large
 
-__all__ = ["Budget", "Files", "copy_range"]
+__all__ = ["Budget", "Files", "aligned"]
 
 ALIGNMENT = 64  # the CPU backend uses NumPy memory as it is, without a copy, if it is aligned to this
 
@@ -54,7 +53,7 @@ class Budget:
         given: list[np.ndarray] = []
         try:
             given += [
-                buffer if buffer is not None else _fresh(size) for buffer, size in zip(buffers, wanted, strict=True)
+                buffer if buffer is not None else aligned(size) for buffer, size in zip(buffers, wanted, strict=True)
             ]
             yield given
         finally:
@@ -85,7 +84,8 @@ class Budget:
             self._changed.notify_all()
 
 
-def _fresh(size: int) -> np.ndarray:
+def aligned(size: int) -> np.ndarray:
+    """Fresh memory that begins at a page."""
     raw = np.empty(size + PAGE, np.uint8)
     skip = -raw.ctypes.data % PAGE
     return raw[skip : skip + size]
@@ -129,39 +129,3 @@ class Files:
             for fd in self._open.values():
                 os.close(fd)
             self._open.clear()
-
-
-def write(fd: int, offset: int, source: memoryview, path: str) -> None:
-    """Write all of a buffer at an offset."""
-    while source.nbytes:
-        try:
-            count = os.pwrite(fd, source, offset)
-        except OSError as error:
-            raise StorageError(f"cannot write: {error.strerror}", where=path) from None
-        offset, source = offset + count, source[count:]
-
-
-UNSUPPORTED = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF)
-
-
-def copy_range(
-    files: Files, path: str, source: int, fd: int, offset: int, nbytes: int, target: str, budget: Budget
-) -> None:
-    """Copy bytes between files inside the kernel, or through a buffer where that is not supported."""
-    origin = files.fd(path)
-    while nbytes:
-        try:
-            count = os.copy_file_range(origin, fd, nbytes, source, offset)
-        except OSError as error:
-            if error.errno not in UNSUPPORTED:
-                raise StorageError(f"cannot copy: {error.strerror}", where=target) from None
-            break
-        if count == 0:
-            raise StorageError("the file became shorter while it was copied", where=path)
-        source, offset, nbytes = source + count, offset + count, nbytes - count
-    while nbytes:
-        with budget.reserve([PIECE]) as (buffer,):
-            part = buffer[: min(PIECE, nbytes)]
-            files.read(path, source, part)
-            write(fd, offset, part.data, target)
-            source, offset, nbytes = source + part.nbytes, offset + part.nbytes, nbytes - part.nbytes

@@ -41,8 +41,8 @@ class Change:
 class Difference:
     """All that differs between two checkpoints.
 
-    missing: names that only the left one has. added: names that only the right one has. changed: shapes first, then dtypes,
-    then values with the largest difference first.
+    missing: names that only the left one has. added: names that only the right one has. changed: shapes first, then
+    dtypes, then values with the largest difference first.
     """
 
     left: str
@@ -67,16 +67,14 @@ class _SameMask(EqualMask):
     """As `equal`, but NaN equals NaN: a checkpoint does not differ from its copy."""
 
     def apply(self, k: Any, a: Any, b: Any) -> Any:
-        holds = super().apply(k, a, b)
-        if k.is_float(a):
-            return holds | (k.is_nan(a) & k.is_nan(b))
-        return holds
+        return super().apply(k, a, b) | (_is_nan(k, a) & _is_nan(k, b))
 
     def measure(self, k: Any, a: Any, b: Any) -> Any:
-        distance = k.distance(a, b)
-        if k.is_float(a):
-            distance = k.xp.where(k.is_nan(a) & k.is_nan(b), 0.0, distance)
-        return distance
+        return k.xp.where(_is_nan(k, a) & _is_nan(k, b), 0.0, k.distance(a, b))
+
+
+def _is_nan(k: Any, x: Any) -> Any:
+    return k.is_nan(x) if k.is_float(x) else x != x  # complex numbers; of others, never
 
 
 def compare(

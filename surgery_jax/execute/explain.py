@@ -1,6 +1,7 @@
 """The account of a program before it runs: what is moved, what is computed by which group, and what memory that takes.
 
-Everything follows from headers; the numbers come from the rules by which `stream` and `schedule` work, so a run reports the same.
+Everything follows from headers; the numbers come from the rules by which `stream` and `schedule` work, so a run reports
+the same.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ class OperationAccount:
 class GroupAccount:
     """One compiled function and all that it is applied to.
 
-    lines: places of the plan, such as `plan.yaml:3-5`. kind: `tiles` (elementwise, in tiles of one length) or `whole`, with
-    ` on host` where NumPy evaluates it. reads, writes: patterns of tensor names. shapes: distinct inputs of a component.
-    task_bytes: memory that one task reserves.
+    lines: places of the plan, such as `plan.yaml:3-5`. kind: `tiles` (elementwise, in tiles of one length) or `whole`,
+    with ` on host` where NumPy evaluates it. reads, writes: patterns of tensor names. shapes: distinct inputs of a
+    component. task_bytes: memory that one task reserves.
     """
 
     lines: tuple[str, ...]
@@ -177,7 +178,7 @@ def _group(group: Group, names: _Names, num_tasks: int, task_bytes: int) -> Grou
         str(spec) for component in components for spec in (component.specs or component.eqns[0].specs)
     )
     return GroupAccount(
-        lines=spell_lines(mark for component in components for mark in component.origins),
+        lines=spell_lines(mark for component in components for mark in _origins(component)),
         kind=("tiles" if group.flat else "whole") + (" on host" if group.on_host else ""),
         operations=_operations(group.sample),
         reads=tuple(collapse(inputs)),
@@ -192,16 +193,31 @@ def _group(group: Group, names: _Names, num_tasks: int, task_bytes: int) -> Grou
     )
 
 
+def _origins(component: Component) -> Iterable[Any]:
+    """The places of the plan that demand a component; reading a tensor is none."""
+    if component.eqns:
+        return component.origins
+    nodes = (output.node for output in component.outputs)
+    return [node.origin for node in nodes if node is not None and not isinstance(node.op, Source)]
+
+
 def _operations(sample: Component) -> tuple[OperationAccount, ...]:
     specs = sample.value_specs()
-    return tuple(
+    computed = [
         OperationAccount(
             name=spell_operation(eqn.op),
             inputs=tuple(specs[arg].dtype.name for arg in eqn.args),
             outputs=() if eqn.op.kind == "check" else tuple(spec.dtype.name for spec in eqn.specs),
         )
         for eqn in sample.eqns
-    )
+    ]
+    for output in sample.outputs:
+        dtype = specs[output.value].dtype.name
+        if output.node is not None and output.value < len(sample.specs) and isinstance(output.node.op, TensorOp):
+            computed.append(OperationAccount(spell_operation(output.node.op), (), (dtype,)))
+        wanted = dict.fromkeys(sink.wants for sink in output.sinks)
+        computed += [OperationAccount(f"print {what}", (dtype,), ()) for what in wanted]
+    return tuple(computed)
 
 
 def spell_operation(op: TensorOp) -> str:

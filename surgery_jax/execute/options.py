@@ -14,9 +14,9 @@ __all__ = ["Options"]
 class Options:
     """How a plan is run.
 
-    memory: budget of host buffers, a size such as `2GiB`. workers: threads; 0 means as many as suit the machine. shard_size:
-    largest shard of a directory whose plan names none. overwrite: replace existing outputs. sync: bring the outputs to the
-    disk before they are published. devices: use only the first so many; 0 means all.
+    memory: budget of host buffers, a size such as `2GiB`. workers: threads; 0 means as many as suit the machine.
+    shard_size: largest shard of a directory whose plan names none. overwrite: replace existing outputs. sync: bring the
+    outputs to the disk before they are published. devices: use only the first so many; 0 means all.
     """
 
     memory: str = "2GiB"

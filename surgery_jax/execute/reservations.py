@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 PAGE = 4096  # buffers are whole pages, so that their memory is aligned for every device
-PIECE = 4 << 20  # of a move that the kernel cannot do by itself
+PIECE = 1 << 20  # through which a task moves bytes to or past the page cache: a disk runs at full rate with it
 
 Needs = tuple[list[int], int]  # sizes of buffers, and bytes that others allocate beside them
 
@@ -54,16 +54,16 @@ def footprint(needs: Needs) -> int:
 
 
 def tile_needs(group: Group, length: int) -> Needs:
-    """What a tile of so many elements reserves: its inputs, and every result."""
+    """What a tile of so many elements reserves: its inputs, a piece for writing, and every result."""
     sample = group.sample
     produced = sum(spec.dtype.itemsize * length for eqn in sample.eqns for spec in eqn.specs)
-    return [spec.dtype.itemsize * length for spec in sample.specs], produced
+    return [*(spec.dtype.itemsize * length for spec in sample.specs), PIECE], produced
 
 
 def whole_needs(component: Component) -> Needs:
-    """What a whole component reserves: its inputs, and every result in the dtype it is computed in."""
+    """What a whole component reserves: its inputs, a piece for writing, and every result as it is computed."""
     produced = sum(spec.size * max(spec.dtype.itemsize, 4) for eqn in component.eqns for spec in eqn.specs)
-    return [spec.nbytes for spec in component.specs], produced
+    return [*(spec.nbytes for spec in component.specs), PIECE], produced
 
 
 def group_needs(group: Group, limit: int) -> Needs:

@@ -21,15 +21,14 @@ from ..compile.program import Component, Dest, Program
 from ..core.errors import AssertionFailed
 from ..graph.node import Source
 from ..ops.made import Made
-from .buffers import Budget, Files, copy_range, write
+from .buffers import Budget, Files
+from .outputs import OutputFile
 from .report import Progress
-from .reservations import tile_limit, tile_needs, whole_needs
+from .reservations import PIECE, tile_limit, tile_needs, whole_needs
 from .schedule import MoveTask, Task, Tile, WholeTask, plan_tasks
 from .verdicts import Findings
 
-__all__ = ["Executor", "OutputFile"]
-
-OutputFile = tuple[int, str]  # (descriptor, path for messages)
+__all__ = ["Executor"]
 
 
 class Executor:
@@ -115,9 +114,8 @@ class Executor:
     def _run(self, number: int, task: Task) -> None:
         if isinstance(task, MoveTask):
             move = task.move
-            fd, path = self.outputs[move.file]
-            with self._timed("move"):
-                copy_range(self.files, move.path, move.source, fd, move.offset, move.nbytes, path, self.budget)
+            with self.budget.reserve([PIECE]) as (bounce,), self._timed("move"):
+                self.outputs[move.file].copy(self.files, move.path, move.source, move.offset, move.nbytes, bounce)
             self.progress.add(move.nbytes)
         elif isinstance(task, Tile):
             self._run_tile(number, task)
@@ -143,16 +141,16 @@ class Executor:
         with self.budget.reserve(sizes, produced) as buffers:
             inputs = []
             with self._timed("read"):
-                for index, (buffer, spec) in enumerate(zip(buffers, sample.specs, strict=True)):
-                    at = 0
+                for index, spec in enumerate(sample.specs):
+                    width = spec.dtype.itemsize
+                    pieces: list[Piece] = []
                     for component, start, count in tile.segments:
-                        width = spec.dtype.itemsize
-                        pieces = cut(component.inputs[index], start * width, count * width)
-                        self._fill(buffer[at * width : (at + count) * width], pieces)
-                        at += count
-                    buffer[at * spec.dtype.itemsize : sizes[index]] = 0
-                    inputs.append(buffer[: sizes[index]].view(spec.dtype.numpy))
-            self._finish(number, function, tile.segments, inputs)
+                        pieces += cut(component.inputs[index], start * width, count * width)
+                    buffer = buffers[index][: tile.length * width]
+                    filled = self._fill(buffer, pieces)
+                    buffer[filled:] = 0
+                    inputs.append(buffer.view(spec.dtype.numpy))
+            self._finish(number, function, tile.segments, inputs, buffers[-1])
 
     def _run_whole(self, number: int, task: WholeTask) -> None:
         function = self.functions[task.group]
@@ -160,14 +158,14 @@ class Executor:
         with self.budget.reserve(*whole_needs(component)) as buffers:
             inputs = []
             with self._timed("read"):
-                for pieces, buffer, spec in zip(component.inputs, buffers, component.specs, strict=True):
+                for pieces, buffer, spec in zip(component.inputs, buffers, component.specs, strict=False):
                     self._fill(buffer[: spec.nbytes], pieces)
                     inputs.append(buffer[: spec.nbytes].view(spec.dtype.numpy).reshape(spec.shape))
             size = max((spec.size for spec in component.value_specs()), default=0)
-            self._finish(number, function, ((component, 0, size),), inputs)
+            self._finish(number, function, ((component, 0, size),), inputs, buffers[-1])
 
-    def _fill(self, target: np.ndarray, pieces: Sequence[Piece]) -> None:
-        """Bring the bytes of pieces into a buffer; neighbours in a file are read together."""
+    def _fill(self, target: np.ndarray, pieces: Sequence[Piece]) -> int:
+        """Bring the bytes of pieces into a buffer and count them; neighbours in a file are read together."""
         at = 0
         run: tuple[str, int, int, int] | None = None  # (path, offset, begin, end) of what is to be read at once
         for piece in pieces:
@@ -183,6 +181,7 @@ class Executor:
                 target[at : at + piece.nbytes] = self._make(piece)
             at += piece.nbytes
         self._read(run, target)
+        return at
 
     def _read(self, run: tuple[str, int, int, int] | None, target: np.ndarray) -> None:
         if run is not None:
@@ -212,6 +211,7 @@ class Executor:
         function: GroupFunction,
         segments: Sequence[tuple[Component, int, int]],
         inputs: list[np.ndarray],
+        bounce: np.ndarray,
     ) -> None:
         numbers = segments[0][0].numbers
         result = None
@@ -242,7 +242,7 @@ class Executor:
         if not all(holds):
             self._explain(function, segments, inputs, numbers)
         with self._timed("write"):
-            self._write(function, segments, outputs)
+            self._write(segments, outputs, bounce)
         self.progress.add(sum(spec.dtype.bits * count // 8 for c, _, count in segments for spec in c.specs))
 
     def _explain(
@@ -263,28 +263,45 @@ class Executor:
                 at += count
 
     def _write(
-        self, function: GroupFunction, segments: Sequence[tuple[Component, int, int]], outputs: list[np.ndarray]
+        self, segments: Sequence[tuple[Component, int, int]], outputs: list[np.ndarray], bounce: np.ndarray
     ) -> None:
+        """Put outputs in their places; neighbours in a file are written together."""
         for index, array in enumerate(outputs):
             flat = np.ascontiguousarray(array).reshape(-1)
-            raw, width = _bytes_of(flat), array.dtype.itemsize
+            width = array.dtype.itemsize
+            parts: list[tuple[int, int, int, int]] = []  # (file, offset there, begin and end here)
             at = 0
             for component, start, count in segments:
                 count = min(count, flat.size)
                 output = component.outputs[index]
                 for dest in output.dests:
-                    self._write_dest(dest, raw, at * width, start * width, count * width)
+                    parts += _overlap(dest, at * width, start * width, count * width)
                 for sink in output.sinks:
                     self.findings.add(sink, start, flat[at : at + count])
                 at += count
+            raw = _bytes_of(flat)
+            for file, offset, begin, end in _joined(parts):
+                self.outputs[file].write(offset, raw[begin:end], bounce)
 
-    def _write_dest(self, dest: Dest, raw: np.ndarray, at: int, start: int, nbytes: int) -> None:
-        """The part of a destination that lies in [start, start + nbytes) of its value, which is at `at` of `raw`."""
-        first, last = max(dest.start, start), min(dest.start + dest.nbytes, start + nbytes)
-        if first < last:
-            fd, path = self.outputs[dest.file]
-            part = raw[at + first - start : at + last - start]
-            write(fd, dest.offset + first - dest.start, part.data, path)
+
+def _overlap(dest: Dest, at: int, start: int, nbytes: int) -> list[tuple[int, int, int, int]]:
+    """The part of a destination that lies in [start, start + nbytes) of its value, which is at `at` of a buffer."""
+    first, last = max(dest.start, start), min(dest.start + dest.nbytes, start + nbytes)
+    return (
+        [(dest.file, dest.offset + first - dest.start, at + first - start, at + last - start)] if first < last else []
+    )
+
+
+def _joined(parts: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
+    """Parts in the order of their places, neighbours joined."""
+    found: list[tuple[int, int, int, int]] = []
+    for file, offset, begin, end in sorted(parts):
+        last = found[-1] if found else None
+        if last is not None and last[0] == file and last[1] + last[3] - last[2] == offset and last[3] == begin:
+            found[-1] = (file, last[1], last[2], end)
+        else:
+            found.append((file, offset, begin, end))
+    return found
 
 
 def _bytes_of(array: np.ndarray) -> np.ndarray:

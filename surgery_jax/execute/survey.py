@@ -69,7 +69,9 @@ class CheckpointInfo:
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
         counts = {"num_parameters": self.num_parameters, "nbytes": self.nbytes, "dtypes": self.dtypes}
-        tensors = [{key: value for key, value in dataclasses.asdict(t).items() if value is not None} for t in self.tensors]
+        tensors = [
+            {key: value for key, value in dataclasses.asdict(t).items() if value is not None} for t in self.tensors
+        ]
         return {
             "path": self.path,
             "format": self.format,

@@ -136,6 +136,7 @@ class Staging:
         self.layout = layout
         self._final = _final(plan)
         self._descriptors: list[int] = []
+        self._direct: dict[int, int] = {}
         self._parents: list[Path] = []
         self._renames = _Renames()
         self._stage: Path | None = None
@@ -170,7 +171,7 @@ class Staging:
             self._built.mkdir()
             if self._final.is_dir():
                 self._built.chmod(stat.S_IMODE(self._final.stat().st_mode))
-        _allow_open_files(len(self.layout.files))
+        _allow_open_files(2 * len(self.layout.files))
         for file in self.layout.files:
             path = self._built / file.name if file.name else self._built
             # The mode 0666 is narrowed by the umask, as for any program; the hidden directory itself is private.
@@ -185,6 +186,24 @@ class Staging:
         """The open file of `layout.files[index]`, for reading and writing at positions."""
         return self._descriptors[index]
 
+    def direct_fd(self, index: int) -> int | None:
+        """The same file past the page cache, None where the file system has no such thing."""
+        if index not in self._direct:
+            file = self.layout.files[index]
+            path = self._built / file.name if file.name else self._built
+            try:
+                self._direct[index] = os.open(path, os.O_WRONLY | os.O_CLOEXEC | getattr(os, "O_DIRECT", 0))
+            except OSError:
+                return None
+        return self._direct[index]
+
+    def _close(self) -> None:
+        for descriptor in [*self._descriptors, *self._direct.values()]:
+            with suppress(OSError):
+                os.close(descriptor)
+        self._descriptors.clear()
+        self._direct.clear()
+
     def finish(self, sync: bool = False) -> None:
         """All bytes are in place: let the format complete its files, and bring them to the disk if `sync`.
 
@@ -195,8 +214,7 @@ class Staging:
             try:
                 if self.layout.finish is not None:
                     self.layout.finish(self._built)
-                while self._descriptors:
-                    os.close(self._descriptors.pop())
+                self._close()
             except OSError as error:
                 raise storage_error(error, self.plan.path, "complete it") from None
             self._finished = True
@@ -273,9 +291,7 @@ class Staging:
         Raises:
             StorageError: what was there before could not be put back; says where it is.
         """
-        while self._descriptors:
-            with suppress(OSError):
-                os.close(self._descriptors.pop())
+        self._close()
         stage, self._stage = self._stage, None
         try:
             self._renames.undo()

@@ -63,7 +63,7 @@ def test_every_word_has_help_and_examples_that_parse(word: str) -> None:
     entry = find_word(word)
     assert entry.doc.endswith((".", ":")) and entry.examples
     for example in entry.examples:
-        step = parse_step(parse_yaml(example, "example"))
+        step = parse_step(parse_yaml(example, "example", interpolate=False))
         assert step.word is entry
         assert example in describe(word)
     for key, (_, field) in entry.fields.items():
@@ -77,7 +77,7 @@ TAKING = [word for word, entry in words().items() if entry.fields and not getatt
 def test_an_unknown_key_is_refused_with_the_nearest_one(word: str) -> None:
     key = next(iter(find_word(word).fields))
     with pytest.raises(PlanError) as refused:
-        parse_step(parse_yaml(f"{word}: {{ {key}s: 1 }}", "p.yaml"))
+        parse_step(parse_yaml(f"{word}: {{ {key}s: 1 }}", "p.yaml", interpolate=False))
     assert f"{word} received unknown keys" in refused.value.problem
     assert str(refused.value.hint).startswith("did you mean ") and refused.value.hint != "did you mean ?"
     assert str(refused.value.where) == f"p.yaml:1:{len(word) + 5}"
@@ -85,7 +85,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(word: str) -> None:
 
 def test_an_unknown_word_is_refused_with_the_nearest_one() -> None:
     with pytest.raises(PlanError, match="unknown transform 'reshap'") as refused:
-        parse_step(parse_yaml("reshap: { from: a }", "p.yaml"))
+        parse_step(parse_yaml("reshap: { from: a }", "p.yaml", interpolate=False))
     assert "reshape" in str(refused.value.hint)
 
 
@@ -94,7 +94,7 @@ def test_every_predicate_has_help_and_examples_that_parse(name: str) -> None:
     predicate = asserts.predicates()[name]
     assert predicate.__doc__ and predicate.examples
     for example in predicate.examples:
-        step = parse_step(parse_yaml(f"assert: {{ {example} }}", "example"))
+        step = parse_step(parse_yaml(f"assert: {{ {example} }}", "example", interpolate=False))
         assert step.word.name == "assert"
         assert example in describe("assert", name)
 
@@ -103,7 +103,7 @@ def test_every_predicate_has_help_and_examples_that_parse(name: str) -> None:
 def test_an_unknown_key_of_a_predicate_is_refused_with_the_nearest_one(name: str) -> None:
     key = next(iter(oracle_keys(name)))
     with pytest.raises(PlanError) as refused:
-        parse_step(parse_yaml(f"assert: {{ {name}: {{ {key}s: 1 }} }}", "p.yaml"))
+        parse_step(parse_yaml(f"assert: {{ {name}: {{ {key}s: 1 }} }}", "p.yaml", interpolate=False))
     assert "received unknown keys" in refused.value.problem and f"did you mean {key}" in str(refused.value.hint)
 
 
@@ -198,7 +198,7 @@ REFERENCES: dict[str, tuple[list[Case], Callable[..., Any], str]] = {
     "Copy": ([(Copy(), [ordinary(n, 2, 3)]) for n in NUMBERS], lambda op, x: x, "bits"),
     "Assign": ([(Assign(), pair("float16"))], lambda op, a, b: b, "bits"),
     "Reshape": ([(Reshape((7, -1)), pair(n)[:1]) for n in ("int8", "float64")], lambda op, x: x.reshape(7, 5), "bits"),
-    "Permute": ([(Permute((2, 0, 1)), [ordinary("bfloat16", 2, 3, 4)])], lambda op, x: x.transpose(2, 0, 1), "bits"),
+    "Permute": ([(Permute((2, 0, 1)), [ordinary("bfloat16", 2, 2, 4)])], lambda op, x: x.transpose(2, 0, 1), "bits"),
     "Concat": (
         [(Concat(axis), [ordinary("int16", 2, 3), ordinary("int16", 2, 3)]) for axis in (0, 1, -1)],
         lambda op, *parts: np.concatenate(parts, op.dim),
@@ -247,12 +247,7 @@ REFERENCES: dict[str, tuple[list[Case], Callable[..., Any], str]] = {
     ),
 }
 
-COMPUTED = [
-    pytest.param(name, number, id=f"{name}-{number}")
-    for name, (cases, _, how) in REFERENCES.items()
-    if how != "made"
-    for number in range(len(cases))
-]
+COMPUTED = [name for name, (_, _, how) in REFERENCES.items() if how != "made"]
 
 
 @pytest.mark.parametrize("cls", list(all_ops()), ids=lambda cls: cls.__name__)
@@ -265,7 +260,7 @@ def test_every_operation_has_a_reference(cls: type[TensorOp]) -> None:
         assert REFERENCES[cls.__name__][0], f"tests/ops/test_contract.py has no case of {cls.__name__}"
 
 
-def assert_matches(found: Sequence[np.ndarray], expected: Any, how: str, shape: tuple[int, ...]) -> None:
+def assert_matches(found: Sequence[np.ndarray], expected: Any, how: str) -> None:
     if how == "product":
         product = found[1].astype(np.float64) @ found[0].astype(np.float64)
         tolerance = 1e-2 if found[0].dtype.itemsize == 2 else 1e-5
@@ -284,37 +279,45 @@ def assert_matches(found: Sequence[np.ndarray], expected: Any, how: str, shape: 
         (assert_same_values if how == "values" else assert_same_bits)(found[0], expected)
 
 
-@pytest.mark.parametrize(("name", "number"), COMPUTED)
-def test_compiled_traced_and_host_results_equal_the_reference(name: str, number: int) -> None:
-    cases, reference, how = REFERENCES[name]
-    op, arrays = cases[number]
-    kept = [array.copy() for array in arrays]
-    for array in arrays:
-        array.flags.writeable = False
-    inferred = op.infer(*map(spec_of, arrays))
-    numbers = [np.float64(value) for value in op.numbers()]
+def results(made: Any) -> tuple[Any, ...]:
+    return made if isinstance(made, tuple) else (made,)
 
-    def traced(zeros: Any, numbers: Any, *inputs: Any) -> tuple[Any, ...]:
-        made = op.with_numbers(iter(numbers)).apply(DeviceKernel(zeros), *inputs)
-        return made if isinstance(made, tuple) else (made,)
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_compiled_traced_and_host_results_equal_the_reference(name: str) -> None:
+    cases, reference, how = REFERENCES[name]
+    kept = [[array.copy() for array in arrays] for _, arrays in cases]
+    for _, arrays in cases:
+        for array in arrays:
+            array.flags.writeable = False
+
+    def traced(zeros: Any, numbers: Any, inputs: Any) -> list[tuple[Any, ...]]:
+        kernel = DeviceKernel(zeros)
+        return [
+            results(op.with_numbers(iter(given)).apply(kernel, *arrays))
+            for (op, _), given, arrays in zip(cases, numbers, inputs, strict=True)
+        ]
 
     zeros = (np.int32(0), np.int64(0))
+    numbers = [[np.float64(value) for value in op.numbers()] for op, _ in cases]
+    inputs = [arrays for _, arrays in cases]
     with jax.enable_x64(True), np.errstate(all="ignore"):
-        shapes = jax.eval_shape(traced, zeros, numbers, *arrays)
-        if not isinstance(op, asserts.Mask):
-            assert [(s.shape, s.dtype) for s in shapes] == [(s.shape, s.dtype.numpy) for s in inferred]
-        else:
-            assert [(s.shape, s.dtype) for s in shapes] == [(arrays[0].shape, np.bool_)]
-        eager = [np.asarray(x) for x in traced(zeros, numbers, *map(jax.numpy.asarray, arrays))]
+        shapes = jax.eval_shape(traced, zeros, numbers, inputs)
         options = {"xla_allow_excess_precision": False}
-        compiled = [np.asarray(x) for x in jax.jit(traced, compiler_options=options)(zeros, numbers, *arrays)]
-        on_host = op.apply(HostKernel(), *arrays)
-        host = [np.asarray(x) for x in (on_host if isinstance(on_host, tuple) else (on_host,))]
-        expected = reference(op, *arrays)
-    for found in (eager, compiled, host):
-        assert_matches(found, expected, how, arrays[0].shape)
-    for array, before in zip(arrays, kept, strict=True):
-        assert_same_bits(array, before, "an input was changed")
+        compiled = jax.jit(traced, compiler_options=options)(zeros, numbers, inputs)
+        for number, (op, arrays) in enumerate(cases):
+            inferred = op.infer(*map(spec_of, arrays))
+            wanted = [(s.shape, np.dtype(bool) if isinstance(op, asserts.Mask) else s.dtype.numpy) for s in inferred]
+            assert [(s.shape, s.dtype) for s in shapes[number]] == wanted
+            expected = reference(op, *arrays)
+            found = [compiled[number], results(op.apply(HostKernel(), *arrays))]
+            if number % 4 == 0:  # without jit every primitive is compiled by itself, which takes long
+                found.append(results(op.apply(DeviceKernel(zeros), *map(jax.numpy.asarray, arrays))))
+            for made in found:
+                assert_matches([np.asarray(array) for array in made], expected, how)
+    for arrays, before in zip(inputs, kept, strict=True):
+        for array, old in zip(arrays, before, strict=True):
+            assert_same_bits(array, old, "an input was changed")
 
 
 MADE = [(name, case) for name, (cases, _, how) in REFERENCES.items() if how == "made" for case in range(len(cases))]
@@ -360,7 +363,7 @@ def test_runs_of_a_structural_operation_put_every_element_where_apply_does(cls: 
     for op, arrays in cases:
         assert isinstance(op, Structure)
         runs = op.runs(*map(spec_of, arrays))
-        assert runs is not None
+        assert runs is not None, op
         flat = [array.reshape(-1) for array in arrays]
         moved = np.concatenate([flat[operand][start : start + length] for operand, start, length in runs])
         assert_same_bits(moved, np.ascontiguousarray(op.apply(HostKernel(), *arrays)).reshape(-1))

@@ -1,0 +1,194 @@
+"""How a command is declared. Parsing, help and completion scripts are all made from the declarations.
+
+A command is one file of `cli.commands` with one `Command` subclass. This module and those files import nothing heavy at
+the top, so that help and mistakes in the command line are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+from ..core.errors import PlanError, nearest
+
+if TYPE_CHECKING:
+    from ..execute.options import Options
+
+__all__ = ["Argument", "Command", "commands", "options_of", "parse"]
+
+PROGRAM = "surgery-jax"
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One option (its name begins with dashes) or positional argument.
+
+    takes: the word for its value in help; an option without one is a switch, and with `negated` there is `--no-...`
+    too. completes: what a shell offers: `plan`, `file`, `operation` or nothing. many, optional: of a positional
+    argument.
+    """
+
+    name: str
+    help: str
+    takes: str = ""
+    completes: str = ""
+    choices: tuple[str, ...] = ()
+    default: Any = None
+    parse: Callable[[str], Any] = str
+    many: bool = False
+    optional: bool = False
+    negated: bool = False
+
+    @property
+    def is_option(self) -> bool:
+        """Whether it is no positional argument."""
+        return self.name.startswith("-")
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """The words of an option."""
+        return (self.name, f"--no-{self.name[2:]}") if self.negated else (self.name,)
+
+
+class Command:
+    """One command. The first paragraph of the docstring is its help."""
+
+    name: ClassVar[str]
+    arguments: ClassVar[tuple[Argument, ...]] = ()
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it, print the result, and give the exit code.
+
+        Raises:
+            SurgeryError: what went wrong.
+        """
+        raise NotImplementedError
+
+    @property
+    def summary(self) -> str:
+        """One line of help."""
+        return " ".join((self.__doc__ or "").split("\n\n")[0].split()).rstrip(".")
+
+
+def commands() -> Mapping[str, Command]:
+    """Every command by name, sorted."""
+    package = f"{__package__}.commands"
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")
+    return dict(sorted((kind.name, kind()) for kind in Command.__subclasses__()))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise PlanError(message, hint=f"{self.prog} --help")
+
+
+def parse(command: Command, words: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command, options and others in any order.
+
+    Raises:
+        PlanError: they are wrong.
+        SystemExit: help was asked for.
+    """
+    parser = _Parser(
+        prog=f"{PROGRAM} {command.name}",
+        description="\n\n".join(" ".join(part.split()) for part in (command.__doc__ or "").split("\n\n")),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for argument in command.arguments:
+        _add(parser, argument)
+    return parser.parse_intermixed_args(list(words))
+
+
+def _add(parser: argparse.ArgumentParser, argument: Argument) -> None:
+    options: dict[str, Any] = {"help": argument.help.replace("%", "%%")}
+    if argument.negated:
+        options |= {"action": argparse.BooleanOptionalAction, "default": argument.default}
+    elif argument.is_option and not argument.takes:
+        options |= {"action": "store_true"}
+    else:
+        options |= {"default": argument.default, "type": _checked(argument), "metavar": argument.takes}
+        if not argument.is_option:
+            options["nargs"] = "+" if argument.many else "?" if argument.optional else None
+    parser.add_argument(argument.name, **options)
+
+
+def _checked(argument: Argument) -> Callable[[str], Any]:
+    """The parser of a value; its complaints become those of argparse."""
+
+    def parse_value(word: str) -> Any:
+        if argument.choices and word not in argument.choices:
+            near = nearest(word, argument.choices, 1)
+            more = f"; did you mean {near[0]}?" if near else ""
+            raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(argument.choices)}{more}")
+        try:
+            return argument.parse(word)
+        except PlanError as error:
+            raise argparse.ArgumentTypeError(f"{error.problem}; expected {error.expected}") from None
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{word!r} is no {argument.takes.lower()}") from None
+
+    return parse_value
+
+
+# ------------------------------------------------------------------------------------- what several commands share
+
+
+def _size(word: str) -> str:
+    from ..core.specs import parse_size
+
+    parse_size(word, binary=True)
+    return word
+
+
+def shard_size(word: str) -> str:
+    """A size as plans spell it."""
+    from ..core.specs import parse_size
+
+    parse_size(word)
+    return word
+
+
+def whole(word: str) -> int:
+    """A whole number that is not negative."""
+    number = int(word)
+    if number < 0:
+        raise ValueError
+    return number
+
+
+PLANS = Argument(
+    "items", "plan files and key=value overrides, merged from left to right", "PLAN", completes="plan", many=True
+)
+MEMORY = Argument("--memory", "budget of host buffers, such as 2GiB (default), or none", "SIZE", parse=_size)
+WORKERS = Argument("--workers", "threads; 0 (default): as many as suit the machine", "N", parse=whole)
+DEVICES = Argument("--devices", "use only the first N devices; 0 (default): all", "N", parse=whole)
+SHARD_SIZE = Argument(
+    "--shard-size",
+    "largest shard of a directory that names none, such as 5GB (default), or none",
+    "SIZE",
+    parse=shard_size,
+)
+OVERWRITE = Argument("--overwrite", "replace outputs that exist")
+SYNC = Argument("--sync", "bring the outputs to the disk before they appear (default)", default=True, negated=True)
+QUIET = Argument("--quiet", "no progress and no account on stderr")
+JSON = Argument("--json", "one JSON object on stdout instead of text")
+FILTER = Argument(
+    "--filter", "only tensors whose names contain a match of this regular expression", "REGEX", default=""
+)
+BUDGETS = (MEMORY, WORKERS, DEVICES)
+
+
+def options_of(args: argparse.Namespace) -> Options:
+    """The options of a run that the command line gives; the others keep their defaults."""
+    from dataclasses import fields
+
+    from ..execute.options import Options
+
+    given = {field.name: getattr(args, field.name, None) for field in fields(Options)}
+    return Options(**{name: value for name, value in given.items() if value is not None})

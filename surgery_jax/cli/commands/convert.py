@@ -1,0 +1,47 @@
+"""`surgery-jax convert`."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+
+from ..command import BUDGETS, JSON, OVERWRITE, QUIET, SYNC, Argument, Command, options_of, shard_size
+from ..text import json_text
+from .run import account
+
+
+class Convert(Command):
+    """Write a checkpoint in another storage format, or cut into other shards.
+
+    The suffix of the target decides the format, as for the output of a plan.
+    """
+
+    name = "convert"
+    arguments = (
+        Argument("source", "checkpoint", "SOURCE", completes="file"),
+        Argument("target", "file or directory to write", "TARGET", completes="file"),
+        Argument("--format", "the format to write, where the suffix does not say", "FORMAT"),
+        Argument(
+            "--shard-size", "largest shard of a directory, such as 5GB (default), or none", "SIZE", parse=shard_size
+        ),
+        OVERWRITE,
+        *BUDGETS,
+        SYNC,
+        QUIET,
+        JSON,
+    )
+
+    def run(self, args: Namespace) -> int:
+        from ...api import convert
+        from ..progress import shown
+
+        shard, args.shard_size = args.shard_size, None
+        with shown(args.quiet) as display:
+            report = convert(
+                args.source, args.target, options_of(args), format=args.format, shard=shard, progress=display
+            )
+        if args.json:
+            print(json_text(report.as_json()))
+        elif not args.quiet:
+            print(account(report), file=sys.stderr)
+        return 0

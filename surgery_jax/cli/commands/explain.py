@@ -1,0 +1,92 @@
+"""`surgery-jax explain`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ..command import BUDGETS, JSON, PLANS, SHARD_SIZE, Command, options_of
+from ..text import count, json_text, some, table, visible
+
+if TYPE_CHECKING:
+    from ...execute.explain import Explanation, GroupAccount
+
+ROWS = 20  # of moves; more say nothing that the totals do not
+
+
+class Explain(Command):
+    """Show what a plan compiles to: groups, moves, bytes, memory.
+
+    A group is one compiled function and all the tensors it is applied to. A move copies bytes and computes nothing.
+    """
+
+    name = "explain"
+    arguments = (PLANS, *BUDGETS, SHARD_SIZE, JSON)
+
+    def run(self, args: Namespace) -> int:
+        from ...api import compile_plan, explain, load_plan
+
+        options = options_of(args)
+        account = explain(compile_plan(load_plan(*args.items), options), options)
+        print(json_text(account.as_json()) if args.json else visible("\n".join(_lines(account))))
+        return 0
+
+
+def _lines(account: Explanation) -> Iterator[str]:
+    from ...core.specs import format_bytes
+
+    if account.moves:
+        yield "moved as bytes"
+        rows = [
+            (
+                f"  {move.source}" + (f" -> {move.target}" if move.target != move.source else ""),
+                f"{move.num_pieces} x" if move.num_pieces > 1 else "",
+                format_bytes(move.nbytes),
+                some(move.lines),
+            )
+            for move in account.moves[:ROWS]
+        ]
+        yield from table(rows, right=(1, 2))
+        if len(account.moves) > ROWS:
+            yield f"  and {len(account.moves) - ROWS} more patterns"
+        yield ""
+    for number, group in enumerate(account.groups, 1):
+        yield from _group(number, group)
+        yield ""
+    size = format_bytes
+    totals = [
+        ("bytes moved", size(account.bytes_moved), "copied, never in an array"),
+        (
+            "bytes read",
+            size(account.bytes_read),
+            f"for computing; {count(account.num_tensors_read, 'tensor')} touched in all",
+        ),
+        ("bytes computed", size(account.bytes_computed), "results that are written"),
+        ("bytes written", size(account.bytes_written), "moved and computed"),
+        ("peak of buffers", size(account.peak_buffer_bytes), f"at most, with {count(account.num_workers, 'worker')}"),
+        ("compilations", str(account.num_compilations), f"of {count(len(account.groups), 'group')}"),
+    ]
+    yield "totals"
+    yield from table([("  " + name, value, note) for name, value, note in totals], right=(1,))
+
+
+def _group(number: int, group: GroupAccount) -> Iterator[str]:
+    from ...core.specs import format_bytes
+
+    yield f"group {number}: {group.kind}" + (f"  {some(group.lines)}" if group.lines else "")
+    operations = [
+        f"{op.name}({', '.join(op.inputs)})" + (f" -> {', '.join(op.outputs)}" if op.outputs else "")
+        for op in group.operations
+    ]
+    pieces = f"{count(group.num_components, 'component')} in {count(group.num_tasks, 'task')}"
+    checks = f", {count(group.num_checks, 'check')}" if group.num_checks else ""
+    amounts = f"{format_bytes(group.bytes_in)} in, {format_bytes(group.bytes_out)} out"
+    rows = [
+        ("computes", "; ".join(operations)),
+        ("reads", some(group.reads)),
+        ("writes", some(group.writes)),
+        ("shapes", some(group.shapes)),
+        ("amount", f"{pieces}{checks}; {amounts}; {format_bytes(group.task_bytes)} of buffers a task"),
+    ]
+    yield from (f"  {name:8}  {value}" for name, value in rows if value)

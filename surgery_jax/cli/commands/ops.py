@@ -1,0 +1,24 @@
+"""`surgery-jax ops`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from ..command import Argument, Command
+
+
+class Ops(Command):
+    """Help on transforms and assertions, from their own definitions."""
+
+    name = "ops"
+    arguments = (
+        Argument(
+            "operation", "a transform or an assertion; all without it", "NAME", completes="operation", optional=True
+        ),
+    )
+
+    def run(self, args: Namespace) -> int:
+        from ...ops.describe import describe
+
+        print(describe(args.operation))
+        return 0

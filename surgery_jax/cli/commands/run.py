@@ -1,0 +1,100 @@
+"""`surgery-jax run`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..command import BUDGETS, JSON, OVERWRITE, PLANS, QUIET, SHARD_SIZE, SYNC, Argument, Command, options_of
+from ..text import count, json_text, seconds, some
+
+if TYPE_CHECKING:
+    from ...api import Compiled
+    from ...execute.report import Report
+    from ...language.plan import Plan
+
+__all__ = ["account"]
+
+
+class Run(Command):
+    """Run a plan: compute, check and write everything, then let the outputs appear.
+
+    Nothing appears under an output's name unless the whole plan and all its assertions succeeded. What the plan prints,
+    and a summary of its steps as YAML, go to stdout; progress and the account of the run go to stderr.
+    """
+
+    name = "run"
+    arguments = (
+        PLANS,
+        *BUDGETS,
+        SHARD_SIZE,
+        OVERWRITE,
+        SYNC,
+        QUIET,
+        JSON,
+        Argument("--no-summary", "do not print the steps that ran"),
+        Argument("--summary", "write the steps that ran to this file, not to stdout", "PATH", completes="file"),
+        Argument(
+            "--summary-mode",
+            "raw (default): the steps as written; resolve: with inputs, output, aliases and defaults",
+            "MODE",
+            choices=("raw", "resolve"),
+            default="raw",
+        ),
+    )
+
+    def run(self, args: Namespace) -> int:
+        from ...api import compile_plan, load_plan, run
+        from ..progress import shown
+
+        options = options_of(args)
+        plan = load_plan(*args.items)
+        compiled = compile_plan(plan, options)
+        with shown(args.quiet) as display:
+            report = run(plan, options, progress=display, compiled=compiled)
+        report = dataclasses.replace(report, summary=_summary(plan, compiled, args))
+        if args.json:
+            print(json_text(report.as_json()))
+            return 0
+        for text in filter(None, (report.printed, report.summary)):
+            print(text)
+        sys.stdout.flush()
+        if not args.quiet:
+            print(account(report), file=sys.stderr)
+        return 0
+
+
+def _summary(plan: Plan, compiled: Compiled, args: Namespace) -> str:
+    """The summary for stdout; with `--summary` it goes to that file instead."""
+    from ..summary import is_dry, summarize
+
+    if args.no_summary:
+        return ""
+    executed = list(compiled.symbolic.executed)
+    text = summarize(plan, executed, args.summary_mode)
+    if args.summary is None:
+        return text
+    if not is_dry(executed):  # a dry run writes nothing
+        path = Path(args.summary)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return ""
+
+
+def account(report: Report) -> str:
+    """One line on what was done."""
+    from ...core.specs import format_bytes
+
+    through = report.bytes_moved + report.bytes_read
+    parts = [
+        f"wrote {some(report.outputs)}: {count(report.num_tensors, 'tensor')}"
+        if report.outputs
+        else "nothing to write",
+        f"{format_bytes(report.bytes_moved)} moved",
+        f"{format_bytes(report.bytes_read)} read and {format_bytes(report.bytes_computed)} computed",
+        f"in {seconds(report.wall_s)}, {format_bytes(through / max(report.wall_s, 1e-9))}/s",
+    ]
+    return "; ".join(parts[:3]) + " " + parts[3]

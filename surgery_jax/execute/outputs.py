@@ -1,0 +1,113 @@
+"""Output files: bytes written or copied to their place, past the page cache where that is faster.
+
+Outputs that are brought to the disk before they are published gain nothing from the page cache: there every byte would
+be copied once more and touch fresh memory. So whole pages of them are written directly, from aligned memory; the rest
+of a range goes through the cache. Outputs that are not synchronised are written through the cache, moved bytes within
+the kernel.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import numpy as np
+
+from ..core.errors import StorageError
+from .buffers import Files
+from .reservations import PAGE
+
+__all__ = ["OutputFile"]
+
+MIN_DIRECT = 256 << 10  # below this the cache collects small writes better than the disk does
+UNSUPPORTED = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF)
+
+
+class OutputFile:
+    """One file of an output that is being written. `direct` is a second descriptor that bypasses the page cache, if
+    any."""
+
+    def __init__(self, path: str, fd: int, direct: int | None) -> None:
+        self.path = path
+        self.fd = fd
+        self.direct = direct
+
+    def write(self, offset: int, source: np.ndarray, bounce: np.ndarray) -> None:
+        """Write all bytes of a buffer; `bounce` is a buffer of whole pages to write from.
+
+        Raises:
+            StorageError: the operating system refuses.
+        """
+        first, last = self._pages(offset, source.nbytes)
+        if first == last:
+            self._write(self.fd, offset, source)
+            return
+        self._write(self.fd, offset, source[: first - offset])
+        self._write(self.fd, last, source[last - offset :])
+        middle = source[first - offset : last - offset]
+        if middle.ctypes.data % PAGE == 0:
+            self._write_direct(first, middle)
+            return
+        for start in range(0, middle.nbytes, bounce.nbytes):
+            part = middle[start : start + bounce.nbytes]
+            bounce[: part.nbytes] = part
+            self._write_direct(first + start, bounce[: part.nbytes])
+
+    def copy(self, files: Files, path: str, source: int, offset: int, nbytes: int, bounce: np.ndarray) -> None:
+        """Copy bytes of an input file; `bounce` is a buffer of whole pages to copy through.
+
+        Raises:
+            StorageError: the operating system refuses.
+        """
+        if self.direct is None:
+            done = self._copy_in_kernel(files, path, source, offset, nbytes)
+            source, offset, nbytes = source + done, offset + done, nbytes - done
+        while nbytes:
+            # end pieces at a multiple of the page, so that all but the first and the last are whole pages
+            count = min(nbytes, bounce.nbytes - offset % PAGE)
+            # the memory is as far from a page as the file, so that the whole pages of both coincide
+            part = bounce[offset % PAGE : offset % PAGE + count]
+            files.read(path, source, part)
+            self.write(offset, part, bounce)
+            source, offset, nbytes = source + count, offset + count, nbytes - count
+
+    def _pages(self, offset: int, nbytes: int) -> tuple[int, int]:
+        """The range of whole pages worth writing directly; empty if there is none."""
+        first, last = -(-offset // PAGE) * PAGE, (offset + nbytes) // PAGE * PAGE
+        return (first, last) if self.direct is not None and last - first >= MIN_DIRECT else (offset, offset)
+
+    def _write(self, fd: int, offset: int, source: np.ndarray) -> None:
+        view = source.data
+        while view.nbytes:
+            try:
+                count = os.pwrite(fd, view, offset)
+            except OSError as error:
+                raise StorageError(f"cannot write: {error.strerror}", where=self.path) from None
+            offset, view = offset + count, view[count:]
+
+    def _write_direct(self, offset: int, source: np.ndarray) -> None:
+        if self.direct is not None:
+            try:
+                done = os.pwrite(self.direct, source.data, offset) // PAGE * PAGE
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:
+                    raise StorageError(f"cannot write: {error.strerror}", where=self.path) from None
+                self.direct, done = None, 0  # a file system that promises direct writes and refuses them
+            offset, source = offset + done, source[done:]
+        self._write(self.fd, offset, source)
+
+    def _copy_in_kernel(self, files: Files, path: str, source: int, offset: int, nbytes: int) -> int:
+        """Copy without bringing the bytes here, on some file systems without copying at all; gives how many were done.
+        origin = files.fd(path)
+        done = 0
+        while done < nbytes:
+            try:
+                count = os.copy_file_range(origin, self.fd, nbytes - done, source + done, offset + done)
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:
+                    raise StorageError(f"cannot copy: {error.strerror}", where=self.path) from None
+                return done
+            if count == 0:
+                raise StorageError("the file became shorter while it was copied", where=path)
+            done += count
+        return done
