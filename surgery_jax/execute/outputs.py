@@ -97,7 +97,7 @@ class OutputFile:
         self._write(self.fd, offset, source)
 
     def _copy_in_kernel(self, files: Files, path: str, source: int, offset: int, nbytes: int) -> int:
-        """Copy without bringing the bytes here, on some file systems without copying at all; gives how many were done.
+        """Copy without bringing the bytes here, or without copying at all; gives how many bytes were done."""
         origin = files.fd(path)
         done = 0
         while done < nbytes:
