@@ -5,11 +5,13 @@ Importing this module imports neither JAX nor NumPy; they come when something is
 
 from __future__ import annotations
 
+import gc
 import re
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +113,24 @@ def compile_plan(plan: Plan, options: Options | None = None) -> Compiled:
     Raises:
         Problems: all that is wrong with it.
     """
-    files = _Files(options or Options())
+    with _no_collection():
+        return _compile(plan, _Files(options or Options()))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the cycle collector: compiling makes millions of small objects that all stay, and it would look at them
+    again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _compile(plan: Plan, files: _Files) -> Compiled:
     symbolic = build(plan, files)
     errors: list[SurgeryError] = []
     outputs = []
@@ -157,16 +176,17 @@ def explain(plan: Plan | Compiled, options: Options | None = None) -> Explanatio
 def _check_targets(compiled: Compiled, options: Options) -> None:
     from .storage.publish import check_space, check_target
 
+    tests = [partial(check_target, output, options.overwrite) for output, _ in compiled.outputs]
+    tests.append(partial(check_space, compiled.outputs))
+    tests.append(partial(check_fits, compiled.program, options.memory_bytes, options.num_workers))
     errors: list[SurgeryError] = []
-    for output, _ in compiled.outputs:
+    for test in tests:
         try:
-            check_target(output, options.overwrite)
+            test()
         except SurgeryError as error:
             errors.append(error)
     if errors:
         raise Problems(errors)
-    check_space(compiled.outputs)
-    check_fits(compiled.program, options.memory_bytes, options.num_workers)
 
 
 def run(
@@ -342,4 +362,3 @@ def _settle(symbolic: Symbolic, findings: Any) -> str:
     if failed:
         raise _Failed(failed, printed)
     return printed
-

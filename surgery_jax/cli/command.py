@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import pkgutil
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -94,9 +95,10 @@ def parse(command: Command, words: Sequence[str]) -> argparse.Namespace:
         PlanError: they are wrong.
         SystemExit: help was asked for.
     """
+    paragraphs = (command.__doc__ or "").split("\n\n")
     parser = _Parser(
         prog=f"{PROGRAM} {command.name}",
-        description="\n\n".join(" ".join(part.split()) for part in (command.__doc__ or "").split("\n\n")),
+        description="\n\n".join(textwrap.fill(" ".join(part.split()), 100) for part in paragraphs),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -61,7 +61,10 @@ def visible(text: str) -> str:
 
 def json_text(value: Any) -> str:
     """JSON on one line; numbers that JSON lacks become the texts nan, inf and -inf."""
-    return json.dumps(_finite(value), allow_nan=False)
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False)
 
 
 def _finite(value: Any) -> Any:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 from ..graph.node import Node
 from ..ops.structure import MAX_RUNS, Structure
@@ -17,8 +17,7 @@ from ..ops.structure import MAX_RUNS, Structure
 __all__ = ["Geometry", "Piece"]
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """`nbytes` bytes of a node from byte `start` on. The node is no structural one, unless it must be gathered."""
 
     node: Node
@@ -35,6 +34,9 @@ class Geometry:
     def pieces(self, node: Node) -> tuple[Piece, ...]:
         """The packed bytes of a node in order."""
         found = self._known.get(node)
+        if found is None and not isinstance(node.op, Structure):
+            nbytes = node.spec.nbytes
+            found = self._known[node] = (Piece(node, 0, nbytes),) if nbytes else ()
         if found is None:
             for ancestor in _structural(node, self._known):
                 self._known[ancestor] = self._find(ancestor)
@@ -64,6 +66,8 @@ class Geometry:
 
     def is_input(self, node: Node) -> bool:
         """Whether a node's bytes come from files and made tensors alone."""
+        if not isinstance(node.op, Structure):
+            return node.spec.size == 0 or node.kind in ("read", "make")
         return all(piece.node.kind in ("read", "make") for piece in self.pieces(node))
 
 

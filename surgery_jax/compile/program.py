@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..core.specs import Spec
 from ..graph.node import Node, Source
@@ -27,8 +27,7 @@ MAX_JOINED = 32  # operations of a component that shared inputs may join: keeps 
 Place = tuple[int, int]  # (number of the output file, offset)
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(NamedTuple):
     """Bytes that only change place."""
 
     path: str
@@ -38,8 +37,7 @@ class Move:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Dest:
+class Dest(NamedTuple):
     """Bytes [start, start + nbytes) of a value belong at an offset of an output file."""
 
     file: int

@@ -110,7 +110,7 @@ def compare(
         if not verdict[0]:
             spec = str(names[0][name].spec)
             size = check.node.spec.size
-            changed.append(Change(name, "values", spec, spec, verdict.count, size, verdict.worst, verdict.place))
+            changed.append(Change(name, "values", spec, spec, verdict.num_off, size, verdict.worst, verdict.place))
     changed.sort(key=_rank)
     return Difference(
         left.path,

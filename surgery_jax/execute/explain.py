@@ -180,7 +180,7 @@ def _group(group: Group, names: _Names, num_tasks: int, task_bytes: int) -> Grou
     return GroupAccount(
         lines=spell_lines(mark for component in components for mark in _origins(component)),
         kind=("tiles" if group.flat else "whole") + (" on host" if group.on_host else ""),
-        operations=_operations(group.sample),
+        operations=_operations(group),
         reads=tuple(collapse(inputs)),
         writes=tuple(collapse(outputs)),
         num_components=len(components),
@@ -201,23 +201,24 @@ def _origins(component: Component) -> Iterable[Any]:
     return [node.origin for node in nodes if node is not None and not isinstance(node.op, Source)]
 
 
-def _operations(sample: Component) -> tuple[OperationAccount, ...]:
-    specs = sample.value_specs()
+def _operations(group: Group) -> tuple[OperationAccount, ...]:
+    specs = group.sample.value_specs()
     computed = [
         OperationAccount(
             name=spell_operation(eqn.op),
             inputs=tuple(specs[arg].dtype.name for arg in eqn.args),
             outputs=() if eqn.op.kind == "check" else tuple(spec.dtype.name for spec in eqn.specs),
         )
-        for eqn in sample.eqns
+        for eqn in group.sample.eqns
     ]
-    for output in sample.outputs:
+    others: dict[OperationAccount, None] = {}  # what is not computed: numbers that are made, values that are printed
+    for output in (output for component in group.components for output in component.outputs):
         dtype = specs[output.value].dtype.name
-        if output.node is not None and output.value < len(sample.specs) and isinstance(output.node.op, TensorOp):
-            computed.append(OperationAccount(spell_operation(output.node.op), (), (dtype,)))
-        wanted = dict.fromkeys(sink.wants for sink in output.sinks)
-        computed += [OperationAccount(f"print {what}", (dtype,), ()) for what in wanted]
-    return tuple(computed)
+        if output.node is not None and output.value < len(group.sample.specs) and isinstance(output.node.op, TensorOp):
+            others[OperationAccount(spell_operation(output.node.op), (), (dtype,))] = None
+        for sink in output.sinks:
+            others[OperationAccount(f"print {sink.wants}", (dtype,), ())] = None
+    return (*computed, *others)
 
 
 def spell_operation(op: TensorOp) -> str:

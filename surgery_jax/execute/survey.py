@@ -6,13 +6,14 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..compile.program import compile_program
 from ..core.specs import Spec
 from ..graph.node import Graph, Node, Source
 from ..graph.roots import Check, Sink, Symbolic
 from ..storage.base import Checkpoint, Entry
+from ..storage.files import paused_gc
 from .options import Options
 from .report import Progress
 
@@ -28,8 +29,7 @@ class Statistics:
     mean: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):  # many: tuples are made four times as fast as frozen dataclasses
     """One tensor of a checkpoint; `file` is where its bytes lie, if it can be told."""
 
     name: str
@@ -69,9 +69,12 @@ class CheckpointInfo:
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
         counts = {"num_parameters": self.num_parameters, "nbytes": self.nbytes, "dtypes": self.dtypes}
-        tensors = [
-            {key: value for key, value in dataclasses.asdict(t).items() if value is not None} for t in self.tensors
-        ]
+        tensors = []
+        for tensor in self.tensors:
+            told = {key: value for key, value in tensor._asdict().items() if value is not None}
+            if tensor.statistics is not None:
+                told["statistics"] = dataclasses.asdict(tensor.statistics)
+            tensors.append(told)
         return {
             "path": self.path,
             "format": self.format,
@@ -143,7 +146,8 @@ def evaluate(
     from .stream import Executor
 
     symbolic = Symbolic((), checks, sinks, (), (), (), {}, 0)
-    program = compile_program(symbolic, [])
+    with paused_gc():
+        program = compile_program(symbolic, [])
     check_fits(program, options.memory_bytes, options.num_workers)
     executor = Executor(
         program,

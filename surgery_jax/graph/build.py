@@ -94,28 +94,30 @@ class _Builder(SymbolicState):
         """Every step, then the output."""
         for step in self._parse(step_list(self.plan.steps)):
             self._contribute(step[1])
-            if not self.stopped:
-                self._run_step(*step)
+            self._run_step(*step)
         if self.plan.output is not None:
             self._finish(self.plan.output)
 
-    def _parse(self, steps: AbstractSequence[Node]) -> list[tuple[Node, BoundStep | None]]:
-        """All steps, parsed before any runs; one that is wrong is reported and stands as None."""
-        parsed: list[tuple[Node, BoundStep | None]] = []
+    def _parse(self, steps: AbstractSequence[Node]) -> list[tuple[Node, BoundStep | PlanError]]:
+        """All steps, parsed before any runs; in place of one that is wrong stands its error."""
+        parsed: list[tuple[Node, BoundStep | PlanError]] = []
         for node in steps:
             try:
                 parsed.append((node, parse_step(node)))
             except PlanError as error:
-                self.errors.append(error)
-                parsed.append((node, None))
+                parsed.append((node, error))
         return parsed
 
-    def _run_step(self, node: Node, step: BoundStep | None) -> None:
-        self.step += 1
+    def _run_step(self, node: Node, step: BoundStep | PlanError) -> None:
+        """One step; after the end of the plan it must still be well-formed."""
         self.pending = []
-        if step is None:
+        if isinstance(step, PlanError):
+            self.errors.append(step)
             self._leave_ghosts(node)
             return
+        if self.stopped:
+            return
+        self.step += 1
         self.word, self.mark = step.word.name, step.mark
         if self.flags["preview"] and self._preview(step):
             return
@@ -204,8 +206,7 @@ class _Builder(SymbolicState):
         self.default_alias = hint or (aliases[0] if len(aliases) == 1 else None)
         try:
             for step in self._parse(steps):
-                if not self.stopped:
-                    self._run_step(*step)
+                self._run_step(*step)
         finally:
             self.nested = False
             (self.word, self.mark), self.default_alias = outer, outer_default
@@ -232,8 +233,8 @@ class _Builder(SymbolicState):
 
     # -- output -------------------------------------------------------------------------------------------------
 
-    def _contribute(self, step: BoundStep | None) -> None:
-        if step is None:
+    def _contribute(self, step: BoundStep | PlanError) -> None:
+        if isinstance(step, PlanError):
             return
         self.word, self.mark = step.word.name, step.mark
         known, self.models = self.models, _AnyAlias(self.models)

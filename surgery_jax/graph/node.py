@@ -23,25 +23,21 @@ class Source:
 class Node:
     """One version of a tensor: a stored tensor, or result number `index` of an operation on other versions.
 
-    `origin` is the plan position that made it first. Nodes are compared by identity; `Graph` makes equal ones once.
+    `kind` is `read` for stored tensors, else that of the operation; `origin` is the plan position that made it first. Nodes are compared by identity; `Graph` makes equal ones once.
     """
 
-    __slots__ = ("index", "number", "op", "operands", "origin", "spec")
+    __slots__ = ("index", "kind", "number", "op", "operands", "origin", "spec")
 
     def __init__(
         self, number: int, op: TensorOp | Source, operands: tuple[Node, ...], index: int, spec: Spec, origin: Any
     ) -> None:
         self.number = number
         self.op = op
+        self.kind = "read" if isinstance(op, Source) else op.kind
         self.operands = operands
         self.index = index
         self.spec = spec
         self.origin = origin
-
-    @property
-    def kind(self) -> str:
-        """`read` for stored tensors, else the kind of the operation."""
-        return "read" if isinstance(self.op, Source) else self.op.kind
 
     def __repr__(self) -> str:
         what = self.op.name if isinstance(self.op, Source) else type(self.op).__name__

@@ -114,7 +114,10 @@ class SymbolicState:
         return found
 
     def match(self, ref: Reference) -> list[str]:
-        return self.selector(ref).match(self.model(ref.alias).index)
+        found = self.selector(ref).match(self.model(ref.alias).index)
+        if not found:
+            self._check_follows(ref)
+        return found
 
     def select(self, ref: Reference) -> list[str]:
         found = self.match(ref)
@@ -155,17 +158,19 @@ class SymbolicState:
             seen[row[-1]] = row[0]
         return rows
 
-    def _nothing_matches(self, ref: Reference, problem: str) -> None:
-        model = self.model(ref.alias)
+    def _check_follows(self, ref: Reference) -> None:
+        """That nothing matches may only follow from an earlier failed step."""
         if ref.alias in self.broken_aliases:
             raise Consequence
-        selector = self.selector(ref)
         ghosts = naming.NameIndex()
         for alias, name in self.ghosts:
             if alias == ref.alias:
                 ghosts.add(name)
-        if len(ghosts) and selector.match(ghosts):
+        if len(ghosts) and self.selector(ref).match(ghosts):
             raise Consequence
+
+    def _nothing_matches(self, ref: Reference, problem: str) -> None:
+        model = self.model(ref.alias)
         wanted = ref.expr if isinstance(ref.expr, str) else ".".join(ref.expr)
         near = nearest(wanted.replace("\\", ""), model.slots)
         shown = near or list(model.slots)[:5]
@@ -239,6 +244,8 @@ class SymbolicState:
         found = self.model(alias).slots.get(name)
         if found is None:
             raise PlanError(f"{self.word}: no tensor {alias}::{name}", where=self.mark)
+        if self.word == "assert" and found.node is BROKEN:
+            raise Consequence  # nothing can be said of what a failed step would have made
         if self.kept is None:
             found.reads += reads
         return found

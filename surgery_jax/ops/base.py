@@ -240,6 +240,7 @@ def _field(spec: Field) -> Any:
     return dataclasses.field(default=spec.default, metadata={"field": spec})
 
 
+_TRACED: dict[type, tuple[str, ...]] = {}
 _FIELDS: dict[type, dict[str, tuple[str, Field]]] = {}
 
 
@@ -330,7 +331,9 @@ class TensorOp:
     @classmethod
     def traced_fields(cls) -> tuple[str, ...]:
         """Attributes that are run-time arguments of the compiled function."""
-        return tuple(attribute for attribute, field in fields_of(cls).values() if field.traced)
+        if cls not in _TRACED:
+            _TRACED[cls] = tuple(attribute for attribute, field in fields_of(cls).values() if field.traced)
+        return _TRACED[cls]
 
     def numbers(self) -> tuple[float, ...]:
         """Values of the traced fields that are present."""

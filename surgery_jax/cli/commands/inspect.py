@@ -39,14 +39,14 @@ class Inspect(Command):
 
     def run(self, args: Namespace) -> int:
         from ...api import inspect
+        from ...storage.files import paused_gc
         from ..progress import shown
 
-        with shown(args.quiet or not args.stats) as display:
+        with paused_gc(), shown(args.quiet or not args.stats) as display:
             info = inspect(args.checkpoint, options_of(args), filter=args.filter, stats=args.stats, progress=display)
-        if args.json or args.format == "json":
-            print(json_text(info.as_json()))
-        else:
-            print("\n".join(_lines(info, args)))
+            as_json = args.json or args.format == "json"
+            text = json_text(info.as_json()) if as_json else "\n".join(_lines(info, args))
+        print(text)
         return 0
 
 
