@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import re
+import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -201,9 +202,11 @@ def run(
     Raises:
         SurgeryError: what went wrong; nothing appears under an output's name, and nothing temporary is left.
     """
-    from .execute.report import Progress, Report
+    from .execute.devices import device_trace
     from .execute.outputs import OutputFile
+    from .execute.report import Progress, Report
     from .execute.stream import Executor
+    from .execute.timeline import Timeline
     from .storage.publish import Staging, commit_all
 
     began = time.perf_counter()
@@ -212,6 +215,7 @@ def run(
     _check_targets(compiled, options)
     program = compiled.program
     tracker = Progress(progress)
+    timeline = Timeline(keep_events=options.profile is not None)
     with ExitStack() as stack:
         stagings = []
         for output, layout in compiled.outputs:
@@ -234,8 +238,15 @@ def run(
             num_workers=options.num_workers,
             num_devices=options.devices or None,
             progress=tracker,
+            timeline=timeline,
         )
-        executor.run()
+        start = time.perf_counter()
+        with device_trace(options.profile if program.needs_device else None):
+            executor.run()
+        stream_s = time.perf_counter() - start
+        if options.profile is not None:
+            Path(options.profile).mkdir(parents=True, exist_ok=True)
+            timeline.write(Path(options.profile) / "stages.trace.json")
         printed = _settle(compiled.symbolic, executor.findings)
         commit_all(stagings, options.sync)
     return Report(
@@ -248,8 +259,10 @@ def run(
         bytes_read=program.bytes_read,
         bytes_computed=program.bytes_computed,
         peak_buffer_bytes=executor.budget.peak,
+        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         wall_s=time.perf_counter() - began,
-        busy_s=dict(executor.busy),
+        stream_s=stream_s,
+        busy_s=timeline.busy_s,
         printed=printed,
     )
 

@@ -41,7 +41,7 @@ def report(error: BaseException, *, as_json: bool) -> int:
     if len(problems) > 1:
         print(f"error: {len(problems)} problems", file=sys.stderr)
     if not problems:
-        print("interrupted: nothing was written", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
     return code
 
 

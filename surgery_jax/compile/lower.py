@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ class GroupFunction:
         self.exact = all(eqn.op.kind != "whole" for eqn in self.eqns)
         self.num_traces = 0
         self._jitted: Any = None
+        self._ready: set[Any] = set()
         self._thresholds: dict[tuple[float, ...], int | None] = {}
         self._lock = threading.Lock()
 
@@ -146,9 +148,12 @@ class GroupFunction:
                 return None
             bits = [np.array(magnitude.threshold_bits(s.dtype, threshold), _bits_dtype(s)) for s in self.specs]
             arrays = [jax.device_put(x, device) for x in inputs]
-            outputs, verdicts = self._function(device)(
-                (np.int32(0), np.int64(0)), bits, [np.float64(number) for number in numbers], arrays
-            )
+            call = (np.int32(0), np.int64(0)), bits, [np.float64(number) for number in numbers], arrays
+            function = self._function(device)
+            # the first call traces and compiles: once, while the other workers read their first inputs
+            with nullcontext() if device in self._ready else self._lock:
+                outputs, verdicts = function(*call)
+                self._ready.add(device)
             *holds, is_exact = np.asarray(verdicts).tolist()
             jax.block_until_ready(outputs)  # type: ignore[no-untyped-call]
             return (list(outputs), holds) if is_exact else None

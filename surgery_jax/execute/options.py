@@ -16,7 +16,8 @@ class Options:
 
     memory: budget of host buffers, a size such as `2GiB`. workers: threads; 0 means as many as suit the machine.
     shard_size: largest shard of a directory whose plan names none. overwrite: replace existing outputs. sync: bring the
-    outputs to the disk before they are published. devices: use only the first so many; 0 means all.
+    outputs to the disk before they are published. devices: use only the first so many; 0 means all. profile: a folder for
+    traces of the run.
     """
 
     memory: str = "2GiB"
@@ -25,6 +26,7 @@ class Options:
     overwrite: bool = False
     sync: bool = True
     devices: int = 0
+    profile: str | None = None
 
     @property
     def memory_bytes(self) -> int:

@@ -33,7 +33,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Report:
-    """The account of one run. Sizes in bytes, times in seconds; `busy_s` sums over workers per stage."""
+    """The account of one run. Sizes in bytes, times in seconds.
+
+    `stream_s` is the time of reading, computing and writing; `busy_s` the part of it in which a stage was at work, and
+    `overlap` the busiest stage's share of it: near 1 the other stages cost nothing.
+    """
 
     outputs: tuple[str, ...]
     num_tensors: int
@@ -44,11 +48,18 @@ class Report:
     bytes_read: int
     bytes_computed: int
     peak_buffer_bytes: int
+    peak_rss_bytes: int
     wall_s: float
+    stream_s: float
     busy_s: dict[str, float] = field(default_factory=dict)
     printed: str = ""
     summary: str = ""
 
+    @property
+    def overlap(self) -> float:
+        """The busiest stage's share of the streaming time."""
+        return max(self.busy_s.values(), default=0.0) / self.stream_s if self.stream_s else 0.0
+
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"overlap": self.overlap}

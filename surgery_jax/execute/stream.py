@@ -7,10 +7,7 @@ queues between stages; the byte budget decides how many tasks are in flight.
 from __future__ import annotations
 
 import threading
-import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,10 +19,12 @@ from ..core.errors import AssertionFailed
 from ..graph.node import Source
 from ..ops.made import Made
 from .buffers import Budget, Files
+from .devices import local_devices
 from .outputs import OutputFile
 from .report import Progress
 from .reservations import PIECE, tile_limit, tile_needs, whole_needs
 from .schedule import MoveTask, Task, Tile, WholeTask, plan_tasks
+from .timeline import Timeline
 from .verdicts import Findings
 
 __all__ = ["Executor"]
@@ -43,6 +42,7 @@ class Executor:
         num_workers: int,
         num_devices: int | None = None,
         progress: Progress | None = None,
+        timeline: Timeline | None = None,
     ) -> None:
         self.program = program
         self.outputs = outputs
@@ -54,7 +54,7 @@ class Executor:
         self.functions = [GroupFunction(group) for group in program.groups]
         self.findings = Findings()
         self.files = Files()
-        self.busy: dict[str, float] = defaultdict(float)
+        self.timeline = timeline or Timeline()
         self.num_fallbacks = 0
         self._made: dict[Any, np.ndarray] = {}
         self._lock = threading.Lock()
@@ -69,9 +69,7 @@ class Executor:
         """
         tasks = plan_tasks(self.program, tile_limit(self.budget.limit, self.num_workers))
         if self.program.needs_device:
-            import jax
-
-            self._devices = jax.local_devices()[: self.num_devices]
+            self._devices = local_devices(self.num_devices)
         pending = iter(enumerate(tasks))
         threads = [
             threading.Thread(target=self._work, args=(pending,), daemon=True, name=f"surgery-{number}")
@@ -114,23 +112,13 @@ class Executor:
     def _run(self, number: int, task: Task) -> None:
         if isinstance(task, MoveTask):
             move = task.move
-            with self.budget.reserve([PIECE]) as (bounce,), self._timed("move"):
+            with self.budget.reserve([PIECE]) as (bounce,), self.timeline.stage("move"):
                 self.outputs[move.file].copy(self.files, move.path, move.source, move.offset, move.nbytes, bounce)
             self.progress.add(move.nbytes)
         elif isinstance(task, Tile):
             self._run_tile(number, task)
         else:
             self._run_whole(number, task)
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - began
-            with self._lock:
-                self.busy[stage] += spent
 
     # -- tiles --------------------------------------------------------------------------------------------------
 
@@ -140,7 +128,7 @@ class Executor:
         sizes, produced = tile_needs(function.group, tile.length)
         with self.budget.reserve(sizes, produced) as buffers:
             inputs = []
-            with self._timed("read"):
+            with self.timeline.stage("read"):
                 for index, spec in enumerate(sample.specs):
                     width = spec.dtype.itemsize
                     pieces: list[Piece] = []
@@ -157,7 +145,7 @@ class Executor:
         component = task.component
         with self.budget.reserve(*whole_needs(component)) as buffers:
             inputs = []
-            with self._timed("read"):
+            with self.timeline.stage("read"):
                 for pieces, buffer, spec in zip(component.inputs, buffers, component.specs, strict=False):
                     self._fill(buffer[: spec.nbytes], pieces)
                     inputs.append(buffer[: spec.nbytes].view(spec.dtype.numpy).reshape(spec.shape))
@@ -215,7 +203,7 @@ class Executor:
     ) -> None:
         numbers = segments[0][0].numbers
         result = None
-        with self._timed("compute"):
+        with self.timeline.stage("compute"):
             if not function.group.on_host:
                 result = function.on_device(inputs, numbers, self._devices[number % len(self._devices)])
                 if result is not None:
@@ -241,7 +229,7 @@ class Executor:
             )
         if not all(holds):
             self._explain(function, segments, inputs, numbers)
-        with self._timed("write"):
+        with self.timeline.stage("write"):
             self._write(segments, outputs, bounce)
         self.progress.add(sum(spec.dtype.bits * count // 8 for c, _, count in segments for spec in c.specs))
 

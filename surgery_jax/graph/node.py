@@ -23,7 +23,8 @@ class Source:
 class Node:
     """One version of a tensor: a stored tensor, or result number `index` of an operation on other versions.
 
-    `kind` is `read` for stored tensors, else that of the operation; `origin` is the plan position that made it first. Nodes are compared by identity; `Graph` makes equal ones once.
+    `kind` is `read` for stored tensors, else that of the operation; `origin` is the plan position that made it first.
+    Nodes are compared by identity; `Graph` makes equal ones once.
     """
 
     __slots__ = ("index", "kind", "number", "op", "operands", "origin", "spec")

@@ -1,0 +1,101 @@
+"""A run that is stopped, or that the disk refuses, leaves no output and nothing temporary."""
+
+import json
+import os
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import time
+
+import pytest
+
+from .conftest import environment
+
+LONG = """\
+inputs: [ long.safetensors ]
+transforms:
+  - assert: { iszero: big }
+  - delete: { target: big }
+output: deep/out
+"""
+
+
+def write_sparse(path, nbytes):
+    """A checkpoint with one tensor of so many zeros, which take no room, and a small one."""
+    table = {
+        "big": {"dtype": "F32", "shape": [nbytes // 4], "data_offsets": [0, nbytes]},
+        "w": {"dtype": "F32", "shape": [2], "data_offsets": [nbytes, nbytes + 8]},
+    }
+    text = json.dumps(table).encode()
+    with path.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        stream.truncate(8 + len(text) + nbytes + 8)
+
+
+def default_signals():
+    for number in (signal.SIGINT, signal.SIGTERM):  # a runner in the background may have them ignored
+        signal.signal(number, signal.SIG_DFL)
+
+
+def wait_for(condition, limit_s=60):
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_leaves_nothing(number, code, place, plan):
+    write_sparse(place / "long.safetensors", 48 << 30)
+    plan(LONG)
+    before = sorted(place.rglob("*"))
+    command = [sys.executable, "-m", "surgery_jax", "run", "plan.yaml", "--no-sync"]
+    process = subprocess.Popen(
+        command, cwd=place, env=environment(), stderr=subprocess.PIPE, text=True, preexec_fn=default_signals
+    )
+    try:
+        wait_for(lambda: list(place.glob("deep/.out*")) or process.poll() is not None)
+        time.sleep(0.5)
+        process.send_signal(number)
+        process.send_signal(number)  # impatience does no harm
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == code, told
+    assert told == "interrupted\n"
+    assert sorted(place.rglob("*")) == before
+
+
+MOVES = "inputs: [ a.safetensors ]\ntransforms:\n  - move: { from: norm, to: ln }\noutput: out\n"
+
+
+def test_a_file_larger_than_allowed_is_3_and_leaves_nothing(place, plan, surgery):
+    plan(MOVES)
+    before = sorted(place.iterdir())
+    done = surgery("run", "plan.yaml", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500)))
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.startswith("error: out: cannot write there: File too large")
+    assert sorted(place.iterdir()) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_full_disk_is_3_and_leaves_nothing(place, plan, surgery):
+    disk = place / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        (disk / "filler").write_bytes(bytes(60 << 10))
+        plan(MOVES)
+        done = surgery("run", "plan.yaml", "output=disk/out", "inputs[0]=c.safetensors")
+        write_sparse(place / "c.safetensors", 32 << 10)
+        done = surgery("convert", "c.safetensors", "disk/out")
+        assert done.returncode == 3
+        assert "not enough room on the disk" in done.stderr
+        assert sorted(path.name for path in disk.iterdir()) == ["filler"]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
