@@ -16,7 +16,7 @@ class Options:
 
     memory: budget of host buffers, a size such as `2GiB`. workers: threads; 0 means as many as suit the machine.
     shard_size: largest shard of a directory whose plan names none. overwrite: replace existing outputs. sync: bring the
-    outputs to the disk before they are published. devices: use only the first so many; 0 means all. profile: a folder for
+    outputs to the disk before they are published. devices: use only the first so many; 0 means all. profile: folder for
     traces of the run.
     """
 
