@@ -187,7 +187,7 @@ def _check_targets(compiled: Compiled, options: Options) -> None:
         except SurgeryError as error:
             errors.append(error)
     if errors:
-        raise Problems(errors)
+        raise errors[0] if len(errors) == 1 else Problems(errors)
 
 
 def run(
@@ -334,10 +334,11 @@ def convert(
     try:
         return run(plan, options, progress=progress)
     except SurgeryError as error:
-        for problem in [error, *getattr(error, "errors", ())]:
+        problems = error.errors if isinstance(error, Problems) else (error,)
+        for problem in problems:
             if isinstance(problem.where, Mark) and problem.where.file == _NO_PLAN:
                 problem.where = None  # nobody wrote that plan
-        raise
+        raise (problems[0] if len(problems) == 1 else error) from None
 
 
 _NO_PLAN = "<convert>"

@@ -56,7 +56,13 @@ def test_diff_gives_what_changed_and_by_how_much(here):
     found = surgery_jax.diff("a.safetensors", "b.safetensors")
     assert not found.is_empty
     (change,) = found.changed
-    assert (change.name, change.kind, change.worst, change.index, change.num_differing) == ("h.1.w", "values", 4.0, (1, 2), 1)
+    assert (change.name, change.kind, change.worst, change.index, change.num_differing) == (
+        "h.1.w",
+        "values",
+        4.0,
+        (1, 2),
+        1,
+    )
     assert surgery_jax.diff("a.safetensors", "b.safetensors", eps=5.0).is_empty
 
 

@@ -57,12 +57,7 @@ class GroupFunction:
             if self.exact:
                 values = self._evaluate(host, list(inputs), iter(numbers))
             else:
-                import jax.numpy as jnp
-
-                kernel = DeviceKernel((jnp.zeros((), np.int32), jnp.zeros((), np.int64)))
-                values = [
-                    np.asarray(v) for v in self._evaluate(kernel, [jnp.asarray(x) for x in inputs], iter(numbers))
-                ]
+                values = self._eagerly(inputs, numbers)
             found = []
             remaining = iter(numbers)
             at = len(self.specs)
@@ -72,6 +67,16 @@ class GroupFunction:
                     found.append((values[at], op.measure(host, *(values[arg] for arg in eqn.args))))  # type: ignore[attr-defined]
                 at += len(eqn.specs)
         return found
+
+    def _eagerly(self, inputs: Sequence[Any], numbers: Sequence[float]) -> list[Any]:
+        """All values, computed one operation after the other as the device does."""
+        import jax
+        import jax.numpy as jnp
+
+        with jax.enable_x64(True):
+            kernel = DeviceKernel((jnp.zeros((), np.int32), jnp.zeros((), np.int64)))
+            values = self._evaluate(kernel, [jnp.asarray(x) for x in inputs], iter(numbers))
+            return [np.asarray(value) for value in values]
 
     def _evaluate(self, kernel: Any, values: list[Any], numbers: Iterator[Any]) -> list[Any]:
         for eqn in self.eqns:

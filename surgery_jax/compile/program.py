@@ -281,7 +281,32 @@ class _Collector:
         merged: dict[int, list[list[Node]]] = defaultdict(list)
         for number, part in enumerate(parts):
             merged[joined.find(number)] += part
+        self._absorb(merged)
         return [sorted(part, key=lambda call: call[0].number) for part in merged.values()]
+
+    def _absorb(self, parts: dict[int, list[list[Node]]]) -> None:
+        """A flat component that reads nothing but what a whole one holds anyway becomes part of it."""
+        holders: dict[Any, int] = {}
+        for number, part in parts.items():
+            if not _is_flat(part):
+                for key in self._inputs_of(part):
+                    holders.setdefault(key, number)
+        if not holders:
+            return
+        for number, part in list(parts.items()):
+            if _is_flat(part):
+                hosts = {holders.get(key, -1) for key in self._inputs_of(part)}
+                host = hosts.pop() if len(hosts) == 1 else -1
+                if host >= 0 and len(parts[host]) + len(part) <= MAX_JOINED:
+                    parts[host] += parts.pop(number)
+
+    def _inputs_of(self, part: list[list[Node]]) -> set[Any]:
+        return {
+            (self.geometry.pieces(operand), operand.spec.size)
+            for call in part
+            for operand in call[0].operands
+            if self.geometry.is_input(operand)
+        }
 
     def _component(self, calls: list[list[Node]], leaves: list[Node]) -> tuple[Component, bool]:
         """Number the values of a component; equal structures get equal numbers."""

@@ -61,6 +61,6 @@ def format_bytes(count: float) -> str:
     """A size for people: three digits and a binary unit."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+            return f"{count:.0f} {unit}" if unit == "B" or abs(count) >= 999.5 else f"{count:.3g} {unit}"
         count /= 1024
     return f"{count:.4g} TiB"

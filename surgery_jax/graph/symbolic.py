@@ -238,7 +238,10 @@ class SymbolicState:
         return None
 
     def has(self, alias: str, name: str) -> bool:
-        return name in self.model(alias).slots
+        found = name in self.model(alias).slots
+        if not found and self.word == "assert" and (alias, name) in self.ghosts:
+            raise Consequence
+        return found
 
     def slot(self, alias: str, name: str, reads: int = 0) -> Slot:
         found = self.model(alias).slots.get(name)

@@ -101,7 +101,16 @@ def test_work_that_cannot_fit_the_budget_is_4_before_anything_is_read(command, p
 def test_options_and_plans_come_in_any_order(plan, place, capsys, monkeypatch):
     monkeypatch.chdir(place)
     plan(MOVES)
-    words = ["run", "--quiet", "plan.yaml", "--memory", "1GiB", "transforms[1].move.to=ln2", "--no-sync", "output=x.safetensors"]
+    words = [
+        "run",
+        "--quiet",
+        "plan.yaml",
+        "--memory",
+        "1GiB",
+        "transforms[1].move.to=ln2",
+        "--no-sync",
+        "output=x.safetensors",
+    ]
     assert main(words) == 0
     printed = capsys.readouterr()
     assert "to: ln2" in printed.out

@@ -30,7 +30,7 @@ def test_a_terminal_gets_a_bar_that_is_cleared_at_the_end():
     text = show(True, 4)
     frames = text.split("\r")
     assert 10 <= len(frames) <= 22  # at most five a second
-    assert "[" in frames[-2] and "GiB of 10 GiB  1 GiB/s" in frames[-2] and "left" in frames[-2]
+    assert "[" in frames[-2] and "GiB of 10 GiB  1024 MiB/s" in frames[-2] and "left" in frames[-2]
     assert frames[-1] == "\x1b[K"
     assert "\n" not in text
 

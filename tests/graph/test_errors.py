@@ -91,6 +91,11 @@ def test_steps_after_an_exit_must_still_be_well_formed(bench: Path) -> None:
         "  - assert: { exists: 'h2.0.w' }",
         "  - assert: { shape: { of: 'h2.0.w', is: [ 1 ] } }",
         "  - add_: { from: embed, to: 'h2.0.w' }",
+        "  - assert: { equal: { left: embed, right: 'h2.0.w' } }",
+        "  - assert: { not: { dtype: { of: 'h2.0.w', is: int8 } } }",
+        "  - dump: { target: 'h2.0.w', verbosity: full }\n  - diff: { left: 'h2.0.w', right: embed }",
+        "  - concat: { from: [ 'h2.0.w', embed ], to: c }\n  - split: { from: c, to: [ x, y ], sizes: [ 1, 2 ] }",
+        "  - phlora: { target: 'h2.0.w', target_a: a, target_b: b, rank: 1 }\n  - delete: { target: a }",
         "  - move: { from: 'h2.0.w', to: 'h3' }\n  - delete: { target: h3 }",
     ],
 )
