@@ -80,6 +80,8 @@ class _Kernel:
             return self.truncate(x, dtype)
         if dtype.is_float and dtype.bits < 32:
             x = self.convert(x, BY_NAME["float32"])
+        if dtype.name == "float8_e5m2":  # else the compiler joins two conversions into one with another NaN
+            x = self.xp.where(x != x, np.float32(np.nan), x)
         return self.convert(x, dtype)
 
     def truncate(self, x: Any, dtype: DType) -> Any:
@@ -146,6 +148,22 @@ class HostKernel(_Kernel):
     """Exact arithmetic in NumPy."""
 
     xp = np
+
+    def convert(self, x: Any, dtype: DType) -> Any:
+        """As NumPy converts; NaN gets the bits that it gets on a device, because which of them computes is no one's choice."""
+        made = x.astype(dtype.numpy)
+        source = _dtype(x)
+        if not source.is_float or source is dtype or not np.isnan(x).any():
+            return made
+        if dtype.name == "float16":  # NumPy leaves signalling NaN as they are
+            raw = self.bits(x.astype(np.float32))
+            quiet = ((raw >> 16) & 0x8000) | 0x7E00 | ((raw >> 13) & 0x1FF)
+            return np.where(np.isnan(x), quiet, self.bits(made)).astype(np.uint16).view(np.float16)
+        if source.name == "float16" and dtype.name == "float32":
+            return np.where(np.isnan(x), self.bits(made) | np.uint32(0x400000), self.bits(made)).view(np.float32)
+        if source.name.endswith("fnuz") and dtype.name == "float32":  # their NaN has no sign
+            return np.where(np.isnan(x), np.float32(np.nan), made)
+        return made
 
     def bits(self, x: Any) -> Any:
         return np.asarray(x).view(f"u{x.dtype.itemsize}")

@@ -71,37 +71,41 @@ class Executor:
         if self.program.needs_device:
             self._devices = local_devices(self.num_devices)
         pending = iter(enumerate(tasks))
+        # Not `join`: where it is interrupted, Python takes the thread for dead (bpo-45274) and nobody would wait for it.
+        finished = [threading.Event() for _ in range(max(1, min(self.num_workers, len(tasks))))]
         threads = [
-            threading.Thread(target=self._work, args=(pending,), daemon=True, name=f"surgery-{number}")
-            for number in range(max(1, min(self.num_workers, len(tasks))))
+            threading.Thread(target=self._work, args=(pending, event), daemon=True, name=f"surgery-{number}")
+            for number, event in enumerate(finished)
         ]
-        for thread in threads:
-            thread.start()
         try:
             for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.2)
+                thread.start()
+            for event in finished:
+                while not event.wait(0.2):
                     self.progress.tick()
         except BaseException as interrupt:
             self._fail(interrupt)
-            for thread in threads:
-                thread.join()
+            for thread, event in zip(threads, finished, strict=True):
+                if thread.ident is not None:
+                    event.wait()
             raise
         finally:
             self.files.close()
         if self._failure is not None:
             raise self._failure
 
-    def _work(self, pending: Iterator[tuple[int, Task]]) -> None:
-        while self._failure is None:
-            with self._lock:
-                entry = next(pending, None)
-            if entry is None:
-                return
-            try:
+    def _work(self, pending: Iterator[tuple[int, Task]], finished: threading.Event) -> None:
+        try:
+            while self._failure is None:
+                with self._lock:
+                    entry = next(pending, None)
+                if entry is None:
+                    return
                 self._run(*entry)
-            except BaseException as error:
-                self._fail(error)
+        except BaseException as error:
+            self._fail(error)
+        finally:
+            finished.set()
 
     def _fail(self, error: BaseException) -> None:
         with self._lock:

@@ -119,6 +119,7 @@ class _Builder(SymbolicState):
             return
         self.step += 1
         self.word, self.mark = step.word.name, step.mark
+        self.recent.clear()
         if self.flags["preview"] and self._preview(step):
             return
         assertions = len(self.assertions)

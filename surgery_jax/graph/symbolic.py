@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -67,6 +68,7 @@ class SymbolicState:
         self.broken_aliases: set[str] = set()
         self.ghosts: list[tuple[str, str]] = []  # names that failed steps would have made
         self.pending: list[tuple[str, str]] = []  # names that the running step will make
+        self.recent: list[str] = []  # names that the running step has read since it last wrote one
         self.touched: dict[str, list[str]] = {"changed": [], "created": [], "deleted": []}
         self._checkpoints: dict[str, Any] = {}
         self._reads: dict[tuple[int, str], Node] = {}
@@ -179,7 +181,7 @@ class SymbolicState:
             where=ref.mark,
             found=f"{len(model.slots)} tensors in {ref.alias}"
             + (f"; {'nearest' if near else 'among them'}: {', '.join(shown)}" if shown else ""),
-            hint="a pattern must match the whole name: add .* at its ends" if near else None,
+            hint=_matching_hint(ref, model.slots, near),
         )
 
     # -- slots --------------------------------------------------------------------------------------------------
@@ -208,9 +210,9 @@ class SymbolicState:
             key = os.path.realpath(path)
             if key not in self._checkpoints:
                 self._checkpoints[key] = (len(self._checkpoints), self.files.open_checkpoint(path))
-        except SurgeryError:
+        except SurgeryError as error:
             self.broken_aliases.add(alias)
-            raise
+            raise _asked_for_at(mark, error) from None
         number, checkpoint = self._checkpoints[key]
         model.metadata = dict(checkpoint.metadata)
         for name, entry in checkpoint.entries.items():
@@ -251,6 +253,7 @@ class SymbolicState:
             raise Consequence  # nothing can be said of what a failed step would have made
         if self.kept is None:
             found.reads += reads
+        self.recent.append(name)
         return found
 
     def create(self, alias: str, name: str, node: Node, reads: int = 0) -> None:
@@ -259,11 +262,13 @@ class SymbolicState:
         if not name:
             raise PlanError(f"{self.word}: a destination has an empty name", where=self.mark)
         self.model(alias).add(name, Slot(node, reads, 1))
+        self.recent.clear()
         self.touched["created"].append(f"{alias}::{name}")
 
     def rebind(self, alias: str, name: str, node: Node, reads: int = 0) -> None:
         slot = self.slot(alias, name, reads)
         slot.node = node
+        self.recent.clear()
         if self.kept is None:
             slot.writes += 1
         self.touched["changed"].append(f"{alias}::{name}")
@@ -306,18 +311,22 @@ class SymbolicState:
         if any(operand is BROKEN for operand in operands):
             return (BROKEN,) * getattr(op, "outputs", 1)
         specs = [operand.spec for operand in operands]
-        if op.kind == "template":
-            op, operands = op.made(*specs), ()  # type: ignore[attr-defined]
-        elif isinstance(op, Structure) or hasattr(op, "is_identity"):
-            op.infer(*specs)
-            source = _passes_through(op, operands)
-            if source is not None:
-                return (source,)
         try:
+            if op.kind == "template":
+                op, operands = op.made(*specs), ()  # type: ignore[attr-defined]
+            elif hasattr(op, "is_identity") or isinstance(op, Structure):
+                op.infer(*specs)
+                source = _passes_through(op, operands)
+                if source is not None:
+                    return (source,)
             return self.graph.apply(op, operands, self.mark)
         except PlanError as error:
-            error.problem = f"{self.word}: {error.problem}"
+            error.problem = ": ".join([self.word, *self._recently_read(), error.problem])
             raise error.located(self.mark) from None
+
+    def _recently_read(self) -> list[str]:
+        """The tensors that the step is working on, for messages."""
+        return [" and ".join(dict.fromkeys(self.recent))] if self.recent else []
 
     def view(self, node: Node, ref: Reference) -> Node:
         if ref.slice is None or node is BROKEN:
@@ -402,7 +411,10 @@ class SymbolicState:
                     f"{path} holds {len(saved.tensors)} tensors", where=self.mark, expected="exactly one"
                 )
             return saved.tensors[0][1]
-        name, entry = self.files.open_single(path, format)
+        try:
+            name, entry = self.files.open_single(path, format)
+        except SurgeryError as error:
+            raise _asked_for_at(self.mark, error) from None
         number = len(self._checkpoints)
         self._checkpoints[f"{path}#{number}"] = (number, None)
         return self._read(number, name or path, entry)
@@ -480,6 +492,27 @@ class SymbolicState:
 
     def run_nested(self, sources: Sequence[tuple[str, YamlNode]]) -> None:
         raise NotImplementedError  # `graph.build` knows how steps are driven
+
+
+def _asked_for_at(mark: Mark, error: SurgeryError) -> SurgeryError:
+    """An error of a file, told with the place of the plan that asks for it."""
+    if error.where is not None:
+        error.problem = f"{error.where}: {error.problem}"
+    error.where = mark
+    return error
+
+
+def _matching_hint(ref: Reference, names: Mapping[str, Any], near: Sequence[str]) -> str | None:
+    """What may have been meant by a pattern that matches nothing."""
+    if isinstance(ref.expr, str):
+        try:
+            inside = re.compile(ref.expr)
+        except re.error:
+            return None
+        found = next((name for name in names if inside.search(name)), None)
+        if found is not None:
+            return f"a pattern must match a whole name; it matches a part of {found}: add .* at its ends"
+    return f"did you mean {near[0]}?" if near else None
 
 
 def _passes_through(op: TensorOp, operands: Sequence[Node]) -> Node | None:

@@ -8,12 +8,16 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import oracle
 import pytest
 from running import Bench, assert_same_bits, assert_same_values, bits, dtype, read_checkpoint
+
+from surgery_jax.compile.kernels import DeviceKernel, HostKernel
+from surgery_jax.core.dtypes import BY_NAME
 
 torch = pytest.importorskip("torch")
 
@@ -292,3 +296,38 @@ def test_results_do_not_depend_on_the_64_bit_switch_of_jax(tmp_path: Path) -> No
         subprocess.run([sys.executable, "-c", code, switch, json.dumps(bench.plan(steps))], check=True)
         for name, array in read_checkpoint(bench.out).items():
             assert_same_bits(array, expected[name])
+
+
+# ------------------------------------------------------------------------------------------------------- NaN
+
+
+@pytest.mark.parametrize("source", FLOATS)
+def test_nan_gets_the_same_bits_in_casts_on_the_host_and_on_a_device(source: str) -> None:
+    if dtype(source).itemsize <= 2:
+        x = every_value(source, normal=True)
+    else:
+        width = 8 * dtype(source).itemsize
+        infinity = int(bits(np.array([np.inf], source))[0])
+        raw = np.random.default_rng(4).integers(1, 2**width - 1, 4096, dtype=f"u{width // 8}")
+        x = (raw | np.array(infinity, raw.dtype)).view(source)
+    targets = [BY_NAME[name] for name in FLOATS if name != source]
+
+    def casts(zeros: tuple[Any, Any], x: Any) -> list[Any]:
+        return [DeviceKernel(zeros).cast(x, target) for target in targets]
+
+    with jax.enable_x64(True), np.errstate(all="ignore"):
+        options = {"xla_allow_excess_precision": False}
+        device = jax.jit(casts, compiler_options=options)((np.int32(0), np.int64(0)), x)
+        for target, found in zip(targets, device, strict=True):
+            assert_same_bits(np.asarray(found), HostKernel().cast(x, target), f"{source} to {target}")
+
+
+def test_a_memory_budget_does_not_decide_the_bits_of_nan(tmp_path: Path) -> None:
+    x = np.ones(1 << 20, np.float32)
+    x.view(np.uint32)[:8] = 0x7F812345
+    x[600_000] = 1e-40  # its tile is computed on the host
+    bench = Bench(tmp_path, m={"x": x})
+    steps = [{"cast": {"from": "x", "to": name, "dtype": name}} for name in FLOATS[2:]]
+    wide, narrow = bench.tensors(steps, memory="2GiB", workers=1), bench.tensors(steps, memory="16MiB", workers=8)
+    for name, array in wide.items():
+        assert_same_bits(narrow[name], array, name)
