@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,16 @@ class Compiled:
 
     symbolic: Symbolic
     outputs: tuple[tuple[OutputPlan, Layout], ...]
-    program: Program
+
+    @cached_property
+    def program(self) -> Program:
+        """The work: moves, and groups of components. Found on first use, since many checks need nothing of it."""
+        places, first = [], 0
+        for _, layout in self.outputs:
+            places.append({name: (first + file, offset) for name, (file, offset) in layout.places.items()})
+            first += len(layout.files)
+        with _no_collection():
+            return compile_program(self.symbolic, places)
 
 
 class _Files:
@@ -144,11 +153,7 @@ def _compile(plan: Plan, files: _Files) -> Compiled:
             errors.append(error.located(save.request.mark))
     if errors:
         raise Problems(errors)
-    places, first = [], 0
-    for _, layout in outputs:
-        places.append({name: (first + file, offset) for name, (file, offset) in layout.places.items()})
-        first += len(layout.files)
-    return Compiled(symbolic, tuple(outputs), compile_program(symbolic, places))
+    return Compiled(symbolic, tuple(outputs))
 
 
 def check(plan: Plan, options: Options | None = None) -> Compiled:
@@ -179,7 +184,8 @@ def _check_targets(compiled: Compiled, options: Options) -> None:
 
     tests = [partial(check_target, output, options.overwrite) for output, _ in compiled.outputs]
     tests.append(partial(check_space, compiled.outputs))
-    tests.append(partial(check_fits, compiled.program, options.memory_bytes, options.num_workers))
+    if compiled.symbolic.needs_whole:  # everything else is cut to any budget
+        tests.append(partial(check_fits, compiled.program, options.memory_bytes, options.num_workers))
     errors: list[SurgeryError] = []
     for test in tests:
         try:

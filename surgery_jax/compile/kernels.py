@@ -150,7 +150,7 @@ class HostKernel(_Kernel):
     xp = np
 
     def convert(self, x: Any, dtype: DType) -> Any:
-        """As NumPy converts; NaN gets the bits that it gets on a device, because which of them computes is no one's choice."""
+        """As NumPy, but NaN gets the bits of a device: which of the two computes must not be seen in the result."""
         made = x.astype(dtype.numpy)
         source = _dtype(x)
         if not source.is_float or source is dtype or not np.isnan(x).any():

@@ -10,7 +10,7 @@ elements.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -76,7 +76,12 @@ class Component:
     checks: list[tuple[int, list[Check]]]
     numbers: tuple[float, ...]
     origins: tuple[Any, ...]
-    labels: tuple[str, ...]  # names of stored inputs, for people
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the stored inputs, for people."""
+        stored = (piece.node.op for pieces in self.inputs for piece in pieces if isinstance(piece.node.op, Source))
+        return tuple(dict.fromkeys(source.name for source in stored))
 
     @property
     def size(self) -> int:
@@ -195,6 +200,8 @@ class _Collector:
         self.trivial: list[Check] = []
         self.outputs: dict[Node, Output] = {}  # of nodes that are not stored bytes, or that a sink wants
         self.checks: dict[Node, list[Check]] = defaultdict(list)
+        self._keys: dict[Any, int] = {}
+        self._key_of: dict[int, int] = {}
 
     def write(self, node: Node, file: int, offset: int) -> None:
         """Demand the bytes of a node at a place."""
@@ -223,14 +230,15 @@ class _Collector:
     def group(self) -> list[Group]:
         """Components in groups of equal structure, in order of appearance."""
         groups: dict[Any, Group] = {}
-        for calls, leaves in self._components():
-            component, flat = self._component(calls, leaves)
-            key, on_host = _signature(component, flat)
+        for calls, leaves, flat in self._components():
+            component = self._component(calls, leaves, flat)
+            key, on_host = self._signature(component, flat)
             groups.setdefault(key, Group(flat, on_host)).components.append(component)
         return list(groups.values())
 
-    def _components(self) -> list[tuple[list[list[Node]], list[Node]]]:
-        """Calls (nodes of one operation on the same operands) per component, and leaves that are outputs themselves."""
+    def _components(self) -> Iterator[tuple[list[list[Node]], list[Node], bool]]:
+        """Calls (nodes of one operation on the same operands) per component, leaves that are outputs themselves, and
+        whether the component is flat."""
         calls: dict[int, list[Node]] = {}  # by number of the first result
         leaves: list[Node] = []
         joined = _Joined()
@@ -254,18 +262,21 @@ class _Collector:
         parts: dict[int, list[list[Node]]] = defaultdict(list)
         for call in sorted(calls):
             parts[joined.find(call)].append(sorted(calls[call], key=lambda node: node.index))
-        merged = self._join_by_inputs(list(parts.values()))
-        return [*((part, []) for part in merged), *(([], [leaf]) for leaf in leaves)]
+        for part, flat in self._join_by_inputs(list(parts.values())):
+            yield part, [], flat
+        for leaf in leaves:
+            yield [], [leaf], True
 
-    def _join_by_inputs(self, parts: list[list[list[Node]]]) -> list[list[list[Node]]]:
+    def _join_by_inputs(self, parts: list[list[list[Node]]]) -> Iterator[tuple[list[list[Node]], bool]]:
         """Flat components that read the same bytes become one, as long as they stay small."""
         joined = _Joined()
         weight: dict[int, int] = {}
         users: dict[Any, int] = {}
+        flat = [_is_flat(part) for part in parts]
         for number, part in enumerate(parts):
             joined.add(number)
             weight[number] = len(part)
-            if not _is_flat(part):
+            if not flat[number]:
                 continue
             for call in part:
                 for operand in call[0].operands:
@@ -281,20 +292,21 @@ class _Collector:
         merged: dict[int, list[list[Node]]] = defaultdict(list)
         for number, part in enumerate(parts):
             merged[joined.find(number)] += part
-        self._absorb(merged)
-        return [sorted(part, key=lambda call: call[0].number) for part in merged.values()]
+        self._absorb(merged, flat)
+        for number, part in merged.items():
+            yield sorted(part, key=lambda call: call[0].number), flat[number]
 
-    def _absorb(self, parts: dict[int, list[list[Node]]]) -> None:
+    def _absorb(self, parts: dict[int, list[list[Node]]], flat: Sequence[bool]) -> None:
         """A flat component that reads nothing but what a whole one holds anyway becomes part of it."""
         holders: dict[Any, int] = {}
         for number, part in parts.items():
-            if not _is_flat(part):
+            if not flat[number]:
                 for key in self._inputs_of(part):
                     holders.setdefault(key, number)
         if not holders:
             return
         for number, part in list(parts.items()):
-            if _is_flat(part):
+            if flat[number]:
                 hosts = {holders.get(key, -1) for key in self._inputs_of(part)}
                 host = hosts.pop() if len(hosts) == 1 else -1
                 if host >= 0 and len(parts[host]) + len(part) <= MAX_JOINED:
@@ -308,12 +320,11 @@ class _Collector:
             if self.geometry.is_input(operand)
         }
 
-    def _component(self, calls: list[list[Node]], leaves: list[Node]) -> tuple[Component, bool]:
+    def _component(self, calls: list[list[Node]], leaves: list[Node], flat: bool) -> Component:
         """Number the values of a component; equal structures get equal numbers."""
         numbers: dict[Any, int] = {}
         inputs: list[tuple[Piece, ...]] = []
         specs: list[Spec] = []
-        flat = _is_flat(calls)
 
         def number_of(node: Node) -> int:
             """Number of an input; bytes read under two shapes are two inputs unless shapes do not matter."""
@@ -340,10 +351,11 @@ class _Collector:
                 number_of(o) if self.geometry.is_input(o) else value_of[o.number - o.index, o.index]
                 for o in first.operands
             )
-            results = first.op.infer(*(o.spec for o in first.operands))  # type: ignore[union-attr]
+            op: Any = first.op
+            results = op.infer(*(o.spec for o in first.operands)) if op.outputs > 1 else (first.spec,)
             for index in range(len(results)):
                 value_of[first.number - first.index, index] = at + index
-            eqns.append(Eqn(first.op, args, results))  # type: ignore[arg-type]
+            eqns.append(Eqn(op, args, results))
             at += len(results)
         outputs = []
         for node in sorted({*own, *leaves} & self.outputs.keys(), key=lambda node: node.number):
@@ -359,12 +371,27 @@ class _Collector:
         ]
         values = tuple(value for eqn in eqns for value in eqn.op.numbers())
         origins = tuple(dict.fromkeys(node.origin for node in [*(call[0] for call in calls), *leaves]))
-        labels = tuple(
-            dict.fromkeys(
-                piece.node.op.name for pieces in inputs for piece in pieces if isinstance(piece.node.op, Source)
-            )
+        return Component(tuple(eqns), tuple(inputs), tuple(specs), outputs, checks, values, origins)
+
+    def _signature(self, component: Component, flat: bool) -> tuple[Any, bool]:
+        """What two components must share to be computed by one function, and whether that runs on the host."""
+        values = component.value_specs()
+        structural = all(eqn.op.kind == "structure" for eqn in component.eqns)
+        on_host = structural or any(spec.dtype.kind == "c" for spec in values)
+        shape = [spec.dtype if flat else spec for spec in values]
+        eqns = tuple(
+            ("reshape" if flat and isinstance(eqn.op, Reshape) else self._static_key(eqn.op), eqn.args)
+            for eqn in component.eqns
         )
-        return Component(tuple(eqns), tuple(inputs), tuple(specs), outputs, checks, values, origins, labels), flat
+        leaving = tuple(output.value for output in component.outputs)
+        return (flat, eqns, tuple(shape), leaving, tuple(value for value, _ in component.checks)), on_host
+
+    def _static_key(self, op: TensorOp) -> int:
+        """A number that stands for what of an operation belongs to the structure; the steps of a layer share theirs."""
+        found = self._key_of.get(id(op))
+        if found is None:
+            found = self._key_of[id(op)] = self._keys.setdefault(op.static_key(), len(self._keys))
+        return found
 
 
 def _is_flat(calls: list[list[Node]]) -> bool:
@@ -377,20 +404,6 @@ def _is_flat(calls: list[list[Node]]) -> bool:
         sizes.add(node.spec.size)
         sizes.update(operand.spec.size for operand in node.operands)
     return len(sizes) <= 1
-
-
-def _signature(component: Component, flat: bool) -> tuple[Any, bool]:
-    """What two components must share to be computed by one function, and whether that runs on the host."""
-    values = component.value_specs()
-    structural = all(eqn.op.kind == "structure" for eqn in component.eqns)
-    on_host = structural or any(spec.dtype.kind == "c" for spec in values)
-    shape = [spec.dtype if flat else spec for spec in values]
-    eqns = tuple(
-        (eqn.op.static_key() if not (flat and isinstance(eqn.op, Reshape)) else "reshape", eqn.args)
-        for eqn in component.eqns
-    )
-    leaving = tuple(output.value for output in component.outputs)
-    return (flat, eqns, tuple(shape), leaving, tuple(value for value, _ in component.checks)), on_host
 
 
 class _Joined:

@@ -71,7 +71,7 @@ class Executor:
         if self.program.needs_device:
             self._devices = local_devices(self.num_devices)
         pending = iter(enumerate(tasks))
-        # Not `join`: where it is interrupted, Python takes the thread for dead (bpo-45274) and nobody would wait for it.
+        # Not `join`: an interrupt in it makes Python take the thread for dead (bpo-45274), and nobody would wait.
         finished = [threading.Event() for _ in range(max(1, min(self.num_workers, len(tasks))))]
         threads = [
             threading.Thread(target=self._work, args=(pending, event), daemon=True, name=f"surgery-{number}")
@@ -81,7 +81,9 @@ class Executor:
             for thread in threads:
                 thread.start()
             for event in finished:
-                while not event.wait(0.2):
+                is_finished = False
+                while not is_finished:
+                    is_finished = event.wait(0.2)
                     self.progress.tick()
         except BaseException as interrupt:
             self._fail(interrupt)

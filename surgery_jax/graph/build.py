@@ -38,6 +38,7 @@ def build(plan: Plan, files: Files) -> Symbolic:
         executed=builder.executed,
         models=builder.models,
         num_nodes=builder.graph.size,
+        needs_whole=builder.graph.needs_whole,
     )
 
 

@@ -46,10 +46,14 @@ class Node:
 
 
 class Graph:
-    """All nodes of a plan. Equal operations on equal operands are one node."""
+    """All nodes of a plan. Equal operations on equal operands are one node.
+
+    `needs_whole`: whether some operation is not elementwise.
+    """
 
     def __init__(self) -> None:
         self.size = 0
+        self.needs_whole = False
         self._known: dict[Any, tuple[Node, ...]] = {}
 
     def read(self, source: Source, spec: Spec, origin: Any) -> Node:
@@ -67,6 +71,8 @@ class Graph:
         known = self._known.get(key)
         if known is not None:
             return known
+        if op.kind not in ("elementwise", "check", "make"):
+            self.needs_whole = True
         specs = op.infer(*(operand.spec for operand in operands))
         made = []
         for index, spec in enumerate(specs):

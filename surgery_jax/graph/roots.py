@@ -78,3 +78,4 @@ class Symbolic:
     executed: Sequence[Any]  # the YAML of the steps that ran
     models: Mapping[str, Any]
     num_nodes: int
+    needs_whole: bool  # whether some operation may need whole tensors in memory

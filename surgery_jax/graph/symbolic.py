@@ -309,7 +309,7 @@ class SymbolicState:
 
     def apply(self, op: TensorOp, *operands: Node) -> tuple[Node, ...]:
         if any(operand is BROKEN for operand in operands):
-            return (BROKEN,) * getattr(op, "outputs", 1)
+            return (BROKEN,) * op.outputs
         specs = [operand.spec for operand in operands]
         try:
             if op.kind == "template":

@@ -307,6 +307,7 @@ class TensorOp:
     """
 
     kind: ClassVar[str] = "elementwise"
+    outputs: ClassVar[int] = 1
     spellings: ClassVar[tuple[Form, ...]] = ()
     examples: ClassVar[tuple[str, ...]] = ()
 

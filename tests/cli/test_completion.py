@@ -12,7 +12,8 @@ from surgery_jax.ops.base import words as step_words
 def complete(script, cwd, *words):
     """What bash offers for the last word."""
     listed = " ".join(f"'{word}'" for word in words)
-    text = f"{script}\nCOMP_WORDS=({listed}); COMP_CWORD={len(words) - 1}\n_surgery_jax\nprintf '%s\\n' \"${{COMPREPLY[@]}}\""
+    typed = f"COMP_WORDS=({listed}); COMP_CWORD={len(words) - 1}"
+    text = "\n".join([script, typed, "_surgery_jax", "printf '%s\\n' \"${COMPREPLY[@]}\""])
     done = subprocess.run(["bash", "--norc", "-c", text], capture_output=True, text=True, cwd=cwd)
     assert done.stderr == ""
     return done.stdout.split()

@@ -40,7 +40,7 @@ STEPS: list[Any] = [
     {"scale": {"from": "big", "to": "scaled", "by": 0.7}},
     {"subtract_": {"from": "big", "to": "scaled"}},
     {"cast": {"from": "big", "to": "small", "dtype": "float16"}},
-    {"permute": {"from": "big", "to": "turned", "order": [1, 0]}},
+    {"permute": {"from": "ids", "to": "turned", "order": [1, 0]}},
     {"multiply": {"from_a": "ids", "from_b": "ids", "to": "ids"}},
     {"matmul": {"from_a": "wide", "from_b": "wide", "to": "square"}},
     {"phlora": {"target": r"h\.([01])\.w", "target_a": r"lora.\1.a", "target_b": r"lora.\1.b", "rank": 4}},
