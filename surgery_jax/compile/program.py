@@ -292,21 +292,21 @@ class _Collector:
         merged: dict[int, list[list[Node]]] = defaultdict(list)
         for number, part in enumerate(parts):
             merged[joined.find(number)] += part
-        self._absorb(merged, flat)
+        self._absorb(merged)
         for number, part in merged.items():
             yield sorted(part, key=lambda call: call[0].number), flat[number]
 
-    def _absorb(self, parts: dict[int, list[list[Node]]], flat: Sequence[bool]) -> None:
-        """A flat component that reads nothing but what a whole one holds anyway becomes part of it."""
+    def _absorb(self, parts: dict[int, list[list[Node]]]) -> None:
+        """Checks that read nothing but what a whole operation holds anyway become part of its component."""
         holders: dict[Any, int] = {}
         for number, part in parts.items():
-            if not flat[number]:
+            if any(call[0].kind == "whole" for call in part):
                 for key in self._inputs_of(part):
                     holders.setdefault(key, number)
         if not holders:
             return
         for number, part in list(parts.items()):
-            if flat[number]:
+            if all(call[0].kind == "check" for call in part):
                 hosts = {holders.get(key, -1) for key in self._inputs_of(part)}
                 host = hosts.pop() if len(hosts) == 1 else -1
                 if host >= 0 and len(parts[host]) + len(part) <= MAX_JOINED:
