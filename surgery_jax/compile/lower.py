@@ -12,9 +12,10 @@ import numpy as np
 
 from ..ops.reshape import Reshape
 from . import magnitude
+from .blueprint import Blueprint
 from .kernels import DeviceKernel, HostKernel
 from .magnitude import Bound, has_zero
-from .program import Eqn, Group
+from .program import Group
 
 __all__ = ["GroupFunction"]
 
@@ -28,11 +29,12 @@ class GroupFunction:
     for every check whether its mask is true everywhere.
     """
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, blueprint: Blueprint) -> None:
         self.group = group
+        self.blueprint = blueprint
         sample = group.sample
-        self.eqns: tuple[Eqn, ...] = sample.eqns
-        self.specs = sample.specs
+        self.eqns = blueprint.eqns
+        self.specs = blueprint.specs
         self.leaving = [output.value for output in sample.outputs]
         self.checked = [value for value, _ in sample.checks]
         # inputs of operations that are undefined on NaN and infinity

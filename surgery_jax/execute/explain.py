@@ -19,8 +19,8 @@ from ..core.patterns import collapse, spell_ranges, spell_runs, split_numbers
 from ..graph.node import Node, Source
 from ..ops.base import TensorOp
 from .options import Options
-from .reservations import PIECE, footprint, group_needs, peak_bytes, tile_limit
-from .schedule import MoveTask, plan_tasks
+from .reservations import PIECE, footprint, peak_bytes, task_needs, tile_limit
+from .schedule import MoveTask, blueprint, plan_tasks
 
 __all__ = ["Explanation", "GroupAccount", "MoveAccount", "OperationAccount", "explain"]
 
@@ -101,10 +101,11 @@ def explain(program: Program, options: Options | None = None) -> Explanation:
     """The account of a program under the given budgets."""
     options = options or Options()
     limit = tile_limit(options.memory_bytes, options.num_workers)
-    sizes = [footprint(group_needs(group, limit)) for group in program.groups]
+    plans = [blueprint(group, limit) for group in program.groups]
+    sizes = [footprint(task_needs(plan)) for plan in plans]
     counts = [0] * len(sizes)
     footprints = []
-    for task in plan_tasks(program, limit):
+    for task in plan_tasks(program, plans):
         if isinstance(task, MoveTask):
             footprints.append(footprint(([PIECE], 0)))
         else:
@@ -113,7 +114,8 @@ def explain(program: Program, options: Options | None = None) -> Explanation:
     names = _Names(program)
     return Explanation(
         groups=tuple(
-            _group(group, names, count, size) for group, count, size in zip(program.groups, counts, sizes, strict=True)
+            _group(group, plan.kind, names, count, size)
+            for group, plan, count, size in zip(program.groups, plans, counts, sizes, strict=True)
         ),
         moves=names.moves(),
         num_tensors_read=len(names.sources),
@@ -169,7 +171,7 @@ class _Names:
         )
 
 
-def _group(group: Group, names: _Names, num_tasks: int, task_bytes: int) -> GroupAccount:
+def _group(group: Group, kind: str, names: _Names, num_tasks: int, task_bytes: int) -> GroupAccount:
     components = group.components
     inputs = dict.fromkeys(label for component in components for label in component.labels)
     nodes = (output.node for component in components for output in component.outputs)
@@ -179,7 +181,7 @@ def _group(group: Group, names: _Names, num_tasks: int, task_bytes: int) -> Grou
     )
     return GroupAccount(
         lines=spell_lines(mark for component in components for mark in _origins(component)),
-        kind=("tiles" if group.flat else "whole") + (" on host" if group.on_host else ""),
+        kind={"flat": "tiles"}.get(kind, kind) + (" on host" if group.on_host else ""),
         operations=_operations(group),
         reads=tuple(collapse(inputs)),
         writes=tuple(collapse(outputs)),

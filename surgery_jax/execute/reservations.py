@@ -6,7 +6,8 @@ import heapq
 import os
 from collections.abc import Sequence
 
-from ..compile.program import Component, Group, Program
+from ..compile.blueprint import Blueprint
+from ..compile.program import Program
 from ..core.errors import BudgetError
 from ..core.specs import format_bytes
 
@@ -17,13 +18,11 @@ __all__ = [
     "check_fits",
     "default_workers",
     "footprint",
-    "group_needs",
     "peak_bytes",
     "rounded",
+    "task_needs",
     "tile_limit",
-    "tile_needs",
     "too_large",
-    "whole_needs",
 ]
 
 PAGE = 4096  # buffers are whole pages, so that their memory is aligned for every device
@@ -53,26 +52,9 @@ def footprint(needs: Needs) -> int:
     return sum(map(rounded, sizes)) + extra
 
 
-def tile_needs(group: Group, length: int) -> Needs:
-    """What a tile of so many elements reserves: its inputs, a piece for writing, and every result."""
-    sample = group.sample
-    produced = sum(spec.dtype.itemsize * length for eqn in sample.eqns for spec in eqn.specs)
-    return [*(spec.dtype.itemsize * length for spec in sample.specs), PIECE], produced
-
-
-def whole_needs(component: Component) -> Needs:
-    """What a whole component reserves: its inputs, a piece for writing, and every result as it is computed."""
-    produced = sum(spec.size * max(spec.dtype.itemsize, 4) for eqn in component.eqns for spec in eqn.specs)
-    return [*(spec.nbytes for spec in component.specs), PIECE], produced
-
-
-def group_needs(group: Group, limit: int) -> Needs:
-    """What the largest task of a group reserves, tiles being limited to `limit` bytes."""
-    from .schedule import tile_length
-
-    if group.flat:
-        return tile_needs(group, tile_length(group, limit))
-    return whole_needs(group.sample)  # all have the same shapes
+def task_needs(plan: Blueprint) -> Needs:
+    """What a task of a blueprint reserves: its inputs, a piece for writing, and every result."""
+    return [*(spec.nbytes for spec in plan.specs), PIECE], plan.produced_bytes
 
 
 def peak_bytes(footprints: Sequence[int], memory_bytes: int, num_workers: int) -> int:
@@ -95,8 +77,11 @@ def check_fits(program: Program, memory_bytes: int, num_workers: int) -> None:
     Raises:
         BudgetError: one can not; of several the largest.
     """
+    from .schedule import blueprint
+
     limit = tile_limit(memory_bytes, num_workers)
-    sizes = [(footprint(group_needs(group, limit)), number) for number, group in enumerate(program.groups)]
+    plans = [blueprint(group, limit) for group in program.groups]
+    sizes = [(footprint(task_needs(plan)), number) for number, plan in enumerate(plans)]
     total, number = max(sizes, default=(0, 0))
     if total > memory_bytes:
         sample = program.groups[number].sample

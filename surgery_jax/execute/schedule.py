@@ -3,13 +3,14 @@ opens nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ..compile.blueprint import Blueprint, flat_blueprint, row_bytes, rows_blueprint, whole_blueprint
 from ..compile.program import Component, Group, Move, Program
 from ..graph.node import Source
 
-__all__ = ["MoveTask", "Tile", "WholeTask", "plan_tasks", "tile_length"]
+__all__ = ["MoveTask", "Segment", "Task", "Tile", "blueprint", "plan_tasks"]
 
 MOVE_BYTES = 32 << 20  # of one copy: long enough to be efficient, short enough to share among workers and show progress
 TILE = 1 << 20  # elements: a few MB of every input stay in the processor's cache between reading and computing
@@ -23,28 +24,39 @@ class MoveTask:
     move: Move
 
 
+Segment = tuple[Component, int, int]  # first row and number of rows of a component
+
+
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Consecutive elements of components of a flat group, with equal numbers: (component, first element, count)."""
+    """Rows of components of one group, with equal numbers: what the group's blueprint computes at once.
+
+    The first `seen` rows belong to the tile before as well: they are only there because all tiles have one length.
+    """
 
     group: int
-    length: int
-    segments: tuple[tuple[Component, int, int], ...]
+    segments: tuple[Segment, ...]
+    seen: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class WholeTask:
-    """One component that needs its tensors whole."""
-
-    group: int
-    component: Component
+Task = MoveTask | Tile
 
 
-Task = MoveTask | Tile | WholeTask
+def blueprint(group: Group, limit: int) -> Blueprint:
+    """What one task of a group computes when its buffers may take `limit` bytes; one blueprint for the whole group."""
+    if group.flat:
+        return flat_blueprint(group, _tile_length(group, limit))
+    whole = whole_blueprint(group)
+    if sum(spec.nbytes for spec in whole.specs) + whole.produced_bytes > limit:
+        per_row = row_bytes(group)
+        if per_row is not None and per_row > 0:
+            length = whole.specs[0].shape[0]
+            return rows_blueprint(group, min(max(limit // per_row, 1), length)) or whole
+    return whole
 
 
-def tile_length(group: Group, limit: int) -> int:
-    """Elements of a tile of a flat group whose buffers may take `limit` bytes; one length for the whole group."""
+def _tile_length(group: Group, limit: int) -> int:
+    """Elements of a tile of a flat group."""
     total = sum(component.size for component in group.components)
     per_element = sum(spec.dtype.itemsize for spec in group.sample.value_specs())
     length = TILE
@@ -55,52 +67,57 @@ def tile_length(group: Group, limit: int) -> int:
     return length
 
 
-def plan_tasks(program: Program, limit: int) -> list[Task]:
-    """All tasks in the order of the bytes they read first. `limit` bounds the bytes of one tile."""
+def plan_tasks(program: Program, blueprints: Sequence[Blueprint]) -> list[Task]:
+    """All tasks in the order of the bytes they read first; `blueprints` are those of the groups."""
     tasks: list[tuple[tuple[str, int], Task]] = []
     for move in program.moves:
         for start in range(0, move.nbytes, MOVE_BYTES):
             count = min(MOVE_BYTES, move.nbytes - start)
             part = Move(move.path, move.source + start, move.file, move.offset + start, count)
             tasks.append(((part.path, part.source), MoveTask(part)))
-    for number, group in enumerate(program.groups):
-        if group.flat:
-            tasks += [
-                (_position(tile.segments[0][0], tile.segments[0][1]), tile) for tile in _tiles(number, group, limit)
-            ]
-        else:
-            tasks += [(_position(component, 0), WholeTask(number, component)) for component in group.components]
+    for number, (group, plan) in enumerate(zip(program.groups, blueprints, strict=True)):
+        cut = _flat_tiles if plan.kind == "flat" else _row_tiles
+        tasks += [(_position(tile.segments[0], plan), tile) for tile in cut(number, group, plan)]
     tasks.sort(key=lambda entry: entry[0])
     return [task for _, task in tasks]
 
 
-def _position(component: Component, element: int) -> tuple[str, int]:
-    """File and offset of the first input."""
-    for spec, pieces in zip(component.specs, component.inputs, strict=True):
+def _position(segment: Segment, plan: Blueprint) -> tuple[str, int]:
+    """File and offset of the first bytes of the first input."""
+    component, first, _ = segment
+    for spec, pieces in zip(plan.specs, component.inputs, strict=True):
         for piece in pieces:
             entry = piece.node.op.entry if isinstance(piece.node.op, Source) else None
             if entry is not None and entry.extent is not None:
-                return entry.extent.path, entry.extent.offset + piece.start + element * spec.dtype.itemsize
+                return entry.extent.path, entry.extent.offset + piece.start + first * spec.nbytes // plan.rows
     return "", 0
 
 
-def _tiles(number: int, group: Group, limit: int) -> Iterator[Tile]:
+def _row_tiles(number: int, group: Group, plan: Blueprint) -> Iterator[Tile]:
+    """Tiles of one component each; the last one of a component begins early enough to be as long as the others."""
+    for component in group.components:
+        total = plan.total(component)
+        for start in range(0, total, plan.rows):
+            first = min(start, total - plan.rows)
+            yield Tile(number, ((component, first, plan.rows),), start - first)
+
+
+def _flat_tiles(number: int, group: Group, plan: Blueprint) -> Iterator[Tile]:
     """Fill tiles with components one after the other; a new tile begins where the numbers change."""
-    length = tile_length(group, limit)
-    ordered = sorted(group.components, key=lambda component: (component.numbers, _position(component, 0)))
-    segments: list[tuple[Component, int, int]] = []
-    room = length
+    ordered = sorted(group.components, key=lambda component: (component.numbers, _position((component, 0, 0), plan)))
+    segments: list[Segment] = []
+    room = plan.rows
     for component in ordered:
         if segments and segments[-1][0].numbers != component.numbers:
-            yield Tile(number, length, tuple(segments))
-            segments, room = [], length
+            yield Tile(number, tuple(segments))
+            segments, room = [], plan.rows
         start, size = 0, component.size
         while start < size:
             count = min(room, size - start)
             segments.append((component, start, count))
             start, room = start + count, room - count
             if room == 0:
-                yield Tile(number, length, tuple(segments))
-                segments, room = [], length
+                yield Tile(number, tuple(segments))
+                segments, room = [], plan.rows
     if segments:
-        yield Tile(number, length, tuple(segments))
+        yield Tile(number, tuple(segments))

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from ..compile.blueprint import Blueprint
 from ..compile.lower import GroupFunction
 from ..compile.pieces import Piece, cut
-from ..compile.program import Component, Dest, Program
+from ..compile.program import Dest, Program
 from ..core.errors import AssertionFailed
 from ..graph.node import Source
 from ..ops.made import Made
@@ -22,8 +23,8 @@ from .buffers import Budget, Files
 from .devices import local_devices
 from .outputs import OutputFile
 from .report import Progress
-from .reservations import PIECE, tile_limit, tile_needs, whole_needs
-from .schedule import MoveTask, Task, Tile, WholeTask, plan_tasks
+from .reservations import PIECE, task_needs, tile_limit
+from .schedule import MoveTask, Task, Tile, blueprint, plan_tasks
 from .timeline import Timeline
 from .verdicts import Findings
 
@@ -51,7 +52,8 @@ class Executor:
         self.num_devices = num_devices
         self.progress = progress or Progress()
         self.progress.total = program.bytes_moved + sum(group.bytes_in for group in program.groups)
-        self.functions = [GroupFunction(group) for group in program.groups]
+        limit = tile_limit(memory_bytes, num_workers)
+        self.functions = [GroupFunction(group, blueprint(group, limit)) for group in program.groups]
         self.findings = Findings()
         self.files = Files()
         self.timeline = timeline or Timeline()
@@ -67,7 +69,7 @@ class Executor:
         Raises:
             SurgeryError: the first thing that went wrong.
         """
-        tasks = plan_tasks(self.program, tile_limit(self.budget.limit, self.num_workers))
+        tasks = plan_tasks(self.program, [function.blueprint for function in self.functions])
         if self.program.needs_device:
             self._devices = local_devices(self.num_devices)
         pending = iter(enumerate(tasks))
@@ -121,42 +123,27 @@ class Executor:
             with self.budget.reserve([PIECE]) as (bounce,), self.timeline.stage("move"):
                 self.outputs[move.file].copy(self.files, move.path, move.source, move.offset, move.nbytes, bounce)
             self.progress.add(move.nbytes)
-        elif isinstance(task, Tile):
-            self._run_tile(number, task)
         else:
-            self._run_whole(number, task)
+            self._run_tile(number, task)
 
     # -- tiles --------------------------------------------------------------------------------------------------
 
     def _run_tile(self, number: int, tile: Tile) -> None:
         function = self.functions[tile.group]
-        sample = function.group.sample
-        sizes, produced = tile_needs(function.group, tile.length)
-        with self.budget.reserve(sizes, produced) as buffers:
+        plan = function.blueprint
+        with self.budget.reserve(*task_needs(plan)) as buffers:
             inputs = []
             with self.timeline.stage("read"):
-                for index, spec in enumerate(sample.specs):
-                    width = spec.dtype.itemsize
+                for index, spec in enumerate(plan.specs):
+                    width = spec.nbytes // plan.rows
                     pieces: list[Piece] = []
                     for component, start, count in tile.segments:
                         pieces += cut(component.inputs[index], start * width, count * width)
-                    buffer = buffers[index][: tile.length * width]
+                    buffer = buffers[index][: spec.nbytes]
                     filled = self._fill(buffer, pieces)
                     buffer[filled:] = 0
-                    inputs.append(buffer.view(spec.dtype.numpy))
-            self._finish(number, function, tile.segments, inputs, buffers[-1])
-
-    def _run_whole(self, number: int, task: WholeTask) -> None:
-        function = self.functions[task.group]
-        component = task.component
-        with self.budget.reserve(*whole_needs(component)) as buffers:
-            inputs = []
-            with self.timeline.stage("read"):
-                for pieces, buffer, spec in zip(component.inputs, buffers, component.specs, strict=False):
-                    self._fill(buffer[: spec.nbytes], pieces)
-                    inputs.append(buffer[: spec.nbytes].view(spec.dtype.numpy).reshape(spec.shape))
-            size = max((spec.size for spec in component.value_specs()), default=0)
-            self._finish(number, function, ((component, 0, size),), inputs, buffers[-1])
+                    inputs.append(buffer.view(spec.dtype.numpy).reshape(spec.shape))
+            self._finish(number, function, tile, inputs, buffers[-1])
 
     def _fill(self, target: np.ndarray, pieces: Sequence[Piece]) -> int:
         """Bring the bytes of pieces into a buffer and count them; neighbours in a file are read together."""
@@ -203,11 +190,12 @@ class Executor:
         self,
         number: int,
         function: GroupFunction,
-        segments: Sequence[tuple[Component, int, int]],
+        tile: Tile,
         inputs: list[np.ndarray],
         bounce: np.ndarray,
     ) -> None:
-        numbers = segments[0][0].numbers
+        sample = tile.segments[0][0]
+        numbers = sample.numbers
         result = None
         with self.timeline.stage("compute"):
             if not function.group.on_host:
@@ -227,51 +215,48 @@ class Executor:
                     guards = [False]
                 holds = [bool(np.all(mask)) for mask in masks] if all(guards) else []
         if not all(guards):
-            names = ", ".join(segments[0][0].labels) or "a computed tensor"
+            names = ", ".join(sample.labels) or "a computed tensor"
             raise AssertionFailed(
                 f"cannot be factored: {names} holds NaN or infinity",
-                where=segments[0][0].origins[-1],
+                where=sample.origins[-1],
                 hint="find it with assert: { equal: { left: name, right: name, eps: 0 } }",
             )
         if not all(holds):
-            self._explain(function, segments, inputs, numbers)
+            self._explain(function, tile, inputs)
         with self.timeline.stage("write"):
-            self._write(segments, outputs, bounce)
-        self.progress.add(sum(spec.dtype.bits * count // 8 for c, _, count in segments for spec in c.specs))
+            self._write(function.blueprint, tile, outputs, bounce)
+        rows = sum(count for _, _, count in tile.segments) - tile.seen
+        self.progress.add(rows * sum(spec.nbytes for spec in function.specs) // function.blueprint.rows)
 
-    def _explain(
-        self,
-        function: GroupFunction,
-        segments: Sequence[tuple[Component, int, int]],
-        inputs: list[np.ndarray],
-        numbers: Any,
-    ) -> None:
+    def _explain(self, function: GroupFunction, tile: Tile, inputs: list[np.ndarray]) -> None:
         """Find out where checks failed."""
+        numbers = tile.segments[0][0].numbers
         for index, (mask, measure) in enumerate(function.masks(inputs, numbers)):
             mask, measure = mask.reshape(-1), measure.reshape(-1)
+            width = mask.size // function.blueprint.rows
             at = 0
-            for component, start, count in segments:
-                count = min(count, mask.size)
+            for component, start, count in tile.segments:
+                part = slice((at + tile.seen) * width, (at + count) * width)
                 for check in component.checks[index][1]:
-                    self.findings.fail(check, mask[at : at + count], measure[at : at + count], start)
+                    self.findings.fail(check, mask[part], measure[part], (start + tile.seen) * width)
                 at += count
 
-    def _write(
-        self, segments: Sequence[tuple[Component, int, int]], outputs: list[np.ndarray], bounce: np.ndarray
-    ) -> None:
+    def _write(self, plan: Blueprint, tile: Tile, outputs: list[np.ndarray], bounce: np.ndarray) -> None:
         """Put outputs in their places; neighbours in a file are written together."""
         for index, array in enumerate(outputs):
             flat = np.ascontiguousarray(array).reshape(-1)
-            width = array.dtype.itemsize
+            width = flat.size // plan.rows  # elements of a row
+            row_bytes = flat.nbytes // plan.rows
             parts: list[tuple[int, int, int, int]] = []  # (file, offset there, begin and end here)
             at = 0
-            for component, start, count in segments:
-                count = min(count, flat.size)
+            for component, start, count in tile.segments:
                 output = component.outputs[index]
+                # rows that the tile before has written are left alone: no byte is ever written by two workers
+                first, begin, rows = start + tile.seen, at + tile.seen, count - tile.seen
                 for dest in output.dests:
-                    parts += _overlap(dest, at * width, start * width, count * width)
+                    parts += _overlap(dest, begin * row_bytes, first * row_bytes, rows * row_bytes)
                 for sink in output.sinks:
-                    self.findings.add(sink, start, flat[at : at + count])
+                    self.findings.add(sink, first * width, flat[begin * width : (begin + rows) * width])
                 at += count
             raw = _bytes_of(flat)
             for file, offset, begin, end in _joined(parts):

@@ -329,6 +329,10 @@ class TensorOp:
         be bounded."""
         return None
 
+    def by_rows(self, rows: int, result: Spec, *operands: Spec) -> TensorOp | None:
+        """The same operation on `rows` rows of every operand; None if rows of the result need more than theirs."""
+        return self if self.kind in ("elementwise", "check") else None
+
     @classmethod
     def traced_fields(cls) -> tuple[str, ...]:
         """Attributes that are run-time arguments of the compiled function."""

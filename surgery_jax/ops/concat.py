@@ -12,7 +12,7 @@ from ..language.document import Node, Sequence
 from . import base
 from .base import BoundStep, integer
 from .forms import Form
-from .rules import check_axis
+from .rules import check_arrays, check_axis
 from .state import State
 from .structure import Run, Structure, worthwhile
 
@@ -76,6 +76,8 @@ class Concat(Structure):
                 raise PlanError(
                     f"parts differ in more than axis {axis}", expected=str(first), found=", ".join(map(str, parts[1:]))
                 )
+        if math.prod(first.shape[:axis]) > 1:
+            check_arrays(first)  # parts of packed bytes can only follow one another
         length = sum(part.shape[axis] for part in parts)
         return (Spec((*first.shape[:axis], length, *first.shape[axis + 1 :]), first.dtype),)
 
@@ -86,6 +88,9 @@ class Concat(Structure):
         if not worthwhile(outer * len(parts), sum(part.nbytes for part in parts)):
             return None
         return [(i, row * size, size) for row in range(outer) for i, size in enumerate(sizes) if size]
+
+    def by_rows(self, rows: int, result: Spec, *operands: Spec) -> Concat | None:
+        return self if check_axis(self.dim, result) > 0 else None
 
     def apply(self, k: Any, *parts: Any) -> Any:
         return k.xp.concatenate(parts, axis=self.dim)

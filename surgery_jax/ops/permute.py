@@ -49,5 +49,8 @@ class Permute(Structure):
         shape = [source.shape[axis] for axis in self.order]
         return strided_runs(shape, [strides[axis] for axis in self.order], 0, source.nbytes)
 
+    def by_rows(self, rows: int, result: Spec, *operands: Spec) -> Permute | None:
+        return self if self.order[0] == 0 else None
+
     def apply(self, k: Any, source: Any) -> Any:
         return source.transpose(self.order)

@@ -52,5 +52,8 @@ class Reshape(Structure):
     def runs(self, source: Spec) -> list[Run]:
         return [(0, 0, source.size)] if source.size else []
 
+    def by_rows(self, rows: int, result: Spec, *operands: Spec) -> Reshape | None:
+        return Reshape((rows, *result.shape[1:])) if 0 not in result.shape else None
+
     def apply(self, k: Any, source: Any) -> Any:
         return source.reshape(self.shape)

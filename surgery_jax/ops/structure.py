@@ -86,6 +86,11 @@ class View(Structure):
         steps = [step * stride for (_, step, _), stride in zip(self.axes, strides, strict=True)]
         return strided_runs(counts, steps, offset, math.prod(counts) * source.dtype.bits // 8)
 
+    def by_rows(self, rows: int, result: Spec, *operands: Spec) -> View | None:
+        if self.removed[0] or self.axes[0] != (0, 1, operands[0].shape[0]):
+            return None
+        return View(((0, 1, rows), *self.axes[1:]), self.removed)
+
     def index(self) -> tuple[slice, ...]:
         """The slices of every axis, none removed."""
         return tuple(
@@ -121,6 +126,10 @@ class Update(Structure):
         if at < base.size:
             found.append((0, at, base.size - at))
         return found
+
+    def by_rows(self, rows: int, result: Spec, *operands: Spec) -> Update | None:
+        view = self.view.by_rows(rows, result, operands[0])
+        return Update(view) if view is not None else None
 
     def apply(self, k: Any, base: Any, value: Any) -> Any:
         index = self.view.index()

@@ -1,0 +1,84 @@
+"""What one task of a group computes: all elements, some rows, or some elements of its tensors.
+
+Flat groups are cut anywhere, their tensors seen as one long axis. Others are cut along the leading axis if every
+operation keeps its rows apart, so that a tensor larger than the memory budget is worked on in parts. What is left needs
+its tensors whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..core.specs import Spec
+from .program import Component, Eqn, Group
+
+__all__ = ["Blueprint", "flat_blueprint", "row_bytes", "rows_blueprint", "whole_blueprint"]
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """Specs of the inputs of one task, and its operations. `rows` is what it is counted in: elements of a flat group,
+    rows of one that is cut along the leading axis, and 1 for a whole component."""
+
+    kind: str  # "flat", "rows" or "whole"
+    rows: int
+    specs: tuple[Spec, ...]
+    eqns: tuple[Eqn, ...]
+
+    def total(self, component: Component) -> int:
+        """Rows of a whole component."""
+        if self.kind == "flat":
+            return component.size
+        return component.value_specs()[0].shape[0] if self.kind == "rows" else 1
+
+    def value_specs(self) -> list[Spec]:
+        """Specs of all values in order."""
+        return [*self.specs, *(spec for eqn in self.eqns for spec in eqn.specs)]
+
+    @property
+    def produced_bytes(self) -> int:
+        """Bytes of all results: as they are where the compiler makes one loop of them, else as they are computed."""
+        least = 1 if self.kind == "flat" else 4
+        return sum(spec.size * max(spec.dtype.itemsize, least) for eqn in self.eqns for spec in eqn.specs)
+
+
+def whole_blueprint(group: Group) -> Blueprint:
+    """A whole component at once."""
+    return Blueprint("whole", 1, group.sample.specs, group.sample.eqns)
+
+
+def flat_blueprint(group: Group, length: int) -> Blueprint:
+    """`length` elements of a flat group."""
+
+    def cut(specs: tuple[Spec, ...]) -> tuple[Spec, ...]:
+        return tuple(Spec((length,), spec.dtype) for spec in specs)
+
+    eqns = tuple(Eqn(eqn.op, eqn.args, cut(eqn.specs)) for eqn in group.sample.eqns)
+    return Blueprint("flat", length, cut(group.sample.specs), eqns)
+
+
+def row_bytes(group: Group) -> int | None:
+    """Bytes of one row of all values of a group that can be cut along the leading axis, None if it cannot."""
+    found = rows_blueprint(group, 1)
+    if found is None:
+        return None
+    return sum(spec.nbytes for spec in found.specs) + found.produced_bytes
+
+
+def rows_blueprint(group: Group, rows: int) -> Blueprint | None:
+    """`rows` rows of a group, None if its operations do not keep rows apart."""
+    values = group.sample.value_specs()
+    lengths = {spec.shape[0] if spec.shape else 0 for spec in values}
+    if len(lengths) != 1 or min(lengths) < max(rows, 2) or any(not spec.dtype.array for spec in values):
+        return None
+
+    def cut(specs: tuple[Spec, ...]) -> tuple[Spec, ...]:
+        return tuple(Spec((rows, *spec.shape[1:]), spec.dtype) for spec in specs)
+
+    eqns = []
+    for eqn in group.sample.eqns:
+        op = eqn.op.by_rows(rows, eqn.specs[0], *(values[arg] for arg in eqn.args))
+        if op is None:
+            return None
+        eqns.append(Eqn(op, eqn.args, cut(eqn.specs)))
+    return Blueprint("rows", rows, cut(group.sample.specs), tuple(eqns))
