@@ -70,6 +70,9 @@ class Compiled:
             return compile_program(self.symbolic, places)
 
 
+AMPLE = 64 << 20  # bytes in which any elementwise work fits, since it is cut into tiles
+
+
 class _Files:
     """The outside world as the graph may see it: headers, and what output paths mean."""
 
@@ -184,7 +187,7 @@ def _check_targets(compiled: Compiled, options: Options) -> None:
 
     tests = [partial(check_target, output, options.overwrite) for output, _ in compiled.outputs]
     tests.append(partial(check_space, compiled.outputs))
-    if compiled.symbolic.needs_whole:  # everything else is cut to any budget
+    if compiled.symbolic.needs_whole or options.memory_bytes < AMPLE:
         tests.append(partial(check_fits, compiled.program, options.memory_bytes, options.num_workers))
     errors: list[SurgeryError] = []
     for test in tests:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import struct
 import subprocess
@@ -36,9 +35,15 @@ def write_sparse(path, nbytes):
         stream.truncate(8 + len(text) + nbytes + 8)
 
 
-def default_signals():
-    for number in (signal.SIGINT, signal.SIGTERM):  # a runner in the background may have them ignored
-        signal.signal(number, signal.SIG_DFL)
+# What a child process sets for itself before it becomes the command: forking a process that runs JAX is not safe.
+DEFAULT_SIGNALS = "import signal; [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGTERM)]"
+SMALL_FILES = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))"
+
+
+def after(preparation, *arguments):
+    """The command that prepares its process and then runs ours."""
+    become = "import os, sys; os.execv(sys.executable, [sys.executable, '-m', 'surgery_jax', *sys.argv[1:]])"
+    return [sys.executable, "-c", f"{preparation}; {become}", *arguments]
 
 
 def wait_for(condition, limit_s=60):
@@ -67,10 +72,8 @@ def test_an_interrupted_run_leaves_nothing(number, code, place, plan):
     write_sparse(place / "long.safetensors", 48 << 30)
     plan(LONG)
     before = sorted(place.rglob("*"))
-    command = [sys.executable, "-m", "surgery_jax", "run", "plan.yaml", "--no-sync"]
-    process = subprocess.Popen(
-        command, cwd=place, env=environment(), stderr=subprocess.PIPE, text=True, preexec_fn=default_signals
-    )
+    command = after(DEFAULT_SIGNALS, "run", "plan.yaml", "--no-sync")
+    process = subprocess.Popen(command, cwd=place, env=environment(), stderr=subprocess.PIPE, text=True)
     try:
         wait_for(lambda: is_reading(process, "long.safetensors") or process.poll() is not None)
         assert list(place.glob("deep/.out*"))
@@ -89,10 +92,11 @@ def test_an_interrupted_run_leaves_nothing(number, code, place, plan):
 MOVES = "inputs: [ a.safetensors ]\ntransforms:\n  - move: { from: norm, to: ln }\noutput: out\n"
 
 
-def test_a_file_larger_than_allowed_is_3_and_leaves_nothing(place, plan, surgery):
+def test_a_file_larger_than_allowed_is_3_and_leaves_nothing(place, plan):
     plan(MOVES)
     before = sorted(place.iterdir())
-    done = surgery("run", "plan.yaml", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500)))
+    command = after(SMALL_FILES, "run", "plan.yaml")
+    done = subprocess.run(command, cwd=place, env=environment(), capture_output=True, text=True)
     assert done.returncode == 3, done.stderr
     assert done.stderr.startswith("error: out: cannot write there: File too large")
     assert sorted(place.iterdir()) == before
