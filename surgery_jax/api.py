@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import re
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -213,7 +212,7 @@ def run(
     """
     from .execute.devices import device_trace
     from .execute.outputs import OutputFile
-    from .execute.report import Progress, Report
+    from .execute.report import Progress, Report, peak_rss_bytes
     from .execute.stream import Executor
     from .execute.timeline import Timeline
     from .storage.publish import Staging, commit_all
@@ -268,7 +267,7 @@ def run(
         bytes_read=program.bytes_read,
         bytes_computed=program.bytes_computed,
         peak_buffer_bytes=executor.budget.peak,
-        peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_rss_bytes=peak_rss_bytes(),
         wall_s=time.perf_counter() - began,
         stream_s=stream_s,
         busy_s=timeline.busy_s,

@@ -332,6 +332,7 @@ def test_rename_gpt2(place: Path) -> None:
             before |= {f"h.{layer}.{norm}.{part}": some(768) for part in ("weight", "bias")}
         for name, shape in linear.items():
             before |= {f"h.{layer}.{name}.weight": some(*shape), f"h.{layer}.{name}.bias": some(shape[1])}
+    before["h.0.attn.bias"] = np.ones((1, 1, 16, 16), np.uint8)  # a mask, as older files have
     write_checkpoint(place / "gpt2.safetensors", before)
     after = result("rename_gpt2.yaml", "inputs=[gpt2.safetensors]")
     assert len(after) == 4 + 2 * (4 + 2 * 6)
@@ -402,7 +403,7 @@ def tables() -> dict[str, str]:
     def row(name: str, doc: str, declared: dict, bare: bool = False) -> str:
         keys = [f"`{key}`" if field.default is REQUIRED else f"[`{key}`]" for key, (_, field) in declared.items()]
         if bare:
-            keys = [f"a {field.kind}" for _, field in declared.values()]
+            keys = [("an " if field.kind[0] in "aeiou" else "a ") + field.kind for _, field in declared.values()]
         return f"| `{name}` | {doc.replace('|', chr(92) + '|')} | {', '.join(keys)} |"
 
     transforms = [row(name, word.doc, dict(word.fields)) for name, word in words().items()]

@@ -24,6 +24,8 @@ class Blueprint:
     rows: int
     specs: tuple[Spec, ...]
     eqns: tuple[Eqn, ...]
+    leaving: tuple[int, ...]  # values that are written or looked at
+    fused: bool = False  # whether the compiler makes one loop of the operations
 
     def total(self, component: Component) -> int:
         """Rows of a whole component."""
@@ -37,14 +39,21 @@ class Blueprint:
 
     @property
     def produced_bytes(self) -> int:
-        """Bytes of all results: as they are where the compiler makes one loop of them, else as they are computed."""
-        least = 1 if self.kind == "flat" else 4
-        return sum(spec.size * max(spec.dtype.itemsize, least) for eqn in self.eqns for spec in eqn.specs)
+        """Bytes that computing allocates: all results as they are computed; of a compiled loop over elements, what
+        leaves it and one intermediate."""
+        results = [spec.size * max(spec.dtype.itemsize, 4) for eqn in self.eqns for spec in eqn.specs]
+        if not self.fused:
+            return sum(results)
+        return sum(self.value_specs()[value].nbytes for value in self.leaving) + max(results, default=0)
+
+
+def _leaving(group: Group) -> tuple[int, ...]:
+    return tuple(output.value for output in group.sample.outputs)
 
 
 def whole_blueprint(group: Group) -> Blueprint:
     """A whole component at once."""
-    return Blueprint("whole", 1, group.sample.specs, group.sample.eqns)
+    return Blueprint("whole", 1, group.sample.specs, group.sample.eqns, _leaving(group))
 
 
 def flat_blueprint(group: Group, length: int) -> Blueprint:
@@ -54,7 +63,7 @@ def flat_blueprint(group: Group, length: int) -> Blueprint:
         return tuple(Spec((length,), spec.dtype) for spec in specs)
 
     eqns = tuple(Eqn(eqn.op, eqn.args, cut(eqn.specs)) for eqn in group.sample.eqns)
-    return Blueprint("flat", length, cut(group.sample.specs), eqns)
+    return Blueprint("flat", length, cut(group.sample.specs), eqns, _leaving(group), not group.on_host)
 
 
 def row_bytes(group: Group) -> int | None:
@@ -81,4 +90,4 @@ def rows_blueprint(group: Group, rows: int) -> Blueprint | None:
         if op is None:
             return None
         eqns.append(Eqn(op, eqn.args, cut(eqn.specs)))
-    return Blueprint("rows", rows, cut(group.sample.specs), tuple(eqns))
+    return Blueprint("rows", rows, cut(group.sample.specs), tuple(eqns), _leaving(group))

@@ -35,7 +35,7 @@ class GroupFunction:
         sample = group.sample
         self.eqns = blueprint.eqns
         self.specs = blueprint.specs
-        self.leaving = [output.value for output in sample.outputs]
+        self.leaving = blueprint.leaving
         self.checked = [value for value, _ in sample.checks]
         # inputs of operations that are undefined on NaN and infinity
         self.guarded = [arg for eqn in self.eqns if getattr(eqn.op, "needs_finite", False) for arg in eqn.args]

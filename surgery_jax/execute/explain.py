@@ -19,7 +19,7 @@ from ..core.patterns import collapse, spell_ranges, spell_runs, split_numbers
 from ..graph.node import Node, Source
 from ..ops.base import TensorOp
 from .options import Options
-from .reservations import PIECE, footprint, peak_bytes, task_needs, tile_limit
+from .reservations import DEVICE_BYTES, PIECE, PROCESS_BYTES, footprint, peak_bytes, task_needs, tile_limit
 from .schedule import MoveTask, blueprint, plan_tasks
 
 __all__ = ["Explanation", "GroupAccount", "MoveAccount", "OperationAccount", "explain"]
@@ -73,7 +73,8 @@ class Explanation:
     """A compiled program in numbers. Sizes in bytes.
 
     bytes_read is what computing reads and bytes_computed what it writes; bytes_moved is neither. peak_buffer_bytes is a
-    bound: the most that the buffers can hold at once with this budget and so many workers.
+    bound: the most that the buffers can hold at once with this budget and so many workers. peak_memory_bytes adds what
+    the process takes by itself.
     """
 
     groups: tuple[GroupAccount, ...]
@@ -84,6 +85,7 @@ class Explanation:
     bytes_read: int
     bytes_computed: int
     peak_buffer_bytes: int
+    peak_memory_bytes: int
     memory_bytes: int
     num_workers: int
 
@@ -112,6 +114,7 @@ def explain(program: Program, options: Options | None = None) -> Explanation:
             counts[task.group] += 1
             footprints.append(sizes[task.group])
     names = _Names(program)
+    peak = peak_bytes(footprints, options.memory_bytes, options.num_workers)
     return Explanation(
         groups=tuple(
             _group(group, plan.kind, names, count, size)
@@ -123,7 +126,8 @@ def explain(program: Program, options: Options | None = None) -> Explanation:
         bytes_moved=program.bytes_moved,
         bytes_read=program.bytes_read,
         bytes_computed=program.bytes_computed,
-        peak_buffer_bytes=peak_bytes(footprints, options.memory_bytes, options.num_workers),
+        peak_buffer_bytes=peak,
+        peak_memory_bytes=peak + PROCESS_BYTES + (DEVICE_BYTES if program.needs_device else 0),
         memory_bytes=options.memory_bytes,
         num_workers=options.num_workers,
     )

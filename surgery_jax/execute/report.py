@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-__all__ = ["Progress", "Report"]
+__all__ = ["Progress", "Report", "peak_rss_bytes"]
 
 
 class Progress:
@@ -63,3 +66,16 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
         return dataclasses.asdict(self) | {"overlap": self.overlap}
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process has held so far.
+
+    The kernel's own high-water mark is preferred: the other also counts what a parent held before it started us.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError, ValueError):
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return used if sys.platform == "darwin" else used * 1024

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from running import Bench, assert_same_bits, dtype, read_checkpoint
 
-from surgery_jax import AssertionFailed, BudgetError, Options, StorageError, SurgeryError, plan_of, run
+from surgery_jax import AssertionFailed, BudgetError, Options, StorageError, SurgeryError, explain, plan_of, run
 
 MIB = 1 << 20
 
@@ -237,3 +237,20 @@ def test_seedless_random_numbers_differ_from_run_to_run_but_agree_within_one(tmp
     first, second = bench.tensors(steps), bench.tensors(steps)
     assert_same_bits(first["x"], first["y"])
     assert not np.array_equal(first["x"], second["x"])
+
+
+@pytest.mark.parametrize(
+    "steps", [[{"cast_": {"target": "w", "to": "bfloat16"}}], [{"move": {"from": "w", "to": "v"}}]]
+)
+def test_the_predicted_peak_of_memory_is_within_a_fifth_of_what_the_process_took(steps: Any, tmp_path: Path) -> None:
+    bench = Bench(tmp_path, m={"w": np.ones((8192, 4096), np.float32)})
+    explanation = explain(bench.compile(steps))
+    code = (
+        "import sys, json, surgery_jax as s; plan = s.plan_of(json.loads(sys.argv[1]));"
+        "print(s.run(plan, s.Options(overwrite=True)).peak_rss_bytes)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(bench.plan(steps))], capture_output=True, text=True, check=True
+    )
+    took = int(done.stdout)
+    assert abs(explanation.peak_memory_bytes - took) <= 0.2 * took, (explanation.peak_memory_bytes, took)

@@ -65,6 +65,7 @@ def _lines(account: Explanation) -> Iterator[str]:
         ("bytes computed", size(account.bytes_computed), "results that are written"),
         ("bytes written", size(account.bytes_written), "moved and computed"),
         ("peak of buffers", size(account.peak_buffer_bytes), f"at most, with {count(account.num_workers, 'worker')}"),
+        ("peak of memory", size(account.peak_memory_bytes), "with what the process takes by itself"),
         ("compilations", str(account.num_compilations), f"of {count(len(account.groups), 'group')}"),
     ]
     yield "totals"
