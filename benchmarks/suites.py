@@ -2,7 +2,8 @@
 
 A command is one line. `{ours}` and `{brainsurgery}` are the two programs, `{plan}` the row's plan, `{expected}` a file
 with the row's output, made once. A line with `>` or `&&` is for the shell. Commands run in a directory that holds the
-inputs; outputs lie in its folder `out`, which is removed before every run.
+inputs; outputs lie in its folder `out`, which is removed before every run. What is compiled is kept from the untimed
+run on, as it is between the runs of a user.
 
 Copies and BrainSurgery leave their bytes to the operating system; ours waits until they are on the disk unless told
 `--no-sync`. Each is compared with its like: `ours` with a copy that is synced too, `ours --no-sync` with the rest.
@@ -12,8 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-OURS = "{ours} run --quiet {plan}"
-OURS_NO_SYNC = "{ours} run --quiet --no-sync {plan}"
+OURS = "{ours} run --quiet --json {plan}"
+OURS_NO_SYNC = "{ours} run --quiet --json --no-sync {plan}"
 BRAINSURGERY = "{brainsurgery} cli --no-summarize --log-level error {plan}"
 COPY = "mkdir out && cp {expected} out/copy"
 COPY_SYNC = COPY + " && sync out/copy"
@@ -23,13 +24,21 @@ EDITORS = {"ours": OURS, "ours --no-sync": OURS_NO_SYNC, "brainsurgery": BRAINSU
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`measure` of side `of`, divided by that of side `per` if there is one, lies within the bounds."""
+    """`measure` of side `of`, divided by that of side `per` if there is one, lies within the bounds.
 
-    measure: str  # wall_s, cpu_s or rss_bytes
+    Before that `less` and `per_less` are subtracted, sides with start-up alone, and the rest is divided by `count` and
+    `per_count`, what was done in it.
+    """
+
+    measure: str  # of run.MEASURES
     of: str
     per: str | None = None
     at_most: float | None = None
     at_least: float | None = None
+    less: str | None = None
+    per_less: str | None = None
+    count: int = 1
+    per_count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +49,17 @@ class Row:
     about: str
     sides: dict[str, str]
     targets: tuple[Target, ...]
+    inputs: tuple[str, ...] = ()  # of the suite
     plan: str | None = None  # in plans/
     identical: bool = False  # all sides but copies must write the same names, dtypes, shapes and bits
+    size: str | None = None  # of the models, instead of the one that is asked for
+    cold: bool = False  # inputs are dropped from the page cache before every run
+    disk_bytes: float = 0.0  # that inputs and outputs take; the row is left out where they do not fit
 
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """Rows over the same inputs. An input is a directory and the arguments of make_llama.py that make it."""
+    """Rows over the same inputs. An input is a directory, and the program with arguments that makes it."""
 
     about: str
     inputs: dict[str, str]
@@ -66,15 +79,39 @@ def faster(limit: float) -> Target:
     return Target("wall_s", "brainsurgery", per="ours --no-sync", at_least=limit)
 
 
+def input_of(name: str, number: int = 0, alias: str = "model") -> str:
+    """Takes another input than the plan says, as the end of a command."""
+    return f" inputs.{number}={alias}::{name}/model.safetensors"
+
+
+READ_TWO = "cat base/model.safetensors same/model.safetensors > /dev/null"
 READ_THREE = "cat base/model.safetensors first/model.safetensors second/model.safetensors > /dev/null"
+
+MODELS = {
+    "base": "make_llama.py --size {size} --seed 0",
+    "same": "make_llama.py --size {size} --seed 0",
+    "first": "make_llama.py --size {size} --base base --seed 1",
+    "second": "make_llama.py --size {size} --base base --seed 2",
+    "tiny": "make_llama.py --size tiny --seed 0",
+}
+TINY_PAIR = input_of("tiny", 0, "left") + input_of("tiny", 1, "right")
+TINY_TRIPLE = input_of("tiny", 0, "base") + input_of("tiny", 1, "first") + input_of("tiny", 2, "second")
+LIMITED = "{ours} run --quiet --json --memory 512MiB {plan}"
+MANY = {
+    f"{command} {name}": f"{line} {{plan}}" + input_of(f"many_{name}")
+    for command, line in {"check": "{ours} check --json", "run": "{ours} run --quiet --json --no-sync"}.items()
+    for name in ("1k", "10k", "100k")
+}
 
 STORAGE = Suite(
     about="Work that is bound by the storage: the engine should be as fast as copying the same bytes.",
-    inputs={
-        "base": "--seed 0",
-        "same": "--seed 0",
-        "first": "--base base --seed 1",
-        "second": "--base base --seed 2",
+    inputs=MODELS
+    | {
+        "large": "make_llama.py --size 8b --seed 0",
+        "one_large": "make_tensors.py --shape 25000 15000",
+        "many_1k": "make_tensors.py --count 1000 --shape 64",
+        "many_10k": "make_tensors.py --count 10000 --shape 64",
+        "many_100k": "make_tensors.py --count 100000 --shape 64",
     },
     rows=(
         Row(
@@ -87,6 +124,7 @@ STORAGE = Suite(
                 Target("rss_bytes", "ours", at_most=300e6),
                 Target("rss_bytes", "ours --no-sync", at_most=300e6),
             ),
+            inputs=("base",),
             plan="upcycle.yaml",
             identical=True,
         ),
@@ -95,6 +133,7 @@ STORAGE = Suite(
             "every tensor under another name",
             COPIES | EDITORS,
             no_slower(1.1, "cp && sync", "cp"),
+            inputs=("base",),
             plan="rename.yaml",
             identical=True,
         ),
@@ -103,6 +142,7 @@ STORAGE = Suite(
             "bfloat16 to float32",
             COPIES | EDITORS,
             (*no_slower(1.6, "cp && sync", "cp"), faster(4)),
+            inputs=("base",),
             plan="cast.yaml",
             identical=True,
         ),
@@ -111,28 +151,82 @@ STORAGE = Suite(
             "base + 0.3 of one difference + 0.7 of another, in bfloat16",
             {"cat, cp": f"{READ_THREE} && {COPY}", "cat, cp && sync": f"{READ_THREE} && {COPY_SYNC}"} | EDITORS,
             (*no_slower(2, "cat, cp && sync", "cat, cp"), faster(5)),
+            inputs=("base", "first", "second"),
             plan="task_arithmetic.yaml",
             identical=True,
         ),
         Row(
             "equal",
-            "every tensor of two models is asserted to be equal",
-            {
-                "cat": "cat base/model.safetensors same/model.safetensors > /dev/null",
-                "ours": OURS,
-                "brainsurgery": BRAINSURGERY,
-            },
-            (Target("wall_s", "ours", per="cat", at_most=2),),
+            "every tensor of two models is asserted to be equal; the target is for the time beyond start-up",
+            {"cat": READ_TWO, "ours": OURS, "ours, tiny": OURS + TINY_PAIR, "brainsurgery": BRAINSURGERY},
+            (Target("wall_s", "ours", less="ours, tiny", per="cat", at_most=2),),
+            inputs=("base", "same", "tiny"),
             plan="equal.yaml",
         ),
         Row(
             "memory limit",
             "the same task arithmetic within 512 MiB of host memory",
-            {"ours": OURS, "ours --memory": "{ours} run --quiet --memory 512MiB {plan}"},
+            {"ours": OURS, "ours --memory": LIMITED},
             (
                 Target("rss_bytes", "ours --memory", at_most=762e6),
                 Target("wall_s", "ours --memory", per="ours", at_most=1.3),
             ),
+            inputs=("base", "first", "second"),
+            plan="task_arithmetic.yaml",
+        ),
+        Row(
+            "large tensor",
+            "one float32 tensor of 1.5 GB is scaled and cast within 256 MiB of host memory",
+            {"ours --memory": "{ours} run --quiet --json --memory 256MiB {plan}"},
+            (Target("rss_bytes", "ours --memory", at_most=256 * 2**20 + 250e6),),
+            inputs=("one_large",),
+            plan="large_tensor.yaml",
+            disk_bytes=2.5e9,
+        ),
+        Row(
+            "small tensors",
+            "1 000, 10 000 and 100 000 tensors of 256 bytes, 20 steps that each rename a twentieth",
+            MANY,
+            (
+                Target("wall_s", "check 100k", at_most=3),
+                Target(
+                    "wall_s",
+                    "check 100k",
+                    less="check 1k",
+                    count=99_000,
+                    per="check 10k",
+                    per_less="check 1k",
+                    per_count=9_000,
+                    at_most=1.3,
+                ),
+                Target("wall_s", "run 100k", less="run 1k", count=99_000, at_most=1 / 20_000),
+            ),
+            inputs=("many_1k", "many_10k", "many_100k"),
+            plan="small_tensors.yaml",
+        ),
+        Row(
+            "1b to 8b",
+            "every tensor under another name within 512 MiB of host memory, read from the disk",
+            {"ours 1b": LIMITED, "ours 8b": LIMITED + input_of("large")},
+            (
+                Target("rss_bytes", "ours 8b", per="ours 1b", at_most=1.05),
+                Target("s_per_gb", "ours 8b", per="ours 1b", at_most=1.3),
+            ),
+            inputs=("base", "large"),
+            plan="rename.yaml",
+            size="1b",
+            cold=True,
+            disk_bytes=33e9,
+        ),
+        Row(
+            "compilations",
+            "the same task arithmetic: how often it compiles, and how long that takes a second process",
+            {"ours": OURS, "ours, none kept": "env SURGERY_JAX_CACHE=off " + OURS},
+            (
+                Target("compilations_per_group", "ours", at_most=1, at_least=1),
+                Target("compile_share", "ours", at_most=0.02),
+            ),
+            inputs=("base", "first", "second"),
             plan="task_arithmetic.yaml",
         ),
         Row(
@@ -145,3 +239,25 @@ STORAGE = Suite(
 )
 
 SUITES = {"storage": STORAGE}
+
+
+def guarded(baseline: str, tiny: str, plan: str, *inputs: str) -> Row:
+    """One comparison of the guard: the engine beyond its start-up, measured on a tiny model, against a baseline."""
+    sides = {"baseline": baseline, "ours": OURS_NO_SYNC, "ours, tiny": OURS_NO_SYNC + tiny}
+    target = Target("wall_s", "ours", less="ours, tiny", per="baseline")
+    return Row(plan.removesuffix(".yaml"), "", sides, (target,), inputs=("tiny", *inputs), plan=plan)
+
+
+GUARD = Suite(
+    about="A few comparisons that are quick enough for every change.",
+    inputs={
+        name: line.replace("--size {size}", "--size 160m --layers 4") for name, line in MODELS.items()
+    },
+    rows=(
+        guarded(COPY, input_of("tiny"), "rename.yaml", "base"),
+        guarded(COPY, input_of("tiny"), "upcycle.yaml", "base"),
+        guarded(COPY, input_of("tiny"), "cast.yaml", "base"),
+        guarded(f"{READ_THREE} && {COPY}", TINY_TRIPLE, "task_arithmetic.yaml", "base", "first", "second"),
+        guarded(READ_TWO, TINY_PAIR, "equal.yaml", "base", "same"),
+    ),
+)

@@ -210,7 +210,7 @@ def run(
     Raises:
         SurgeryError: what went wrong; nothing appears under an output's name, and nothing temporary is left.
     """
-    from .execute.devices import device_trace
+    from .execute.devices import CompileClock, device_trace
     from .execute.outputs import OutputFile
     from .execute.report import Progress, Report, peak_rss_bytes
     from .execute.stream import Executor
@@ -221,6 +221,8 @@ def run(
     options = options or Options()
     compiled = compiled or compile_plan(plan, options)
     _check_targets(compiled, options)
+    if options.profile is not None:
+        Path(options.profile).mkdir(parents=True, exist_ok=True)
     program = compiled.program
     tracker = Progress(progress)
     timeline = Timeline(keep_events=options.profile is not None)
@@ -249,11 +251,10 @@ def run(
             timeline=timeline,
         )
         start = time.perf_counter()
-        with device_trace(options.profile if program.needs_device else None):
+        with CompileClock() as clock, device_trace(options.profile if program.needs_device else None):
             executor.run()
         stream_s = time.perf_counter() - start
         if options.profile is not None:
-            Path(options.profile).mkdir(parents=True, exist_ok=True)
             timeline.write(Path(options.profile) / "stages.trace.json")
         printed = _settle(compiled.symbolic, executor.findings)
         commit_all(stagings, options.sync)
@@ -270,6 +271,7 @@ def run(
         peak_rss_bytes=peak_rss_bytes(),
         wall_s=time.perf_counter() - began,
         stream_s=stream_s,
+        compile_s=clock.seconds,
         busy_s=timeline.busy_s,
         printed=printed,
     )

@@ -181,6 +181,12 @@ class HostKernel(_Kernel):
         return np.matmul(a, b)
 
 
+def _complex(real: Any, imag: Any, dtype: Any) -> Any:
+    result = np.empty(np.shape(real), dtype)
+    result.real, result.imag = real, imag
+    return result
+
+
 class DeviceKernel(_Kernel):
     """Exact arithmetic inside a function that is being traced. `zeros` are run-time zeros of 32 and 64 bits."""
 

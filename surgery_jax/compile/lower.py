@@ -127,6 +127,8 @@ class GroupFunction:
                 bounds.append(least)
             else:
                 raw = op.smallest(*operands)
+                if raw is None:
+                    return False
                 wide = max(
                     (specs[arg].dtype for arg in eqn.args), key=lambda dtype: dtype.bits if dtype.is_float else 0
                 )

@@ -35,26 +35,38 @@ class Spec:
 
 _UNITS = {"B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 _SIZE = re.compile(r"\s*(\d+)\s*(B|KB|MB|GB|TB)\s*", re.IGNORECASE | re.ASCII)
+_BINARY_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])i?B\s*", re.IGNORECASE | re.ASCII)
 
 
 def parse_size(text: str, binary: bool = False) -> int | None:
     """Bytes of a size such as `5GB` (units are powers of 1024); None for the word `none`.
 
-    With `binary`, the spellings KiB, MiB, GiB and TiB mean the same (command-line budgets).
+    With `binary`, for budgets of the command line, it may be 1.5GiB, and GiB means the same as GB.
 
     Raises:
         PlanError: not a whole number with a unit, or zero.
     """
     if text == "none":
         return None
-    found = _SIZE.fullmatch(re.sub(r"(?i)([kmgt])ib", r"\1B", text) if binary else text)
-    if found is None or int(found[1]) == 0:
+    if binary:
+        found = _BINARY_SIZE.fullmatch(text)
+        size = int(float(found[1]) * _UNITS[found[2].upper() + "B"]) if found else 0
+    else:
+        found = _SIZE.fullmatch(text)
+        size = int(found[1]) * _UNITS[found[2].upper()] if found else 0
+    if size == 0:
         raise PlanError(
             f"not a size: {text!r}",
-            expected="'none', or a whole number above 0 and a unit: B, KB, MB, GB, TB (powers of 1024)",
-            hint="for example 5GB",
+            expected="'none', or a "
+            + (
+                "number above 0 and a unit: KiB, MiB, GiB, TiB"
+                if binary
+                else "whole number above 0 and a unit: B, KB, MB, GB, TB"
+            )
+            + " (powers of 1024)",
+            hint="for example " + ("1.5GiB" if binary else "5GB"),
         )
-    return int(found[1]) * _UNITS[found[2].upper()]
+    return size
 
 
 def format_bytes(count: float) -> str:

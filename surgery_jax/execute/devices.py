@@ -1,4 +1,5 @@
-"""JAX as this program uses it: which devices, where compiled functions are kept, and traces of what devices do."""
+"""JAX as this program uses it: which devices, where compiled functions are kept, how long compiling takes, and traces
+of what devices do."""
 
 from __future__ import annotations
 
@@ -6,16 +7,18 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["device_trace", "local_devices"]
+__all__ = ["CompileClock", "device_trace", "local_devices"]
 
 
 def local_devices(count: int | None = None) -> list[Any]:
     """The first `count` devices of this process, all by default; compiled functions are kept between runs."""
     import jax
 
+    _watch()
     config: Any = jax.config
     if config.jax_compilation_cache_dir is None:
         folder = _cache_folder()
@@ -42,6 +45,52 @@ def _cache_folder() -> Path | None:
         return None
     private = status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     return folder if private and os.access(folder, os.W_OK) else None
+
+
+class CompileClock:
+    """How long JAX traces and compiles in this process while the clock is entered, whoever asks for it.
+
+    Does not import JAX: functions are compiled only after `local_devices`, which lets JAX tell the clocks.
+    """
+
+    def __init__(self) -> None:
+        self._spans: list[tuple[float, float]] = []
+
+    def __enter__(self) -> CompileClock:
+        _clocks.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _clocks.remove(self)
+
+    def add(self, start: float, end: float) -> None:
+        """Count a span of time; spans may lie in each other, since functions are traced inside others."""
+        self._spans.append((start, end))
+
+    @property
+    def seconds(self) -> float:
+        """The time that the spans cover together."""
+        total, until = 0.0, float("-inf")
+        for start, end in sorted(self._spans):
+            total += max(0.0, end - max(start, until))
+            until = max(until, end)
+        return total
+
+
+_clocks: list[CompileClock] = []
+
+
+@cache
+def _watch() -> None:
+    """Have JAX tell every clock, from now on, when it traced or compiled something."""
+    import jax.monitoring
+
+    def note(event: str, start: float, end: float, **_: str | int) -> None:
+        if event.startswith("/jax/core/compile/"):
+            for clock in tuple(_clocks):
+                clock.add(start, end)
+
+    jax.monitoring.register_event_time_span_listener(note)
 
 
 @contextmanager

@@ -39,7 +39,8 @@ class Report:
     """The account of one run. Sizes in bytes, times in seconds.
 
     `stream_s` is the time of reading, computing and writing; `busy_s` the part of it in which a stage was at work, and
-    `overlap` the busiest stage's share of it: near 1 the other stages cost nothing.
+    `overlap` the busiest stage's share of it: near 1 the other stages cost nothing. `compile_s` is the part in which
+    JAX traced and compiled, or loaded what it had compiled before.
     """
 
     outputs: tuple[str, ...]
@@ -54,6 +55,7 @@ class Report:
     peak_rss_bytes: int
     wall_s: float
     stream_s: float
+    compile_s: float
     busy_s: dict[str, float] = field(default_factory=dict)
     printed: str = ""
     summary: str = ""

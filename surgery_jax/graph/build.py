@@ -13,7 +13,7 @@ from ..language import names as naming
 from ..language.document import Mapping, Node, Scalar, Sequence, plain
 from ..language.plan import Input, Plan
 from ..ops.base import BoundStep, find_word, words
-from .roots import Symbolic
+from .roots import Request, Symbolic
 from .symbolic import BROKEN, Consequence, Files, SymbolicState
 
 __all__ = ["build"]
@@ -253,10 +253,16 @@ class _Builder(SymbolicState):
         self.word, self.mark, self.step = "output", output.mark, self.step + 1
         if self.errors:
             # a failed step may have decided which alias is written, so only the place is still worth checking
+            request = Request(output.path, output.format, output.shard, "output", output.mark)
+            try:
+                self.files.check_request(request)
+            except SurgeryError as error:
+                self.errors.append(error.located(output.mark))
             return
         offered = [alias for alias in self.contributed if alias in self.models and not self.is_empty(alias)]
-        if not self.contributed and len(self.models) == 1:
-            offered = list(self.models)
+        full = [alias for alias in self.models if not self.is_empty(alias)]
+        if not offered and len(full) == 1:
+            offered = full
         if len(offered) != 1:
             self.errors.append(
                 PlanError(

@@ -79,3 +79,15 @@ class Symbolic:
     models: Mapping[str, Any]
     num_nodes: int
     needs_whole: bool  # whether some operation may need whole tensors in memory
+
+    def stored(self) -> list[Node]:
+        """The stored tensors that anything demanded comes from, in the order of the plan's reading."""
+        stack = [node for save in self.saves for _, node in save.tensors]
+        stack += [*(check.node for check in self.checks), *(sink.node for sink in self.sinks)]
+        seen: set[Node] = set()
+        while stack:
+            node = stack.pop()
+            if node not in seen:
+                seen.add(node)
+                stack.extend(node.operands)
+        return sorted((node for node in seen if node.kind == "read"), key=lambda node: node.number)

@@ -303,6 +303,7 @@ class SymbolicState:
                 expected="an existing tensor",
                 found=f"{len(missing)} of {len(names)} do not exist"
                 + (f"; nearest: {', '.join(near)}" if near else ""),
+                hint="this is a template, not a pattern: write its dots as they are" if "\\" in missing[0] else None,
             )
 
     # -- versions -----------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ _SCALARS: dict[str, Callable[[str], bool | int | float | str]] = {
 }
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SUFFIXES = (".yaml", ".yml")
+LANGUAGE = {"inputs", "transforms", "output"}  # every other key of a plan is a variable
 
 
 def parse_yaml(text: str, file: str, *, interpolate: bool) -> Node:
@@ -93,32 +94,71 @@ def parse_plan_file(path: str | Path, *, interpolate: bool = True) -> Node:
 def load_document(arguments: Iterable[str]) -> Mapping:
     """Plan files and `key=value` overrides, merged from left to right.
 
-    A token is a file if it ends in .yaml or .yml, unless it reads as an override and no such file exists.
+    A token is a file if it ends in .yaml or .yml, unless it reads as an override and no such file exists. An override
+    of a variable, a key beside those of the language, replaces it in the files that have it, before interpolation.
 
     Raises:
-        PlanError: a token that is neither, a missing file, a root that is no mapping, and all that `parse_yaml` raises.
+        PlanError: a token that is neither, a missing file, a variable that no file has, a root that is no mapping, and
+            all that `parse_yaml` raises.
     """
+    parts = [_part(token) for token in arguments]
+    variables = [part for part in parts if not part.is_file and not LANGUAGE & set(part.root.entries)]
+    if not any(part.is_file for part in parts):
+        variables = []  # nothing that could use them
+    known: set[str] = set()
     document: Mapping | None = None
-    for token in arguments:
-        part = _part(token)
-        document = part if document is None else merge(document, part)
+    for part in parts:
+        if part in variables:
+            continue
+        root = part.root
+        if part.is_file:
+            known.update(root.entries)
+            for variable in variables:
+                if set(variable.root.entries) <= set(root.entries):
+                    root = merge(root, variable.root)
+            root = _checked_root(resolve_references(root))
+        document = root if document is None else merge(document, root)
+    for variable in variables:
+        (name,) = variable.root.entries
+        if name not in known:
+            near = nearest(name, known | LANGUAGE, 1)
+            raise PlanError(
+                f"no plan file has a variable {name!r} to override",
+                where=variable.root.mark,
+                expected="one of " + ", ".join(sorted(known | LANGUAGE)),
+                hint=f"did you mean {near[0]}?" if near else None,
+            )
     return document or Mapping({}, {}, Mark("plan", 1, 1))
 
 
-def _part(token: str) -> Mapping:
+@dataclass(frozen=True)
+class _Part:
+    """A plan file, not interpolated yet, or an override."""
+
+    root: Mapping
+    is_file: bool
+
+
+def _part(token: str) -> _Part:
     if token.lower().endswith(_SUFFIXES) and (_exists(token) or not is_override(token)):
-        root = parse_plan_file(token)
-        mark = root.mark
-    elif "=" in token:
+        return _Part(_checked_root(parse_plan_file(token, interpolate=False)), True)
+    if "=" in token:
         mark = Mark(token, 1, 1)
         path = parse_path(token)
-        root = nested(path, _override(path, token.partition("=")[2], mark), mark)
-    else:
-        raise PlanError(f"neither a plan file nor an override: {token!r}", expected="PLAN.yaml or key=value")
+        return _Part(_checked_root(nested(path, _override(path, token.partition("=")[2], mark), mark)), False)
+    forgotten = next((token + suffix for suffix in _SUFFIXES if _exists(token + suffix)), None)
+    raise PlanError(
+        f"neither a plan file nor an override: {token!r}",
+        expected="PLAN.yaml or key=value",
+        hint=f"did you mean {forgotten}?" if forgotten else None,
+    )
+
+
+def _checked_root(root: Node) -> Mapping:
     if not isinstance(root, Mapping):
         raise PlanError(
             "the root of a plan must be a mapping",
-            where=mark,
+            where=root.mark,
             expected="inputs, transforms, output",
             found="a list" if isinstance(root, Sequence) else "a single value",
         )

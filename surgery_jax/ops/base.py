@@ -274,8 +274,10 @@ def parse_fields(word: str, payload: Node, declared: Mapping[str, tuple[str, Fie
     unknown = [key for key in payload.entries if key not in declared]
     if unknown:
         near = nearest(unknown[0], declared, 1)
+        missing = [key for key, (_, field) in declared.items() if field.required and key not in payload.entries]
+        also = [f"{word}.{key} is required" for key in missing if key not in near]
         raise PlanError(
-            f"{word} received unknown keys: {unknown}",
+            "; ".join([f"{word} received unknown keys: {unknown}", *also]),
             where=payload.keys[unknown[0]],
             expected=("one of " + ", ".join(declared)) if declared else "no keys",
             hint=f"did you mean {near[0]}?" if near else None,

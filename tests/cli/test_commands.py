@@ -72,7 +72,7 @@ def test_explain_names_groups_by_patterns_and_plan_lines(answer, plan):
 
 
 def test_check_counts_what_it_would_do(answer, plan):
-    assert answer("check", plan(PLAN)) == (0, "ok: 8 steps, 7 tensors read (624 B), 12 written to out (924 B)\n")
+    assert answer("check", plan(PLAN)) == (0, "ok: 8 steps, 7 tensors read (600 B), 12 written to out (924 B)\n")
     _, text = answer("check", "plan.yaml", "--json")
     assert json.loads(text)["ok"] is True
 

@@ -101,13 +101,27 @@ def test_an_output_can_be_overridden_with_null_or_nothing(tmp_path):
 
 
 def test_overrides_reach_into_lists_and_mappings(tmp_path):
-    (path,) = write(tmp_path, one="t: [{ scale_: { by: 2 } }, null]\n")
-    assert load(path, "t[0].scale_.by=7", "t[1]=exit", "o.path=x") == {
-        "t": [{"scale_": {"by": 7}}, "exit"],
-        "o": {"path": "x"},
+    (path,) = write(tmp_path, one="transforms: [{ scale_: { by: 2 } }, null]\n")
+    assert load(path, "transforms[0].scale_.by=7", "transforms[1]=exit", "output.path=x") == {
+        "transforms": [{"scale_": {"by": 7}}, "exit"],
+        "output": {"path": "x"},
     }
-    assert load(path, "t[3]=exit") == {"t": [{"scale_": {"by": 2}}, None, None, "exit"]}
-    assert load("t[0].scale_.by=7", path) == {"t": [{"scale_": {"by": 2}}, None]}
+    assert load(path, "transforms[3]=exit") == {"transforms": [{"scale_": {"by": 2}}, None, None, "exit"]}
+    assert load("transforms[0].scale_.by=7", path) == {"transforms": [{"scale_": {"by": 2}}, None]}
+
+
+def test_an_override_of_a_variable_takes_effect_where_the_variable_is_used(tmp_path):
+    text = "w: 0.5\nnames: { a: x }\ntransforms: [{ scale_: { target: '${names.a}', by: '${w}' } }]\n"
+    (path,) = write(tmp_path, one=text)
+    for tokens in ((path, "w=3", "names.a=y"), ("w=3", "names.a=y", path)):
+        assert load(*tokens)["transforms"] == [{"scale_": {"target": "y", "by": 3}}]
+
+
+def test_an_override_of_a_variable_that_no_file_has_is_refused(tmp_path):
+    (path,) = write(tmp_path, one="weight: 0.5\ntransforms: []\n")
+    with pytest.raises(PlanError, match="no plan file has a variable 'wieght'") as caught:
+        load(path, "wieght=3")
+    assert caught.value.hint == "did you mean weight?"
 
 
 def test_an_override_may_end_in_yaml_unless_that_file_exists(tmp_path, monkeypatch):

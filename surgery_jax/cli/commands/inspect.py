@@ -55,7 +55,7 @@ def _lines(info: CheckpointInfo, args: Namespace) -> Iterator[str]:
     from ...core.trees import render_tree
 
     dtypes = ", ".join(f"{name} x {number}" for name, number in info.dtypes.items())
-    matching = f" matching {args.filter!r}" if args.filter else ""
+    matching = f" matching {args.filter}" if args.filter else ""
     yield (
         f"{info.format}: {count(len(info.files), 'file')}, {count(len(info.tensors), 'tensor')}{matching}, "
         f"{info.num_parameters:,} parameters, {format_bytes(info.nbytes)}" + (f"; {dtypes}" if dtypes else "")

@@ -44,6 +44,13 @@ class Run(Command):
             choices=("raw", "resolve"),
             default="raw",
         ),
+        Argument(
+            "--profile",
+            "write to this folder when each stage was at work and, if something is computed, what JAX's profiler saw; "
+            "Perfetto opens both",
+            "DIR",
+            completes="file",
+        ),
     )
 
     def run(self, args: Namespace) -> int:
