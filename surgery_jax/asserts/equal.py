@@ -30,6 +30,9 @@ class EqualMask(Mask):
     def measure(self, k: Any, a: Any, b: Any) -> Any:
         return k.distance(a, b)
 
+    def by_bits(self, *operands: Spec) -> bool:
+        return self.eps is None and operands[0].dtype.bits >= 16
+
     def smallest(self, a: Any, b: Any) -> Any:
         return a.either(b)
 

@@ -30,6 +30,9 @@ class ZeroMask(Mask):
     def measure(self, k: Any, source: Any) -> Any:
         return k.magnitude(source)
 
+    def by_bits(self, *operands: Spec) -> bool:
+        return self.eps is None and operands[0].dtype.bits >= 16
+
     def smallest(self, source: Any) -> Any:
         return source
 

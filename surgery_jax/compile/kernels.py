@@ -199,6 +199,13 @@ class DeviceKernel(_Kernel):
     def bits(self, x: Any) -> Any:
         return self.jax.lax.bitcast_convert_type(x, f"uint{x.dtype.itemsize * 8}")
 
+    def convert(self, x: Any, dtype: DType) -> Any:
+        if x.dtype == BY_NAME["bfloat16"].numpy and dtype.name == "float32":
+            # the bits followed by zeros, so that no arithmetic can flush a subnormal number
+            wide = self.jax.lax.convert_element_type(self.bits(x), np.uint32) << np.uint32(16)
+            return self.jax.lax.bitcast_convert_type(wide, np.float32)
+        return super().convert(x, dtype)
+
     def fence(self, product: Any) -> Any:
         """Keep the compiler from contracting this product with a sum: an exclusive or with a zero it does not know."""
         if product.dtype not in (np.float32, np.float64):

@@ -6,10 +6,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import reduce
 from typing import Any
 
 import numpy as np
 
+from ..core.specs import Spec
+from ..ops.base import TensorOp
 from ..ops.reshape import Reshape
 from . import magnitude
 from .blueprint import Blueprint
@@ -106,40 +109,36 @@ class GroupFunction:
         return self._thresholds[numbers]
 
     def _stays_normal(self, threshold: int, numbers: tuple[float, ...]) -> bool:
-        """Whether all results are normal numbers when all input elements are at least 2**threshold."""
+        """Whether all results are normal numbers when all tested input elements are at least 2**threshold."""
+        specs = self.blueprint.value_specs()
         bounds: list[Bound | None] = [magnitude.of_input(spec.dtype, threshold) for spec in self.specs]
-        specs = list(self.specs)
         remaining = iter(numbers)
-        for spec in self.specs:
-            if spec.dtype.is_float and magnitude.of_input(spec.dtype, threshold).least < magnitude.smallest_normal(
-                spec.dtype
-            ):
-                return False
         for eqn in self.eqns:
             op = eqn.op.with_numbers(remaining)
             operands = [bounds[arg] for arg in eqn.args]
-            if any(operand is None for operand in operands) or eqn.op.kind == "whole":
+            if eqn.op.kind == "whole" or any(operand is None for operand in operands):
                 bounds += [None] * len(eqn.specs)
-            elif eqn.op.kind == "structure":
-                least = operands[0]
-                for operand in operands[1:]:
-                    least = least.either(operand)  # type: ignore[union-attr, arg-type]
-                bounds.append(least)
-            else:
-                raw = op.smallest(*operands)
-                if raw is None:
-                    return False
-                wide = max(
-                    (specs[arg].dtype for arg in eqn.args), key=lambda dtype: dtype.bits if dtype.is_float else 0
-                )
-                floats = eqn.specs[0].dtype.is_float or wide.is_float
-                limit = max(magnitude.smallest_normal(wide), magnitude.smallest_normal(eqn.specs[0].dtype))
-                if floats and raw.least < limit:
-                    return False
-                target = eqn.specs[0].dtype
-                bounds.append(raw.rounded(target) if target.is_float else Bound(0, 0))
-            specs += eqn.specs
+                continue
+            known = [operand for operand in operands if operand is not None]
+            if op.by_bits(*(specs[arg] for arg in eqn.args)):
+                bounds.append(reduce(Bound.either, known))
+                continue
+            found = _computed(op, known, [specs[arg] for arg in eqn.args], eqn.specs[0])
+            if found is None:
+                return False
+            bounds.append(found)
         return True
+
+    def _tested(self) -> list[int]:
+        """Inputs whose elements reach arithmetic: those in which subnormal numbers matter."""
+        specs = self.blueprint.value_specs()
+        needed: set[int] = set()
+        at = len(specs)
+        for eqn in reversed(self.eqns):
+            at -= len(eqn.specs)
+            if not eqn.op.by_bits(*(specs[arg] for arg in eqn.args)) or needed & set(range(at, at + len(eqn.specs))):
+                needed.update(eqn.args)
+        return [number for number, spec in enumerate(self.specs) if number in needed and spec.dtype.is_float]
 
     def on_device(
         self, inputs: Sequence[Any], numbers: tuple[float, ...], device: Any
@@ -195,20 +194,37 @@ class GroupFunction:
         import jax.numpy as jnp
 
         together: dict[Any, tuple[Any, Any]] = {}
-        for spec, x, limit in zip(self.specs, inputs, bits, strict=True):
-            if spec.dtype.is_float and self.exact:
-                raw = kernel.bits(x)
-                if has_zero(spec.dtype):
-                    raw = raw & np.array(np.iinfo(raw.dtype).max >> 1, raw.dtype)
-                    above = raw - np.ones((), raw.dtype)  # zero becomes the largest
-                else:
-                    above = raw
-                key = (spec.dtype, x.shape)
-                together[key] = (jnp.minimum(together[key][0], above) if key in together else above, limit)
+        for number in self._tested() if self.exact else ():
+            spec, x, limit = self.specs[number], inputs[number], bits[number]
+            raw = kernel.bits(x)
+            if has_zero(spec.dtype):
+                raw = raw & np.array(np.iinfo(raw.dtype).max >> 1, raw.dtype)
+                above = raw - np.ones((), raw.dtype)  # zero becomes the largest
+            else:
+                above = raw
+            key = (spec.dtype, x.shape)
+            together[key] = (jnp.minimum(together[key][0], above) if key in together else above, limit)
         result = jnp.array(True)
         for above, limit in together.values():
             result &= _everywhere(above >= limit - np.ones((), limit.dtype))
         return result
+
+
+def _computed(op: TensorOp, operands: Sequence[Bound], specs: Sequence[Spec], result: Spec) -> Bound | None:
+    """The bound of a result, None if a subnormal number may take part or come out."""
+    floats = [spec.dtype for spec in specs if spec.dtype.is_float]
+    for operand, spec in zip(operands, specs, strict=True):
+        if spec.dtype.is_float and operand.least < magnitude.smallest_normal(spec.dtype):
+            return None
+    raw: Bound | None = op.smallest(*operands)
+    if raw is None:
+        return None
+    target = result.dtype
+    if floats or target.is_float:
+        limit = max(magnitude.smallest_normal(dtype) for dtype in (*floats, target))
+        if raw.least < limit:
+            return None
+    return raw.rounded(target) if target.is_float else Bound(0, 0)
 
 
 def _bits_dtype(spec: Any) -> Any:

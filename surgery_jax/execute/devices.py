@@ -85,10 +85,10 @@ def _watch() -> None:
     """Have JAX tell every clock, from now on, when it traced or compiled something."""
     import jax.monitoring
 
-    def note(event: str, start: float, end: float, **_: str | int) -> None:
+    def note(event: str, start_time: float, end_time: float, **kwargs: str | int) -> None:
         if event.startswith("/jax/core/compile/"):
             for clock in tuple(_clocks):
-                clock.add(start, end)
+                clock.add(start_time, end_time)
 
     jax.monitoring.register_event_time_span_listener(note)
 

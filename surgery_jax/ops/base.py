@@ -335,6 +335,10 @@ class TensorOp:
         """The same operation on `rows` rows of every operand; None if rows of the result need more than theirs."""
         return self if self.kind in ("elementwise", "check") else None
 
+    def by_bits(self, *operands: Spec) -> bool:
+        """Whether a device only moves or compares the bits of these operands, so that subnormal numbers are safe."""
+        return self.kind == "structure"
+
     @classmethod
     def traced_fields(cls) -> tuple[str, ...]:
         """Attributes that are run-time arguments of the compiled function."""

@@ -35,5 +35,9 @@ class Cast(TensorOp):
     def apply(self, k: Any, source: Any) -> Any:
         return k.cast(source, self.dtype)
 
+    def by_bits(self, *operands: Spec) -> bool:
+        (source,) = operands
+        return source.dtype.name == "bfloat16" and self.dtype.name == "float32"
+
     def smallest(self, source: Any) -> Any:
         return source
