@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,6 @@ class Executor:
         self.outputs = outputs
         self.budget = Budget(memory_bytes)
         self.num_workers = num_workers
-        self.num_devices = num_devices
         self.progress = progress or Progress()
         self.progress.total = program.bytes_moved + sum(group.bytes_in for group in program.groups)
         limit = tile_limit(memory_bytes, num_workers)
@@ -61,7 +61,10 @@ class Executor:
         self._made: dict[Any, np.ndarray] = {}
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
-        self._devices: list[Any] = []
+        # importing JAX takes a while, in which bytes can be moved and first inputs read
+        starter = ThreadPoolExecutor(1)
+        self._devices = starter.submit(local_devices, num_devices) if program.needs_device else None
+        starter.shutdown(wait=False)
 
     def run(self) -> None:
         """Do everything; all bytes are written when it returns.
@@ -70,8 +73,6 @@ class Executor:
             SurgeryError: the first thing that went wrong.
         """
         tasks = plan_tasks(self.program, [function.blueprint for function in self.functions])
-        if self.program.needs_device:
-            self._devices = local_devices(self.num_devices)
         pending = iter(enumerate(tasks))
         # Not `join`: an interrupt in it makes Python take the thread for dead (bpo-45274), and nobody would wait.
         finished = [threading.Event() for _ in range(max(1, min(self.num_workers, len(tasks))))]
@@ -199,7 +200,9 @@ class Executor:
         result = None
         with self.timeline.stage("compute"):
             if not function.group.on_host:
-                result = function.on_device(inputs, numbers, self._devices[number % len(self._devices)])
+                assert self._devices is not None
+                devices = self._devices.result()
+                result = function.on_device(inputs, numbers, devices[number % len(devices)])
                 if result is not None:
                     outputs, holds = [np.asarray(array) for array in result[0]], result[1]
                     guards = holds[len(function.checked) :]
