@@ -56,3 +56,15 @@ def test_the_time_of_compiling_is_reported(surgery, plan):
     assert 0 < computed["compile_s"] <= computed["stream_s"]
     moved = json.loads(surgery("run", plan(MOVES), "--no-sync", "--quiet", "--json").stdout)
     assert moved["compile_s"] == 0
+
+
+def test_a_clock_counts_time_once_and_only_while_it_is_entered():
+    from surgery_jax.execute.devices import CompileClock
+
+    clock = CompileClock()
+    for span in [(5.0, 6.0), (1.0, 4.0), (2.0, 3.0), (3.5, 4.5)]:  # one in another, two that overlap, one apart
+        clock.add(*span)
+    assert clock.seconds == 4.5
+    with CompileClock() as outer, CompileClock() as inner:
+        pass
+    assert outer.seconds == inner.seconds == 0

@@ -1,0 +1,244 @@
+"""The harness of the benchmarks runs rows, counts rightly, and says no more about the machine than it should."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+TIMES = [0.31, 0.12, 0.25, 0.19, 0.44, 0.28]
+
+
+@pytest.fixture
+def harness(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The modules of the folder, which are scripts beside each other."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    names = ("run", "suites", "measure", "guard", "machine", "make_llama", "make_tensors")
+    modules: dict[str, ModuleType] = {name: __import__(name) for name in names}
+    yield SimpleNamespace(**modules)
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def start(program: str, *words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCHMARKS / program), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def sample(harness: Any, wall_s: float, rss_bytes: int = 0, **report: float) -> Any:
+    return harness.measure.Sample(wall_s, wall_s / 2, rss_bytes, 0, report)
+
+
+def judged(harness: Any, samples: dict[str, list[float]], **target: Any) -> Any:
+    taken = {side: [sample(harness, wall_s) for wall_s in times] for side, times in samples.items()}
+    return harness.run.judge(harness.suites.Target("wall_s", **target), taken, {})
+
+
+# ------------------------------------------------------------------------------------------------------- end to end
+
+
+@pytest.mark.parametrize("suite", [["storage"], ["--suite", "storage"]])
+def test_a_row_runs_from_end_to_end(suite: list[str], tmp_path: Path) -> None:
+    folders = ("--work", tmp_path / "work", "--results", tmp_path / "results")
+    done = start("run.py", *suite, "--size", "tiny", "--repeats", 2, "--only", "rename", *folders)
+    assert done.returncode == 1, done.stderr  # on so few bytes a copy wins: its targets are missed
+    assert "MISSED" in done.stdout
+    text = (tmp_path / "results" / "storage-tiny.json").read_text(encoding="utf-8")
+    result = json.loads(text)
+    (row,) = result["rows"]
+    assert (row["row"], row["size"], row["identical"]) == ("rename", "tiny", True)
+    assert {side: found["status"] for side, found in row["sides"].items()} == {
+        "cp": "measured",
+        "cp && sync": "measured",
+        "ours": "measured",
+        "ours --no-sync": "measured",
+        "brainsurgery": "missing",
+    }
+    ours = row["sides"]["ours"]
+    assert len(ours["runs"]) == 2 and ours["output_bytes"] == row["output_bytes"] > 0
+    assert ours["runs"][0]["report"]["num_compilations"] == 0
+    assert set(ours["engine"]) == {"overlap", "stream_s", "compile_s", "busy_s"} and "move" in ours["engine"]["busy_s"]
+    assert [target["met"] for target in row["targets"]] == [False, False]
+
+    assert {"cpu", "cores", "memory_bytes", "file_system", "kernel", "jax", "surgery_jax"} <= set(result["machine"])
+    assert not re.search(rf"\b{re.escape(platform.node())}\b", json.dumps(result["machine"]))
+    assert str(tmp_path) not in text and not re.search(r'"/\w', text)
+    assert sorted(path.name for path in (tmp_path / "work" / "tiny").iterdir()) == ["base", "log.txt"]
+
+
+def test_a_met_target_is_0_and_a_missed_one_is_1(
+    harness: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target, row, suite = harness.suites.Target, harness.suites.Row, harness.suites.Suite
+
+    def exit_code(*targets: Any, **more: Any) -> int:
+        sides = {"fast": "sleep 0.01", "slow": "sleep 0.2", **more}
+        rows = (row("sleeping", "as long as it is told", sides, targets),)
+        monkeypatch.setitem(harness.run.SUITES, "storage", suite("one row", {}, rows))
+        words = ["run.py", "storage", "--repeats", "2", "--work", str(tmp_path), "--results", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", words)
+        return int(harness.run.main())
+
+    assert exit_code(target("wall_s", "fast", per="slow", at_most=0.9)) == 0
+    assert exit_code(target("wall_s", "fast", per="slow", at_least=0.9)) == 1
+    assert exit_code(target("wall_s", "slow", at_least=0.2), target("wall_s", "slow", at_most=0.1)) == 1
+    assert exit_code(target("wall_s", "brainsurgery", at_most=1), brainsurgery="{brainsurgery}") == 0
+    assert "not measured" in capsys.readouterr().out
+    assert exit_code(wrong="false") == 1
+
+
+def test_a_row_without_room_on_the_disk_is_left_out(harness: Any, tmp_path: Path) -> None:
+    target = harness.suites.Target("wall_s", "side", at_most=1)
+    row = harness.suites.Row("huge", "", {"side": "false"}, (target,), disk_bytes=1e30)
+    record = harness.run.measured(harness.suites.STORAGE, row, "tiny", tmp_path, {}, 1)
+    assert record["sides"]["side"]["status"].startswith("left out")
+    assert record["targets"][0]["met"] is None and not harness.run.failed(record)
+
+
+@pytest.mark.parametrize("words", [(), ("storage", "--only", "nothing"), ("--suite", "nothing")])
+def test_a_wrong_command_line_is_2(words: tuple[str, ...]) -> None:
+    assert start("run.py", *words).returncode == 2
+
+
+# ------------------------------------------------------------------------------------------------------- statistics
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6])
+def test_the_spread_is_that_of_the_standard_library(harness: Any, count: int) -> None:
+    values = TIMES[:count]
+    found = harness.measure.spread(values)
+    assert found["median"] == pytest.approx(statistics.median(values))
+    assert (found["min"], found["max"]) == (min(values), max(values))
+    if count > 1:
+        q1, _, q3 = statistics.quantiles(values, n=4, method="inclusive")
+        assert (found["q1"], found["q3"]) == (q1, q3)
+
+
+def test_a_ratio_is_that_of_medians_and_its_rounds_are_kept(harness: Any) -> None:
+    found = judged(harness, {"a": [1.0, 2.0, 9.0], "b": [4.0, 1.0, 3.0]}, of="a", per="b", at_most=1)
+    assert found["value"] == pytest.approx(2 / 3) and found["met"]
+    assert (found["rounds"]["min"], found["rounds"]["max"]) == (0.25, 3)
+
+
+def test_start_up_is_subtracted_and_counts_divide(harness: Any) -> None:
+    times = {"1k": [0.5, 0.5], "10k": [1.4, 1.4], "100k": [10.4, 10.4]}
+    counts = {"count": 99_000, "less": "1k"}
+    rate = judged(harness, times, of="100k", **counts, at_most=1e-4)
+    assert rate["value"] == pytest.approx(1e-4)
+    growth = judged(harness, times, of="100k", **counts, per="10k", per_less="1k", per_count=9_000, at_most=1.3)
+    assert growth["value"] == pytest.approx(1) and growth["met"]
+    assert harness.run.describe(growth) == "wall: (100k − 1k) / 99000 ≤ 1.3 × (10k − 1k) / 9000"
+    hidden = judged(harness, times, of="100k", per="1k", per_less="10k", at_most=1.3)
+    assert hidden["met"] is None
+
+
+def test_what_the_engine_reports_is_judged(harness: Any) -> None:
+    run, target = harness.run, harness.suites.Target
+    samples = {"ours": [sample(harness, 2.0, compile_s=0.03, num_compilations=3, num_groups=3)], "cp": []}
+    share = run.judge(target("compile_share", "ours", at_most=0.02), samples, {})
+    assert share["value"] == pytest.approx(0.015) and share["met"]
+    assert run.describe(share) == "compiling: ours ≤ 2 % of wall"
+    once = run.judge(target("compilations_per_group", "ours", at_most=1, at_least=1), samples, {})
+    assert once["met"] and run.describe(once) == "compilations per group: ours = 1"
+    per_gb = run.judge(target("s_per_gb", "ours", at_most=1), samples, {"ours": 4_000_000_000})
+    assert per_gb["value"] == pytest.approx(0.5)
+    assert run.judge(target("s_per_gb", "ours", at_most=1), samples, {})["met"] is None
+    assert run.judge(target("wall_s", "ours", per="cp", at_most=1), samples, {})["met"] is None
+
+
+def test_every_row_names_what_there_is(harness: Any) -> None:
+    suites = harness.suites
+    for suite in (*suites.SUITES.values(), suites.GUARD):
+        for row in suite.rows:
+            assert set(row.inputs) <= set(suite.inputs), row.name
+            assert row.plan is None or (BENCHMARKS / "plans" / row.plan).exists()
+            lines = " ".join(row.sides.values())
+            if row.plan:
+                lines += (BENCHMARKS / "plans" / row.plan).read_text(encoding="utf-8")
+            read = set(re.findall(r"(\w+)/model\.safetensors", lines)) - {"out"}
+            assert read <= set(row.inputs) | {"many_1k"}, row.name
+            for target in row.targets:
+                assert target.measure in harness.run.MEASURES
+                assert {target.of, target.less, target.per, target.per_less} - {None} <= set(row.sides), row.name
+
+
+# -------------------------------------------------------------------------------------------------- inputs and plans
+
+
+def test_the_plan_of_small_tensors_renames_all_of_them(harness: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    from surgery_jax import check, load_plan
+
+    harness.make_tensors.write(tmp_path / "many_1k", 60, (8,), 0)
+    monkeypatch.chdir(tmp_path)
+    compiled = check(load_plan(BENCHMARKS / "plans" / "small_tensors.yaml"))
+    (save,) = compiled.symbolic.saves
+    assert sorted({name.split(".")[0] for name, _ in save.tensors}) == sorted(f"part{number}" for number in range(20))
+    assert len(save.tensors) == 60
+
+
+def test_a_large_tensor_that_is_needed_whole_is_refused_at_once(
+    harness: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tensor of the row `large tensor`, whose bytes nobody may read: they are a hole in the file."""
+    from surgery_jax.cli.main import main
+
+    path = tmp_path / "one_large" / "model.safetensors"
+    path.parent.mkdir()
+    with path.open("wb") as file:
+        harness.make_llama.write_header(file, {"group0.0.weight": (25_000, 15_000)}, 4, "F32")
+        file.truncate(file.tell() + 1_500_000_000)
+    monkeypatch.chdir(tmp_path)
+    Path("factor.yaml").write_text(
+        "inputs: [ one_large/model.safetensors ]\n"
+        "transforms:\n"
+        "  - phlora: { target: '(.+)\\.weight', target_a: '\\1.a', target_b: '\\1.b', rank: 8 }\n"
+        "output: out\n",
+        encoding="utf-8",
+    )
+    for command in ("check", "run"):
+        assert main([command, "--memory", "256MiB", "factor.yaml"]) == 4
+        assert "does not fit the memory budget" in capsys.readouterr().err
+    assert not Path("out").exists()
+    plan = str(BENCHMARKS / "plans" / "large_tensor.yaml")
+    assert main(["check", "--memory", "256MiB", plan]) == 0
+
+
+# ------------------------------------------------------------------------------------------------------------- guard
+
+
+def test_the_guard_notices_what_became_slower(
+    harness: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guard, suites = harness.guard, harness.suites
+    sides = {"baseline": "sleep 0.2", "ours": "sleep 0.1", "ours, tiny": "true"}
+    row = suites.Row("sleeping", "", sides, (suites.Target("wall_s", "ours", less="ours, tiny", per="baseline"),))
+    committed = tmp_path / "guard.json"
+
+    def exit_code(*words: str, ours: str = "sleep 0.1") -> int:
+        rows = (suites.Row(row.name, "", sides | {"ours": ours}, row.targets),)
+        monkeypatch.setattr(guard, "GUARD", suites.Suite("one row", {}, rows))
+        folders = ("--work", str(tmp_path), "--results", str(tmp_path))
+        monkeypatch.setattr(sys, "argv", ["guard.py", "--repeats", "2", *folders, *words])
+        return int(guard.main())
+
+    assert exit_code() == 0  # nothing to compare with
+    assert "--update" in capsys.readouterr().out
+    assert not committed.exists()
+    assert exit_code("--update") == 0
+    before = committed.read_text(encoding="utf-8")
+    assert json.loads(before)["ratios"]["sleeping"] == pytest.approx(2, rel=0.5)
+    assert exit_code(ours="sleep 0.8") == 1
+    assert "WORSE" in capsys.readouterr().out
+    assert committed.read_text(encoding="utf-8") == before
+    assert exit_code("--update", ours="false") == 1
+    assert not guard.fallen(0.71, 1.0) and guard.fallen(0.69, 1.0)
+    assert not guard.fallen(None, 1.0) and not guard.fallen(1.0, None)
