@@ -3,13 +3,16 @@ of what devices do."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
 __all__ = ["CompileClock", "device_trace", "local_devices"]
 
@@ -19,6 +22,7 @@ def local_devices(count: int | None = None) -> list[Any]:
     import jax
 
     _watch()
+    _keep_freed_memory()
     config: Any = jax.config
     if config.jax_compilation_cache_dir is None:
         folder = _cache_folder()
@@ -26,6 +30,18 @@ def local_devices(count: int | None = None) -> list[Any]:
             config.update("jax_compilation_cache_dir", str(folder))
             config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return list(jax.local_devices()[:count])
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library use memory again instead of returning it to the system after every result.
+
+    Results are a few MB each and die as soon as they are written; touching fresh memory for the next one costs more
+    than computing it. Where the library is not glibc nothing happens.
+    """
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in ((M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 256 << 20), (M_ARENA_MAX, 1)):
+            mallopt(parameter, value)
 
 
 def _cache_folder() -> Path | None:
