@@ -13,27 +13,46 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 LIMIT_S = 1800.0  # a command that takes longer is stopped and counts as failed
 CHUNK_BYTES = 4 << 20
+REPORTED = (  # what is kept of the report of a run
+    "stream_s",
+    "compile_s",
+    "overlap",
+    "busy_s",
+    "num_groups",
+    "num_compilations",
+    "num_host_fallbacks",
+    "bytes_moved",
+    "bytes_read",
+    "bytes_computed",
+    "peak_buffer_bytes",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One run. `rss_bytes` is the largest of the processes that the command consisted of, not their sum."""
+    """One run.
+
+    `rss_bytes` is the largest of the processes that the command consisted of, not their sum. `report` is what the
+    engine says of itself, if that is all the command printed.
+    """
 
     wall_s: float
     cpu_s: float
     rss_bytes: int
     exit_code: int
+    report: dict[str, Any] = field(default_factory=dict)
 
 
-def run(argv: Sequence[str], directory: Path, log: Path) -> Sample:
+def run(argv: Sequence[str], directory: Path, log: Path, variables: Mapping[str, str] | None = None) -> Sample:
     """Starts `argv` in `directory`, with an empty standard input and everything it prints in `log`."""
-    environment = os.environ | {"TQDM_DISABLE": "1"}
+    environment = os.environ | {"TQDM_DISABLE": "1"} | dict(variables or {})
     with log.open("wb") as printed:
         begun = time.monotonic()
         process = subprocess.Popen(
@@ -45,7 +64,17 @@ def run(argv: Sequence[str], directory: Path, log: Path) -> Sample:
         wall_s = time.monotonic() - begun
         timer.cancel()
     process.returncode = os.waitstatus_to_exitcode(status)  # it is waited for: Popen need not
-    return Sample(wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, process.returncode)
+    cpu_s = usage.ru_utime + usage.ru_stime
+    return Sample(wall_s, cpu_s, usage.ru_maxrss * 1024, process.returncode, _report(log))
+
+
+def _report(log: Path) -> dict[str, Any]:
+    """What is kept of the JSON object that a command printed; nothing if it printed anything else."""
+    try:
+        printed = json.loads(log.read_bytes())
+    except ValueError:
+        return {}
+    return {key: printed[key] for key in REPORTED if key in printed} if isinstance(printed, dict) else {}
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -1,12 +1,12 @@
 """Measures the engine against copies of the same bytes and against BrainSurgery.
 
-    run.py storage [--size 1b] [--repeats 5] [--brainsurgery PATH | --brainsurgery make] [--only ROW ...]
+    run.py [--suite] storage [--size 1b] [--repeats 5] [--brainsurgery PATH | --brainsurgery make] [--only ROW ...]
 
 Every side of a row runs once untimed, then `--repeats` times, all sides in turn and a different one first in each
-round; the disk is synced and the output removed before each run. Inputs are in the page cache. Prints one JSON line per
-row as it is done and a table at the end, and writes results/NAME.json. A side whose program is not there is marked and
-left out. Exits with 1 if a command failed, outputs differ or a target is missed; a target that could not be measured is
-none of these.
+round; the disk is synced and the output removed before each run. Inputs are in the page cache unless the row says
+otherwise. Prints one JSON line per row as it is done and a table at the end, and writes results/NAME.json. A side whose
+program is not there, and a row for which the disk has no room, are marked and left out. Exits with 1 if a command
+failed, outputs differ or a target is missed; a target that could not be measured is none of these.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import machine
 import measure
@@ -29,17 +30,56 @@ from suites import SUITES, Row, Suite, Target
 HERE = Path(__file__).resolve().parent
 BRAINSURGERY_VERSION = "0.2.12"
 Record = dict[str, Any]  # what the JSON files hold
-UNITS = {"wall_s": ("s", 1.0), "cpu_s": ("s", 1.0), "rss_bytes": ("MB", 1e6)}
 
 
-def make_inputs(suite: Suite, size: str, work: Path) -> None:
-    """Generates the inputs that are not there yet."""
-    for name, arguments in suite.inputs.items():
-        if not (work / name).exists():
-            command = [sys.executable, str(HERE / "make_llama.py"), ".part", "--size", size, *shlex.split(arguments)]
+class Measure(NamedTuple):
+    """How a quantity is called, its unit and what that is in base units, and its value in a run that wrote so many
+    bytes."""
+
+    label: str
+    unit: str
+    scale: float
+    of: Callable[[measure.Sample, int], float]
+
+
+MEASURES = {
+    "wall_s": Measure("wall", "s", 1.0, lambda sample, _: sample.wall_s),
+    "cpu_s": Measure("cpu", "s", 1.0, lambda sample, _: sample.cpu_s),
+    "rss_bytes": Measure("peak", "MB", 1e6, lambda sample, _: sample.rss_bytes),
+    "s_per_gb": Measure("wall per output", "s/GB", 1.0, lambda sample, written: sample.wall_s / (written / 1e9)),
+    "compile_share": Measure(
+        "compiling", "% of wall", 0.01, lambda sample, _: sample.report["compile_s"] / sample.wall_s
+    ),
+    "compilations_per_group": Measure(
+        "compilations per group",
+        "",
+        1.0,
+        lambda sample, _: sample.report["num_compilations"] / sample.report["num_groups"],
+    ),
+}
+TAKEN = ("wall_s", "cpu_s", "rss_bytes")  # of every side
+
+
+def make_inputs(suite: Suite, row: Row, size: str, work: Path) -> None:
+    """Generates the inputs of a row that are not there yet, in the order of the suite: later ones need earlier ones."""
+    for name, line in suite.inputs.items():
+        if name in row.inputs and not (work / name).exists():
+            program, *arguments = shlex.split(line.format(size=size))
             print(f"making {size} {name}", flush=True)
+            command = [sys.executable, str(HERE / program), ".part", *arguments]
             subprocess.run(command, cwd=work, check=True, stdout=subprocess.DEVNULL)
             (work / ".part").rename(work / name)
+
+
+def has_room(row: Row, work: Path) -> bool:
+    """Whether the disk takes what the row needs, less the inputs that are there."""
+    there = sum(path.stat().st_size for path in files_of(row, work))
+    return row.disk_bytes - there <= shutil.disk_usage(work).free
+
+
+def files_of(row: Row, work: Path) -> list[Path]:
+    """The files of the inputs of a row."""
+    return [path for name in row.inputs for path in (work / name).glob("*.safetensors")]
 
 
 def make_brainsurgery(work: Path) -> Path | None:
@@ -64,6 +104,7 @@ class Bench:
         self.programs = programs
         self.repeats = repeats
         self.log = work / "log.txt"
+        self.variables = {"SURGERY_JAX_CACHE": str(work / "compiled")}
         self.expected = work / "expected"  # a file with the output of the row
 
     def argv(self, line: str, row: Row) -> list[str] | None:
@@ -75,24 +116,31 @@ class Bench:
         line = line.format(**words, plan=shlex.quote(plan), expected=self.expected.name)
         return ["sh", "-c", line] if ">" in line or "&&" in line else shlex.split(line)
 
-    def prepare(self) -> None:
+    def prepare(self, row: Row) -> None:
         """Removes the last output and waits until the disk has nothing left to do."""
         shutil.rmtree(self.work / "out", ignore_errors=True)
         os.sync()
+        for path in files_of(row, self.work) if row.cold else ():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def start(self, argv: list[str], row: Row) -> measure.Sample:
+        """One run of a side."""
+        self.prepare(row)
+        return measure.run(argv, self.work, self.log, self.variables)
 
     def row(self, row: Row) -> Record:
         """Warms up and measures every side; returns what is known about the row."""
         commands = {side: argv for side, line in row.sides.items() if (argv := self.argv(line, row))}
-        status, identical = self.warm_up(row, commands)
+        status, identical, written = self.warm_up(row, commands)
         output_bytes = self.expected.stat().st_size if self.expected.exists() else 0
         sides = [side for side in commands if status[side] == "measured"]
         samples: dict[str, list[measure.Sample]] = {side: [] for side in sides}
         for number in range(self.repeats):
             turn = number % max(1, len(sides))
             for side in sides[turn:] + sides[:turn]:
-                self.prepare()
-                samples[side].append(measure.run(commands[side], self.work, self.log))
-        self.prepare()
+                samples[side].append(self.start(commands[side], row))
+        self.prepare(row)
         self.expected.unlink(missing_ok=True)
         for side, taken in samples.items():
             if bad := [sample.exit_code for sample in taken if sample.exit_code]:
@@ -102,61 +150,113 @@ class Bench:
             "about": row.about,
             "output_bytes": output_bytes,
             "identical": identical,
-            "sides": {side: {"status": status[side], **summary(samples.get(side, []))} for side in row.sides},
-            "targets": [judge(target, samples) for target in row.targets],
+            "sides": {
+                side: {"status": status[side], "output_bytes": written.get(side, 0), **summary(samples.get(side, []))}
+                for side in row.sides
+            },
+            "targets": [judge(target, samples, written) for target in row.targets],
         }
 
-    def warm_up(self, row: Row, commands: dict[str, list[str]]) -> tuple[dict[str, str], bool | None]:
-        """Runs every side once; leaves an output to copy. Returns how it went, and whether all wrote the same."""
+    def warm_up(self, row: Row, commands: dict[str, list[str]]) -> tuple[dict[str, str], bool | None, dict[str, int]]:
+        """Runs every side once; leaves an output if one is to be copied.
+
+        Returns how it went, whether all wrote the same, and how many bytes each wrote.
+        """
         status = {side: "measured" if side in commands else "missing" for side in row.sides}
-        written = []
+        found = []
+        written = {}
         self.expected.unlink(missing_ok=True)
         copies = {side for side in commands if "{expected}" in row.sides[side]}
         for side in sorted(commands, key=copies.__contains__):  # programs first: copies copy what they wrote
             if side in copies and not self.expected.exists():
                 status[side] = "nothing to copy"
                 continue
-            self.prepare()
-            sample = measure.run(commands[side], self.work, self.log)
+            sample = self.start(commands[side], row)
             if sample.exit_code:
                 status[side] = f"exit code {sample.exit_code}"
                 print(f"{row.name}, {side}: {status[side]}\n{self.log.read_text(errors='replace')[-2000:]}")
                 continue
+            written[side] = sum(path.stat().st_size for path in (self.work / "out").glob("*"))
             output = self.work / "out" / "model.safetensors"
             if output.exists():
                 if row.identical:
-                    written.append(measure.digests(output))
-                output.replace(self.expected)
-        return status, all(other == written[0] for other in written) if len(written) > 1 else None
+                    found.append(measure.digests(output))
+                if copies and not self.expected.exists():  # of several the first
+                    output.replace(self.expected)
+        return status, all(other == found[0] for other in found) if len(found) > 1 else None, written
+
+
+def measured(suite: Suite, row: Row, size: str, work: Path, programs: dict[str, Path | None], repeats: int) -> Record:
+    """The record of a row, with its inputs made where they are missing."""
+    work.mkdir(parents=True, exist_ok=True)
+    if not has_room(row, work):
+        return {"size": size} | skipped(row, f"left out: needs {row.disk_bytes / 1e9:g} GB of disk")
+    make_inputs(suite, row, size, work)
+    return {"size": size} | Bench(work, programs, repeats).row(row)
+
+
+def skipped(row: Row, why: str) -> Record:
+    """The record of a row that was not measured."""
+    return {
+        "row": row.name,
+        "about": row.about,
+        "output_bytes": 0,
+        "identical": None,
+        "sides": {side: {"status": why} for side in row.sides},
+        "targets": [judge(target, {}, {}) for target in row.targets],
+    }
 
 
 def summary(samples: list[measure.Sample]) -> Record:
     """The spread of every measure, and the runs themselves; nothing of nothing."""
     if not samples:
         return {}
-    return {
-        **{name: measure.spread([getattr(sample, name) for sample in samples]) for name in UNITS},
-        "runs": [asdict(sample) for sample in samples],
-    }
+    found: Record = {name: measure.spread([MEASURES[name].of(sample, 0) for sample in samples]) for name in TAKEN}
+    if reports := [sample.report for sample in samples if "busy_s" in sample.report]:
+        found["engine"] = {
+            name: measure.spread([report[name] for report in reports]) for name in ("overlap", "stream_s", "compile_s")
+        } | {
+            "busy_s": {
+                stage: measure.spread([report["busy_s"].get(stage, 0.0) for report in reports])
+                for stage in reports[0]["busy_s"]
+            }
+        }
+    return found | {"runs": [asdict(sample) for sample in samples]}
 
 
-def judge(target: Target, samples: dict[str, list[measure.Sample]]) -> Record:
-    """The target with what was measured: the ratio of medians, and the spread of the ratios within each round."""
-    verdict: Record = {key: value for key, value in asdict(target).items() if value is not None}
-    if not samples.get(target.of) or (target.per and not samples.get(target.per)):
+def judge(target: Target, samples: Mapping[str, Sequence[measure.Sample]], written: Mapping[str, int]) -> Record:
+    """The target with what was measured: its value from medians, and the spread of the values within each round."""
+    verdict: Record = {key.name: asked for key in fields(target) if (asked := getattr(target, key.name)) != key.default}
+    sides = [side for side in (target.of, target.less, target.per, target.per_less) if side]
+    runs = {side: samples.get(side, ()) for side in sides}
+    if not all(runs.values()) or any(sample.exit_code for taken in runs.values() for sample in taken):
         return verdict | {"value": None, "met": None}
-    ours = [getattr(sample, target.measure) for sample in samples[target.of]]
-    value = measure.spread(ours)["median"]
-    if target.per:
-        theirs = [getattr(sample, target.measure) for sample in samples[target.per]]
-        value /= measure.spread(theirs)["median"]
-        verdict["rounds"] = measure.spread([one / other for one, other in zip(ours, theirs, strict=True)])
+    of = MEASURES[target.measure].of
+    try:
+        values = {side: [of(sample, written.get(side, 0)) for sample in taken] for side, taken in runs.items()}
+    except (KeyError, ZeroDivisionError):  # the program does not report it, or wrote nothing
+        return verdict | {"value": None, "met": None}
+    value = evaluate(target, {side: measure.spread(taken)["median"] for side, taken in values.items()})
+    rounds = [evaluate(target, dict(zip(values, taken, strict=True))) for taken in zip(*values.values(), strict=True)]
+    if usable := [one for one in rounds if one is not None]:
+        verdict["rounds"] = measure.spread(usable)
+    if value is None:
+        return verdict | {"value": None, "met": None}
     met = (target.at_most is None or value <= target.at_most) and (target.at_least is None or value >= target.at_least)
     return verdict | {"value": value, "met": met}
 
 
+def evaluate(target: Target, found: Mapping[str, float]) -> float | None:
+    """The value of a target from one value of each side; None if start-up hides what it is divided by."""
+    value = (found[target.of] - (found[target.less] if target.less else 0.0)) / target.count
+    if target.per is None:
+        return value
+    unit = (found[target.per] - (found[target.per_less] if target.per_less else 0.0)) / target.per_count
+    return value / unit if unit > 0 else None
+
+
 def table(rows: list[Record]) -> str:
-    """All rows for a reader: what each side took, then what was asked and reached."""
+    """All rows for a reader: what each side took, how the engine spent it, then what was asked and reached."""
     lines = [f"{'row':<16} {'side':<16} {'wall s':>8} {'min':>8} {'max':>8} {'cpu s':>8} {'peak MB':>8} {'GB/s':>6}"]
     for row in rows:
         for side, found in row["sides"].items():
@@ -165,40 +265,58 @@ def table(rows: list[Record]) -> str:
                 lines.append(head + found["status"])
                 continue
             wall = found["wall_s"]
-            rate = row["output_bytes"] / wall["median"] / 1e9
+            rate = (found["output_bytes"] or row["output_bytes"]) / wall["median"] / 1e9
             lines.append(
                 f"{head}{wall['median']:8.2f} {wall['min']:8.2f} {wall['max']:8.2f} {found['cpu_s']['median']:8.2f} "
                 f"{found['rss_bytes']['median'] / 1e6:8.0f} {f'{rate:6.2f}' if rate else '':>6}"
                 + ("" if found["status"] == "measured" else f"  {found['status']}")
             )
-    lines += ["", f"{'row':<16} {'target':<48} {'measured':>9}  {'rounds':<13}"]
+    lines += ["", f"{'row':<16} {'side':<16} {'overlap':>8} {'stream s':>8} {'compile':>8}  seconds in each stage"]
     for row in rows:
-        for target in row["targets"]:
-            lines.append(f"{row['row']:<16} {describe(target):<48} {outcome(target)}")
-        if row["identical"] is not None:
-            lines.append(f"{row['row']:<16} {'all sides write the same tensors':<48} {verdict(row['identical'])}")
+        for side, found in row["sides"].items():
+            if engine := found.get("engine"):
+                stages = ", ".join(f"{stage} {busy['median']:.2f}" for stage, busy in engine["busy_s"].items())
+                lines.append(
+                    f"{row['row']:<16} {side:<16} {engine['overlap']['median']:8.2f} "
+                    f"{engine['stream_s']['median']:8.2f} {engine['compile_s']['median']:8.2f}  {stages}"
+                )
+    asked = [(row["row"], describe(target), outcome(target)) for row in rows for target in row["targets"]]
+    asked += [
+        (row["row"], "all sides write the same tensors", f"{'':29}  {verdict(row['identical'])}")
+        for row in rows
+        if row["identical"] is not None
+    ]
+    width = max((len(words) for _, words, _ in asked), default=0)
+    lines += ["", f"{'row':<16} {'target':<{width}} {'measured':>9}  {'rounds':<18}"]
+    lines += [f"{name:<16} {words:<{width}} {found}" for name, words, found in asked]
     return "\n".join(lines)
 
 
 def describe(target: Record) -> str:
     """A target in words."""
-    unit, scale = UNITS[target["measure"]]
-    kind = "peak" if unit == "MB" else target["measure"].removesuffix("_s")
-    sign = "≤" if "at_most" in target else "≥"
-    bound = target["at_most" if "at_most" in target else "at_least"]
+    label, unit, scale, _ = MEASURES[target["measure"]]
+    bounds = [target[key] for key in ("at_least", "at_most") if key in target]
+    sign = "=" if len(bounds) == 2 else "≤" if "at_most" in target else "≥"
+    bound = bounds[0]
+    words = f"{label}: {_beyond(target, 'of', 'less', 'count')} {sign} "
     if "per" in target:
-        return f"{kind}: {target['of']} {sign} {bound:g} × {target['per']}"
-    return f"{kind}: {target['of']} {sign} {bound / scale:g} {unit}"
+        return f"{words}{bound:g} × {_beyond(target, 'per', 'per_less', 'per_count')}"
+    return f"{words}{bound / scale:g} {unit}".rstrip()
+
+
+def _beyond(target: Record, side: str, less: str, count: str) -> str:
+    words = f"({target[side]} − {target[less]})" if less in target else target[side]
+    return f"{words} / {target[count]}" if count in target else words
 
 
 def outcome(target: Record) -> str:
     """What was measured, and whether it is good enough."""
     if target["value"] is None:
-        return f"{'—':>9}  {'':<13}  not measured"
-    rounds = target.get("rounds")
-    between = f"{rounds['min']:.2f} to {rounds['max']:.2f}" if rounds else ""
-    scale = 1.0 if rounds else UNITS[target["measure"]][1]
-    return f"{target['value'] / scale:9.2f}  {between:<13}  {verdict(target['met'])}"
+        return f"{'—':>9}  {'':<18}  not measured"
+    scale = 1.0 if "per" in target else MEASURES[target["measure"]].scale
+    rounds = {name: value / scale for name, value in target["rounds"].items()}
+    between = f"{rounds['min']:.3g} to {rounds['max']:.3g}"
+    return f"{target['value'] / scale:9.3g}  {between:<18}  {verdict(target['met'])}"
 
 
 def verdict(met: bool) -> str:
@@ -216,45 +334,50 @@ def failed(row: Record) -> bool:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("suite", choices=SUITES)
-    parser.add_argument("--size", default="1b", help="of the models, as in make_llama.py (default: 1b)")
+    parser.add_argument("suite", choices=SUITES, nargs="?")
+    parser.add_argument("--suite", choices=SUITES, dest="named", help="the same")
+    parser.add_argument(
+        "--size", default="1b", help="of the models, as in make_llama.py (default: 1b); some rows have their own"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="+", metavar="ROW", help="rows to run")
     parser.add_argument("--ours", type=Path, default=Path(sys.executable).with_name("surgery-jax"))
     parser.add_argument("--brainsurgery", metavar="PATH", help="its program, or `make` to install it for this")
     parser.add_argument("--work", type=Path, default=HERE / "work", help="where inputs and outputs lie")
     parser.add_argument("--name", help="of the result (default: SUITE-SIZE)")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="where the result is written")
     options = parser.parse_args()
+    chosen = options.suite or options.named
+    if chosen is None or options.named not in (None, chosen):
+        parser.error("one suite is needed")
 
-    suite = SUITES[options.suite]
+    suite = SUITES[chosen]
     rows = [row for row in suite.rows if not options.only or row.name in options.only]
     if unknown := set(options.only or ()) - {row.name for row in rows}:
         parser.error(f"no row {', '.join(sorted(unknown))} in {', '.join(row.name for row in suite.rows)}")
-    work = (options.work / options.size).resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    make_inputs(suite, options.size, work)
     wanted = options.brainsurgery
     theirs = (
         make_brainsurgery(options.work.resolve()) if wanted == "make" else Path(wanted).absolute() if wanted else None
     )
     ours = options.ours.absolute() if options.ours.exists() else None
-    bench = Bench(work, {"ours": ours, "brainsurgery": theirs}, options.repeats)
+    programs = {"ours": ours, "brainsurgery": theirs}
 
     results = []
     for row in rows:
-        results.append(bench.row(row))
+        size = row.size or options.size
+        results.append(measured(suite, row, size, (options.work / size).resolve(), programs, options.repeats))
         print(json.dumps(results[-1]), flush=True)
     print("\n" + table(results))
-    name = options.name or f"{options.suite}-{options.size}"
+    name = options.name or f"{chosen}-{options.size}"
     document = {
-        "suite": options.suite,
+        "suite": chosen,
         "size": options.size,
         "repeats": options.repeats,
-        "machine": machine.describe(work, theirs),
+        "machine": machine.describe(options.work, theirs),
         "rows": results,
     }
-    target = HERE / "results" / f"{name}.json"
-    target.parent.mkdir(exist_ok=True)
+    target = options.results / f"{name}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(document, indent=1) + "\n")
     return int(any(map(failed, results)))
 

@@ -81,7 +81,7 @@ def faster(limit: float) -> Target:
 
 def input_of(name: str, number: int = 0, alias: str = "model") -> str:
     """Takes another input than the plan says, as the end of a command."""
-    return f" inputs.{number}={alias}::{name}/model.safetensors"
+    return f" inputs[{number}]={alias}::{name}/model.safetensors"
 
 
 READ_TWO = "cat base/model.safetensors same/model.safetensors > /dev/null"
@@ -250,9 +250,7 @@ def guarded(baseline: str, tiny: str, plan: str, *inputs: str) -> Row:
 
 GUARD = Suite(
     about="A few comparisons that are quick enough for every change.",
-    inputs={
-        name: line.replace("--size {size}", "--size 160m --layers 4") for name, line in MODELS.items()
-    },
+    inputs={name: line.replace("--size {size}", "--size 160m --layers 4") for name, line in MODELS.items()},
     rows=(
         guarded(COPY, input_of("tiny"), "rename.yaml", "base"),
         guarded(COPY, input_of("tiny"), "upcycle.yaml", "base"),
