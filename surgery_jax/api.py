@@ -31,8 +31,10 @@ from .storage.formats import OutputPlan
 if TYPE_CHECKING:
     from .execute.compare import Difference
     from .execute.explain import Explanation
+    from .execute.outputs import OutputFile
     from .execute.report import Report
     from .execute.survey import CheckpointInfo
+    from .storage.publish import Staging
 
 __all__ = [
     "Compiled",
@@ -211,7 +213,6 @@ def run(
         SurgeryError: what went wrong; nothing appears under an output's name, and nothing temporary is left.
     """
     from .execute.devices import CompileClock, device_trace
-    from .execute.outputs import OutputFile
     from .execute.report import Progress, Report, peak_rss_bytes
     from .execute.stream import Executor
     from .execute.timeline import Timeline
@@ -223,35 +224,23 @@ def run(
     _check_targets(compiled, options)
     if options.profile is not None:
         Path(options.profile).mkdir(parents=True, exist_ok=True)
-    program = compiled.program
-    tracker = Progress(progress)
     timeline = Timeline(keep_events=options.profile is not None)
     with ExitStack() as stack:
         stagings = []
         for output, layout in compiled.outputs:
-            staging = Staging(output, layout)
-            stack.callback(staging.abort)
-            stagings.append(staging)
-        files = [
-            OutputFile(
-                str(Path(output.path) / file.name),
-                staging.fd(index),
-                staging.direct_fd(index) if options.sync else None,
-            )
-            for staging, (output, layout) in zip(stagings, compiled.outputs, strict=True)
-            for index, file in enumerate(layout.files)
-        ]
+            stagings.append(Staging(output, layout))
+            stack.callback(stagings[-1].abort)
         executor = Executor(
-            program,
-            files,
+            compiled.program,
+            _output_files(compiled, stagings, options.sync),
             memory_bytes=options.memory_bytes,
             num_workers=options.num_workers,
             num_devices=options.devices or None,
-            progress=tracker,
+            progress=Progress(progress),
             timeline=timeline,
         )
         start = time.perf_counter()
-        with CompileClock() as clock, device_trace(options.profile if program.needs_device else None):
+        with CompileClock() as clock, device_trace(options.profile if compiled.program.needs_device else None):
             executor.run()
         stream_s = time.perf_counter() - start
         if options.profile is not None:
@@ -259,14 +248,9 @@ def run(
         printed = _settle(compiled.symbolic, executor.findings)
         commit_all(stagings, options.sync)
     return Report(
-        outputs=tuple(output.path for output, _ in compiled.outputs),
-        num_tensors=sum(len(save.tensors) for save in compiled.symbolic.saves),
-        num_groups=len(program.groups),
+        **_amounts(compiled),
         num_compilations=sum(function.num_traces for function in executor.functions),
         num_host_fallbacks=executor.num_fallbacks,
-        bytes_moved=program.bytes_moved,
-        bytes_read=program.bytes_read,
-        bytes_computed=program.bytes_computed,
         peak_buffer_bytes=executor.budget.peak,
         peak_rss_bytes=peak_rss_bytes(),
         wall_s=time.perf_counter() - began,
@@ -275,6 +259,30 @@ def run(
         busy_s=timeline.busy_s,
         printed=printed,
     )
+
+
+def _output_files(compiled: Compiled, stagings: Sequence[Staging], sync: bool) -> list[OutputFile]:
+    """The files of all outputs, in the order in which the program numbers them."""
+    from .execute.outputs import OutputFile
+
+    return [
+        OutputFile(str(Path(output.path) / file.name), staging.fd(index), staging.direct_fd(index) if sync else None)
+        for staging, (output, layout) in zip(stagings, compiled.outputs, strict=True)
+        for index, file in enumerate(layout.files)
+    ]
+
+
+def _amounts(compiled: Compiled) -> dict[str, Any]:
+    """What of a report is known before the run."""
+    program = compiled.program
+    return {
+        "outputs": tuple(output.path for output, _ in compiled.outputs),
+        "num_tensors": sum(len(save.tensors) for save in compiled.symbolic.saves),
+        "num_groups": len(program.groups),
+        "bytes_moved": program.bytes_moved,
+        "bytes_read": program.bytes_read,
+        "bytes_computed": program.bytes_computed,
+    }
 
 
 def inspect(
