@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 
 import numpy as np
 
@@ -31,6 +32,8 @@ class OutputFile:
         self.path = path
         self.fd = fd
         self.direct = direct
+        # The kernel lets one writer at a time into the cached pages of a file; the others would spin in the meantime.
+        self._turn = threading.Lock()
 
     def write(self, offset: int, source: np.ndarray, bounce: np.ndarray) -> None:
         """Write all bytes of a buffer; `bounce` is a buffer of whole pages to write from.
@@ -102,7 +105,8 @@ class OutputFile:
         done = 0
         while done < nbytes:
             try:
-                count = os.copy_file_range(origin, self.fd, nbytes - done, source + done, offset + done)
+                with self._turn:
+                    count = os.copy_file_range(origin, self.fd, nbytes - done, source + done, offset + done)
             except OSError as error:
                 if error.errno not in UNSUPPORTED:
                     raise StorageError(f"cannot copy: {error.strerror}", where=self.path) from None
