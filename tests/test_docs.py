@@ -41,7 +41,7 @@ NOT_RUN = {
     "scripts/demo",
     "scripts/test",
     "scripts/test tests/ops",
-    "python benchmarks/run.py storage --size 1b",
+    "python benchmarks/run.py --suite storage --size 1b",
     "surgery-jax completion fish > ~/.config/fish/completions/surgery-jax.fish",
 }
 
