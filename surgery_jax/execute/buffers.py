@@ -15,8 +15,6 @@ from .reservations import PAGE, footprint, rounded, too_large
 
 __all__ = ["Budget", "Files", "aligned"]
 
-ALIGNMENT = 64  # the CPU backend uses NumPy memory as it is, without a copy, if it is aligned to this
-
 
 class Budget:
     """Hands out buffers, never more than `limit` bytes at once; freed ones are used again, because touching fresh

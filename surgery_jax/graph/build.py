@@ -185,7 +185,7 @@ class _Builder(SymbolicState):
             return
         try:
             ref = naming.parse_reference(value, self.default_alias)
-            self.ghosts.append((ref.alias, naming.placeholder(ref)))
+            self.ghosts.append((ref.alias, ref))
         except PlanError:
             return
 

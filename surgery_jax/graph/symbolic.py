@@ -66,7 +66,7 @@ class SymbolicState:
         self.step = 0
         self.errors: list[SurgeryError] = []
         self.broken_aliases: set[str] = set()
-        self.ghosts: list[tuple[str, str]] = []  # names that failed steps would have made
+        self.ghosts: list[tuple[str, Reference]] = []  # templates of names that failed steps would have made
         self.pending: list[tuple[str, str]] = []  # names that the running step will make
         self.recent: list[str] = []  # names that the running step has read since it last wrote one
         self.touched: dict[str, list[str]] = {"changed": [], "created": [], "deleted": []}
@@ -165,11 +165,15 @@ class SymbolicState:
         if ref.alias in self.broken_aliases:
             raise Consequence
         ghosts = naming.NameIndex()
-        for alias, name in self.ghosts:
+        for alias, template in self.ghosts:
             if alias == ref.alias:
-                ghosts.add(name)
+                ghosts.add(naming.placeholder(template))
         if len(ghosts) and self.selector(ref).match(ghosts):
             raise Consequence
+
+    def _is_ghost(self, alias: str, name: str) -> bool:
+        """Whether an earlier failed step could have made a name."""
+        return any(alias == known and naming.could_produce(template, name) for known, template in self.ghosts)
 
     def _nothing_matches(self, ref: Reference, problem: str) -> None:
         model = self.model(ref.alias)
@@ -241,7 +245,7 @@ class SymbolicState:
 
     def has(self, alias: str, name: str) -> bool:
         found = name in self.model(alias).slots
-        if not found and self.word == "assert" and (alias, name) in self.ghosts:
+        if not found and self.word == "assert" and self._is_ghost(alias, name):
             raise Consequence
         return found
 
@@ -294,7 +298,7 @@ class SymbolicState:
     def expect_present(self, alias: str, names: Sequence[str], kind: str = "destination") -> None:
         missing = [name for name in names if not self.has(alias, name)]
         if missing:
-            if alias in self.broken_aliases or (alias, missing[0]) in self.ghosts:
+            if alias in self.broken_aliases or self._is_ghost(alias, missing[0]):
                 raise Consequence
             near = nearest(missing[0], self.model(alias).slots)
             raise PlanError(
