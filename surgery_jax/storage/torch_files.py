@@ -14,7 +14,7 @@ from ..core.errors import StorageError
 from ..core.specs import Spec
 from .base import Checkpoint, Entry, Format, LaidFile, Layout
 from .pickles import Writer
-from .shards import read_index, read_parts
+from .shards import cut, index_bytes, read_index, read_parts
 from .torch_tensors import STORAGES, UNTYPED, Tensor, describe, entry_of, read_file
 from .zips import LaidZip, complete_checksums, lay_zip
 
@@ -32,6 +32,8 @@ class TorchFormat(Format):
     name = "torch"
     suffixes = (".pt", ".pth", ".bin")
     writes_tensors = True
+    writes_directories = True
+    takes_shards = True
 
     def probe_directory(self, path: Path) -> bool:
         """Whether there is an index or any file of weights."""
@@ -78,12 +80,26 @@ class TorchFormat(Format):
         shard_bytes: int | None,
         metadata: Mapping[str, str],
     ) -> Layout:
-        """One file with a dictionary from names to tensors; torch files have no place for metadata."""
-        return _one_file(lay_torch(path, tensors), [name for name, _ in tensors])
+        """Files with a dictionary from names to tensors each, and an index if they are shards.
+
+        Torch files have no place for metadata.
+        """
+        if not is_directory:
+            return _archives(path, {"": tensors}, None, False)
+        if shard_bytes is None:
+            return _archives(path, {"pytorch_model.bin": tensors}, None, True)
+        shards = cut(tensors, shard_bytes)
+        named = {f"pytorch_model-{n:05d}-of-{len(shards):05d}.bin": shard for n, shard in enumerate(shards, 1)}
+        where = {name: file for file, shard in named.items() for name, _ in shard}
+        return _archives(path, named, index_bytes(where, sum(spec.nbytes for _, spec in tensors)), True)
 
     def layout_single(self, path: Path, name: str, spec: Spec, *, metadata: Mapping[str, str]) -> Layout:
         """One file with a bare tensor."""
-        return _one_file(lay_torch(path, [(name, spec)], bare=True), [name])
+        laid = lay_torch(path, [(name, spec)], bare=True)
+        file = LaidFile("", laid.size, laid.fixed)
+        return Layout(
+            (file,), {name: (0, laid.begins[0])}, False, lambda root: complete_checksums(root, laid.checksums)
+        )
 
 
 def _files(path: Path) -> list[Path]:
@@ -142,10 +158,25 @@ def lay_torch(path: Path, tensors: Sequence[tuple[str, Spec]], *, bare: bool = F
     return lay_zip(members, start)
 
 
-def _one_file(laid: LaidZip, names: Sequence[str]) -> Layout:
-    places = {name: (0, begin) for name, begin in zip(names, laid.begins, strict=True)}
-    file = LaidFile("", laid.size, laid.fixed)
-    return Layout((file,), places, False, lambda root: complete_checksums(root, laid.checksums))
+def _archives(
+    path: Path, named: Mapping[str, Sequence[tuple[str, Spec]]], index: bytes | None, is_directory: bool
+) -> Layout:
+    """Archives by file name; the checksums of their tensors are filled in when all bytes are in place."""
+    laid = {name: lay_torch(path, tensors) for name, tensors in named.items()}
+    files = [LaidFile(name, archive.size, archive.fixed) for name, archive in laid.items()]
+    places = {
+        tensor: (number, begin)
+        for number, (name, tensors) in enumerate(named.items())
+        for (tensor, _), begin in zip(tensors, laid[name].begins, strict=True)
+    }
+    if index is not None:
+        files.append(LaidFile(INDEX, len(index), ((0, index),)))
+
+    def finish(root: Path) -> None:
+        for name, archive in laid.items():
+            complete_checksums(root / name if name else root, archive.checksums)
+
+    return Layout(tuple(files), places, is_directory, finish)
 
 
 def _pickle(path: Path, tensors: Sequence[tuple[str, Spec]], bare: bool) -> bytes:

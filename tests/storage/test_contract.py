@@ -254,7 +254,6 @@ def test_the_words_of_an_output_decide_what_is_written(
         ("out.pt", "safetensors", None),
         ("out.bin", "safetensors", None),
         ("out.safetensors", "torch", None),
-        ("out", "torch", None),
         ("out.pt", "dcp", None),
         ("out.safetensors", "Safetensors", None),
         ("out", "numpy", None),
@@ -301,7 +300,6 @@ def test_save_ignores_suffixes(
     ("path", "format", "shard"),
     [
         ("a.safetensors", None, "1KB"),
-        ("a", "torch", "1KB"),
         ("a", "numpy", None),
         ("a.pt", "dcp", None),
         ("a", None, "x"),

@@ -391,3 +391,28 @@ def test_every_mutilated_archive_is_refused_or_read(tmp_path: Path) -> None:
                 bytes_of(entry)
         except StorageError:
             pass
+
+
+def test_shards_of_torch_files_have_an_index_and_load_in_torch(tmp_path):
+    """A directory as other tools write it: every file loads by itself, and the index says the truth."""
+    import json
+
+    import surgery_jax
+
+    tensors = {f"h.{n}.w": torch.randn(50, 7) for n in range(9)}
+    torch.save(tensors, tmp_path / "whole.pt")
+    surgery_jax.convert(
+        tmp_path / "whole.pt", tmp_path / "parts", surgery_jax.Options(shard_size="3KB"), format="torch"
+    )
+    index = json.loads((tmp_path / "parts/pytorch_model.bin.index.json").read_text())
+    files = sorted(set(index["weight_map"].values()))
+    assert files == [f"pytorch_model-{n:05d}-of-00005.bin" for n in range(1, 6)]
+    assert index["metadata"]["total_size"] == 9 * 50 * 7 * 4
+    found = {}
+    for file in files:
+        part = torch.load(tmp_path / "parts" / file, weights_only=True)
+        assert all(index["weight_map"][name] == file for name in part)
+        found |= part
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert not surgery_jax.diff(tmp_path / "parts", tmp_path / "whole.pt").changed
