@@ -10,7 +10,7 @@ from surgery_jax.core.dtypes import BY_NAME
 from surgery_jax.core.specs import Spec
 from surgery_jax.storage.base import Entry, Layout
 from surgery_jax.storage.formats import OutputPlan, resolve_output
-from surgery_jax.storage.publish import Staging, check_space, check_target
+from surgery_jax.storage.publish import Staging, check_space, check_target, commit_all
 
 Tensors = Mapping[str, tuple[Spec, bytes]]
 
@@ -50,7 +50,7 @@ def write(
     staging = Staging(plan, layout)
     try:
         fill(staging, layout, tensors)
-        staging.commit(sync=False)
+        commit_all([staging], sync=False)
     finally:
         staging.abort()
     return layout

@@ -145,7 +145,7 @@ def evaluate(
     from .reservations import check_fits
     from .stream import Executor
 
-    symbolic = Symbolic((), checks, sinks, (), (), (), {}, 0, False)
+    symbolic = Symbolic((), checks, sinks, (), (), (), False)
     with paused_gc():
         program = compile_program(symbolic, [])
     check_fits(program, options.memory_bytes, options.num_workers)

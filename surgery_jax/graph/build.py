@@ -13,6 +13,7 @@ from ..language import names as naming
 from ..language.document import Mapping, Node, Scalar, Sequence, plain
 from ..language.plan import Input, Plan
 from ..ops.base import BoundStep, find_word, words
+from .namespace import Model
 from .roots import Request, Symbolic
 from .symbolic import BROKEN, Consequence, Files, SymbolicState
 
@@ -36,8 +37,6 @@ def build(plan: Plan, files: Files) -> Symbolic:
         prints=builder.prints,
         assertions=builder.assertions,
         executed=builder.executed,
-        models=builder.models,
-        num_nodes=builder.graph.size,
         needs_whole=builder.graph.needs_whole,
     )
 
@@ -178,7 +177,7 @@ class _Builder(SymbolicState):
             given = payload.entries.get("alias")
             if word in ("load", "prefixes") and isinstance(given, Scalar) and isinstance(given.value, str):
                 self.broken_aliases.add(given.value)
-                self.models.setdefault(given.value, _empty())
+                self.models.setdefault(given.value, Model())
 
     def _leave_ghost(self, value: Node | None) -> None:
         if value is None:
@@ -285,12 +284,6 @@ class _AnyAlias(dict[str, Any]):
 
     def __contains__(self, alias: object) -> bool:
         return True
-
-
-def _empty() -> Any:
-    from .namespace import Model
-
-    return Model()
 
 
 def _load_step(entry: Input) -> Node:

@@ -76,8 +76,6 @@ class Symbolic:
     prints: Sequence[Print]
     assertions: Sequence[Assertion]
     executed: Sequence[Any]  # the YAML of the steps that ran
-    models: Mapping[str, Any]
-    num_nodes: int
     needs_whole: bool  # whether some operation may need whole tensors in memory
 
     def stored(self) -> list[Node]:

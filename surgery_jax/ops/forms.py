@@ -25,16 +25,15 @@ def _sliced(name: str, ref: Any) -> str:
 class Form:
     """One spelling: a plan word, its reference keys, and how its operands and destinations are found."""
 
-    def __init__(self, word: str, *, without: tuple[str, ...] = (), renamed: dict[str, str] | None = None) -> None:
+    def __init__(self, word: str, *, renamed: dict[str, str] | None = None) -> None:
         self.word = word
-        self.without = without
         self.renamed = renamed or {}
         self.fields: dict[str, tuple[str, Field]] = {}
 
     def own_fields(self, op: type[TensorOp]) -> dict[str, tuple[str, Field]]:
         """The operation's own keys as this spelling writes them."""
         declared = base.fields_of(op)
-        return {self.renamed.get(key, key): entry for key, entry in declared.items() if key not in self.without}
+        return {self.renamed.get(key, key): entry for key, entry in declared.items()}
 
     def build(self, step: BoundStep, state: State) -> None:
         """Find operands, compute, and bind the results."""

@@ -124,7 +124,7 @@ def _final(plan: OutputPlan) -> Path:
 
 
 class Staging:
-    """One output while it is being written. Others write to `fd(index)`; then `commit`, and `abort` in any case."""
+    """One output while it is being written. Others write to `fd(index)`; then `commit_all`, and `abort` in any case."""
 
     def __init__(self, plan: OutputPlan, layout: Layout) -> None:
         """Make the hidden directory and all files in their full length.
@@ -224,14 +224,6 @@ class Staging:
                     _sync(path)
             except OSError as error:
                 raise storage_error(error, self.plan.path, "bring it to the disk") from None
-
-    def commit(self, sync: bool = True) -> None:
-        """Publish the output under its name.
-
-        Raises:
-            StorageError: that failed; the place is as it was before.
-        """
-        commit_all([self], sync)
 
     def _publish(self, sync: bool, fresh: Set[Path]) -> None:
         """Rename all into its place; `fresh` are the places of this run's outputs, which are not old."""

@@ -22,7 +22,7 @@ from surgery_jax.storage.formats import (
     resolve_save,
     resolve_save_tensor,
 )
-from surgery_jax.storage.publish import Staging
+from surgery_jax.storage.publish import Staging, commit_all
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # importing PyTorch warns
 
@@ -194,7 +194,7 @@ def test_a_checkpoint_is_replaced_while_it_is_read(plan: OutputPlan) -> None:
     layout = plan.layout([("c", made)], {})
     staging = Staging(plan, layout)
     os.pwrite(staging.fd(layout.places["c"][0]), bytes_of(old), layout.places["c"][1])
-    staging.commit(sync=False)
+    commit_all([staging], sync=False)
     assert {name: bytes_of(entry) for name, entry in open_checkpoint(plan.path).entries.items()} == {"c": data}
 
 

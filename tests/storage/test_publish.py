@@ -41,7 +41,7 @@ def narrow_umask() -> Iterator[None]:
 def test_nothing_lies_at_the_place_before_the_commit(tmp_path: Path) -> None:
     staging = staged(output(tmp_path / "deep/er/a.safetensors"))
     assert not (tmp_path / "deep/er/a.safetensors").exists()
-    staging.commit()
+    commit_all([staging])
     assert tree(tmp_path).keys() == {"deep", "deep/er", "deep/er/a.safetensors"}
 
 
@@ -55,7 +55,7 @@ def test_abort_leaves_nothing_and_may_be_repeated(name: str, tmp_path: Path) -> 
 
 def test_abort_after_the_commit_takes_nothing_back(tmp_path: Path) -> None:
     staging = staged(output(tmp_path / "out"))
-    staging.commit()
+    commit_all([staging])
     staging.abort()
     assert list(open_checkpoint(str(tmp_path / "out")).entries) == ["new"]
 
@@ -169,7 +169,7 @@ def test_a_format_that_cannot_complete_publishes_nothing(tmp_path: Path) -> None
     plan = output(tmp_path / "out")
     layout = replace(plan.layout([("new", spec("float32", 5))], {}), finish=fail)
     with pytest.raises(StorageError, match="free some space"):
-        Staging(plan, layout).commit()
+        commit_all([Staging(plan, layout)])
     assert tree(tmp_path) == before
 
 
