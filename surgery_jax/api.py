@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from .execute.options import Options
 from .execute.reservations import check_fits
 from .graph.build import build
 from .graph.roots import Request, Symbolic
-from .language.document import Mapping, load_document, node_of
+from .language.document import Mapping, Node, load_document, node_of, parse_plan_file
 from .language.plan import Plan
 from .storage import formats
 from .storage.base import Checkpoint, Entry, Layout
@@ -31,7 +31,6 @@ from .storage.formats import OutputPlan
 if TYPE_CHECKING:
     from .execute.compare import Difference
     from .execute.explain import Explanation
-    from .execute.outputs import OutputFile
     from .execute.report import Report
     from .execute.survey import CheckpointInfo
     from .storage.publish import Staging
@@ -85,6 +84,9 @@ class _Files:
 
     def open_single(self, path: str, format: str) -> tuple[str | None, Entry]:
         return formats.open_single(path, format)
+
+    def open_plan(self, path: str) -> Node:
+        return parse_plan_file(path, interpolate=False)
 
     def check_request(self, request: Request) -> None:
         self.resolve(request)
@@ -212,64 +214,42 @@ def run(
     Raises:
         SurgeryError: what went wrong; nothing appears under an output's name, and nothing temporary is left.
     """
-    from .execute.devices import CompileClock, device_trace
-    from .execute.report import Progress, Report, peak_rss_bytes
-    from .execute.stream import Executor
-    from .execute.timeline import Timeline
-    from .storage.publish import Staging, commit_all
+    from .execute.perform import perform
+    from .execute.report import Report, peak_rss_bytes
+    from .storage.publish import commit_all
 
     began = time.perf_counter()
     options = options or Options()
     compiled = compiled or compile_plan(plan, options)
     _check_targets(compiled, options)
-    if options.profile is not None:
-        Path(options.profile).mkdir(parents=True, exist_ok=True)
-    timeline = Timeline(keep_events=options.profile is not None)
     with ExitStack() as stack:
-        stagings = []
-        for output, layout in compiled.outputs:
-            stagings.append(Staging(output, layout))
-            stack.callback(stagings[-1].abort)
-        executor = Executor(
-            compiled.program,
-            _output_files(compiled, stagings, options.sync),
-            memory_bytes=options.memory_bytes,
-            num_workers=options.num_workers,
-            num_devices=options.devices or None,
-            progress=Progress(progress),
-            timeline=timeline,
-        )
-        start = time.perf_counter()
-        with CompileClock() as clock, device_trace(options.profile if compiled.program.needs_device else None):
-            executor.run()
-        stream_s = time.perf_counter() - start
-        if options.profile is not None:
-            timeline.write(Path(options.profile) / "stages.trace.json")
-        printed = _settle(compiled.symbolic, executor.findings)
+        stagings = stage(compiled, stack)
+        done = perform(compiled.program, stagings, options, progress)
+        printed = settle(compiled.symbolic, done.findings)
         commit_all(stagings, options.sync)
+    figures = {field.name: getattr(done, field.name) for field in fields(done) if field.name != "findings"}
     return Report(
         **_amounts(compiled),
-        num_compilations=sum(function.num_traces for function in executor.functions),
-        num_host_fallbacks=executor.num_fallbacks,
-        peak_buffer_bytes=executor.budget.peak,
+        **figures,
         peak_rss_bytes=peak_rss_bytes(),
         wall_s=time.perf_counter() - began,
-        stream_s=stream_s,
-        compile_s=clock.seconds,
-        busy_s=timeline.busy_s,
         printed=printed,
     )
 
 
-def _output_files(compiled: Compiled, stagings: Sequence[Staging], sync: bool) -> list[OutputFile]:
-    """The files of all outputs, in the order in which the program numbers them."""
-    from .execute.outputs import OutputFile
+def stage(compiled: Compiled, stack: ExitStack) -> list[Staging]:
+    """The outputs of a plan in their hidden places; what is not committed when the stack closes is removed.
 
-    return [
-        OutputFile(str(Path(output.path) / file.name), staging.fd(index), staging.direct_fd(index) if sync else None)
-        for staging, (output, layout) in zip(stagings, compiled.outputs, strict=True)
-        for index, file in enumerate(layout.files)
-    ]
+    Raises:
+        StorageError: the operating system refuses.
+    """
+    from .storage.publish import Staging
+
+    stagings = []
+    for output, layout in compiled.outputs:
+        stagings.append(Staging(output, layout))
+        stack.callback(stagings[-1].abort)
+    return stagings
 
 
 def _amounts(compiled: Compiled) -> dict[str, Any]:
@@ -377,7 +357,7 @@ class _Failed(Problems):
         self.printed = printed
 
 
-def _settle(symbolic: Symbolic, findings: Any) -> str:
+def settle(symbolic: Symbolic, findings: Any) -> str:
     """Settle the assertions and render what the plan prints.
 
     Raises:

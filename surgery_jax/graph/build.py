@@ -14,19 +14,20 @@ from ..language.document import Mapping, Node, Scalar, Sequence, plain
 from ..language.plan import Input, Plan
 from ..ops.base import BoundStep, find_word, words
 from .namespace import Model
+from .node import Graph
 from .roots import Request, Symbolic
 from .symbolic import BROKEN, Consequence, Files, SymbolicState
 
 __all__ = ["build"]
 
 
-def build(plan: Plan, files: Files) -> Symbolic:
-    """The plan as versions and roots.
+def build(plan: Plan, files: Files, graph: Graph | None = None) -> Symbolic:
+    """The plan as versions and roots; in the graph of other plans, what they have in common is found there.
 
     Raises:
         Problems: everything that is wrong with the plan and can be known from headers, in the order of the plan.
     """
-    builder = _Builder(plan, files)
+    builder = _Builder(plan, files, graph or Graph())
     builder.run()
     if builder.errors:
         raise Problems(builder.errors)
@@ -82,9 +83,9 @@ _STATE = (
 class _Builder(SymbolicState):
     """Symbolic execution of a whole plan."""
 
-    def __init__(self, plan: Plan, files: Files) -> None:
+    def __init__(self, plan: Plan, files: Files, graph: Graph) -> None:
         inputs = {entry.alias: (entry.path, entry.mark) for entry in plan.inputs}
-        super().__init__(files, inputs, plan.inputs[0].alias if len(plan.inputs) == 1 else None)
+        super().__init__(files, inputs, plan.inputs[0].alias if len(plan.inputs) == 1 else None, graph)
         self.plan = plan
         self.executed: list[Any] = []
         self.contributed: list[str] = []
@@ -219,7 +220,7 @@ class _Builder(SymbolicState):
             node = document.parse_yaml(node.value, f"{node.mark.file}:{node.mark.line}:plan-yaml", interpolate=False)
         elif kind == "path":
             assert isinstance(node, Scalar)
-            node = document.parse_plan_file(str(node.value), interpolate=False)
+            node = self.files.open_plan(str(node.value))
         if kind == "transforms" or not isinstance(node, Mapping):
             return list(step_list(node)), None
         if not {"inputs", "transforms", "output"} & set(node.entries):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,9 @@ __all__ = ["Graph", "Node", "Source"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
-    """A stored tensor: the checkpoint's number, the name there, and the storage layer's entry (opaque here)."""
+    """A stored tensor: the checkpoint's key, the name there, and the storage layer's entry (opaque here)."""
 
-    checkpoint: int
+    checkpoint: Hashable
     name: str
     entry: Any
 
@@ -46,7 +47,8 @@ class Node:
 
 
 class Graph:
-    """All nodes of a plan. Equal operations on equal operands are one node.
+    """All nodes of a plan, or of several plans whose work is shared. Equal operations on equal operands are one node,
+    and so is a stored tensor, however often it is read.
 
     `needs_whole`: whether some operation is not elementwise.
     """
@@ -55,11 +57,16 @@ class Graph:
         self.size = 0
         self.needs_whole = False
         self._known: dict[Any, tuple[Node, ...]] = {}
+        self._reads: dict[Any, Node] = {}
 
     def read(self, source: Source, spec: Spec, origin: Any) -> Node:
-        """A stored tensor."""
-        self.size += 1
-        return Node(self.size, source, (), 0, spec, origin)
+        """A stored tensor; the key of a checkpoint must always stand for the same headers."""
+        key = (source.checkpoint, source.name, spec)
+        found = self._reads.get(key)
+        if found is None:
+            self.size += 1
+            found = self._reads[key] = Node(self.size, source, (), 0, spec, origin)
+        return found
 
     def apply(self, op: TensorOp, operands: tuple[Node, ...], origin: Any) -> tuple[Node, ...]:
         """The results of an operation.

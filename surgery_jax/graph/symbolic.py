@@ -22,11 +22,13 @@ __all__ = ["Consequence", "Files", "SymbolicState"]
 
 
 class Files(Protocol):
-    """The headers of the outside world; the graph itself opens no file."""
+    """The headers of the outside world, and nested plans; the graph itself opens no file."""
 
     def open_checkpoint(self, path: str) -> Any: ...
 
     def open_single(self, path: str, format: str) -> tuple[str | None, Any]: ...
+
+    def open_plan(self, path: str) -> YamlNode: ...
 
     def check_request(self, request: Request) -> None: ...
 
@@ -47,10 +49,12 @@ BROKEN: Any = _Broken()
 class SymbolicState:
     """The namespace while a plan runs symbolically. See `ops.state.State` for the promises of the methods."""
 
-    def __init__(self, files: Files, inputs: Mapping[str, tuple[str, Mark]], default_alias: str | None) -> None:
+    def __init__(
+        self, files: Files, inputs: Mapping[str, tuple[str, Mark]], default_alias: str | None, graph: Graph
+    ) -> None:
         self.files = files
         self.default_alias = default_alias
-        self.graph = Graph()
+        self.graph = graph
         self.models: dict[str, Model | None] = dict.fromkeys(inputs)  # None: an input that nothing has touched yet
         self.inputs = dict(inputs)
         self.saves: list[Save] = []
@@ -71,7 +75,6 @@ class SymbolicState:
         self.recent: list[str] = []  # names that the running step has read since it last wrote one
         self.touched: dict[str, list[str]] = {"changed": [], "created": [], "deleted": []}
         self._checkpoints: dict[str, Any] = {}
-        self._reads: dict[tuple[int, str], Node] = {}
         self._selectors: dict[Any, Selector] = {}
 
     # -- references ---------------------------------------------------------------------------------------------
@@ -213,20 +216,17 @@ class SymbolicState:
         try:
             key = os.path.realpath(path)
             if key not in self._checkpoints:
-                self._checkpoints[key] = (len(self._checkpoints), self.files.open_checkpoint(path))
+                self._checkpoints[key] = self.files.open_checkpoint(path)
         except SurgeryError as error:
             self.broken_aliases.add(alias)
             raise _asked_for_at(mark, error) from None
-        number, checkpoint = self._checkpoints[key]
+        checkpoint = self._checkpoints[key]
         model.metadata = dict(checkpoint.metadata)
         for name, entry in checkpoint.entries.items():
-            model.add(name, Slot(self._read(number, name, entry), 0, 1))
+            model.add(name, Slot(self._read(key, name, entry), 0, 1))
 
-    def _read(self, number: int, name: str, entry: Any) -> Node:
-        key = (number, name)
-        if key not in self._reads:
-            self._reads[key] = self.graph.read(Source(number, name, entry), entry.spec, self.mark)
-        return self._reads[key]
+    def _read(self, checkpoint: str, name: str, entry: Any) -> Node:
+        return self.graph.read(Source(checkpoint, name, entry), entry.spec, self.mark)
 
     def _saved(self, path: str, mark: Mark) -> Save | None:
         """What an earlier step of this plan writes at a path."""
@@ -420,9 +420,7 @@ class SymbolicState:
             name, entry = self.files.open_single(path, format)
         except SurgeryError as error:
             raise _asked_for_at(self.mark, error) from None
-        number = len(self._checkpoints)
-        self._checkpoints[f"{path}#{number}"] = (number, None)
-        return self._read(number, name or path, entry)
+        return self._read(f"{os.path.realpath(path)} as {format}", name or path, entry)
 
     # -- aliases and flags --------------------------------------------------------------------------------------
 
