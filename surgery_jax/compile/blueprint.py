@@ -39,11 +39,13 @@ class Blueprint:
 
     @property
     def produced_bytes(self) -> int:
-        """Bytes that computing allocates: all results as they are computed; of a compiled loop over elements, what
-        leaves it and one intermediate."""
+        """Bytes that computing allocates: all results as they are computed, and what the most demanding operation needs
+        beside them; of a compiled loop over elements, what leaves it and one intermediate."""
         results = [spec.size * max(spec.dtype.itemsize, 4) for eqn in self.eqns for spec in eqn.specs]
         if not self.fused:
-            return sum(results)
+            values = self.value_specs()
+            spaces = (eqn.op.workspace_bytes(*(values[arg] for arg in eqn.args)) for eqn in self.eqns)
+            return sum(results) + max(spaces, default=0)
         return sum(self.value_specs()[value].nbytes for value in self.leaving) + max(results, default=0)
 
 

@@ -180,6 +180,31 @@ class HostKernel(_Kernel):
     def matmul(self, a: Any, b: Any) -> Any:
         return np.matmul(a, b)
 
+    def qr(self, x: Any) -> Any:
+        return np.linalg.qr(x)
+
+    def eigvalsh(self, x: Any) -> Any:
+        return np.linalg.eigvalsh(x)
+
+    def leading(self, x: Any, count: int) -> tuple[Any, Any]:
+        """The largest eigenvalues of a symmetric matrix, descending, and their vectors as columns.
+
+        Raises:
+            LinAlgError: NaN or infinity, or no convergence.
+        """
+        import scipy.linalg
+
+        if not np.isfinite(x).all():
+            raise np.linalg.LinAlgError
+        n = x.shape[0]
+        values, vectors = scipy.linalg.eigh(x, subset_by_index=(n - count, n - 1), check_finite=False)
+        if len(values) < count:  # bisection loses some that are equal
+            values, vectors = (part[..., -count:] for part in np.linalg.eigh(x))
+        return values[::-1], vectors[:, ::-1]
+
+    def choose(self, is_first: Any, first: Any, second: Any) -> Any:
+        return first() if is_first else second()
+
 
 def _complex(real: Any, imag: Any, dtype: Any) -> Any:
     result = np.empty(np.shape(real), dtype)
@@ -222,3 +247,17 @@ class DeviceKernel(_Kernel):
 
     def matmul(self, a: Any, b: Any) -> Any:
         return self.xp.matmul(a, b, precision=self.jax.lax.Precision.HIGHEST)
+
+    def qr(self, x: Any) -> Any:
+        return self.xp.linalg.qr(x)
+
+    def eigvalsh(self, x: Any) -> Any:
+        return self.xp.linalg.eigvalsh(x)
+
+    def leading(self, x: Any, count: int) -> tuple[Any, Any]:
+        values, vectors = self.xp.linalg.eigh(x)
+        return values[::-1][:count], vectors[:, ::-1][:, :count]
+
+    def choose(self, is_first: Any, first: Any, second: Any) -> Any:
+        """The result of one of two functions; only that one is computed."""
+        return self.jax.lax.cond(is_first, first, second)

@@ -335,6 +335,10 @@ class TensorOp:
         """The same operation on `rows` rows of every operand; None if rows of the result need more than theirs."""
         return self if self.kind in ("elementwise", "check") else None
 
+    def workspace_bytes(self, *operands: Any) -> int:
+        """Bytes that computing needs beside operands and results."""
+        return 0
+
     def by_bits(self, *operands: Spec) -> bool:
         """Whether a device only moves or compares the bits of these operands, so that subnormal numbers are safe."""
         return self.kind == "structure"

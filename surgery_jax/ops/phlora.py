@@ -8,10 +8,13 @@ from typing import Any
 from ..core.errors import PlanError
 from ..core.specs import Spec
 from ..language.document import Node
-from .base import Directive, TensorOp, boolean, rank, reference
+from .base import Directive, TensorOp, boolean, choice, rank, reference
 from .forms import InPlace
+from .lowrank import METHODS, factors, workspace_bytes
 from .rules import check_floats, check_matrix
 from .state import State
+
+METHOD = "how: exact, randomized, or whichever gives 1.001 of the least error soonest"
 
 
 def _check(source: Spec) -> None:
@@ -31,6 +34,7 @@ class Factors(TensorOp):
     needs_finite = True
     outputs = 2
     rank: int
+    method: str = "auto"
 
     def infer(self, source: Spec) -> tuple[Spec, ...]:
         _check(source)
@@ -38,11 +42,13 @@ class Factors(TensorOp):
         r = min(self.rank, m, n)
         return (Spec((r, n), source.dtype), Spec((m, r), source.dtype))
 
+    def workspace_bytes(self, source: Spec) -> int:
+        return workspace_bytes(source, self.rank)
+
     def apply(self, k: Any, source: Any) -> Any:
-        u, s, vh = k.svd(k.widen(source))
-        r = min(self.rank, *source.shape)
-        root = k.xp.sqrt(s[:r])
-        return k.narrow(root[:, None] * vh[:r], source), k.narrow(u[:, :r] * root, source)
+        u, s, vt = factors(k, source, self.rank, self.method)
+        root = k.xp.sqrt(s)
+        return k.narrow(root[:, None] * vt, source), k.narrow(u * root, source)
 
 
 @dataclass(frozen=True)
@@ -58,15 +64,18 @@ class LowRank(TensorOp):
     examples = ("phlora_: { target: '.+\\.delta', rank: 16 }",)
 
     rank: int = rank("rank of the approximation; more than min(m, n) means all")
+    method: str = choice(METHOD, METHODS, "auto")
 
     def infer(self, source: Spec) -> tuple[Spec, ...]:
         _check(source)
         return (source,)
 
+    def workspace_bytes(self, source: Spec) -> int:
+        return workspace_bytes(source, self.rank)
+
     def apply(self, k: Any, source: Any) -> Any:
-        u, s, vh = k.svd(k.widen(source))
-        r = min(self.rank, *source.shape)
-        return k.narrow(k.matmul(u[:, :r] * s[:r], vh[:r]), source)
+        u, s, vt = factors(k, source, self.rank, self.method)
+        return k.narrow(k.matmul(u * s, vt), source)
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,7 @@ class Phlora(Directive):
     target_a: Node = reference("names of the A factors")
     target_b: Node = reference("names of the B factors")
     rank: int = rank("rank of the factors; more than min(m, n) means all")
+    method: str = choice(METHOD, METHODS, "auto")
     delete_original: bool = boolean("remove the matrices afterwards", True)
     require_missing_dest: bool = boolean("refuse to overwrite existing tensors", True)
 
@@ -106,7 +116,9 @@ class Phlora(Directive):
                 state.expect_new(side.alias, [dest for _, dest in named])
         for (name, a), (_, b) in zip(*pairs, strict=True):
             node = state.slot(target.alias, name, reads=2).node
-            for side, dest, factor in zip(sides, (a, b), state.apply(Factors(self.rank), node), strict=True):
+            for side, dest, factor in zip(
+                sides, (a, b), state.apply(Factors(self.rank, self.method), node), strict=True
+            ):
                 if state.has(side.alias, dest):
                     state.rebind(side.alias, dest, factor)
                 else:

@@ -1,0 +1,119 @@
+"""The low-rank kernel against NumPy's decomposition in float64: how good, which signs, and always the same."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from surgery_jax.compile.kernels import DeviceKernel, HostKernel
+from surgery_jax.ops.lowrank import METHODS, factors, singular_values
+
+SPECTRA = {
+    "equal": lambda i: np.ones(len(i)),
+    "power 1/4": lambda i: i**-0.25,
+    "power 1/2": lambda i: i**-0.5,
+    "power 1": lambda i: 1 / i,
+    "power 2": lambda i: i**-2.0,
+    "halves": lambda i: 0.5 ** np.minimum(i, 60),
+    "zero": lambda i: 0 * i,
+}
+NAMES = ("flat", "noisy", "noisier", "tiny noise", "low rank", *SPECTRA)
+NOISE = {"noisy": 0.05, "noisier": 0.05, "tiny noise": 1e-5, "low rank": 0.0}
+Triplets = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def matrix(name: str, m: int, n: int, rank: int, dtype: Any = np.float32, seed: int = 0) -> np.ndarray:
+    """`noisy`: of that rank, and noise of 5 %; `noisier`: of a quarter of the rank, so that rank reaches the noise."""
+    rng = np.random.default_rng(seed)
+    if name == "flat":
+        return rng.standard_normal((m, n)).astype(dtype)
+    if name in NOISE:
+        r = max(rank // 4, 1) if name == "noisier" else rank
+        w = rng.standard_normal((m, r)) @ rng.standard_normal((r, n)) / np.sqrt(r)
+        return np.asarray(w + NOISE[name] * rng.standard_normal((m, n))).astype(dtype)
+    k = min(m, n)
+    u, v = (np.linalg.qr(rng.standard_normal((size, k)))[0] for size in (m, n))
+    return np.asarray((u * SPECTRA[name](np.arange(1.0, k + 1))) @ v.T).astype(dtype)
+
+
+@cache
+def compiled(rank: int, method: str) -> Any:
+    return jax.jit(lambda w: factors(device_kernel(), w, rank, method))
+
+
+def device_kernel() -> DeviceKernel:
+    return DeviceKernel((jnp.zeros((), np.int32), jnp.zeros((), np.int64)))
+
+
+def on_device(w: np.ndarray, rank: int, method: str = "auto") -> Triplets:
+    with jax.enable_x64(True):
+        u, s, vt = compiled(rank, method)(jnp.asarray(w))
+        return np.asarray(u), np.asarray(s), np.asarray(vt)
+
+
+def on_host(w: np.ndarray, rank: int, method: str = "auto") -> Triplets:
+    with np.errstate(all="ignore"):
+        return factors(HostKernel(), w, rank, method)
+
+
+def check(w: np.ndarray, rank: int, found: Triplets, ratio: float) -> None:
+    """Shapes, signs, orthonormal factors, singular values, and a residual within `ratio` of the optimum or within what
+    a full decomposition in that dtype leaves."""
+    u, s, vt = found
+    r = min(rank, *w.shape)
+    assert (u.shape, s.shape, vt.shape) == ((w.shape[0], r), (r,), (r, w.shape[1]))
+    assert {x.dtype for x in found} == {w.dtype}
+    eps = float(np.finfo(w.dtype).eps)
+    exact = np.linalg.svd(w.astype(np.float64), compute_uv=False)
+    norm = float(np.linalg.norm(exact))
+    optimum = float(np.linalg.norm(exact[r:]))
+    product = (u * s).astype(np.float64) @ vt.astype(np.float64)
+    residual = float(np.linalg.norm(w.astype(np.float64) - product))
+    assert residual <= ratio * optimum + 100 * eps * norm, f"{residual} instead of {optimum} of {norm}"
+    np.testing.assert_allclose(vt @ vt.T, np.eye(r), atol=200 * eps)
+    np.testing.assert_allclose(u.T @ u, np.eye(r), atol=200 * eps)
+    assert (np.diff(s) <= 0).all() and (s >= 0).all()
+    assert (vt[np.arange(r), np.argmax(np.abs(vt), axis=1)] > 0).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    m=st.integers(1, 64), n=st.integers(1, 64), rank=st.integers(1, 70), name=st.sampled_from(NAMES),
+    method=st.sampled_from(METHODS), seed=st.integers(0, 99),
+    scale=st.sampled_from((1.0, 1e-30, 1e30)), dtype=st.sampled_from((np.float32, np.float64)),
+)  # fmt: skip
+def test_small_matrices_of_every_shape(
+    m: int, n: int, rank: int, name: str, method: str, seed: int, scale: float, dtype: Any
+) -> None:
+    w = (matrix(name, m, n, min(rank, m, n), np.float64, seed) * scale).astype(dtype)
+    check(w, rank, on_host(w, rank, method), 1.001)
+
+
+@pytest.mark.parametrize("shape", [(512, 256), (256, 512)], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_matrices_of_some_size_are_factored_as_well_on_a_device_as_on_the_host(
+    name: str, shape: tuple[int, int]
+) -> None:
+    for dtype in (np.float32, np.float64):
+        w = matrix(name, *shape, 8, dtype)
+        check(w, 8, on_host(w, 8, "exact"), 1 + 1e-6)
+        check(w, 8, on_device(w, 8, "exact"), 1 + 1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_singular_values(name: str) -> None:
+    for dtype, loss in ((np.float32, 1e-6), (np.float64, 1e-13)):
+        w = matrix(name, 130, 80, 8, dtype)
+        expected = np.linalg.svd(w.astype(np.float64), compute_uv=False)
+        with jax.enable_x64(True):
+            there = np.asarray(jax.jit(lambda x: singular_values(device_kernel(), x))(w))
+        for found in (singular_values(HostKernel(), w), there):
+            np.testing.assert_allclose(found, expected, rtol=loss, atol=loss * expected[0])
+            assert (np.diff(found) <= 0).all()
