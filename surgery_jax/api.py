@@ -64,7 +64,9 @@ class Compiled:
         """The work: moves, and groups of components. Found on first use, since many checks need nothing of it."""
         places, first = [], 0
         for _, layout in self.outputs:
-            places.append({name: (first + file, offset) for name, (file, offset) in layout.places.items()})
+            places.append(
+                {name: (first + file, at, layout.rest.get(name, ())) for name, (file, at) in layout.places.items()}
+            )
             first += len(layout.files)
         with _no_collection():
             return compile_program(self.symbolic, places)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from surgery_jax.core.dtypes import BY_NAME
+from surgery_jax.core.ranges import ranges
 from surgery_jax.core.specs import Spec
 from surgery_jax.storage.base import Entry, Layout
 from surgery_jax.storage.formats import OutputPlan, resolve_output
@@ -29,8 +30,10 @@ def sample(dtype: str, *shape: int) -> tuple[Spec, bytes]:
 
 def fill(staging: Staging, layout: Layout, tensors: Tensors) -> None:
     for name, (file, offset) in layout.places.items():
-        data = tensors[name][1]
-        assert os.pwrite(staging.fd(file), data, offset) == len(data)
+        data, at = tensors[name][1], 0
+        for place, count in ranges(offset, layout.rest.get(name, ()), 0, len(data)):
+            assert os.pwrite(staging.fd(file), data[at : at + count], place) == count
+            at += count
 
 
 def write(
@@ -60,8 +63,11 @@ def bytes_of(entry: Entry) -> bytes:
     """The bytes of a tensor, from its place in the file or its loader."""
     if entry.extent is not None:
         with Path(entry.extent.path).open("rb") as stream:
-            stream.seek(entry.extent.offset)
-            return stream.read(entry.spec.nbytes)
+            parts = []
+            for offset, count in entry.extent.ranges(0, entry.spec.nbytes):
+                stream.seek(offset)
+                parts.append(stream.read(count))
+            return b"".join(parts)
     assert entry.read is not None
     array = entry.read()
     assert array.shape == entry.spec.shape

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from ..core.ranges import Parts, ranges
 from ..core.specs import Spec
 from ..graph.node import Node, Source
 from ..graph.roots import Check, Sink, Symbolic
@@ -24,7 +25,7 @@ from .pieces import Geometry, Piece
 __all__ = ["Component", "Dest", "Eqn", "Group", "Move", "Output", "Program", "compile_program"]
 
 MAX_JOINED = 32  # operations of a component that shared inputs may join: keeps compiled functions small
-Place = tuple[int, int]  # (number of the output file, offset)
+Place = tuple[int, int, Parts]  # (number of the output file, offset, where the bytes go on elsewhere)
 
 
 class Move(NamedTuple):
@@ -160,7 +161,7 @@ def is_raw(node: Node) -> bool:
 
 
 def compile_program(symbolic: Symbolic, places: Sequence[Mapping[str, Place]]) -> Program:
-    """The work of a plan whose saves are laid out at `places` (per save: name to file and offset)."""
+    """The work of a plan whose saves are laid out at `places` (per save: name to place)."""
     collector = _Collector()
     for save, names in zip(symbolic.saves, places, strict=True):
         for name, node in save.tensors:
@@ -203,16 +204,24 @@ class _Collector:
         self._keys: dict[Any, int] = {}
         self._key_of: dict[int, int] = {}
 
-    def write(self, node: Node, file: int, offset: int) -> None:
+    def write(self, node: Node, file: int, offset: int, rest: Parts) -> None:
         """Demand the bytes of a node at a place."""
+        at = 0
         for piece in self.geometry.pieces(node):
-            if is_raw(piece.node):
-                extent = piece.node.op.entry.extent  # type: ignore[union-attr]
-                self.moves.append(Move(extent.path, extent.offset + piece.start, file, offset, piece.nbytes))
-            else:
-                output = self.outputs.setdefault(piece.node, Output(-1))
-                output.dests.append(Dest(file, offset, piece.start, piece.nbytes))
-            offset += piece.nbytes
+            begin = piece.start
+            for to, nbytes in ranges(offset, rest, at, piece.nbytes):
+                if is_raw(piece.node):
+                    self._move(piece.node.op.entry.extent, begin, file, to, nbytes)  # type: ignore[union-attr]
+                else:
+                    output = self.outputs.setdefault(piece.node, Output(-1))
+                    output.dests.append(Dest(file, to, begin, nbytes))
+                begin += nbytes
+            at += piece.nbytes
+
+    def _move(self, extent: Any, start: int, file: int, offset: int, nbytes: int) -> None:
+        for source, count in extent.ranges(start, nbytes):
+            self.moves.append(Move(extent.path, source, file, offset, count))
+            offset += count
 
     def check(self, check: Check) -> None:
         """Demand a verdict."""

@@ -89,7 +89,8 @@ def _position(segment: Segment, plan: Blueprint) -> tuple[str, int]:
         for piece in pieces:
             entry = piece.node.op.entry if isinstance(piece.node.op, Source) else None
             if entry is not None and entry.extent is not None:
-                return entry.extent.path, entry.extent.offset + piece.start + first * spec.nbytes // plan.rows
+                ((offset, _),) = entry.extent.ranges(piece.start + first * spec.nbytes // plan.rows, 1)
+                return entry.extent.path, offset
     return "", 0
 
 

@@ -153,15 +153,17 @@ class Executor:
         for piece in pieces:
             op = piece.node.op
             if isinstance(op, Source) and op.entry.extent is not None:
-                path, offset = op.entry.extent.path, op.entry.extent.offset + piece.start
-                if run is not None and run[0] == path and run[1] + run[3] - run[2] == offset:
-                    run = (run[0], run[1], run[2], at + piece.nbytes)
-                else:
-                    self._read(run, target)
-                    run = (path, offset, at, at + piece.nbytes)
+                path = op.entry.extent.path
+                for offset, nbytes in op.entry.extent.ranges(piece.start, piece.nbytes):
+                    if run is not None and run[0] == path and run[1] + run[3] - run[2] == offset:
+                        run = (run[0], run[1], run[2], at + nbytes)
+                    else:
+                        self._read(run, target)
+                        run = (path, offset, at, at + nbytes)
+                    at += nbytes
             else:
                 target[at : at + piece.nbytes] = self._make(piece)
-            at += piece.nbytes
+                at += piece.nbytes
         self._read(run, target)
         return at
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from ..core.errors import StorageError, listing
+from ..core.ranges import Parts, ranges
 from ..core.specs import Spec
 
 if TYPE_CHECKING:
@@ -22,10 +23,18 @@ __all__ = ["Checkpoint", "Entry", "Extent", "Format", "LaidFile", "Layout"]
 
 
 class Extent(NamedTuple):
-    """Where the packed row-major little-endian bytes of a tensor begin in a file."""
+    """Where the packed row-major little-endian bytes of a tensor begin in a file.
+
+    They follow one another, except where `rest` says that they go on at another offset.
+    """
 
     path: str
     offset: int
+    rest: Parts = ()
+
+    def ranges(self, start: int, nbytes: int) -> Sequence[tuple[int, int]]:
+        """(offset, length) of the bytes from number `start` on."""
+        return ranges(self.offset, self.rest, start, nbytes)
 
 
 class Entry(NamedTuple):  # tuples are made four times as fast as frozen dataclasses, and headers have 100 000 of these
@@ -65,6 +74,8 @@ class LaidFile:
 class Layout:
     """A whole output before its first tensor byte: files, and for each tensor (index of file, offset of its bytes).
 
+    `rest` has the tensors whose bytes go on elsewhere in the file, as in `Extent`.
+
     `finish(root)` runs when all bytes are in place and before anything is published; `root` is the staged directory, or
     the staged file of a single-file layout.
     """
@@ -73,6 +84,7 @@ class Layout:
     places: Mapping[str, tuple[int, int]]
     is_directory: bool
     finish: Callable[[Path], None] | None = None
+    rest: Mapping[str, Parts] = field(default_factory=dict)
 
 
 class Format:

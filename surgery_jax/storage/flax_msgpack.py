@@ -1,0 +1,544 @@
+"""Flax's msgpack files (`flax.serialization`): nested maps with arrays as extension values.
+
+Only the structure is parsed, never an array; an array is where its bytes begin. Leaves above 1 GiB are cut into chunks
+as Flax does, and have several ranges in the file. What is no tensor (None, texts, empty maps, Python's complex numbers)
+travels as text metadata, so that it is still there when the tree is written as msgpack again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..core.dtypes import BY_NAME, DTYPES
+from ..core.errors import StorageError, nearest
+from ..core.ranges import Parts
+from ..core.specs import Spec
+from .base import Checkpoint, Entry, Extent, Format, LaidFile, Layout
+from .files import File, parse_json, paused_gc
+from .keys import MAX_DEPTH, join_keys, nest, split_name
+
+if TYPE_CHECKING:
+    import mmap
+
+    import numpy
+
+__all__ = ["MAX_CHUNK", "FlaxFormat", "lay_tree"]
+
+MAX_CHUNK = 1 << 30  # bytes; leaves above are chunked: `flax.serialization.MAX_CHUNK_SIZE`
+LEAVES = "flax_leaves"  # the metadata of leaves that are no tensors
+_MARK = "__msgpack_chunked_array__"
+_ARRAY, _COMPLEX, _SCALAR = 1, 2, 3  # codes of Flax's extension types
+_MAX_NDIM = 64
+_MAX_TEXT = 1 << 28  # of all names together: a long key above many leaves would make names without end
+# https://github.com/msgpack/msgpack/blob/master/spec.md: first byte -> kind and what follows it
+_HEADS = {
+    0xC4: ("bin", ">B"), 0xC5: ("bin", ">H"), 0xC6: ("bin", ">I"),
+    0xC7: ("ext", ">Bb"), 0xC8: ("ext", ">Hb"), 0xC9: ("ext", ">Ib"),
+    0xCA: ("float", ">f"), 0xCB: ("float", ">d"),
+    0xCC: ("int", ">B"), 0xCD: ("int", ">H"), 0xCE: ("int", ">I"), 0xCF: ("int", ">Q"),
+    0xD0: ("int", ">b"), 0xD1: ("int", ">h"), 0xD2: ("int", ">i"), 0xD3: ("int", ">q"),
+    0xD9: ("str", ">B"), 0xDA: ("str", ">H"), 0xDB: ("str", ">I"),
+    0xDC: ("array", ">H"), 0xDD: ("array", ">I"), 0xDE: ("map", ">H"), 0xDF: ("map", ">I"),
+}  # fmt: skip
+_MAPS = (*range(0x81, 0x90), 0xDE, 0xDF)  # with at least one item
+_EXTS = (0xC7, 0xC8, 0xC9, *range(0xD4, 0xD9))
+
+
+class FlaxFormat(Format):
+    """Files `*.msgpack`."""
+
+    name = "flax"
+    suffixes = (".msgpack",)
+    writes_tensors = True
+
+    def probe_file(self, path: Path) -> bool:
+        """Whether it begins with a map whose first key is a short text and whose first value a map or an array, or
+        with an array."""
+        with path.open("rb") as stream:
+            head = stream.read(300)
+        if head[:1] and head[0] in _EXTS:
+            return _ARRAY in head[1:6]
+        if not head[:1] or head[0] not in _MAPS:
+            return False
+        at = {0xDE: 3, 0xDF: 5}.get(head[0], 1)
+        short = head[at : at + 1] != b"\xd9" and len(head) > at and 0xA0 <= head[at] < 0xC0
+        begin = at + 1 if short else at + 2
+        if not short and head[at : at + 1] != b"\xd9":
+            return False
+        end = begin + (head[at] & 31 if short else head[at + 1] if len(head) > at + 1 else 0)
+        return len(head) > end and 0 not in head[begin:end] and head[end] in (*_MAPS, *_EXTS)
+
+    def read_header(self, path: Path) -> Checkpoint:
+        """The structure of a file. An array of its own has no name."""
+        found = _read(path)
+        if isinstance(found, Entry):
+            raise StorageError(
+                "an array without a name is no checkpoint",
+                where=str(path),
+                hint="load it under a name: load: {path: ..., to: ...}",
+            )
+        return found
+
+    def read_single(self, path: Path) -> tuple[str | None, Entry]:
+        """An array of its own, or the only one of a tree."""
+        found = _read(path)
+        return (None, found) if isinstance(found, Entry) else super().read_single(path)
+
+    def layout(
+        self,
+        path: Path,
+        tensors: Sequence[tuple[str, Spec]],
+        *,
+        is_directory: bool,
+        shard_bytes: int | None,
+        metadata: Mapping[str, str],
+    ) -> Layout:
+        """One file: the tree that the names stand for."""
+        return lay_tree(path, tensors, metadata)
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def _read(path: Path) -> Checkpoint | Entry:
+    with paused_gc(), File(path) as file, file.mapped() as data:
+        return _Parser(path, data, file.size).read()
+
+
+class _Array(NamedTuple):
+    spec: Spec
+    offset: int
+
+
+class _Parser:
+    """Walks over the structure of a file; arrays are skipped."""
+
+    def __init__(self, path: Path, data: mmap.mmap, size: int) -> None:
+        self.path = path
+        self.data = data
+        self.at = 0
+        self.end = size
+        self.entries: dict[str, Entry] = {}
+        self.scalars: list[str] = []
+        self.others: dict[str, Any] = {}
+        self.text = 0
+
+    def read(self) -> Checkpoint | Entry:
+        """The checkpoint, or the array that is not in a map."""
+        self.value(None, 1)
+        if self.at != self.end:
+            raise self.refusal("there are bytes after the tree", f"a file of {self.at} bytes", f"{self.end} bytes")
+        if None in self.entries:
+            return self.entries[None]  # type: ignore[index]
+        if not self.entries:
+            raise StorageError("the checkpoint holds no tensors", where=str(self.path))
+        metadata = {LEAVES: self.leaves()} if self.others or self.scalars else {}
+        return Checkpoint(str(self.path), FlaxFormat.name, self.entries, metadata, (str(self.path),))
+
+    def leaves(self) -> str:
+        """What is no tensor, as JSON: names of scalars; and each other leaf with its value and the nearest branch
+        above it that has tensors, without which it is of no use."""
+        branches = {""}
+        for name in self.entries:
+            keys = split_name(name)
+            branches.update(join_keys(keys[:depth]) for depth in range(1, len(keys)))
+        others = []
+        for name, value in self.others.items():
+            keys = split_name(name)
+            above = (join_keys(keys[:depth]) for depth in range(len(keys) - 1, 0, -1))
+            others.append([name, next((branch for branch in above if branch in branches), ""), value])
+        return json.dumps({"scalars": self.scalars, "others": others}, separators=(",", ":"))
+
+    def value(self, name: str | None, depth: int) -> None:
+        """One value and all below it; `name` is None at the top."""
+        kind, value, code = self.head()
+        if kind == "map":
+            self.map(name, value, depth)
+        elif kind == "array":
+            for index in range(value):
+                self.below(name, str(index), depth)
+            if not value:
+                self.keep(name, {})
+        elif kind == "ext" and code in (_ARRAY, _SCALAR):
+            array = self.array(name, value)
+            self.entries[self.named(name)] = Entry(array.spec, Extent(str(self.path), array.offset))
+            if code == _SCALAR:
+                self.scalars.append(self.named(name))
+        elif kind in ("int", "float", "bool"):
+            word = (
+                "uint64" if kind == "int" and value >= 1 << 63 else {"int": "int64", "float": "float64"}.get(kind, kind)
+            )
+            spec = Spec((), BY_NAME[word])
+            self.entries[self.named(name)] = Entry(spec, read=partial(_number, value, spec))
+            self.scalars.append(self.named(name))
+        elif kind == "nil":
+            self.keep(name, None)
+        elif kind == "str":
+            self.keep(name, self.decode(value))
+        elif kind == "ext" and code == _COMPLEX:
+            self.keep(name, self.complex(name, value))
+        else:
+            found = f"extension type {code}" if kind == "ext" else "bytes"
+            raise self.refusal(f"{name!r} is no tensor", "arrays, numbers and texts in nested maps", found)
+
+    def below(self, name: str | None, key: str, depth: int) -> None:
+        """The value of a key of the map or list `name`."""
+        if depth > MAX_DEPTH:
+            raise self.refusal("the tree nests too deep", f"at most {MAX_DEPTH} levels", f"{name!r}"[:80])
+        word = join_keys([key])
+        self.value(word if name is None else f"{name}.{word}", depth + 1)
+
+    def map(self, name: str | None, count: int, depth: int) -> None:
+        """The items of a map, or the array of which it holds the chunks."""
+        if not count:
+            self.keep(name, {})
+        seen: set[str] = set()
+        for number in range(count):
+            key = self.key(name)
+            if key in seen:
+                raise self.refusal(f"a key of {name!r} comes twice", "every key once", repr(key)[:80])
+            if key == _MARK:
+                if number or count != 3:
+                    raise self.refusal(f"{name!r} is not chunked as Flax does it", f"{_MARK}, shape, chunks", "others")
+                self.entries[self.named(name)] = self.chunked(name)
+                return
+            seen.add(key)
+            self.below(name, key, depth)
+
+    def chunked(self, name: str | None) -> Entry:
+        """The array whose flat pieces follow."""
+        self.head()  # true
+        shape, arrays = [], []
+        for index, length in enumerate(range(self.indexed(name, "shape"))):
+            self.index(name, index)
+            kind, length, _ = self.head()
+            shape.append(length if kind == "int" else -1)
+        for index in range(self.indexed(name, "chunks")):
+            self.index(name, index)
+            kind, length, code = self.head()
+            if kind != "ext" or code != _ARRAY:
+                raise self.refusal(f"a chunk of {name!r} is no array", "an array", kind)
+            self.spend(64)
+            arrays.append(self.array(name, length))
+        dtypes = {array.spec.dtype for array in arrays}
+        if len(dtypes) != 1 or any(len(array.spec.shape) != 1 for array in arrays):
+            raise self.refusal(f"the chunks of {name!r} do not fit together", "flat arrays of one dtype", "others")
+        spec = self.spec(name, tuple(shape), dtypes.pop())
+        size = sum(array.spec.size for array in arrays)
+        if spec.size != size:
+            raise self.refusal(f"the chunks of {name!r} do not fill its shape", f"{spec.size} elements", f"{size}")
+        begins = accumulate((array.spec.nbytes for array in arrays), initial=0)
+        first, *rest = [(begin, array.offset) for begin, array in zip(begins, arrays, strict=False)]
+        return Entry(spec, Extent(str(self.path), first[1], tuple(rest)))
+
+    def indexed(self, name: str | None, word: str) -> int:
+        """How many items the map of a part of a chunked array has."""
+        key = self.key(name)
+        kind, count, _ = self.head()
+        if key != word or kind != "map":
+            raise self.refusal(f"{name!r} is not chunked as Flax does it", f"a map {word!r}", f"{kind} {key!r}"[:80])
+        return int(count)
+
+    def index(self, name: str | None, index: int) -> None:
+        if (key := self.key(name)) != str(index):
+            raise self.refusal(f"the parts of {name!r} are not in order", repr(str(index)), repr(key)[:80])
+
+    def array(self, name: str | None, length: int) -> _Array:
+        """An array in an extension value of `length` bytes: (shape, name of the dtype, bytes)."""
+        end = self.at + length
+        kind, count, _ = self.head()
+        axes_kind, axes, _ = self.head() if (kind, count) == ("array", 3) else ("", 0, 0)
+        if axes_kind != "array" or axes > _MAX_NDIM:
+            raise self.refusal(f"the array {name!r} is not complete", "a shape, a dtype and bytes", axes_kind or kind)
+        lengths = [self.head() for _ in range(axes)]
+        shape = tuple(value if kind == "int" else -1 for kind, value, _ in lengths)
+        kind, count, _ = self.head()
+        word = self.decode(count) if kind == "str" else ""
+        dtype = BY_NAME.get(word)
+        if dtype is None or dtype.name != word:
+            near = nearest(word, [dtype.name for dtype in DTYPES if dtype.array])
+            raise self.refusal(f"the dtype of {name!r} is not known", " ".join(near) or "one of NumPy", repr(word)[:80])
+        spec = self.spec(name, shape, dtype)
+        kind, count, _ = self.head()
+        if kind != "bin" or count != spec.nbytes or self.at + count != end:
+            raise self.refusal(f"the bytes of {name!r} do not fit its shape", f"{spec.nbytes} for {spec}", f"{count}")
+        found = _Array(spec, self.at)
+        self.skip(count)
+        return found
+
+    def spec(self, name: str | None, shape: tuple[Any, ...], dtype: Any) -> Spec:
+        if any(length < 0 for length in shape) or len(shape) > _MAX_NDIM:
+            raise self.refusal(f"{name!r} has an impossible shape", "lengths of 0 or more", str(list(shape))[:120])
+        # An empty tensor says nothing through its bytes: without this bound its other axes could be anything.
+        if math.prod(filter(None, shape)) * dtype.bits >= 1 << 63:
+            raise self.refusal(f"the shape of {name!r} is too large", "fewer than 2^63 bits", str(list(shape))[:120])
+        return Spec(shape, dtype)
+
+    def complex(self, name: str | None, length: int) -> list[float]:
+        end = self.at + length
+        heads = [self.head() for _ in range(3)]
+        if [kind for kind, _, _ in heads] != ["array", "float", "float"] or self.at != end:
+            raise self.refusal(f"{name!r} is not a complex number", "two floats", "others")
+        return [heads[1][1], heads[2][1]]
+
+    def keep(self, name: str | None, value: Any) -> None:
+        """A leaf that is no tensor."""
+        if name is not None:
+            self.others[self.named(name)] = value
+
+    def named(self, name: str | None) -> str:
+        """The name, counted; the top has none."""
+        if name is not None:
+            self.spend(len(name) + 1)
+        return name  # type: ignore[return-value]
+
+    def spend(self, count: int) -> None:
+        self.text += count
+        if self.text > _MAX_TEXT:
+            raise self.refusal("its names are too long", f"at most {_MAX_TEXT} characters in all", "more")
+
+    def key(self, name: str | None) -> str:
+        kind, value, _ = self.head()
+        if kind != "str":
+            shown = repr(value)[:80] if kind == "int" else kind
+            raise self.refusal("a key is no text" + (f", below {name!r}" if name else ""), "texts as keys", shown)
+        return self.decode(value)
+
+    def decode(self, length: int) -> str:
+        try:
+            return self.take(length).decode()
+        except UnicodeDecodeError as error:
+            raise self.refusal("a text is not valid", "UTF-8", str(error)) from None
+
+    def head(self) -> tuple[str, Any, int]:
+        """(kind, value, code): the value of a number, the count or length of others."""
+        (byte,) = self.take(1)
+        if byte < 0x80 or byte >= 0xE0:
+            return "int", byte if byte < 0x80 else byte - 256, 0
+        if byte < 0xC0:
+            kind, value = (("map", byte & 15), ("array", byte & 15), ("str", byte & 31))[min(byte >> 4, 10) - 8]
+        elif byte == 0xC0:
+            return "nil", None, 0
+        elif byte in (0xC2, 0xC3):
+            return "bool", byte == 0xC3, 0
+        elif 0xD4 <= byte <= 0xD8:
+            return "ext", 1 << (byte - 0xD4), struct.unpack(">b", self.take(1))[0]
+        elif byte in _HEADS:
+            kind, form = _HEADS[byte]
+            value, *code = struct.unpack(form, self.take(struct.calcsize(form)))
+            if code:
+                return kind, value, code[0]
+        else:
+            raise self.refusal("there is a byte that means nothing", "msgpack", f"{byte:#x} at {self.at - 1}")
+        if kind in ("map", "array") and value << (kind == "map") > self.end - self.at:
+            raise self.refusal(f"a {kind} is cut off", f"{value} items", f"{self.end - self.at} bytes")
+        return kind, value, 0
+
+    def take(self, count: int) -> bytes:
+        begin = self.at
+        self.skip(count)
+        return self.data[begin : self.at]
+
+    def skip(self, count: int) -> None:
+        if count > self.end - self.at:
+            raise self.refusal("the file is cut off", f"at least {self.at + count} bytes", f"{self.end} bytes")
+        self.at += count
+
+    def refusal(self, problem: str, expected: str, found: str) -> StorageError:
+        return StorageError(
+            f"not a valid Flax msgpack file: {problem}", where=str(self.path), expected=expected, found=found
+        )
+
+
+def _number(value: complex, spec: Spec) -> numpy.ndarray[Any, Any]:
+    import numpy as np
+
+    return np.array(value, spec.dtype.numpy)
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+def lay_tree(
+    path: Path, tensors: Sequence[tuple[str, Spec]], metadata: Mapping[str, str], max_chunk: int = MAX_CHUNK
+) -> Layout:
+    """One file: the tree of the names, leaves of more than `max_chunk` bytes in chunks.
+
+    Raises:
+        StorageError: a dtype that NumPy arrays do not have; names that make no tree.
+    """
+    scalars, others = _leaves(path, metadata)
+    writer = _Writer(path, max_chunk)
+    leaves: list[tuple[str, Any]] = [(name, _Tensor(name, spec, name in scalars)) for name, spec in tensors]
+    leaves += _useful(others, [name for name, _ in tensors])
+    writer.tree(nest(leaves, str(path)))
+    writer.flush()
+    places = {name: (0, parts[0][1]) for name, parts in writer.parts.items()}
+    rest = {name: parts[1:] for name, parts in writer.parts.items() if len(parts) > 1}
+    return Layout((LaidFile("", writer.at, tuple(writer.fixed)),), places, False, rest=rest)
+
+
+class _Tensor(NamedTuple):
+    name: str
+    spec: Spec
+    is_scalar: bool
+
+
+class _Plain(NamedTuple):
+    value: Any
+
+
+def _leaves(path: Path, metadata: Mapping[str, str]) -> tuple[set[str], list[tuple[str, str, Any]]]:
+    """What the metadata says of leaves that are no tensors: names of scalars; names, branches and values of others."""
+    if LEAVES not in metadata:
+        return set(), []
+    table = parse_json(metadata[LEAVES].encode(), path, f"the metadata {LEAVES!r}")
+    try:
+        scalars, others = set(table["scalars"]), [(name, above, value) for name, above, value in table["others"]]
+        for name, above, value in others:
+            split_name(name), split_name(above), _plain(value)
+    except (KeyError, TypeError, ValueError, struct.error) as error:
+        raise StorageError(
+            f"the metadata {LEAVES!r} does not say which leaves are no tensors", where=str(path), found=repr(error)
+        ) from None
+    return scalars, others
+
+
+def _useful(others: Iterable[tuple[str, str, Any]], names: Sequence[str]) -> list[tuple[str, _Plain]]:
+    """The leaves whose branch is still there and whose place no tensor has taken."""
+    if not others:
+        return []
+    branches = {""}
+    for name in names:
+        keys = split_name(name)
+        branches.update(join_keys(keys[:depth]) for depth in range(1, len(keys)))
+    taken = branches | set(names)
+    found = []
+    for name, above, value in others:
+        keys = split_name(name)
+        is_below = any(join_keys(keys[:depth]) in names for depth in range(1, len(keys)))
+        if above in branches and name not in taken and not is_below:
+            found.append((name, _Plain(value)))
+    return found
+
+
+def _plain(value: Any) -> bytes:
+    """None, a text, an empty map or a complex number."""
+    if value is None:
+        return b"\xc0"
+    if isinstance(value, str):
+        return _text(value)
+    if value == {}:
+        return b"\x80"
+    real, imaginary = value
+    return b"\xc7\x13\x02" + struct.pack(">BBdBd", 0x92, 0xCB, real, 0xCB, imaginary)
+
+
+class _Writer:
+    """msgpack in the shortest forms, as its library writes it, with room for the bytes of tensors."""
+
+    def __init__(self, path: Path, max_chunk: int) -> None:
+        self.path = path
+        self.max_chunk = max_chunk
+        self.at = 0
+        self.begin = 0
+        self.pending = bytearray()
+        self.fixed: list[tuple[int, bytes]] = []
+        self.parts: dict[str, Parts] = {}
+
+    def put(self, raw: bytes) -> None:
+        self.pending += raw
+        self.at += len(raw)
+
+    def flush(self) -> None:
+        """What was put is one range of known bytes."""
+        if self.pending:
+            self.fixed.append((self.begin, bytes(self.pending)))
+            self.pending.clear()
+
+    def leave(self, count: int) -> int:
+        """Room for the bytes of a tensor; gives where they begin."""
+        self.flush()
+        found = self.at
+        self.at = self.begin = self.at + count
+        return found
+
+    def tree(self, node: Mapping[str, Any]) -> None:
+        self.put(_head(len(node), 0x80, 15, "HI", 0xDE))
+        for key, child in node.items():
+            try:
+                self.put(_text(key))
+            except UnicodeEncodeError:
+                raise StorageError("a name is not valid text", where=str(self.path), found=ascii(key)[:120]) from None
+            if isinstance(child, dict):
+                self.tree(child)
+            elif isinstance(child, _Plain):
+                self.put(_plain(child.value))
+            else:
+                self.tensor(child)
+
+    def tensor(self, tensor: _Tensor) -> None:
+        name, spec, is_scalar = tensor
+        if not spec.dtype.array:
+            raise StorageError(
+                f"Flax msgpack files cannot hold {spec.dtype}",
+                where=str(self.path),
+                expected="a dtype that arrays have",
+                found=f"{name!r} is {spec}",
+            )
+        if spec.nbytes <= self.max_chunk:
+            code = _SCALAR if is_scalar and not spec.shape else _ARRAY
+            self.parts[name] = ((0, self.array(spec, code)),)
+            return
+        self.put(_head(3, 0x80, 15, "HI", 0xDE) + _text(_MARK) + b"\xc3" + _text("shape"))
+        self.put(_head(len(spec.shape), 0x80, 15, "HI", 0xDE))
+        for axis, length in enumerate(spec.shape):
+            self.put(_text(str(axis)) + _integer(length))
+        step = max(1, self.max_chunk // spec.dtype.itemsize)
+        begins = range(0, spec.size, step)
+        self.put(_text("chunks") + _head(len(begins), 0x80, 15, "HI", 0xDE))
+        parts = []
+        for index, begin in enumerate(begins):
+            self.put(_text(str(index)))
+            offset = self.array(Spec((min(step, spec.size - begin),), spec.dtype), _ARRAY)
+            parts.append((begin * spec.dtype.itemsize, offset))
+        self.parts[name] = tuple(parts)
+
+    def array(self, spec: Spec, code: int) -> int:
+        """An array without its bytes; gives where they belong."""
+        inner = b"\x93" + _head(len(spec.shape), 0x90, 15, "HI", 0xDC) + b"".join(map(_integer, spec.shape))
+        inner += _text(spec.dtype.name) + _sized(spec.nbytes, 0xC4)
+        length = len(inner) + spec.nbytes
+        fixed = {1 << power: 0xD4 + power for power in range(5)}.get(length)
+        self.put((bytes([fixed]) if fixed else _sized(length, 0xC7)) + bytes([code]) + inner)
+        return self.leave(spec.nbytes)
+
+
+def _head(count: int, short: int, most: int, forms: str, first: int) -> bytes:
+    """A kind and a count: in one byte up to `most`, else in the first of the wider forms that holds it."""
+    if count <= most:
+        return bytes([short + count])
+    for number, form in enumerate(forms):
+        if count < 1 << 8 * struct.calcsize(">" + form):
+            return struct.pack(">B" + form, first + number, count)
+    raise ValueError(f"{count} is too many for msgpack")
+
+
+def _sized(count: int, first: int) -> bytes:
+    return _head(count, 0, -1, "BHI", first)
+
+
+def _text(text: str) -> bytes:
+    raw = text.encode()
+    return _head(len(raw), 0xA0, 31, "BHI", 0xD9) + raw
+
+
+def _integer(value: int) -> bytes:
+    return _head(value, 0, 127, "BHIQ", 0xCC)
