@@ -19,7 +19,7 @@ from ..core.patterns import collapse, spell_ranges, spell_runs, split_numbers
 from ..graph.node import Node, Source
 from ..ops.base import TensorOp
 from .options import Options
-from .reservations import DEVICE_BYTES, PIECE, PROCESS_BYTES, footprint, peak_bytes, task_needs, tile_limit
+from .reservations import DEVICE_BYTES, PROCESS_BYTES, footprint, peak_bytes, piece_bytes, task_needs, tile_limit
 from .schedule import MoveTask, blueprint, plan_tasks
 
 __all__ = ["Explanation", "GroupAccount", "MoveAccount", "OperationAccount", "explain"]
@@ -104,12 +104,13 @@ def explain(program: Program, options: Options | None = None) -> Explanation:
     options = options or Options()
     limit = tile_limit(options.memory_bytes, options.num_workers)
     plans = [blueprint(group, limit) for group in program.groups]
-    sizes = [footprint(task_needs(plan)) for plan in plans]
+    piece = piece_bytes(options.memory_bytes, options.num_workers)
+    sizes = [footprint(task_needs(plan, piece)) for plan in plans]
     counts = [0] * len(sizes)
     footprints = []
     for task in plan_tasks(program, plans):
         if isinstance(task, MoveTask):
-            footprints.append(footprint(([PIECE], 0)))
+            footprints.append(footprint(([piece], 0)))
         else:
             counts[task.group] += 1
             footprints.append(sizes[task.group])

@@ -2,8 +2,8 @@
 
 Outputs that are brought to the disk before they are published gain nothing from the page cache: there every byte would
 be copied once more and touch fresh memory. So whole pages of them are written directly, from aligned memory; the rest
-of a range goes through the cache. Outputs that are not synchronised are written through the cache, moved bytes within
-the kernel.
+of a range goes through the cache. Outputs that are not synchronised go the way that proves to be the faster one: which
+it is depends on the disk, and on how much fresh memory the system has at hand.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 
 import numpy as np
 
@@ -18,20 +19,48 @@ from ..core.errors import StorageError
 from .buffers import Files
 from .reservations import PAGE
 
-__all__ = ["OutputFile"]
+__all__ = ["OutputFile", "Pace"]
 
+TRIALS = 4  # writes each way before one is preferred
 MIN_DIRECT = 256 << 10  # below this the cache collects small writes better than the disk does
 UNSUPPORTED = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF)
 
 
+class Pace:
+    """How fast bytes are written directly and through the page cache, as all files of a run find it.
+
+    Both ways are tried; then the one that was the faster when it was last used, so that a way which becomes slow is
+    left. With `only_direct` there is no choice.
+    """
+
+    def __init__(self, only_direct: bool) -> None:
+        self.only_direct = only_direct
+        self._rates = {True: 0.0, False: 0.0}  # bytes per second
+        self._tried = {True: 0, False: 0}
+
+    def is_direct(self) -> bool:
+        """Which way to go next."""
+        if self.only_direct or self._tried[False] >= TRIALS > self._tried[True]:
+            return True
+        return self._tried[False] >= TRIALS and self._rates[True] > self._rates[False]
+
+    def note(self, direct: bool, nbytes: int, seconds: float) -> None:
+        """What a write took; the latest counts a quarter."""
+        rate = nbytes / max(seconds, 1e-9)
+        tried = self._tried[direct]
+        self._rates[direct] = rate if tried == 0 else 0.75 * self._rates[direct] + 0.25 * rate
+        self._tried[direct] = tried + 1
+
+
 class OutputFile:
     """One file of an output that is being written. `direct` is a second descriptor that bypasses the page cache, if
-    any."""
+    any; `pace` decides which of the two to use."""
 
-    def __init__(self, path: str, fd: int, direct: int | None) -> None:
+    def __init__(self, path: str, fd: int, direct: int | None, pace: Pace) -> None:
         self.path = path
         self.fd = fd
         self.direct = direct
+        self.pace = pace
         # The kernel lets one writer at a time into the cached pages of a file; the others would spin in the meantime.
         self._turn = threading.Lock()
 
@@ -41,10 +70,18 @@ class OutputFile:
         Raises:
             StorageError: the operating system refuses.
         """
-        first, last = self._pages(offset, source.nbytes)
+        began = time.perf_counter()
+        is_direct = self.direct is not None and self.pace.is_direct()
+        first, last = self._pages(offset, source.nbytes) if is_direct else (offset, offset)
         if first == last:
             self._write(self.fd, offset, source)
-            return
+        else:
+            self._write_pages(offset, source, first, last, bounce)
+        if source.nbytes >= MIN_DIRECT:
+            self.pace.note(is_direct, source.nbytes, time.perf_counter() - began)
+
+    def _write_pages(self, offset: int, source: np.ndarray, first: int, last: int, bounce: np.ndarray) -> None:
+        """Write directly what lies in [first, last) of the file, and the rest through the cache."""
         self._write(self.fd, offset, source[: first - offset])
         self._write(self.fd, last, source[last - offset :])
         middle = source[first - offset : last - offset]
@@ -62,8 +99,11 @@ class OutputFile:
         Raises:
             StorageError: the operating system refuses.
         """
-        if self.direct is None:
+        if self.direct is None or not self.pace.is_direct():
+            began = time.perf_counter()
             done = self._copy_in_kernel(files, path, source, offset, nbytes)
+            if done:
+                self.pace.note(False, done, time.perf_counter() - began)
             source, offset, nbytes = source + done, offset + done, nbytes - done
         while nbytes:
             # end pieces at a multiple of the page, so that all but the first and the last are whole pages
@@ -77,7 +117,7 @@ class OutputFile:
     def _pages(self, offset: int, nbytes: int) -> tuple[int, int]:
         """The range of whole pages worth writing directly; empty if there is none."""
         first, last = -(-offset // PAGE) * PAGE, (offset + nbytes) // PAGE * PAGE
-        return (first, last) if self.direct is not None and last - first >= MIN_DIRECT else (offset, offset)
+        return (first, last) if last - first >= MIN_DIRECT else (offset, offset)
 
     def _write(self, fd: int, offset: int, source: np.ndarray) -> None:
         view = source.data

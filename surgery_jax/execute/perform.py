@@ -11,7 +11,7 @@ from ..compile.program import Program
 from ..storage.publish import Staging
 from .devices import CompileClock, device_trace
 from .options import Options
-from .outputs import OutputFile
+from .outputs import OutputFile, Pace
 from .report import Progress
 from .stream import Executor
 from .timeline import Timeline
@@ -48,9 +48,10 @@ def perform(
     if options.profile is not None:
         Path(options.profile).mkdir(parents=True, exist_ok=True)
     timeline = Timeline(keep_events=options.profile is not None)
+    pace = Pace(only_direct=options.sync)
     executor = Executor(
         program,
-        [file for staging in stagings for file in _files(staging, options.sync)],
+        [file for staging in stagings for file in _files(staging, pace)],
         memory_bytes=options.memory_bytes,
         num_workers=options.num_workers,
         num_devices=options.devices or None,
@@ -74,10 +75,8 @@ def perform(
     )
 
 
-def _files(staging: Staging, sync: bool) -> list[OutputFile]:
+def _files(staging: Staging, pace: Pace) -> list[OutputFile]:
     return [
-        OutputFile(
-            str(Path(staging.plan.path) / file.name), staging.fd(index), staging.direct_fd(index) if sync else None
-        )
+        OutputFile(str(Path(staging.plan.path) / file.name), staging.fd(index), staging.direct_fd(index), pace)
         for index, file in enumerate(staging.layout.files)
     ]

@@ -14,13 +14,13 @@ from ..core.specs import format_bytes
 __all__ = [
     "DEVICE_BYTES",
     "PAGE",
-    "PIECE",
     "PROCESS_BYTES",
     "Needs",
     "check_fits",
     "default_workers",
     "footprint",
     "peak_bytes",
+    "piece_bytes",
     "rounded",
     "task_needs",
     "tile_limit",
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 PAGE = 4096  # buffers are whole pages, so that their memory is aligned for every device
-PIECE = 1 << 20  # through which a task moves bytes to or past the page cache: a disk runs at full rate with it
+PIECE, LEAST_PIECE = 4 << 20, 1 << 20  # through which a task writes past the page cache: a disk is fast from 4 MiB on
 
 # What a process takes before its buffers, by measurement (Linux, x86-64, Python 3.11, jax 0.10.2 on CPU).
 PROCESS_BYTES = 34 << 20
@@ -58,9 +58,15 @@ def footprint(needs: Needs) -> int:
     return sum(map(rounded, sizes)) + extra
 
 
-def task_needs(plan: Blueprint) -> Needs:
+def piece_bytes(memory_bytes: int, num_workers: int) -> int:
+    """The size of the buffer through which a task moves bytes; smaller where a sixteenth of a worker's share of the
+    budget is."""
+    return min(PIECE, max(LEAST_PIECE, rounded(memory_bytes // max(num_workers, 1) // 16)))
+
+
+def task_needs(plan: Blueprint, piece: int) -> Needs:
     """What a task of a blueprint reserves: its inputs, a piece for writing, and every result."""
-    return [*(spec.nbytes for spec in plan.specs), PIECE], plan.produced_bytes
+    return [*(spec.nbytes for spec in plan.specs), piece], plan.produced_bytes
 
 
 def peak_bytes(footprints: Sequence[int], memory_bytes: int, num_workers: int) -> int:
@@ -87,7 +93,8 @@ def check_fits(program: Program, memory_bytes: int, num_workers: int) -> None:
 
     limit = tile_limit(memory_bytes, num_workers)
     plans = [blueprint(group, limit) for group in program.groups]
-    sizes = [(footprint(task_needs(plan)), number) for number, plan in enumerate(plans)]
+    piece = piece_bytes(memory_bytes, num_workers)
+    sizes = [(footprint(task_needs(plan, piece)), number) for number, plan in enumerate(plans)]
     total, number = max(sizes, default=(0, 0))
     if total > memory_bytes:
         sample = program.groups[number].sample

@@ -13,7 +13,7 @@ from ..graph.node import Source
 __all__ = ["MoveTask", "Segment", "Task", "Tile", "blueprint", "plan_tasks"]
 
 MOVE_BYTES = 32 << 20  # of one copy: long enough to be efficient, short enough to share among workers and show progress
-TILE = 1 << 20  # elements: a few MB of every input stay in the processor's cache between reading and computing
+TILE = 4 << 20  # bytes of the widest input or output of a tile: enough that what a call costs by itself does not count
 SMALLEST_TILE = 1 << 10
 
 
@@ -58,8 +58,10 @@ def blueprint(group: Group, limit: int) -> Blueprint:
 def _tile_length(group: Group, limit: int) -> int:
     """Elements of a tile of a flat group."""
     total = sum(component.size for component in group.components)
-    per_element = sum(spec.dtype.itemsize for spec in group.sample.value_specs())
-    length = TILE
+    values = group.sample.value_specs()
+    per_element = sum(spec.dtype.itemsize for spec in values)
+    crossing = [*group.sample.specs, *(values[output.value] for output in group.sample.outputs)]
+    length = TILE // max((spec.dtype.itemsize for spec in crossing), default=1)
     while length > SMALLEST_TILE and length * per_element > limit:
         length //= 2
     while length > SMALLEST_TILE and length // 2 >= total:

@@ -24,7 +24,7 @@ from .buffers import Budget, Files
 from .devices import local_devices
 from .outputs import OutputFile
 from .report import Progress
-from .reservations import PIECE, task_needs, tile_limit
+from .reservations import piece_bytes, task_needs, tile_limit
 from .schedule import MoveTask, Task, Tile, blueprint, plan_tasks
 from .timeline import Timeline
 from .verdicts import Findings
@@ -53,6 +53,7 @@ class Executor:
         self.progress = progress or Progress()
         self.progress.total = program.bytes_moved + sum(group.bytes_in for group in program.groups)
         limit = tile_limit(memory_bytes, num_workers)
+        self.piece = piece_bytes(memory_bytes, num_workers)
         self.functions = [GroupFunction(group, blueprint(group, limit)) for group in program.groups]
         self.findings = Findings()
         self.files = Files()
@@ -121,7 +122,7 @@ class Executor:
     def _run(self, number: int, task: Task) -> None:
         if isinstance(task, MoveTask):
             move = task.move
-            with self.budget.reserve([PIECE]) as (bounce,), self.timeline.stage("move"):
+            with self.budget.reserve([self.piece]) as (bounce,), self.timeline.stage("move"):
                 self.outputs[move.file].copy(self.files, move.path, move.source, move.offset, move.nbytes, bounce)
             self.progress.add(move.nbytes)
         else:
@@ -132,7 +133,7 @@ class Executor:
     def _run_tile(self, number: int, tile: Tile) -> None:
         function = self.functions[tile.group]
         plan = function.blueprint
-        with self.budget.reserve(*task_needs(plan)) as buffers:
+        with self.budget.reserve(*task_needs(plan, self.piece)) as buffers:
             inputs = []
             with self.timeline.stage("read"):
                 for index, spec in enumerate(plan.specs):
