@@ -63,12 +63,12 @@ class Compiled:
     def program(self) -> Program:
         """The work: moves, and groups of components. Found on first use, since many checks need nothing of it."""
         places, first = [], 0
-        for _, layout in self.outputs:
-            places.append(
-                {name: (first + file, at, layout.rest.get(name, ())) for name, (file, at) in layout.places.items()}
-            )
-            first += len(layout.files)
         with _no_collection():
+            for _, layout in self.outputs:
+                places.append(
+                    {name: (first + file, at, layout.rest.get(name, ())) for name, (file, at) in layout.places.items()}
+                )
+                first += len(layout.files)
             return compile_program(self.symbolic, places)
 
 
@@ -138,12 +138,13 @@ def compile_plan(plan: Plan, options: Options | None = None) -> Compiled:
 @contextmanager
 def _no_collection() -> Iterator[None]:
     """Without the cycle collector: compiling makes millions of small objects that all stay, and it would look at them
-    again and again."""
+    again and again. They are set aside from it until the next run has ended."""
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         if enabled:
             gc.enable()
 
@@ -225,6 +226,7 @@ def run(
     compiled = compiled or compile_plan(plan, options)
     _check_targets(compiled, options)
     with ExitStack() as stack:
+        stack.callback(gc.unfreeze)
         stagings = stage(compiled, stack)
         done = perform(compiled.program, stagings, options, progress)
         printed = settle(compiled.symbolic, done.findings)

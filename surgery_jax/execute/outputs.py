@@ -12,9 +12,11 @@ import errno
 import os
 import threading
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
+from ..compile.program import Move
 from ..core.errors import StorageError
 from .buffers import Files
 from .reservations import PAGE
@@ -93,12 +95,25 @@ class OutputFile:
             bounce[: part.nbytes] = part
             self._write_direct(first + start, bounce[: part.nbytes])
 
-    def copy(self, files: Files, path: str, source: int, offset: int, nbytes: int, bounce: np.ndarray) -> None:
-        """Copy bytes of an input file; `bounce` is a buffer of whole pages to copy through.
+    def move(self, files: Files, moves: Sequence[Move], bounce: np.ndarray) -> None:
+        """Copy bytes of input files; several ranges are neighbours here, and short. `bounce` is a buffer of whole pages
+        to copy through.
 
         Raises:
             StorageError: the operating system refuses.
         """
+        if len(moves) == 1:
+            self._copy(files, *moves[0], bounce)
+            return
+        offset, last = moves[0].offset, moves[-1]
+        gathered = bounce[offset % PAGE :][: last.offset + last.nbytes - offset]
+        for path, source, _, place, nbytes in moves:
+            files.read(path, source, gathered[place - offset : place - offset + nbytes])
+        self.write(offset, gathered, bounce)
+
+    def _copy(
+        self, files: Files, path: str, source: int, file: int, offset: int, nbytes: int, bounce: np.ndarray
+    ) -> None:
         if self.direct is None or not self.pace.is_direct():
             began = time.perf_counter()
             done = self._copy_in_kernel(files, path, source, offset, nbytes)

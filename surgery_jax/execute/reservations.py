@@ -13,6 +13,7 @@ from ..core.specs import format_bytes
 
 __all__ = [
     "DEVICE_BYTES",
+    "LEAST_PIECE",
     "PAGE",
     "PROCESS_BYTES",
     "Needs",

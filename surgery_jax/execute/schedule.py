@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from ..compile.blueprint import Blueprint, flat_blueprint, row_bytes, rows_blueprint, whole_blueprint
 from ..compile.program import Component, Group, Move, Program
 from ..graph.node import Source
+from .reservations import LEAST_PIECE, PAGE
 
 __all__ = ["MoveTask", "Segment", "Task", "Tile", "blueprint", "plan_tasks"]
 
+SHORT_MOVE = 64 << 10  # moves below this are gathered in memory,
+GATHERED = LEAST_PIECE - PAGE  # so many bytes at a time: the buffer begins where the page of the file does
 MOVE_BYTES = 32 << 20  # of one copy: long enough to be efficient, short enough to share among workers and show progress
 TILE = 4 << 20  # bytes of the widest input or output of a tile: enough that what a call costs by itself does not count
 SMALLEST_TILE = 1 << 10
@@ -19,9 +22,14 @@ SMALLEST_TILE = 1 << 10
 
 @dataclass(frozen=True, slots=True)
 class MoveTask:
-    """Copy bytes from file to file."""
+    """Copy bytes from file to file: one long range, or short ones that are neighbours where they go."""
 
-    move: Move
+    moves: tuple[Move, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it copies."""
+        return sum(move.nbytes for move in self.moves)
 
 
 Segment = tuple[Component, int, int]  # first row and number of rows of a component
@@ -72,16 +80,38 @@ def _tile_length(group: Group, limit: int) -> int:
 def plan_tasks(program: Program, blueprints: Sequence[Blueprint]) -> list[Task]:
     """All tasks in the order of the bytes they read first; `blueprints` are those of the groups."""
     tasks: list[tuple[tuple[str, int], Task]] = []
-    for move in program.moves:
-        for start in range(0, move.nbytes, MOVE_BYTES):
-            count = min(MOVE_BYTES, move.nbytes - start)
-            part = Move(move.path, move.source + start, move.file, move.offset + start, count)
-            tasks.append(((part.path, part.source), MoveTask(part)))
+    for moves in _gathered(program.moves):
+        first = moves[0]
+        for start in range(0, first.nbytes, MOVE_BYTES) if len(moves) == 1 else ():
+            count = min(MOVE_BYTES, first.nbytes - start)
+            part = Move(first.path, first.source + start, first.file, first.offset + start, count)
+            tasks.append(((part.path, part.source), MoveTask((part,))))
+        if len(moves) > 1:
+            tasks.append(((first.path, first.source), MoveTask(moves)))
     for number, (group, plan) in enumerate(zip(program.groups, blueprints, strict=True)):
         cut = _flat_tiles if plan.kind == "flat" else _row_tiles
         tasks += [(_position(tile.segments[0], plan), tile) for tile in cut(number, group, plan)]
     tasks.sort(key=lambda entry: entry[0])
     return [task for _, task in tasks]
+
+
+def _gathered(moves: Sequence[Move]) -> Iterator[tuple[Move, ...]]:
+    """Moves, short ones that are neighbours where they go taken together: a write costs more than a read."""
+    short = sorted((move for move in moves if move.nbytes < SHORT_MOVE), key=lambda move: (move.file, move.offset))
+    yield from ((move,) for move in moves if move.nbytes >= SHORT_MOVE)
+    together: list[Move] = []
+    total = 0
+    for move in short:
+        last = together[-1] if together else None
+        if last is not None and (
+            (last.file, last.offset + last.nbytes) != (move.file, move.offset) or total + move.nbytes > GATHERED
+        ):
+            yield tuple(together)
+            together, total = [], 0
+        together.append(move)
+        total += move.nbytes
+    if together:
+        yield tuple(together)
 
 
 def _position(segment: Segment, plan: Blueprint) -> tuple[str, int]:

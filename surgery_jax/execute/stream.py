@@ -121,10 +121,9 @@ class Executor:
 
     def _run(self, number: int, task: Task) -> None:
         if isinstance(task, MoveTask):
-            move = task.move
             with self.budget.reserve([self.piece]) as (bounce,), self.timeline.stage("move"):
-                self.outputs[move.file].copy(self.files, move.path, move.source, move.offset, move.nbytes, bounce)
-            self.progress.add(move.nbytes)
+                self.outputs[task.moves[0].file].move(self.files, task.moves, bounce)
+            self.progress.add(task.nbytes)
         else:
             self._run_tile(number, task)
 

@@ -50,9 +50,27 @@ def test_tiles_shrink_with_the_budget_and_with_the_work(tmp_path: Path) -> None:
 def test_tasks_follow_the_bytes_of_the_files() -> None:
     moves = [Move("b", 0, 0, 0, 5), Move("a", 700, 0, 5, 5), Move("a", 3, 0, 10, 2 * MOVE_BYTES + 1)]
     tasks = plan_tasks(Program(None, moves, [], []), [])  # type: ignore[arg-type]
-    places = [(task.move.path, task.move.source) for task in tasks if isinstance(task, MoveTask)]
+    places = [(task.moves[0].path, task.moves[0].source) for task in tasks if isinstance(task, MoveTask)]
     assert places == sorted(places) and len(places) == 5
-    assert sum(task.move.nbytes for task in tasks if isinstance(task, MoveTask)) == 2 * MOVE_BYTES + 11
+    assert sum(task.nbytes for task in tasks if isinstance(task, MoveTask)) == 2 * MOVE_BYTES + 11
+
+
+def test_short_moves_to_neighbouring_places_are_written_together() -> None:
+    order = [*range(0, 600, 2), *range(1, 600, 2)]
+    moves = [Move("a", place * 100, 0, at * 100, 100) for at, place in enumerate(order)]
+    away = Move("a", 60000, 0, 70000, 100)
+    tasks = plan_tasks(Program(None, [*moves, away], [], []), [])  # type: ignore[arg-type]
+    assert sorted(len(task.moves) for task in tasks if isinstance(task, MoveTask)) == [1, 600]
+
+
+def test_gathered_moves_arrive_in_their_places(tmp_path: Path) -> None:
+    tensors = {
+        f"layer.{n}.{part}": np.full(7, n + 1000 * (part == "b"), np.float32) for n in range(500) for part in "ab"
+    }
+    steps = [{"move": {"from": rf"layer\.(\d+)\.{part}", "to": rf"{part}.\1"}} for part in "ab"]
+    found = Bench(tmp_path, m=tensors).tensors(steps)
+    assert found.keys() == {f"{part}.{n}" for n in range(500) for part in "ab"}
+    assert all((array == int(name[2:]) + 1000 * (name[0] == "b")).all() for name, array in found.items())
 
 
 def test_adjacent_moves_are_one(tmp_path: Path) -> None:
