@@ -48,7 +48,7 @@ def test_tiles_shrink_with_the_budget_and_with_the_work(tmp_path: Path) -> None:
 
 
 def test_tasks_follow_the_bytes_of_the_files() -> None:
-    moves = [Move("b", 0, 0, 0, 5), Move("a", 700, 0, 5, 5), Move("a", 3, 0, 10, 2 * MOVE_BYTES + 1)]
+    moves = [Move("b", 0, 0, 0, 5), Move("a", 700, 0, 50, 5), Move("a", 3, 0, 100, 2 * MOVE_BYTES + 1)]
     tasks = plan_tasks(Program(None, moves, [], []), [])  # type: ignore[arg-type]
     places = [(task.moves[0].path, task.moves[0].source) for task in tasks if isinstance(task, MoveTask)]
     assert places == sorted(places) and len(places) == 5
