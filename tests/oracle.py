@@ -553,6 +553,38 @@ class Oracle:
             ref = self.ref(part)
             self.create(ref.alias, str(ref.expr), array, x.quality)
 
+    def do_stack(self, word: str, payload: dict[str, Any]) -> None:
+        source, dest = self.ref(payload["from"]), self.ref(payload["to"])
+        stacks: dict[str, dict[int, Tensor]] = {}
+        for name, bound in self.matches(source):
+            if isinstance(source.expr, list):
+                new, number = rewrite_segments(list(dest.expr), bound), int(bound["index"])
+            else:
+                hit = re.fullmatch(source.expr, name)
+                assert hit is not None
+                new, number = re.sub(source.expr, str(dest.expr), name), int(hit["index"])
+            if number in stacks.setdefault(new, {}):
+                raise Wrong("a number comes twice")
+            stacks[new][number] = self.get(source.alias, name, source)
+        for new, parts in stacks.items():
+            if sorted(parts) != list(range(len(parts))):
+                raise Wrong("a number is missing")
+            ordered = [parts[number] for number in sorted(parts)]
+            array = np.stack([part.array for part in ordered], payload.get("dim", 0))
+            self.create(dest.alias, new, array, max((part.quality for part in ordered), key=QUALITIES.index))
+
+    def do_unstack(self, word: str, payload: dict[str, Any]) -> None:
+        source, dest = self.ref(payload["from"]), self.ref(payload["to"])
+        for name, bound in self.matches(source):
+            x = self.get(source.alias, name, source)
+            for number, array in enumerate(np.moveaxis(x.array, payload.get("dim", 0), 0)):
+                if isinstance(source.expr, list):
+                    new = rewrite_segments(list(dest.expr), bound | {"index": str(number)})
+                else:
+                    template = str(dest.expr).replace("\\g<index>", f"\\g<0>{number}\\g<0>")
+                    new = re.sub(source.expr, template, name).replace(f"{name}{number}{name}", str(number))
+                self.create(dest.alias, new, array, x.quality)
+
     def do_concat(self, word: str, payload: dict[str, Any]) -> None:
         parts = []
         for given in payload["from"]:

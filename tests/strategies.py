@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -246,6 +247,27 @@ class Steps:
         axis = pair and self.draw(st.integers(-self.array(pair[0]).ndim, self.array(pair[0]).ndim - 1))
         return pair and {"concat": {"from": list(pair), "to": self.new(), "dim": axis}}
 
+    def stack(self) -> Any:
+        """All layers of a part, if none is missing; or a tensor taken apart."""
+        parts = [
+            part for part in ("w", "b", "gate")
+            if sum(f"h.{layer}.{part}" in self.tensors for layer in range(3)) == len(self.layers(part)) > 0
+            and f"h.{len(self.layers(part)) - 1}.{part}" in self.tensors
+            and len({(x.array.shape, x.array.dtype) for x in self.layers(part)}) == 1
+        ]  # fmt: skip
+        if parts and self.draw(st.booleans()):
+            part = self.draw(st.sampled_from(parts))
+            axis = self.draw(st.integers(-self.layers(part)[0].array.ndim - 1, self.layers(part)[0].array.ndim))
+            source: Any = self.draw(st.sampled_from([rf"h\.(?P<index>\d+)\.{part}", ["h", "$index", part]]))
+            dest = self.new()
+            return {"stack": {"from": source, "to": dest if isinstance(source, str) else [dest], "dim": axis}}
+        name = self.pick(lambda x: x.array.ndim > 0 and 0 not in x.array.shape)
+        axis = name and self.draw(st.integers(-self.array(name).ndim, self.array(name).ndim - 1))
+        return name and {"unstack": {"from": name, "to": rf"{self.new()}.\g<index>", "dim": axis}}
+
+    def layers(self, part: str) -> list[Tensor]:
+        return [x for name, x in self.tensors.items() if re.fullmatch(rf"h\.\d+\.{part}", name)]
+
     def matmul(self) -> Any:
         def test(x: Tensor) -> bool:
             ok = x.array.ndim > 0 and x.array.size > 0 and x.array.dtype.kind not in "bc" and x.quality != "close"
@@ -295,7 +317,7 @@ class Steps:
         kinds = [
             self.copy, self.move, self.delete, self.assign, self.arithmetic, self.arithmetic, self.scale, self.cast,
             self.cast, self.clamp, self.reshape, self.permute, self.fill, self.create, self.split, self.concat,
-            self.matmul, self.check, self.check,
+            self.stack, self.matmul, self.check, self.check,
         ]  # fmt: skip
         step = self.draw(st.sampled_from(kinds))()
         if step:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from ..core.errors import Mark, PlanError, StorageError, SurgeryError, listing, nearest
@@ -139,17 +140,7 @@ class SymbolicState:
         return found[0]
 
     def pairs(self, source: Reference, *templates: Reference) -> list[tuple[str, ...]]:
-        found = self.match(source)
-        if not found:
-            self._nothing_matches(source, f"{self.word} source matched zero tensors: {source.alias}::{source.expr}")
-        selector = self.selector(source)
-        rows = []
-        try:
-            for name in found:
-                rows.append((name, *(selector.rewrite(name, template) for template in templates)))
-        except PlanError as error:
-            error.problem = f"{self.word}: {error.problem}"
-            raise error.located(templates[-1].mark) from None
+        rows = self._rows(source, *templates)
         seen: dict[str, str] = {}
         for row in rows:
             if row[-1] in seen:
@@ -161,6 +152,42 @@ class SymbolicState:
                     hint="use groups: from: '...(\\d+)...', to: '...\\1...'",
                 )
             seen[row[-1]] = row[0]
+        return rows
+
+    def numbered(self, source: Reference, template: Reference) -> list[tuple[str, str, int]]:
+        rows = self._rows(source, template)
+        try:
+            return [(name, new, self.selector(source).number(name)) for name, new in rows]
+        except PlanError as error:
+            error.problem = f"{self.word}: {error.problem}"
+            raise
+
+    def numberable(self, source: Reference, template: Reference) -> list[tuple[str, Callable[[int], str]]]:
+        try:
+            open_template, fill = naming.numbered_by(template)
+        except PlanError as error:
+            error.problem = f"{self.word}: {error.problem}"
+            raise
+        return [(name, partial(fill, new)) for name, new in self.pairs(source, open_template)]
+
+    def spec(self, node: Node) -> Spec:
+        if node is BROKEN:
+            raise Consequence
+        return node.spec
+
+    def _rows(self, source: Reference, *templates: Reference) -> list[tuple[str, ...]]:
+        """For every match of `source`: its name and the name each template gives."""
+        found = self.match(source)
+        if not found:
+            self._nothing_matches(source, f"{self.word} source matched zero tensors: {source.alias}::{source.expr}")
+        selector = self.selector(source)
+        rows = []
+        try:
+            for name in found:
+                rows.append((name, *(selector.rewrite(name, template) for template in templates)))
+        except PlanError as error:
+            error.problem = f"{self.word}: {error.problem}"
+            raise error.located(templates[-1].mark) from None
         return rows
 
     def _check_follows(self, ref: Reference) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..core.errors import Mark, PlanError
 from .nodes import Node, Scalar, Sequence
@@ -14,6 +14,7 @@ from .segments import SegmentPattern, fill_template
 from .slices import Range, Slice, parse_slice, resolve_slice
 
 __all__ = [
+    "INDEX",
     "NameIndex",
     "Range",
     "Reference",
@@ -21,15 +22,20 @@ __all__ = [
     "Slice",
     "could_produce",
     "literal",
+    "numbered_by",
     "parse_reference",
     "parse_slice",
     "placeholder",
     "resolve_slice",
 ]
 
+INDEX = "index"  # the group or variable that numbers tensors
+_NUMBER = "\U0010ffff"  # stands for the number in names that are made before it is known: no character, so in no name
+
 _STEPPED_SLICE = re.compile(r"(?P<head>.*)::(?P<slice>\[[^\[\]]*::[^\[\]]*\])", re.DOTALL)
 _SLICE_TEXT = re.compile(r"\[[0-9:,+\-_\s]*\]")
 _GROUP = re.compile(r"\\\\|\\g<[^>]*>|\\[0-9]{1,2}")
+_INDEX_GROUP = re.compile(rf"((?<!\\)(?:\\\\)*)\\g<{INDEX}>")
 _VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 
 
@@ -258,6 +264,27 @@ class Selector:
             raise PlanError(f"{self.reference.text!r} does not match {name!r}", where=self.reference.mark)
         return fill_template(template.expr, bound, template.mark)
 
+    def number(self, name: str) -> int:
+        """The number that the group or variable `index` stands for in a name that this selector matched.
+
+        Raises:
+            PlanError: there is none, or it is no number.
+        """
+        if self._segments is not None:
+            found: object = (self._segments.bind(name) or {}).get(INDEX)
+            expected = f"a variable ${INDEX}"
+        else:
+            matched = self._regex.fullmatch(name) if INDEX in self._regex.groupindex else None
+            found = matched[INDEX] if matched is not None else None
+            expected = rf"a group of that name: (?P<{INDEX}>\d+)"
+        if found is None:
+            problem = f"{self.reference.text!r} does not say which part of {name!r} is its {INDEX}"
+            raise PlanError(problem, where=self.reference.mark, expected=expected)
+        if not isinstance(found, str) or not found.isdecimal() or not found.isascii() or len(found) > 9:
+            problem = f"the {INDEX} of {name!r} is no number"
+            raise PlanError(problem, where=self.reference.mark, expected="digits", found=f"{found!r}")
+        return int(found)
+
     def _substitute(self, name: str, expr: str, template: Reference) -> str:
         try:
             if expr in self._templates:
@@ -285,6 +312,28 @@ def literal(ref: Reference) -> str:
     if isinstance(ref.expr, str):
         return ref.expr
     raise PlanError(f"expected a single name, not the pattern {ref.text}", where=ref.mark, hint="write it with dots")
+
+
+def numbered_by(template: Reference) -> tuple[Reference, Callable[[str, int], str]]:
+    """A template whose `index` is not known yet, and what puts it into a name that the template gave.
+
+    Raises:
+        PlanError: the template does not use it.
+    """
+    if isinstance(template.expr, str):
+        expr: str | tuple[str, ...] = _INDEX_GROUP.sub(lambda hit: hit[1] + _NUMBER, template.expr)
+    else:
+        expr = tuple(
+            _NUMBER if token in (f"${INDEX}", f"${{{INDEX}}}") else token.replace(f"${{{INDEX}}}", _NUMBER)
+            for token in template.expr
+        )
+    if expr == template.expr:
+        raise PlanError(
+            f"{template.text!r} does not say where the number goes",
+            where=template.mark,
+            expected=rf"\g<{INDEX}> in a string, ${INDEX} in a list",
+        )
+    return replace(template, expr=expr), lambda name, number: name.replace(_NUMBER, str(number))
 
 
 def placeholder(template: Reference) -> str:

@@ -58,6 +58,16 @@ class State(Protocol):
         """For every match of `source`: its name and the name each template gives; the last template must
         not collide."""
 
+    def numbered(self, source: Reference, template: Reference) -> list[tuple[str, str, int]]:
+        """For every match of `source`: its name, the name that the template gives, and the number that its group or
+        variable `index` stands for."""
+
+    def numberable(self, source: Reference, template: Reference) -> list[tuple[str, Callable[[int], str]]]:
+        """For every match of `source`: its name, and the names that the template gives for values of `index`."""
+
+    def spec(self, node: Any) -> Spec:
+        """Shape and dtype of a version; a step that needs them ends here if an earlier one failed to make it."""
+
     def has(self, alias: str, name: str) -> bool:
         """Whether the name exists now."""
 

@@ -300,6 +300,8 @@ COUNTERS: dict[str, tuple[Any, dict[str, tuple[int, int]]]] = {
     ),
     "split": ({"split": {"from": "a", "to": ["n", "o"], "sizes": [1, 2]}}, {"a": (1, 1), "n": (0, 1), "o": (0, 1)}),
     "concat": ({"concat": {"from": ["a", "b"], "to": "n"}}, {"a": (1, 1), "b": (1, 1), "n": (0, 1)}),
+    "stack": ({"stack": {"from": r"\w{0}(?P<index>\d)", "to": "n"}}, {"0": (1, 1), "1": (1, 1), "n": (0, 1)}),
+    "unstack": ({"unstack": {"from": "a", "to": r"u\g<index>"}}, {"a": (1, 1), "u0": (0, 1), "u2": (0, 1)}),
     "zeroes": ({"zeroes": {"target": "n", "shape": [2]}}, {"n": (0, 1)}),
     "ones": ({"ones": {"target": "n", "shape": [2]}}, {"n": (0, 1)}),
     "rand": ({"rand": {"target": "n", "shape": [2]}}, {"n": (0, 1)}),
@@ -325,7 +327,7 @@ def test_access_counters_move_as_documented(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     np.save("one.npy", np.ones(2, np.float32))
     square = W[:, :3]
-    bench = Bench(tmp_path, m={"a": square, "b": square, "c": square})
+    bench = Bench(tmp_path, m={"a": square, "b": square, "c": square, "0": square, "1": square})
     step, expected = COUNTERS[row]
     counts = [
         {"assert": {kind: {"of": name, "is": count}}}

@@ -39,6 +39,7 @@ from surgery_jax.ops.permute import Permute
 from surgery_jax.ops.phlora import Factors, LowRank
 from surgery_jax.ops.reshape import Reshape
 from surgery_jax.ops.scale import Scale
+from surgery_jax.ops.stack import Stack
 from surgery_jax.ops.structure import Structure, Update, View
 from surgery_jax.ops.subtract import Subtract
 
@@ -202,6 +203,11 @@ REFERENCES: dict[str, tuple[list[Case], Callable[..., Any], str]] = {
     "Concat": (
         [(Concat(axis), [ordinary("int16", 2, 3), ordinary("int16", 2, 3)]) for axis in (0, 1, -1)],
         lambda op, *parts: np.concatenate(parts, op.dim),
+        "bits",
+    ),
+    "Stack": (
+        [(Stack(axis), [ordinary("int16", 2, 2)] * 2 + [ordinary("int16", 2, 2) + 1]) for axis in (0, 1, 2, -1, -3)],
+        lambda op, *parts: np.stack(parts, op.dim),
         "bits",
     ),
     "View": (

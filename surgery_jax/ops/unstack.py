@@ -1,0 +1,51 @@
+"""`unstack`: one tensor becomes many, along an axis that goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..core.errors import PlanError
+from ..language.document import Node
+from .base import Directive, integer, reference
+from .rules import check_axis
+from .state import State
+from .structure import View
+
+
+@dataclass(frozen=True)
+class Unstack(Directive):
+    """Make a tensor of every place of an axis, numbered from 0 on: the opposite of `stack`.
+
+    from: any dtype, may be sliced -> as many new tensors as the axis is long, each with one axis less.
+    """
+
+    word = "unstack"
+    examples = (
+        "unstack: { from: 'model\\.layers\\.(.+)', to: 'model.layers.\\g<index>.\\1' }",
+        "unstack: { from: [decoder, layers, '*rest'], to: [model, layers, $index, '*rest'], dim: 1 }",
+    )
+
+    source: Node = reference("tensors to take apart", key="from")
+    to: Node = reference("names of the results, `index` stands for the number; must be new")
+    dim: int = integer("the axis; negative counts from the end", 0)
+
+    def build(self, state: State) -> None:
+        source = state.reference(self.source, key="from")
+        dest = state.reference(self.to, key="to", slices=False)
+        for name, numbered in state.numberable(source, dest):
+            whole = state.view(state.slot(source.alias, name, reads=1).node, source)
+            spec = state.spec(whole)
+            axis = check_axis(self.dim, spec)
+            names = [numbered(number) for number in range(spec.shape[axis])]
+            if not names:
+                raise PlanError(f"unstack: {name} has nothing along axis {axis}", where=source.mark, found=str(spec))
+            state.expect_new(dest.alias, names)
+            axes = [(0, 1, count) for count in spec.shape]
+            for number, new in enumerate(names):
+                axes[axis] = (number, 1, 1)
+                removed = tuple(other == axis for other in range(len(axes)))
+                state.create(dest.alias, new, *state.apply(View(tuple(axes), removed), whole))
+            state.tell(f"unstack: {name} -> {len(names)} tensors, {names[0]} to {names[-1]}")
+
+    def contributes(self, state: State) -> str | None:
+        return state.reference(self.to, key="to", slices=False).alias
