@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         plan_of,
         run,
     )
+    from .bulk import BatchReport, JobReport, batch
     from .core.errors import AssertionFailed, BudgetError, PlanError, Problems, StorageError, SurgeryError
     from .execute.compare import Change, Difference
     from .execute.explain import Explanation
@@ -30,12 +31,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AssertionFailed",
+    "BatchReport",
     "BudgetError",
     "Change",
     "CheckpointInfo",
     "Compiled",
     "Difference",
     "Explanation",
+    "JobReport",
     "Options",
     "PlanError",
     "Problems",
@@ -44,6 +47,7 @@ __all__ = [
     "SurgeryError",
     "TensorInfo",
     "__version__",
+    "batch",
     "check",
     "compile_plan",
     "convert",
@@ -57,6 +61,7 @@ __all__ = [
 
 _HOMES = {
     "api": "Compiled Options check compile_plan convert diff explain inspect load_plan plan_of run",
+    "bulk": "BatchReport JobReport batch",
     "core.errors": "AssertionFailed BudgetError PlanError Problems StorageError SurgeryError",
     "execute.compare": "Change Difference",
     "execute.explain": "Explanation",

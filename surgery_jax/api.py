@@ -21,6 +21,7 @@ from .core.specs import Spec
 from .execute.options import Options
 from .execute.reservations import check_fits
 from .graph.build import build
+from .graph.node import Graph
 from .graph.roots import Request, Symbolic
 from .language.document import Mapping, Node, load_document, node_of, parse_plan_file
 from .language.plan import Plan
@@ -75,8 +76,8 @@ class Compiled:
 AMPLE = 64 << 20  # bytes in which any elementwise work fits, since it is cut into tiles
 
 
-class _Files:
-    """The outside world as the graph may see it: headers, and what output paths mean."""
+class Outside:
+    """The outside world as the graph may see it: headers, nested plans, and what output paths mean."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -131,8 +132,7 @@ def compile_plan(plan: Plan, options: Options | None = None) -> Compiled:
     Raises:
         Problems: all that is wrong with it.
     """
-    with _no_collection():
-        return _compile(plan, _Files(options or Options()))
+    return compile_with(plan, Outside(options or Options()))
 
 
 @contextmanager
@@ -149,20 +149,41 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _compile(plan: Plan, files: _Files) -> Compiled:
-    symbolic = build(plan, files)
-    errors: list[SurgeryError] = []
-    outputs = []
-    for save in symbolic.saves:
-        resolved = files.resolve(save.request)
-        specs: list[tuple[str, Spec]] = [(name, node.spec) for name, node in save.tensors]
-        try:
-            outputs.append((resolved, resolved.layout(specs, save.metadata)))
-        except SurgeryError as error:
-            errors.append(error.located(save.request.mark))
-    if errors:
-        raise Problems(errors)
-    return Compiled(symbolic, tuple(outputs))
+def compile_with(plan: Plan, outside: Outside, graph: Graph | None = None) -> Compiled:
+    """As `compile_plan`, with the headers that `outside` gives, and in the graph of other plans.
+
+    Raises:
+        Problems: all that is wrong with the plan.
+    """
+    with _no_collection():
+        symbolic = build(plan, outside, graph)
+        errors: list[SurgeryError] = []
+        outputs = []
+        for save in symbolic.saves:
+            resolved = outside.resolve(save.request)
+            specs: list[tuple[str, Spec]] = [(name, node.spec) for name, node in save.tensors]
+            try:
+                outputs.append((resolved, resolved.layout(specs, save.metadata)))
+            except SurgeryError as error:
+                errors.append(error.located(save.request.mark))
+        if errors:
+            raise Problems(errors)
+        return Compiled(symbolic, tuple(outputs))
+
+
+def joined(parts: Sequence[Compiled]) -> Compiled:
+    """The work of several plans of one graph as that of one; what they print and assert stays with them."""
+    plans = [part.symbolic for part in parts]
+    symbolic = Symbolic(
+        saves=[save for plan in plans for save in plan.saves],
+        checks=[check for plan in plans for check in plan.checks],
+        sinks=[sink for plan in plans for sink in plan.sinks],
+        prints=(),
+        assertions=(),
+        executed=(),
+        needs_whole=any(plan.needs_whole for plan in plans),
+    )
+    return Compiled(symbolic, tuple(output for part in parts for output in part.outputs))
 
 
 def check(plan: Plan, options: Options | None = None) -> Compiled:

@@ -107,6 +107,9 @@ def parse(command: Command, words: Sequence[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(list(words))
 
 
+_NARGS = {(False, False): None, (False, True): "?", (True, False): "+", (True, True): "*"}  # many, optional
+
+
 def _add(parser: argparse.ArgumentParser, argument: Argument) -> None:
     options: dict[str, Any] = {"help": argument.help.replace("%", "%%")}
     if argument.negated:
@@ -116,7 +119,7 @@ def _add(parser: argparse.ArgumentParser, argument: Argument) -> None:
     else:
         options |= {"default": argument.default, "type": _checked(argument), "metavar": argument.takes}
         if not argument.is_option:
-            options["nargs"] = "+" if argument.many else "?" if argument.optional else None
+            options["nargs"] = _NARGS[argument.many, argument.optional]
     parser.add_argument(argument.name, **options)
 
 

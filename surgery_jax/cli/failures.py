@@ -8,13 +8,11 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from ..core.errors import BudgetError, Mark, Problems, StorageError, SurgeryError
+from ..core.errors import SurgeryError, told
 from .signals import Interrupted
 from .text import json_text, visible
 
 __all__ = ["report"]
-
-BUG = 70  # EX_SOFTWARE of sysexits.h
 
 
 def report(error: BaseException, *, as_json: bool) -> int:
@@ -47,44 +45,15 @@ def report(error: BaseException, *, as_json: bool) -> int:
 
 def _understood(error: BaseException) -> tuple[int, list[SurgeryError]]:
     """The exit code of an error, and what to say; nothing for an interrupt."""
-    if isinstance(error, KeyboardInterrupt):
-        return 128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT), []
-    if isinstance(error, SurgeryError):
-        return error.exit_code, list(_flat(error))
-    known: SurgeryError
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        known = BudgetError("out of memory", found=_first_line(error), hint="a smaller --memory, or fewer --workers")
-    elif isinstance(error, OSError):
-        where = error.filename or error.filename2
-        known = StorageError(error.strerror or str(error), where=None if where is None else os.fsdecode(where))
-    else:
-        hint = "this is a bug; run with SURGERY_JAX_TRACEBACK=1 and report it"
-        return BUG, [SurgeryError(f"{type(error).__name__}: {_first_line(error) or 'no message'}", hint=hint)]
-    return known.exit_code, [known]
-
-
-def _flat(error: SurgeryError) -> list[SurgeryError]:
-    if isinstance(error, Problems):
-        return [problem for part in error.errors for problem in _flat(part)]
-    return [error]
-
-
-def _first_line(error: BaseException) -> str | None:
-    return (str(error).strip().splitlines() or [""])[0][:300] or None
+    if isinstance(error, Exception):
+        known = told(error)
+        return known.exit_code, list(known.single)
+    return 128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT), []
 
 
 def _as_json(code: int, problems: list[SurgeryError], printed: str) -> dict[str, Any]:
     text = "\n".join(map(str, problems)) or "interrupted"
-    return {"error": text, "exit_code": code, "problems": [_problem(p) for p in problems], "printed": printed}
-
-
-def _problem(problem: SurgeryError) -> dict[str, Any]:
-    where = problem.where
-    place: dict[str, Any] = {"where": None if where is None else str(where)}
-    if isinstance(where, Mark):
-        place |= {"file": where.file, "line": where.line, "column": where.column}
-    parts = {"expected": problem.expected, "found": problem.found, "hint": problem.hint}
-    return {"kind": type(problem).__name__, "problem": problem.problem, **place, **parts}
+    return {"error": text, "exit_code": code, "problems": [p.as_json() for p in problems], "printed": printed}
 
 
 def _silence_stdout() -> None:

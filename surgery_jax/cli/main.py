@@ -61,8 +61,8 @@ def _overview() -> str:
             *(f"  {name:{width}}  {command.summary}" for name, command in known.items()),
             "",
             f"{PROGRAM} COMMAND --help says more about one; {PROGRAM} --version gives the version.",
-            "exit codes: 0 done; 1 an assertion failed, or diff found differences; 2 the plan or the command line is",
-            "wrong; 3 a checkpoint cannot be read or written; 4 it does not fit the budgets.",
+            "exit codes: 0 done; 1 an assertion or a job failed, or diff found differences; 2 the plan or the command",
+            "line is wrong; 3 a checkpoint cannot be read or written; 4 it does not fit the budgets.",
         ]
     )
 

@@ -6,12 +6,15 @@ Every error that a user can cause is a `SurgeryError`; its class decides the exi
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = [
     "AssertionFailed",
     "BudgetError",
+    "Bug",
     "Mark",
     "PlanError",
     "Problems",
@@ -19,6 +22,7 @@ __all__ = [
     "SurgeryError",
     "listing",
     "nearest",
+    "told",
 ]
 
 
@@ -61,6 +65,19 @@ class SurgeryError(Exception):
             self.where = where
         return self
 
+    @property
+    def single(self) -> tuple[SurgeryError, ...]:
+        """The errors that this one stands for: itself, unless it is several."""
+        return (self,)
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        place: dict[str, Any] = {"where": None if self.where is None else str(self.where)}
+        if isinstance(self.where, Mark):
+            place |= {"file": self.where.file, "line": self.where.line, "column": self.where.column}
+        parts = {"expected": self.expected, "found": self.found, "hint": self.hint}
+        return {"kind": type(self).__name__, "problem": self.problem, **place, **parts}
+
     def __str__(self) -> str:
         head = f"{self.where}: {self.problem}" if self.where is not None else self.problem
         parts = [("expected", self.expected), ("found", self.found), ("try", self.hint)]
@@ -89,6 +106,12 @@ class BudgetError(SurgeryError):
     exit_code = 4
 
 
+class Bug(SurgeryError):
+    """An exception that no code of ours expects."""
+
+    exit_code = 70  # EX_SOFTWARE of sysexits.h
+
+
 class Problems(SurgeryError):
     """Several errors found together, in the order of the plan; the first decides the exit code."""
 
@@ -97,8 +120,29 @@ class Problems(SurgeryError):
         super().__init__(f"{len(self.errors)} problems")
         self.exit_code = self.errors[0].exit_code
 
+    @property
+    def single(self) -> tuple[SurgeryError, ...]:
+        return tuple(single for error in self.errors for single in error.single)
+
     def __str__(self) -> str:
         return "\n".join(str(error) for error in self.errors)
+
+
+def told(error: Exception) -> SurgeryError:
+    """What a user must be told of an exception, whatever it is."""
+    if isinstance(error, SurgeryError):
+        return error
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return BudgetError("out of memory", found=_first_line(error), hint="a smaller --memory, or fewer --workers")
+    if isinstance(error, OSError):
+        where = error.filename or error.filename2
+        return StorageError(error.strerror or str(error), where=None if where is None else os.fsdecode(where))
+    hint = "this is a bug; run with SURGERY_JAX_TRACEBACK=1 and report it"
+    return Bug(f"{type(error).__name__}: {_first_line(error) or 'no message'}", hint=hint)
+
+
+def _first_line(error: Exception) -> str | None:
+    return (str(error).strip().splitlines() or [""])[0][:300] or None
 
 
 def nearest(word: str, candidates: Iterable[str], count: int = 3) -> list[str]:

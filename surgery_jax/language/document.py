@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,24 @@ import yaml
 from ..core.errors import Mark, PlanError, nearest
 from .interpolate import interpolate as resolve_references
 from .merge import is_override, merge, nested, parse_path
-from .nodes import Mapping, Node, Scalar, Sequence, node_of, plain
+from .nodes import Mapping, Node, Scalar, Sequence, check_keys, node_of, plain
 from .scalars import parse_bool, parse_float, parse_int, parse_plain
 
 __all__ = [
     "Mapping",
     "Node",
+    "Part",
     "Scalar",
     "Sequence",
+    "check_keys",
     "load_document",
+    "merge_parts",
     "node_of",
+    "override",
     "parse_plan_file",
     "parse_yaml",
     "plain",
+    "read_part",
 ]
 
 # Bounds on untrusted plans. A plan that renames every tensor of a very large model by hand has a few MiB and some
@@ -101,7 +107,32 @@ def load_document(arguments: Iterable[str]) -> Mapping:
         PlanError: a token that is neither, a missing file, a variable that no file has, a root that is no mapping, and
             all that `parse_yaml` raises.
     """
-    parts = [_part(token) for token in arguments]
+    return merge_parts([read_part(token) for token in arguments])
+
+
+@dataclass(frozen=True)
+class Part:
+    """A plan file, not interpolated yet, or an override."""
+
+    root: Mapping
+    is_file: bool
+
+
+def override(path: str, value: Node, mark: Mark) -> Part:
+    """What puts a value at a path such as `transforms[0].scale_.by`.
+
+    Raises:
+        PlanError: no such path.
+    """
+    return Part(_checked_root(nested(parse_path(path), value, mark)), False)
+
+
+def merge_parts(parts: AbstractSequence[Part]) -> Mapping:
+    """Plan files and overrides, merged from left to right.
+
+    Raises:
+        PlanError: a variable that no file has, and all that interpolation raises.
+    """
     variables = [part for part in parts if not part.is_file and not LANGUAGE & set(part.root.entries)]
     if not any(part.is_file for part in parts):
         variables = []  # nothing that could use them
@@ -131,21 +162,18 @@ def load_document(arguments: Iterable[str]) -> Mapping:
     return document or Mapping({}, {}, Mark("plan", 1, 1))
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A plan file, not interpolated yet, or an override."""
+def read_part(token: str) -> Part:
+    """A word of the command line: a plan file, or an override.
 
-    root: Mapping
-    is_file: bool
-
-
-def _part(token: str) -> _Part:
+    Raises:
+        PlanError: it is neither, and all that `parse_plan_file` raises.
+    """
     if token.lower().endswith(_SUFFIXES) and (_exists(token) or not is_override(token)):
-        return _Part(_checked_root(parse_plan_file(token, interpolate=False)), True)
+        return Part(_checked_root(parse_plan_file(token, interpolate=False)), True)
     if "=" in token:
         mark = Mark(token, 1, 1)
         path = parse_path(token)
-        return _Part(_checked_root(nested(path, _override(path, token.partition("=")[2], mark), mark)), False)
+        return Part(_checked_root(nested(path, _override(path, token.partition("=")[2], mark), mark)), False)
     forgotten = next((token + suffix for suffix in _SUFFIXES if _exists(token + suffix)), None)
     raise PlanError(
         f"neither a plan file nor an override: {token!r}",

@@ -12,7 +12,7 @@ from typing import NoReturn, TypeAlias
 from ..core.errors import Mark, PlanError, listing, nearest
 from .nodes import Mapping, Node, Scalar, Sequence, plain
 
-__all__ = ["interpolate"]
+__all__ = ["escape", "interpolate"]
 
 Path: TypeAlias = tuple[str | int, ...]
 
@@ -21,6 +21,7 @@ MAX_DEPTH = 120
 MAX_NODES = 2_000_000
 MAX_CHARACTERS = 16 * 2**20
 
+_REFERENCE = re.compile(r"(\\*)\$\{")
 _BRACE = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[{}]""", re.DOTALL)
 _KEYS = re.compile(r"(?P<dots>\.*)(?P<keys>(?:[^.\[\]:]+|\[[^\[\]:]+\])(?:\.[^.\[\]:]+|\[[^\[\]:]+\])*)")
 _KEY = re.compile(r"[^.\[\]]+")
@@ -38,6 +39,19 @@ def interpolate(root: Node) -> Node:
         PlanError: an unknown or circular reference, or a text that grows beyond all bounds.
     """
     return _Resolver(root).resolve(root, (), 0)
+
+
+def escape(node: Node) -> Node:
+    r"""The node with every `${` of its strings written so that `interpolate` gives it back as it is.
+
+    >>> escape(Scalar("a${b}", Mark("plan", 1, 1))).value
+    'a\\${b}'
+    """
+    if isinstance(node, Sequence):
+        return Sequence(tuple(map(escape, node.items)), node.mark)
+    if isinstance(node, Mapping):
+        return Mapping({key: escape(value) for key, value in node.entries.items()}, node.keys, node.mark)
+    return replace(node, value=_REFERENCE.sub(r"\1\1\\${", node.value)) if isinstance(node.value, str) else node
 
 
 class _Resolver:

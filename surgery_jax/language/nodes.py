@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ..core.errors import Mark
+from ..core.errors import Mark, PlanError, nearest
 
-__all__ = ["Mapping", "Node", "Scalar", "Sequence", "node_of", "plain"]
+__all__ = ["Mapping", "Node", "Scalar", "Sequence", "check_keys", "node_of", "plain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +63,21 @@ def node_of(value: object, mark: Mark) -> Node:
     if value is None or isinstance(value, bool | int | float | str):
         return Scalar(value, mark)
     raise TypeError(f"no plan value: {type(value).__name__}")
+
+
+def check_keys(node: Mapping, allowed: Iterable[str], what: str) -> None:
+    """That a mapping has no other keys.
+
+    Raises:
+        PlanError: it has; of several the first.
+    """
+    known = tuple(allowed)
+    for key in node.entries:
+        if key not in known:
+            near = nearest(key, known, 1)
+            raise PlanError(
+                f"{what} has an unknown key {key!r}",
+                where=node.keys[key],
+                expected=", ".join(known),
+                hint=f"did you mean {near[0]}?" if near else None,
+            )

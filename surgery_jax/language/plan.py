@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.errors import Mark, PlanError, nearest
-from .document import Mapping, Node, Scalar, Sequence, plain
+from .document import Mapping, Node, Scalar, Sequence, check_keys, plain
 
 __all__ = ["Input", "Output", "Plan"]
 
@@ -108,15 +108,7 @@ def _output(node: Node | None) -> Output | None:
         raise PlanError("output is a path or a mapping", where=node.mark, found=f"{plain(node)!r}")
     if not node.entries:
         return None
-    unknown = [key for key in node.entries if key not in ("path", "format", "shard")]
-    if unknown:
-        near = nearest(unknown[0], ("path", "format", "shard"), 1)
-        raise PlanError(
-            f"output has an unknown key {unknown[0]!r}",
-            where=node.keys[unknown[0]],
-            expected="path, format, shard",
-            hint=f"did you mean {near[0]}?" if near else None,
-        )
+    check_keys(node, ("path", "format", "shard"), "output")
     values = {
         key: _word(value, f"output.{key}")
         for key, value in node.entries.items()

@@ -225,6 +225,13 @@ class Staging:
             except OSError as error:
                 raise storage_error(error, self.plan.path, "bring it to the disk") from None
 
+    def finished_files(self) -> dict[str, Path]:
+        """The files of a finished output: where they will be, as the plan spells it, and where they are until then."""
+        if not self._built.is_dir():
+            return {self.plan.path: self._built}
+        found = sorted(path for path in self._built.rglob("*") if path.is_file())
+        return {str(Path(self.plan.path) / path.relative_to(self._built)): path for path in found}
+
     def _publish(self, sync: bool, fresh: Set[Path]) -> None:
         """Rename all into its place; `fresh` are the places of this run's outputs, which are not old."""
         assert self._stage is not None

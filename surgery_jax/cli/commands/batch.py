@@ -1,0 +1,114 @@
+"""`surgery-jax batch`."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ..command import BUDGETS, JSON, OVERWRITE, QUIET, SHARD_SIZE, SYNC, Argument, Command, options_of, whole
+from ..text import count, json_text, seconds, some, table, visible
+
+if TYPE_CHECKING:
+    from ...bulk import BatchReport, JobReport
+
+
+class Batch(Command):
+    """Run one plan as many jobs: lists, globs and combinations of values.
+
+    What jobs have in common is compiled once and read once. A job that fails does not stop the others; one that is
+    finished is skipped, unless its plan, its inputs or its outputs have changed. The exit code is 1 if any failed.
+    """
+
+    name = "batch"
+    arguments = (
+        Argument("jobs", "file of jobs", "JOBS", completes="plan"),
+        Argument("overrides", "key=value for the plan of every job", "KEY=VALUE", many=True, optional=True),
+        Argument("--check", "find what headers can tell, and run nothing"),
+        Argument("--again", "also run jobs that are finished"),
+        Argument("--stop-on-failure", "start no more jobs after one has failed"),
+        Argument(
+            "--together",
+            "jobs that share a pass at most (default: 16); 1: each by itself",
+            "N",
+            default=16,
+            parse=whole,
+        ),
+        Argument("--record", "file that remembers finished jobs (default: JOBS with .done)", "PATH", completes="file"),
+        *BUDGETS,
+        SHARD_SIZE,
+        OVERWRITE,
+        SYNC,
+        QUIET,
+        JSON,
+    )
+
+    def run(self, args: Namespace) -> int:
+        from ...bulk import batch
+        from ..progress import shown
+
+        with shown(args.quiet) as display:
+
+            def tell(job: JobReport) -> None:
+                if display is not None:
+                    display.clear()
+                for problem in job.error.single if job.error is not None else ():
+                    print(f"error: job {visible(job.name)}: {visible(str(problem))}", file=sys.stderr)
+                if not args.quiet and not args.check and job.status == "done":
+                    print(visible(f"done: {job.name}"), file=sys.stderr)
+
+            report = batch(
+                args.jobs,
+                options_of(args),
+                overrides=args.overrides or (),
+                together=args.together,
+                again=args.again,
+                stop_on_failure=args.stop_on_failure,
+                only_check=args.check,
+                record=args.record,
+                progress=display,
+                tell=tell,
+            )
+        if args.json:
+            print(json_text(report.as_json()))
+        else:
+            print(visible("\n".join(_lines(report))))
+            sys.stdout.flush()
+            if not args.quiet and report.num_passes:
+                print(_account(report), file=sys.stderr)
+        return 1 if report.has_failed else 0
+
+
+def _lines(report: BatchReport) -> Iterator[str]:
+    from ...core.specs import format_bytes
+
+    rows = [
+        (
+            job.name,
+            job.status,
+            some(job.outputs, 2),
+            str(job.num_tensors) if job.num_tensors else "",
+            format_bytes(job.bytes_written) if job.bytes_written else "",
+        )
+        for job in report.jobs
+    ]
+    yield from table([("job", "status", "output", "tensors", "bytes"), *rows], right=(3, 4))
+    for job in report.jobs:
+        if job.printed:
+            yield f"{job.name}:"
+            yield from (f"  {line}" for line in job.printed.splitlines())
+    yield f"{count(len(report.jobs), 'job')}: " + ", ".join(f"{n} {status}" for status, n in report.counts.items())
+
+
+def _account(report: BatchReport) -> str:
+    """One line on what was done."""
+    from ...core.specs import format_bytes
+
+    size = format_bytes
+    through = report.bytes_moved + report.bytes_read
+    return (
+        f"{count(report.num_passes, 'pass', 'passes')}: {size(report.bytes_moved)} moved; "
+        f"{size(report.bytes_read)} read and {size(report.bytes_computed)} computed in {seconds(report.wall_s)}, "
+        f"{size(through / max(report.wall_s, 1e-9))}/s"
+    )

@@ -1,0 +1,181 @@
+"""Which jobs of a batch are finished: a file with one line of JSON per job, added before its outputs appear.
+
+A job is the hash of its plan. It is finished if the files that it read and those that it wrote are as its line says,
+by size and time of change. The line is on the disk before the outputs are renamed into their place, and files keep size
+and time when they are renamed: whenever a batch ends, a line is true as soon as the outputs are there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..core.errors import StorageError
+from ..storage.files import check_regular, parse_json, storage_error
+
+__all__ = ["Entry", "FileState", "Finished", "states_of"]
+
+MAX_BYTES = 256 << 20  # of an untrusted record: 10 000 jobs of 100 files take 10 MB
+_BEGIN = b'{"job": "'
+FileState = tuple[str, int, int]  # path, size in bytes, time of change in ns
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished job: files by the path that the plan names."""
+
+    inputs: Mapping[str, tuple[FileState, ...]]
+    outputs: Mapping[str, tuple[FileState, ...]]
+
+    def holds(self, files_of: Callable[[str], Iterable[str]]) -> bool:
+        """Whether nothing has changed since; `files_of` gives the files that an input consists of now."""
+        written = {os.path.realpath(state[0]) for states in self.outputs.values() for state in states}
+        for states in self.outputs.values():
+            if any(_file_state(state[0]) != state for state in states):
+                return False
+        for path, states in self.inputs.items():
+            # an input that the job itself replaced was another one when it was read
+            kept = [state for state in states if os.path.realpath(state[0]) not in written]
+            if any(_file_state(state[0]) != state for state in kept):
+                return False
+            if len(kept) == len(states) and set(files_of(path)) != {state[0] for state in states}:
+                return False
+        return True
+
+
+class Finished:
+    """The record of finished jobs. `is_kept` False only looks: nothing is written, and the file may be missing."""
+
+    def __init__(self, path: str, is_kept: bool = True) -> None:
+        """Open the record, and keep others from using it.
+
+        Raises:
+            StorageError: it cannot be opened, is no such record, or another batch is using it.
+        """
+        self.path = path
+        self.entries: dict[str, Entry] = {}
+        self._fd: int | None = None
+        try:
+            if is_kept:
+                self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+                self._lock(self._fd)
+            elif not Path(path).exists():
+                return
+            check_regular(Path(path))
+            with Path(path).open("rb") as stream:
+                raw = stream.read(MAX_BYTES + 1)
+        except OSError as error:
+            self.close()
+            raise storage_error(error, path, "open the record of finished jobs") from None
+        except BaseException:
+            self.close()
+            raise
+        try:
+            self._read(raw)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Finished:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _lock(self, fd: int) -> None:
+        busy = False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            busy = True
+        except OSError:  # a file system without locks
+            return
+        if busy or not Path(self.path).exists() or not os.path.samestat(os.fstat(fd), Path(self.path).stat()):
+            raise StorageError(
+                "another batch is at work", where=self.path, hint="wait for it, or name another --record"
+            )
+
+    def _read(self, raw: bytes) -> None:
+        if len(raw) > MAX_BYTES:
+            raise StorageError(f"a record of more than {MAX_BYTES} bytes", where=self.path)
+        *lines, torn = raw.split(b"\n")
+        for number, line in enumerate(lines, 1):
+            try:
+                job, entry = _parsed(parse_json(line, Path(self.path), f"line {number}"))
+            except (KeyError, TypeError, ValueError, AttributeError, StorageError):
+                raise self._alien(number) from None
+            self.entries[job] = entry
+        if torn:  # what a batch that was killed did not finish writing
+            if not torn.startswith(_BEGIN[: len(torn)]):
+                raise self._alien(len(lines) + 1)
+            if self._fd is not None:
+                os.ftruncate(self._fd, len(raw) - len(torn))
+
+    def _alien(self, line: int) -> StorageError:
+        return StorageError(
+            "not a record of finished jobs",
+            where=self.path,
+            found=f"something else in line {line}",
+            hint="name another --record, or remove the file",
+        )
+
+    def add(self, job: str, name: str, entry: Entry, sync: bool) -> None:
+        """Say that a job is finished as soon as its outputs are there.
+
+        Raises:
+            StorageError: the line cannot be written.
+        """
+        assert self._fd is not None
+        line = json.dumps({"job": job, "name": name, "inputs": entry.inputs, "outputs": entry.outputs}) + "\n"
+        try:
+            rest = line.encode()
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+            if sync:
+                os.fsync(self._fd)
+        except OSError as error:
+            raise storage_error(error, self.path, "write the record of finished jobs") from None
+        self.entries[job] = entry
+
+    def close(self) -> None:
+        """Let others use it; an empty record is removed."""
+        if self._fd is not None:
+            with suppress(OSError):
+                if os.fstat(self._fd).st_size == 0:
+                    Path(self.path).unlink()
+            os.close(self._fd)
+            self._fd = None
+
+
+def _parsed(value: Any) -> tuple[str, Entry]:
+    return str(value["job"]), Entry(_states(value["inputs"]), _states(value["outputs"]))
+
+
+def _states(value: Any) -> dict[str, tuple[FileState, ...]]:
+    return {path: tuple(_state(*state) for state in states) for path, states in value.items()}
+
+
+def _state(path: Any, size: Any, changed: Any) -> FileState:
+    if not isinstance(path, str) or not isinstance(size, int) or not isinstance(changed, int):
+        raise TypeError
+    return path, size, changed
+
+
+def states_of(paths: Iterable[str]) -> tuple[FileState, ...]:
+    """What files are now, without those that are not there."""
+    return tuple(state for state in map(_file_state, paths) if state is not None)
+
+
+def _file_state(path: str) -> FileState | None:
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    return path, status.st_size, status.st_mtime_ns
