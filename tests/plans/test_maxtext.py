@@ -1,0 +1,113 @@
+"""A Llama of transformers goes to MaxText's parameters and back bit for bit, and computes the same there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import yaml
+from flax import serialization, traverse_util
+from flax_llama import FlaxLlama
+
+from surgery_jax import Options, Problems, diff, load_plan, run
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+PLANS = Path(__file__).parent.parent.parent / "plans"
+LAYERS, HEADS, KV_HEADS, HIDDEN, WIDTH, VOCABULARY = 12, 4, 2, 64, 40, 48
+SIZES = (f"heads={HEADS}", f"kv_heads={KV_HEADS}", f"hidden={HIDDEN}", "tree=params")
+quiet = Options(sync=False, overwrite=True)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A random Llama: twelve layers, so that layer 10 must not come after layer 1."""
+    torch.manual_seed(11)
+    config = transformers.LlamaConfig(
+        hidden_size=HIDDEN, intermediate_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS, vocab_size=VOCABULARY, max_position_embeddings=32, initializer_range=0.2,
+    )  # fmt: skip
+    made = transformers.LlamaForCausalLM(config).eval()
+    path = tmp_path_factory.mktemp("llama") / "model"
+    made.save_pretrained(path)
+    return path, made
+
+
+def convert(plan: str, source: Path, target: Path, *settings: str) -> Any:
+    return run(load_plan(PLANS / plan, f"inputs[0]=model::{source}", f"output={target}", *SIZES, *settings), quiet)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_parameters_for_maxtext_give_the_logits_of_transformers(
+    llama: tuple[Path, Any], tmp_path: Path, axis: int
+) -> None:
+    path, made = llama
+    target = tmp_path / "params.msgpack"
+    convert("llama_to_maxtext.yaml", path, target, "query_scale=0.25", f"axis={axis}")
+    variables = serialization.msgpack_restore(target.read_bytes())
+    model = FlaxLlama(LAYERS, HEADS, KV_HEADS, HIDDEN // HEADS, WIDTH, HIDDEN, VOCABULARY, axis)
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, 20)
+    wanted = jax.eval_shape(model.init, jax.random.key(0), tokens)
+    assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, wanted)
+    with torch.no_grad():
+        expected = made(torch.from_numpy(tokens)[None]).logits[0].numpy()
+    found = np.asarray(model.apply(variables, tokens))
+    assert np.abs(expected).max() > 1
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("there", "back"),
+    [
+        (("query_scale=0.25",), ("query_scale=4",)),
+        (("query_scale=0.25", "axis=0"), ("query_scale=4", "axis=0")),
+        (
+            ("query_scale=1", "rope=[3, 0, 1, 2]", "tree=params.params"),
+            ("query_scale=1", "rope=[1, 2, 3, 0]", "neighbours=8", "tree=params.params"),
+        ),
+    ],
+)
+def test_the_way_to_maxtext_and_back_changes_no_bit(
+    llama: tuple[Path, Any], tmp_path: Path, there: tuple[str, ...], back: tuple[str, ...]
+) -> None:
+    convert("llama_to_maxtext.yaml", llama[0], tmp_path / "there.msgpack", *there)
+    convert("maxtext_to_llama.yaml", tmp_path / "there.msgpack", tmp_path / "back", *back)
+    assert diff(llama[0], tmp_path / "back").is_empty
+
+
+def test_the_shapes_are_those_of_maxtext(llama: tuple[Path, Any], tmp_path: Path) -> None:
+    convert("llama_to_maxtext.yaml", llama[0], tmp_path / "a.msgpack", "tree=params.params")
+    tree = serialization.msgpack_restore((tmp_path / "a.msgpack").read_bytes())
+    length = HIDDEN // HEADS
+    layers = {
+        "pre_self_attention_layer_norm.scale": (HIDDEN, LAYERS),
+        "post_self_attention_layer_norm.scale": (HIDDEN, LAYERS),
+        "self_attention.query.kernel": (HIDDEN, LAYERS, HEADS, length),
+        "self_attention.key.kernel": (HIDDEN, LAYERS, KV_HEADS, length),
+        "self_attention.value.kernel": (HIDDEN, LAYERS, KV_HEADS, length),
+        "self_attention.out.kernel": (HEADS, LAYERS, length, HIDDEN),
+        "mlp.wi_0.kernel": (HIDDEN, LAYERS, WIDTH),
+        "mlp.wi_1.kernel": (HIDDEN, LAYERS, WIDTH),
+        "mlp.wo.kernel": (WIDTH, LAYERS, HIDDEN),
+    }
+    found = {name: leaf.shape for name, leaf in traverse_util.flatten_dict(tree["params"]["params"], sep=".").items()}
+    assert found == {
+        "token_embedder.embedding": (VOCABULARY, HIDDEN),
+        "decoder.decoder_norm.scale": (HIDDEN,),
+        "decoder.logits_dense.kernel": (HIDDEN, VOCABULARY),
+        **{f"decoder.layers.{name}": shape for name, shape in layers.items()},
+    }
+
+
+def test_a_tensor_that_maxtext_has_no_place_for_is_not_dropped(llama: tuple[Path, Any], tmp_path: Path) -> None:
+    content = yaml.safe_load((PLANS / "llama_to_maxtext.yaml").read_text())
+    bias = {"copy": {"from": r"(model\.layers\.0\.self_attn\.q_proj)\.weight", "to": r"\1.bias"}}
+    content["transforms"].insert(0, bias)
+    (tmp_path / "with_bias.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(Problems, match="assertion failed: not: exists: 1 tensors match"):
+        convert(str(tmp_path / "with_bias.yaml"), llama[0], tmp_path / "a.msgpack")
