@@ -66,8 +66,12 @@ class Compiled:
         places, first = [], 0
         with _no_collection():
             for _, layout in self.outputs:
+                rest = {
+                    name: tuple((begin, first + file, at) for begin, file, at in parts)
+                    for name, parts in layout.rest.items()
+                }
                 places.append(
-                    {name: (first + file, at, layout.rest.get(name, ())) for name, (file, at) in layout.places.items()}
+                    {name: (first + file, at, rest.get(name, ())) for name, (file, at) in layout.places.items()}
                 )
                 first += len(layout.files)
             return compile_program(self.symbolic, places)

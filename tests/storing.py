@@ -31,8 +31,8 @@ def sample(dtype: str, *shape: int) -> tuple[Spec, bytes]:
 def fill(staging: Staging, layout: Layout, tensors: Tensors) -> None:
     for name, (file, offset) in layout.places.items():
         data, at = tensors[name][1], 0
-        for place, count in ranges(offset, layout.rest.get(name, ()), 0, len(data)):
-            assert os.pwrite(staging.fd(file), data[at : at + count], place) == count
+        for number, place, count in ranges(file, offset, layout.rest.get(name, ()), 0, len(data)):
+            assert os.pwrite(staging.fd(number), data[at : at + count], place) == count
             at += count
 
 
@@ -62,13 +62,12 @@ def write(
 def bytes_of(entry: Entry) -> bytes:
     """The bytes of a tensor, from its place in the file or its loader."""
     if entry.extent is not None:
-        with Path(entry.extent.path).open("rb") as stream:
-            parts = []
-            for offset, count in entry.extent.ranges(0, entry.spec.nbytes):
+        parts = []
+        for path, offset, nbytes in entry.extent.ranges(0, entry.spec.nbytes):
+            with Path(path).open("rb") as stream:
                 stream.seek(offset)
-                parts.append(stream.read(count))
-            return b"".join(parts)
-    assert entry.read is not None
+                parts.append(stream.read(nbytes))
+        return b"".join(parts)
     array = entry.read()
     assert array.shape == entry.spec.shape
     assert array.dtype == entry.spec.dtype.numpy

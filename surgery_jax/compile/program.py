@@ -22,10 +22,10 @@ from ..ops.base import TensorOp
 from ..ops.reshape import Reshape
 from .pieces import Geometry, Piece
 
-__all__ = ["Component", "Dest", "Eqn", "Group", "Move", "Output", "Program", "compile_program"]
+__all__ = ["Component", "Decode", "Dest", "Eqn", "Group", "Move", "Output", "Program", "compile_program"]
 
 MAX_JOINED = 32  # operations of a component that shared inputs may join: keeps compiled functions small
-Place = tuple[int, int, Parts]  # (number of the output file, offset, where the bytes go on elsewhere)
+Place = tuple[int, int, Parts[int]]  # (number of the output file, offset, where the bytes go on elsewhere)
 
 
 class Move(NamedTuple):
@@ -33,6 +33,16 @@ class Move(NamedTuple):
 
     path: str
     source: int
+    file: int
+    offset: int
+    nbytes: int
+
+
+class Decode(NamedTuple):
+    """Bytes of a tensor from `start` on that only change place, but must be decoded first."""
+
+    source: Source
+    start: int
     file: int
     offset: int
     nbytes: int
@@ -126,11 +136,12 @@ class Program:
     moves: list[Move]
     groups: list[Group]
     trivial: list[Check]  # checks of tensors without elements, which hold
+    decodes: list[Decode] = field(default_factory=list)
 
     @property
     def bytes_moved(self) -> int:
         """Bytes that only change place."""
-        return sum(move.nbytes for move in self.moves)
+        return sum(move.nbytes for move in self.moves) + sum(decode.nbytes for decode in self.decodes)
 
     @property
     def bytes_read(self) -> int:
@@ -155,11 +166,6 @@ class Program:
         return any(not group.on_host for group in self.groups)
 
 
-def is_raw(node: Node) -> bool:
-    """Whether a node's bytes lie in a file as they are."""
-    return isinstance(node.op, Source) and node.op.entry.extent is not None
-
-
 def compile_program(symbolic: Symbolic, places: Sequence[Mapping[str, Place]]) -> Program:
     """The work of a plan whose saves are laid out at `places` (per save: name to place)."""
     collector = _Collector()
@@ -171,7 +177,7 @@ def compile_program(symbolic: Symbolic, places: Sequence[Mapping[str, Place]]) -
     for sink in symbolic.sinks:
         collector.sink(sink)
     groups = collector.group()
-    return Program(symbolic, _merge(collector.moves), groups, collector.trivial)
+    return Program(symbolic, _merge(collector.moves), groups, collector.trivial, collector.decodes)
 
 
 def _merge(moves: list[Move]) -> list[Move]:
@@ -198,29 +204,32 @@ class _Collector:
     def __init__(self) -> None:
         self.geometry = Geometry()
         self.moves: list[Move] = []
+        self.decodes: list[Decode] = []
         self.trivial: list[Check] = []
-        self.outputs: dict[Node, Output] = {}  # of nodes that are not stored bytes, or that a sink wants
+        self.outputs: dict[Node, Output] = {}  # of nodes that are not stored, or that a sink wants
         self.checks: dict[Node, list[Check]] = defaultdict(list)
         self._keys: dict[Any, int] = {}
         self._key_of: dict[int, int] = {}
 
-    def write(self, node: Node, file: int, offset: int, rest: Parts) -> None:
+    def write(self, node: Node, file: int, offset: int, rest: Parts[int]) -> None:
         """Demand the bytes of a node at a place."""
         at = 0
         for piece in self.geometry.pieces(node):
-            begin = piece.start
-            for to, nbytes in ranges(offset, rest, at, piece.nbytes):
-                if is_raw(piece.node):
-                    self._move(piece.node.op.entry.extent, begin, file, to, nbytes)  # type: ignore[union-attr]
-                else:
+            begin, op = piece.start, piece.node.op
+            for to, where, nbytes in ranges(file, offset, rest, at, piece.nbytes):
+                if not isinstance(op, Source):
                     output = self.outputs.setdefault(piece.node, Output(-1))
-                    output.dests.append(Dest(file, to, begin, nbytes))
+                    output.dests.append(Dest(to, where, begin, nbytes))
+                elif op.entry.extent is None:
+                    self.decodes.append(Decode(op, begin, to, where, nbytes))
+                else:
+                    self._move(op.entry.extent, begin, to, where, nbytes)
                 begin += nbytes
             at += piece.nbytes
 
     def _move(self, extent: Any, start: int, file: int, offset: int, nbytes: int) -> None:
-        for source, count in extent.ranges(start, nbytes):
-            self.moves.append(Move(extent.path, source, file, offset, count))
+        for path, source, count in extent.ranges(start, nbytes):
+            self.moves.append(Move(path, source, file, offset, count))
             offset += count
 
     def check(self, check: Check) -> None:

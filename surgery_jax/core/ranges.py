@@ -1,24 +1,26 @@
-"""Tensors whose packed bytes lie in a file in several parts."""
+"""Tensors whose packed bytes lie in several places, of one file or of several."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
 from operator import itemgetter
+from typing import TypeVar
 
 __all__ = ["Parts", "ranges"]
 
-Parts = tuple[tuple[int, int], ...]  # (byte of the tensor, its offset in the file), ascending by byte
+F = TypeVar("F", str, int)  # a file: its path, or its number among those of an output
+Parts = tuple[tuple[int, F, int], ...]  # (byte of the tensor, file of it and what follows, offset there), by byte
 
 
-def ranges(offset: int, rest: Parts, start: int, nbytes: int) -> Sequence[tuple[int, int]]:
-    """(offset, length) in the file of a range of a tensor that begins at `offset` and goes on as `rest` says."""
+def ranges(file: F, offset: int, rest: Parts[F], start: int, nbytes: int) -> Sequence[tuple[F, int, int]]:
+    """(file, offset, length) of the bytes of a range of a tensor that begins at a place and goes on as `rest` says."""
     if not rest:
-        return ((offset + start, nbytes),)
+        return ((file, offset + start, nbytes),)
     found, at, end = [], bisect_right(rest, start, key=itemgetter(0)), start + nbytes
     while start < end:
-        begin, place = rest[at - 1] if at else (0, offset)
+        begin, place, where = rest[at - 1] if at else (0, file, offset)
         stop = min(end, rest[at][0]) if at < len(rest) else end
-        found.append((place + start - begin, stop - start))
+        found.append((place, where + start - begin, stop - start))
         start, at = stop, at + 1
     return found

@@ -13,14 +13,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..compile.pieces import Geometry
-from ..compile.program import Component, Group, Program, is_raw
+from ..compile.program import Component, Group, Program
 from ..core.errors import Mark
 from ..core.patterns import collapse, spell_ranges, spell_runs, split_numbers
 from ..graph.node import Node, Source
 from ..ops.base import TensorOp
+from .decoded import cache_bytes
 from .options import Options
-from .reservations import DEVICE_BYTES, PROCESS_BYTES, footprint, peak_bytes, piece_bytes, task_needs, tile_limit
-from .schedule import MoveTask, blueprint, plan_tasks
+from .reservations import (
+    DEVICE_BYTES,
+    PROCESS_BYTES,
+    decode_needs,
+    footprint,
+    peak_bytes,
+    piece_bytes,
+    task_needs,
+    tile_limit,
+)
+from .schedule import DecodeTask, MoveTask, blueprint, plan_tasks
 
 __all__ = ["Explanation", "GroupAccount", "MoveAccount", "OperationAccount", "explain"]
 
@@ -102,7 +112,8 @@ class Explanation:
 def explain(program: Program, options: Options | None = None) -> Explanation:
     """The account of a program under the given budgets."""
     options = options or Options()
-    limit = tile_limit(options.memory_bytes, options.num_workers)
+    cached = cache_bytes(program, options.memory_bytes)
+    limit = tile_limit(options.memory_bytes - cached, options.num_workers)
     plans = [blueprint(group, limit) for group in program.groups]
     piece = piece_bytes(options.memory_bytes, options.num_workers)
     sizes = [footprint(task_needs(plan, piece)) for plan in plans]
@@ -111,11 +122,13 @@ def explain(program: Program, options: Options | None = None) -> Explanation:
     for task in plan_tasks(program, plans):
         if isinstance(task, MoveTask):
             footprints.append(footprint(([piece], 0)))
+        elif isinstance(task, DecodeTask):
+            footprints.append(footprint(decode_needs(task.source.entry, piece)))
         else:
             counts[task.group] += 1
             footprints.append(sizes[task.group])
     names = _Names(program)
-    peak = peak_bytes(footprints, options.memory_bytes, options.num_workers)
+    peak = cached + peak_bytes(footprints, options.memory_bytes - cached, options.num_workers)
     return Explanation(
         groups=tuple(
             _group(group, plan.kind, names, count, size)
@@ -146,7 +159,7 @@ class _Names:
             for name, node in save.tensors:
                 target = split_numbers(name)
                 for piece in geometry.pieces(node):
-                    if is_raw(piece.node):
+                    if isinstance(piece.node.op, Source):
                         self._move(target, node, piece.node, piece.nbytes)
                     elif name not in (known := self.saved[piece.node])[-1:]:
                         known.append(name)

@@ -68,7 +68,7 @@ def perform(
         executor.findings,
         sum(function.num_traces for function in executor.functions),
         executor.num_fallbacks,
-        executor.budget.peak,
+        executor.budget.peak + executor.blocks.peak,
         stream_s,
         clock.seconds,
         timeline.busy_s,

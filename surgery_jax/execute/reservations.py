@@ -10,6 +10,8 @@ from ..compile.blueprint import Blueprint
 from ..compile.program import Program
 from ..core.errors import BudgetError
 from ..core.specs import format_bytes
+from ..storage.base import Entry
+from .decoded import block_bytes, cache_bytes
 
 __all__ = [
     "DEVICE_BYTES",
@@ -18,6 +20,7 @@ __all__ = [
     "PROCESS_BYTES",
     "Needs",
     "check_fits",
+    "decode_needs",
     "default_workers",
     "footprint",
     "peak_bytes",
@@ -70,6 +73,11 @@ def task_needs(plan: Blueprint, piece: int) -> Needs:
     return [*(spec.nbytes for spec in plan.specs), piece], plan.produced_bytes
 
 
+def decode_needs(entry: Entry, piece: int) -> Needs:
+    """What a task reserves that decodes a block of a tensor: a piece for writing, and what decoding takes."""
+    return [piece], block_bytes(entry)
+
+
 def peak_bytes(footprints: Sequence[int], memory_bytes: int, num_workers: int) -> int:
     """The most that tasks of these footprints can hold at once: one for every worker, within the budget."""
     return min(memory_bytes, sum(heapq.nlargest(max(num_workers, 1), footprints)))
@@ -92,11 +100,19 @@ def check_fits(program: Program, memory_bytes: int, num_workers: int) -> None:
     """
     from .schedule import blueprint
 
-    limit = tile_limit(memory_bytes, num_workers)
+    cached = cache_bytes(program, memory_bytes)
+    limit = tile_limit(memory_bytes - cached, num_workers)
     plans = [blueprint(group, limit) for group in program.groups]
     piece = piece_bytes(memory_bytes, num_workers)
     sizes = [(footprint(task_needs(plan, piece)), number) for number, plan in enumerate(plans)]
     total, number = max(sizes, default=(0, 0))
-    if total > memory_bytes:
+    if total + cached > memory_bytes:
         sample = program.groups[number].sample
-        raise too_large(total, memory_bytes).located(sample.origins[-1] if sample.origins else None)
+        raise too_large(total + cached, memory_bytes).located(sample.origins[-1] if sample.origins else None)
+    total, name = max(
+        ((footprint(decode_needs(d.source.entry, piece)), d.source.name) for d in program.decodes), default=(0, "")
+    )
+    if total > memory_bytes - cached:
+        error = too_large(total + cached, memory_bytes)
+        error.hint = f"{name} is stored in blocks that can only be decoded as a whole"
+        raise error

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from ..compile.blueprint import Blueprint, flat_blueprint, row_bytes, rows_blueprint, whole_blueprint
 from ..compile.program import Component, Group, Move, Program
 from ..graph.node import Source
+from .decoded import covering
 from .reservations import LEAST_PIECE, PAGE
 
-__all__ = ["MoveTask", "Segment", "Task", "Tile", "blueprint", "plan_tasks"]
+__all__ = ["DecodeTask", "MoveTask", "Segment", "Task", "Tile", "blueprint", "plan_tasks"]
 
 SHORT_MOVE = 64 << 10  # moves below this are gathered in memory,
 GATHERED = LEAST_PIECE - PAGE  # so many bytes at a time: the buffer begins where the page of the file does
@@ -32,6 +33,17 @@ class MoveTask:
         return sum(move.nbytes for move in self.moves)
 
 
+@dataclass(frozen=True, slots=True)
+class DecodeTask:
+    """Decode a block of a tensor, `count` elements from number `first` on, and write parts of it: (first byte in the
+    block, file, offset there, number of bytes)."""
+
+    source: Source
+    first: int
+    count: int
+    parts: tuple[tuple[int, int, int, int], ...]
+
+
 Segment = tuple[Component, int, int]  # first row and number of rows of a component
 
 
@@ -47,7 +59,7 @@ class Tile:
     seen: int = 0
 
 
-Task = MoveTask | Tile
+Task = MoveTask | DecodeTask | Tile
 
 
 def blueprint(group: Group, limit: int) -> Blueprint:
@@ -88,6 +100,7 @@ def plan_tasks(program: Program, blueprints: Sequence[Blueprint]) -> list[Task]:
             tasks.append(((part.path, part.source), MoveTask((part,))))
         if len(moves) > 1:
             tasks.append(((first.path, first.source), MoveTask(moves)))
+    tasks += [(("", 0), task) for task in _decode_tasks(program)]
     for number, (group, plan) in enumerate(zip(program.groups, blueprints, strict=True)):
         cut = _flat_tiles if plan.kind == "flat" else _row_tiles
         tasks += [(_position(tile.segments[0], plan), tile) for tile in cut(number, group, plan)]
@@ -114,6 +127,17 @@ def _gathered(moves: Sequence[Move]) -> Iterator[tuple[Move, ...]]:
         yield tuple(together)
 
 
+def _decode_tasks(program: Program) -> list[DecodeTask]:
+    """One task for every block of which anything is wanted, so that it is decoded once."""
+    wanted: dict[tuple[int, int], tuple[Source, int, int, list[tuple[int, int, int, int]]]] = {}
+    for source, start, file, offset, nbytes in program.decodes:
+        for first, count, begin, end in covering(source.entry, start, nbytes):
+            row = wanted.setdefault((id(source), first), (source, first, count, []))
+            row[3].append((begin, file, offset, end - begin))
+            offset += end - begin
+    return [DecodeTask(source, first, count, tuple(parts)) for source, first, count, parts in wanted.values()]
+
+
 def _position(segment: Segment, plan: Blueprint) -> tuple[str, int]:
     """File and offset of the first bytes of the first input."""
     component, first, _ = segment
@@ -121,8 +145,8 @@ def _position(segment: Segment, plan: Blueprint) -> tuple[str, int]:
         for piece in pieces:
             entry = piece.node.op.entry if isinstance(piece.node.op, Source) else None
             if entry is not None and entry.extent is not None:
-                ((offset, _),) = entry.extent.ranges(piece.start + first * spec.nbytes // plan.rows, 1)
-                return entry.extent.path, offset
+                path, offset, _ = entry.extent.ranges(piece.start + first * spec.nbytes // plan.rows, 1)[0]
+                return path, offset
     return "", 0
 
 

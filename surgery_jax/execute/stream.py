@@ -21,11 +21,12 @@ from ..core.errors import AssertionFailed
 from ..graph.node import Source
 from ..ops.made import Made
 from .buffers import Budget, Files
+from .decoded import BlockCache, cache_bytes, decode
 from .devices import local_devices
 from .outputs import OutputFile
 from .report import Progress
-from .reservations import piece_bytes, task_needs, tile_limit
-from .schedule import MoveTask, Task, Tile, blueprint, plan_tasks
+from .reservations import decode_needs, piece_bytes, task_needs, tile_limit
+from .schedule import DecodeTask, MoveTask, Task, Tile, blueprint, plan_tasks
 from .timeline import Timeline
 from .verdicts import Findings
 
@@ -48,11 +49,13 @@ class Executor:
     ) -> None:
         self.program = program
         self.outputs = outputs
-        self.budget = Budget(memory_bytes)
+        cached = cache_bytes(program, memory_bytes)
+        self.blocks = BlockCache(cached)
+        self.budget = Budget(memory_bytes - cached)
         self.num_workers = num_workers
         self.progress = progress or Progress()
         self.progress.total = program.bytes_moved + sum(group.bytes_in for group in program.groups)
-        limit = tile_limit(memory_bytes, num_workers)
+        limit = tile_limit(memory_bytes - cached, num_workers)
         self.piece = piece_bytes(memory_bytes, num_workers)
         self.functions = [GroupFunction(group, blueprint(group, limit)) for group in program.groups]
         self.findings = Findings()
@@ -118,14 +121,26 @@ class Executor:
             if self._failure is None:
                 self._failure = error
         self.budget.stop()
+        self.blocks.stop()
 
     def _run(self, number: int, task: Task) -> None:
         if isinstance(task, MoveTask):
             with self.budget.reserve([self.piece]) as (bounce,), self.timeline.stage("move"):
                 self.outputs[task.moves[0].file].move(self.files, task.moves, bounce)
             self.progress.add(task.nbytes)
+        elif isinstance(task, DecodeTask):
+            self._decode(task)
         else:
             self._run_tile(number, task)
+
+    def _decode(self, task: DecodeTask) -> None:
+        with self.budget.reserve(*decode_needs(task.source.entry, self.piece)) as (bounce,):
+            with self.timeline.stage("read"):
+                raw = decode(task.source.entry, task.first, task.count)
+            with self.timeline.stage("write"):
+                for start, file, offset, nbytes in task.parts:
+                    self.outputs[file].write(offset, raw[start : start + nbytes], bounce)
+        self.progress.add(sum(part[3] for part in task.parts))
 
     # -- tiles --------------------------------------------------------------------------------------------------
 
@@ -153,17 +168,19 @@ class Executor:
         for piece in pieces:
             op = piece.node.op
             if isinstance(op, Source) and op.entry.extent is not None:
-                path = op.entry.extent.path
-                for offset, nbytes in op.entry.extent.ranges(piece.start, piece.nbytes):
+                for path, offset, nbytes in op.entry.extent.ranges(piece.start, piece.nbytes):
                     if run is not None and run[0] == path and run[1] + run[3] - run[2] == offset:
                         run = (run[0], run[1], run[2], at + nbytes)
                     else:
                         self._read(run, target)
                         run = (path, offset, at, at + nbytes)
                     at += nbytes
+                continue
+            if isinstance(op, Source):
+                self.blocks.fill(op.entry, piece.start, target[at : at + piece.nbytes])
             else:
                 target[at : at + piece.nbytes] = self._make(piece)
-                at += piece.nbytes
+            at += piece.nbytes
         self._read(run, target)
         return at
 
@@ -172,16 +189,16 @@ class Executor:
             self.files.read(run[0], run[1], target[run[2] : run[3]])
 
     def _make(self, piece: Piece) -> np.ndarray:
-        """Bytes of a tensor that is made here, or that its format can only read as a whole."""
+        """Bytes of a tensor that is made here."""
         node = piece.node
         width = node.spec.dtype.itemsize
-        if isinstance(node.op, Made) and not node.op.sequential:
+        assert isinstance(node.op, Made)
+        if not node.op.sequential:
             return _bytes_of(np.ascontiguousarray(node.op.produce(piece.start // width, piece.nbytes // width)))
         with self._lock:
             found = self._made.get(node)
         if found is None:
-            whole = node.op.produce(0, node.spec.size) if isinstance(node.op, Made) else node.op.entry.read()  # type: ignore[union-attr]
-            found = _bytes_of(np.ascontiguousarray(whole))
+            found = _bytes_of(np.ascontiguousarray(node.op.produce(0, node.spec.size)))
             if piece.nbytes < node.spec.nbytes:
                 with self._lock:
                     self._made = {node: found}  # the last one only: tiles come in order

@@ -50,7 +50,7 @@ class Graph:
     """All nodes of a plan, or of several plans whose work is shared. Equal operations on equal operands are one node,
     and so is a stored tensor, however often it is read.
 
-    `needs_whole`: whether some operation is not elementwise.
+    `needs_whole`: whether some operation is not elementwise, or a stored tensor must be decoded.
     """
 
     def __init__(self) -> None:
@@ -65,6 +65,7 @@ class Graph:
         found = self._reads.get(key)
         if found is None:
             self.size += 1
+            self.needs_whole |= source.entry.blocks is not None
             found = self._reads[key] = Node(self.size, source, (), 0, spec, origin)
         return found
 

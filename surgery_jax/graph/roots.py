@@ -76,7 +76,7 @@ class Symbolic:
     prints: Sequence[Print]
     assertions: Sequence[Assertion]
     executed: Sequence[Any]  # the YAML of the steps that ran
-    needs_whole: bool  # whether some operation may need whole tensors in memory
+    needs_whole: bool  # whether some work may need whole tensors in memory, or large blocks of them
 
     def stored(self) -> list[Node]:
         """The stored tensors that anything demanded comes from, in the order of the plan's reading."""

@@ -8,41 +8,71 @@ bytes belong; the execute layer moves and computes the bytes in any order, `stor
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from ..core.errors import StorageError, listing
+from ..core.errors import StorageError, listing, nearest
 from ..core.ranges import Parts, ranges
 from ..core.specs import Spec
 
 if TYPE_CHECKING:
     import numpy
 
-__all__ = ["Checkpoint", "Entry", "Extent", "Format", "LaidFile", "Layout"]
+__all__ = ["Blocks", "Checkpoint", "Entry", "Extent", "Format", "LaidFile", "Layout"]
 
 
 class Extent(NamedTuple):
     """Where the packed row-major little-endian bytes of a tensor begin in a file.
 
-    They follow one another, except where `rest` says that they go on at another offset.
+    They follow one another, except where `rest` says that they go on at another place.
     """
 
     path: str
     offset: int
-    rest: Parts = ()
+    rest: Parts[str] = ()
 
-    def ranges(self, start: int, nbytes: int) -> Sequence[tuple[int, int]]:
-        """(offset, length) of the bytes from number `start` on."""
-        return ranges(self.offset, self.rest, start, nbytes)
+    def ranges(self, start: int, nbytes: int) -> Sequence[tuple[str, int, int]]:
+        """(path, offset, length) of the bytes from number `start` on."""
+        return ranges(self.path, self.offset, self.rest, start, nbytes)
+
+
+class Blocks(NamedTuple):
+    """How a tensor that must be decoded is read: in blocks of consecutive elements, each decoded as a whole.
+
+    Every `period` elements are cut into blocks of `length` and a shorter last one. `read(first, count)` decodes
+    consecutive elements of one period into an array of any shape, packed; meanwhile it takes `factor` times the memory
+    of what it returns.
+    """
+
+    length: int
+    period: int
+    read: Callable[[int, int], numpy.ndarray]
+    factor: int = 2
+
+    @classmethod
+    def whole(cls, spec: Spec, read: Callable[[], numpy.ndarray]) -> Blocks:
+        """A tensor that can only be read at once."""
+        return cls(spec.size, spec.size, lambda first, count: read())
+
+    def around(self, element: int) -> tuple[int, int]:
+        """The first element and the number of elements of the block that holds an element."""
+        begin = element // self.period * self.period
+        first = begin + (element - begin) // self.length * self.length
+        return first, min(self.length, begin + self.period - first)
 
 
 class Entry(NamedTuple):  # tuples are made four times as fast as frozen dataclasses, and headers have 100 000 of these
-    """One stored tensor. Either `extent` says where its raw bytes lie, or `read` returns the whole array."""
+    """One stored tensor. Either `extent` says where its raw bytes lie, or `blocks` how they are decoded."""
 
     spec: Spec
     extent: Extent | None = None
-    read: Callable[[], numpy.ndarray] | None = None
+    blocks: Blocks | None = None
+
+    def read(self) -> numpy.ndarray:
+        """The whole array of a tensor that must be decoded."""
+        assert self.blocks is not None
+        return self.blocks.read(0, self.spec.size).reshape(self.spec.shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,7 +104,7 @@ class LaidFile:
 class Layout:
     """A whole output before its first tensor byte: files, and for each tensor (index of file, offset of its bytes).
 
-    `rest` has the tensors whose bytes go on elsewhere in the file, as in `Extent`.
+    `rest` has the tensors whose bytes go on at other places, as in `Extent`.
 
     `finish(root)` runs when all bytes are in place and before anything is published; `root` is the staged directory, or
     the staged file of a single-file layout.
@@ -84,7 +114,7 @@ class Layout:
     places: Mapping[str, tuple[int, int]]
     is_directory: bool
     finish: Callable[[Path], None] | None = None
-    rest: Mapping[str, Parts] = field(default_factory=dict)
+    rest: Mapping[str, Parts[int]] = field(default_factory=dict)
 
 
 class Format:
@@ -121,6 +151,23 @@ class Format:
             StorageError: it cannot be read, or what it says of itself is not true.
         """
         raise StorageError(f"format {self.name} cannot be read", where=str(path))
+
+    def part(self, checkpoint: Checkpoint, prefix: str) -> Checkpoint:
+        """The tensors whose names begin with `prefix` and a dot, under the rest of their names.
+
+        Raises:
+            StorageError: there are none.
+        """
+        start = f"{prefix}."
+        found = {name[len(start) :]: entry for name, entry in checkpoint.entries.items() if name.startswith(start)}
+        if not found:
+            tops = dict.fromkeys(name.split(".")[0] for name in checkpoint.entries)
+            raise StorageError(
+                f"the checkpoint has no part {prefix!r}",
+                where=checkpoint.path,
+                expected=f"the beginning of names, up to a dot: {listing(nearest(prefix, tops) or tops)}",
+            )
+        return replace(checkpoint, entries=found)
 
     def read_single(self, path: Path) -> tuple[str | None, Entry]:
         """The only tensor of a file, and its name if it has one.

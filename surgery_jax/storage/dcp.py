@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..core.dtypes import BY_NAME
 from ..core.errors import StorageError, listing
 from ..core.specs import Spec
-from .base import Checkpoint, Entry, Format, LaidFile, Layout
+from .base import Blocks, Checkpoint, Entry, Format, LaidFile, Layout
 from .files import File
 from .pickles import Built, PickleRefused, Symbol, read_pickle
 from .shards import check_inside
@@ -85,7 +85,7 @@ class DcpFormat(Format):
                 if len(chunks) == 1:
                     entries[name] = _chunk_entry(files[chunks[0].path], name, spec, chunks[0])
                 else:
-                    entries[name] = Entry(spec, read=partial(_assemble, name, spec, chunks))
+                    entries[name] = Entry(spec, blocks=Blocks.whole(spec, partial(_assemble, name, spec, chunks)))
         return Checkpoint(str(path), self.name, entries, {}, (str(path / _TABLE), *map(str, files)))
 
     def layout(
@@ -264,7 +264,6 @@ def _assemble(name: str, spec: Spec, chunks: Sequence[Chunk]) -> numpy.ndarray[A
                 data = file.at(entry.extent.offset, entry.spec.nbytes)
                 block = np.frombuffer(data, spec.dtype.numpy).reshape(chunk.sizes)
             else:
-                assert entry.read is not None
                 block = entry.read()
         ranges = zip(chunk.offsets, chunk.sizes, strict=True)
         whole[tuple(slice(corner, corner + size) for corner, size in ranges)] = block

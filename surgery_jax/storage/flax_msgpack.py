@@ -20,7 +20,7 @@ from ..core.dtypes import BY_NAME, DTYPES
 from ..core.errors import StorageError, nearest
 from ..core.ranges import Parts
 from ..core.specs import Spec
-from .base import Checkpoint, Entry, Extent, Format, LaidFile, Layout
+from .base import Blocks, Checkpoint, Entry, Extent, Format, LaidFile, Layout
 from .files import File, parse_json, paused_gc
 from .keys import MAX_DEPTH, join_keys, nest, split_name
 
@@ -176,7 +176,7 @@ class _Parser:
                 "uint64" if kind == "int" and value >= 1 << 63 else {"int": "int64", "float": "float64"}.get(kind, kind)
             )
             spec = Spec((), BY_NAME[word])
-            self.entries[self.named(name)] = Entry(spec, read=partial(_number, value, spec))
+            self.entries[self.named(name)] = Entry(spec, blocks=Blocks.whole(spec, partial(_number, value, spec)))
             self.scalars.append(self.named(name))
         elif kind == "nil":
             self.keep(name, None)
@@ -235,8 +235,8 @@ class _Parser:
         if spec.size != size:
             raise self.refusal(f"the chunks of {name!r} do not fill its shape", f"{spec.size} elements", f"{size}")
         begins = accumulate((array.spec.nbytes for array in arrays), initial=0)
-        first, *rest = [(begin, array.offset) for begin, array in zip(begins, arrays, strict=False)]
-        return Entry(spec, Extent(str(self.path), first[1], tuple(rest)))
+        first, *rest = [(begin, str(self.path), array.offset) for begin, array in zip(begins, arrays, strict=False)]
+        return Entry(spec, Extent(str(self.path), first[2], tuple(rest)))
 
     def indexed(self, name: str | None, word: str) -> int:
         """How many items the map of a part of a chunked array has."""
@@ -380,7 +380,7 @@ def lay_tree(
     leaves += _useful(others, [name for name, _ in tensors])
     writer.tree(nest(leaves, str(path)))
     writer.flush()
-    places = {name: (0, parts[0][1]) for name, parts in writer.parts.items()}
+    places = {name: (0, parts[0][2]) for name, parts in writer.parts.items()}
     rest = {name: parts[1:] for name, parts in writer.parts.items() if len(parts) > 1}
     return Layout((LaidFile("", writer.at, tuple(writer.fixed)),), places, False, rest=rest)
 
@@ -451,7 +451,7 @@ class _Writer:
         self.begin = 0
         self.pending = bytearray()
         self.fixed: list[tuple[int, bytes]] = []
-        self.parts: dict[str, Parts] = {}
+        self.parts: dict[str, Parts[int]] = {}
 
     def put(self, raw: bytes) -> None:
         self.pending += raw
@@ -495,7 +495,7 @@ class _Writer:
             )
         if spec.nbytes <= self.max_chunk:
             code = _SCALAR if is_scalar and not spec.shape else _ARRAY
-            self.parts[name] = ((0, self.array(spec, code)),)
+            self.parts[name] = ((0, 0, self.array(spec, code)),)
             return
         self.put(_head(3, 0x80, 15, "HI", 0xDE) + _text(_MARK) + b"\xc3" + _text("shape"))
         self.put(_head(len(spec.shape), 0x80, 15, "HI", 0xDE))
@@ -508,7 +508,7 @@ class _Writer:
         for index, begin in enumerate(begins):
             self.put(_text(str(index)))
             offset = self.array(Spec((min(step, spec.size - begin),), spec.dtype), _ARRAY)
-            parts.append((begin * spec.dtype.itemsize, offset))
+            parts.append((begin * spec.dtype.itemsize, 0, offset))
         self.parts[name] = tuple(parts)
 
     def array(self, spec: Spec, code: int) -> int:

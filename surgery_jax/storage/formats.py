@@ -6,6 +6,7 @@ Formats are found, not listed: every module of this package that defines a `Form
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,16 +62,23 @@ def _by_suffix(suffix: str) -> Format | None:
 
 
 def open_checkpoint(path: str) -> Checkpoint:
-    """The headers of the checkpoint at a path, whatever its format.
+    """The headers of the checkpoint at a path, whatever its format; `path#a.b` is the part of it whose names begin
+    with `a.b.`, under the rest of their names.
 
     Raises:
         StorageError: there is none, it is not clear which, or it cannot be read.
     """
-    target = Path(path)
+    place, separator, part = path.rpartition("#")
+    if not separator or os.path.lexists(path):
+        place, part = path, ""
+    target = Path(place)
     if stat.S_ISDIR(check_exists(target).st_mode):
-        return _directory_format(target).read_header(target)
-    check_regular(target)
-    return _file_format(target).read_header(target)
+        format = _directory_format(target)
+    else:
+        check_regular(target)
+        format = _file_format(target)
+    checkpoint = format.read_header(target)
+    return format.part(checkpoint, part) if part else checkpoint
 
 
 def _directory_format(path: Path) -> Format:

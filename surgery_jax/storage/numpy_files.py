@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 from ..core.dtypes import DTYPES, by_numpy
 from ..core.errors import StorageError
 from ..core.specs import Spec
-from .base import Checkpoint, Entry, Extent, Format, LaidFile, Layout
+from .base import Blocks, Checkpoint, Entry, Extent, Format, LaidFile, Layout
 from .files import check_regular, storage_error
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class NumpyFormat(Format):
                 begin = stream.tell()
         _check_size(path, "the array", begin + spec.nbytes, size)
         if is_fortran or not dtype.isnative:
-            return None, Entry(spec, read=lambda: _load(path, spec))
+            return None, Entry(spec, blocks=Blocks.whole(spec, lambda: _load(path, spec)))
         return None, Entry(spec, Extent(str(path), begin))
 
     def single_path(self, path: str) -> str:
@@ -154,7 +154,7 @@ def _archived(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> En
         with _refusing(path), zipfile.ZipFile(path) as again, again.open(info.filename) as stream:
             return _packed(np.lib.format.read_array(stream, allow_pickle=False), spec)
 
-    return Entry(spec, read=read)
+    return Entry(spec, blocks=Blocks.whole(spec, read))
 
 
 def _load(path: Path, spec: Spec) -> numpy.ndarray[Any, Any]:

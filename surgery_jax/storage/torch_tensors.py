@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.dtypes import BY_NAME, DType
 from ..core.errors import StorageError
 from ..core.specs import Spec
-from .base import Entry, Extent
+from .base import Blocks, Entry, Extent
 from .files import File
 from .pickles import Built, PickleRefused, Symbol, read_pickle
 from .zips import Archive
@@ -298,7 +298,7 @@ def entry_of(tensor: Tensor, what: str) -> Entry:
     if storage.offset is not None and _is_packed(tensor):
         begin = storage.offset + (tensor.offset * dtype.itemsize if spec.size else 0)
         return Entry(spec, Extent(storage.path, begin))
-    return Entry(spec, read=lambda: _load(tensor, spec, dtype, last))
+    return Entry(spec, blocks=Blocks.whole(spec, lambda: _load(tensor, spec, dtype, last)))
 
 
 def _is_packed(tensor: Tensor) -> bool:

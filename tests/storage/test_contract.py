@@ -58,7 +58,7 @@ def holds(format: Format, plan: OutputPlan, dtype: str) -> bool:
 
 
 def test_the_formats_of_this_package_are_found() -> None:
-    assert set(formats()) == {"dcp", "flax", "numpy", "safetensors", "torch"}
+    assert set(formats()) == {"dcp", "flax", "numpy", "orbax", "safetensors", "torch"}
     assert all(format.name == name for name, format in formats().items())
 
 

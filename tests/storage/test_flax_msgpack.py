@@ -185,7 +185,7 @@ def test_large_leaves_are_laid_out_in_chunks_as_flax_does(tmp_path: Path) -> Non
         content[offset : offset + len(data)] = data
     for name, tensor in {"p.w": array, "p.v": array[0, :3]}.items():
         at, raw = 0, tensor.tobytes()
-        for offset, count in ranges(layout.places[name][1], layout.rest.get(name, ()), 0, len(raw)):
+        for _, offset, count in ranges(*layout.places[name], layout.rest.get(name, ()), 0, len(raw)):
             content[offset : offset + count] = raw[at : at + count]
             at += count
     assert content == packed({"p": {"w": chunked(array, 250), "v": array[0, :3]}})

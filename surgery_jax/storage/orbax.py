@@ -1,0 +1,427 @@
+"""Orbax checkpoints: a directory with a table of the tree, and one zarr array per leaf, in files of its own or together
+in a key-value store (OCDBT).
+
+The tree is read from `_METADATA`, shapes and places from the metadata of the arrays. What a tree of named tensors
+cannot say (lists, kinds of leaves, texts, empty containers, kinds of random keys) travels as one text in the metadata
+of the checkpoint, so that writing it again gives the same tree.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..core.errors import StorageError, listing
+from .base import Checkpoint, Entry, Format
+from .files import File, parse_json, storage_error
+from .keys import MAX_DEPTH, join_keys
+from .shards import check_inside
+from .zarr import METADATA, entry_of, parse_array
+
+__all__ = ["OrbaxFormat"]
+
+_TREE = "_METADATA"
+_STEP = ("_CHECKPOINT_METADATA", "orbax.checkpoint")  # what a finished step, or a checkpoint by itself, has
+_COMMIT = "commit_success.txt"
+_UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a directory that is being written
+_STRINGS = "_strings.json"
+_MANIFEST = "manifest.ocdbt"
+_KEYS = "array_metadatas"
+_OWN = (_TREE, *_STEP, _COMMIT, _STRINGS, "_sharding", _KEYS, _MANIFEST, "d")
+_MAX_TABLE = 1 << 29  # bytes; the table of a million leaves has half of that
+_NOTE = "orbax"  # the key of the metadata of a checkpoint
+
+
+class OrbaxFormat(Format):
+    """Directories that Orbax writes: `StandardCheckpointer`, `CheckpointManager`, `ocp.save`."""
+
+    name = "orbax"
+    writes_files = False
+
+    def probe_directory(self, path: Path) -> bool:
+        """Whether it is a checkpoint or a step, or holds nothing but steps."""
+        if any((path / name).is_file() for name in (_TREE, *_STEP)):
+            return True
+        names = [entry for entry in path.iterdir() if entry.name[0] not in "._"]
+        return bool(names) and all(entry.is_dir() for entry in names) and bool(_choices(path))
+
+    def stale(self, path: Path) -> list[Path]:
+        """The tables and arrays of a checkpoint that is the directory itself."""
+        if not self.probe_directory(path):
+            return []
+        own = [path / name for name in _OWN] + sorted(path.glob("ocdbt.process_*"))
+        arrays = (entry for entry in sorted(path.iterdir()) if any((entry / name).is_file() for name in METADATA))
+        items = (entry for entry in sorted(path.iterdir()) if (entry / _TREE).is_file())
+        return [entry for entry in dict.fromkeys([*own, *arrays, *items]) if entry.exists()]
+
+    def read_header(self, path: Path) -> Checkpoint:
+        """The tree of the only item of the only step, or of the one that the path names."""
+        if not path.is_dir():
+            raise StorageError("an Orbax checkpoint is a directory", where=str(path))
+        try:
+            item = _find(path)
+            _check_committed(item)
+            return _read_item(path, item)
+        except OSError as error:
+            raise storage_error(error, path, "read it") from None
+
+    def part(self, checkpoint: Checkpoint, prefix: str) -> Checkpoint:
+        """Also what the tree has there beside tensors."""
+        found = super().part(checkpoint, prefix)
+        return replace(found, metadata=_Note.of(checkpoint.metadata).below(prefix).metadata())
+
+
+# ------------------------------------------------------------------------------------------------ steps and items
+
+
+def _find(path: Path) -> Path:
+    if (path / _TREE).is_file():
+        return path
+    found = _choices(path)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = [str(choice.relative_to(path)) for choice in found]
+        raise StorageError(
+            "the directory holds several checkpoints",
+            where=str(path),
+            expected="one of them",
+            found=listing(names, 12),
+            hint=f"say which: {path / names[-1]}",
+        )
+    unfinished = [entry.name for entry in path.iterdir() if _UNFINISHED in entry.name]
+    raise StorageError(
+        "the directory holds no finished checkpoint" if unfinished else "the checkpoint has no table of its tree",
+        where=str(path),
+        expected=f"a file {_TREE}, in it or in a directory of a step or an item",
+        found=listing(unfinished or sorted(entry.name for entry in path.iterdir())),
+    )
+
+
+def _choices(path: Path) -> list[Path]:
+    """The items in a directory, or if there are none those of the steps in it."""
+    below = [entry for entry in path.iterdir() if _UNFINISHED not in entry.name and entry.is_dir()]
+    items = [entry for entry in below if (entry / _TREE).is_file()]
+    if not items:
+        steps = [entry for entry in below if any((entry / name).is_file() for name in _STEP)]
+        items = [item for step in steps for item in step.iterdir() if (item / _TREE).is_file()]
+    return sorted(items, key=_by_number)
+
+
+def _by_number(path: Path) -> tuple[Any, ...]:
+    """Steps in the order of their numbers: `ckpt_9/items` before `ckpt_10/items`."""
+    digits = "".join(character for character in path.parent.name + path.name if character.isdigit())
+    return (int(digits[:18] or 0), str(path))
+
+
+def _check_committed(item: Path) -> None:
+    """Orbax writes a marker last. Releases that had none wrote no `_CHECKPOINT_METADATA` either."""
+    absolute = item.resolve()
+    if any(_UNFINISHED in part.name for part in (absolute, absolute.parent)):
+        raise StorageError(
+            "the checkpoint was never finished",
+            where=str(item),
+            expected="a directory that Orbax has renamed to its final name",
+            found=absolute.name,
+        )
+    places = [absolute, absolute.parent]
+    if not any((place / _COMMIT).is_file() for place in places) and any(
+        (place / name).is_file() for place in places for name in _STEP
+    ):
+        raise StorageError(
+            "the checkpoint has no commit marker: it was not finished, or not copied as a whole",
+            where=str(item),
+            expected=f"a file {_COMMIT} in it or beside it",
+            hint="fetch it again; if you know that it is complete, make an empty file of that name",
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------- tree
+
+
+@dataclass
+class _Note:
+    """What the tree has beside tensors, by name: the text that travels as metadata."""
+
+    lists: list[str] = field(default_factory=list)
+    kinds: dict[str, str] = field(default_factory=dict)  # of leaves that are no jax.Array
+    texts: dict[str, str] = field(default_factory=dict)
+    empty: dict[str, str] = field(default_factory=dict)  # containers without leaves, and None
+    random: dict[str, str] = field(default_factory=dict)  # implementations of random keys
+    custom: Any = None
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, str]) -> _Note:
+        """The note that a checkpoint carries; an empty one if it carries none, or something else under its key."""
+        try:
+            held: dict[str, Any] = json.loads(metadata.get(_NOTE, "{}"))
+            known: dict[str, Any] = {
+                key: value for key, value in held.items() if key in _TYPES and isinstance(value, _TYPES[key])
+            }
+        except (AttributeError, ValueError, RecursionError):
+            return cls()
+        return cls(**known)
+
+    def below(self, prefix: str) -> _Note:
+        """The note of a branch of the tree."""
+        start = f"{prefix}."
+
+        def kept(table: Mapping[str, str]) -> dict[str, str]:
+            return {name[len(start) :]: word for name, word in table.items() if name.startswith(start)}
+
+        lists = [name[len(start) :] for name in self.lists if name.startswith(start)]
+        return _Note(lists, kept(self.kinds), kept(self.texts), kept(self.empty), kept(self.random))
+
+    def metadata(self) -> dict[str, str]:
+        """Nothing for a tree of nested dictionaries of arrays."""
+        held = {key: value for key, value in vars(self).items() if value}
+        return {_NOTE: json.dumps(held, separators=(",", ":"), sort_keys=True)} if held else {}
+
+
+_TYPES: dict[str, type[Any]] = {
+    "lists": list,
+    "kinds": dict,
+    "texts": dict,
+    "empty": dict,
+    "random": dict,
+    "custom": object,
+}
+
+
+class _Leaf:
+    """An array of the tree: its name here and that of its directory."""
+
+    __slots__ = ("name", "stored")
+
+    def __init__(self, name: str, stored: str) -> None:
+        self.name = name
+        self.stored = stored
+
+
+def _read_table(path: Path, what: str) -> Any:
+    with File(path) as file:
+        if file.size > _MAX_TABLE:
+            raise StorageError(
+                f"{what} is too long", where=str(path), expected=f"at most {_MAX_TABLE} bytes", found=str(file.size)
+            )
+        return parse_json(file.at(0, file.size), path, what)
+
+
+def _read_item(path: Path, item: Path) -> Checkpoint:
+    table = _read_table(item / _TREE, "the table of the tree")
+    for name in (_STEP[0], "_sharding"):
+        if (item / name).is_file():
+            _read_table(item / name, f"the table {name}")
+    leaves, note = _tree(item / _TREE, table)
+    texts = _read_table(item / _STRINGS, "the table of texts") if (item / _STRINGS).is_file() else {}
+    for name, stored in note.texts.items():
+        text = texts.get(stored) if isinstance(texts, dict) else None
+        if not isinstance(text, str):
+            raise StorageError(f"the text of {name!r} is missing", where=str(item / _STRINGS))
+        note.texts[name] = text
+    by_stored = {leaf.stored: leaf.name for leaf in leaves}
+    note.random = {by_stored[key]: kind for key, kind in _random_kinds(item).items() if key in by_stored}
+    has_holes = table.get("store_array_data_equal_to_fill_value") is not True
+    is_together = (item / _MANIFEST).is_file()
+    entries = _entries_together(item, leaves, has_holes) if is_together else _entries_apart(item, leaves, has_holes)
+    if not entries:
+        raise StorageError("the checkpoint holds no tensors", where=str(path))
+    files = [entry for entry in sorted(item.rglob("*")) if entry.is_file()]
+    return Checkpoint(str(path), OrbaxFormat.name, entries, note.metadata(), tuple(map(str, files)))
+
+
+def _tree(where: Path, table: Any) -> tuple[list[_Leaf], _Note]:
+    """The leaves and all that is no leaf, from the table of a checkpoint."""
+    note = _Note()
+    leaves: list[_Leaf] = []
+    rows = table.get("tree_metadata") if isinstance(table, dict) else None
+    if not isinstance(rows, dict):
+        raise StorageError("the table of the tree is not one", where=str(where), expected="an object 'tree_metadata'")
+    note.custom = table.get("custom_metadata")
+    seen: dict[str, str] = {}
+    lists: dict[str, None] = {}
+    for shown, row in rows.items():
+        try:
+            keys = [(part["key"], part["key_type"]) for part in row["key_metadata"]]
+            kind, is_empty = row["value_metadata"]["value_type"], row["value_metadata"]["skip_deserialize"]
+        except (KeyError, TypeError):
+            raise _refusal(where, shown, "a row of the tree is not complete", repr(row)) from None
+        if not all(type(key) is str and word in (1, 2) for key, word in keys) or type(kind) is not str:
+            raise _refusal(where, shown, "a row of the tree is not understood", repr(row))
+        if not 1 <= len(keys) <= MAX_DEPTH:
+            raise _refusal(where, shown, "a leaf without a name, or too deep", f"{len(keys)} keys")
+        words = [key for key, _ in keys]
+        name, stored = join_keys(words), ".".join(words)
+        if seen.setdefault(stored, shown) != shown or name in note.empty:
+            raise StorageError(
+                "two leaves have the same name when their keys are joined",
+                where=str(where),
+                found=f"{seen[stored]} and {shown}",
+            )
+        lists.update({join_keys(words[:at]): None for at, (_, word) in enumerate(keys) if word == 1 and at})
+        if is_empty:
+            note.empty[name] = kind
+        elif kind == "string":
+            note.texts[name] = stored
+        else:
+            leaves.append(_Leaf(name, stored))
+            if kind != "jax.Array":
+                note.kinds[name] = kind
+    note.lists = list(lists)
+    return leaves, note
+
+
+def _refusal(where: Path, shown: str, problem: str, found: str) -> StorageError:
+    return StorageError(f"{problem}: {shown[:120]}", where=str(where), found=found[:120])
+
+
+def _random_kinds(item: Path) -> dict[str, str]:
+    """The implementations of random keys, which are stored as plain numbers, by the name of their directory."""
+    found: dict[str, str] = {}
+    for path in sorted((item / _KEYS).glob("process_*")):
+        table = _read_table(path, "the table of arrays")
+        try:
+            for row in table["array_metadatas"]:
+                more = row["array_metadata"]["ext_metadata"]
+                if more:
+                    found[str(row["array_metadata"]["param_name"])] = str(more["random_key_impl"])
+        except (KeyError, TypeError) as error:
+            raise StorageError("the table of arrays is not one", where=str(path), found=repr(error)[:120]) from None
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------- arrays
+
+
+@cache
+def _context() -> Any:
+    import tensorstore
+
+    return tensorstore.Context(
+        {"cache_pool": {"total_bytes_limit": 0}, "cache_pool#ocdbt": {"total_bytes_limit": 1 << 25}}
+    )
+
+
+def _open(version: int, store: Mapping[str, Any], has_holes: bool) -> Any:
+    import tensorstore
+
+    spec = {"driver": "zarr" if version == 2 else "zarr3", "kvstore": store, "fill_missing_data_reads": has_holes}
+    return tensorstore.open(spec, context=_context(), read=True, open=True).result()
+
+
+def _directory(path: Path) -> dict[str, Any]:
+    return {"driver": "file", "path": f"{path.resolve()}/"}
+
+
+def _entries_apart(item: Path, leaves: Sequence[_Leaf], has_holes: bool) -> dict[str, Entry]:
+    """Arrays that are directories of files."""
+    entries: dict[str, Entry] = {}
+    for leaf in leaves:
+        relative = PurePosixPath(leaf.stored)
+        if not leaf.stored or "\0" in leaf.stored or relative.is_absolute() or ".." in relative.parts:
+            raise StorageError(
+                f"the directory of {leaf.name!r} is not one inside of the checkpoint",
+                where=str(item),
+                found=repr(leaf.stored),
+            )
+        folder = item / leaf.stored
+        files = _files_below(item, folder)
+        version = next((number for number, name in ((2, METADATA[0]), (3, METADATA[1])) if name in files), None)
+        if version is None:
+            raise _missing(item, leaf.name, f"{folder}/{METADATA[0]} or {METADATA[1]}")
+        path, size = files.pop(METADATA[version - 2])
+        with File(Path(path)) as file:
+            array = parse_array(file.at(0, min(size, 1 << 21)), version, Path(path))
+        opened = partial(_open, version, _directory(folder))
+        entries[leaf.name] = entry_of(array, files, has_holes, opened, Path(path))
+    return entries
+
+
+def _missing(item: Path, name: str, expected: str) -> StorageError:
+    return StorageError(
+        f"the array of {name!r} is missing",
+        where=str(item),
+        expected=expected,
+        hint="the checkpoint is damaged or incomplete: fetch it again",
+    )
+
+
+def _files_below(item: Path, folder: Path) -> dict[str, tuple[str, int]]:
+    """The files of an array by their key."""
+    found: dict[str, tuple[str, int]] = {}
+    pending = [("", str(folder))]
+    while pending:
+        prefix, place = pending.pop()
+        try:
+            entries = list(os.scandir(place))
+        except FileNotFoundError:
+            return found
+        for entry in entries:
+            if entry.is_symlink():
+                check_inside(item / _TREE, folder.name, str(Path(entry.path).relative_to(item)))
+            if entry.is_dir():
+                pending.append((f"{prefix}{entry.name}/", entry.path))
+                continue
+            status = entry.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise StorageError("not a regular file", where=entry.path, expected="a chunk of an array")
+            found[prefix + entry.name] = entry.path, status.st_size
+    return found
+
+
+def _entries_together(item: Path, leaves: Sequence[_Leaf], has_holes: bool) -> dict[str, Entry]:
+    """Arrays in an OCDBT store."""
+    base = {"driver": "ocdbt", "base": _directory(item), "cache_pool": "cache_pool#ocdbt"}
+    try:
+        return _from_store(item, leaves, has_holes, base)
+    except StorageError:
+        raise
+    except Exception as error:  # of TensorStore, which raises ValueError and OSError for whatever is wrong
+        raise StorageError(
+            "the store of the arrays cannot be read",
+            where=str(item / _MANIFEST),
+            found=str(error).split(" [")[0][:300],
+            hint="the checkpoint is damaged, or a part 'ocdbt.process_N' of it is missing: fetch it again",
+        ) from None
+
+
+def _from_store(item: Path, leaves: Sequence[_Leaf], has_holes: bool, base: Mapping[str, Any]) -> dict[str, Entry]:
+    import tensorstore
+
+    store = tensorstore.KvStore.open(dict(base), context=_context()).result()
+    below = _by_array(leaves, [key.decode("utf-8", "surrogateescape") for key in store.list().result()])
+    reads: list[tuple[_Leaf, int, Any]] = []
+    for leaf in leaves:
+        keys = below.get(leaf.stored, {})
+        version = next((number for number, name in ((2, METADATA[0]), (3, METADATA[1])) if name in keys), None)
+        if version is None:
+            raise _missing(item, leaf.name, f"{leaf.stored}/{METADATA[0]} or {METADATA[1]} in {_MANIFEST}")
+        reads.append((leaf, version, store.read(f"{leaf.stored}/{METADATA[version - 2]}")))
+    entries: dict[str, Entry] = {}
+    for leaf, version, read in reads:
+        where = item / leaf.stored / METADATA[version - 2]
+        array = parse_array(read.result().value, version, where)
+        keys = below[leaf.stored]
+        del keys[METADATA[version - 2]]
+        opened = partial(_open, version, {**base, "path": f"{leaf.stored}/"})
+        entries[leaf.name] = entry_of(array, keys, has_holes, opened, where)
+    return entries
+
+
+def _by_array(leaves: Iterable[_Leaf], keys: Iterable[str]) -> dict[str, dict[str, None]]:
+    """The keys of a store by the array they belong to: the longest one, since a key of the tree may hold slashes."""
+    names = {leaf.stored for leaf in leaves}
+    found: dict[str, dict[str, None]] = {}
+    for key in keys:
+        at = key.rfind("/")
+        while at >= 0 and key[:at] not in names:
+            at = key.rfind("/", 0, at)
+        if at >= 0:
+            found.setdefault(key[:at], {})[key[at + 1 :]] = None
+    return found
