@@ -65,7 +65,6 @@ class Graph:
         found = self._reads.get(key)
         if found is None:
             self.size += 1
-            self.needs_whole |= source.entry.blocks is not None
             found = self._reads[key] = Node(self.size, source, (), 0, spec, origin)
         return found
 

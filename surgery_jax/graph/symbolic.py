@@ -253,6 +253,7 @@ class SymbolicState:
             model.add(name, Slot(self._read(key, name, entry), 0, 1))
 
     def _read(self, checkpoint: str, name: str, entry: Any) -> Node:
+        self.graph.needs_whole |= entry.blocks is not None
         return self.graph.read(Source(checkpoint, name, entry), entry.spec, self.mark)
 
     def _saved(self, path: str, mark: Mark) -> Save | None:

@@ -196,7 +196,7 @@ def test_a_leaf_beyond_the_limit_of_flax_is_written_in_chunks(tmp_path: Path) ->
     assert MAX_CHUNK == flax.MAX_CHUNK_SIZE
     made = spec("bfloat16", 3, MAX_CHUNK // 4)
     layout = lay_tree(tmp_path / "a", [("w", made), ("v", spec("bfloat16", MAX_CHUNK // 2))], {})
-    assert [begin for begin, _ in layout.rest["w"]] == [MAX_CHUNK] and "v" not in layout.rest
+    assert [begin for begin, _, _ in layout.rest["w"]] == [MAX_CHUNK] and "v" not in layout.rest
     with (tmp_path / "a.msgpack").open("wb") as stream:  # the elements are a hole in the file
         stream.truncate(layout.files[0].size)
         for offset, data in layout.files[0].fixed:
