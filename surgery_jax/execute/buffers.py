@@ -11,9 +11,13 @@ from contextlib import contextmanager
 import numpy as np
 
 from ..core.errors import StorageError
+from .pace import MIN_DIRECT
+from .pagecache import is_cached
 from .reservations import PAGE, footprint, rounded, too_large
 
 __all__ = ["Budget", "Files", "aligned"]
+
+O_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class Budget:
@@ -90,10 +94,16 @@ def aligned(size: int) -> np.ndarray:
 
 
 class Files:
-    """Open input files by path. Reads are positional, so threads share descriptors."""
+    """Open input files by path. Reads are positional, so threads share descriptors.
+
+    What lies in the page cache is taken from there; the rest is read past it. Every byte is needed once: the cache
+    would only have to find fresh memory for it, copy it once more, and forget what somebody else has use for.
+    """
 
     def __init__(self) -> None:
         self._open: dict[str, int] = {}
+        self._direct: dict[str, int | None] = {}
+        self._refused: set[str] = set()  # files whose direct descriptor does not read
         self._lock = threading.Lock()
 
     def fd(self, path: str) -> int:
@@ -106,9 +116,19 @@ class Files:
                     raise StorageError(f"cannot read: {error.strerror}", where=path) from None
             return self._open[path]
 
-    def read(self, path: str, offset: int, target: np.ndarray) -> None:
-        """Fill a buffer from a file."""
+    def read(self, path: str, offset: int, target: np.ndarray, scratch: np.ndarray | None = None) -> None:
+        """Fill a buffer from a file; `scratch` is a buffer of whole pages to read through past the page cache.
+
+        Raises:
+            StorageError: the operating system refuses, or the file is too short.
+        """
         view = target.data
+        if scratch is not None and view.nbytes >= MIN_DIRECT and not is_cached(self.fd(path), offset, view.nbytes):
+            done = self._read_direct(path, offset, view, scratch)
+            offset, view = offset + done, view[done:]
+        self._read_all(path, offset, view)
+
+    def _read_all(self, path: str, offset: int, view: memoryview) -> None:
         fd = self.fd(path)
         while view.nbytes:
             try:
@@ -121,9 +141,39 @@ class Files:
                 )
             offset, view = offset + count, view[count:]
 
+    def _read_direct(self, path: str, offset: int, view: memoryview, scratch: np.ndarray) -> int:
+        """Bytes read from the beginning past the page cache; fewer than all where that does not work."""
+        fd = self._direct_fd(path)
+        done = 0
+        while fd is not None and done < view.nbytes:
+            skip = (offset + done) % PAGE
+            wanted = min(-(-(skip + view.nbytes - done) // PAGE) * PAGE, scratch.nbytes)
+            try:
+                count = os.preadv(fd, [scratch.data[:wanted]], offset + done - skip) - skip
+            except OSError:
+                self._refused.add(path)
+                break
+            if count <= 0:
+                break
+            count = min(count, view.nbytes - done)
+            view[done : done + count] = scratch.data[skip : skip + count]
+            done += count
+        return done
+
+    def _direct_fd(self, path: str) -> int | None:
+        with self._lock:
+            if path not in self._direct:
+                try:
+                    self._direct[path] = os.open(path, os.O_RDONLY | O_DIRECT) if O_DIRECT else None
+                except OSError:  # a file system without direct reads
+                    self._direct[path] = None
+            return None if path in self._refused else self._direct[path]
+
     def close(self) -> None:
         """Close all descriptors."""
         with self._lock:
-            for fd in self._open.values():
-                os.close(fd)
+            for fd in (*self._open.values(), *self._direct.values()):
+                if fd is not None:
+                    os.close(fd)
             self._open.clear()
+            self._direct.clear()

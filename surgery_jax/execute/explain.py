@@ -25,6 +25,7 @@ from .reservations import (
     PROCESS_BYTES,
     decode_needs,
     footprint,
+    move_needs,
     peak_bytes,
     piece_bytes,
     task_needs,
@@ -121,7 +122,7 @@ def explain(program: Program, options: Options | None = None) -> Explanation:
     footprints = []
     for task in plan_tasks(program, plans):
         if isinstance(task, MoveTask):
-            footprints.append(footprint(([piece], 0)))
+            footprints.append(footprint((move_needs(piece), 0)))
         elif isinstance(task, DecodeTask):
             footprints.append(footprint(decode_needs(task.source.entry, piece)))
         else:

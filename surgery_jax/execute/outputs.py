@@ -19,39 +19,12 @@ import numpy as np
 from ..compile.program import Move
 from ..core.errors import StorageError
 from .buffers import Files
+from .pace import MIN_DIRECT, Pace
 from .reservations import PAGE
 
-__all__ = ["OutputFile", "Pace"]
+__all__ = ["OutputFile"]
 
-TRIALS = 4  # writes each way before one is preferred
-MIN_DIRECT = 256 << 10  # below this the cache collects small writes better than the disk does
 UNSUPPORTED = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF)
-
-
-class Pace:
-    """How fast bytes are written directly and through the page cache, as all files of a run find it.
-
-    Both ways are tried; then the one that was the faster when it was last used, so that a way which becomes slow is
-    left. With `only_direct` there is no choice.
-    """
-
-    def __init__(self, only_direct: bool) -> None:
-        self.only_direct = only_direct
-        self._rates = {True: 0.0, False: 0.0}  # bytes per second
-        self._tried = {True: 0, False: 0}
-
-    def is_direct(self) -> bool:
-        """Which way to go next."""
-        if self.only_direct or self._tried[False] >= TRIALS > self._tried[True]:
-            return True
-        return self._tried[False] >= TRIALS and self._rates[True] > self._rates[False]
-
-    def note(self, direct: bool, nbytes: int, seconds: float) -> None:
-        """What a write took; the latest counts a quarter."""
-        rate = nbytes / max(seconds, 1e-9)
-        tried = self._tried[direct]
-        self._rates[direct] = rate if tried == 0 else 0.75 * self._rates[direct] + 0.25 * rate
-        self._tried[direct] = tried + 1
 
 
 class OutputFile:
@@ -95,15 +68,15 @@ class OutputFile:
             bounce[: part.nbytes] = part
             self._write_direct(first + start, bounce[: part.nbytes])
 
-    def move(self, files: Files, moves: Sequence[Move], bounce: np.ndarray) -> None:
-        """Copy bytes of input files; several ranges are neighbours here, and short. `bounce` is a buffer of whole pages
-        to copy through.
+    def move(self, files: Files, moves: Sequence[Move], bounce: np.ndarray, scratch: np.ndarray) -> None:
+        """Copy bytes of input files; several ranges are neighbours here, and short. `bounce` and `scratch` are buffers
+        of whole pages to copy through.
 
         Raises:
             StorageError: the operating system refuses.
         """
         if len(moves) == 1:
-            self._copy(files, *moves[0], bounce)
+            self._copy(files, moves[0], bounce, scratch)
             return
         offset, last = moves[0].offset, moves[-1]
         gathered = bounce[offset % PAGE :][: last.offset + last.nbytes - offset]
@@ -111,9 +84,8 @@ class OutputFile:
             files.read(path, source, gathered[place - offset : place - offset + nbytes])
         self.write(offset, gathered, bounce)
 
-    def _copy(
-        self, files: Files, path: str, source: int, file: int, offset: int, nbytes: int, bounce: np.ndarray
-    ) -> None:
+    def _copy(self, files: Files, move: Move, bounce: np.ndarray, scratch: np.ndarray) -> None:
+        path, source, _, offset, nbytes = move
         if self.direct is None or not self.pace.is_direct():
             began = time.perf_counter()
             done = self._copy_in_kernel(files, path, source, offset, nbytes)
@@ -125,7 +97,7 @@ class OutputFile:
             count = min(nbytes, bounce.nbytes - offset % PAGE)
             # the memory is as far from a page as the file, so that the whole pages of both coincide
             part = bounce[offset % PAGE : offset % PAGE + count]
-            files.read(path, source, part)
+            files.read(path, source, part, scratch)
             self.write(offset, part, bounce)
             source, offset, nbytes = source + count, offset + count, nbytes - count
 

@@ -11,7 +11,8 @@ from ..compile.program import Program
 from ..storage.publish import Staging
 from .devices import CompileClock, device_trace
 from .options import Options
-from .outputs import OutputFile, Pace
+from .outputs import OutputFile
+from .pace import Pace
 from .report import Progress
 from .stream import Executor
 from .timeline import Timeline

@@ -23,6 +23,7 @@ __all__ = [
     "decode_needs",
     "default_workers",
     "footprint",
+    "move_needs",
     "peak_bytes",
     "piece_bytes",
     "rounded",
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 PAGE = 4096  # buffers are whole pages, so that their memory is aligned for every device
-PIECE, LEAST_PIECE = 4 << 20, 1 << 20  # through which a task writes past the page cache: a disk is fast from 4 MiB on
+PIECE, LEAST_PIECE = 4 << 20, 512 << 10  # through which bytes go past the page cache: disks are fast from 4 MiB on
 
 # What a process takes before its buffers, by measurement (Linux, x86-64, Python 3.11, jax 0.10.2 on CPU).
 PROCESS_BYTES = 34 << 20
@@ -66,6 +67,11 @@ def piece_bytes(memory_bytes: int, num_workers: int) -> int:
     """The size of the buffer through which a task moves bytes; smaller where a sixteenth of a worker's share of the
     budget is."""
     return min(PIECE, max(LEAST_PIECE, rounded(memory_bytes // max(num_workers, 1) // 16)))
+
+
+def move_needs(piece: int) -> list[int]:
+    """The buffers of a task that moves bytes: one to write from, and one to read through past the page cache."""
+    return [piece, piece // 4]
 
 
 def task_needs(plan: Blueprint, piece: int) -> Needs:

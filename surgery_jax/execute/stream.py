@@ -25,7 +25,7 @@ from .decoded import BlockCache, cache_bytes, decode
 from .devices import local_devices
 from .outputs import OutputFile
 from .report import Progress
-from .reservations import decode_needs, piece_bytes, task_needs, tile_limit
+from .reservations import decode_needs, move_needs, piece_bytes, task_needs, tile_limit
 from .schedule import DecodeTask, MoveTask, Task, Tile, blueprint, plan_tasks
 from .timeline import Timeline
 from .verdicts import Findings
@@ -125,8 +125,8 @@ class Executor:
 
     def _run(self, number: int, task: Task) -> None:
         if isinstance(task, MoveTask):
-            with self.budget.reserve([self.piece]) as (bounce,), self.timeline.stage("move"):
-                self.outputs[task.moves[0].file].move(self.files, task.moves, bounce)
+            with self.budget.reserve(move_needs(self.piece)) as buffers, self.timeline.stage("move"):
+                self.outputs[task.moves[0].file].move(self.files, task.moves, *buffers)
             self.progress.add(task.nbytes)
         elif isinstance(task, DecodeTask):
             self._decode(task)
@@ -156,12 +156,12 @@ class Executor:
                     for component, start, count in tile.segments:
                         pieces += cut(component.inputs[index], start * width, count * width)
                     buffer = buffers[index][: spec.nbytes]
-                    filled = self._fill(buffer, pieces)
+                    filled = self._fill(buffer, pieces, buffers[-1])
                     buffer[filled:] = 0
                     inputs.append(buffer.view(spec.dtype.numpy).reshape(spec.shape))
             self._finish(number, function, tile, inputs, buffers[-1])
 
-    def _fill(self, target: np.ndarray, pieces: Sequence[Piece]) -> int:
+    def _fill(self, target: np.ndarray, pieces: Sequence[Piece], scratch: np.ndarray) -> int:
         """Bring the bytes of pieces into a buffer and count them; neighbours in a file are read together."""
         at = 0
         run: tuple[str, int, int, int] | None = None  # (path, offset, begin, end) of what is to be read at once
@@ -172,7 +172,7 @@ class Executor:
                     if run is not None and run[0] == path and run[1] + run[3] - run[2] == offset:
                         run = (run[0], run[1], run[2], at + nbytes)
                     else:
-                        self._read(run, target)
+                        self._read(run, target, scratch)
                         run = (path, offset, at, at + nbytes)
                     at += nbytes
                 continue
@@ -181,12 +181,12 @@ class Executor:
             else:
                 target[at : at + piece.nbytes] = self._make(piece)
             at += piece.nbytes
-        self._read(run, target)
+        self._read(run, target, scratch)
         return at
 
-    def _read(self, run: tuple[str, int, int, int] | None, target: np.ndarray) -> None:
+    def _read(self, run: tuple[str, int, int, int] | None, target: np.ndarray, scratch: np.ndarray) -> None:
         if run is not None:
-            self.files.read(run[0], run[1], target[run[2] : run[3]])
+            self.files.read(run[0], run[1], target[run[2] : run[3]], scratch)
 
     def _make(self, piece: Piece) -> np.ndarray:
         """Bytes of a tensor that is made here."""

@@ -1,0 +1,86 @@
+"""Input files are read the same, whether their bytes are in memory or on the disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from surgery_jax.core.errors import StorageError
+from surgery_jax.execute.buffers import Files, aligned
+from surgery_jax.execute.pace import MIN_DIRECT, TRIALS, Pace
+from surgery_jax.execute.pagecache import is_cached
+
+SIZE = 5 * MIN_DIRECT + 123
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    path = tmp_path_factory.mktemp("files") / "bytes"
+    content = np.random.default_rng(0).integers(0, 256, SIZE, np.uint8)
+    path.write_bytes(content.tobytes())
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return path, content
+
+
+def forget(path: Path) -> None:
+    """Have the system drop the file from memory, as far as it does so."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, SIZE), st.integers(0, SIZE), st.sampled_from([1 << 19, 1 << 22]), st.booleans())
+def test_any_range_arrives_from_the_disk_as_from_memory(
+    stored: tuple[Path, np.ndarray], start: int, length: int, scratch: int, cold: bool
+) -> None:
+    path, content = stored
+    length = min(length, SIZE - start)
+    if cold:
+        forget(path)
+    target = np.zeros(length, np.uint8)
+    files = Files()
+    files.read(str(path), start, target, aligned(scratch))
+    files.close()
+    np.testing.assert_array_equal(target, content[start : start + length])
+
+
+def test_a_file_that_ends_too_early_is_an_error_from_the_disk_too(stored: tuple[Path, np.ndarray]) -> None:
+    path, _ = stored
+    forget(path)
+    with pytest.raises(StorageError, match="became shorter"):
+        Files().read(str(path), SIZE - MIN_DIRECT, np.zeros(2 * MIN_DIRECT, np.uint8), aligned(1 << 20))
+
+
+def test_what_was_just_read_is_in_memory_and_what_was_dropped_is_not(stored: tuple[Path, np.ndarray]) -> None:
+    path, _ = stored
+    path.read_bytes()
+    with path.open("rb") as file:
+        assert is_cached(file.fileno(), 0, SIZE)
+        forget(path)
+        if is_cached(file.fileno(), 0, SIZE):
+            pytest.skip("this file system keeps files in memory, or the system does not tell")
+        target = np.zeros(SIZE, np.uint8)
+        Files().read(str(path), 0, target, aligned(1 << 20))
+        assert not is_cached(file.fileno(), 0, SIZE), "reading past the page cache leaves it alone"
+
+
+def test_the_faster_way_to_write_is_found_and_left_when_it_becomes_slow() -> None:
+    pace = Pace(only_direct=False)
+
+    def write(count: int, cached: float, direct: float) -> list[bool]:
+        ways = []
+        for _ in range(count):
+            ways.append(pace.is_direct())
+            pace.note(ways[-1], 1 << 20, direct if ways[-1] else cached)
+        return ways
+
+    assert write(2 * TRIALS, cached=1.0, direct=2.0).count(True) == TRIALS
+    assert not any(write(10, cached=1.0, direct=2.0))
+    assert write(40, cached=9.0, direct=2.0)[-30:] == [True] * 30
+    assert all(Pace(only_direct=True).is_direct() for _ in range(3))
