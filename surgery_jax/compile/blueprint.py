@@ -41,7 +41,8 @@ class Blueprint:
     def produced_bytes(self) -> int:
         """Bytes that computing allocates: all results as they are computed, and what the most demanding operation needs
         beside them; of a compiled loop over elements, what leaves it and one intermediate."""
-        results = [spec.size * max(spec.dtype.itemsize, 4) for eqn in self.eqns for spec in eqn.specs]
+        narrowest = 4 if self.leaving or not self.fused else 1  # bytes of an element; verdicts alone need no more
+        results = [spec.size * max(spec.dtype.itemsize, narrowest) for eqn in self.eqns for spec in eqn.specs]
         if not self.fused:
             values = self.value_specs()
             spaces = (eqn.op.workspace_bytes(*(values[arg] for arg in eqn.args)) for eqn in self.eqns)
