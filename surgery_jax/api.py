@@ -9,8 +9,9 @@ import gc
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping as AbstractMapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,8 @@ from .execute.options import Options
 from .execute.reservations import check_fits
 from .graph.build import build
 from .graph.node import Graph
-from .graph.roots import Request, Symbolic
+from .graph.node import Node as GraphNode
+from .graph.roots import Check, Request, Sink, Symbolic
 from .language.document import Mapping, Node, load_document, node_of, parse_plan_file
 from .language.plan import Plan
 from .storage import formats
@@ -32,6 +34,7 @@ from .storage.formats import OutputPlan
 if TYPE_CHECKING:
     from .execute.compare import Difference
     from .execute.explain import Explanation
+    from .execute.perform import Performed
     from .execute.report import Report
     from .execute.survey import CheckpointInfo
     from .storage.publish import Staging
@@ -50,6 +53,7 @@ __all__ = [
     "run",
 ]
 
+Answers = AbstractMapping[GraphNode, Any]  # elements of versions, and whether masks are true everywhere
 Show = Callable[[int, int], None]  # progress: bytes done, bytes in all
 
 
@@ -59,6 +63,7 @@ class Compiled:
 
     symbolic: Symbolic
     outputs: tuple[tuple[OutputPlan, Layout], ...]
+    again: Callable[[Answers], Compiled] | None = None  # the same plan with answers of the data
 
     @cached_property
     def program(self) -> Program:
@@ -77,6 +82,7 @@ class Compiled:
             return compile_program(self.symbolic, places)
 
 
+MAX_PASSES = 16  # over the data, before the last one: far more than steps build upon each other
 AMPLE = 64 << 20  # bytes in which any elementwise work fits, since it is cut into tiles
 
 
@@ -153,14 +159,16 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def compile_with(plan: Plan, outside: Outside, graph: Graph | None = None) -> Compiled:
-    """As `compile_plan`, with the headers that `outside` gives, and in the graph of other plans.
+def compile_with(plan: Plan, outside: Outside, graph: Graph | None = None, answers: Answers | None = None) -> Compiled:
+    """As `compile_plan`, with the headers that `outside` gives, in the graph of other plans, and with what the data
+    answers to the plan's questions.
 
     Raises:
         Problems: all that is wrong with the plan.
     """
+    graph = graph or Graph()
     with _no_collection():
-        symbolic = build(plan, outside, graph)
+        symbolic = build(plan, outside, graph, answers)
         errors: list[SurgeryError] = []
         outputs = []
         for save in symbolic.saves:
@@ -172,7 +180,7 @@ def compile_with(plan: Plan, outside: Outside, graph: Graph | None = None) -> Co
                 errors.append(error.located(save.request.mark))
         if errors:
             raise Problems(errors)
-        return Compiled(symbolic, tuple(outputs))
+        return Compiled(symbolic, tuple(outputs), partial(compile_with, plan, outside, graph))
 
 
 def joined(parts: Sequence[Compiled]) -> Compiled:
@@ -188,6 +196,40 @@ def joined(parts: Sequence[Compiled]) -> Compiled:
         needs_whole=any(plan.needs_whole for plan in plans),
     )
     return Compiled(symbolic, tuple(output for part in parts for output in part.outputs))
+
+
+def settle_questions(
+    parts: Sequence[Compiled], options: Options, progress: Show | None = None
+) -> tuple[list[Compiled], list[Performed]]:
+    """Plans of one graph compiled again with what they ask of the data, and the account of the passes that found it.
+
+    Such a pass reads what the questions are about and writes nothing. Plans without questions stay as they are.
+
+    Raises:
+        SurgeryError: what went wrong.
+    """
+    from .execute.perform import perform
+
+    settled = list(parts)
+    answers: dict[GraphNode, Any] = {}
+    passes: list[Performed] = []
+    while questions := [question for part in settled for question in part.symbolic.questions]:
+        if len(passes) == MAX_PASSES:
+            raise PlanError(
+                "what the plan asks of the data changes from pass to pass",
+                found=f"{len(questions)} questions after {len(passes)} passes",
+                hint="give random tensors a seed",
+            )
+        checks = [question for question in questions if isinstance(question, Check)]
+        sinks = [question for question in questions if isinstance(question, Sink)]
+        asked = replace(joined(settled).symbolic, saves=(), checks=checks, sinks=sinks)
+        program = compile_program(asked, ())
+        check_fits(program, options.memory_bytes, options.num_workers)
+        passes.append(perform(program, (), options, progress))
+        found = passes[-1].findings
+        answers |= {sink.node: found[sink] for sink in sinks} | {check.node: found[check].holds for check in checks}
+        settled = [part.again(answers) if part.symbolic.questions and part.again else part for part in settled]
+    return settled, passes
 
 
 def check(plan: Plan, options: Options | None = None) -> Compiled:
@@ -242,7 +284,7 @@ def run(
     Raises:
         SurgeryError: what went wrong; nothing appears under an output's name, and nothing temporary is left.
     """
-    from .execute.perform import perform
+    from .execute.perform import figures, perform
     from .execute.report import Report, peak_rss_bytes
     from .storage.publish import commit_all
 
@@ -250,20 +292,35 @@ def run(
     options = options or Options()
     compiled = compiled or compile_plan(plan, options)
     _check_targets(compiled, options)
+    (compiled,), passes = settle_questions([compiled], options, progress)
+    if passes:
+        _check_targets(compiled, options)
     with ExitStack() as stack:
         stack.callback(gc.unfreeze)
         stagings = stage(compiled, stack)
         done = perform(compiled.program, stagings, options, progress)
         printed = settle(compiled.symbolic, done.findings)
+        write_notes(compiled, stagings, done.findings)
         commit_all(stagings, options.sync)
-    figures = {field.name: getattr(done, field.name) for field in fields(done) if field.name != "findings"}
     return Report(
         **_amounts(compiled),
-        **figures,
+        **figures([*passes, done]),
         peak_rss_bytes=peak_rss_bytes(),
         wall_s=time.perf_counter() - began,
         printed=printed,
     )
+
+
+def write_notes(compiled: Compiled, stagings: Sequence[Staging], findings: Any) -> None:
+    """Write the texts that belong beside outputs.
+
+    Raises:
+        StorageError: the operating system refuses.
+    """
+    for save, staging in zip(compiled.symbolic.saves, stagings, strict=True):
+        if staging.plan.format.takes_notes:
+            for name, render in save.notes.items():
+                staging.add(name, render(findings))
 
 
 def stage(compiled: Compiled, stack: ExitStack) -> list[Staging]:

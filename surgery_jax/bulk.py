@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .api import Compiled, Options, Outside, Show, compile_with, joined, settle, stage
+from .api import Compiled, Options, Outside, Show, compile_with, joined, settle, settle_questions, stage, write_notes
 from .core.errors import PlanError, SurgeryError, told
 from .execute.finished import Entry, FileState, Finished, states_of
 from .execute.report import peak_rss_bytes
@@ -249,7 +249,7 @@ class _Batch:
         self._claim(number, [output.path for output, _ in compiled.outputs], current.headers.opened)
         for output, _ in compiled.outputs:
             check_target(output, self.options.overwrite)
-        return _Ready(number, key, compiled, current.headers.opened)
+        return _Ready(number, key, compiled, dict(current.headers.opened))
 
     def _claim(self, number: int, outputs: Sequence[str], inputs: Any) -> None:
         """Note what a job reads and writes; jobs that share a pass cannot read what others of it write.
@@ -305,11 +305,13 @@ class _Batch:
 
     def _run_together(self, jobs: Sequence[_Ready]) -> None:
         """One program for all; what it raises is of any of them, and none has ended."""
-        from .execute.perform import perform
+        from .execute.perform import figures, perform
         from .execute.reservations import check_fits
         from .storage.publish import check_space
 
-        whole = joined([ready.compiled for ready in jobs])
+        settled, passes = settle_questions([ready.compiled for ready in jobs], self.options, self.progress)
+        jobs = [replace(ready, compiled=compiled) for ready, compiled in zip(jobs, settled, strict=True)]
+        whole = joined(settled)
         check_space(whole.outputs)
         check_fits(whole.program, self.options.memory_bytes, self.options.num_workers)
         with ExitStack() as stack:
@@ -318,12 +320,14 @@ class _Batch:
             done = perform(whole.program, [one for each in stagings for one in each], self.options, self.progress)
             for key in ("bytes_moved", "bytes_read", "bytes_computed"):
                 self.figures[key] += getattr(whole.program, key)
+            account = figures([*passes, done])
             for key in ("num_compilations", "stream_s", "compile_s"):
-                self.figures[key] += getattr(done, key)
-            self.figures["peak_buffer_bytes"] = max(self.figures["peak_buffer_bytes"], done.peak_buffer_bytes)
+                self.figures[key] += account[key]
+            self.figures["peak_buffer_bytes"] = max(self.figures["peak_buffer_bytes"], account["peak_buffer_bytes"])
             for ready, own in zip(jobs, stagings, strict=True):
                 try:
                     printed = settle(ready.compiled.symbolic, done.findings)
+                    write_notes(ready.compiled, own, done.findings)
                     self._commit(ready, own)
                 except Exception as error:
                     self._fail(ready.number, error, ready)

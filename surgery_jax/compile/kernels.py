@@ -205,6 +205,12 @@ class HostKernel(_Kernel):
     def choose(self, is_first: Any, first: Any, second: Any) -> Any:
         return first() if is_first else second()
 
+    def from_bits(self, raw: Any, dtype: Any) -> Any:
+        return raw.view(dtype)
+
+    def each(self, function: Any, *arrays: Any) -> Any:
+        return [np.stack(parts) for parts in zip(*map(function, *arrays), strict=True)]
+
 
 def _complex(real: Any, imag: Any, dtype: Any) -> Any:
     result = np.empty(np.shape(real), dtype)
@@ -261,3 +267,10 @@ class DeviceKernel(_Kernel):
     def choose(self, is_first: Any, first: Any, second: Any) -> Any:
         """The result of one of two functions; only that one is computed."""
         return self.jax.lax.cond(is_first, first, second)
+
+    def from_bits(self, raw: Any, dtype: Any) -> Any:
+        return self.jax.lax.bitcast_convert_type(raw, dtype)
+
+    def each(self, function: Any, *arrays: Any) -> Any:
+        """The results of a function for every slice of the leading axis, one after the other, stacked."""
+        return self.jax.lax.map(lambda slices: function(*slices), arrays)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..compile.program import Program
 from ..storage.publish import Staging
@@ -18,7 +20,7 @@ from .stream import Executor
 from .timeline import Timeline
 from .verdicts import Findings
 
-__all__ = ["Performed", "perform"]
+__all__ = ["Performed", "figures", "perform"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,19 @@ class Performed:
     stream_s: float
     compile_s: float
     busy_s: dict[str, float] = field(default_factory=dict)
+
+
+def figures(passes: Sequence[Performed]) -> dict[str, Any]:
+    """The account of several passes as that of one: sums, and the highest peak."""
+    busy: Counter[str] = Counter()
+    for done in passes:
+        busy.update(done.busy_s)
+    summed = ("num_compilations", "num_host_fallbacks", "stream_s", "compile_s")
+    return {
+        **{name: sum(getattr(done, name) for done in passes) for name in summed},
+        "peak_buffer_bytes": max(done.peak_buffer_bytes for done in passes),
+        "busy_s": dict(busy),
+    }
 
 
 def perform(

@@ -46,7 +46,7 @@ class Findings(Mapping[Any, Any]):
 
     def add(self, sink: Sink, start: int, elements: Any) -> None:
         """Elements of a sink from number `start` on."""
-        part: Any = elements.copy() if sink.wants == "full" else _summary(elements)
+        part: Any = _summary(elements) if sink.wants == "stat" else elements.copy()
         with self._lock:
             self._parts[sink].append((start, part))
 
@@ -67,9 +67,11 @@ class Findings(Mapping[Any, Any]):
 
     def _sink(self, sink: Sink) -> Any:
         parts = [part for _, part in sorted(self._parts[sink], key=lambda entry: entry[0])]
-        if sink.wants == "full":
+        if sink.wants != "stat":
             spec: Spec = sink.node.spec
             flat = np.concatenate(parts) if parts else np.zeros(0, spec.dtype.numpy)
+            if sink.wants == "array":
+                return flat.reshape(spec.shape)
             if spec.dtype.is_float and spec.dtype.bits < 32:
                 flat = flat.astype(np.float32)
             return flat.reshape(spec.shape).tolist()

@@ -3,6 +3,7 @@ plan."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping as GraphMapping
 from collections.abc import Sequence as AbstractSequence
 from copy import copy
 from typing import Any
@@ -15,19 +16,24 @@ from ..language.plan import Input, Plan
 from ..ops.base import BoundStep, find_word, words
 from .namespace import Model
 from .node import Graph
+from .node import Node as GraphNode
 from .roots import Request, Symbolic
 from .symbolic import BROKEN, Consequence, Files, SymbolicState
 
 __all__ = ["build"]
 
 
-def build(plan: Plan, files: Files, graph: Graph | None = None) -> Symbolic:
+def build(
+    plan: Plan, files: Files, graph: Graph | None = None, answers: GraphMapping[GraphNode, Any] | None = None
+) -> Symbolic:
     """The plan as versions and roots; in the graph of other plans, what they have in common is found there.
+
+    `answers` are the elements of versions that an earlier result for the same graph has asked for.
 
     Raises:
         Problems: everything that is wrong with the plan and can be known from headers, in the order of the plan.
     """
-    builder = _Builder(plan, files, graph or Graph())
+    builder = _Builder(plan, files, graph or Graph(), answers or {})
     builder.run()
     if builder.errors:
         raise Problems(builder.errors)
@@ -39,6 +45,7 @@ def build(plan: Plan, files: Files, graph: Graph | None = None) -> Symbolic:
         assertions=builder.assertions,
         executed=builder.executed,
         needs_whole=builder.graph.needs_whole,
+        questions=builder.questions,
     )
 
 
@@ -76,16 +83,16 @@ def step_list(steps: Node | None) -> tuple[Node, ...]:
 # What a trial run of a step may change.
 _STATE = (
     *("models", "kept", "inputs", "saves", "checks", "sinks", "prints", "assertions", "flags", "stopped"),
-    *("errors", "executed", "broken_aliases", "ghosts", "pending", "step", "word", "mark"),
+    *("errors", "executed", "questions", "broken_aliases", "ghosts", "pending", "step", "word", "mark"),
 )
 
 
 class _Builder(SymbolicState):
     """Symbolic execution of a whole plan."""
 
-    def __init__(self, plan: Plan, files: Files, graph: Graph) -> None:
+    def __init__(self, plan: Plan, files: Files, graph: Graph, answers: GraphMapping[GraphNode, Any]) -> None:
         inputs = {entry.alias: (entry.path, entry.mark) for entry in plan.inputs}
-        super().__init__(files, inputs, plan.inputs[0].alias if len(plan.inputs) == 1 else None, graph)
+        super().__init__(files, inputs, plan.inputs[0].alias if len(plan.inputs) == 1 else None, graph, answers)
         self.plan = plan
         self.executed: list[Any] = []
         self.contributed: list[str] = []

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ..language.names import NameIndex
 from .node import Node
+from .roots import Render
 
 __all__ = ["Model", "Slot"]
 
@@ -22,11 +23,14 @@ class Slot:
 
 @dataclass(slots=True)
 class Model:
-    """One alias: slots by name in order, and the text metadata of the checkpoint it came from."""
+    """One alias: slots by name in order, the text metadata of the checkpoint it came from, texts that are to be written
+    beside it by file name, and the format it is written in where a plan names none."""
 
     slots: dict[str, Slot] = field(default_factory=dict)
     index: NameIndex = field(default_factory=NameIndex)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    notes: dict[str, Render] = field(default_factory=dict)
+    format: str | None = None
 
     def add(self, name: str, slot: Slot) -> None:
         """A new name, at the end."""
@@ -40,7 +44,7 @@ class Model:
 
     def copy(self) -> Model:
         """An independent copy: versions are immutable, slots are not."""
-        twin = Model(metadata=self.metadata)
+        twin = Model(metadata=self.metadata, notes=dict(self.notes), format=self.format)
         for name, slot in self.slots.items():
             twin.add(name, Slot(slot.node, slot.reads, slot.writes))
         return twin

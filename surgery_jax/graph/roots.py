@@ -11,6 +11,8 @@ from .node import Node
 
 __all__ = ["Check", "Print", "Request", "Save", "Sink", "Symbolic"]
 
+Render = Callable[[Mapping[Any, Any]], str]  # makes a text of verdicts and sinks, once they are known
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -30,6 +32,7 @@ class Save:
     request: Request
     tensors: tuple[tuple[str, Node], ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, Render] = field(default_factory=dict)  # texts for files beside the tensors, by file name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +48,7 @@ class Sink:
     """A version whose elements something on the host wants to see."""
 
     node: Node
-    wants: str  # "stat" or "full"
+    wants: str  # "stat", "full" (nested lists) or "array" (of NumPy)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,7 +56,7 @@ class Print:
     """Lines to print at a place of the plan, once the checks and sinks they speak of are known."""
 
     step: int
-    render: Callable[[Mapping[Any, Any]], str]
+    render: Render
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +80,7 @@ class Symbolic:
     assertions: Sequence[Assertion]
     executed: Sequence[Any]  # the YAML of the steps that ran
     needs_whole: bool  # whether some work may need whole tensors in memory, or large blocks of them
+    questions: Sequence[Check | Sink] = ()  # what the data must tell before the plan is final; until then it is a bound
 
     def stored(self) -> list[Node]:
         """The stored tensors that anything demanded comes from, in the order of the plan's reading."""

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 from ..core.errors import Mark, PlanError, StorageError, SurgeryError, listing, nearest
@@ -51,11 +52,18 @@ class SymbolicState:
     """The namespace while a plan runs symbolically. See `ops.state.State` for the promises of the methods."""
 
     def __init__(
-        self, files: Files, inputs: Mapping[str, tuple[str, Mark]], default_alias: str | None, graph: Graph
+        self,
+        files: Files,
+        inputs: Mapping[str, tuple[str, Mark]],
+        default_alias: str | None,
+        graph: Graph,
+        answers: Mapping[Node, Any],
     ) -> None:
         self.files = files
         self.default_alias = default_alias
         self.graph = graph
+        self.answers = answers
+        self.questions: list[Check | Sink] = []
         self.models: dict[str, Model | None] = dict.fromkeys(inputs)  # None: an input that nothing has touched yet
         self.inputs = dict(inputs)
         self.saves: list[Save] = []
@@ -401,6 +409,13 @@ class SymbolicState:
         self.sinks.append(Sink(node, wants))
         return self.sinks[-1]
 
+    def ask(self, node: Node) -> Any:
+        if node is BROKEN:
+            raise Consequence
+        if node not in self.answers:
+            self.questions.append(Check(node, "") if node.kind == "check" else Sink(node, "array"))
+        return self.answers.get(node)
+
     def say(self, line: str) -> None:
         self.prints.append(Print(self.step, lambda found: line))
 
@@ -429,12 +444,14 @@ class SymbolicState:
         if self.flags["dry-run"]:
             return
         kind = "tensor" if name is not None else "output" if self.word == "output" else "alias"
+        if format is None and name is None and not Path(path).suffix:
+            format = model.format
         request = Request(path, format, shard, kind, self.mark)
         self.files.check_request(request)
         tensors = tuple((key, slot.node) for key, slot in chosen.items())
         written = _written_path(request)
         self.saves = [save for save in self.saves if _written_path(save.request) != written]
-        self.saves.append(Save(request, tensors, dict(model.metadata)))
+        self.saves.append(Save(request, tensors, dict(model.metadata), dict(model.notes)))
 
     def read_one(self, path: str, format: str) -> Node:
         saved = self._saved(path, self.mark)
@@ -480,6 +497,19 @@ class SymbolicState:
         if path is not None:
             self._attach(model, path, self.mark, alias)
             self.tell(f"load: {path} -> {alias}")
+
+    def metadata(self, alias: str) -> Mapping[str, str]:
+        return self.model(alias).metadata
+
+    def annotate(
+        self,
+        alias: str,
+        format: str,
+        metadata: Mapping[str, str],
+        notes: Mapping[str, Callable[[Mapping[Any, Any]], str]],
+    ) -> None:
+        model = self.model(alias)
+        model.format, model.metadata, model.notes = format, dict(metadata), dict(notes)
 
     def remove_alias(self, alias: str) -> None:
         self._need(alias)

@@ -22,6 +22,7 @@ from ..core.errors import Mark, PlanError, listing, nearest
 from ..core.specs import Spec
 from ..language import document
 from ..language.document import Node, Scalar
+from ..language.regexes import compile_regex
 
 if TYPE_CHECKING:
     from .forms import Form
@@ -36,7 +37,9 @@ __all__ = [
     "choice",
     "dtype_name",
     "epsilon",
+    "expressions",
     "find_word",
+    "fraction",
     "integer",
     "integers",
     "node",
@@ -132,6 +135,18 @@ def _parse_rank(value: Node) -> int:
     return int(found)
 
 
+def _parse_fraction(value: Node) -> float:
+    found = _parse_number(value)
+    if not 0 < found <= 1:
+        raise _wrong(value, "a number above 0 and at most 1")
+    return found
+
+
+def _parse_expressions(value: Node) -> tuple[Any, ...]:
+    items = value.items if isinstance(value, document.Sequence) else (value,)
+    return tuple(compile_regex(_parse_text(item), item.mark) for item in items)
+
+
 def _parse_values(value: Node) -> Any:
     """A number, or nested tuples of numbers, all rows of a level equally long."""
     if isinstance(value, document.Sequence):
@@ -189,9 +204,19 @@ def epsilon(doc: str) -> Any:
     return _field(Field("number", doc, _parse_epsilon, None, traced=True, null_is_absent=True))
 
 
-def rank(doc: str) -> Any:
+def rank(doc: str, default: Any = REQUIRED) -> Any:
     """A positive whole number, also as a float or a numeric string."""
-    return _field(Field("whole number", doc, _parse_rank))
+    return _field(Field("whole number", doc, _parse_rank, default))
+
+
+def fraction(doc: str, default: Any = REQUIRED) -> Any:
+    """A number above 0 and at most 1."""
+    return _field(Field("fraction", doc, _parse_fraction, default))
+
+
+def expressions(doc: str, default: Any = ()) -> Any:
+    """A regular expression or a list of them, as patterns that must match whole names."""
+    return _field(Field("pattern or list of patterns", doc, _parse_expressions, default))
 
 
 def values(doc: str, default: Any = REQUIRED) -> Any:

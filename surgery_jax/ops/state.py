@@ -113,6 +113,11 @@ class State(Protocol):
     def sink(self, node: Any, wants: str) -> Any:
         """Ask for the elements (`full`) or statistics (`stat`) of a version; gives the key of what comes."""
 
+    def ask(self, node: Any) -> Any:
+        """The elements of a version that decide how the plan goes on, or of a mask whether it is true everywhere; None
+        while that is not known: then the step goes on with an upper bound, and the plan is built again when a first
+        pass over the data has found it."""
+
     def say_later(self, render: Callable[[Mapping[Any, Any]], str]) -> None:
         """Print, at this place of the plan, what depends on verdicts and sinks."""
 
@@ -130,6 +135,19 @@ class State(Protocol):
 
     def add_alias(self, alias: str, path: str | None = None) -> None:
         """A new alias, empty or the checkpoint at a path."""
+
+    def metadata(self, alias: str) -> Mapping[str, str]:
+        """The text metadata of an alias."""
+
+    def annotate(
+        self,
+        alias: str,
+        format: str,
+        metadata: Mapping[str, str],
+        notes: Mapping[str, Callable[[Mapping[Any, Any]], str]],
+    ) -> None:
+        """How an alias is written where the plan does not say it, its text metadata, and texts that are written beside
+        it, by file name, once the verdicts and sinks they speak of are known."""
 
     def remove_alias(self, alias: str) -> None:
         """Forget an alias."""

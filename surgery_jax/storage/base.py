@@ -126,6 +126,7 @@ class Format:
     writes_directories: ClassVar[bool] = False
     writes_tensors: ClassVar[bool] = False  # whether one tensor may be a file of its own
     takes_shards: ClassVar[bool] = False  # whether a directory may be cut into shards
+    takes_notes: ClassVar[bool] = False  # whether texts about the tensors may lie beside them
     owns_directories: ClassVar[bool] = False  # a directory that has it is this format, whatever else lies there
 
     def probe_directory(self, path: Path) -> bool:

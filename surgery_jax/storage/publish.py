@@ -204,6 +204,17 @@ class Staging:
         self._descriptors.clear()
         self._direct.clear()
 
+    def add(self, name: str, text: str) -> None:
+        """Put one more file beside those of the layout of a directory.
+
+        Raises:
+            StorageError: the operating system refuses.
+        """
+        try:
+            (self._built / name).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise storage_error(error, self.plan.path, f"write {name}") from None
+
     def finish(self, sync: bool = False) -> None:
         """All bytes are in place: let the format complete its files, and bring them to the disk if `sync`.
 

@@ -32,6 +32,7 @@ from surgery_jax.ops.concat import Concat
 from surgery_jax.ops.copy import Copy
 from surgery_jax.ops.describe import describe
 from surgery_jax.ops.fill import Fill
+from surgery_jax.ops.lora_factors import AddFactors, ExtractFactors, Spectrum
 from surgery_jax.ops.made import Constant, Given, Made, Random
 from surgery_jax.ops.matmul import Matmul
 from surgery_jax.ops.multiply import Multiply
@@ -156,6 +157,60 @@ def equal(op: EqualMask, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (x == y if a.dtype.kind not in "iu" else a == b) if op.eps is None else np.abs(x - y) <= op.eps
 
 
+def ordinary_pair(name: str, *shape: int) -> list[np.ndarray]:
+    return [gaussian(name, seed, *shape) for seed in (3, 4)]
+
+
+def gaussian(name: str, seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(BY_NAME[name].numpy)
+
+
+def change(base: np.ndarray, tuned: np.ndarray, turned: bool) -> np.ndarray:
+    """[experts, out, in] in float64."""
+    made = tuned.astype(np.float64) - base.astype(np.float64)
+    made = made.reshape(-1, *made.shape[-2:])
+    return made.swapaxes(1, 2) if turned else made
+
+
+def extracted(op: ExtractFactors, base: np.ndarray, tuned: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The best approximation of every matrix, and the squared norms of the change and of the remainder."""
+    made = change(base, tuned, op.transposed)
+    u, s, vt = np.linalg.svd(made, full_matrices=False)
+    best = (u[:, :, : op.rank] * s[:, None, : op.rank]) @ vt[:, : op.rank]
+    return best, np.array([np.square(s).sum(), np.square(s[:, op.rank :]).sum()])
+
+
+def spectrum(count: int, base: np.ndarray, tuned: np.ndarray) -> np.ndarray:
+    made = change(base, tuned, False)
+    wide = tuned.astype(np.float64).reshape(made.shape)
+    step = np.spacing(np.abs(tuned)).astype(np.float64).reshape(made.shape)
+    assert (wide != 0).all()
+    noise = (np.square(step) / 12 * (made != 0)).sum(axis=(1, 2))
+    energies = np.square(np.linalg.svd(made, compute_uv=False))
+    return np.concatenate([np.square(made).sum(axis=(1, 2))[:, None], noise[:, None], energies[:, :count]], axis=1)
+
+
+def added(name: str, experts: int, turned: bool, adapters: int) -> list[np.ndarray]:
+    base = gaussian(name, 1, *([experts] if experts else []), *((5, 6) if turned else (6, 5)))
+    many = max(experts, 1)
+    return [base] + [
+        gaussian("float32", seed, *shape)
+        for seed, rank in ((5, 2), (7, 4))[:adapters]
+        for shape in ((rank * many, 5), (6, rank * many))
+    ]
+
+
+def merged(op: AddFactors, base: np.ndarray, *given: np.ndarray) -> np.ndarray:
+    """As PEFT says it (`get_delta_weight`): experts first in A, ranks first in B."""
+    many = base.shape[0] if base.ndim == 3 else 1
+    total = base.astype(np.float64).reshape(many, *base.shape[-2:])
+    for a, b, scale in zip(given[::2], given[1::2], op.scales, strict=True):
+        left = b.astype(np.float64).reshape(b.shape[0], -1, many)
+        right = a.astype(np.float64).reshape(many, -1, a.shape[1])
+        total = total + scale * np.einsum("ore,eri->eio" if op.transposed else "ore,eri->eoi", left, right)
+    return oracle.round_float(total, base.dtype).reshape(base.shape)
+
+
 # class name -> (cases, the same in plain NumPy or in the oracle, how exact)
 REFERENCES: dict[str, tuple[list[Case], Callable[..., Any], str]] = {
     "Add": ([(Add(), pair(n)) for n in (*NUMBERS, "bool")], lambda op, a, b: oracle.combine("add", a, b), "values"),
@@ -236,6 +291,32 @@ REFERENCES: dict[str, tuple[list[Case], Callable[..., Any], str]] = {
         lambda op, x: oracle.factors(x, op.rank),
         "product",
     ),
+    "ExtractFactors": (
+        [
+            (ExtractFactors(2, width, "auto", BY_NAME["float32"], turned), ordinary_pair(n, *shape))
+            for n, shape, width, turned in (("bfloat16", (6, 5), 3, True), ("float32", (3, 6, 5), 4, False))
+        ],
+        lambda op, base, tuned: extracted(op, base, tuned),
+        "extracted",
+    ),
+    "Spectrum": (
+        [
+            (Spectrum(2, "auto"), ordinary_pair("bfloat16", 6, 5)),
+            (Spectrum(5, "auto"), ordinary_pair("float32", 3, 6, 5)),
+        ],
+        lambda op, base, tuned: spectrum(op.count, base, tuned),
+        "single",
+    ),
+    "AddFactors": (
+        [
+            (AddFactors(turned, (0.5, -2.0)[:adapters]), added(n, experts, turned, adapters))
+            for n, experts in (("bfloat16", 0), ("float32", 3))
+            for turned in (False, True)
+            for adapters in (1, 2)
+        ],
+        lambda op, base, *given: merged(op, base, *given),
+        "close",
+    ),
     "Constant": (
         [(Constant(spec(n, 3, 4), 2.7), []) for n in NUMBERS],
         lambda op: np.full((3, 4), 2.7 if op.spec.dtype.is_float else 2),
@@ -267,7 +348,13 @@ def test_every_operation_has_a_reference(cls: type[TensorOp]) -> None:
 
 
 def assert_matches(found: Sequence[np.ndarray], expected: Any, how: str) -> None:
-    if how == "product":
+    if how == "extracted":
+        a, b, norms = (array.astype(np.float64) for array in found)
+        best, wanted = expected
+        parts = b.reshape(b.shape[0], -1, len(best)), a.reshape(len(best), -1, a.shape[1])
+        np.testing.assert_allclose(np.einsum("ore,eri->eoi", *parts), best, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(norms, wanted, rtol=1e-5)
+    elif how == "product":
         product = found[1].astype(np.float64) @ found[0].astype(np.float64)
         tolerance = 1e-2 if found[0].dtype.itemsize == 2 else 1e-5
         np.testing.assert_allclose(product, expected[1] @ expected[0], rtol=tolerance, atol=tolerance)
@@ -275,6 +362,8 @@ def assert_matches(found: Sequence[np.ndarray], expected: Any, how: str) -> None
             np.linalg.norm(found[0].astype(np.float64), axis=1), np.linalg.norm(found[1].astype(np.float64), axis=0),
             rtol=tolerance, atol=tolerance,
         )  # fmt: skip
+    elif how == "single":  # float64 of values computed in float32
+        np.testing.assert_allclose(found[0], expected, rtol=1e-6)
     elif how == "close":
         assert (found[0].shape, found[0].dtype) == (expected.shape, expected.dtype)
         tolerance = {1: 0.0, 2: 2e-2, 4: 1e-5, 8: 1e-12}[expected.dtype.itemsize]
