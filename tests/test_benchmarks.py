@@ -22,7 +22,7 @@ TIMES = [0.31, 0.12, 0.25, 0.19, 0.44, 0.28]
 def harness(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The modules of the folder, which are scripts beside each other."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    names = ("run", "suites", "measure", "guard", "machine", "make_llama", "make_tensors")
+    names = ("run", "suites", "measure", "guard", "machine", "make_llama", "make_tensors", "quote")
     modules: dict[str, ModuleType] = {name: __import__(name) for name in names}
     yield SimpleNamespace(**modules)
     for name in names:
@@ -242,3 +242,12 @@ def test_the_guard_notices_what_became_slower(
     assert exit_code("--update", ours="false") == 1
     assert not guard.fallen(0.71, 1.0) and guard.fallen(0.69, 1.0)
     assert not guard.fallen(None, 1.0) and not guard.fallen(1.0, None)
+
+
+def test_the_documentation_quotes_the_results_as_they_are(harness: Any) -> None:
+    quotes = 0
+    for page in harness.quote.PAGES:
+        text = page.read_text(encoding="utf-8")
+        quotes += len(harness.quote.QUOTE.findall(text))
+        assert harness.quote.quoted(text) == text, f"{page.name}: run benchmarks/quote.py --write"
+    assert quotes > 3
