@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from .execute.explain import Explanation
     from .execute.report import Report
     from .execute.survey import CheckpointInfo, TensorInfo
+    from .memory import apply
+    from .storage.base import Checkpoint
+    from .storage.flax_trees import from_flax, to_flax
 
     __version__: str
 
@@ -34,6 +37,7 @@ __all__ = [
     "BatchReport",
     "BudgetError",
     "Change",
+    "Checkpoint",
     "CheckpointInfo",
     "Compiled",
     "Difference",
@@ -47,16 +51,19 @@ __all__ = [
     "SurgeryError",
     "TensorInfo",
     "__version__",
+    "apply",
     "batch",
     "check",
     "compile_plan",
     "convert",
     "diff",
     "explain",
+    "from_flax",
     "inspect",
     "load_plan",
     "plan_of",
     "run",
+    "to_flax",
 ]
 
 _HOMES = {
@@ -67,6 +74,9 @@ _HOMES = {
     "execute.explain": "Explanation",
     "execute.report": "Report",
     "execute.survey": "CheckpointInfo TensorInfo",
+    "memory": "apply",
+    "storage.base": "Checkpoint",
+    "storage.flax_trees": "from_flax to_flax",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 

@@ -26,7 +26,7 @@ from .graph.node import Graph
 from .graph.node import Node as GraphNode
 from .graph.roots import Check, Request, Sink, Symbolic
 from .language.document import Mapping, Node, load_document, node_of, parse_plan_file
-from .language.plan import Plan
+from .language.plan import Input, Plan
 from .storage import formats
 from .storage.base import Checkpoint, Entry, Layout
 from .storage.formats import OutputPlan
@@ -54,6 +54,7 @@ __all__ = [
 ]
 
 Answers = AbstractMapping[GraphNode, Any]  # elements of versions, and whether masks are true everywhere
+Outputs = tuple[tuple[OutputPlan, Layout], ...]
 Show = Callable[[int, int], None]  # progress: bytes done, bytes in all
 
 
@@ -62,7 +63,7 @@ class Compiled:
     """A plan after everything that headers can tell: its roots, where every output byte belongs, and the work to do."""
 
     symbolic: Symbolic
-    outputs: tuple[tuple[OutputPlan, Layout], ...]
+    outputs: Outputs
     again: Callable[[Answers], Compiled] | None = None  # the same plan with answers of the data
 
     @cached_property
@@ -83,17 +84,19 @@ class Compiled:
 
 
 MAX_PASSES = 16  # over the data, before the last one: far more than steps build upon each other
+Held = dict[str, Checkpoint]  # by the path that a plan names them with
 AMPLE = 64 << 20  # bytes in which any elementwise work fits, since it is cut into tiles
 
 
 class Outside:
     """The outside world as the graph may see it: headers, nested plans, and what output paths mean."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, held: Held | None = None) -> None:
         self.options = options
+        self.held = held or {}
 
     def open_checkpoint(self, path: str) -> Checkpoint:
-        return formats.open_checkpoint(path)
+        return self.held[path] if path in self.held else formats.open_checkpoint(path)
 
     def open_single(self, path: str, format: str) -> tuple[str | None, Entry]:
         return formats.open_single(path, format)
@@ -136,13 +139,27 @@ def plan_of(content: dict[str, Any], name: str = "plan") -> Plan:
     return Plan.of(root)
 
 
-def compile_plan(plan: Plan, options: Options | None = None) -> Compiled:
+def compile_plan(
+    plan: Plan, options: Options | None = None, *, inputs: AbstractMapping[str, Checkpoint] | None = None
+) -> Compiled:
     """Everything about a plan that can be known without reading a tensor.
+
+    `inputs` are checkpoints by alias, such as `from_flax` gives; they stand in for the plan's inputs of these aliases.
 
     Raises:
         Problems: all that is wrong with it.
     """
-    return compile_with(plan, Outside(options or Options()))
+    plan, held = with_inputs(plan, inputs or {})
+    return compile_with(plan, Outside(options or Options(), held))
+
+
+def with_inputs(plan: Plan, inputs: AbstractMapping[str, Checkpoint]) -> tuple[Plan, Held]:
+    """A plan with checkpoints in the place of inputs, or as further ones, and these under the paths it now names."""
+    held = {f"<{alias} in memory>": checkpoint for alias, checkpoint in inputs.items()}
+    mark = plan.output.mark if plan.output is not None else Mark("plan", 1, 1)
+    known = {entry.alias: entry for entry in plan.inputs}
+    known.update({alias: Input(alias, f"<{alias} in memory>", mark) for alias in inputs})
+    return replace(plan, inputs=tuple(known.values())), held
 
 
 @contextmanager
@@ -232,14 +249,18 @@ def settle_questions(
     return settled, passes
 
 
-def check(plan: Plan, options: Options | None = None) -> Compiled:
+def check(
+    plan: Plan, options: Options | None = None, *, inputs: AbstractMapping[str, Checkpoint] | None = None
+) -> Compiled:
     """Check a plan: language, names, shapes, dtypes, assertions on them, and that its outputs can be written.
+
+    `inputs` are those of `compile_plan`.
 
     Raises:
         Problems: all that is wrong.
     """
-    compiled = compile_plan(plan, options)
-    _check_targets(compiled, options or Options())
+    compiled = compile_plan(plan, options, inputs=inputs)
+    check_targets(compiled, options or Options(), compiled.outputs)
     return compiled
 
 
@@ -255,11 +276,16 @@ def explain(plan: Plan | Compiled, options: Options | None = None) -> Explanatio
     return explain(compiled.program, options)
 
 
-def _check_targets(compiled: Compiled, options: Options) -> None:
+def check_targets(compiled: Compiled, options: Options, outputs: Outputs) -> None:
+    """Whether these outputs of a plan can be written, and its work fits the budget.
+
+    Raises:
+        SurgeryError: they cannot, or it does not.
+    """
     from .storage.publish import check_space, check_target
 
-    tests = [partial(check_target, output, options.overwrite) for output, _ in compiled.outputs]
-    tests.append(partial(check_space, compiled.outputs))
+    tests = [partial(check_target, output, options.overwrite) for output, _ in outputs]
+    tests.append(partial(check_space, outputs))
     if compiled.symbolic.needs_whole or options.memory_bytes < AMPLE:
         tests.append(partial(check_fits, compiled.program, options.memory_bytes, options.num_workers))
     errors: list[SurgeryError] = []
@@ -276,10 +302,13 @@ def run(
     plan: Plan,
     options: Options | None = None,
     *,
+    inputs: AbstractMapping[str, Checkpoint] | None = None,
     progress: Show | None = None,
     compiled: Compiled | None = None,
 ) -> Report:
     """Run a plan: compute, check and write everything, then let the outputs appear.
+
+    `inputs` are those of `compile_plan`.
 
     Raises:
         SurgeryError: what went wrong; nothing appears under an output's name, and nothing temporary is left.
@@ -290,14 +319,14 @@ def run(
 
     began = time.perf_counter()
     options = options or Options()
-    compiled = compiled or compile_plan(plan, options)
-    _check_targets(compiled, options)
+    compiled = compiled or compile_plan(plan, options, inputs=inputs)
+    check_targets(compiled, options, compiled.outputs)
     (compiled,), passes = settle_questions([compiled], options, progress)
     if passes:
-        _check_targets(compiled, options)
+        check_targets(compiled, options, compiled.outputs)
     with ExitStack() as stack:
         stack.callback(gc.unfreeze)
-        stagings = stage(compiled, stack)
+        stagings = stage(compiled.outputs, stack)
         done = perform(compiled.program, stagings, options, progress)
         printed = settle(compiled.symbolic, done.findings)
         write_notes(compiled, stagings, done.findings)
@@ -323,8 +352,8 @@ def write_notes(compiled: Compiled, stagings: Sequence[Staging], findings: Any) 
                 staging.add(name, render(findings))
 
 
-def stage(compiled: Compiled, stack: ExitStack) -> list[Staging]:
-    """The outputs of a plan in their hidden places; what is not committed when the stack closes is removed.
+def stage(outputs: Outputs, stack: ExitStack) -> list[Staging]:
+    """Outputs in their hidden places; what is not committed when the stack closes is removed.
 
     Raises:
         StorageError: the operating system refuses.
@@ -332,7 +361,7 @@ def stage(compiled: Compiled, stack: ExitStack) -> list[Staging]:
     from .storage.publish import Staging
 
     stagings = []
-    for output, layout in compiled.outputs:
+    for output, layout in outputs:
         stagings.append(Staging(output, layout))
         stack.callback(stagings[-1].abort)
     return stagings
@@ -352,7 +381,7 @@ def _amounts(compiled: Compiled) -> dict[str, Any]:
 
 
 def inspect(
-    path: str | Path,
+    path: str | Path | Checkpoint,
     options: Options | None = None,
     *,
     filter: str = "",
@@ -370,12 +399,12 @@ def inspect(
     from .execute.survey import survey
 
     wanted = _wanted(filter)
-    return survey(formats.open_checkpoint(str(path)), wanted, options, stats=stats, progress=progress)
+    return survey(_opened(path), wanted, options, stats=stats, progress=progress)
 
 
 def diff(
-    left: str | Path,
-    right: str | Path,
+    left: str | Path | Checkpoint,
+    right: str | Path | Checkpoint,
     options: Options | None = None,
     *,
     eps: float | None = None,
@@ -394,7 +423,7 @@ def diff(
     if eps is not None and not eps >= 0:
         raise PlanError("not a tolerance", expected="a number that is not negative", found=f"{eps}")
     wanted = _wanted(filter)
-    sides = [formats.open_checkpoint(str(path)) for path in (left, right)]
+    sides = [_opened(path) for path in (left, right)]
     return compare(sides[0], sides[1], wanted, eps, options, progress=progress)
 
 
@@ -426,6 +455,10 @@ def convert(
 
 
 _NO_PLAN = "<convert>"
+
+
+def _opened(path: str | Path | Checkpoint) -> Checkpoint:
+    return path if isinstance(path, Checkpoint) else formats.open_checkpoint(str(path))
 
 
 def _wanted(filter: str) -> Callable[[str], object]:

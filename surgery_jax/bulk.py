@@ -315,7 +315,7 @@ class _Batch:
         check_space(whole.outputs)
         check_fits(whole.program, self.options.memory_bytes, self.options.num_workers)
         with ExitStack() as stack:
-            stagings = [stage(ready.compiled, stack) for ready in jobs]
+            stagings = [stage(ready.compiled.outputs, stack) for ready in jobs]
             self.figures["num_passes"] += 1
             done = perform(whole.program, [one for each in stagings for one in each], self.options, self.progress)
             for key in ("bytes_moved", "bytes_read", "bytes_computed"):

@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..compile.program import Program
-from ..storage.publish import Staging
+from ..storage.base import Layout
+from ..storage.formats import OutputPlan
 from .devices import CompileClock, device_trace
 from .options import Options
 from .outputs import OutputFile
@@ -20,7 +21,21 @@ from .stream import Executor
 from .timeline import Timeline
 from .verdicts import Findings
 
-__all__ = ["Performed", "figures", "perform"]
+__all__ = ["Performed", "Target", "figures", "perform"]
+
+
+class Target(Protocol):
+    """An output that is being written: a `Staging`, or something else that has files for its layout."""
+
+    @property
+    def plan(self) -> OutputPlan: ...
+
+    @property
+    def layout(self) -> Layout: ...
+
+    def fd(self, index: int) -> int: ...
+
+    def direct_fd(self, index: int) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,7 @@ def figures(passes: Sequence[Performed]) -> dict[str, Any]:
 
 def perform(
     program: Program,
-    stagings: Sequence[Staging],
+    stagings: Sequence[Target],
     options: Options,
     progress: Callable[[int, int], None] | None = None,
 ) -> Performed:
@@ -91,7 +106,7 @@ def perform(
     )
 
 
-def _files(staging: Staging, pace: Pace) -> list[OutputFile]:
+def _files(staging: Target, pace: Pace) -> list[OutputFile]:
     return [
         OutputFile(str(Path(staging.plan.path) / file.name), staging.fd(index), staging.direct_fd(index), pace)
         for index, file in enumerate(staging.layout.files)

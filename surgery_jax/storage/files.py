@@ -95,12 +95,15 @@ class File:
     @contextmanager
     def mapped(self) -> Iterator[mmap.mmap]:
         """The whole file as if it were in memory."""
+        with self.view() as data:
+            yield data
+
+    def view(self) -> mmap.mmap:
+        """The whole file as memory that can be read, for as long as anything looks at it; it has at least one byte."""
         try:
-            data = mmap.mmap(self._fd, 0, prot=mmap.PROT_READ)
+            return mmap.mmap(self._fd, 0, prot=mmap.PROT_READ)
         except (OSError, ValueError) as error:  # ValueError: an empty file
             raise StorageError(f"cannot read it: {error}", where=str(self.path)) from None
-        with data:
-            yield data
 
     def check_range(self, offset: int, count: int) -> None:
         """Whether the file has these bytes.

@@ -7,10 +7,10 @@ travels as text metadata, so that it is still there when the tree is written as 
 
 from __future__ import annotations
 
-import json
 import math
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -21,8 +21,8 @@ from ..core.errors import StorageError, nearest
 from ..core.ranges import Parts
 from ..core.specs import Spec
 from .base import Blocks, Checkpoint, Entry, Extent, Format, LaidFile, Layout
-from .files import File, parse_json, paused_gc
-from .keys import MAX_DEPTH, join_keys, nest, split_name
+from .files import File, paused_gc
+from .keys import MAX_DEPTH, describe_leaves, join_keys, leaves_below, nest, told_leaves
 
 if TYPE_CHECKING:
     import mmap
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["MAX_CHUNK", "FlaxFormat", "lay_tree"]
 
 MAX_CHUNK = 1 << 30  # bytes; leaves above are chunked: `flax.serialization.MAX_CHUNK_SIZE`
-LEAVES = "flax_leaves"  # the metadata of leaves that are no tensors
 _MARK = "__msgpack_chunked_array__"
 _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3  # codes of Flax's extension types
 _MAX_NDIM = 64
@@ -91,6 +90,11 @@ class FlaxFormat(Format):
         found = _read(path)
         return (None, found) if isinstance(found, Entry) else super().read_single(path)
 
+    def part(self, checkpoint: Checkpoint, prefix: str) -> Checkpoint:
+        """Also its leaves that are no tensors."""
+        found = super().part(checkpoint, prefix)
+        return replace(found, metadata=leaves_below(checkpoint.metadata, prefix))
+
     def layout(
         self,
         path: Path,
@@ -139,22 +143,8 @@ class _Parser:
             return self.entries[None]  # type: ignore[index]
         if not self.entries:
             raise StorageError("the checkpoint holds no tensors", where=str(self.path))
-        metadata = {LEAVES: self.leaves()} if self.others or self.scalars else {}
+        metadata = describe_leaves(self.entries, self.scalars, self.others)
         return Checkpoint(str(self.path), FlaxFormat.name, self.entries, metadata, (str(self.path),))
-
-    def leaves(self) -> str:
-        """What is no tensor, as JSON: names of scalars; and each other leaf with its value and the nearest branch
-        above it that has tensors, without which it is of no use."""
-        branches = {""}
-        for name in self.entries:
-            keys = split_name(name)
-            branches.update(join_keys(keys[:depth]) for depth in range(1, len(keys)))
-        others = []
-        for name, value in self.others.items():
-            keys = split_name(name)
-            above = (join_keys(keys[:depth]) for depth in range(len(keys) - 1, 0, -1))
-            others.append([name, next((branch for branch in above if branch in branches), ""), value])
-        return json.dumps({"scalars": self.scalars, "others": others}, separators=(",", ":"))
 
     def value(self, name: str | None, depth: int) -> None:
         """One value and all below it; `name` is None at the top."""
@@ -214,7 +204,8 @@ class _Parser:
 
     def chunked(self, name: str | None) -> Entry:
         """The array whose flat pieces follow."""
-        self.head()  # true
+        if (mark := self.head()[:2]) != ("bool", True):
+            raise self.refusal(f"{name!r} is not chunked as Flax does it", f"{_MARK}: true", mark[0])
         shape, arrays = [], []
         for index, length in enumerate(range(self.indexed(name, "shape"))):
             self.index(name, index)
@@ -281,12 +272,12 @@ class _Parser:
             raise self.refusal(f"the shape of {name!r} is too large", "fewer than 2^63 bits", str(list(shape))[:120])
         return Spec(shape, dtype)
 
-    def complex(self, name: str | None, length: int) -> list[float]:
+    def complex(self, name: str | None, length: int) -> complex:
         end = self.at + length
         heads = [self.head() for _ in range(3)]
         if [kind for kind, _, _ in heads] != ["array", "float", "float"] or self.at != end:
             raise self.refusal(f"{name!r} is not a complex number", "two floats", "others")
-        return [heads[1][1], heads[2][1]]
+        return complex(heads[1][1], heads[2][1])
 
     def keep(self, name: str | None, value: Any) -> None:
         """A leaf that is no tensor."""
@@ -374,10 +365,10 @@ def lay_tree(
     Raises:
         StorageError: a dtype that NumPy arrays do not have; names that make no tree.
     """
-    scalars, others = _leaves(path, metadata)
+    scalars, others = told_leaves(metadata, [name for name, _ in tensors], str(path))
     writer = _Writer(path, max_chunk)
     leaves: list[tuple[str, Any]] = [(name, _Tensor(name, spec, name in scalars)) for name, spec in tensors]
-    leaves += _useful(others, [name for name, _ in tensors])
+    leaves += others.items()
     writer.tree(nest(leaves, str(path)))
     writer.flush()
     places = {name: (0, parts[0][2]) for name, parts in writer.parts.items()}
@@ -391,54 +382,11 @@ class _Tensor(NamedTuple):
     is_scalar: bool
 
 
-class _Plain(NamedTuple):
-    value: Any
-
-
-def _leaves(path: Path, metadata: Mapping[str, str]) -> tuple[set[str], list[tuple[str, str, Any]]]:
-    """What the metadata says of leaves that are no tensors: names of scalars; names, branches and values of others."""
-    if LEAVES not in metadata:
-        return set(), []
-    table = parse_json(metadata[LEAVES].encode(), path, f"the metadata {LEAVES!r}")
-    try:
-        scalars, others = set(table["scalars"]), [(name, above, value) for name, above, value in table["others"]]
-        for name, above, value in others:
-            split_name(name), split_name(above), _plain(value)
-    except (KeyError, TypeError, ValueError, struct.error) as error:
-        raise StorageError(
-            f"the metadata {LEAVES!r} does not say which leaves are no tensors", where=str(path), found=repr(error)
-        ) from None
-    return scalars, others
-
-
-def _useful(others: Iterable[tuple[str, str, Any]], names: Sequence[str]) -> list[tuple[str, _Plain]]:
-    """The leaves whose branch is still there and whose place no tensor has taken."""
-    if not others:
-        return []
-    branches = {""}
-    for name in names:
-        keys = split_name(name)
-        branches.update(join_keys(keys[:depth]) for depth in range(1, len(keys)))
-    taken = branches | set(names)
-    found = []
-    for name, above, value in others:
-        keys = split_name(name)
-        is_below = any(join_keys(keys[:depth]) in names for depth in range(1, len(keys)))
-        if above in branches and name not in taken and not is_below:
-            found.append((name, _Plain(value)))
-    return found
-
-
 def _plain(value: Any) -> bytes:
     """None, a text, an empty map or a complex number."""
-    if value is None:
-        return b"\xc0"
-    if isinstance(value, str):
-        return _text(value)
-    if value == {}:
-        return b"\x80"
-    real, imaginary = value
-    return b"\xc7\x13\x02" + struct.pack(">BBdBd", 0x92, 0xCB, real, 0xCB, imaginary)
+    if isinstance(value, complex):
+        return b"\xc7\x13\x02" + struct.pack(">BBdBd", 0x92, 0xCB, value.real, 0xCB, value.imag)
+    return b"\xc0" if value is None else _text(value) if isinstance(value, str) else b"\x80"
 
 
 class _Writer:
@@ -479,10 +427,10 @@ class _Writer:
                 raise StorageError("a name is not valid text", where=str(self.path), found=ascii(key)[:120]) from None
             if isinstance(child, dict):
                 self.tree(child)
-            elif isinstance(child, _Plain):
-                self.put(_plain(child.value))
-            else:
+            elif isinstance(child, _Tensor):
                 self.tensor(child)
+            else:
+                self.put(_plain(child.value))
 
     def tensor(self, tensor: _Tensor) -> None:
         name, spec, is_scalar = tensor

@@ -6,13 +6,28 @@ every path has one name and every name one path.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from ..core.errors import StorageError
+from .files import parse_json
 
-__all__ = ["MAX_DEPTH", "join_keys", "nest", "split_name"]
+__all__ = [
+    "MAX_DEPTH",
+    "Plain",
+    "branches",
+    "describe_leaves",
+    "join_keys",
+    "leaves_below",
+    "nest",
+    "split_name",
+    "told_leaves",
+]
+
+LEAVES = "flax_leaves"  # the metadata of leaves that are no tensors
 
 MAX_DEPTH = 256  # levels of a tree; no model nests so deep, and readers of such files have bounds of their own
 _SPECIAL = re.compile(r"[\\.]")
@@ -82,6 +97,90 @@ def nest(leaves: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
             raise _collision(name, _first_below(name, node[last]), where)
         node[last] = leaf
     return top
+
+
+def branches(names: Iterable[str]) -> set[str]:
+    """The names of all branches above some leaves; the top is the empty text."""
+    found = {""}
+    for name in names:
+        keys = split_name(name)
+        found.update(join_keys(keys[:depth]) for depth in range(1, len(keys)))
+    return found
+
+
+# ------------------------------------------------------------------------------------- leaves that are no tensors
+
+
+class Plain(NamedTuple):
+    """A leaf that is no tensor: None, a text, an empty map or a complex number."""
+
+    value: Any
+
+
+def describe_leaves(names: Iterable[str], scalars: Sequence[str], others: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of a tree with tensors of these names, of which `scalars` are no arrays, and with other leaves.
+
+    Of every other leaf it tells the value, and the nearest branch above it that has tensors, without which it is of no
+    use. Nothing is told of a tree of arrays.
+    """
+    if not scalars and not others:
+        return {}
+    known = branches(names)
+    rows = []
+    for name, value in others.items():
+        keys = split_name(name)
+        above = (join_keys(keys[:depth]) for depth in range(len(keys) - 1, 0, -1))
+        told = [value.real, value.imag] if isinstance(value, complex) else value
+        rows.append([name, next((branch for branch in above if branch in known), ""), told])
+    return {LEAVES: json.dumps({"scalars": list(scalars), "others": rows}, separators=(",", ":"))}
+
+
+def told_leaves(metadata: Mapping[str, str], names: Sequence[str], where: str) -> tuple[set[str], dict[str, Plain]]:
+    """What the metadata of a tree with tensors of these names says: which are scalars, and the other leaves whose
+    branch is still there and whose place no tensor has taken.
+
+    Raises:
+        StorageError: it does not say that.
+    """
+    if LEAVES not in metadata:
+        return set(), {}
+    table = parse_json(metadata[LEAVES].encode(), Path(where), f"the metadata {LEAVES!r}")
+    try:
+        scalars, rows = set(table["scalars"]), [(name, above, _value(told)) for name, above, told in table["others"]]
+        paths = [(split_name(name), split_name(above)) for name, above, _ in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise StorageError(
+            f"the metadata {LEAVES!r} does not say which leaves are no tensors", where=where, found=repr(error)
+        ) from None
+    known, leaves = branches(names), set(names)
+    found = {}
+    for (name, above, value), (keys, _) in zip(rows, paths, strict=True):
+        is_below = any(join_keys(keys[:depth]) in leaves for depth in range(1, len(keys)))
+        if above in known and name not in known and name not in leaves and not is_below:
+            found[name] = Plain(value)
+    return scalars, found
+
+
+def leaves_below(metadata: Mapping[str, str], prefix: str) -> dict[str, str]:
+    """The metadata of the part of a tree whose names begin with `prefix` and a dot; such as `describe_leaves` made."""
+    if LEAVES not in metadata:
+        return dict(metadata)
+    table, start = json.loads(metadata[LEAVES]), f"{prefix}."
+    scalars = [name.removeprefix(start) for name in table["scalars"] if name.startswith(start)]
+    others = [
+        [name.removeprefix(start), above.removeprefix(start) if above.startswith(start) else "", told]
+        for name, above, told in table["others"]
+        if name.startswith(start)
+    ]
+    rest = {key: text for key, text in metadata.items() if key != LEAVES}
+    return rest | ({LEAVES: json.dumps({"scalars": scalars, "others": others})} if scalars or others else {})
+
+
+def _value(told: Any) -> Any:
+    if told is None or isinstance(told, str) or told == {}:
+        return told
+    real, imaginary = told
+    return complex(real, imaginary)
 
 
 def _first_below(name: str, node: Any) -> str:
