@@ -45,6 +45,7 @@ __all__ = [
     "node",
     "number",
     "parse_fields",
+    "pattern",
     "rank",
     "reference",
     "text",
@@ -212,6 +213,11 @@ def rank(doc: str, default: Any = REQUIRED) -> Any:
 def fraction(doc: str, default: Any = REQUIRED) -> Any:
     """A number above 0 and at most 1."""
     return _field(Field("fraction", doc, _parse_fraction, default))
+
+
+def pattern(doc: str, default: Any = REQUIRED, *, key: str = "") -> Any:
+    """A regular expression that must match whole names."""
+    return _field(Field("pattern", doc, lambda value: _parse_expressions(value)[0], default, key=key))
 
 
 def expressions(doc: str, default: Any = ()) -> Any:

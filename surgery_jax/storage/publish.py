@@ -58,7 +58,8 @@ def _check_directory(plan: OutputPlan, final: Path, overwrite: bool) -> None:
         )
     for format in formats().values():
         # Beside the new checkpoint, these would be read instead of it or make it unclear. They are not ours to delete.
-        if format is not plan.format and format.probe_directory(final):
+        own = set(plan.format.stale(final)) if plan.format.owns_directories else set()
+        if format is not plan.format and format.probe_directory(final) and not own.issuperset(format.stale(final)):
             raise StorageError(
                 f"the directory holds a {format.name} checkpoint",
                 where=plan.path,

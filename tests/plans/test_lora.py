@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from running import assert_same_bits, read_checkpoint
 
 from surgery_jax import Options, plan_of, run
 
@@ -111,3 +112,87 @@ def test_peft_loads_what_was_extracted_and_computes_as_the_fine_tuned_model(tmp_
     changed = {name for name in base if not np.array_equal(base[name], tuned[name])}
     assert told["modules"].keys() == changed and all(name in printed for name in changed)
     assert all(row["energy_kept"] > 1 - 1e-9 for row in told["modules"].values())
+
+
+def merge(tmp_path: Path, adapters: Any, out: str = "merged", **options: Any) -> dict[str, np.ndarray]:
+    names = [adapters] if isinstance(adapters, str) else list(adapters)
+    plan = {
+        "inputs": [f"base::{tmp_path / 'base'}", *(f"{name}::{tmp_path / name}" for name in names)],
+        "transforms": [{"lora_merge": {"adapters": adapters, "to": "base"}}],
+        "output": str(tmp_path / out),
+    }
+    run(plan_of(plan), Options(sync=False, **options))
+    return read_checkpoint(tmp_path / out)
+
+
+def trained(kind: str, path: Path, seed: int, **config: Any) -> dict[str, np.ndarray]:
+    """Store an adapter of PEFT with random factors; gives the parameters after PEFT has merged it."""
+    torch.manual_seed(seed)
+    model = peft.get_peft_model(tiny(kind), peft.LoraConfig(init_lora_weights=False, **config))
+    model.save_pretrained(path, save_embedding_layers=False)
+    merged = model.merge_and_unload()
+    return {name: parameter.detach().numpy() for name, parameter in merged.named_parameters()}
+
+
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("llama", {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "down_proj", "lm_head"]}),
+    "patterns": (
+        "llama",
+        {
+            "r": 4,
+            "lora_alpha": 6,
+            "target_modules": r".*\.(q|v|gate)_proj",
+            "rank_pattern": {r"layers\.1\.self_attn\.q_proj": 2, "gate_proj": 3},
+            "alpha_pattern": {"v_proj": 9},
+        },
+    ),
+    "rslora": ("llama", {"r": 4, "lora_alpha": 6, "use_rslora": True, "target_modules": ["up_proj", "embed_tokens"]}),
+    "whole": ("llama", {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["lm_head", "norm"]}),
+    "experts": (
+        "mixtral",
+        {
+            "r": 2,
+            "target_modules": ["q_proj"],
+            "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+        },
+    ),
+    "conv1d": ("gpt2", {"r": 2, "target_modules": ["c_attn", "c_fc", "attn.c_proj"], "fan_in_fan_out": True}),
+    "biases": ("gpt2", {"r": 2, "target_modules": ["c_fc"], "fan_in_fan_out": True, "lora_bias": True}),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", CONFIGS)
+def test_merging_gives_what_peft_merges(tmp_path: Path, case: str) -> None:
+    kind, config = CONFIGS[case]
+    base = stored(tiny(kind), tmp_path / "base")
+    expected = trained(kind, tmp_path / "one", 5, **config)
+    found = merge(tmp_path, "one")
+    assert found.keys() == base.keys()
+    changed = [name for name in base if not np.array_equal(base[name], expected[name])]
+    assert changed
+    for name in base:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_several_adapters_are_added_with_their_weights(tmp_path: Path) -> None:
+    base = stored(tiny("llama"), tmp_path / "base")
+    one = trained("llama", tmp_path / "one", 5, **CONFIGS["whole"][1])
+    two = trained("llama", tmp_path / "two", 6, **CONFIGS["patterns"][1])
+    found = merge(tmp_path, {"one": 0.5, "two": -2.0})
+    for name, before in base.items():
+        wanted = before + 0.5 * (one[name] - before) - 2.0 * (two[name] - before)
+        np.testing.assert_allclose(found[name], wanted, rtol=1e-4, atol=1e-5, err_msg=name)
+    again = merge(tmp_path, {"one": 0.5, "two": -2.0}, "again", devices=3)
+    for name in base:
+        assert_same_bits(again[name], found[name], name)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_was_extracted_merges_back_to_the_fine_tuned_model(tmp_path: Path) -> None:
+    stored(tiny("mixtral"), tmp_path / "base")
+    tuned = stored(fine_tuned(tiny("mixtral"), CASES["mixtral"][0]), tmp_path / "tuned")
+    extract(tmp_path, rank=RANK)
+    for name, array in merge(tmp_path, "adapter").items():
+        np.testing.assert_allclose(array, tuned[name], rtol=1e-4, atol=1e-5, err_msg=name)
