@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -59,15 +62,18 @@ def stored(model: Any, path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def extract(tmp_path: Path, **keys: Any) -> tuple[dict[str, Any], str]:
-    """Run the step on base and tuned; gives what it told."""
+def extracting(tmp_path: Path, **keys: Any) -> dict[str, Any]:
     step = {"base": "base::(.+)", "tuned": "tuned::\\1", "to": "adapter", **keys}
-    plan = {
+    return {
         "inputs": [f"base::{tmp_path / 'base'}", f"tuned::{tmp_path / 'tuned'}"],
         "transforms": [{"lora_extract": step}],
         "output": {"path": str(tmp_path / "adapter"), "format": "peft"},
     }
-    report = run(plan_of(plan), Options(sync=False, overwrite=True))
+
+
+def extract(tmp_path: Path, **keys: Any) -> tuple[dict[str, Any], str]:
+    """Run the step on base and tuned; gives what it told."""
+    report = run(plan_of(extracting(tmp_path, **keys)), Options(sync=False, overwrite=True))
     return json.loads((tmp_path / "adapter" / "extraction.json").read_text()), report.printed
 
 
@@ -114,15 +120,18 @@ def test_peft_loads_what_was_extracted_and_computes_as_the_fine_tuned_model(tmp_
     assert all(row["energy_kept"] > 1 - 1e-9 for row in told["modules"].values())
 
 
-def merge(tmp_path: Path, adapters: Any, out: str = "merged", **options: Any) -> dict[str, np.ndarray]:
+def merging(tmp_path: Path, adapters: Any) -> dict[str, Any]:
     names = [adapters] if isinstance(adapters, str) else list(adapters)
-    plan = {
+    return {
         "inputs": [f"base::{tmp_path / 'base'}", *(f"{name}::{tmp_path / name}" for name in names)],
         "transforms": [{"lora_merge": {"adapters": adapters, "to": "base"}}],
-        "output": str(tmp_path / out),
+        "output": str(tmp_path / "merged"),
     }
-    run(plan_of(plan), Options(sync=False, **options))
-    return read_checkpoint(tmp_path / out)
+
+
+def merge(tmp_path: Path, adapters: Any) -> dict[str, np.ndarray]:
+    run(plan_of(merging(tmp_path, adapters)), Options(sync=False))
+    return read_checkpoint(tmp_path / "merged")
 
 
 def trained(kind: str, path: Path, seed: int, **config: Any) -> dict[str, np.ndarray]:
@@ -184,9 +193,6 @@ def test_several_adapters_are_added_with_their_weights(tmp_path: Path) -> None:
     for name, before in base.items():
         wanted = before + 0.5 * (one[name] - before) - 2.0 * (two[name] - before)
         np.testing.assert_allclose(found[name], wanted, rtol=1e-4, atol=1e-5, err_msg=name)
-    again = merge(tmp_path, {"one": 0.5, "two": -2.0}, "again", devices=3)
-    for name in base:
-        assert_same_bits(again[name], found[name], name)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -196,3 +202,25 @@ def test_what_was_extracted_merges_back_to_the_fine_tuned_model(tmp_path: Path) 
     extract(tmp_path, rank=RANK)
     for name, array in merge(tmp_path, "adapter").items():
         np.testing.assert_allclose(array, tuned[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_devices_do_not_change_a_bit_of_adapters_and_merged_models(tmp_path: Path) -> None:
+    stored(tiny("llama"), tmp_path / "base")
+    stored(fine_tuned(tiny("llama"), LINEAR, rank=4), tmp_path / "tuned")
+    extract(tmp_path, energy=0.9)
+    wanted = {**read_checkpoint(tmp_path / "adapter"), **merge(tmp_path, "adapter")}
+    code = (
+        "import json, sys, jax; from surgery_jax import Options, plan_of, run;"
+        "[run(plan_of(plan), Options(overwrite=True, sync=False)) for plan in json.loads(sys.argv[1])];"
+        "print(jax.local_device_count())"
+    )
+    plans = [extracting(tmp_path, energy=0.9), merging(tmp_path, "adapter")]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=3", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", code, json.dumps(plans)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "3", done.stderr
+    found = {**read_checkpoint(tmp_path / "adapter"), **read_checkpoint(tmp_path / "merged")}
+    assert found.keys() == wanted.keys()
+    for name, array in wanted.items():
+        assert_same_bits(found[name], array, name)
