@@ -61,6 +61,9 @@ class _Kernel:
     def fence(self, product: Any) -> Any:
         return product
 
+    def expect_finite(self, *operands: Any) -> None:
+        """On the host refuse NaN and infinity; a device function has a verdict about them."""
+
     def at_least(self, x: Any, bound: Any) -> Any:
         return self.xp.where(x < bound, bound, x)
 
@@ -180,6 +183,26 @@ class HostKernel(_Kernel):
     def matmul(self, a: Any, b: Any) -> Any:
         return np.matmul(a, b)
 
+    def expect_finite(self, *operands: Any) -> None:
+        if not all(np.isfinite(x).all() for x in operands):
+            raise np.linalg.LinAlgError
+
+    def gram(self, x: Any, dtype: Any) -> Any:
+        """x'x: [n, n] for x: [m, n], converted to a dtype and multiplied in it, a few rows at a time."""
+        if x.dtype == dtype:
+            return x.T @ x
+        rows = max(x.shape[1], 256)
+        total = np.zeros((x.shape[1],) * 2, dtype)
+        for start in range(0, x.shape[0], rows):
+            part = x[start : start + rows].astype(dtype)
+            total += part.T @ part
+        return total
+
+    def square(self, x: Any) -> Any:
+        """The sum of the squares of x: [m, n], of which only those of a few rows are added in its own dtype."""
+        rows = max((1 << 16) // x.shape[1], 1)
+        return np.float64(sum(float(np.vdot(x[i : i + rows], x[i : i + rows])) for i in range(0, x.shape[0], rows)))
+
     def qr(self, x: Any) -> Any:
         return np.linalg.qr(x)
 
@@ -190,12 +213,10 @@ class HostKernel(_Kernel):
         """The largest eigenvalues of a symmetric matrix, descending, and their vectors as columns.
 
         Raises:
-            LinAlgError: NaN or infinity, or no convergence.
+            LinAlgError: no convergence.
         """
         import scipy.linalg
 
-        if not np.isfinite(x).all():
-            raise np.linalg.LinAlgError
         n = x.shape[0]
         values, vectors = scipy.linalg.eigh(x, subset_by_index=(n - count, n - 1), check_finite=False)
         if len(values) < count:  # bisection loses some that are equal
@@ -253,6 +274,13 @@ class DeviceKernel(_Kernel):
 
     def matmul(self, a: Any, b: Any) -> Any:
         return self.xp.matmul(a, b, precision=self.jax.lax.Precision.HIGHEST)
+
+    def gram(self, x: Any, dtype: Any) -> Any:
+        wide = x.astype(dtype)
+        return self.matmul(wide.T, wide)
+
+    def square(self, x: Any) -> Any:
+        return self.xp.sum(self.xp.square(x), dtype=np.float64)
 
     def qr(self, x: Any) -> Any:
         return self.xp.linalg.qr(x)

@@ -41,25 +41,36 @@ class GroupFunction:
         self.leaving = blueprint.leaving
         self.checked = [value for value, _ in sample.checks]
         # inputs of operations that are undefined on NaN and infinity
-        self.guarded = [arg for eqn in self.eqns if getattr(eqn.op, "needs_finite", False) for arg in eqn.args]
+        self.guarded = [arg for eqn in self.eqns if eqn.op.needs_finite for arg in eqn.args]
         self.exact = all(eqn.op.kind != "whole" for eqn in self.eqns)
+        self.uses_lapack = any(eqn.op.uses_lapack for eqn in self.eqns)
         self.num_traces = 0
         self._jitted: Any = None
         self._ready: set[Any] = set()
         self._thresholds: dict[tuple[float, ...], int | None] = {}
         self._lock = threading.Lock()
 
+    def belongs_on_host(self, platform: str) -> bool:
+        """Whether NumPy is the better way on that platform: a CPU runs the same LAPACK inside a compiled function, but
+        multiplies matrices faster outside, and compiling takes longer than factoring a small one."""
+        return self.group.on_host or (self.uses_lapack and platform == "cpu")
+
     def on_host(self, inputs: Sequence[Any], numbers: Sequence[float]) -> tuple[list[Any], list[Any]]:
-        """The outputs, and the masks themselves, in NumPy."""
+        """The outputs, and the masks themselves, in NumPy.
+
+        Raises:
+            LinAlgError: an operation that needs finite operands has others, or does not converge.
+        """
         with np.errstate(all="ignore"):
             values = self._evaluate(HostKernel(), list(inputs), iter(numbers))
         return [values[number] for number in self.leaving], [values[number] for number in self.checked]
 
-    def masks(self, inputs: Sequence[Any], numbers: Sequence[float]) -> list[tuple[Any, Any]]:
-        """For every check its mask and how far off every element is, as NumPy arrays; for messages."""
+    def masks(self, inputs: Sequence[Any], numbers: Sequence[float], platform: str) -> list[tuple[Any, Any]]:
+        """For every check its mask and how far off every element is, as NumPy arrays; for messages. `platform` is where
+        the group was computed."""
         host = HostKernel()
         with np.errstate(all="ignore"):
-            if self.exact:
+            if self.exact or self.belongs_on_host(platform):
                 values = self._evaluate(host, list(inputs), iter(numbers))
             else:
                 values = self._eagerly(inputs, numbers)
@@ -86,6 +97,8 @@ class GroupFunction:
     def _evaluate(self, kernel: Any, values: list[Any], numbers: Iterator[Any]) -> list[Any]:
         for eqn in self.eqns:
             op = eqn.op.with_numbers(numbers)
+            if op.needs_finite:
+                kernel.expect_finite(*(values[arg] for arg in eqn.args))
             if self.group.flat and isinstance(op, Reshape):
                 results: Any = values[eqn.args[0]]
             else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ..compile.program import Dest, Program
 from ..core.errors import AssertionFailed
 from ..graph.node import Source
 from ..ops.made import Made
+from .blas import one_thread_each
 from .buffers import Budget, Files
 from .decoded import BlockCache, cache_bytes, decode
 from .devices import local_devices
@@ -216,23 +218,25 @@ class Executor:
     ) -> None:
         sample = tile.segments[0][0]
         numbers = sample.numbers
-        result = None
+        result = device = None
         with self.timeline.stage("compute"):
-            if not function.group.on_host:
-                assert self._devices is not None
+            if self._devices is not None and not function.group.on_host:
                 devices = self._devices.result()
-                result = function.on_device(inputs, numbers, devices[number % len(devices)])
+                device = devices[number % len(devices)]
+            if device is not None and not function.belongs_on_host(device.platform):
+                result = function.on_device(inputs, numbers, device)
                 if result is not None:
                     outputs, holds = [np.asarray(array) for array in result[0]], result[1]
                     guards = holds[len(function.checked) :]
                     holds = holds[: len(function.checked)]
-            if result is None:
-                if not function.group.on_host:
+                else:
                     with self._lock:
                         self.num_fallbacks += 1
+            if result is None:
                 try:
-                    outputs, masks = function.on_host(inputs, numbers)
-                    guards = [bool(np.all([np.isfinite(out).all() for out in outputs]))] if function.guarded else []
+                    with one_thread_each() if function.uses_lapack else nullcontext():
+                        outputs, masks = function.on_host(inputs, numbers)
+                    guards = []
                 except np.linalg.LinAlgError:
                     guards = [False]
                 holds = [bool(np.all(mask)) for mask in masks] if all(guards) else []
@@ -244,16 +248,16 @@ class Executor:
                 hint="find it with assert: { equal: { left: name, right: name, eps: 0 } }",
             )
         if not all(holds):
-            self._explain(function, tile, inputs)
+            self._explain(function, tile, inputs, device.platform if device is not None else "")
         with self.timeline.stage("write"):
             self._write(function.blueprint, tile, outputs, bounce)
         rows = sum(count for _, _, count in tile.segments) - tile.seen
         self.progress.add(rows * sum(spec.nbytes for spec in function.specs) // function.blueprint.rows)
 
-    def _explain(self, function: GroupFunction, tile: Tile, inputs: list[np.ndarray]) -> None:
+    def _explain(self, function: GroupFunction, tile: Tile, inputs: list[np.ndarray], platform: str) -> None:
         """Find out where checks failed."""
         numbers = tile.segments[0][0].numbers
-        for index, (mask, measure) in enumerate(function.masks(inputs, numbers)):
+        for index, (mask, measure) in enumerate(function.masks(inputs, numbers, platform)):
             mask, measure = mask.reshape(-1), measure.reshape(-1)
             width = mask.size // function.blueprint.rows
             at = 0

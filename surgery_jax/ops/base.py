@@ -340,6 +340,8 @@ class TensorOp:
     """
 
     kind: ClassVar[str] = "elementwise"
+    needs_finite: ClassVar[bool] = False  # NaN or infinity in an operand is an error
+    uses_lapack: ClassVar[bool] = False  # which a CPU runs as well without a compiled function around it
     outputs: ClassVar[int] = 1
     spellings: ClassVar[tuple[Form, ...]] = ()
     examples: ClassVar[tuple[str, ...]] = ()

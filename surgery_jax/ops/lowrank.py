@@ -1,9 +1,22 @@
 """The best approximation of a matrix by one of lower rank: the mathematics that operations share.
 
-Written against the kernels of `compile.kernels`, so that a device and NumPy compute the same. Everything rests on the
-eigenvectors of the Gram matrix of the thin side, in float64: its eigenvalues are off by 1e-16 of the largest, so
-singular values down to 1e-8 of the largest count, which is what float32 holds. Matrices of float64 whose kept part is
-smaller than that, and ranks near the thin side, are left to a full decomposition.
+Written against the kernels of `compile.kernels`, so that a device and NumPy compute the same.
+
+*Exact* takes the eigenvectors of the Gram matrix of the thin side, in float64: its eigenvalues are off by 1e-16 of the
+largest, so singular values down to 1e-8 of the largest count, which is what float32 holds. Matrices of float64 whose
+remainder is smaller than that, and ranks near the thin side, are left to a full decomposition.
+
+*Randomized* takes a block Krylov space of fixed depth and a fixed start, and proves nothing (Musco and Musco,
+"Randomized block Krylov methods for stronger and faster approximate singular value decomposition", 2015).
+
+*Auto* is for long thin sides: it tries a shallow Krylov space, then the Gram matrix in float32, and keeps the first
+result that is proven to leave at most 1.001 of the least residual in Frobenius norm, or no more than a few roundings of
+the matrix; else it is exact. The proof: W: [m, n] has the Gram matrix G = W'W, and V are the r orthonormal vectors that
+were found. In the basis [V, rest] G is [[T, R'], [R, D]]. The squared residual of W V V' is |W|^2 less trace T, the
+squared optimum is |W|^2 less the r largest eigenvalues of G. With a number d >= D these are at most those of
+[[T, R'], [R, d]] (Ky Fan; Lehmann's bound in Parlett, "The Symmetric Eigenvalue Problem", chapter 10). T and R come
+from products with W itself; d is the squared residual, which is enough where the r values stand out, or else the next
+eigenvalue of the Gram matrix and a bound of its rounding.
 
 Signs: in every row of vt the entry of largest magnitude is positive (of equals the first); u has the sign that follows.
 """
@@ -17,6 +30,12 @@ from ..core.specs import Spec
 __all__ = ["METHODS", "factors", "singular_values", "workspace_bytes"]
 
 METHODS = ("auto", "exact", "randomized")
+LONG = 512  # thin sides up to this are exact at once: there is nothing to gain
+RATIO = 1.001
+EXTRA = 8  # columns of a random block beyond the rank
+DEPTH, SHALLOW = 4, 2  # products with W'W after the first block: without a proof, and before a proof is tried
+ROUNDINGS = 8 * 2.0**-24  # of the norm of a float32 matrix: a residual that needs no proof
+GRAM_ROUNDING = 16 * 2.0**-24  # of the Frobenius norm of a Gram matrix of float32: more than it is ever off by
 NARROW = 3e-15  # of the square of the norm: a remainder above it is known to 1e-3 from a Gram matrix of float64
 
 
@@ -32,18 +51,21 @@ def factors(k: Any, x: Any, rank: int, method: str = "auto") -> tuple[Any, Any, 
     if w.dtype.kind == "c" or 2 * r > min(m, n):
         return _signed(k, *_cut(k.svd(w), r))
     unit = _power_of_two(k, w)
-    tall = (w if m >= n else w.T) / unit
-    u, s, v = _exact(k, tall, r)
+    w = (w if m >= n else w.T) / unit
+    u, s, v = _triplets(k, w, _vectors(k, w, r, method))
     return _signed(k, u, s * unit, v.T) if m >= n else _signed(k, v, s * unit, u.T)
 
 
 def workspace_bytes(x: Spec, rank: int) -> int:
     """Bytes that `factors` and `singular_values` of such a matrix need beside it and the triplets.
 
-    The matrix in float32 and, scaled, in float64; the Gram matrix, its vectors, and what LAPACK takes for them.
+    The scaled matrix, and either two more of its size (what an approximation leaves, or a full decomposition) or a Gram
+    matrix with its eigenvectors and a copy; and some thin matrices.
     """
     thin, item = min(x.shape), max(x.dtype.itemsize, 4)
-    return x.size * (2 * item + 8) + 4 * thin * thin * 8 + 3 * sum(x.shape) * min(rank, thin) * item
+    square = 8 * thin * thin
+    beside = max(2 * x.size * item + (4 * square if item == 8 else 0), 3 * square)
+    return x.size * item + beside + 4 * sum(x.shape) * min(rank + EXTRA, thin) * item
 
 
 def singular_values(k: Any, x: Any) -> Any:
@@ -56,27 +78,92 @@ def singular_values(k: Any, x: Any) -> Any:
         return k.svd(w)[1]
     unit = _power_of_two(k, w)
     m, n = w.shape
-    tall = ((w if m >= n else w.T) / unit).astype("float64")
-    return k.xp.sqrt(k.at_least(k.eigvalsh(k.matmul(tall.T, tall))[::-1], 0.0)) * unit
+    w = (w if m >= n else w.T) / unit
+    return k.xp.sqrt(k.at_least(k.eigvalsh(k.gram(w, "float64"))[::-1], 0.0)) * unit
 
 
-def _exact(k: Any, w: Any, r: int) -> tuple[Any, Any, Any]:
-    """By the Gram matrix. w: [m, n], m >= n -> u: [m, r], s: [r], v: [n, r]."""
-    wide = w.astype("float64")
-    gram = k.matmul(wide.T, wide)
+def _vectors(k: Any, w: Any, r: int, method: str) -> Any:
+    """The r leading right singular vectors, or ones that do as well. w: [m, n], m >= n -> [n, r]."""
+    if method == "exact" or w.shape[1] <= LONG or w.dtype != "float32":
+        return _exact(k, w, r)
+    if not _is_thin(w.shape, r):
+        return _exact(k, w, r) if method == "randomized" else _by_rounded_gram(k, w, r)
+    if method == "randomized":
+        return _krylov(k, w, r, DEPTH)
+    v = _krylov(k, w, r, SHALLOW)
+    residual = _residual(k, w, v)
+    is_good = _is_proven(k, w, v, residual, residual)
+    return k.choose(is_good, lambda: v, lambda: _by_rounded_gram(k, w, r))
+
+
+def _exact(k: Any, w: Any, r: int) -> Any:
+    """By the Gram matrix in float64, or for float64 by a full decomposition where that is not enough."""
+    gram = k.gram(w, "float64")
     values, vectors = k.leading(gram, r)
-
-    def by_gram() -> tuple[Any, Any, Any]:
-        return _triplets(k, w, vectors.astype(w.dtype))
-
-    def by_svd() -> tuple[Any, Any, Any]:
-        u, s, vh = _cut(k.svd(w), r)
-        return u, s, vh.T
-
     if w.dtype == "float32":
-        return by_gram()
+        return vectors.astype(w.dtype)
     whole = k.xp.trace(gram)
-    return k.choose(whole - k.xp.sum(values) > NARROW * whole, by_gram, by_svd)  # type: ignore[no-any-return]
+    is_enough = whole - k.xp.sum(values) > NARROW * whole
+    return k.choose(is_enough, lambda: vectors, lambda: k.svd(w)[2][:r].T)
+
+
+def _by_rounded_gram(k: Any, w: Any, r: int) -> Any:
+    """By the Gram matrix in float32 if that is proven good, else exact."""
+    gram = k.gram(w, w.dtype)
+    values, vectors = k.leading(gram, r + 1)
+    v = vectors[:, :r]
+    limit = values[r] + GRAM_ROUNDING * k.xp.sqrt(k.square(gram))
+    del gram, values, vectors  # before another is made
+    is_good = _is_proven(k, w, v, _residual(k, w, v), limit)
+    return k.choose(is_good, lambda: v, lambda: _exact(k, w, r))
+
+
+def _is_proven(k: Any, w: Any, v: Any, residual: Any, limit: Any) -> Any:
+    """Whether w v v' is as good as promised, for v: [n, r] with that squared residual, if no eigenvalue of w'w outside
+    v is larger than `limit`."""
+    r = v.shape[1]
+    image = k.matmul(w, v)
+    inside = k.gram(image, "float64")
+    rest = k.matmul(w.T, image)
+    rest = rest - k.matmul(v, k.matmul(v.T, rest))
+    values, vectors = k.xp.linalg.eigh(k.gram(rest, "float64"))
+    root = k.xp.sqrt(k.at_least(values, 0.0))[:, None] * vectors.T  # root'root = rest'rest
+    corner = limit * k.xp.eye(r, dtype="float64")
+    bordered = [k.xp.concatenate(row, axis=1) for row in ([inside, root.T], [root, corner])]
+    kept = k.xp.trace(inside)
+    gain = k.xp.sum(k.eigvalsh(k.xp.concatenate(bordered, axis=0))[r:]) - kept
+    return (gain <= (1 - RATIO**-2) * residual) | (residual <= ROUNDINGS**2 * (kept + residual))
+
+
+def _residual(k: Any, w: Any, v: Any) -> Any:
+    """The squared norm of what w v v' leaves of w, as it is: a difference of norms would lose a small one."""
+    return k.square(w - k.matmul(k.matmul(w, v), v.T))
+
+
+def _is_thin(shape: tuple[int, int], r: int) -> bool:
+    """Whether a Krylov space is small enough to be worth it."""
+    return 2 * (DEPTH + 1) * (r + EXTRA) <= min(shape)
+
+
+def _krylov(k: Any, w: Any, r: int, depth: int) -> Any:
+    """The r best vectors of the space of B, G B, ..., G^depth B with G = w'w and B = w'X for a fixed X: [n, r]."""
+    basis = block = k.qr(k.matmul(w.T, _scattered(k, w.shape[0], r + EXTRA, w.dtype)))[0]
+    for _ in range(depth):
+        block = k.matmul(w.T, k.matmul(w, block))
+        block = k.qr(block - k.matmul(basis, k.matmul(basis.T, block)))[0]
+        basis = k.xp.concatenate([basis, block], axis=1)
+    basis = k.qr(basis)[0]  # blocks that were next to nothing are not orthogonal to the others
+    image = k.matmul(w, basis)
+    _, vectors = k.leading(k.gram(image, "float64"), r)
+    return k.matmul(basis, vectors.astype(w.dtype))
+
+
+def _scattered(k: Any, m: int, n: int, dtype: Any) -> Any:
+    """Fixed numbers in [-1, 1) without a pattern, [m, n]: a hash of their index (the finisher of MurmurHash3)."""
+    x = k.xp.arange(1, m * n + 1, dtype="uint32")
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        x = (x ^ (x >> shift)) * k.xp.asarray(factor, "uint32")
+    return ((x >> 8).astype(dtype) * 2.0**-23 - 1).reshape(m, n)
 
 
 def _triplets(k: Any, w: Any, v: Any) -> tuple[Any, Any, Any]:

@@ -31,6 +31,7 @@ class Factors(TensorOp):
     """
 
     kind = "whole"
+    uses_lapack = True
     needs_finite = True
     outputs = 2
     rank: int
@@ -59,6 +60,7 @@ class LowRank(TensorOp):
     """
 
     kind = "whole"
+    uses_lapack = True
     needs_finite = True
     spellings = (InPlace("phlora_", slices=False),)
     examples = ("phlora_: { target: '.+\\.delta', rank: 16 }",)

@@ -240,7 +240,12 @@ def test_seedless_random_numbers_differ_from_run_to_run_but_agree_within_one(tmp
 
 
 @pytest.mark.parametrize(
-    "steps", [[{"cast_": {"target": "w", "to": "bfloat16"}}], [{"move": {"from": "w", "to": "v"}}]]
+    "steps",
+    [
+        [{"cast_": {"target": "w", "to": "bfloat16"}}],
+        [{"move": {"from": "w", "to": "v"}}],
+        [{"phlora_": {"target": "w", "rank": 8}}],
+    ],
 )
 def test_the_predicted_peak_of_memory_is_within_a_fifth_of_what_the_process_took(steps: Any, tmp_path: Path) -> None:
     bench = Bench(tmp_path, m={"w": np.ones((8192, 4096), np.float32)})

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,8 +16,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from running import Bench, assert_same_bits, read_checkpoint
 
 from surgery_jax.compile.kernels import DeviceKernel, HostKernel
+from surgery_jax.core.dtypes import BY_NAME
+from surgery_jax.core.errors import SurgeryError
+from surgery_jax.ops import lowrank
 from surgery_jax.ops.lowrank import METHODS, factors, singular_values
 
 SPECTRA = {
@@ -105,6 +114,101 @@ def test_matrices_of_some_size_are_factored_as_well_on_a_device_as_on_the_host(
         w = matrix(name, *shape, 8, dtype)
         check(w, 8, on_host(w, 8, "exact"), 1 + 1e-6)
         check(w, 8, on_device(w, 8, "exact"), 1 + 1e-6)
+
+
+@pytest.mark.parametrize("shape", [(680, 600), (600, 680)], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_longer_thin_sides_are_within_the_ratio_of_the_optimum(name: str, shape: tuple[int, int]) -> None:
+    w = matrix(name, *shape, 8)
+    for method, ratio in (("auto", 1.001), ("exact", 1 + 1e-6), ("randomized", 1.01)):
+        check(w, 8, on_host(w, 8, method), ratio)
+
+
+@pytest.mark.parametrize("name", ["flat", "noisy", "power 2", "low rank", "zero"])
+def test_a_device_takes_the_same_way(name: str) -> None:
+    w = matrix(name, 680, 600, 8)
+    for method, ratio in (("auto", 1.001), ("randomized", 1.01)):
+        found = on_device(w, 8, method)
+        check(w, 8, found, ratio)
+        for there, here in zip(found[1:2], on_host(w, 8, method)[1:2], strict=True):
+            np.testing.assert_allclose(there, here, atol=1e-5 * max(float(here[0]), 1e-30))
+
+
+@pytest.mark.parametrize("rank", [1, 40, 130, 299, 300, 599, 600])
+def test_any_rank_of_a_longer_thin_side(rank: int) -> None:
+    w = matrix("power 1/2", 650, 600, 8)
+    for method, ratio in (("auto", 1.001), ("randomized", 1.01)):
+        check(w, rank, on_host(w, rank, method), ratio)
+
+
+def test_what_the_fixed_start_cannot_see_is_found_all_the_same() -> None:
+    """Large singular values whose left vectors are orthogonal to the block that the Krylov space begins with, and to
+    all that follows from it."""
+    m, n, rank = 680, 600, 8
+    block = lowrank._scattered(HostKernel(), m, rank + lowrank.EXTRA, np.float64)
+    rng = np.random.default_rng(0)
+    left = np.linalg.qr(np.concatenate([block, rng.standard_normal((m, 104))], axis=1))[0]
+    left[:, :100] @= np.linalg.qr(rng.standard_normal((100, 100)))[0]
+    right = np.linalg.qr(rng.standard_normal((n, 120)))[0]
+    s = np.concatenate([np.linspace(2, 1, 100), np.linspace(3, 2.9, 20)])
+    w = ((left * s) @ right.T).astype(np.float32)
+    with pytest.raises(AssertionError):
+        check(w, rank, on_host(w, rank, "randomized"), 1.01)
+    check(w, rank, on_host(w, rank), 1.001)
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "float8_e4m3fn"])
+def test_narrow_floats_are_factored_in_float32(name: str) -> None:
+    w = matrix("noisy", 90, 70, 4).astype(BY_NAME[name].numpy)
+    check(w.astype(np.float32), 4, on_host(w, 4), 1.001)
+
+
+# --------------------------------------------------------------------------------------------------- in plans
+
+
+def plan_of_factors(**more: Any) -> dict[str, Any]:
+    return {"phlora": {"target": "(.+)", "target_a": r"\1.a", "target_b": r"\1.b", "rank": 8} | more}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_named(tmp_path: Path, method: str, value: float) -> None:
+    bad = matrix("flat", 60, 50, 8)
+    bad[3, 4] = value
+    bench = Bench(tmp_path, m={"good": matrix("flat", 60, 50, 8), "bad": bad})
+    with pytest.raises(SurgeryError, match="cannot be factored: bad holds NaN or infinity"):
+        bench.report([plan_of_factors(method=method)])
+
+
+def test_an_overflow_behind_a_factorisation_is_not_taken_for_a_bad_matrix(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, m={"w": np.full((6, 5), 1e30, np.float32)})
+    found = bench.tensors([plan_of_factors(), {"cast_": {"target": "w.a", "to": "float16"}}])
+    assert np.isinf(found["w.a"].astype(np.float32)).any()
+
+
+def test_an_unknown_method_is_refused(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, m={"w": np.ones((4, 3), np.float32)})
+    with pytest.raises(SurgeryError, match="unknown value 'exakt'") as refused:
+        bench.report([plan_of_factors(method="exakt")])
+    assert "did you mean exact?" in str(refused.value)
+
+
+def test_neither_company_nor_devices_nor_threads_change_a_bit(tmp_path: Path) -> None:
+    names = ("flat", "noisy", "power 1", "low rank")
+    tensors = {name.replace(" ", "_"): matrix(name, 680, 600, 8) for name in names}
+    together = Bench(tmp_path, m=tensors).tensors([plan_of_factors()])
+    for name in tensors:
+        alone = Bench(tmp_path, m={name: tensors[name]}).tensors([plan_of_factors()])
+        for side in (f"{name}.a", f"{name}.b"):
+            assert_same_bits(alone[side], together[side])
+    bench = Bench(tmp_path, m=tensors)
+    variables = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "OPENBLAS_NUM_THREADS": "1"}
+    code = "import json, sys, surgery_jax as s; s.run(s.plan_of(json.loads(sys.argv[1])), s.Options(workers=1, overwrite=True))"
+    plan = json.dumps(bench.plan([plan_of_factors()]))
+    subprocess.run([sys.executable, "-c", code, plan], check=True, env=variables)
+    elsewhere = read_checkpoint(bench.out)
+    for name, array in together.items():
+        assert_same_bits(elsewhere[name], array)
 
 
 @pytest.mark.parametrize("name", NAMES)
