@@ -63,6 +63,7 @@ class ExtractFactors(TensorOp):
 
     kind = "whole"
     needs_finite = True
+    uses_lapack = True
     outputs = 3
     rank: int
     width: int
@@ -121,6 +122,7 @@ class Spectrum(TensorOp):
 
     kind = "whole"
     needs_finite = True
+    uses_lapack = True
     count: int
     method: str
 

@@ -203,7 +203,10 @@ def test_neither_company_nor_devices_nor_threads_change_a_bit(tmp_path: Path) ->
             assert_same_bits(alone[side], together[side])
     bench = Bench(tmp_path, m=tensors)
     variables = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "OPENBLAS_NUM_THREADS": "1"}
-    code = "import json, sys, surgery_jax as s; s.run(s.plan_of(json.loads(sys.argv[1])), s.Options(workers=1, overwrite=True))"
+    code = (
+        "import json, sys, surgery_jax as s;"
+        "s.run(s.plan_of(json.loads(sys.argv[1])), s.Options(workers=1, overwrite=True))"
+    )
     plan = json.dumps(bench.plan([plan_of_factors()]))
     subprocess.run([sys.executable, "-c", code, plan], check=True, env=variables)
     elsewhere = read_checkpoint(bench.out)
