@@ -19,12 +19,14 @@ if TYPE_CHECKING:
         load_plan,
         plan_of,
         run,
+        spectrum,
     )
     from .bulk import BatchReport, JobReport, batch
     from .core.errors import AssertionFailed, BudgetError, PlanError, Problems, StorageError, SurgeryError
     from .execute.compare import Change, Difference
     from .execute.explain import Explanation
     from .execute.report import Report
+    from .execute.spectrum import ModuleSpectrum, Spectrum
     from .execute.survey import CheckpointInfo, TensorInfo
     from .memory import apply
     from .storage.base import Checkpoint
@@ -43,10 +45,12 @@ __all__ = [
     "Difference",
     "Explanation",
     "JobReport",
+    "ModuleSpectrum",
     "Options",
     "PlanError",
     "Problems",
     "Report",
+    "Spectrum",
     "StorageError",
     "SurgeryError",
     "TensorInfo",
@@ -63,16 +67,18 @@ __all__ = [
     "load_plan",
     "plan_of",
     "run",
+    "spectrum",
     "to_flax",
 ]
 
 _HOMES = {
-    "api": "Compiled Options check compile_plan convert diff explain inspect load_plan plan_of run",
+    "api": "Compiled Options check compile_plan convert diff explain inspect load_plan plan_of run spectrum",
     "bulk": "BatchReport JobReport batch",
     "core.errors": "AssertionFailed BudgetError PlanError Problems StorageError SurgeryError",
     "execute.compare": "Change Difference",
     "execute.explain": "Explanation",
     "execute.report": "Report",
+    "execute.spectrum": "ModuleSpectrum Spectrum",
     "execute.survey": "CheckpointInfo TensorInfo",
     "memory": "apply",
     "storage.base": "Checkpoint",

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .execute.explain import Explanation
     from .execute.perform import Performed
     from .execute.report import Report
+    from .execute.spectrum import Spectrum
     from .execute.survey import CheckpointInfo
     from .storage.publish import Staging
 
@@ -51,6 +52,7 @@ __all__ = [
     "load_plan",
     "plan_of",
     "run",
+    "spectrum",
 ]
 
 Answers = AbstractMapping[GraphNode, Any]  # elements of versions, and whether masks are true everywhere
@@ -425,6 +427,30 @@ def diff(
     wanted = _wanted(filter)
     sides = [_opened(path) for path in (left, right)]
     return compare(sides[0], sides[1], wanted, eps, options, progress=progress)
+
+
+def spectrum(
+    checkpoint: str | Path,
+    tuned: str | Path | None = None,
+    options: Options | None = None,
+    *,
+    filter: str = "",
+    progress: Show | None = None,
+) -> Spectrum:
+    """The singular values of the matrices of a checkpoint, or, with a fine-tune of it, of what that changed.
+
+    `filter` is a regular expression that part of a name must match.
+
+    Raises:
+        SurgeryError: one of them cannot be read, there is no matrix, or one holds NaN or infinity.
+    """
+    from .execute.spectrum import measure
+
+    wanted = _wanted(filter)
+    first = formats.open_checkpoint(str(checkpoint))
+    if tuned is None:
+        return measure(None, first, wanted, options, progress=progress)
+    return measure(first, formats.open_checkpoint(str(tuned)), wanted, options, progress=progress)
 
 
 def convert(

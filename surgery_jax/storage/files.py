@@ -15,7 +15,16 @@ from typing import Any, NoReturn
 
 from ..core.errors import StorageError, nearest
 
-__all__ = ["File", "check_exists", "check_regular", "parse_json", "paused_gc", "storage_error"]
+__all__ = [
+    "File",
+    "check_exists",
+    "check_new_file",
+    "check_regular",
+    "parse_json",
+    "paused_gc",
+    "storage_error",
+    "write_whole",
+]
 
 _HINTS = {
     errno.ENOSPC: "free some space, or write to another disk",
@@ -171,3 +180,42 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is not JSON")
+
+
+def check_new_file(path: str, overwrite: bool) -> None:
+    """Whether a text file can be written, before any work is done.
+
+    Raises:
+        StorageError: it is there, or its directory is not.
+    """
+    target = Path(path)
+    try:
+        if target.is_dir() or (target.exists() and not target.is_file()):
+            raise StorageError("not a file that could be written", where=path, expected="the name of a file")
+        if target.exists() and not overwrite:
+            raise StorageError("the file exists already", where=path, hint="add --overwrite to replace it")
+        if not target.parent.is_dir():
+            raise StorageError(f"the directory {target.parent} does not exist", where=path)
+        if not os.access(target.parent, os.W_OK | os.X_OK):
+            raise StorageError("the directory cannot be written", where=path)
+    except OSError as error:
+        raise storage_error(error, path, "write it") from None
+    except ValueError as error:  # a NUL byte in the name
+        raise StorageError(f"not a path: {error}", where=repr(path)) from None
+
+
+def write_whole(path: str, text: str) -> None:
+    """Write a text file that appears when it is complete.
+
+    Raises:
+        StorageError: the operating system refuses; what was there stays.
+    """
+    target = Path(os.path.realpath(path))
+    part = target.with_name(f".{target.name[:40]}.surgery-{os.getpid()}")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(target)
+    except OSError as error:
+        raise storage_error(error, path, "write it") from None
+    finally:
+        part.unlink(missing_ok=True)
