@@ -430,8 +430,8 @@ def diff(
 
 
 def spectrum(
-    checkpoint: str | Path,
-    tuned: str | Path | None = None,
+    checkpoint: str | Path | Checkpoint,
+    tuned: str | Path | Checkpoint | None = None,
     options: Options | None = None,
     *,
     filter: str = "",
@@ -447,10 +447,9 @@ def spectrum(
     from .execute.spectrum import measure
 
     wanted = _wanted(filter)
-    first = formats.open_checkpoint(str(checkpoint))
     if tuned is None:
-        return measure(None, first, wanted, options, progress=progress)
-    return measure(first, formats.open_checkpoint(str(tuned)), wanted, options, progress=progress)
+        return measure(None, _opened(checkpoint), wanted, options, progress=progress)
+    return measure(_opened(checkpoint), _opened(tuned), wanted, options, progress=progress)
 
 
 def convert(

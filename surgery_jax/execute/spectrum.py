@@ -253,7 +253,7 @@ def _measured(
     for name, entries in pairs.items():
         operands = tuple(stored(graph, number, name, entry) for number, entry in enumerate(entries))
         results: Sequence[Node] = graph.apply(_Values(len(operands) == 1), operands, name)
-        sinks[name] = [Sink(node, "full") for node in results]
+        sinks[name] = [Sink(node, "array") for node in results]
     try:
         found = evaluate((), [sink for both in sinks.values() for sink in both], options, progress)
     except AssertionFailed as error:
@@ -275,8 +275,8 @@ def _measured(
                 "*".join(words),
                 (spec.shape[0], spec.shape[1]),
                 spec.dtype.name,
-                np.asarray(values, np.float64),
-                norms[0][0] if norms else None,
+                values,
+                float(norms[0][0]) if norms else None,
             )
         )
     return modules
