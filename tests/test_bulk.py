@@ -100,7 +100,7 @@ def test_factorisations_of_many_jobs_are_compiled_once(place):
     write(place, JOBS.replace("merge", "factor"))
     report = batch("jobs.yaml", FAST)
     assert statuses(report) == dict.fromkeys("abcd", "done")
-    assert report.num_compilations == 1
+    assert report.num_compilations <= 1  # none where NumPy factors them
     base = tensors("base.safetensors")
     for name in "abcd":
         for key in ("h.0.w", "h.1.w"):

@@ -157,6 +157,7 @@ class _Values(TensorOp):
 
     kind = "whole"
     needs_finite = True
+    uses_lapack = True
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
