@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ..graph.node import Node
 from ..ops.structure import MAX_RUNS, Structure
 
-__all__ = ["Geometry", "Piece"]
+__all__ = ["Geometry", "Interleaved", "Piece"]
 
 
 class Piece(NamedTuple):
@@ -23,6 +23,17 @@ class Piece(NamedTuple):
     node: Node
     start: int
     nbytes: int
+
+
+MIN_BLOCK = 512  # bytes written at once where the blocks of a tensor are written by themselves
+MIN_INTERLEAVED = 32 << 20  # bytes of a tensor for which that is done: below, it is put together in memory
+
+
+class Interleaved(NamedTuple):
+    """A whole node whose bytes are cut into blocks of so many bytes, with those of others between them."""
+
+    node: Node
+    block: int
 
 
 class Geometry:
@@ -62,7 +73,24 @@ class Geometry:
                     found[-1] = Piece(last.node, last.start, last.nbytes + piece.nbytes)
                 else:
                     found.append(piece)
-        return tuple(found) if len(found) <= 2 * MAX_RUNS else whole
+        return tuple(found) if len(found) <= max(2 * MAX_RUNS, len(runs)) else whole
+
+    def interleaved(self, piece: Piece) -> list[Interleaved] | None:
+        """What a piece consists of that is a large joined or stacked tensor: computed nodes whose blocks come in turn,
+        so that they need not be in memory together. None for any other."""
+        node, op = piece.node, piece.node.op
+        if piece.nbytes < max(node.spec.nbytes, MIN_INTERLEAVED) or not isinstance(op, Structure):
+            return None
+        lengths = op.interleaved(*(operand.spec for operand in node.operands))
+        if lengths is None or not node.spec.dtype.array or min(lengths) * node.spec.dtype.itemsize < MIN_BLOCK:
+            return None
+        found = []
+        for operand, length in zip(node.operands, lengths, strict=True):
+            first, *others = self.pieces(operand)
+            if others or first.nbytes < first.node.spec.nbytes or self.is_input(first.node):
+                return None
+            found.append(Interleaved(first.node, length * node.spec.dtype.itemsize))
+        return found
 
     def is_input(self, node: Node) -> bool:
         """Whether a node's bytes come from files and made tensors alone."""

@@ -14,15 +14,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ..core.ranges import Parts, ranges
+from ..core.ranges import Parts, ranges, run_length
 from ..core.specs import Spec
 from ..graph.node import Node, Source
 from ..graph.roots import Check, Sink, Symbolic
 from ..ops.base import TensorOp
 from ..ops.reshape import Reshape
-from .pieces import Geometry, Piece
+from .pieces import Geometry, Interleaved, Piece
 
-__all__ = ["Component", "Decode", "Dest", "Eqn", "Group", "Move", "Output", "Program", "compile_program"]
+__all__ = ["Component", "Decode", "Dest", "Eqn", "Group", "Move", "Output", "Program", "compile_program", "spread"]
 
 MAX_JOINED = 32  # operations of a component that shared inputs may join: keeps compiled functions small
 Place = tuple[int, int, Parts[int]]  # (number of the output file, offset, where the bytes go on elsewhere)
@@ -49,12 +49,30 @@ class Decode(NamedTuple):
 
 
 class Dest(NamedTuple):
-    """Bytes [start, start + nbytes) of a value belong at an offset of an output file."""
+    """Bytes [start, start + nbytes) of a value belong at an offset of an output file.
+
+    With `block`, only so many bytes follow one another there, and every block begins `step` bytes after the one before.
+    """
 
     file: int
     offset: int
     start: int
     nbytes: int
+    block: int = 0
+    step: int = 0
+
+    def parts(self, start: int, nbytes: int) -> list[tuple[int, int, int]]:
+        """(byte of the value, offset, length) of what lies in [start, start + nbytes) of the value."""
+        begin, end = max(self.start, start), min(self.start + self.nbytes, start + nbytes)
+        if not self.block:
+            return [(begin, self.offset + begin - self.start, end - begin)] if begin < end else []
+        found = []
+        while begin < end:
+            number, inside = divmod(begin - self.start, self.block)
+            count = min(self.block - inside, end - begin)
+            found.append((begin, self.offset + number * self.step + inside, count))
+            begin += count
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +216,28 @@ def _merge(moves: list[Move]) -> list[Move]:
     return merged
 
 
+def spread(file: int, offset: int, rest: Parts[int], at: int, block: int, step: int, count: int) -> list[Dest]:
+    """Where a value of `count` blocks belongs whose first block is byte `at` of what is saved, the others every `step`
+    bytes; it is saved at an offset and goes on as `rest` says."""
+    found: list[Dest] = []
+    number = 0
+    while number < count:
+        begin = at + number * step
+        room = run_length(rest, begin)
+        here = count - number if room is None else min((room - block) // step + 1, count - number)
+        if here > 0:
+            ((to, where, _),) = ranges(file, offset, rest, begin, block)
+            found.append(Dest(to, where, number * block, here * block, block, step))
+            number += here
+            continue
+        start = number * block
+        for to, where, nbytes in ranges(file, offset, rest, begin, block):
+            found.append(Dest(to, where, start, nbytes))
+            start += nbytes
+        number += 1
+    return found
+
+
 class _Collector:
     """Gathers what is demanded of every node, then cuts the graph into components and groups."""
 
@@ -215,6 +255,11 @@ class _Collector:
         """Demand the bytes of a node at a place."""
         at = 0
         for piece in self.geometry.pieces(node):
+            parts = self.geometry.interleaved(piece)
+            if parts is not None:
+                self._write_interleaved(parts, file, offset, rest, at)
+                at += piece.nbytes
+                continue
             begin, op = piece.start, piece.node.op
             for to, where, nbytes in ranges(file, offset, rest, at, piece.nbytes):
                 if not isinstance(op, Source):
@@ -226,6 +271,14 @@ class _Collector:
                     self._move(op.entry.extent, begin, to, where, nbytes)
                 begin += nbytes
             at += piece.nbytes
+
+    def _write_interleaved(self, parts: list[Interleaved], file: int, offset: int, rest: Parts[int], at: int) -> None:
+        """Demand tensors whose blocks are written in turn, from byte `at` of what is saved on."""
+        step = sum(part.block for part in parts)
+        for part in parts:
+            output = self.outputs.setdefault(part.node, Output(-1))
+            output.dests += spread(file, offset, rest, at, part.block, step, part.node.spec.nbytes // part.block)
+            at += part.block
 
     def _move(self, extent: Any, start: int, file: int, offset: int, nbytes: int) -> None:
         for path, source, count in extent.ranges(start, nbytes):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from operator import itemgetter
 from typing import TypeVar
 
-__all__ = ["Parts", "ranges"]
+__all__ = ["Parts", "ranges", "run_length"]
 
 F = TypeVar("F", str, int)  # a file: its path, or its number among those of an output
 Parts = tuple[tuple[int, F, int], ...]  # (byte of the tensor, file of it and what follows, offset there), by byte
@@ -24,3 +24,9 @@ def ranges(file: F, offset: int, rest: Parts[F], start: int, nbytes: int) -> Seq
         found.append((place, where + start - begin, stop - start))
         start, at = stop, at + 1
     return found
+
+
+def run_length(rest: Parts[F], start: int) -> int | None:
+    """How many bytes from byte `start` of a tensor on lie together; None: all that follow."""
+    at = bisect_right(rest, start, key=itemgetter(0))
+    return rest[at][0] - start if at < len(rest) else None

@@ -162,8 +162,11 @@ class _Names:
                 for piece in geometry.pieces(node):
                     if isinstance(piece.node.op, Source):
                         self._move(target, node, piece.node, piece.nbytes)
-                    elif name not in (known := self.saved[piece.node])[-1:]:
-                        known.append(name)
+                        continue
+                    parts = geometry.interleaved(piece)
+                    for inner in [piece.node] if parts is None else [part.node for part in parts]:
+                        if name not in (known := self.saved[inner])[-1:]:
+                            known.append(name)
         for group in program.groups:
             for component in group.components:
                 pieces = (piece for row in component.inputs for piece in row)

@@ -17,7 +17,7 @@ import numpy as np
 from ..compile.blueprint import Blueprint
 from ..compile.lower import GroupFunction
 from ..compile.pieces import Piece, cut
-from ..compile.program import Dest, Program
+from ..compile.program import Program
 from ..core.errors import AssertionFailed
 from ..graph.node import Source
 from ..ops.made import Made
@@ -279,22 +279,16 @@ class Executor:
                 output = component.outputs[index]
                 # rows that the tile before has written are left alone: no byte is ever written by two workers
                 first, begin, rows = start + tile.seen, at + tile.seen, count - tile.seen
+                shift = (begin - first) * row_bytes  # from a byte of the value to its place in the buffer
                 for dest in output.dests:
-                    parts += _overlap(dest, begin * row_bytes, first * row_bytes, rows * row_bytes)
+                    for start_byte, offset, nbytes in dest.parts(first * row_bytes, rows * row_bytes):
+                        parts.append((dest.file, offset, start_byte + shift, start_byte + shift + nbytes))
                 for sink in output.sinks:
                     self.findings.add(sink, first * width, flat[begin * width : (begin + rows) * width])
                 at += count
             raw = _bytes_of(flat)
             for file, offset, begin, end in _joined(parts):
                 self.outputs[file].write(offset, raw[begin:end], bounce)
-
-
-def _overlap(dest: Dest, at: int, start: int, nbytes: int) -> list[tuple[int, int, int, int]]:
-    """The part of a destination that lies in [start, start + nbytes) of its value, which is at `at` of a buffer."""
-    first, last = max(dest.start, start), min(dest.start + dest.nbytes, start + nbytes)
-    return (
-        [(dest.file, dest.offset + first - dest.start, at + first - start, at + last - start)] if first < last else []
-    )
 
 
 def _joined(parts: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:

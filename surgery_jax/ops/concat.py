@@ -89,6 +89,10 @@ class Concat(Structure):
             return None
         return [(i, row * size, size) for row in range(outer) for i, size in enumerate(sizes) if size]
 
+    def interleaved(self, *parts: Spec) -> list[int]:
+        axis = check_axis(self.dim, parts[0])
+        return [math.prod(part.shape[axis:]) for part in parts]
+
     def by_rows(self, rows: int, result: Spec, *operands: Spec) -> Concat | None:
         return self if check_axis(self.dim, result) > 0 else None
 

@@ -118,6 +118,9 @@ class Stack(Structure):
             return None
         return [(i, row * size, size) for row in range(outer) for i in range(len(parts)) if size]
 
+    def interleaved(self, *parts: Spec) -> list[int]:
+        return [math.prod(part.shape[self.axis(part) :]) for part in parts]
+
     def by_rows(self, rows: int, result: Spec, *operands: Spec) -> Stack | None:
         return self if self.axis(operands[0]) > 0 else None
 

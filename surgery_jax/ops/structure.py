@@ -23,6 +23,10 @@ Axes = tuple[tuple[int, int, int], ...]  # (start, step, count) of every axis
 MAX_RUNS = 4096
 FEW_RUNS = 16
 MIN_RUN_BYTES = 4096
+# Where gathering would read many times the bytes that are wanted, as for one layer of many, more and shorter runs pay.
+MANY_RUNS = 1 << 16
+MIN_SPARSE_BYTES = 512
+SPARSE = 8
 
 
 class Structure(TensorOp):
@@ -34,21 +38,31 @@ class Structure(TensorOp):
         """The result as runs of operand elements, None if they are too many or too short."""
         raise NotImplementedError
 
+    def interleaved(self, *specs: Any, **_: Any) -> list[int] | None:
+        """If the result is a block of every operand in turn, again and again: the lengths of these blocks in elements;
+        else None."""
+        return None
 
-def worthwhile(count: int, total_bytes: int) -> bool:
-    """Whether moving `count` runs beats gathering."""
-    return count <= FEW_RUNS or (count <= MAX_RUNS and total_bytes >= count * MIN_RUN_BYTES)
+
+def worthwhile(count: int, total_bytes: int, read_bytes: int = 0) -> bool:
+    """Whether moving `count` runs of so many bytes in all beats gathering, which reads `read_bytes`."""
+    if count <= FEW_RUNS or (count <= MAX_RUNS and total_bytes >= count * MIN_RUN_BYTES):
+        return True
+    return read_bytes >= SPARSE * total_bytes and count <= MANY_RUNS and total_bytes >= count * MIN_SPARSE_BYTES
 
 
-def strided_runs(shape: Sequence[int], strides: Sequence[int], offset: int, nbytes: int) -> list[Run] | None:
-    """Runs of a strided walk over operand 0: `shape` and `strides` in elements, outermost axis first."""
+def strided_runs(
+    shape: Sequence[int], strides: Sequence[int], offset: int, nbytes: int, read_bytes: int = 0
+) -> list[Run] | None:
+    """Runs of a strided walk over operand 0, of `read_bytes` bytes: `shape` and `strides` in elements, outermost axis
+    first."""
     if math.prod(shape) == 0:
         return []
     axes = [(count, stride) for count, stride in zip(shape, strides, strict=True) if count != 1]
     length = 1
     while axes and axes[-1][1] == length:
         length *= axes.pop()[0]
-    if not worthwhile(math.prod(count for count, _ in axes), nbytes):
+    if not worthwhile(math.prod(count for count, _ in axes), nbytes, read_bytes):
         return None
     starts = itertools.product(*(range(0, count * stride, stride) for count, stride in axes))
     return [(0, offset + sum(start), length) for start in starts]
@@ -84,7 +98,7 @@ class View(Structure):
         offset = sum(start * stride for (start, _, _), stride in zip(self.axes, strides, strict=True))
         counts = [count for _, _, count in self.axes]
         steps = [step * stride for (_, step, _), stride in zip(self.axes, strides, strict=True)]
-        return strided_runs(counts, steps, offset, math.prod(counts) * source.dtype.bits // 8)
+        return strided_runs(counts, steps, offset, math.prod(counts) * source.dtype.bits // 8, source.nbytes)
 
     def by_rows(self, rows: int, result: Spec, *operands: Spec) -> View | None:
         if self.removed[0] or self.axes[0] != (0, 1, operands[0].shape[0]):

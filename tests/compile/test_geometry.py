@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgery_jax.compile.pieces import Geometry, Piece, cut
+from surgery_jax.compile.program import spread
 from surgery_jax.core.dtypes import BY_NAME
+from surgery_jax.core.ranges import ranges
 from surgery_jax.core.specs import Spec
 from surgery_jax.graph.node import Graph, Node, Source
 from surgery_jax.ops.concat import Concat
@@ -182,3 +184,40 @@ def test_a_tensor_packed_below_a_byte_is_never_cut_inside_a_byte() -> None:
     node = graph.read(Source(0, "w", None), four, None)
     (part,) = graph.apply(View(((1, 1, 1), (0, 1, 3)), (True, False)), (node,), None)
     assert [(piece.node, piece.start) for piece in Geometry().pieces(part)] == [(part, 0)]
+
+
+@given(st.data())
+def test_blocks_that_are_spread_over_parts_of_files_land_where_they_belong(data: st.DataObject) -> None:
+    blocks = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+    step, count = sum(blocks), data.draw(st.integers(1, 6))
+    total, begin = step * count, data.draw(st.integers(0, 3))
+    cuts = sorted(data.draw(st.sets(st.integers(1, total + 3), max_size=5)))
+    rest = tuple((cut, number % 3, 1000 * (number + 1)) for number, cut in enumerate(cuts))
+    place = {
+        begin + byte: (file, offset)
+        for byte in range(total)
+        for file, offset, _ in ranges(7, 50, rest, begin + byte, 1)
+    }
+    at = begin
+    for block in blocks:
+        dests = spread(7, 50, rest, at, block, step, count)
+        found = {}
+        for start in range(0, block * count, 3):  # as tiles ask for them
+            for dest in dests:
+                for byte, offset, nbytes in dest.parts(start, min(3, block * count - start)):
+                    assert byte not in found and nbytes > 0
+                    found.update({byte + i: (dest.file, offset + i) for i in range(nbytes)})
+        assert found == {
+            number * block + i: place[at + number * step + i] for number in range(count) for i in range(block)
+        }
+        at += block
+
+
+def test_a_layer_of_a_stack_is_read_by_itself_where_all_of_it_would_be_read_many_times() -> None:
+    stacked = Spec((14336, 32, 64), BY_NAME["bfloat16"])
+    layer = View(((0, 1, 14336), (3, 1, 1), (0, 1, 64)), (False, True, False))
+    assert layer.runs(stacked) is None  # runs of 128 bytes
+    stacked = Spec((14336, 32, 4096), BY_NAME["bfloat16"])
+    layer = View(((0, 1, 14336), (3, 1, 1), (0, 1, 4096)), (False, True, False))
+    runs = layer.runs(stacked)
+    assert runs is not None and runs[:2] == [(0, 3 * 4096, 4096), (0, 35 * 4096, 4096)] and len(runs) == 14336

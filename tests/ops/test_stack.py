@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from running import Bench, assert_same_bits
+from running import Bench, assert_same_bits, read_checkpoint
 
 from surgery_jax import Problems
 
@@ -89,3 +89,30 @@ def test_what_cannot_be_put_together_or_taken_apart_is_refused(
     bench = Bench(tmp_path, m={name: np.ones(3, kind) for name, kind in tensors.items()})
     with pytest.raises(Problems, match=words):
         bench.compile([step])
+
+
+@pytest.mark.parametrize("word", ["stack", "concat"])
+def test_large_computed_parts_are_put_together_without_being_in_memory_at_once(tmp_path: Path, word: str) -> None:
+    parts = {f"w.{n}": RNG.standard_normal((2000, 1100)).astype("f4") for n in range(4)}
+    bench = Bench(tmp_path, m=parts)
+    join: dict = (
+        {"stack": {"from": r"t\.(?P<index>\d+)", "to": "all", "dim": 1}}
+        if word == "stack"
+        else {"concat": {"from": [f"t.{n}" for n in range(4)], "to": "all", "dim": 1}}
+    )
+    steps = [
+        {"permute": {"from": r"w\.(\d)", "to": r"t.\1", "order": [1, 0]}},
+        join,
+        {"delete": {"target": r"[wt]\..+"}},
+    ]
+    whole = sum(part.nbytes for part in parts.values())
+    report = bench.report(steps, workers=1, memory="40MB")
+    assert report.peak_buffer_bytes < whole
+    turned = [parts[f"w.{n}"].T for n in range(4)]
+    expected = np.stack(turned, 1) if word == "stack" else np.concatenate(turned, 1)
+    assert_same_bits(read_checkpoint(bench.out)["all"], np.ascontiguousarray(expected), "all")
+    again = bench.tensors(
+        [*steps, {"unstack": {"from": "all", "to": r"v.\g<index>", "dim": 1}}] if word == "stack" else steps
+    )
+    if word == "stack":
+        assert_same_bits(again["v.2"], np.ascontiguousarray(turned[2]), "v.2")
