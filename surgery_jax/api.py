@@ -6,6 +6,7 @@ Importing this module imports neither JAX nor NumPy; they come when something is
 from __future__ import annotations
 
 import gc
+import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 from .compile.program import Program, compile_program
 from .core.errors import AssertionFailed, Mark, PlanError, Problems, SurgeryError
 from .core.specs import Spec
+from .execute.cluster import join
 from .execute.options import Options
+from .execute.peers import ALONE, Peers
 from .execute.reservations import check_fits
 from .graph.build import build
 from .graph.node import Graph
@@ -49,6 +52,7 @@ __all__ = [
     "diff",
     "explain",
     "inspect",
+    "join",
     "load_plan",
     "plan_of",
     "run",
@@ -218,7 +222,7 @@ def joined(parts: Sequence[Compiled]) -> Compiled:
 
 
 def settle_questions(
-    parts: Sequence[Compiled], options: Options, progress: Show | None = None
+    parts: Sequence[Compiled], options: Options, progress: Show | None = None, peers: Peers = ALONE
 ) -> tuple[list[Compiled], list[Performed]]:
     """Plans of one graph compiled again with what they ask of the data, and the account of the passes that found it.
 
@@ -244,7 +248,7 @@ def settle_questions(
         asked = replace(joined(settled).symbolic, saves=(), checks=checks, sinks=sinks)
         program = compile_program(asked, ())
         check_fits(program, options.memory_bytes, options.num_workers)
-        passes.append(perform(program, (), options, progress))
+        passes.append(perform(program, (), options, progress, peers))
         found = passes[-1].findings
         answers |= {sink.node: found[sink] for sink in sinks} | {check.node: found[check].holds for check in checks}
         settled = [part.again(answers) if part.symbolic.questions and part.again else part for part in settled]
@@ -307,32 +311,49 @@ def run(
     inputs: AbstractMapping[str, Checkpoint] | None = None,
     progress: Show | None = None,
     compiled: Compiled | None = None,
+    peers: Peers = ALONE,
 ) -> Report:
     """Run a plan: compute, check and write everything, then let the outputs appear.
 
-    `inputs` are those of `compile_plan`.
+    `inputs` are those of `compile_plan`. `peers` are the processes that share the work, from `join(options)`; each of
+    them calls this with the same plan, and each gets the report of all, but what is printed only process 0.
 
     Raises:
         SurgeryError: what went wrong; nothing appears under an output's name, and nothing temporary is left.
     """
+    from .execute.hosts import agree, agreed_options
     from .execute.perform import figures, perform
     from .execute.report import Report, peak_rss_bytes
     from .storage.publish import commit_all
 
     began = time.perf_counter()
-    options = options or Options()
+    options = agreed_options(peers, options or Options())
     compiled = compiled or compile_plan(plan, options, inputs=inputs)
-    check_targets(compiled, options, compiled.outputs)
-    (compiled,), passes = settle_questions([compiled], options, progress)
-    if passes:
+    agree(peers, compiled.symbolic, compiled.outputs)
+    if peers.rank == 0:
         check_targets(compiled, options, compiled.outputs)
+    (compiled,), passes = settle_questions([compiled], options, progress, peers)
+    if passes:
+        agree(peers, compiled.symbolic, compiled.outputs)
+        if peers.rank == 0:
+            check_targets(compiled, options, compiled.outputs)
     with ExitStack() as stack:
         stack.callback(gc.unfreeze)
-        stagings = stage(compiled.outputs, stack)
-        done = perform(compiled.program, stagings, options, progress)
-        printed = settle(compiled.symbolic, done.findings)
-        write_notes(compiled, stagings, done.findings)
-        commit_all(stagings, options.sync)
+        stagings = stage(compiled.outputs, stack, peers)
+        done = perform(compiled.program, stagings, options, progress, peers)
+        printed = ""
+        if peers.rank == 0:
+            printed = settle(compiled.symbolic, done.findings)
+            write_notes(compiled, stagings, done.findings)
+        peers.share()
+        if peers.rank:  # only now, and whoever has not heard this keeps process 0 from going on
+            for staging in stagings:
+                staging.release()
+        peers.gather()
+        if peers.rank == 0:
+            peers.disregard()
+            commit_all(stagings, options.sync)
+        peers.share()
     return Report(
         **_amounts(compiled),
         **figures([*passes, done]),
@@ -354,18 +375,29 @@ def write_notes(compiled: Compiled, stagings: Sequence[Staging], findings: Any) 
                 staging.add(name, render(findings))
 
 
-def stage(outputs: Outputs, stack: ExitStack) -> list[Staging]:
-    """Outputs in their hidden places; what is not committed when the stack closes is removed.
+def stage(outputs: Outputs, stack: ExitStack, peers: Peers = ALONE) -> list[Staging]:
+    """Outputs in their hidden places, made by the first of the processes and opened by the others; what is not
+    committed when the stack closes is removed.
 
     Raises:
-        StorageError: the operating system refuses.
+        StorageError: the operating system refuses, or this process does not see what the first one made.
     """
     from .storage.publish import Staging
 
-    stagings = []
-    for output, layout in outputs:
-        stagings.append(Staging(output, layout))
-        stack.callback(stagings[-1].abort)
+    stagings: list[Staging] = []
+
+    def add(staging: Staging) -> None:
+        stagings.append(staging)
+        stack.callback(staging.abort)
+        peers.rescue(staging.abort)
+
+    if peers.rank == 0:
+        for output, layout in outputs:
+            add(Staging(output, layout))
+    told = json.loads(peers.share(json.dumps([staging.tell() for staging in stagings]).encode()))
+    if peers.rank:
+        for (output, layout), place in zip(outputs, told, strict=True):
+            add(Staging(output, layout, place))
     return stagings
 
 

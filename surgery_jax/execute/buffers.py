@@ -101,6 +101,7 @@ class Files:
     """
 
     def __init__(self) -> None:
+        self.num_bytes = 0  # read or copied so far
         self._open: dict[str, int] = {}
         self._direct: dict[str, int | None] = {}
         self._refused: set[str] = set()  # files whose direct descriptor does not read
@@ -116,12 +117,18 @@ class Files:
                     raise StorageError(f"cannot read: {error.strerror}", where=path) from None
             return self._open[path]
 
+    def count(self, nbytes: int) -> None:
+        """Note that bytes were read, or copied or decoded without being seen here."""
+        with self._lock:
+            self.num_bytes += nbytes
+
     def read(self, path: str, offset: int, target: np.ndarray, scratch: np.ndarray | None = None) -> None:
         """Fill a buffer from a file; `scratch` is a buffer of whole pages to read through past the page cache.
 
         Raises:
             StorageError: the operating system refuses, or the file is too short.
         """
+        self.count(target.nbytes)
         view = target.data
         if scratch is not None and view.nbytes >= MIN_DIRECT and not is_cached(self.fd(path), offset, view.nbytes):
             done = self._read_direct(path, offset, view, scratch)

@@ -69,6 +69,7 @@ class BlockCache:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.peak = 0
+        self.num_bytes = 0  # decoded so far
         self._used = 0
         self._blocks: dict[Key, numpy.ndarray] = {}  # in the order of their use
         self._decoding: set[Key] = set()
@@ -107,6 +108,7 @@ class BlockCache:
                 self._used -= need
                 self._decoding.remove(key)
                 if block is not None:
+                    self.num_bytes += block.nbytes
                     self._blocks[key] = block
                     self._used += block.nbytes
                 self._changed.notify_all()

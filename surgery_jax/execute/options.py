@@ -17,7 +17,8 @@ class Options:
     memory: budget of host buffers, a size such as `2GiB`. workers: threads; 0 means as many as suit the machine.
     shard_size: largest shard of a directory whose plan names none. overwrite: replace existing outputs. sync: bring the
     outputs to the disk before they are published. devices: use only the first so many; 0 means all. profile: folder for
-    traces of the run.
+    traces of the run. distributed: share the work with the other processes of a cluster; where JAX cannot tell which
+    these are, coordinator (`HOST:PORT`), num_processes and process_id do.
     """
 
     memory: str = "2GiB"
@@ -27,6 +28,10 @@ class Options:
     sync: bool = True
     devices: int = 0
     profile: str | None = None
+    distributed: bool = False
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
 
     @property
     def memory_bytes(self) -> int:

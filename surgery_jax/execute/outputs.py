@@ -68,6 +68,17 @@ class OutputFile:
             bounce[: part.nbytes] = part
             self._write_direct(first + start, bounce[: part.nbytes])
 
+    def sync(self) -> None:
+        """Bring to the disk what was written.
+
+        Raises:
+            StorageError: the operating system refuses.
+        """
+        try:
+            os.fsync(self.fd)
+        except OSError as error:
+            raise StorageError(f"cannot bring it to the disk: {error.strerror}", where=self.path) from None
+
     def move(self, files: Files, moves: Sequence[Move], bounce: np.ndarray, scratch: np.ndarray) -> None:
         """Copy bytes of input files; several ranges are neighbours here, and short. `bounce` and `scratch` are buffers
         of whole pages to copy through.
@@ -91,6 +102,7 @@ class OutputFile:
             done = self._copy_in_kernel(files, path, source, offset, nbytes)
             if done:
                 self.pace.note(False, done, time.perf_counter() - began)
+                files.count(done)
             source, offset, nbytes = source + done, offset + done, nbytes - done
         while nbytes:
             # end pieces at a multiple of the page, so that all but the first and the last are whole pages

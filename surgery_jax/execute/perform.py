@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,10 +13,12 @@ from ..compile.program import Program
 from ..storage.base import Layout
 from ..storage.formats import OutputPlan
 from .devices import CompileClock, device_trace
+from .hosts import Part, bring_together
 from .options import Options
 from .outputs import OutputFile
 from .pace import Pace
-from .report import Progress
+from .peers import ALONE, Peers
+from .report import Progress, Share
 from .stream import Executor
 from .timeline import Timeline
 from .verdicts import Findings
@@ -40,9 +42,11 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class Performed:
-    """What came of the checks and sinks, and the account of the work; the fields are those of `Report`."""
+    """What came of the checks and sinks, and the account of the work, of all processes; the fields are those of
+    `Report`."""
 
     findings: Findings
+    processes: tuple[Share, ...]
     num_compilations: int
     num_host_fallbacks: int
     peak_buffer_bytes: int
@@ -56,11 +60,13 @@ def figures(passes: Sequence[Performed]) -> dict[str, Any]:
     busy: Counter[str] = Counter()
     for done in passes:
         busy.update(done.busy_s)
+    rows = list(zip(*(done.processes for done in passes), strict=True))
     summed = ("num_compilations", "num_host_fallbacks", "stream_s", "compile_s")
     return {
         **{name: sum(getattr(done, name) for done in passes) for name in summed},
         "peak_buffer_bytes": max(done.peak_buffer_bytes for done in passes),
         "busy_s": dict(busy),
+        "processes": tuple(Share.of(row) for row in rows),
     }
 
 
@@ -69,34 +75,49 @@ def perform(
     stagings: Sequence[Target],
     options: Options,
     progress: Callable[[int, int], None] | None = None,
+    peers: Peers = ALONE,
 ) -> Performed:
-    """Read, compute and write everything; `stagings` are the outputs in the order in which the program numbers their
-    files.
+    """Read, compute and write everything, or the share of this process of it; `stagings` are the outputs in the order
+    in which the program numbers their files.
 
     Raises:
-        SurgeryError: the first thing that went wrong.
+        SurgeryError: the first thing that went wrong, here or in another process.
     """
     if options.profile is not None:
         Path(options.profile).mkdir(parents=True, exist_ok=True)
     timeline = Timeline(keep_events=options.profile is not None)
     pace = Pace(only_direct=options.sync)
+    part = Part(peers, program)
+
+    def show(done: int, total: int) -> None:
+        peers.check()
+        if progress is not None:
+            progress(done, part.nbytes or total)
+
     executor = Executor(
         program,
         [file for staging in stagings for file in _files(staging, pace)],
         memory_bytes=options.memory_bytes,
         num_workers=options.num_workers,
         num_devices=options.devices or None,
-        progress=Progress(progress),
+        progress=Progress(show),
         timeline=timeline,
+        choose=part.tasks if peers.size > 1 else None,
     )
     start = time.perf_counter()
     with CompileClock() as clock, device_trace(options.profile if program.needs_device else None):
         executor.run()
+    if options.sync and peers.rank:  # process 0 does so for its own bytes when it publishes
+        for number in sorted(part.files):
+            executor.outputs[number].sync()
     stream_s = time.perf_counter() - start
     if options.profile is not None:
         timeline.write(Path(options.profile) / "stages.trace.json")
-    return Performed(
+    read = executor.files.num_bytes + executor.blocks.num_bytes
+    written = part.written if peers.size > 1 else program.bytes_moved + program.bytes_computed
+    own = Performed(
         executor.findings,
+        (Share(peers.name(peers.rank), read, written, stream_s),),
         sum(function.num_traces for function in executor.functions),
         executor.num_fallbacks,
         executor.budget.peak + executor.blocks.peak,
@@ -104,6 +125,28 @@ def perform(
         clock.seconds,
         timeline.busy_s,
     )
+    return own if peers.size == 1 else _of_all(peers, program, own)
+
+
+def _of_all(peers: Peers, program: Program, own: Performed) -> Performed:
+    """The findings and the account of all processes; the other figures are those of this one, or the largest."""
+    figures = {"shares": [asdict(share) for share in own.processes]}
+    findings, accounts = bring_together(
+        peers, program.symbolic, own.findings, figures | {n: getattr(own, n) for n in _COUNTED}
+    )
+    return replace(
+        own,
+        findings=findings,
+        processes=tuple(Share(**share) for account in accounts for share in account["shares"]),
+        num_compilations=sum(account["num_compilations"] for account in accounts),
+        num_host_fallbacks=sum(account["num_host_fallbacks"] for account in accounts),
+        peak_buffer_bytes=max(account["peak_buffer_bytes"] for account in accounts),
+        stream_s=max(account["stream_s"] for account in accounts),
+        compile_s=max(account["compile_s"] for account in accounts),
+    )
+
+
+_COUNTED = ("num_compilations", "num_host_fallbacks", "peak_buffer_bytes", "stream_s", "compile_s")
 
 
 def _files(staging: Target, pace: Pace) -> list[OutputFile]:

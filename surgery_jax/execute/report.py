@@ -6,12 +6,12 @@ import dataclasses
 import resource
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Progress", "Report", "peak_rss_bytes"]
+__all__ = ["Progress", "Report", "Share", "peak_rss_bytes"]
 
 
 class Progress:
@@ -35,12 +35,30 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Share:
+    """What one process of a run did: bytes that it read from and wrote to files, and seconds of streaming."""
+
+    process: str
+    bytes_read: int
+    bytes_written: int
+    stream_s: float
+
+    @classmethod
+    def of(cls, passes: Iterable[Share]) -> Share:
+        """What one process did in several passes."""
+        rows = list(passes)
+        read, written = (sum(getattr(row, name) for row in rows) for name in ("bytes_read", "bytes_written"))
+        return cls(rows[0].process, read, written, sum(row.stream_s for row in rows))
+
+
+@dataclass(frozen=True)
 class Report:
     """The account of one run. Sizes in bytes, times in seconds.
 
     `stream_s` is the time of reading, computing and writing; `busy_s` the part of it in which a stage was at work, and
     `overlap` the busiest stage's share of it: near 1 the other stages cost nothing. `compile_s` is the part in which
-    JAX traced and compiled, or loaded what it had compiled before.
+    JAX traced and compiled, or loaded what it had compiled before. `processes` are those that shared the work; of
+    several, times and peaks are the largest.
     """
 
     outputs: tuple[str, ...]
@@ -57,6 +75,7 @@ class Report:
     stream_s: float
     compile_s: float
     busy_s: dict[str, float] = field(default_factory=dict)
+    processes: tuple[Share, ...] = ()
     printed: str = ""
     summary: str = ""
 

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..compile.blueprint import Blueprint, flat_blueprint, row_bytes, rows_blueprint, whole_blueprint
+from ..compile.pieces import cut
 from ..compile.program import Component, Group, Move, Program
+from ..core.specs import Spec
 from ..graph.node import Source
 from .decoded import covering
 from .reservations import LEAST_PIECE, PAGE
 
-__all__ = ["DecodeTask", "MoveTask", "Segment", "Task", "Tile", "blueprint", "plan_tasks"]
+__all__ = ["DecodeTask", "MoveTask", "Segment", "Task", "Tile", "blueprint", "plan_tasks", "shares", "task_bytes"]
 
 SHORT_MOVE = 64 << 10  # moves below this are gathered in memory,
 GATHERED = LEAST_PIECE - PAGE  # so many bytes at a time: the buffer begins where the page of the file does
@@ -102,8 +104,8 @@ def plan_tasks(program: Program, blueprints: Sequence[Blueprint]) -> list[Task]:
             tasks.append(((first.path, first.source), MoveTask(moves)))
     tasks += [(("", 0), task) for task in _decode_tasks(program)]
     for number, (group, plan) in enumerate(zip(program.groups, blueprints, strict=True)):
-        cut = _flat_tiles if plan.kind == "flat" else _row_tiles
-        tasks += [(_position(tile.segments[0], plan), tile) for tile in cut(number, group, plan)]
+        tiles = _flat_tiles if plan.kind == "flat" else _row_tiles
+        tasks += [(_position(tile.segments[0], plan), tile) for tile in tiles(number, group, plan)]
     tasks.sort(key=lambda entry: entry[0])
     return [task for _, task in tasks]
 
@@ -178,3 +180,37 @@ def _flat_tiles(number: int, group: Group, plan: Blueprint) -> Iterator[Tile]:
                 segments, room = [], plan.rows
     if segments:
         yield Tile(number, tuple(segments))
+
+
+def task_bytes(task: Task, blueprints: Sequence[Blueprint]) -> tuple[int, int]:
+    """Bytes that a task reads and writes. Rows that it only computes once more are read all the same."""
+    if isinstance(task, MoveTask):
+        return task.nbytes, task.nbytes
+    if isinstance(task, DecodeTask):
+        return Spec((task.count,), task.source.entry.spec.dtype).nbytes, sum(nbytes for *_, nbytes in task.parts)
+    plan = blueprints[task.group]
+    values = plan.value_specs()
+    read = written = 0
+    for component, first, count in task.segments:
+        for spec, pieces in zip(plan.specs, component.inputs, strict=True):
+            width = spec.nbytes // plan.rows
+            cuts = cut(pieces, first * width, count * width)
+            read += sum(piece.nbytes for piece in cuts if isinstance(piece.node.op, Source))
+        for number, output in zip(plan.leaving, component.outputs, strict=True):
+            width = values[number].nbytes // plan.rows
+            begin, end = (first + task.seen) * width, (first + count) * width
+            written += sum(max(0, min(d.start + d.nbytes, end) - max(d.start, begin)) for d in output.dests)
+    return read, written
+
+
+def shares(weights: Sequence[int], count: int) -> list[list[int]]:
+    """Numbers of tasks for so many processes: neighbours stay together, and the shares come out as equal in weight as
+    whole tasks allow. A task belongs to the share in which its middle lies."""
+    total = sum(weights)
+    found: list[list[int]] = [[] for _ in range(count)]
+    at = 0
+    for number, weight in enumerate(weights):
+        middle = 2 * at + weight
+        found[min(middle * count // max(2 * total, 1), count - 1)].append(number)
+        at += weight
+    return found

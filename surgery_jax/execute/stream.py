@@ -7,7 +7,7 @@ queues between stages; the byte budget decides how many tasks are in flight.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
@@ -48,7 +48,9 @@ class Executor:
         num_devices: int | None = None,
         progress: Progress | None = None,
         timeline: Timeline | None = None,
+        choose: Callable[[Sequence[Blueprint]], Sequence[Task]] | None = None,
     ) -> None:
+        """`choose` gives the tasks to run; all of the program if there is none."""
         self.program = program
         self.outputs = outputs
         cached = cache_bytes(program, memory_bytes)
@@ -64,6 +66,7 @@ class Executor:
         self.files = Files()
         self.timeline = timeline or Timeline()
         self.num_fallbacks = 0
+        self._choose = choose
         self._made: dict[Any, np.ndarray] = {}
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
@@ -78,7 +81,8 @@ class Executor:
         Raises:
             SurgeryError: the first thing that went wrong.
         """
-        tasks = plan_tasks(self.program, [function.blueprint for function in self.functions])
+        plans = [function.blueprint for function in self.functions]
+        tasks = self._choose(plans) if self._choose is not None else plan_tasks(self.program, plans)
         pending = iter(enumerate(tasks))
         # Not `join`: an interrupt in it makes Python take the thread for dead (bpo-45274), and nobody would wait.
         finished = [threading.Event() for _ in range(max(1, min(self.num_workers, len(tasks))))]
@@ -139,6 +143,7 @@ class Executor:
         with self.budget.reserve(*decode_needs(task.source.entry, self.piece)) as (bounce,):
             with self.timeline.stage("read"):
                 raw = decode(task.source.entry, task.first, task.count)
+                self.files.count(raw.nbytes)
             with self.timeline.stage("write"):
                 for start, file, offset, nbytes in task.parts:
                     self.outputs[file].write(offset, raw[start : start + nbytes], bounce)

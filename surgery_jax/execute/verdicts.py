@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections import defaultdict
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.specs import Spec
-from ..graph.roots import Check, Sink
+from ..graph.roots import Check, Sink, Symbolic
 
 __all__ = ["Findings", "Verdict"]
 
@@ -49,6 +50,36 @@ class Findings(Mapping[Any, Any]):
         part: Any = _summary(elements) if sink.wants == "stat" else elements.copy()
         with self._lock:
             self._parts[sink].append((start, part))
+
+    def pack(self, symbolic: Symbolic) -> bytes:
+        """All of it as bytes, for another process with the same plan."""
+        head: dict[str, list[Any]] = {"failures": [], "parts": []}
+        body: list[bytes] = []
+        head["failures"] = [[n, self._failures[c]] for n, c in enumerate(symbolic.checks) if c in self._failures]
+        for number, sink in enumerate(symbolic.sinks):
+            for start, part in self._parts.get(sink, ()):
+                if sink.wants == "full":
+                    body.append(part.tobytes())
+                    head["parts"].append([number, start, len(body[-1])])
+                else:
+                    head["parts"].append([number, start, part])
+        text = json.dumps(head).encode()
+        return b"".join([len(text).to_bytes(8, "little"), text, *body])
+
+    def unpack(self, symbolic: Symbolic, packed: bytes) -> None:
+        """Add what another process found."""
+        at = 8 + int.from_bytes(packed[:8], "little")
+        head = json.loads(packed[8:at])
+        for number, failures in head["failures"]:
+            self._failures[symbolic.checks[number]] += [tuple(failure) for failure in failures]
+        for number, start, part in head["parts"]:
+            sink = symbolic.sinks[number]
+            if sink.wants == "full":
+                spec: Spec = sink.node.spec
+                self._parts[sink].append((start, np.frombuffer(packed[at : at + part], spec.dtype.numpy)))
+                at += part
+            else:
+                self._parts[sink].append((start, tuple(part)))
 
     def __getitem__(self, key: Any) -> Any:
         return self._verdict(key) if isinstance(key, Check) else self._sink(key)

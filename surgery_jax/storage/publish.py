@@ -6,13 +6,16 @@ that fails half way, or whose neighbour fails, can be taken back.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Sequence, Set
+import time
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ..core.errors import StorageError, listing
 from ..core.specs import format_bytes
@@ -127,8 +130,9 @@ def _final(plan: OutputPlan) -> Path:
 class Staging:
     """One output while it is being written. Others write to `fd(index)`; then `commit_all`, and `abort` in any case."""
 
-    def __init__(self, plan: OutputPlan, layout: Layout) -> None:
-        """Make the hidden directory and all files in their full length.
+    def __init__(self, plan: OutputPlan, layout: Layout, told: Mapping[str, Any] | None = None) -> None:
+        """Make the hidden directory and all files in their full length; or open those that another process has made,
+        by what its `tell` told. That other process publishes; this one only helps to write.
 
         Raises:
             StorageError: the operating system refuses; nothing is left behind.
@@ -143,6 +147,9 @@ class Staging:
         self._stage: Path | None = None
         self._finished = False
         self._stale: list[Path] = []
+        if told is not None:
+            self._join(told)
+            return
         try:
             # Now, and not when publishing: until then, other outputs of the same run may appear in the directory.
             self._stale = plan.format.stale(self._final) if self._final.is_dir() else []
@@ -182,6 +189,34 @@ class Staging:
             os.ftruncate(descriptor, file.size)
             for offset, data in file.fixed:
                 _write_at(descriptor, data, offset)
+
+    def tell(self) -> dict[str, Any]:
+        """What another process must know to write here too."""
+        return {"stage": str(self._stage), "parents": [str(parent) for parent in self._parents]}
+
+    def _join(self, told: Mapping[str, Any]) -> None:
+        self._stage = Path(told["stage"])
+        self._built = self._stage / "new"
+        self._parents = [Path(parent) for parent in told["parents"]]
+        _allow_open_files(2 * len(self.layout.files))
+        try:
+            for file in self.layout.files:
+                path = self._built / file.name if file.name else self._built
+                self._descriptors.append(_open_made(path, file.size))
+        except OSError as error:
+            self._close()
+            raise StorageError(
+                "the directory that process 0 writes to is not the same here",
+                where=self.plan.path,
+                expected=f"{path}, of {format_bytes(file.size)}",
+                found=error.strerror,
+                hint="the outputs of several processes need a file system that all of them share",
+            ) from None
+
+    def release(self) -> None:
+        """Leave everything to the process that publishes: `abort` removes nothing any more."""
+        self._stage = None
+        self._parents.clear()
 
     def fd(self, index: int) -> int:
         """The open file of `layout.files[index]`, for reading and writing at positions."""
@@ -381,6 +416,24 @@ def _write_at(descriptor: int, data: bytes, offset: int) -> None:
     while rest:
         count = os.pwrite(descriptor, rest, offset)
         rest, offset = rest[count:], offset + count
+
+
+def _open_made(path: Path, size: int) -> int:
+    """Open a file that another process has made; a network file system may show it a little later.
+
+    Raises:
+        OSError: it is not there, or not of that size.
+    """
+    for _ in range(30):
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            if os.fstat(descriptor).st_size == size:
+                return descriptor
+            os.close(descriptor)
+        except FileNotFoundError:
+            pass
+        time.sleep(0.1)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
 def _sync(path: Path) -> None:

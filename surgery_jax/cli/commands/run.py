@@ -8,7 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..command import BUDGETS, JSON, OVERWRITE, PLANS, QUIET, SHARD_SIZE, SYNC, Argument, Command, options_of
+from ..command import BUDGETS, JSON, OVERWRITE, PLANS, QUIET, SHARD_SIZE, SYNC, Argument, Command, options_of, whole
 from ..text import count, json_text, seconds, some
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ class Run(Command):
         SYNC,
         QUIET,
         JSON,
+        Argument("--distributed", "share the work with the other processes of the cluster, which run the same command"),
+        Argument("--coordinator", "where process 0 can be reached, if JAX cannot tell from the cluster", "HOST:PORT"),
+        Argument("--num-processes", "how many processes there are", "N", parse=whole),
+        Argument("--process-id", "which of them this is, from 0", "I", parse=whole),
         Argument("--no-summary", "do not print the steps that ran"),
         Argument("--summary", "write the steps that ran to this file, not to stdout", "PATH", completes="file"),
         Argument(
@@ -54,14 +58,18 @@ class Run(Command):
     )
 
     def run(self, args: Namespace) -> int:
-        from ...api import compile_plan, load_plan, run
+        from ...api import compile_plan, join, load_plan, run
+        from ...execute.hosts import together
         from ..progress import shown
 
         options = options_of(args)
-        plan = load_plan(*args.items)
-        compiled = compile_plan(plan, options)
-        with shown(args.quiet) as display:
-            report = run(plan, options, progress=display, compiled=compiled)
+        with join(options) as peers:
+            plan = load_plan(*args.items)
+            compiled = together(peers, lambda: compile_plan(plan, options))
+            with shown(args.quiet or peers.rank > 0) as display:
+                report = run(plan, options, progress=display, compiled=compiled, peers=peers)
+            if peers.rank:
+                return 0
         report = dataclasses.replace(report, summary=_summary(plan, compiled, args))
         if args.json:
             print(json_text(report.as_json()))

@@ -1,0 +1,280 @@
+"""Several processes that share a run: the same bits as one, every byte read once, and one end for all."""
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from running import Bench, write_checkpoint
+
+from surgery_jax import AssertionFailed, Options, PlanError, StorageError, SurgeryError, plan_of, run
+from surgery_jax.core.errors import Problems
+from surgery_jax.execute.cluster import join
+from surgery_jax.execute.hosts import together
+from surgery_jax.execute.peers import DATA, HEAD, HELLO, Star, listen
+from surgery_jax.execute.schedule import shares
+from surgery_jax.storage.publish import Staging
+
+GENERATOR = np.random.default_rng(5)
+TENSORS = {
+    **{f"h.{i}.w": GENERATOR.standard_normal((96, 40)).astype(np.float32) for i in range(9)},
+    **{f"h.{i}.b": GENERATOR.standard_normal(3001).astype(np.float32) for i in range(9)},
+    "wide": GENERATOR.standard_normal((700, 300)).astype(np.float32),
+    "long": GENERATOR.integers(0, 9, 1_500_000).astype(np.int32),
+}
+STEPS = [
+    {"scale_": {"target": r"h\.\d+\.b", "by": 0.3}},
+    {"phlora": {"target": r"(h\.\d+)\.w", "target_a": r"\1.a", "target_b": r"\1.b2", "rank": 3}},
+    {"permute": {"from": "wide", "to": "turned", "order": [1, 0]}},
+    {"assign": {"from": "wide::[:300, :]", "to": "wide::[400:, :]"}},
+    {"dump": {"target": r"h\.[02]\.b", "verbosity": "stat", "format": "json"}},
+    {"dump": {"target": r"h\.1\.b::[:4]", "verbosity": "full", "format": "json"}},
+    {"assert": {"iszero": {"of": "long", "eps": 9}}},
+    {"save": {"target": "turned", "path": "turned.npy", "format": "numpy"}},
+]
+
+
+def stars(size):
+    """So many processes as threads of this one, connected."""
+    server = listen("localhost")
+    where = "127.0.0.1", server.getsockname()[1]
+    with ThreadPoolExecutor(size) as pool:
+        made = [pool.submit(Star, rank, size, "secret", where if rank else server) for rank in range(size)]
+        return [future.result() for future in made]
+
+
+def on_all(peers, act):
+    """What `act` gives or raises on each of them, as if each were a process."""
+
+    def one(star):
+        try:
+            with star:
+                return act(star)
+        except SurgeryError as error:
+            return error
+
+    with ThreadPoolExecutor(len(peers)) as pool:
+        return list(pool.map(one, peers))
+
+
+def digests(root):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in root.glob("*") if path.is_file()}
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Bench(tmp_path, model=TENSORS)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_several_processes_give_the_bits_of_one_and_read_every_byte_once(bench, size):
+    alone = bench.report(STEPS, memory="8MiB")
+    expected = digests(bench.root)
+    options = Options(memory="8MiB", overwrite=True, sync=size == 2)
+    found = on_all(stars(size), lambda star: run(plan_of(bench.plan(STEPS)), options, peers=star))
+    report = found[0]
+    assert digests(bench.root) == expected and len(expected) == 3
+    assert report.printed == alone.printed and "mean" in report.printed
+    assert [share.process.split()[1] for share in report.processes] == [str(rank) for rank in range(size)]
+    read = sum(share.bytes_read for share in report.processes)
+    assert read <= 1.05 * alone.processes[0].bytes_read
+    written = [share.bytes_written for share in report.processes]
+    assert sum(written) == alone.processes[0].bytes_written == alone.bytes_moved + alone.bytes_computed
+    assert sum(share.bytes_read > 0 for share in report.processes) >= 2
+
+
+def test_an_assertion_that_fails_in_one_share_stops_all_and_leaves_nothing(bench):
+    before = bench.left()
+    steps = [*STEPS[:-1], {"assert": {"iszero": {"of": "long::[1499000:]", "eps": 7}}}]
+    found = on_all(stars(3), lambda star: run(plan_of(bench.plan(steps)), Options(sync=False), peers=star))
+    assert isinstance(found[0], Problems) and isinstance(found[0].errors[0], AssertionFailed)
+    assert "elements are off" in str(found[0])
+    for error in found[1:]:
+        assert error.exit_code == 1 and "process 0" in str(error) and "assertion failed" in str(error)
+    assert bench.left() == before
+
+
+@pytest.mark.parametrize("difference", ["headers", "plan", "memory"])
+def test_processes_that_do_not_mean_the_same_are_named(bench, difference):
+    other = write_checkpoint(bench.root / "other" / "model.safetensors", {**TENSORS, "more": np.zeros(3)})
+    before = bench.left()
+
+    def act(star):
+        plan = bench.plan(STEPS)
+        if star.rank == 2 and difference == "headers":
+            plan["inputs"] = [f"model::{other}"]
+        if star.rank == 2 and difference == "plan":
+            plan["transforms"] = [{"scale_": {"target": r"h\.\d+\.b", "by": 0.31}}, *STEPS[1:]]
+        options = Options(sync=False, memory="1GiB" if star.rank == 2 and difference == "memory" else "2GiB")
+        return run(plan_of(plan), options, peers=star)
+
+    found = on_all(stars(3), act)
+    words = {"headers": "the headers of the inputs", "plan": "tasks", "memory": "option memory"}
+    assert "process 2" in str(found[0]) and words[difference] in str(found[0])
+    assert all(isinstance(error, SurgeryError) for error in found)
+    assert bench.left() == before
+
+
+def test_a_process_that_does_not_see_the_directory_of_the_first_is_an_error(bench):
+    ((output, layout),) = bench.compile(STEPS[:1]).outputs
+    first = Staging(output, layout)
+    told = first.tell()
+    second = Staging(output, layout, told)
+    second.release()
+    second.abort()
+    assert Path(told["stage"]).exists()
+    first.abort()
+    with pytest.raises(StorageError, match="not the same here") as refused:
+        Staging(output, layout, told)
+    assert "a file system that all of them share" in str(refused.value)
+
+
+def test_an_error_in_one_process_is_an_error_of_all():
+    def act(star):
+        def make():
+            if star.rank == 1:
+                raise PlanError("no such thing")
+            return 5
+
+        return together(star, make)
+
+    found = on_all(stars(3), act)
+    assert "process 1" in str(found[0]) and "no such thing" in str(found[0])
+    for error in found[1:]:
+        assert str(error).startswith("process 0") and "process 1" in str(error) and error.exit_code == 2
+
+
+def test_a_lost_process_is_named_to_all_others():
+    peers = stars(4)
+
+    def act(star):
+        if star.rank == 2:  # a killed process closes its connections without a word
+            star._closed.set()
+            for link in star._links.values():
+                link.close()
+            return None
+        return star.gather(), star.share()
+
+    started = time.monotonic()
+    found = on_all(peers, act)
+    for rank in (0, 1, 3):
+        assert "process 2" in str(found[rank]) and "is lost" in str(found[rank]) and found[rank].exit_code == 3
+    assert time.monotonic() - started < 5
+
+
+def test_a_stranger_is_not_let_in():
+    server = listen("localhost")
+    where = "127.0.0.1", server.getsockname()[1]
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(Star, 0, 2, "secret", server)
+        for message in (json.dumps({"rank": 1, "secret": "?", "host": "x"}).encode(), b"[]", b"{"):
+            with socket.create_connection(where) as stranger:
+                stranger.sendall(HEAD.pack(HELLO, 0, len(message)) + message)
+                assert stranger.recv(1) == b""
+        with socket.create_connection(where) as stranger:
+            stranger.sendall(HEAD.pack(DATA, 0, 1 << 60))
+            assert stranger.recv(1) == b""
+        second = Star(1, 2, "secret", where)
+        assert on_all([first.result(), second], lambda star: star.gather(b"x" * star.rank)) == [[b"", b"x"], []]
+
+
+@pytest.mark.parametrize(("count", "number"), [(1, 5), (3, 100), (64, 1000), (8, 3)])
+def test_shares_are_contiguous_complete_and_balanced(count, number):
+    weights = np.random.default_rng(number).integers(1, 1000, number).tolist()
+    found = shares(weights, count)
+    assert [n for share in found for n in share] == list(range(number)) and len(found) == count
+    totals = [sum(weights[n] for n in share) for share in found]
+    assert max(totals) <= sum(weights) / count + max(weights)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_processes": 2}, "without --distributed"),
+        ({"distributed": True, "coordinator": "host:1"}, "no --num-processes and no --process-id"),
+        ({"distributed": True, "coordinator": "host", "num_processes": 2, "process_id": 0}, "not an address"),
+        ({"distributed": True, "coordinator": "host:99999", "num_processes": 2, "process_id": 0}, "not an address"),
+        ({"distributed": True, "coordinator": "host:1", "num_processes": 2, "process_id": 2}, "no process 2 of 2"),
+    ],
+)
+def test_wrong_options_are_clear_errors(options, words):
+    with pytest.raises(PlanError) as refused:
+        join(Options(**options))
+    assert words in str(refused.value)
+
+
+# ------------------------------------------------------------------------------------------------ real processes
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def start(plan, size, *more):
+    """The command in so many processes."""
+    port = free_port()
+    place = ["--distributed", "--coordinator", f"127.0.0.1:{port}", "--num-processes", str(size)]
+    command = [sys.executable, "-m", "surgery_jax", "run", str(plan), "--no-summary", "--no-sync", *more, *place]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return [
+        subprocess.Popen(
+            [*command, "--process-id", str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=environment, cwd=plan.parent,
+        )
+        for rank in range(size)
+    ]  # fmt: skip
+
+
+def test_the_command_runs_on_two_processes(bench):
+    bench.report(STEPS)
+    expected = digests(bench.root)
+    plan = bench.root / "plan.yaml"
+    plan.write_text(json.dumps(bench.plan(STEPS)))
+    processes = start(plan, 2, "--overwrite", "--json")
+    said = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    plan.unlink()
+    assert digests(bench.root) == expected
+    assert len(json.loads(said[0][0])["processes"]) == 2 and said[1] == ("", "")
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_stops_the_others_and_leaves_nothing(tmp_path, killed):
+    nbytes = 1 << 37  # of zeros that take no room: more than can be read in a test
+    table = {
+        "big": {"dtype": "F32", "shape": [nbytes // 4], "data_offsets": [0, nbytes]},
+        "w": {"dtype": "F32", "shape": [2], "data_offsets": [nbytes, nbytes + 8]},
+    }
+    text = json.dumps(table).encode()
+    with (tmp_path / "long.safetensors").open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + nbytes + 8)
+    steps = [{"assert": {"iszero": "big"}}, {"delete": {"target": "big"}}]
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(json.dumps({"inputs": ["long.safetensors"], "transforms": steps, "output": "out.safetensors"}))
+    processes = start(plan, 2)
+    try:
+        limit = time.monotonic() + 60
+        while not list(tmp_path.glob(".out*")) and time.monotonic() < limit:
+            assert [process.poll() for process in processes] == [None, None]
+            time.sleep(0.05)
+        time.sleep(0.5)
+        processes[killed].send_signal(signal.SIGKILL)
+        other = processes[1 - killed]
+        _, said = other.communicate(timeout=20)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert other.returncode == 3 and f"process {killed}" in said and "is lost" in said and "Traceback" not in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["long.safetensors", "plan.yaml"]
