@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         diff,
         explain,
         inspect,
+        join,
         load_plan,
         plan_of,
         run,
@@ -64,6 +65,7 @@ __all__ = [
     "explain",
     "from_flax",
     "inspect",
+    "join",
     "load_plan",
     "plan_of",
     "run",
@@ -72,7 +74,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "api": "Compiled Options check compile_plan convert diff explain inspect load_plan plan_of run spectrum",
+    "api": "Compiled Options check compile_plan convert diff explain inspect join load_plan plan_of run spectrum",
     "bulk": "BatchReport JobReport batch",
     "core.errors": "AssertionFailed BudgetError PlanError Problems StorageError SurgeryError",
     "execute.compare": "Change Difference",
