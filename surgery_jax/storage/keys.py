@@ -29,7 +29,7 @@ __all__ = [
 
 LEAVES = "flax_leaves"  # the metadata of leaves that are no tensors
 
-MAX_DEPTH = 256  # levels of a tree; no model nests so deep, and readers of such files have bounds of their own
+MAX_DEPTH = 128  # levels of a tree; no model nests so deep, and readers of such files have bounds of their own
 _SPECIAL = re.compile(r"[\\.]")
 _TOKEN = re.compile(r"\\[\\.]|[^\\]")
 

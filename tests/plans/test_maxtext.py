@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml
 from flax import serialization, traverse_util
 from flax_llama import FlaxLlama
 
-from surgery_jax import Options, Problems, diff, load_plan, run
+from surgery_jax import Options, Problems, diff, load_plan, run, to_flax
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -102,6 +103,31 @@ def test_the_shapes_are_those_of_maxtext(llama: tuple[Path, Any], tmp_path: Path
         "decoder.logits_dense.kernel": (HIDDEN, VOCABULARY),
         **{f"decoder.layers.{name}": shape for name, shape in layers.items()},
     }
+
+
+def as_commented(plan: str, place: Path) -> str:
+    """The plan with its steps for stacked layers replaced by what its comment says of layers that are not scanned."""
+    text = (PLANS / plan).read_text()
+    (step,) = re.findall(r"(move: \{ from: '.*layers_.* \})", text)
+    content = yaml.safe_load(text)
+    at = next(i for i, found in enumerate(content["transforms"]) if found.keys() & {"stack", "unstack"})
+    content["transforms"][at : at + 2] = [yaml.safe_load(step)]
+    (place / plan).write_text(yaml.safe_dump(content))
+    return str(place / plan)
+
+
+def test_layers_that_are_not_scanned_have_the_names_of_maxtext_and_come_back(
+    llama: tuple[Path, Any], tmp_path: Path
+) -> None:
+    there, back = (as_commented(plan, tmp_path) for plan in ("llama_to_maxtext.yaml", "maxtext_to_llama.yaml"))
+    convert(there, llama[0], tmp_path / "apart.msgpack", "query_scale=0.25")
+    convert("llama_to_maxtext.yaml", llama[0], tmp_path / "scanned.msgpack", "query_scale=0.25")
+    apart, scanned = (to_flax(tmp_path / f"{name}.msgpack")["params"]["decoder"] for name in ("apart", "scanned"))
+    for number in range(LAYERS):
+        expected = jax.tree.map(lambda leaf, n=number: leaf[:, n], scanned["layers"])
+        assert jax.tree.all(jax.tree.map(np.array_equal, apart[f"layers_{number}"], expected))
+    convert(back, tmp_path / "apart.msgpack", tmp_path / "back", "query_scale=4")
+    assert diff(llama[0], tmp_path / "back").is_empty
 
 
 def test_a_tensor_that_maxtext_has_no_place_for_is_not_dropped(llama: tuple[Path, Any], tmp_path: Path) -> None:
