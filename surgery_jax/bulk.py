@@ -7,6 +7,7 @@ outputs appear by itself. If the work of a pass fails, its halves are tried, dow
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -315,6 +316,7 @@ class _Batch:
         check_space(whole.outputs)
         check_fits(whole.program, self.options.memory_bytes, self.options.num_workers)
         with ExitStack() as stack:
+            stack.callback(gc.unfreeze)
             stagings = [stage(ready.compiled.outputs, stack) for ready in jobs]
             self.figures["num_passes"] += 1
             done = perform(whole.program, [one for each in stagings for one in each], self.options, self.progress)

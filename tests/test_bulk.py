@@ -26,8 +26,8 @@ FACTOR = """\
 tuned: none
 inputs: [ "base::base.safetensors", "tuned::${tuned}" ]
 transforms:
-  - subtract_: { from: 'base::(.+\\.w)', to: 'tuned::\\1' }
-  - phlora_: { target: 'tuned::.+\\.w', rank: 2 }
+  - subtract_: { from: 'base::(.+\\.weight)', to: 'tuned::\\1' }
+  - phlora_: { target: 'tuned::.+\\.weight', rank: 2 }
   - prefixes: { mode: remove, alias: base }
 output: out
 """
@@ -40,7 +40,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A base and four fine-tunes of it."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(3)
-    shapes = {"h.0.w": (6, 5), "h.1.w": (6, 5), "b": (7,)}
+    shapes = {"h.0.weight": (6, 5), "h.1.weight": (6, 5), "b": (7,)}
     base = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     write_checkpoint(tmp_path / "base.safetensors", base)
     for name in "abcd":
@@ -59,7 +59,7 @@ def tensors(name: str) -> dict[str, np.ndarray]:
 def spoil(name: str, value: float = np.nan) -> None:
     """Put a number into a fine-tune."""
     held = {key: array.copy() for key, array in tensors(f"runs/{name}.safetensors").items()}
-    held["h.1.w"][2, 3] = value
+    held["h.1.weight"][2, 3] = value
     write_checkpoint(Path(f"runs/{name}.safetensors"), held)
 
 
@@ -103,7 +103,7 @@ def test_factorisations_of_many_jobs_are_compiled_once(place):
     assert report.num_compilations <= 1  # none where NumPy factors them
     base = tensors("base.safetensors")
     for name in "abcd":
-        for key in ("h.0.w", "h.1.w"):
+        for key in ("h.0.weight", "h.1.weight"):
             u, s, vh = np.linalg.svd((tensors(f"runs/{name}.safetensors")[key] - base[key]).astype(np.float64))
             np.testing.assert_allclose(tensors(f"out/{name}.safetensors")[key], u[:, :2] * s[:2] @ vh[:2], atol=1e-5)
 
@@ -164,6 +164,27 @@ def test_only_checking_runs_nothing_and_leaves_nothing(place):
         "d": "ready",
     }
     assert sorted(place.rglob("*")) == before
+
+
+def test_adapters_whose_ranks_depend_on_the_data_are_extracted_as_by_single_runs(place):
+    (place / "extract.yaml").write_text(
+        'tuned: none\ninputs: [ "base::base.safetensors", "tuned::${tuned}" ]\ntransforms:\n'
+        "  - lora_extract: { base: 'base::(h.+)', tuned: 'tuned::\\1', to: adapter, energy: 0.8 }\n"
+        "output: { path: out, format: peft }\n"
+    )
+    text = JOBS.replace("merge", "extract").replace("output: 'out/${job}.safetensors'", "output.path: 'out/${job}'")
+    write(place, text)
+    spoil("d", 1e6)
+    assert statuses(batch("jobs.yaml", FAST)) == dict.fromkeys("abcd", "done")
+    for name in "abcd":
+        run(load_plan("extract.yaml", f"tuned=runs/{name}.safetensors", "output.path=one"), Options(overwrite=True))
+        files = {path.name: path.read_bytes() for path in Path("one").iterdir()}
+        assert {path.name: path.read_bytes() for path in Path(f"out/{name}").iterdir()} == files
+    assert statuses(batch("jobs.yaml", FAST)) == dict.fromkeys("abcd", "skipped")
+    spoil("b")
+    again = Options(sync=False, overwrite=True)
+    assert statuses(batch("jobs.yaml", again)) == {"a": "skipped", "b": "failed", "c": "skipped", "d": "skipped"}
+    assert statuses(batch("jobs.yaml", again, again=True)) == {"a": "done", "b": "failed", "c": "done", "d": "done"}
 
 
 # ---------------------------------------------------------------------------------------------------------- reruns

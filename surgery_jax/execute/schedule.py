@@ -3,11 +3,12 @@ opens nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..compile.blueprint import Blueprint, flat_blueprint, row_bytes, rows_blueprint, whole_blueprint
-from ..compile.pieces import cut
+from ..compile.pieces import Piece, cut
 from ..compile.program import Component, Group, Move, Program
 from ..core.specs import Spec
 from ..graph.node import Source
@@ -92,7 +93,8 @@ def _tile_length(group: Group, limit: int) -> int:
 
 
 def plan_tasks(program: Program, blueprints: Sequence[Blueprint]) -> list[Task]:
-    """All tasks in the order of the bytes they read first; `blueprints` are those of the groups."""
+    """All tasks in the order of the bytes they read first, in the file that most of them read: those that read the same
+    tensor of a base come together. `blueprints` are those of the groups."""
     tasks: list[tuple[tuple[str, int], Task]] = []
     for moves in _gathered(program.moves):
         first = moves[0]
@@ -103,9 +105,11 @@ def plan_tasks(program: Program, blueprints: Sequence[Blueprint]) -> list[Task]:
         if len(moves) > 1:
             tasks.append(((first.path, first.source), MoveTask(moves)))
     tasks += [(("", 0), task) for task in _decode_tasks(program)]
+    components = (component for group in program.groups for component in group.components)
+    readers = Counter(path for component in components for path in {path for path, _ in _stored(component)})
     for number, (group, plan) in enumerate(zip(program.groups, blueprints, strict=True)):
-        tiles = _flat_tiles if plan.kind == "flat" else _row_tiles
-        tasks += [(_position(tile.segments[0], plan), tile) for tile in tiles(number, group, plan)]
+        tiles = _flat_tiles(number, group, plan, readers) if plan.kind == "flat" else _row_tiles(number, group, plan)
+        tasks += [(_position(tile.segments[0], plan, readers), tile) for tile in tiles]
     tasks.sort(key=lambda entry: entry[0])
     return [task for _, task in tasks]
 
@@ -140,16 +144,26 @@ def _decode_tasks(program: Program) -> list[DecodeTask]:
     return [DecodeTask(source, first, count, tuple(parts)) for source, first, count, parts in wanted.values()]
 
 
-def _position(segment: Segment, plan: Blueprint) -> tuple[str, int]:
-    """File and offset of the first bytes of the first input."""
-    component, first, _ = segment
-    for spec, pieces in zip(plan.specs, component.inputs, strict=True):
+def _stored(component: Component) -> Iterator[tuple[str, tuple[int, Piece]]]:
+    """Files that a component reads, with the number of the input and its first piece there."""
+    for number, pieces in enumerate(component.inputs):
         for piece in pieces:
             entry = piece.node.op.entry if isinstance(piece.node.op, Source) else None
             if entry is not None and entry.extent is not None:
-                path, offset, _ = entry.extent.ranges(piece.start + first * spec.nbytes // plan.rows, 1)[0]
-                return path, offset
-    return "", 0
+                yield entry.extent.path, (number, piece)
+
+
+def _position(segment: Segment, plan: Blueprint, readers: Mapping[str, int]) -> tuple[str, int]:
+    """File and offset of the first bytes that are read of the file with most readers, of several that of the first
+    input."""
+    component, first, _ = segment
+    found = max(_stored(component), key=lambda entry: readers[entry[0]], default=None)
+    if found is None:
+        return "", 0
+    _, (number, piece) = found
+    extent = piece.node.op.entry.extent  # type: ignore[union-attr]
+    path, offset, _ = extent.ranges(piece.start + first * plan.specs[number].nbytes // plan.rows, 1)[0]
+    return path, offset
 
 
 def _row_tiles(number: int, group: Group, plan: Blueprint) -> Iterator[Tile]:
@@ -161,9 +175,11 @@ def _row_tiles(number: int, group: Group, plan: Blueprint) -> Iterator[Tile]:
             yield Tile(number, ((component, first, plan.rows),), start - first)
 
 
-def _flat_tiles(number: int, group: Group, plan: Blueprint) -> Iterator[Tile]:
+def _flat_tiles(number: int, group: Group, plan: Blueprint, readers: Mapping[str, int]) -> Iterator[Tile]:
     """Fill tiles with components one after the other; a new tile begins where the numbers change."""
-    ordered = sorted(group.components, key=lambda component: (component.numbers, _position((component, 0, 0), plan)))
+    ordered = sorted(
+        group.components, key=lambda component: (component.numbers, _position((component, 0, 0), plan, readers))
+    )
     segments: list[Segment] = []
     room = plan.rows
     for component in ordered:

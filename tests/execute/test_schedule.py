@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from running import Bench
+from running import Bench, write_checkpoint
 
+from surgery_jax import Options, plan_of
+from surgery_jax.api import Outside, compile_with, joined
 from surgery_jax.compile.program import Group, Move, Program
 from surgery_jax.execute.schedule import MOVE_BYTES, SMALLEST_TILE, MoveTask, Tile, blueprint, plan_tasks
+from surgery_jax.graph.node import Graph
 
 
 def group_of(root: Path, sizes: list[tuple[int, float]]) -> Group:
@@ -112,3 +115,29 @@ def test_a_tensor_larger_than_the_budget_is_cut_along_its_leading_axis(tmp_path:
     np.testing.assert_array_equal(got["w"], want)
     np.testing.assert_array_equal(got["t"], want.transpose(0, 2, 1))
     np.testing.assert_array_equal(got["c"], np.concatenate([want[:, 7], want[:, 0]], axis=1))
+
+
+def test_tasks_that_share_a_tensor_of_a_base_come_together(tmp_path: Path) -> None:
+    """Matrices of three fine-tunes are factored with one base: its tensors are read in turn, each by all three."""
+    tensors = {f"h.{layer}.w": np.ones((4, 4), np.float32) for layer in range(3)}
+    base = write_checkpoint(tmp_path / "z.safetensors", tensors)
+    graph, parts = Graph(), []
+    for name in "abc":
+        tuned = write_checkpoint(tmp_path / f"{name}.safetensors", tensors)
+        steps = [
+            {"subtract_": {"from": "base::(.+)", "to": "tuned::\\1"}},
+            {"phlora_": {"target": "tuned::.+", "rank": 1}},
+            {"prefixes": {"mode": "remove", "alias": "base"}},
+        ]
+        plan = plan_of(
+            {
+                "inputs": [f"base::{base}", f"tuned::{tuned}"],
+                "transforms": steps,
+                "output": str(tmp_path / f"{name}-out.safetensors"),
+            }
+        )
+        parts.append(compile_with(plan, Outside(Options()), graph))
+    program = joined(parts).program
+    tasks = plan_tasks(program, [blueprint(group, 1 << 20) for group in program.groups])
+    labels = [task.segments[0][0].labels[0] for task in tasks if isinstance(task, Tile)]
+    assert labels == [f"h.{layer}.w" for layer in range(3) for _ in range(3)]

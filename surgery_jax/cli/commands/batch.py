@@ -83,6 +83,10 @@ class Batch(Command):
 def _lines(report: BatchReport) -> Iterator[str]:
     from ...core.specs import format_bytes
 
+    for job in report.jobs:
+        if job.printed:
+            yield f"{job.name}:"
+            yield from (f"  {line}" for line in job.printed.splitlines())
     rows = [
         (
             job.name,
@@ -94,10 +98,6 @@ def _lines(report: BatchReport) -> Iterator[str]:
         for job in report.jobs
     ]
     yield from table([("job", "status", "output", "tensors", "bytes"), *rows], right=(3, 4))
-    for job in report.jobs:
-        if job.printed:
-            yield f"{job.name}:"
-            yield from (f"  {line}" for line in job.printed.splitlines())
     yield f"{count(len(report.jobs), 'job')}: " + ", ".join(f"{n} {status}" for status, n in report.counts.items())
 
 
