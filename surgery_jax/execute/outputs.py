@@ -9,7 +9,10 @@ it is depends on the disk, and on how much fresh memory the system has at hand.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import struct
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -24,7 +27,8 @@ from .reservations import PAGE
 
 __all__ = ["OutputFile"]
 
-UNSUPPORTED = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF)
+UNSUPPORTED = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.ENOTTY)
+FICLONERANGE = 0x4020940D  # of linux/fs.h
 
 
 class OutputFile:
@@ -36,6 +40,7 @@ class OutputFile:
         self.fd = fd
         self.direct = direct
         self.pace = pace
+        self._shares = sys.platform == "linux"
         # The kernel lets one writer at a time into the cached pages of a file; the others would spin in the meantime.
         self._turn = threading.Lock()
 
@@ -96,6 +101,29 @@ class OutputFile:
         self.write(offset, gathered, bounce)
 
     def _copy(self, files: Files, move: Move, bounce: np.ndarray, scratch: np.ndarray) -> None:
+        path, source, file, offset, nbytes = move
+        skip = -offset % PAGE
+        shared = self._share(files, path, source + skip, offset + skip, (nbytes - skip) // PAGE * PAGE)
+        if shared:
+            self._copy_range(files, Move(path, source, file, offset, skip), bounce, scratch)
+            source, offset, nbytes = source + skip + shared, offset + skip + shared, nbytes - skip - shared
+        self._copy_range(files, Move(path, source, file, offset, nbytes), bounce, scratch)
+
+    def _share(self, files: Files, path: str, source: int, offset: int, nbytes: int) -> int:
+        """Let the file system take whole pages of an input file for ours too, until one of them is changed (XFS, Btrfs
+        and others); gives how many bytes that is."""
+        if not self._shares or nbytes < MIN_DIRECT or (source - offset) % PAGE:
+            return 0
+        try:
+            fcntl.ioctl(self.fd, FICLONERANGE, struct.pack("=qQQQ", files.fd(path), source, nbytes, offset))
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise StorageError(f"cannot copy: {error.strerror}", where=self.path) from None
+            self._shares = False
+            return 0
+        return nbytes
+
+    def _copy_range(self, files: Files, move: Move, bounce: np.ndarray, scratch: np.ndarray) -> None:
         path, source, _, offset, nbytes = move
         if self.direct is None or not self.pace.is_direct():
             began = time.perf_counter()
