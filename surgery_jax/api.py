@@ -117,10 +117,12 @@ class Outside:
         """How a save is written."""
         try:
             if request.kind == "tensor":
-                return formats.resolve_save_tensor(request.path, request.format)
+                return formats.resolve_save_tensor(request.path, request.format, request.options)
             if request.kind == "alias":
-                return formats.resolve_save(request.path, request.format, request.shard)
-            return formats.resolve_output(request.path, request.format, request.shard, self.options.shard_size)
+                return formats.resolve_save(request.path, request.format, request.shard, request.options)
+            return formats.resolve_output(
+                request.path, request.format, request.shard, self.options.shard_size, request.options
+            )
         except SurgeryError as error:
             raise error.located(request.mark) from None
 
@@ -491,14 +493,16 @@ def convert(
     *,
     format: str | None = None,
     shard: str | None = None,
+    settings: dict[str, str] | None = None,
     progress: Show | None = None,
 ) -> Report:
-    """Write a checkpoint in another format or cut otherwise; format and shard mean what they mean in a plan's output.
+    """Write a checkpoint in another format or cut otherwise; format and shard mean what they mean in a plan's output,
+    and `settings` are its options of the format.
 
     Raises:
         SurgeryError: it cannot be read, or not be written so.
     """
-    asked = {"path": str(target), "format": format, "shard": shard}
+    asked = {"path": str(target), "format": format, "shard": shard, "options": dict(settings or {}) or None}
     output = {key: value for key, value in asked.items() if value is not None}
     plan = plan_of({"inputs": [f"model::{source}"], "output": output}, _NO_PLAN)
     try:

@@ -381,7 +381,11 @@ class _Batch:
 
 def _key_of(plan: Plan, options: Options) -> str:
     """The hash of all that decides what a job writes, but for the files that it reads."""
-    output = None if plan.output is None else [plan.output.path, plan.output.format, plan.output.shard]
+    output = (
+        None
+        if plan.output is None
+        else [plan.output.path, plan.output.format, plan.output.shard, *sorted(plan.output.options.items())]
+    )
     steps = None if plan.steps is None else plain(plan.steps)
     content = [1, [[entry.alias, entry.path] for entry in plan.inputs], steps, output, options.shard_size]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -389,8 +393,9 @@ def _key_of(plan: Plan, options: Options) -> str:
 
 def _files_of(path: str) -> Sequence[str]:
     """The files of an input as it is now."""
-    if not Path(path).is_dir():
-        return (path,)
+    place, _ = formats.split_part(path)
+    if not Path(place).is_dir():
+        return (place,)
     try:
         return formats.open_checkpoint(path).files
     except SurgeryError:

@@ -151,6 +151,17 @@ def _size(word: str) -> str:
     return word
 
 
+def words(text: str) -> dict[str, str]:
+    """Parse `key=value,key=value`."""
+    found = {}
+    for item in text.split(","):
+        key, separator, value = item.partition("=")
+        if not (separator and key and value):
+            raise ValueError(f"not KEY=VALUE: {item!r}")
+        found[key] = value
+    return found
+
+
 def shard_size(word: str) -> str:
     """A size as plans spell it."""
     from ..core.specs import parse_size

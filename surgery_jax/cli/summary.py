@@ -34,7 +34,8 @@ def summarize(plan: Plan, executed: list[Any], mode: str) -> str:
         "transforms": [_resolved(step, default) for step in steps],
     }
     if plan.output is not None:
-        output = {"path": plan.output.path, "format": plan.output.format, "shard": plan.output.shard}
+        output: dict[str, Any] = {"path": plan.output.path, "format": plan.output.format, "shard": plan.output.shard}
+        output["options"] = dict(plan.output.options) or None
         document["output"] = {key: value for key, value in output.items() if value is not None}
     return _yaml(document)
 

@@ -77,9 +77,16 @@ def agree(peers: Peers, symbolic: Symbolic, outputs: Outputs) -> None:
     """Make sure that all processes run the same programs and see the same headers and outputs.
 
     Raises:
-        PlanError: one of them does not.
+        PlanError: one of them does not, or an output is one that a single process must write.
     """
     if peers.size > 1:
+        for output, layout in outputs:
+            if any(file.encode is not None for file in layout.files):  # the last byte may come from any process
+                raise PlanError(
+                    f"{output.path}: files that are compressed as a whole cannot be written by several processes",
+                    found=f"{peers.size} processes",
+                    hint="leave out the compression, or use one process",
+                )
         compare(peers, versions())
         facts = {"the headers of the inputs": headers_digest(symbolic), "the outputs": outputs_digest(outputs)}
         compare(peers, facts)
@@ -130,6 +137,7 @@ def outputs_digest(outputs: Outputs) -> str:
         lines.append(f"{output.path} {output.format.name} {output.is_directory}")
         lines += [f"{file.name} {file.size} {[(at, len(data)) for at, data in file.fixed]}" for file in layout.files]
         lines += [f"{name} {place}" for name, place in layout.places.items()]
+        lines += [f"{name} {parts}" for name, parts in layout.rest.items()]
     return _digest(lines)
 
 

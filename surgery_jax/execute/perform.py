@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from ..compile.program import Program
 from ..storage.base import Layout
 from ..storage.formats import OutputPlan
 from .devices import CompileClock, device_trace
+from .encoded import EncodedFile
 from .hosts import Part, bring_together
 from .options import Options
 from .outputs import OutputFile
@@ -94,9 +95,11 @@ def perform(
         if progress is not None:
             progress(done, part.nbytes or total)
 
+    full: deque[EncodedFile] = deque()
     executor = Executor(
         program,
-        [file for staging in stagings for file in _files(staging, pace)],
+        [file for staging in stagings for file in _files(staging, pace, full)],
+        full=full,
         memory_bytes=options.memory_bytes,
         num_workers=options.num_workers,
         num_devices=options.devices or None,
@@ -149,8 +152,10 @@ def _of_all(peers: Peers, program: Program, own: Performed) -> Performed:
 _COUNTED = ("num_compilations", "num_host_fallbacks", "peak_buffer_bytes", "stream_s", "compile_s")
 
 
-def _files(staging: Target, pace: Pace) -> list[OutputFile]:
-    return [
-        OutputFile(str(Path(staging.plan.path) / file.name), staging.fd(index), staging.direct_fd(index), pace)
-        for index, file in enumerate(staging.layout.files)
-    ]
+def _files(staging: Target, pace: Pace, full: deque[EncodedFile]) -> Iterator[OutputFile]:
+    for index, file in enumerate(staging.layout.files):
+        path = str(Path(staging.plan.path) / file.name)
+        if file.encode is None:
+            yield OutputFile(path, staging.fd(index), staging.direct_fd(index), pace)
+        else:
+            yield EncodedFile(path, staging.fd(index), file.size, file.encode, full)

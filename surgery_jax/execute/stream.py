@@ -7,6 +7,7 @@ queues between stages; the byte budget decides how many tasks are in flight.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -25,6 +26,7 @@ from .blas import one_thread_each
 from .buffers import Budget, Files
 from .decoded import BlockCache, cache_bytes, decode
 from .devices import local_devices
+from .encoded import EncodedFile
 from .outputs import OutputFile
 from .report import Progress
 from .reservations import decode_needs, move_needs, piece_bytes, task_needs, tile_limit
@@ -49,6 +51,7 @@ class Executor:
         progress: Progress | None = None,
         timeline: Timeline | None = None,
         choose: Callable[[Sequence[Blueprint]], Sequence[Task]] | None = None,
+        full: deque[EncodedFile] | None = None,
     ) -> None:
         """`choose` gives the tasks to run; all of the program if there is none."""
         self.program = program
@@ -67,6 +70,7 @@ class Executor:
         self.timeline = timeline or Timeline()
         self.num_fallbacks = 0
         self._choose = choose
+        self._full = deque() if full is None else full  # files that are to be encoded
         self._made: dict[Any, np.ndarray] = {}
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
@@ -138,6 +142,17 @@ class Executor:
             self._decode(task)
         else:
             self._run_tile(number, task)
+        while self._full:
+            self._seal()
+
+    def _seal(self) -> None:
+        try:
+            file = self._full.popleft()
+        except IndexError:  # another worker was faster
+            return
+        # what it becomes takes no more than it is, once while it is made and once more as it is written
+        with self.budget.reserve([file.size], 2 * file.size) as (raw,), self.timeline.stage("encode"):
+            file.seal(raw)
 
     def _decode(self, task: DecodeTask) -> None:
         with self.budget.reserve(*decode_needs(task.source.entry, self.piece)) as (bounce,):

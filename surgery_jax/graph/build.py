@@ -12,6 +12,7 @@ from ..core.errors import AssertionFailed, Mark, PlanError, Problems, SurgeryErr
 from ..language import document
 from ..language import names as naming
 from ..language.document import Mapping, Node, Scalar, Sequence, plain
+from ..language.nodes import node_of
 from ..language.plan import Input, Plan
 from ..ops.base import BoundStep, find_word, words
 from .namespace import Model
@@ -260,7 +261,7 @@ class _Builder(SymbolicState):
         self.word, self.mark, self.step = "output", output.mark, self.step + 1
         if self.errors:
             # a failed step may have decided which alias is written, so only the place is still worth checking
-            request = Request(output.path, output.format, output.shard, "output", output.mark)
+            request = Request(output.path, output.format, output.shard, "output", output.mark, output.options)
             try:
                 self.files.check_request(request)
             except SurgeryError as error:
@@ -282,7 +283,7 @@ class _Builder(SymbolicState):
             )
             return
         try:
-            self.save(output.path, output.format, output.shard, offered[0], None)
+            self.save(output.path, output.format, output.shard, offered[0], None, output.options)
         except SurgeryError as error:
             self.errors.append(error.located(output.mark))
 
@@ -306,5 +307,7 @@ def _save_step(output: Any) -> Node:
     alias, _, path = output.path.rpartition("::") if "::" in output.path else ("", "", output.path)
     given = {"path": path, "alias": alias or None, "format": output.format, "shard": output.shard}
     keys: dict[str, Node] = {key: Scalar(value, mark) for key, value in given.items() if value is not None}
+    if output.options:
+        keys["options"] = node_of(dict(output.options), mark)
     payload = Mapping(keys, dict.fromkeys(keys, mark), mark)
     return Mapping({"save": payload}, {"save": mark}, mark)

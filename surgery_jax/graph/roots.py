@@ -23,6 +23,7 @@ class Request:
     shard: str | None
     kind: str  # "output", "alias" or "tensor"
     mark: Mark
+    options: Mapping[str, str] = field(default_factory=dict)  # of the format
 
 
 @dataclass(frozen=True, slots=True, eq=False)

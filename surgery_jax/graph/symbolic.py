@@ -429,7 +429,15 @@ class SymbolicState:
     def assert_(self, outcome: Any, text: str) -> None:
         self.assertions.append(Assertion(self.step, self.mark, outcome, text))
 
-    def save(self, path: str, format: str | None, shard: str | None, alias: str, name: str | None) -> None:
+    def save(
+        self,
+        path: str,
+        format: str | None,
+        shard: str | None,
+        alias: str,
+        name: str | None,
+        options: Mapping[str, str],
+    ) -> None:
         if alias not in self.models:
             raise PlanError(
                 f"{self.word}: unknown model alias: {alias!r}", where=self.mark, expected=listing(self.models)
@@ -446,7 +454,7 @@ class SymbolicState:
         kind = "tensor" if name is not None else "output" if self.word == "output" else "alias"
         if format is None and name is None and not Path(path).suffix:
             format = model.format
-        request = Request(path, format, shard, kind, self.mark)
+        request = Request(path, format, shard, kind, self.mark, options)
         self.files.check_request(request)
         tensors = tuple((key, slot.node) for key, slot in chosen.items())
         written = _written_path(request)

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from ..core.errors import Mark, PlanError, nearest
 
-__all__ = ["Mapping", "Node", "Scalar", "Sequence", "check_keys", "node_of", "plain"]
+__all__ = ["Mapping", "Node", "Scalar", "Sequence", "check_keys", "node_of", "plain", "words_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,23 @@ def node_of(value: object, mark: Mark) -> Node:
     if value is None or isinstance(value, bool | int | float | str):
         return Scalar(value, mark)
     raise TypeError(f"no plan value: {type(value).__name__}")
+
+
+def words_of(node: Node, what: str) -> dict[str, str]:
+    """A mapping of single values as they would be typed; null entries are left out.
+
+    Raises:
+        PlanError: it is none.
+    """
+    if not isinstance(node, Mapping):
+        raise PlanError(f"{what} is a mapping", where=node.mark, found=f"{plain(node)!r}")
+    found: dict[str, str] = {}
+    for key, value in node.entries.items():
+        if not isinstance(value, Scalar):
+            raise PlanError(f"{what}.{key} is a single value", where=value.mark, found=f"{plain(value)!r}")
+        if value.value is not None:
+            found[key] = str(value.value) if value.text is None else value.text
+    return found
 
 
 def check_keys(node: Mapping, allowed: Iterable[str], what: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping as AbstractMapping
+from dataclasses import dataclass, field
 
 from ..core.errors import Mark, PlanError, nearest
 from .document import Mapping, Node, Scalar, Sequence, check_keys, plain
+from .nodes import words_of
 
 __all__ = ["Input", "Output", "Plan"]
 
@@ -27,6 +29,7 @@ class Output:
     format: str | None
     shard: str | None
     mark: Mark
+    options: AbstractMapping[str, str] = field(default_factory=dict)  # of the format
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +111,16 @@ def _output(node: Node | None) -> Output | None:
         raise PlanError("output is a path or a mapping", where=node.mark, found=f"{plain(node)!r}")
     if not node.entries:
         return None
-    check_keys(node, ("path", "format", "shard"), "output")
+    check_keys(node, ("path", "format", "shard", "options"), "output")
     values = {
         key: _word(value, f"output.{key}")
         for key, value in node.entries.items()
-        if not (isinstance(value, Scalar) and value.value is None)
+        if key != "options" and not (isinstance(value, Scalar) and value.value is None)
     }
+    options = words_of(node.entries["options"], "output.options") if "options" in node.entries else {}
     if "path" not in values:
         raise PlanError("output.path is required", where=node.mark)
-    return Output(values["path"], values.get("format"), values.get("shard"), node.mark)
+    return Output(values["path"], values.get("format"), values.get("shard"), node.mark, options)
 
 
 def _word(node: Node, what: str) -> str:

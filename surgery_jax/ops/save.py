@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.errors import PlanError
-from ..language.document import Node
-from .base import Directive, reference, text
+from ..language.nodes import Node, words_of
+from .base import Directive, node, reference, text
 from .state import State
 
 
@@ -27,12 +27,14 @@ class SaveStep(Directive):
     path: str = text("file or directory")
     alias: str | None = text("which checkpoint", None)
     target: Node | None = reference("literal name of the one tensor to write", None)
-    format: str | None = text("safetensors, torch, dcp; numpy for one tensor", None)
+    format: str | None = text("safetensors, torch, dcp, flax or orbax; numpy for one tensor", None)
     shard: str | None = text("largest size of a shard, such as 5GB", None)
+    options: Node | None = node("of the format, such as { compression: zstd } of orbax", None, kind="mapping")
 
     def build(self, state: State) -> None:
+        options = {} if self.options is None else words_of(self.options, "save.options")
         if self.target is None:
-            state.save(self.path, self.format, self.shard, self._alias(state), None)
+            state.save(self.path, self.format, self.shard, self._alias(state), None, options)
             return
         if self.shard is not None:
             raise PlanError("one tensor cannot be sharded", hint="leave out save.shard or save.target")
@@ -40,7 +42,7 @@ class SaveStep(Directive):
         if self.alias is not None and target.alias != self.alias:
             raise PlanError("save.alias and the alias in save.target differ", found=f"{self.alias} and {target.alias}")
         state.expect_present(target.alias, [str(target.expr)], kind="target")
-        state.save(self.path, self.format, None, target.alias, str(target.expr))
+        state.save(self.path, self.format, None, target.alias, str(target.expr), options)
 
     def _alias(self, state: State) -> str:
         aliases = state.aliases()

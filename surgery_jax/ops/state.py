@@ -158,7 +158,15 @@ class State(Protocol):
     def read_one(self, path: str, format: str) -> Any:
         """The version that a file with exactly one tensor holds."""
 
-    def save(self, path: str, format: str | None, shard: str | None, alias: str, name: str | None) -> None:
+    def save(
+        self,
+        path: str,
+        format: str | None,
+        shard: str | None,
+        alias: str,
+        name: str | None,
+        options: Mapping[str, str],
+    ) -> None:
         """Demand that a whole alias, or one tensor of it, is written."""
 
     def run_nested(self, sources: Sequence[tuple[str, YamlNode]]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from ..core.errors import StorageError, listing, nearest
+from ..core.errors import PlanError, StorageError, listing, nearest
 from ..core.ranges import Parts, ranges
 from ..core.specs import Spec
 
@@ -93,11 +93,15 @@ class Checkpoint:
 @dataclass(frozen=True, slots=True)
 class LaidFile:
     """One file to be written: name relative to the output directory (empty: the output itself is this file), its
-    final length in bytes, and the bytes that are known beforehand as (offset, bytes)."""
+    final length in bytes, and the bytes that are known beforehand as (offset, bytes).
+
+    With `encode` it holds bytes of tensors only, and becomes what `encode` makes of them once all are there.
+    """
 
     name: str
     size: int
     fixed: tuple[tuple[int, bytes], ...] = ()
+    encode: Callable[[numpy.ndarray], bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +122,7 @@ class Layout:
 
 
 class Format:
-    """One storage format. Subclasses are found by `storage.formats`; they hold no state."""
+    """One storage format. Subclasses are found by `storage.formats`; they hold no state but their options."""
 
     name: ClassVar[str]  # the word of a plan
     suffixes: ClassVar[tuple[str, ...]] = ()  # of single files, lower case with the dot
@@ -128,6 +132,23 @@ class Format:
     takes_shards: ClassVar[bool] = False  # whether a directory may be cut into shards
     takes_notes: ClassVar[bool] = False  # whether texts about the tensors may lie beside them
     owns_directories: ClassVar[bool] = False  # a directory that has it is this format, whatever else lies there
+    options: ClassVar[Mapping[str, str]] = {}  # what an output may choose, with an explanation
+
+    def configured(self, options: Mapping[str, str]) -> Format:
+        """The format with options of an output.
+
+        Raises:
+            PlanError: an option that there is not, or a value that it does not take.
+        """
+        for key in options:
+            if key not in self.options:
+                near = nearest(key, self.options, 1)
+                raise PlanError(
+                    f"the format {self.name} has no option {key!r}",
+                    expected=", ".join(self.options) or "no options",
+                    hint=f"did you mean {near[0]}?" if near else None,
+                )
+        return self
 
     def probe_directory(self, path: Path) -> bool:
         """Whether a directory holds a checkpoint of this format."""

@@ -27,6 +27,7 @@ __all__ = [
     "resolve_output",
     "resolve_save",
     "resolve_save_tensor",
+    "split_part",
 ]
 
 _DEFAULT = "safetensors"  # what is written where nothing else is said
@@ -68,9 +69,7 @@ def open_checkpoint(path: str) -> Checkpoint:
     Raises:
         StorageError: there is none, it is not clear which, or it cannot be read.
     """
-    place, separator, part = path.rpartition("#")
-    if not separator or os.path.lexists(path):
-        place, part = path, ""
+    place, part = split_part(path)
     target = Path(place)
     if stat.S_ISDIR(check_exists(target).st_mode):
         format = _directory_format(target)
@@ -79,6 +78,12 @@ def open_checkpoint(path: str) -> Checkpoint:
         format = _file_format(target)
     checkpoint = format.read_header(target)
     return format.part(checkpoint, part) if part else checkpoint
+
+
+def split_part(path: str) -> tuple[str, str]:
+    """The path of a checkpoint, and the part of it that is meant; empty for all of it."""
+    place, separator, part = path.rpartition("#")
+    return (place, part) if separator and not os.path.lexists(path) else (path, "")
 
 
 def _directory_format(path: Path) -> Format:
@@ -182,7 +187,9 @@ class OutputPlan:
         )
 
 
-def resolve_output(path: str, format: str | None, shard: str | None, default_shard: str) -> OutputPlan:
+def resolve_output(
+    path: str, format: str | None, shard: str | None, default_shard: str, options: Mapping[str, str] | None = None
+) -> OutputPlan:
     """What the `output` of a plan means: the suffix decides what the plan leaves open.
 
     Raises:
@@ -195,7 +202,8 @@ def resolve_output(path: str, format: str | None, shard: str | None, default_sha
         chosen = named if named is not None and named.writes_files else words[_DEFAULT]
     else:
         chosen = _known(format, words)
-    if chosen.writes_files and named is chosen and not (Path(path).is_dir() and format is not None):
+    is_named, chosen = named is chosen, chosen.configured(options or {})
+    if chosen.writes_files and is_named and not (Path(path).is_dir() and format is not None):
         _check_no_shard(shard, f"the file {path}")
         return OutputPlan(path, chosen)
     if not chosen.writes_directories:
@@ -212,14 +220,16 @@ def resolve_output(path: str, format: str | None, shard: str | None, default_sha
     return OutputPlan(path, chosen, True, parse_size(default_shard if shard is None else shard))
 
 
-def resolve_save(path: str, format: str | None, shard: str | None) -> OutputPlan:
+def resolve_save(
+    path: str, format: str | None, shard: str | None, options: Mapping[str, str] | None = None
+) -> OutputPlan:
     """What the step `save` of a whole alias means: here the suffix decides nothing.
 
     Raises:
         PlanError: words that do not go together.
     """
     words = {name: known for name, known in formats().items() if known.writes_files or known.writes_directories}
-    chosen = words[_DEFAULT] if format is None else _known(format, words)
+    chosen = (words[_DEFAULT] if format is None else _known(format, words)).configured(options or {})
     limit = None if shard is None else parse_size(shard)
     if not chosen.takes_shards:
         _check_no_shard(shard, f"the format {chosen.name}")
@@ -234,14 +244,14 @@ def resolve_save(path: str, format: str | None, shard: str | None) -> OutputPlan
     return OutputPlan(path, chosen, True, limit)
 
 
-def resolve_save_tensor(path: str, format: str | None) -> OutputPlan:
+def resolve_save_tensor(path: str, format: str | None, options: Mapping[str, str] | None = None) -> OutputPlan:
     """What the step `save` of one tensor means.
 
     Raises:
         PlanError: no such format.
     """
     words = {name: known for name, known in formats().items() if known.writes_tensors}
-    chosen = words[_DEFAULT] if format is None else _known(format, words)
+    chosen = (words[_DEFAULT] if format is None else _known(format, words)).configured(options or {})
     return OutputPlan(chosen.single_path(path), chosen, single=True)
 
 

@@ -8,6 +8,7 @@ of the checkpoint, so that writing it again gives the same tree.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import stat
@@ -15,14 +16,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
-from ..core.errors import StorageError, listing
-from .base import Checkpoint, Entry, Format
+from ..core.errors import PlanError, StorageError, listing
+from ..core.ranges import Parts
+from ..core.specs import Spec, parse_size
+from .base import Checkpoint, Entry, Format, LaidFile, Layout
 from .files import File, parse_json, storage_error
-from .keys import MAX_DEPTH, join_keys
+from .keys import MAX_DEPTH, join_keys, nest, split_name
 from .shards import check_inside
-from .zarr import METADATA, entry_of, parse_array
+from .zarr import METADATA, chunk_of, chunks, describe, encode_chunk, entry_of, parse_array
 
 __all__ = ["OrbaxFormat"]
 
@@ -43,6 +46,27 @@ class OrbaxFormat(Format):
 
     name = "orbax"
     writes_files = False
+    writes_directories = True
+    options: ClassVar[Mapping[str, str]] = {
+        "chunk": "largest chunk of an array, such as 64MB (default), or none; chunks are cut along the leading axis",
+        "compression": "none (default) or zstd, of every chunk",
+    }
+
+    def __init__(self, chunk_bytes: int | None = 64 << 20, compression: str = "none") -> None:
+        """As the options say; `chunk_bytes` None does not cut."""
+        self.chunk_bytes = chunk_bytes
+        self.compression = compression
+
+    def configured(self, options: Mapping[str, str]) -> OrbaxFormat:
+        """With the sizes and words of a plan."""
+        super().configured(options)
+        compression = options.get("compression", self.compression)
+        if compression not in _COMPRESSORS:
+            raise PlanError(
+                f"unknown compression {compression!r}", expected=f"one of {', '.join(_COMPRESSORS)}", found=compression
+            )
+        chunk = parse_size(options["chunk"]) if "chunk" in options else self.chunk_bytes
+        return OrbaxFormat(chunk, compression)
 
     def probe_directory(self, path: Path) -> bool:
         """Whether it is a checkpoint or a step, or holds nothing but steps."""
@@ -70,6 +94,49 @@ class OrbaxFormat(Format):
             return _read_item(path, item)
         except OSError as error:
             raise storage_error(error, path, "read it") from None
+
+    def layout(
+        self,
+        path: Path,
+        tensors: Sequence[tuple[str, Spec]],
+        *,
+        is_directory: bool,
+        shard_bytes: int | None,
+        metadata: Mapping[str, str],
+    ) -> Layout:
+        """One file per chunk, of the layout of `StandardCheckpointer`, which every release of Orbax reads."""
+        note = _Note.of(metadata)
+        written = _Written(str(path), tensors, note)
+        files: list[LaidFile] = []
+        places: dict[str, tuple[int, int]] = {}
+        rest: dict[str, Parts[int]] = {}
+        arrays: dict[str, bytes] = {}
+        compressor = _COMPRESSORS[self.compression]
+        for name, spec in tensors:
+            chunk = chunk_of(spec, self.chunk_bytes)
+            described = describe(spec, chunk, compressor)
+            stored = written.stored[name]
+            arrays[stored] = described
+            encode = None if compressor is None else partial(encode_chunk, described, chunk)
+            parts = []
+            for begin, key, size in chunks(spec, chunk):
+                parts.append((begin, len(files), 0))
+                size = size if encode is None else min(size, spec.nbytes - begin)
+                files.append(LaidFile(f"{stored}/{key}", size, encode=encode))
+            places[name] = parts[0][1:] if parts else (0, 0)
+            if len(parts) > 1:
+                rest[name] = tuple(parts[1:])
+        tables = written.tables({key: value for key, value in metadata.items() if key != _NOTE})
+
+        def finish(root: Path) -> None:
+            for stored, described in arrays.items():
+                (root / stored).mkdir(exist_ok=True)
+                (root / stored / METADATA[0]).write_bytes(described)
+            for name, content in tables.items():
+                (root / name).parent.mkdir(exist_ok=True)
+                (root / name).write_bytes(content)
+
+        return Layout(tuple(files), places, True, finish, rest)
 
     def part(self, checkpoint: Checkpoint, prefix: str) -> Checkpoint:
         """Also what the tree has there beside tensors."""
@@ -150,11 +217,12 @@ class _Note:
     """What the tree has beside tensors, by name: the text that travels as metadata."""
 
     lists: list[str] = field(default_factory=list)
-    kinds: dict[str, str] = field(default_factory=dict)  # of leaves that are no jax.Array
+    kinds: dict[str, str] = field(default_factory=dict)  # of leaves that are no arrays, such as scalars
     texts: dict[str, str] = field(default_factory=dict)
     empty: dict[str, str] = field(default_factory=dict)  # containers without leaves, and None
     random: dict[str, str] = field(default_factory=dict)  # implementations of random keys
-    custom: Any = None
+    custom: Any = None  # what the user of Orbax put beside the tree
+    step: Any = None  # the same of the step, where it is not all texts
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> _Note:
@@ -184,6 +252,7 @@ class _Note:
         return {_NOTE: json.dumps(held, separators=(",", ":"), sort_keys=True)} if held else {}
 
 
+_COMPRESSORS: dict[str, Mapping[str, Any] | None] = {"none": None, "zstd": {"id": "zstd", "level": 1}}
 _TYPES: dict[str, type[Any]] = {
     "lists": list,
     "kinds": dict,
@@ -215,10 +284,10 @@ def _read_table(path: Path, what: str) -> Any:
 
 def _read_item(path: Path, item: Path) -> Checkpoint:
     table = _read_table(item / _TREE, "the table of the tree")
-    for name in (_STEP[0], "_sharding"):
-        if (item / name).is_file():
-            _read_table(item / name, f"the table {name}")
+    if (item / "_sharding").is_file():
+        _read_table(item / "_sharding", "the table of shardings")
     leaves, note = _tree(item / _TREE, table)
+    metadata, note.step = _step_metadata(item)
     texts = _read_table(item / _STRINGS, "the table of texts") if (item / _STRINGS).is_file() else {}
     for name, stored in note.texts.items():
         text = texts.get(stored) if isinstance(texts, dict) else None
@@ -233,7 +302,19 @@ def _read_item(path: Path, item: Path) -> Checkpoint:
     if not entries:
         raise StorageError("the checkpoint holds no tensors", where=str(path))
     files = [entry for entry in sorted(item.rglob("*")) if entry.is_file()]
-    return Checkpoint(str(path), OrbaxFormat.name, entries, note.metadata(), tuple(map(str, files)))
+    return Checkpoint(str(path), OrbaxFormat.name, entries, metadata | note.metadata(), tuple(map(str, files)))
+
+
+def _step_metadata(item: Path) -> tuple[dict[str, str], Any]:
+    """What the user put beside the whole checkpoint: texts by name, or something else."""
+    for place in (item, item.parent):
+        if (place / _STEP[0]).is_file():
+            table = _read_table(place / _STEP[0], "the table of the step")
+            found = table.get("custom_metadata") if isinstance(table, dict) else None
+            if isinstance(found, dict) and all(isinstance(value, str) for value in found.values()):
+                return {key: value for key, value in found.items() if key != _NOTE}, None
+            return {}, found
+    return {}, None
 
 
 def _tree(where: Path, table: Any) -> tuple[list[_Leaf], _Note]:
@@ -271,7 +352,7 @@ def _tree(where: Path, table: Any) -> tuple[list[_Leaf], _Note]:
             note.texts[name] = stored
         else:
             leaves.append(_Leaf(name, stored))
-            if kind != "jax.Array":
+            if kind not in ("jax.Array", "np.ndarray"):  # which are written alike
                 note.kinds[name] = kind
     note.lists = list(lists)
     return leaves, note
@@ -425,3 +506,120 @@ def _by_array(leaves: Iterable[_Leaf], keys: Iterable[str]) -> dict[str, dict[st
         if at >= 0:
             found.setdefault(key[:at], {})[key[at + 1 :]] = None
     return found
+
+
+# -------------------------------------------------------------------------------------------------------- writing
+
+
+class _Written:
+    """The tree that is written: rows of its table, and the directory of each tensor."""
+
+    def __init__(self, where: str, tensors: Sequence[tuple[str, Spec]], note: _Note) -> None:
+        """Raises StorageError for a name or a dtype that Orbax cannot hold."""
+        nest(((name, spec) for name, spec in tensors), where)  # no name may be the beginning of another
+        self.note = note
+        self.specs = dict(tensors)
+        self.keys = {name: split_name(name) for name in self.specs}
+        self.stored: dict[str, str] = {}
+        holder: dict[str, str] = {}
+        for name, spec in tensors:
+            stored = self.stored[name] = ".".join(self.keys[name])
+            other = holder.setdefault(stored, name)
+            if other != name:
+                raise StorageError(
+                    f"Orbax would store {name!r} and {other!r} in one directory",
+                    where=where,
+                    hint="rename one of them with the step move",
+                )
+            _check_directory_name(where, name, stored)
+            if not spec.dtype.array:
+                raise StorageError(f"Orbax cannot hold {spec.dtype}", where=where, found=f"{name!r} is {spec}")
+        branches = {keys[:at] for keys in self.keys.values() for at in range(len(keys))}
+        # what is no tensor stays where there is still a branch for it
+        self.others = {
+            name: split_name(name)
+            for name in [*note.empty, *note.texts]
+            if split_name(name)[:-1] in branches and name not in self.specs and split_name(name) not in branches
+        }
+        self.lists = self._lists()
+
+    def _lists(self) -> set[tuple[str, ...]]:
+        """The branches that are still lists: their keys count from 0 on."""
+        wanted = {split_name(name) for name in self.note.lists}
+        below: dict[tuple[str, ...], set[str]] = {}
+        for keys in [*self.keys.values(), *self.others.values()]:
+            for at in range(len(keys)):
+                if keys[:at] in wanted:
+                    below.setdefault(keys[:at], set()).add(keys[at])
+        return {keys for keys, found in below.items() if found == set(map(str, range(len(found))))}
+
+    def tables(self, metadata: Mapping[str, str]) -> dict[str, bytes]:
+        """The files that are no arrays, by name; the mark of a finished checkpoint is the last."""
+        note = self.note
+        rows = {}
+        for name, keys in [*self.keys.items(), *self.others.items()]:
+            parts = [{"key": key, "key_type": 1 if keys[:at] in self.lists else 2} for at, key in enumerate(keys)]
+            rows[str(keys)] = {"key_metadata": parts, "value_metadata": self._value(name)}
+        tree = {
+            "tree_metadata": rows,
+            "use_ocdbt": False,
+            "use_zarr3": False,
+            "store_array_data_equal_to_fill_value": True,
+            "custom_metadata": note.custom,
+        }
+        step = {
+            "item_handlers": _HANDLER,
+            "metrics": {},
+            "performance_metrics": {},
+            "init_timestamp_nsecs": None,
+            "commit_timestamp_nsecs": None,
+            "custom_metadata": note.step if isinstance(note.step, dict) else dict(sorted(metadata.items())),
+        }
+        found: dict[str, Any] = {_TREE: tree, _STEP[0]: step}
+        if texts := {".".join(self.others[name]): text for name, text in note.texts.items() if name in self.others}:
+            found[_STRINGS] = texts
+        if random := [name for name in self.specs if name in note.random]:
+            sharding = json.dumps({"sharding_type": "SingleDeviceSharding", "device_str": "cpu:0"})
+            coded = {name: base64.b64encode(self.stored[name].encode()).decode() for name in random}
+            found["_sharding"] = {coded[name]: sharding for name in random}
+            found[f"{_KEYS}/process_0"] = {"array_metadatas": [self._random(name) for name in random]}
+        content = {name: json.dumps(table).encode() for name, table in found.items()}
+        return content | {_COMMIT: b""}
+
+    def _value(self, name: str) -> dict[str, Any]:
+        """The kind of a leaf. Arrays are of the host: these are restored on any machine, and onto any devices that
+        the caller asks for, while for a jax.Array the devices would have to be told here."""
+        note = self.note
+        if name in self.others:
+            return {"value_type": note.empty.get(name, "string"), "skip_deserialize": name in note.empty}
+        spec = self.specs[name]
+        if name in note.random:
+            return {"value_type": "jax.Array", "skip_deserialize": False, "write_shape": list(spec.shape)}
+        is_scalar = note.kinds.get(name) == "scalar" and not spec.shape
+        return {"value_type": "scalar" if is_scalar else "np.ndarray", "skip_deserialize": False}
+
+    def _random(self, name: str) -> dict[str, Any]:
+        shape = list(self.specs[name].shape)
+        kind = {"random_key_impl": self.note.random[name]}
+        row = {"param_name": self.stored[name], "write_shape": shape, "chunk_shape": shape, "ext_metadata": kind}
+        return {"array_metadata": row}
+
+
+_HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
+
+
+def _check_directory_name(where: str, name: str, stored: str) -> None:
+    """The name of an array's directory is the joined path of keys, so not every name is one."""
+    problem = None
+    if not stored or stored in (".", "..") or "/" in stored or "\0" in stored:
+        problem = "it cannot be the name of a directory"
+    elif len(stored.encode("utf-8", "surrogatepass")) > 255:
+        problem = "it is longer than the name of a directory can be"
+    elif stored in _OWN or stored.startswith("ocdbt.process_"):
+        problem = "a file of Orbax has that name"
+    if problem is not None:
+        raise StorageError(
+            f"Orbax cannot store a tensor named {name[:80]!r}: {problem}",
+            where=where,
+            hint="rename it with the step move",
+        )

@@ -62,7 +62,8 @@ def _check_directory(plan: OutputPlan, final: Path, overwrite: bool) -> None:
     for format in formats().values():
         # Beside the new checkpoint, these would be read instead of it or make it unclear. They are not ours to delete.
         own = set(plan.format.stale(final)) if plan.format.owns_directories else set()
-        if format is not plan.format and format.probe_directory(final) and not own.issuperset(format.stale(final)):
+        is_other = format.name != plan.format.name and format.probe_directory(final)
+        if is_other and not own.issuperset(format.stale(final)):
             raise StorageError(
                 f"the directory holds a {format.name} checkpoint",
                 where=plan.path,
@@ -182,6 +183,8 @@ class Staging:
         _allow_open_files(2 * len(self.layout.files))
         for file in self.layout.files:
             path = self._built / file.name if file.name else self._built
+            if "/" in file.name:
+                path.parent.mkdir(parents=True, exist_ok=True)
             # The mode 0666 is narrowed by the umask, as for any program; the hidden directory itself is private.
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             descriptor = os.open(path, flags, 0o666)

@@ -7,6 +7,7 @@ the packed tensor; all others are decoded by TensorStore.
 
 from __future__ import annotations
 
+import json
 import math
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from .files import File, parse_json
 if TYPE_CHECKING:
     import numpy
 
-__all__ = ["METADATA", "ZarrArray", "entry_of", "leading_axis", "parse_array", "v2_dtype"]
+__all__ = ["METADATA", "ZarrArray", "chunk_of", "chunks", "describe", "encode_chunk", "entry_of", "parse_array"]
 
 METADATA = (".zarray", "zarr.json")  # the names of the files that describe an array, of version 2 and 3
 MAX_METADATA = 1 << 20  # bytes of one of them
@@ -64,7 +65,7 @@ class ZarrArray(NamedTuple):
             yield self.separator.join([*words, *map(str, index)]) or "0"
 
 
-def v2_dtype(dtype: DType) -> str:
+def _v2_dtype(dtype: DType) -> str:
     """How version 2 spells a dtype."""
     if dtype.numpy.isbuiltin != 1:
         return dtype.name
@@ -112,7 +113,7 @@ def _dtype_v2(word: Any) -> tuple[DType, bool]:
     if word in BY_NAME and BY_NAME[word].name == word:
         return BY_NAME[word], True
     for dtype in DTYPES:
-        if dtype.array and dtype.numpy.isbuiltin == 1 and v2_dtype(dtype)[1:] == word[1:]:
+        if dtype.array and dtype.numpy.isbuiltin == 1 and _v2_dtype(dtype)[1:] == word[1:]:
             return dtype, word[0] in "<|"
     raise ValueError(f"dtype {word!r} is not supported")
 
@@ -167,7 +168,7 @@ def _geometry(shape: Any, chunk: Any, dtype: DType) -> tuple[Spec, tuple[int, ..
 # ---------------------------------------------------------------------------------------------------------- entries
 
 
-def leading_axis(shape: Sequence[int], chunk: Sequence[int]) -> int:
+def _leading_axis(shape: Sequence[int], chunk: Sequence[int]) -> int:
     """The axis along which chunks follow one another in the packed tensor: the first one of which a chunk has more
     than one element. 0 for scalars."""
     axes = (axis for axis, (length, step) in enumerate(zip(shape, chunk, strict=True)) if min(length, step) > 1)
@@ -192,7 +193,7 @@ def entry_of(
     if runs is not None:
         return Entry(array.spec, _extent(runs))
     shape = array.spec.shape
-    axis = leading_axis(shape, array.read_chunk)
+    axis = _leading_axis(shape, array.read_chunk)
     inner = math.prod(shape[axis + 1 :])
     length, period = (
         (min(array.read_chunk[axis], shape[axis]) * inner, shape[axis] * inner) if array.spec.size and shape else (1, 1)
@@ -230,7 +231,7 @@ def _check_keys(array: ZarrArray, places: Places, has_holes: bool, where: Path) 
 def _runs(array: ZarrArray, places: Places, where: Path) -> list[tuple[str, int, int]] | None:
     """The ranges of files that are the packed tensor, None if it must be put together."""
     shape, dtype = array.spec.shape, array.spec.dtype
-    axis = leading_axis(shape, array.chunk)
+    axis = _leading_axis(shape, array.chunk)
     if any(step < length for length, step in zip(shape[axis + 1 :], array.chunk[axis + 1 :], strict=True)):
         return None
     if any(step > length for length, step in zip(shape[axis + 1 :], array.chunk[axis + 1 :], strict=True)):
@@ -295,7 +296,7 @@ def _read(
     shape, dtype = array.spec.shape, array.spec.dtype
     index: tuple[Any, ...] = ()
     if shape and count != array.spec.size:
-        axis = leading_axis(shape, array.read_chunk)
+        axis = _leading_axis(shape, array.read_chunk)
         inner = math.prod(shape[axis + 1 :])
         row, rows = first // inner, count // inner
         begin, outer = row % shape[axis], row // shape[axis]
@@ -313,3 +314,75 @@ def _read(
     except Exception as error:  # of TensorStore, which raises ValueError and OSError for whatever is wrong
         raise StorageError("an array cannot be read", where=str(where), found=str(error).split(" [")[0][:300]) from None
     return found
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+_SPREAD = 8  # a large tensor is cut into a multiple of so many chunks, for loading onto as many devices
+_LARGE = 8 << 20  # bytes of a tensor that is
+
+
+def chunk_of(spec: Spec, limit: int | None) -> tuple[int, ...]:
+    """The shape of the chunks of a tensor: equal parts of its leading axis of at most `limit` bytes.
+
+    Large tensors are cut into a multiple of 8 if their axis allows it. Where no divisor is near, the last chunk is
+    shorter.
+    """
+    shape = tuple(max(length, 1) for length in spec.shape)
+    if limit is None or not spec.size or not shape:
+        return shape
+    axis = _leading_axis(shape, shape)
+    length = shape[axis]
+    least = max(-(-spec.nbytes // limit), _SPREAD if spec.nbytes >= _LARGE else 1)
+    near = range(least, min(4 * least, length) + 1)
+    divisors = [count for count in near if length % count == 0]
+    spread = [count for count in divisors if count % _SPREAD == 0]
+    count = min((spread if least >= _SPREAD and spread else divisors) or [min(least, length)])
+    return (*shape[:axis], -(-length // count), *shape[axis + 1 :])
+
+
+def chunks(spec: Spec, chunk: tuple[int, ...]) -> Iterator[tuple[int, str, int]]:
+    """(first byte of the tensor in it, key, bytes) of every chunk that `chunk_of` makes, in order."""
+    if not spec.size:
+        return
+    axis = _leading_axis(spec.shape, spec.shape) if spec.shape else 0
+    size = math.prod(chunk) * spec.dtype.itemsize
+    count = -(-spec.shape[axis] // chunk[axis]) if spec.shape else 1
+    zeros = ["0"] * len(spec.shape)
+    for number in range(count):
+        key = ".".join([*zeros[:axis], str(number), *zeros[axis + 1 :]])
+        yield number * size, key, size
+
+
+def describe(spec: Spec, chunk: tuple[int, ...], compressor: Mapping[str, Any] | None) -> bytes:
+    """The metadata of an array of version 2."""
+    table = {
+        "chunks": chunk,
+        "compressor": compressor,
+        "dimension_separator": ".",
+        "dtype": _v2_dtype(spec.dtype),
+        "fill_value": None,
+        "filters": None,
+        "order": "C",
+        "shape": spec.shape,
+        "zarr_format": 2,
+    }
+    return json.dumps(table, separators=(",", ":")).encode()
+
+
+def encode_chunk(described: bytes, chunk: tuple[int, ...], data: numpy.ndarray[Any, Any]) -> bytes:
+    """What the file of a chunk holds for its packed bytes, as TensorStore encodes them; the last one may have less."""
+    import numpy as np
+    import tensorstore
+
+    metadata = {**json.loads(described), "shape": chunk}
+    spec = {"driver": "zarr", "kvstore": {"driver": "memory"}, "metadata": metadata}
+    array = tensorstore.open(spec, context=tensorstore.Context(), create=True).result()
+    elements = data.view(array.dtype.numpy_dtype)
+    if elements.size < math.prod(chunk):
+        elements = np.concatenate([elements, np.zeros(math.prod(chunk) - elements.size, elements.dtype)])
+    array.write(elements.reshape(chunk)).result()
+    key = ".".join(["0"] * len(chunk)) or "0"
+    store = array.kvstore
+    assert store is not None
+    return bytes(store.read(key).result().value)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,13 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from storing import bytes_of, sample, write
+from hypothesis import given
+from hypothesis import strategies as st
+from storing import bytes_of, sample, spec, write
 
 import surgery_jax
 from surgery_jax import Options
-from surgery_jax.core.errors import BudgetError, StorageError
-from surgery_jax.storage.formats import open_checkpoint
+from surgery_jax.core.errors import BudgetError, PlanError, StorageError, SurgeryError
+from surgery_jax.storage.formats import open_checkpoint, resolve_output
 from surgery_jax.storage.keys import join_keys
+from surgery_jax.storage.zarr import chunk_of, chunks, describe, parse_array
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -395,3 +400,279 @@ def test_leaves_that_collide_when_their_keys_are_joined_are_refused(
     table["tree_metadata"]["('params.head', 'kernel')"] = row
     (path / "state" / "_METADATA").write_text(json.dumps(table))
     refuse(path, "(?s)same name.*params.head", tmp_path / "out.safetensors")
+
+
+# --- writing
+
+
+def a_model(path: Path, rows: int = 24, has_small: bool = True) -> dict[str, np.ndarray]:
+    """A safetensors file of all kinds of numbers, under nested names."""
+    import ml_dtypes
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(5)
+    dtypes = ["float32", "float64", "float16", "int8", "int64", "uint16", "bool", "complex64"]
+    tensors = {
+        f"params.layers.{at}.{name}": rng.integers(0, 2, (rows, 6)).astype(name) for at, name in enumerate(dtypes)
+    }
+    tensors["params.head.kernel"] = rng.standard_normal((rows, 50)).astype(ml_dtypes.bfloat16)
+    tensors["params.head.bias"] = rng.standard_normal(50).astype(np.float32)
+    if has_small:
+        tensors["params.small"] = rng.standard_normal((2, 3)).astype(ml_dtypes.float8_e4m3fn)
+    tensors["step"] = np.array(3, np.int32)
+    save_file(tensors, path, {"format": "pt", "note": "kept"})
+    return tensors
+
+
+def nested(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, array in tensors.items():
+        *keys, last = name.split(".")
+        node = tree
+        for key in keys:
+            node = node.setdefault(key, {})
+        node[last] = array
+    return tree
+
+
+def assert_equal_trees(found: Any, expected: Any) -> None:
+    import jax
+
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert np.asarray(one).dtype == np.asarray(other).dtype
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
+def load_v1(path: Path) -> Any:
+    from orbax.checkpoint import v1 as ocp
+
+    return ocp.load(path)
+
+
+def load_v0(path: Path) -> Any:
+    import orbax.checkpoint
+
+    return orbax.checkpoint.PyTreeCheckpointer().restore(path)
+
+
+def load_standard(path: Path) -> Any:
+    import orbax.checkpoint
+
+    return orbax.checkpoint.StandardCheckpointer().restore(path)
+
+
+SETTINGS = [{}, {"chunk": "1KB"}, {"compression": "zstd"}, {"chunk": "500B", "compression": "zstd"}, {"chunk": "none"}]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_orbax_loads_what_is_written_and_it_comes_back_bit_for_bit(settings: dict[str, str], tmp_path: Path) -> None:
+    tensors = a_model(tmp_path / "in.safetensors", rows=53)
+    surgery_jax.convert(tmp_path / "in.safetensors", tmp_path / "out", format="orbax", settings=settings)
+    for load in (load_v1, load_v0, load_standard):
+        assert_equal_trees(load(tmp_path / "out"), nested(tensors))
+    is_plain = settings.get("compression") is None
+    kernel = open_checkpoint(str(tmp_path / "out")).entries["params.head.kernel"]
+    assert (kernel.extent is not None) == is_plain
+    if "chunk" in settings and is_plain and settings["chunk"] != "none":
+        assert kernel.extent is not None and len(kernel.extent.rest) > 4
+    surgery_jax.convert(tmp_path / "out", tmp_path / "back.safetensors")
+    surgery_jax.convert(tmp_path / "in.safetensors", tmp_path / "again.safetensors")
+    assert (tmp_path / "back.safetensors").read_bytes() == (tmp_path / "again.safetensors").read_bytes()
+
+
+def test_what_is_written_is_loaded_onto_a_mesh(tmp_path: Path) -> None:
+    a_model(tmp_path / "in.safetensors", has_small=False)
+    for name, settings in (("raw", {"chunk": "500B"}), ("zstd", {"compression": "zstd"})):
+        surgery_jax.convert(tmp_path / "in.safetensors", tmp_path / name, format="orbax", settings=settings)
+    program = """
+import os, sys
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+import jax, numpy as np
+jax.config.update("jax_enable_x64", True)
+import orbax.checkpoint
+from orbax.checkpoint import v1 as ocp
+from safetensors.numpy import load_file
+from jax.sharding import NamedSharding, PartitionSpec
+mesh = jax.make_mesh((8,), ("x",))
+expected = load_file("in.safetensors")
+for name in ("raw", "zstd"):
+    for column in (False, True):
+        tree = {}
+        for key, array in expected.items():
+            *keys, last = key.split(".")
+            node = tree
+            for word in keys:
+                node = node.setdefault(word, {})
+            axes = ("x",) if array.ndim == 2 and array.shape[0] % 8 == 0 else ()
+            axes = (None, "x") if column and array.ndim == 2 and array.shape[1] % 8 == 0 else axes
+            sharding = NamedSharding(mesh, PartitionSpec(*axes))
+            node[last] = jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+        wanted = jax.tree.leaves(tree)
+        path = os.path.abspath(name)
+        for load in (ocp.load, orbax.checkpoint.StandardCheckpointer().restore):
+            found = load(path, tree)
+            for (keys, leaf), want in zip(jax.tree.leaves_with_path(found), wanted, strict=True):
+                assert leaf.sharding == want.sharding
+                array = expected[".".join(key.key for key in keys)]
+                assert np.asarray(leaf).tobytes() == array.tobytes(), keys
+print("loaded", jax.device_count())
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "loaded 8\n", done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_conversions_are_exact_within_a_small_budget(compression: str, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(2)
+    tensors = {f"w{number}": rng.standard_normal((1024, 1024 + number)).astype(np.float32) for number in range(6)}
+    save_file(tensors, tmp_path / "library.safetensors")
+    surgery_jax.convert(tmp_path / "library.safetensors", tmp_path / "in.safetensors")
+    options = Options(memory="8MiB", workers=2)
+    settings = {"compression": compression, "chunk": "1MB"}
+    source, middle, target = tmp_path / "in.safetensors", tmp_path / "middle", tmp_path / "out.safetensors"
+    reports = [
+        surgery_jax.convert(source, middle, options, format="orbax", settings=settings),
+        surgery_jax.convert(middle, target, options),
+    ]
+    assert target.read_bytes() == source.read_bytes()
+    assert all(report.peak_buffer_bytes <= 8 << 20 for report in reports)
+    assert all(report.bytes_moved == sum(array.nbytes for array in tensors.values()) for report in reports)
+
+
+@pytest.mark.parametrize("way", ["v1", "v0-files-zarr3", "v0-ocdbt-zarr2"])
+def test_an_edit_keeps_the_containers_of_what_it_does_not_touch(
+    way: str, saved: Callable[[str], Path], tmp_path: Path
+) -> None:
+    import jax
+
+    plan = {
+        "inputs": [f"model::{saved(way)}"],
+        "transforms": [
+            {"scale_": {"target": "params\\.head\\.kernel", "by": 2}},
+            {"move": {"from": "params\\.layer\\\\\\.0\\.bias", "to": "params.bias"}},
+        ],
+        "output": {"path": str(tmp_path / "out"), "format": "orbax", "options": {"compression": "zstd"}},
+    }
+    surgery_jax.run(surgery_jax.plan_of(plan))
+    original = load_v0(next(saved(way).rglob("_METADATA")).parent)
+    expected = {**original, "params": {**original["params"], "layer.0": dict(original["params"]["layer.0"])}}
+    expected["params"]["head"] = {"kernel": np.asarray(original["params"]["head"]["kernel"]) * 2}
+    expected["params"]["bias"] = expected["params"]["layer.0"].pop("bias")
+    for load in (load_v0, load_v1):
+        found = load(tmp_path / "out")
+        assert jax.random.key_data(found.pop("rng")).tolist() == jax.random.key_data(original["rng"]).tolist()
+        assert (type(found["step"]), type(found["rate"]), found["kind"]) == (int, float, "adam")
+        assert_equal_trees(found, {key: value for key, value in expected.items() if key != "rng"})
+
+
+def test_a_list_that_lost_an_item_becomes_a_dictionary(tmp_path: Path) -> None:
+    save_v1(tmp_path / "in", {"layers": [np.full(3, at) for at in range(3)], "other": [np.zeros(2), None]})
+    plan = {
+        "inputs": [f"model::{tmp_path / 'in'}"],
+        "transforms": [{"delete": {"target": "layers.0"}}, {"delete": {"target": "other.0"}}],
+        "output": {"path": str(tmp_path / "out"), "format": "orbax"},
+    }
+    surgery_jax.run(surgery_jax.plan_of(plan))
+    assert_equal_trees(load_v1(tmp_path / "out"), {"layers": {"1": np.full(3, 1), "2": np.full(3, 2)}})
+
+
+def test_a_part_of_a_state_is_written_with_its_containers(saved: Callable[[str], Path], tmp_path: Path) -> None:
+    surgery_jax.convert(f"{saved('v1')}#opt_state", tmp_path / "out", format="orbax")
+    found = open_checkpoint(str(tmp_path / "out"))
+    assert set(found.entries) == {"0.mu", "0.nu", "1.0"}
+    assert json.loads(found.metadata["orbax"]) == {"empty": {"2": "None", "3": "Dict"}, "lists": ["1"]}
+
+
+@given(
+    shape=st.lists(st.integers(1, 3000), min_size=0, max_size=3).map(tuple),
+    limit=st.one_of(st.none(), st.integers(1, 1 << 24)),
+)
+def test_chunks_cut_a_tensor_into_its_bytes_in_order(shape: tuple[int, ...], limit: int | None) -> None:
+    made = spec("float32", *shape)
+    chunk = chunk_of(made, limit)
+    parts = list(chunks(made, chunk))
+    assert [begin for begin, _, _ in parts] == [number * parts[0][2] for number in range(len(parts))]
+    assert parts[-1][0] < made.nbytes <= parts[-1][0] + parts[-1][2]
+    array = parse_array(describe(made, chunk, None), 2, Path("w"))
+    assert [key for _, key, _ in parts] == list(array.keys())
+    if limit is not None and made.nbytes < 8 << 20 and made.nbytes <= limit:
+        assert len(parts) == 1
+    if limit is not None and made.nbytes > limit:
+        assert len(parts) > 1 or made.size == 1
+
+
+def test_large_tensors_are_cut_for_as_many_devices() -> None:
+    assert chunk_of(spec("bfloat16", 2048, 8192), 64 << 20) == (256, 8192)
+    assert chunk_of(spec("bfloat16", 128256, 2048), 64 << 20) == (16032, 2048)
+    assert chunk_of(spec("bfloat16", 512, 2048), 64 << 20) == (512, 2048)
+    assert chunk_of(spec("float32", 10007, 4096), 64 << 20) == (1251, 4096)
+    assert chunk_of(spec("bfloat16", 4096, 14336), 1 << 20) == (32, 14336)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"compressoin": "zstd"}, "(?s)no option 'compressoin'.*compression"),
+        ({"compression": "gzip"}, "(?s)gzip.*none, zstd"),
+        ({"chunk": "5"}, "not a size"),
+    ],
+)
+def test_unknown_options_are_errors_of_the_plan(settings: dict[str, str], words: str, tmp_path: Path) -> None:
+    a_model(tmp_path / "in.safetensors")
+    with pytest.raises(PlanError, match=words):
+        surgery_jax.convert(tmp_path / "in.safetensors", tmp_path / "out", format="orbax", settings=settings)
+    with pytest.raises(PlanError, match="no option"):
+        surgery_jax.convert(tmp_path / "in.safetensors", tmp_path / "out", settings={"chunk": "5MB"})
+    plan = {
+        "inputs": [f"model::{tmp_path / 'in.safetensors'}"],
+        "transforms": [{"save": {"path": str(tmp_path / "out"), "format": "orbax", "options": settings}}],
+    }
+    with pytest.raises(SurgeryError, match=words):
+        surgery_jax.run(surgery_jax.plan_of(plan))
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["a", "a.b"], "leaf and a branch"),
+        (["a.b", "a\\.b"], "in one directory"),
+        (["a/b"], "name of a directory"),
+        ([".."], "leaf and a branch|name of a directory|one"),
+        (["x" * 256], "longer"),
+        (["_METADATA"], "a file of Orbax"),
+        (["d"], "a file of Orbax"),
+    ],
+)
+def test_names_that_orbax_cannot_store_are_refused(names: list[str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=words):
+        resolve_output(str(tmp_path / "out"), "orbax", None, "5GB").layout(
+            [(name, spec("int8", 2)) for name in names], {}
+        )
+
+
+def test_a_checkpoint_of_orbax_is_replaced_as_a_whole(mine: Callable[[str], Path], tmp_path: Path) -> None:
+    path = mine("v0-ocdbt-zarr2")
+    (path / "README").write_text("mine")
+    tensors = a_model(tmp_path / "in.safetensors")
+    with pytest.raises(StorageError, match="overwrite"):
+        surgery_jax.convert(tmp_path / "in.safetensors", path, format="orbax")
+    for _ in range(2):
+        surgery_jax.convert(tmp_path / "in.safetensors", path, Options(overwrite=True), format="orbax")
+        assert_equal_trees(load_v0(path), nested(tensors))
+    assert not list(path.glob("*ocdbt*")) and (path / "README").read_text() == "mine"
+
+
+def test_a_failed_run_leaves_no_checkpoint(tmp_path: Path) -> None:
+    a_model(tmp_path / "in.safetensors")
+    plan = {
+        "inputs": [f"model::{tmp_path / 'in.safetensors'}"],
+        "transforms": [{"assert": {"iszero": {"of": "params.head.bias"}}}],
+        "output": {"path": str(tmp_path / "out"), "format": "orbax", "options": {"compression": "zstd"}},
+    }
+    with pytest.raises(SurgeryError, match="iszero"):
+        surgery_jax.run(surgery_jax.plan_of(plan))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.safetensors"]

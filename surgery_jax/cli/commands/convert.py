@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 
-from ..command import BUDGETS, JSON, OVERWRITE, QUIET, SYNC, Argument, Command, options_of, shard_size
+from ..command import BUDGETS, JSON, OVERWRITE, QUIET, SYNC, Argument, Command, options_of, shard_size, words
 from ..text import json_text
 from .run import account
 
@@ -24,6 +24,7 @@ class Convert(Command):
         Argument(
             "--shard-size", "largest shard of a directory, such as 5GB (default), or none", "SIZE", parse=shard_size
         ),
+        Argument("--options", "of the format, such as compression=zstd,chunk=64MB", "KEY=VALUE,...", parse=words),
         OVERWRITE,
         *BUDGETS,
         SYNC,
@@ -36,9 +37,16 @@ class Convert(Command):
         from ..progress import shown
 
         shard, args.shard_size = args.shard_size, None
+        settings, args.options = args.options, None
         with shown(args.quiet) as display:
             report = convert(
-                args.source, args.target, options_of(args), format=args.format, shard=shard, progress=display
+                args.source,
+                args.target,
+                options_of(args),
+                format=args.format,
+                shard=shard,
+                settings=settings,
+                progress=display,
             )
         if args.json:
             print(json_text(report.as_json()))

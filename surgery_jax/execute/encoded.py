@@ -1,0 +1,74 @@
+"""Output files whose bytes are encoded once all are there, such as chunks that are compressed."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..compile.program import Move
+from ..core.errors import StorageError
+from .buffers import Files
+from .outputs import OutputFile
+from .pace import Pace
+
+__all__ = ["EncodedFile"]
+
+
+class EncodedFile(OutputFile):
+    """A file that is filled like any other, and tells by `full` when its last byte is there; then `seal` it.
+
+    Until then its bytes are in the page cache: nothing of them need reach the disk.
+    """
+
+    def __init__(
+        self, path: str, fd: int, size: int, encode: Callable[[np.ndarray], bytes], full: deque[EncodedFile]
+    ) -> None:
+        super().__init__(path, fd, None, Pace(only_direct=False))
+        self.size = size
+        self._encode = encode
+        self._full = full
+        self._missing = size
+
+    def write(self, offset: int, source: np.ndarray, bounce: np.ndarray) -> None:
+        """Write all bytes of a buffer."""
+        self._write(self.fd, offset, source)
+        self._arrived(source.nbytes)
+
+    def move(self, files: Files, moves: Sequence[Move], bounce: np.ndarray, scratch: np.ndarray) -> None:
+        """Copy bytes of input files."""
+        for path, source, _, offset, nbytes in moves:
+            done = self._copy_in_kernel(files, path, source, offset, nbytes)
+            for start in range(done, nbytes, bounce.nbytes):
+                part = bounce[: min(bounce.nbytes, nbytes - start)]
+                files.read(path, source + start, part, scratch)
+                self._write(self.fd, offset + start, part)
+            self._arrived(nbytes)
+
+    def _arrived(self, nbytes: int) -> None:
+        with self._turn:
+            self._missing -= nbytes
+            is_full = self._missing == 0
+        if is_full:
+            self._full.append(self)
+
+    def seal(self, raw: np.ndarray) -> None:
+        """Replace all bytes by what they are encoded to; `raw` is a buffer for them.
+
+        Raises:
+            StorageError: the operating system refuses.
+        """
+        try:
+            view, at = raw[: self.size].data, 0
+            while at < self.size:
+                count = os.preadv(self.fd, [view[at:]], at)
+                if count == 0:
+                    raise StorageError("the file became shorter while it was written", where=self.path)
+                at += count
+            data = self._encode(raw[: self.size])
+            os.ftruncate(self.fd, len(data))
+        except OSError as error:
+            raise StorageError(f"cannot write: {error.strerror}", where=self.path) from None
+        self._write(self.fd, 0, np.frombuffer(data, np.uint8))
