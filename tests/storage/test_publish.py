@@ -250,5 +250,5 @@ def test_too_little_room_is_known_before_any_work(tmp_path: Path) -> None:
 def test_what_the_system_refuses_is_a_storage_error_and_leaves_nothing(tmp_path: Path) -> None:
     plan = output(tmp_path / "deep/out")
     with pytest.raises(StorageError):
-        Staging(plan, Layout((LaidFile("a", 1 << 62),), {}, True))
+        Staging(plan, Layout((LaidFile("a" * 300, 1),), {}, True))
     assert tree(tmp_path) == {}
