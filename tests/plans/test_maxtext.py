@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import yaml
 from flax import serialization, traverse_util
@@ -103,6 +104,19 @@ def test_the_shapes_are_those_of_maxtext(llama: tuple[Path, Any], tmp_path: Path
         "decoder.logits_dense.kernel": (HIDDEN, VOCABULARY),
         **{f"decoder.layers.{name}": shape for name, shape in layers.items()},
     }
+
+
+def test_the_parameters_go_to_orbax_and_come_back(llama: tuple[Path, Any], tmp_path: Path) -> None:
+    source, target = f"inputs[0]=model::{llama[0]}", f"output.path={tmp_path / 'there'}"
+    run(load_plan(PLANS / "llama_to_maxtext.yaml", source, target, *SIZES, "query_scale=0.25"), quiet)
+    convert("llama_to_maxtext.yaml", llama[0], tmp_path / "there.msgpack", "query_scale=0.25")
+    with ocp.StandardCheckpointer() as checkpointer:
+        found = checkpointer.restore(tmp_path / "there")
+    expected = to_flax(tmp_path / "there.msgpack")
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, expected))
+    convert("maxtext_to_llama.yaml", tmp_path / "there", tmp_path / "back", "query_scale=4")
+    assert diff(llama[0], tmp_path / "back").is_empty
 
 
 def as_commented(plan: str, place: Path) -> str:

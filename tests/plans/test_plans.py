@@ -61,7 +61,7 @@ SYNTHETIC: dict[str, list[tuple[str, Callable[[], Shapes], str]]] = {
     "cast_bf16.yaml": [("llama", llama, "float32")],
     "depth_upscale.yaml": [("llama", lambda: llama(22), "bfloat16")],
     "llama_to_maxtext.yaml": [("llama", plain_llama, "bfloat16")],
-    "maxtext_to_llama.yaml": [("llama-maxtext.msgpack", maxtext, "bfloat16")],
+    "maxtext_to_llama.yaml": [("llama-maxtext", maxtext, "bfloat16")],
     "rename_gpt2.yaml": [("gpt2", gpt2, "float16")],
     "task_arithmetic.yaml": [("base", llama, "bfloat16"), ("a", llama, "bfloat16"), ("b", llama, "bfloat16")],
     "upcycle_moe.yaml": [("llama", llama, "float32")],

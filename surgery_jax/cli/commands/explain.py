@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from ..command import BUDGETS, JSON, PLANS, SHARD_SIZE, Command, options_of
@@ -77,17 +78,25 @@ def _group(number: int, group: GroupAccount) -> Iterator[str]:
 
     yield f"group {number}: {group.kind}" + (f"  {some(group.lines)}" if group.lines else "")
     operations = [
-        f"{op.name}({', '.join(op.inputs)})" + (f" -> {', '.join(op.outputs)}" if op.outputs else "")
+        f"{op.name}({_counted(op.inputs, ', ')})" + (f" -> {', '.join(op.outputs)}" if op.outputs else "")
         for op in group.operations
     ]
     pieces = f"{count(group.num_components, 'component')} in {count(group.num_tasks, 'task')}"
     checks = f", {count(group.num_checks, 'check')}" if group.num_checks else ""
     amounts = f"{format_bytes(group.bytes_in)} in, {format_bytes(group.bytes_out)} out"
     rows = [
-        ("computes", "; ".join(operations)),
+        ("computes", _counted(operations, "; ")),
         ("reads", some(group.reads)),
         ("writes", some(group.writes)),
         ("shapes", some(group.shapes)),
         ("amount", f"{pieces}{checks}; {amounts}; {format_bytes(group.task_bytes)} of buffers a task"),
     ]
     yield from (f"  {name:8}  {value}" for name, value in rows if value)
+
+
+def _counted(words: Sequence[str], separator: str) -> str:
+    """The words in a row, equal neighbours once with their number: the layers of a stack are many."""
+    runs = [(word, len(list(run))) for word, run in groupby(words)]
+    return separator.join(
+        f"{number} x {word}" if number > 2 else separator.join([word] * number) for word, number in runs
+    )
