@@ -249,7 +249,7 @@ def settle_questions(
         sinks = [question for question in questions if isinstance(question, Sink)]
         asked = replace(joined(settled).symbolic, saves=(), checks=checks, sinks=sinks)
         program = compile_program(asked, ())
-        check_fits(program, options.memory_bytes, options.num_workers)
+        check_fits(program, options.limits)
         passes.append(perform(program, (), options, progress, peers))
         found = passes[-1].findings
         answers |= {sink.node: found[sink] for sink in sinks} | {check.node: found[check].holds for check in checks}
@@ -294,8 +294,8 @@ def check_targets(compiled: Compiled, options: Options, outputs: Outputs) -> Non
 
     tests = [partial(check_target, output, options.overwrite) for output, _ in outputs]
     tests.append(partial(check_space, outputs))
-    if compiled.symbolic.needs_whole or options.memory_bytes < AMPLE:
-        tests.append(partial(check_fits, compiled.program, options.memory_bytes, options.num_workers))
+    if compiled.symbolic.needs_whole or min(options.memory_bytes, options.limits.device) < AMPLE:
+        tests.append(partial(check_fits, compiled.program, options.limits))
     errors: list[SurgeryError] = []
     for test in tests:
         try:

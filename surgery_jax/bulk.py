@@ -314,7 +314,7 @@ class _Batch:
         jobs = [replace(ready, compiled=compiled) for ready, compiled in zip(jobs, settled, strict=True)]
         whole = joined(settled)
         check_space(whole.outputs)
-        check_fits(whole.program, self.options.memory_bytes, self.options.num_workers)
+        check_fits(whole.program, self.options.limits)
         with ExitStack() as stack:
             stack.callback(gc.unfreeze)
             stagings = [stage(ready.compiled.outputs, stack) for ready in jobs]

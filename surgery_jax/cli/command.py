@@ -184,6 +184,7 @@ PLANS = Argument(
 MEMORY = Argument("--memory", "budget of host buffers, such as 2GiB (default), or none", "SIZE", parse=_size)
 WORKERS = Argument("--workers", "threads; 0 (default): as many as suit the machine", "N", parse=whole)
 DEVICES = Argument("--devices", "use only the first N devices; 0 (default): all", "N", parse=whole)
+DEVICE_MEMORY = Argument("--device-memory", "budget of a device, such as 16GiB, or none (default)", "SIZE", parse=_size)
 SHARD_SIZE = Argument(
     "--shard-size",
     "largest shard of a directory that names none, such as 5GB (default), or none",
@@ -197,7 +198,7 @@ JSON = Argument("--json", "one JSON object on stdout instead of text")
 FILTER = Argument(
     "--filter", "only tensors whose names contain a match of this regular expression", "REGEX", default=""
 )
-BUDGETS = (MEMORY, WORKERS, DEVICES)
+BUDGETS = (MEMORY, WORKERS, DEVICES, DEVICE_MEMORY)
 
 
 def options_of(args: argparse.Namespace) -> Options:

@@ -12,13 +12,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..core.errors import PlanError
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
 __all__ = ["CompileClock", "device_trace", "local_devices"]
 
 
 def local_devices(count: int | None = None) -> list[Any]:
-    """The first `count` devices of this process, all by default; compiled functions are kept between runs."""
+    """The first `count` devices of this process, all by default; compiled functions are kept between runs.
+
+    Raises:
+        PlanError: there are fewer.
+    """
     import jax
 
     _watch()
@@ -29,7 +35,14 @@ def local_devices(count: int | None = None) -> list[Any]:
         if folder is not None:
             config.update("jax_compilation_cache_dir", str(folder))
             config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    return list(jax.local_devices()[:count])
+    found = jax.local_devices()
+    if count is not None and count > len(found):
+        raise PlanError(
+            f"there are no {count} devices",
+            expected=f"--devices of at most {len(found)}",
+            found=", ".join(str(device) for device in found[:8]),
+        )
+    return list(found[:count])
 
 
 def _keep_freed_memory() -> None:

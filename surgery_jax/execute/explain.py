@@ -29,9 +29,8 @@ from .reservations import (
     peak_bytes,
     piece_bytes,
     task_needs,
-    tile_limit,
 )
-from .schedule import DecodeTask, MoveTask, blueprint, plan_tasks
+from .schedule import DecodeTask, MoveTask, blueprints, plan_tasks
 
 __all__ = ["Explanation", "GroupAccount", "MoveAccount", "OperationAccount", "explain"]
 
@@ -114,8 +113,7 @@ def explain(program: Program, options: Options | None = None) -> Explanation:
     """The account of a program under the given budgets."""
     options = options or Options()
     cached = cache_bytes(program, options.memory_bytes)
-    limit = tile_limit(options.memory_bytes - cached, options.num_workers)
-    plans = [blueprint(group, limit) for group in program.groups]
+    plans = blueprints(program, options.limits)
     piece = piece_bytes(options.memory_bytes, options.num_workers)
     sizes = [footprint(task_needs(plan, piece)) for plan in plans]
     counts = [0] * len(sizes)

@@ -67,7 +67,7 @@ def agreed_options(peers: Peers, options: Options) -> Options:
     """
     if peers.size == 1:
         return options
-    names = ("memory_bytes", "shard_size", "overwrite", "sync")
+    names = ("memory_bytes", "device_memory", "shard_size", "overwrite", "sync")
     compare(peers, {f"option {name.removesuffix('_bytes')}": str(getattr(options, name)) for name in names})
     workers = int(peers.share(str(options.num_workers).encode()))
     return dataclasses.replace(options, workers=options.workers or workers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.specs import parse_size
-from .reservations import default_workers
+from .reservations import UNLIMITED, Limits, default_workers
 
 __all__ = ["Options"]
 
@@ -17,8 +17,9 @@ class Options:
     memory: budget of host buffers, a size such as `2GiB`. workers: threads; 0 means as many as suit the machine.
     shard_size: largest shard of a directory whose plan names none. overwrite: replace existing outputs. sync: bring the
     outputs to the disk before they are published. devices: use only the first so many; 0 means all. profile: folder for
-    traces of the run. distributed: share the work with the other processes of a cluster; where JAX cannot tell which
-    these are, coordinator (`HOST:PORT`), num_processes and process_id do.
+    traces of the run. device_memory: budget of every device, a size or `none`. distributed: share the work with the
+    other processes of a cluster; where JAX cannot tell which these are, coordinator (`HOST:PORT`), num_processes and
+    process_id do.
     """
 
     memory: str = "2GiB"
@@ -28,6 +29,7 @@ class Options:
     sync: bool = True
     devices: int = 0
     profile: str | None = None
+    device_memory: str = "none"
     distributed: bool = False
     coordinator: str | None = None
     num_processes: int | None = None
@@ -36,7 +38,13 @@ class Options:
     @property
     def memory_bytes(self) -> int:
         """The budget in bytes."""
-        return parse_size(self.memory, binary=True) or 1 << 62
+        return parse_size(self.memory, binary=True) or UNLIMITED
+
+    @property
+    def limits(self) -> Limits:
+        """All budgets."""
+        device = parse_size(self.device_memory, binary=True) or UNLIMITED
+        return Limits(self.memory_bytes, self.num_workers, device)
 
     @property
     def num_workers(self) -> int:

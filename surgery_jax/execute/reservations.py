@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from ..compile.blueprint import Blueprint
 from ..compile.program import Program
@@ -18,10 +19,14 @@ __all__ = [
     "LEAST_PIECE",
     "PAGE",
     "PROCESS_BYTES",
+    "UNLIMITED",
+    "Limits",
     "Needs",
     "check_fits",
     "decode_needs",
     "default_workers",
+    "device_bytes",
+    "device_limit",
     "footprint",
     "move_needs",
     "peak_bytes",
@@ -39,7 +44,17 @@ PIECE, LEAST_PIECE = 4 << 20, 512 << 10  # through which bytes go past the page 
 PROCESS_BYTES = 34 << 20
 DEVICE_BYTES = 180 << 20  # more, once something is computed with JAX
 
+UNLIMITED = 1 << 62
+
 Needs = tuple[list[int], int]  # sizes of buffers, and bytes that others allocate beside them
+
+
+class Limits(NamedTuple):
+    """Bytes of host buffers, threads, and bytes of each device, that a run may take."""
+
+    memory: int
+    workers: int
+    device: int = UNLIMITED
 
 
 def default_workers() -> int:
@@ -50,6 +65,16 @@ def default_workers() -> int:
 def tile_limit(memory_bytes: int, num_workers: int) -> int:
     """Bytes that one tile may take: every worker holds one, and half of the budget is for what is whole."""
     return memory_bytes // max(num_workers, 1) // 2
+
+
+def device_limit(limits: Limits) -> int:
+    """Bytes that one tile may take of a device: one is computed while another comes or goes."""
+    return limits.device // 2
+
+
+def device_bytes(plan: Blueprint) -> int:
+    """What a task of a blueprint takes of a device: its inputs and every result."""
+    return sum(spec.nbytes for spec in plan.specs) + plan.produced_bytes
 
 
 def rounded(size: int) -> int:
@@ -98,23 +123,35 @@ def too_large(total: int, limit: int) -> BudgetError:
     )
 
 
-def check_fits(program: Program, memory_bytes: int, num_workers: int) -> None:
-    """Whether every task can be granted its buffers, before anything is read.
+def check_fits(program: Program, limits: Limits) -> None:
+    """Whether every task can be granted its buffers, and its device is large enough, before anything is read.
 
     Raises:
         BudgetError: one can not; of several the largest.
     """
-    from .schedule import blueprint
+    from .schedule import blueprints
 
+    memory_bytes = limits.memory
     cached = cache_bytes(program, memory_bytes)
-    limit = tile_limit(memory_bytes - cached, num_workers)
-    plans = [blueprint(group, limit) for group in program.groups]
-    piece = piece_bytes(memory_bytes, num_workers)
+    plans = blueprints(program, limits)
+    piece = piece_bytes(memory_bytes, limits.workers)
     sizes = [(footprint(task_needs(plan, piece)), number) for number, plan in enumerate(plans)]
     total, number = max(sizes, default=(0, 0))
     if total + cached > memory_bytes:
         sample = program.groups[number].sample
         raise too_large(total + cached, memory_bytes).located(sample.origins[-1] if sample.origins else None)
+    total, number = max(
+        ((device_bytes(plan), n) for n, plan in enumerate(plans) if not program.groups[n].on_host), default=(0, 0)
+    )
+    if total > limits.device:
+        sample = program.groups[number].sample
+        raise BudgetError(
+            "one piece of work does not fit a device",
+            where=sample.origins[-1] if sample.origins else None,
+            expected=f"--device-memory of at least {format_bytes(total)}",
+            found=f"--device-memory {format_bytes(limits.device)}",
+            hint="it cannot be cut into parts that give the same bits",
+        )
     total, name = max(
         ((footprint(decode_needs(d.source.entry, piece)), d.source.name) for d in program.decodes), default=(0, "")
     )

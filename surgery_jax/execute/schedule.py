@@ -12,10 +12,21 @@ from ..compile.pieces import Piece, cut
 from ..compile.program import Component, Group, Move, Program
 from ..core.specs import Spec
 from ..graph.node import Source
-from .decoded import covering
-from .reservations import LEAST_PIECE, PAGE
+from .decoded import cache_bytes, covering
+from .reservations import LEAST_PIECE, PAGE, Limits, device_limit, tile_limit
 
-__all__ = ["DecodeTask", "MoveTask", "Segment", "Task", "Tile", "blueprint", "plan_tasks", "shares", "task_bytes"]
+__all__ = [
+    "DecodeTask",
+    "MoveTask",
+    "Segment",
+    "Task",
+    "Tile",
+    "blueprint",
+    "blueprints",
+    "plan_tasks",
+    "shares",
+    "task_bytes",
+]
 
 SHORT_MOVE = 64 << 10  # moves below this are gathered in memory,
 GATHERED = LEAST_PIECE - PAGE  # so many bytes at a time: the buffer begins where the page of the file does
@@ -63,6 +74,12 @@ class Tile:
 
 
 Task = MoveTask | DecodeTask | Tile
+
+
+def blueprints(program: Program, limits: Limits) -> list[Blueprint]:
+    """What one task of every group computes within the budgets."""
+    limit = tile_limit(limits.memory - cache_bytes(program, limits.memory), limits.workers)
+    return [blueprint(group, limit if group.on_host else min(limit, device_limit(limits))) for group in program.groups]
 
 
 def blueprint(group: Group, limit: int) -> Blueprint:

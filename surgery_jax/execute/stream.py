@@ -29,12 +29,14 @@ from .devices import local_devices
 from .encoded import EncodedFile
 from .outputs import OutputFile
 from .report import Progress
-from .reservations import decode_needs, move_needs, piece_bytes, task_needs, tile_limit
-from .schedule import DecodeTask, MoveTask, Task, Tile, blueprint, plan_tasks
+from .reservations import Limits, decode_needs, device_bytes, move_needs, piece_bytes, task_needs
+from .schedule import DecodeTask, MoveTask, Task, Tile, blueprints, plan_tasks
 from .timeline import Timeline
 from .verdicts import Findings
 
 __all__ = ["Executor"]
+
+MOST_DEVICES = 64  # of one process
 
 
 class Executor:
@@ -45,8 +47,7 @@ class Executor:
         program: Program,
         outputs: Sequence[OutputFile],
         *,
-        memory_bytes: int,
-        num_workers: int,
+        limits: Limits,
         num_devices: int | None = None,
         progress: Progress | None = None,
         timeline: Timeline | None = None,
@@ -56,15 +57,16 @@ class Executor:
         """`choose` gives the tasks to run; all of the program if there is none."""
         self.program = program
         self.outputs = outputs
-        cached = cache_bytes(program, memory_bytes)
+        cached = cache_bytes(program, limits.memory)
         self.blocks = BlockCache(cached)
-        self.budget = Budget(memory_bytes - cached)
-        self.num_workers = num_workers
+        self.budget = Budget(limits.memory - cached)
+        self.num_workers = limits.workers
         self.progress = progress or Progress()
         self.progress.total = program.bytes_moved + sum(group.bytes_in for group in program.groups)
-        limit = tile_limit(memory_bytes - cached, num_workers)
-        self.piece = piece_bytes(memory_bytes, num_workers)
-        self.functions = [GroupFunction(group, blueprint(group, limit)) for group in program.groups]
+        self.piece = piece_bytes(limits.memory, limits.workers)
+        plans = blueprints(program, limits)
+        self.functions = [GroupFunction(group, plan) for group, plan in zip(program.groups, plans, strict=True)]
+        self.device_budgets = [Budget(limits.device) for _ in range(num_devices or MOST_DEVICES)]
         self.findings = Findings()
         self.files = Files()
         self.timeline = timeline or Timeline()
@@ -130,7 +132,8 @@ class Executor:
         with self._lock:
             if self._failure is None:
                 self._failure = error
-        self.budget.stop()
+        for budget in (self.budget, *self.device_budgets):
+            budget.stop()
         self.blocks.stop()
 
     def _run(self, number: int, task: Task) -> None:
@@ -242,9 +245,11 @@ class Executor:
         with self.timeline.stage("compute"):
             if self._devices is not None and not function.group.on_host:
                 devices = self._devices.result()
-                device = devices[number % len(devices)]
+                which = number % len(devices)
+                device = devices[which]
             if device is not None and not function.belongs_on_host(device.platform):
-                result = function.on_device(inputs, numbers, device)
+                with self.device_budgets[which].reserve([], device_bytes(function.blueprint)):
+                    result = function.on_device(inputs, numbers, device)
                 if result is not None:
                     outputs, holds = [np.asarray(array) for array in result[0]], result[1]
                     guards = holds[len(function.checked) :]

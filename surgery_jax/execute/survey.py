@@ -148,12 +148,11 @@ def evaluate(
     symbolic = Symbolic((), checks, sinks, (), (), (), False)
     with paused_gc():
         program = compile_program(symbolic, [])
-    check_fits(program, options.memory_bytes, options.num_workers)
+    check_fits(program, options.limits)
     executor = Executor(
         program,
         [],
-        memory_bytes=options.memory_bytes,
-        num_workers=options.num_workers,
+        limits=options.limits,
         num_devices=options.devices or None,
         progress=Progress(progress),
     )
