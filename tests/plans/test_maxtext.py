@@ -119,6 +119,17 @@ def test_the_parameters_go_to_orbax_and_come_back(llama: tuple[Path, Any], tmp_p
     assert diff(llama[0], tmp_path / "back").is_empty
 
 
+def test_the_rest_of_a_train_state_is_not_taken_for_a_llama(llama: tuple[Path, Any], tmp_path: Path) -> None:
+    convert("llama_to_maxtext.yaml", llama[0], tmp_path / "there.msgpack", "query_scale=0.25", "tree=params.params")
+    state = to_flax(tmp_path / "there.msgpack") | {"step": 3, "opt_state": {"mu": np.ones(2)}}
+    (tmp_path / "state.msgpack").write_bytes(serialization.msgpack_serialize(state))
+    with pytest.raises(Problems, match="assertion failed: not: exists: 2 tensors match"):
+        source = tmp_path / "state.msgpack"
+        convert("maxtext_to_llama.yaml", source, tmp_path / "back", "query_scale=4", "tree=params.params")
+    convert("maxtext_to_llama.yaml", Path(f"{source}#params"), tmp_path / "back", "query_scale=4")
+    assert diff(llama[0], tmp_path / "back").is_empty
+
+
 def as_commented(plan: str, place: Path) -> str:
     """The plan with its steps for stacked layers replaced by what its comment says of layers that are not scanned."""
     text = (PLANS / plan).read_text()
