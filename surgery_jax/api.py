@@ -293,8 +293,10 @@ def check_targets(compiled: Compiled, options: Options, outputs: Outputs) -> Non
     from .storage.publish import check_space, check_target
 
     tests = [partial(check_target, output, options.overwrite) for output, _ in outputs]
-    tests.append(partial(check_space, outputs))
-    if compiled.symbolic.needs_whole or min(options.memory_bytes, options.limits.device) < AMPLE:
+    if not compiled.symbolic.questions:  # with them, sizes are only bounds
+        tests.append(partial(check_space, outputs))
+    is_small = min(options.memory_bytes, options.limits.device) < AMPLE
+    if not compiled.symbolic.questions and (compiled.symbolic.needs_whole or is_small):
         tests.append(partial(check_fits, compiled.program, options.limits))
     errors: list[SurgeryError] = []
     for test in tests:

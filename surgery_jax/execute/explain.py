@@ -84,7 +84,7 @@ class Explanation:
 
     bytes_read is what computing reads and bytes_computed what it writes; bytes_moved is neither. peak_buffer_bytes is a
     bound: the most that the buffers can hold at once with this budget and so many workers. peak_memory_bytes adds what
-    the process takes by itself.
+    the process takes by itself. With questions, which a first pass over the data answers, all amounts are upper bounds.
     """
 
     groups: tuple[GroupAccount, ...]
@@ -98,6 +98,7 @@ class Explanation:
     peak_memory_bytes: int
     memory_bytes: int
     num_workers: int
+    num_questions: int
 
     @property
     def bytes_written(self) -> int:
@@ -143,6 +144,7 @@ def explain(program: Program, options: Options | None = None) -> Explanation:
         peak_memory_bytes=peak + PROCESS_BYTES + (DEVICE_BYTES if program.needs_device else 0),
         memory_bytes=options.memory_bytes,
         num_workers=options.num_workers,
+        num_questions=len(program.symbolic.questions),
     )
 
 

@@ -23,6 +23,7 @@ from .lora_factors import ExtractFactors, Spectrum, matrices
 from .lowrank import METHODS
 from .made import Constant
 from .ranks import Choice, Measured, choose_ranks
+from .reshape import Reshape
 from .state import State
 from .structure import View
 from .subtract import Subtract
@@ -375,8 +376,16 @@ class LoraExtract(Directive):
         sinks = {}
         for entry, count, width in rows:
             is_embedding = entry in modules.embeddings
-            op = ExtractFactors(count, width, self.method, self.dtype, self._is_transposed(entry, modules))
-            a, b, norms = state.apply(op, entry.base, entry.tuned)
+            turned = self._is_transposed(entry, modules)
+            many, out, inner = matrices(entry.spec, turned)
+            room = width
+            if self._by_data and not entry.is_experts:  # few rooms for many ranks: each is compiled
+                room = max(width, min(1 << (count - 1).bit_length(), out, inner))
+            op = ExtractFactors(room, self.method, self.dtype, turned, float(count), float(width))
+            rows_of_a, packed, norms = state.apply(op, entry.base, entry.tuned)
+            (a,) = state.apply(_first(width * many, rows_of_a.spec), rows_of_a)
+            (b,) = state.apply(_first(out * width * many, packed.spec), packed)
+            (b,) = state.apply(Reshape((out, width * many)), b)
             path = adapters.PREFIX + entry.module + ".base_layer" * below.get(entry.name, 0)
             kind, end = ("lora_embedding", "") if is_embedding else ("lora", ".weight")
             state.create(alias, f"{path}.{kind}_A{end}", a)
@@ -450,13 +459,17 @@ def _is_matrix(entry: Entry) -> bool:
     return len(spec.shape) == (2 if entry.leaf == "weight" else 3)
 
 
+def _first(count: int, spec: Spec) -> View:
+    """The first slices along the leading axis."""
+    axes = ((0, 1, count), *((0, 1, length) for length in spec.shape[1:]))
+    return View(axes, (False,) * len(axes))
+
+
 def _head(spec: Spec) -> View | None:
     """The first rows of a tensor; None if it is small."""
     if spec.size <= 2 * HEAD:
         return None
-    count = max(1, HEAD // (spec.size // spec.shape[0]))
-    axes = ((0, 1, count), *((0, 1, length) for length in spec.shape[1:]))
-    return View(axes, (False,) * len(axes))
+    return _first(max(1, HEAD // (spec.size // spec.shape[0])), spec)
 
 
 def _wrappers(entries: Iterable[Entry]) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import Any
 from ..core.dtypes import BY_NAME, DType
 from ..core.errors import PlanError
 from ..core.specs import Spec
-from .base import TensorOp
+from .base import TensorOp, number
 from .lowrank import factors, singular_values, workspace_bytes
 from .rules import check_floats
 
@@ -48,63 +48,71 @@ def _matrix_spec(spec: Spec) -> Spec:
 
 
 def _square_sum(k: Any, x: Any) -> Any:
-    return k.xp.sum(k.xp.square(k.convert(x, F64)))
+    return k.xp.sum(k.xp.square(x), dtype=F64.numpy)
 
 
 @dataclass(frozen=True)
 class ExtractFactors(TensorOp):
     """The factors of what was changed, and how well they give it back.
 
-    base, tuned: float[out, in] ([in, out] if transposed), or [experts, ...] -> A: [experts * width, in], experts first;
-    B: [out, width * experts], ranks first; [2]: the squares of the Frobenius norms of the change and of what is missing
-    in B @ A as it is stored, summed over experts, in float64. Of the `width` rows of A and columns of B of one
-    matrix those beyond the rank are zero. A = sqrt(S) Vt and B = U sqrt(S) of the best approximation of that rank.
+    base, tuned: float[out, in] ([in, out] if transposed), or [experts, ...] -> A: [experts * room, in], experts first,
+    whose first rows are A; B: [out * room * experts], which begins with the elements of B: [out, width * experts],
+    ranks first; [2]: the squares of the Frobenius norms of the change and of what is missing in B @ A as it is stored,
+    summed over experts, in float64. A = sqrt(S) Vt and B = U sqrt(S) of the best approximation of that rank. Of the
+    `width` rows of A and columns of B those beyond the rank are zero.
+
+    Rank and width are numbers of the run, so that matrices of one shape whose ranks differ share what is compiled for
+    `room`. Experts lie within A and B, so there the width is the room.
     """
 
     kind = "whole"
     needs_finite = True
     uses_lapack = True
     outputs = 3
-    rank: int
-    width: int
+    room: int
     method: str
     dtype: DType
     transposed: bool
+    rank: float = number("of the approximation", traced=True)
+    width: float = number("rows of A", traced=True)
 
     def infer(self, base: Spec, tuned: Spec) -> tuple[Spec, ...]:
         _check(base, tuned)
-        number, out, inner = matrices(base, self.transposed)
-        return (
-            Spec((number * self.width, inner), self.dtype),
-            Spec((out, self.width * number), self.dtype),
-            Spec((2,), F64),
-        )
+        many, out, inner = matrices(base, self.transposed)
+        a, b = Spec((many * self.room, inner), self.dtype), Spec((out * self.room * many,), self.dtype)
+        return (a, b, Spec((2,), F64))
 
     def workspace_bytes(self, base: Spec, tuned: Spec) -> int:
-        # the change, and the remainder beside what gives it
-        return (
-            workspace_bytes(_matrix_spec(base), self.rank) + 3 * _matrix_spec(base).size * _wide(base, tuned).itemsize
-        )
+        spec = _matrix_spec(base)  # the change, and the remainder beside its parts and squares
+        return workspace_bytes(spec, self.room) + 4 * spec.size * _wide(base, tuned).itemsize
 
     def apply(self, k: Any, base: Any, tuned: Any) -> Any:
-        wide = _wide(base, tuned)
-        one = partial(self._one, k, wide)
+        one = partial(self._one, k, _wide(base, tuned))
         if base.ndim == 2:
-            return one(base, tuned)
-        a, b, norms = k.each(one, base, tuned)  # [experts, width, in], [experts, out, width], [experts, 2]
-        flat = k.xp.transpose(b, (1, 2, 0)).reshape(b.shape[1], -1)
-        return a.reshape(-1, a.shape[-1]), flat, k.xp.sum(norms, axis=0)
+            a, b, norms = one(base, tuned)
+            return a, self._packed(k, b), norms
+        a, b, norms = k.each(one, base, tuned)  # [experts, room, in], [experts, out, room], [experts, 2]
+        return a.reshape(-1, a.shape[-1]), k.xp.transpose(b, (1, 2, 0)).reshape(-1), k.xp.sum(norms, axis=0)
 
     def _one(self, k: Any, wide: DType, base: Any, tuned: Any) -> Any:
         change = k.sub(k.convert(tuned, wide), k.convert(base, wide))
         x = change.T if self.transposed else change
-        u, s, vt = factors(k, x, self.rank, self.method)
-        root = k.xp.sqrt(s)
+        u, s, vt = factors(k, x, self.room, self.method)
+        root = k.xp.sqrt(k.xp.where(k.xp.arange(len(s)) < self.rank, s, 0))
         a, b = (k.convert(part, self.dtype) for part in (root[:, None] * vt, u * root))
         rest = x - k.matmul(k.convert(b, wide), k.convert(a, wide))
         norms = k.xp.stack([_square_sum(k, x), _square_sum(k, rest)])
-        more = self.width - a.shape[0]
+        more = self.room - len(s)
         return k.xp.pad(a, ((0, more), (0, 0))), k.xp.pad(b, ((0, 0), (0, more))), norms
+
+    def _packed(self, k: Any, b: Any) -> Any:
+        """The first `width` columns of b: [out, room] without gaps, then zeros."""
+        import numpy as np
+
+        place = k.xp.arange(b.size)
+        width = k.xp.asarray(self.width).astype(np.int64)
+        row = k.xp.minimum(place // width, b.shape[0] - 1)
+        return k.xp.where(place < b.shape[0] * width, b[row, place % width], k.xp.zeros((), b.dtype))
 
 
 @dataclass(frozen=True)

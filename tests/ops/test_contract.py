@@ -157,7 +157,7 @@ def equal(op: EqualMask, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (x == y if a.dtype.kind not in "iu" else a == b) if op.eps is None else np.abs(x - y) <= op.eps
 
 
-def ordinary_pair(name: str, *shape: int) -> list[np.ndarray]:
+def gaussian_pair(name: str, *shape: int) -> list[np.ndarray]:
     return [gaussian(name, seed, *shape) for seed in (3, 4)]
 
 
@@ -176,8 +176,9 @@ def extracted(op: ExtractFactors, base: np.ndarray, tuned: np.ndarray) -> tuple[
     """The best approximation of every matrix, and the squared norms of the change and of the remainder."""
     made = change(base, tuned, op.transposed)
     u, s, vt = np.linalg.svd(made, full_matrices=False)
-    best = (u[:, :, : op.rank] * s[:, None, : op.rank]) @ vt[:, : op.rank]
-    return best, np.array([np.square(s).sum(), np.square(s[:, op.rank :]).sum()])
+    rank = int(op.rank)
+    best = (u[:, :, :rank] * s[:, None, :rank]) @ vt[:, :rank]
+    return best, np.array([np.square(s).sum(), np.square(s[:, rank:]).sum()])
 
 
 def spectrum(count: int, base: np.ndarray, tuned: np.ndarray) -> np.ndarray:
@@ -293,16 +294,19 @@ REFERENCES: dict[str, tuple[list[Case], Callable[..., Any], str]] = {
     ),
     "ExtractFactors": (
         [
-            (ExtractFactors(2, width, "auto", BY_NAME["float32"], turned), ordinary_pair(n, *shape))
-            for n, shape, width, turned in (("bfloat16", (6, 5), 3, True), ("float32", (3, 6, 5), 4, False))
+            (ExtractFactors(room, "auto", BY_NAME["float32"], turned, 2.0, width), gaussian_pair(n, *shape))
+            for n, shape, room, width, turned in (
+                ("bfloat16", (6, 5), 4, 3.0, True),
+                ("float32", (3, 6, 5), 3, 3.0, False),
+            )
         ],
         lambda op, base, tuned: extracted(op, base, tuned),
         "extracted",
     ),
     "Spectrum": (
         [
-            (Spectrum(2, "auto"), ordinary_pair("bfloat16", 6, 5)),
-            (Spectrum(5, "auto"), ordinary_pair("float32", 3, 6, 5)),
+            (Spectrum(2, "auto"), gaussian_pair("bfloat16", 6, 5)),
+            (Spectrum(5, "auto"), gaussian_pair("float32", 3, 6, 5)),
         ],
         lambda op, base, tuned: spectrum(op.count, base, tuned),
         "single",
@@ -351,7 +355,9 @@ def assert_matches(found: Sequence[np.ndarray], expected: Any, how: str) -> None
     if how == "extracted":
         a, b, norms = (array.astype(np.float64) for array in found)
         best, wanted = expected
-        parts = b.reshape(b.shape[0], -1, len(best)), a.reshape(len(best), -1, a.shape[1])
+        width = 3  # of all cases
+        many, out, _ = best.shape
+        parts = b[: out * width * many].reshape(out, width, many), a[: many * width].reshape(many, width, -1)
         np.testing.assert_allclose(np.einsum("ore,eri->eoi", *parts), best, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(norms, wanted, rtol=1e-5)
     elif how == "product":

@@ -37,11 +37,16 @@ class Check(Command):
             for save, (output, layout) in zip(compiled.symbolic.saves, compiled.outputs, strict=True)
         ]
         nbytes = sum(node.spec.nbytes for node in read)
+        asked = len(compiled.symbolic.questions)
         if args.json:
-            amounts = {"num_tensors_read": len(read), "bytes_read": nbytes}
+            amounts = {"num_tensors_read": len(read), "bytes_read": nbytes, "num_questions": asked}
             print(json_text({"ok": True, "num_steps": steps, **amounts, "outputs": outputs}))
             return 0
         parts = [count(steps, "step"), f"{count(len(read), 'tensor')} read ({format_bytes(nbytes)})"]
         parts += [f"{o['num_tensors']} written to {o['path']} ({format_bytes(o['nbytes'])})" for o in outputs]
+        if asked:
+            parts.append(
+                f"{count(asked, 'question')} that the data answers in a first pass; until then sizes are bounds"
+            )
         print("ok: " + ", ".join(parts))
         return 0

@@ -69,6 +69,9 @@ def _lines(account: Explanation) -> Iterator[str]:
         ("peak of memory", size(account.peak_memory_bytes), "with what the process takes by itself"),
         ("compilations", str(account.num_compilations), f"of {count(len(account.groups), 'group')}"),
     ]
+    if account.num_questions:
+        asked = count(account.num_questions, "question")
+        totals.append(("asked first", asked, "of the data, by a pass of its own: what is above are upper bounds"))
     yield "totals"
     yield from table([("  " + name, value, note) for name, value, note in totals], right=(1,))
 
