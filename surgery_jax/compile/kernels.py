@@ -209,6 +209,13 @@ class HostKernel(_Kernel):
     def eigvalsh(self, x: Any) -> Any:
         return np.linalg.eigvalsh(x)
 
+    def is_positive(self, x: Any) -> Any:
+        """Whether a symmetric matrix of real numbers is positive definite; x is used up."""
+        import scipy.linalg
+
+        (factor,) = scipy.linalg.get_lapack_funcs(("potrf",), (x,))
+        return factor(x.T, overwrite_a=True, clean=False)[1] == 0
+
     def leading(self, x: Any, count: int) -> tuple[Any, Any]:
         """The largest eigenvalues of a symmetric matrix, descending, and their vectors as columns.
 
@@ -287,6 +294,9 @@ class DeviceKernel(_Kernel):
 
     def eigvalsh(self, x: Any) -> Any:
         return self.xp.linalg.eigvalsh(x)
+
+    def is_positive(self, x: Any) -> Any:
+        return self.xp.all(self.xp.isfinite(self.xp.linalg.cholesky(x)))
 
     def leading(self, x: Any, count: int) -> tuple[Any, Any]:
         values, vectors = self.xp.linalg.eigh(x)

@@ -15,8 +15,8 @@ the matrix; else it is exact. The proof: W: [m, n] has the Gram matrix G = W'W, 
 were found. In the basis [V, rest] G is [[T, R'], [R, D]]. The squared residual of W V V' is |W|^2 less trace T, the
 squared optimum is |W|^2 less the r largest eigenvalues of G. With a number d >= D these are at most those of
 [[T, R'], [R, d]] (Ky Fan; Lehmann's bound in Parlett, "The Symmetric Eigenvalue Problem", chapter 10). T and R come
-from products with W itself; d is the squared residual, which is enough where the r values stand out, or else the next
-eigenvalue of the Gram matrix and a bound of its rounding.
+from products with W itself; d is the squared residual, which is enough where the r values stand out; or else a number
+of which the Cholesky factor or an eigenvalue of the Gram matrix shows that it is large enough, and a bound of rounding.
 
 Signs: in every row of vt the entry of largest magnitude is positive (of equals the first); u has the sign that follows.
 """
@@ -33,7 +33,8 @@ METHODS = ("auto", "exact", "randomized")
 LONG = 512  # thin sides up to this are exact at once: there is nothing to gain
 RATIO = 1.001
 EXTRA = 8  # columns of a random block beyond the rank
-DEPTH, SHALLOW = 4, 2  # products with W'W after the first block: without a proof, and before a proof is tried
+# Products with W'W after the first block: before a proof is tried, without a proof, and with the Gram matrix at hand.
+SHALLOW, DEPTH, DEEP = 2, 4, 8
 ROUNDINGS = 8 * 2.0**-24  # of the norm of a float32 matrix: a residual that needs no proof
 GRAM_ROUNDING = 16 * 2.0**-24  # of the Frobenius norm of a Gram matrix of float32: more than it is ever off by
 NARROW = 3e-15  # of the square of the norm: a remainder above it is known to 1e-3 from a Gram matrix of float64
@@ -86,10 +87,10 @@ def _vectors(k: Any, w: Any, r: int, method: str) -> Any:
     """The r leading right singular vectors, or ones that do as well. w: [m, n], m >= n -> [n, r]."""
     if method == "exact" or w.shape[1] <= LONG or w.dtype != "float32":
         return _exact(k, w, r)
-    if not _is_thin(w.shape, r):
-        return _exact(k, w, r) if method == "randomized" else _by_rounded_gram(k, w, r)
     if method == "randomized":
-        return _krylov(k, w, r, DEPTH)
+        return _krylov(k, w, r, DEPTH) if _is_thin(w.shape, r, DEPTH) else _exact(k, w, r)
+    if not _is_thin(w.shape, r, SHALLOW):
+        return _by_rounded_gram(k, w, r)
     v = _krylov(k, w, r, SHALLOW)
     residual = _residual(k, w, v)
     is_good = _is_proven(k, w, v, residual, residual)
@@ -110,12 +111,29 @@ def _exact(k: Any, w: Any, r: int) -> Any:
 def _by_rounded_gram(k: Any, w: Any, r: int) -> Any:
     """By the Gram matrix in float32 if that is proven good, else exact."""
     gram = k.gram(w, w.dtype)
-    values, vectors = k.leading(gram, r + 1)
-    v = vectors[:, :r]
-    limit = values[r] + GRAM_ROUNDING * k.xp.sqrt(k.square(gram))
-    del gram, values, vectors  # before another is made
-    is_good = _is_proven(k, w, v, _residual(k, w, v), limit)
+    noise = GRAM_ROUNDING * k.xp.sqrt(k.square(gram))
+    if _is_thin(w.shape, r, DEEP):
+        v = _krylov_of_gram(k, gram, r)
+        residual = _residual(k, w, v)
+        limit, is_limit = _limit_outside(k, gram, v, (1 - RATIO**-2) * residual / (2 * r))
+    else:
+        values, vectors = k.leading(gram, r + 1)
+        v, limit, is_limit = vectors[:, :r], values[r], True
+        residual = _residual(k, w, v)
+    del gram  # before another is made
+    is_good = is_limit & _is_proven(k, w, v, residual, limit + noise)
     return k.choose(is_good, lambda: v, lambda: _exact(k, w, r))
+
+
+def _limit_outside(k: Any, gram: Any, v: Any, slack: Any) -> tuple[Any, Any]:
+    """A number a little above the least Ritz value of v: [n, r], and whether no eigenvalue of a Gram matrix outside v
+    is larger: its difference to the rest of the matrix has a Cholesky factor."""
+    image = k.matmul(gram, v)
+    inside = k.matmul(v.T, image)
+    limit = k.xp.min(k.xp.diagonal(inside)) + slack
+    # (1 - VV') G (1 - VV') = G - V image' - (image - V inside) V'
+    rest = k.matmul(v, image.T) + k.matmul(image - k.matmul(v, inside), v.T) - gram
+    return limit, k.is_positive(rest + limit.astype(gram.dtype) * k.xp.eye(gram.shape[0], dtype=gram.dtype))
 
 
 def _is_proven(k: Any, w: Any, v: Any, residual: Any, limit: Any) -> Any:
@@ -140,22 +158,35 @@ def _residual(k: Any, w: Any, v: Any) -> Any:
     return k.square(w - k.matmul(k.matmul(w, v), v.T))
 
 
-def _is_thin(shape: tuple[int, int], r: int) -> bool:
+def _is_thin(shape: tuple[int, int], r: int, depth: int) -> bool:
     """Whether a Krylov space is small enough to be worth it."""
-    return 2 * (DEPTH + 1) * (r + EXTRA) <= min(shape)
+    return 4 * (depth + 1) * (r + EXTRA) <= min(shape)
 
 
 def _krylov(k: Any, w: Any, r: int, depth: int) -> Any:
     """The r best vectors of the space of B, G B, ..., G^depth B with G = w'w and B = w'X for a fixed X: [n, r]."""
-    basis = block = k.qr(k.matmul(w.T, _scattered(k, w.shape[0], r + EXTRA, w.dtype)))[0]
+    start = k.matmul(w.T, _scattered(k, w.shape[0], r + EXTRA, w.dtype))
+    basis = _krylov_basis(k, start, lambda x: k.matmul(w.T, k.matmul(w, x)), depth)
+    _, vectors = k.leading(k.gram(k.matmul(w, basis), "float64"), r)
+    return k.matmul(basis, vectors.astype(w.dtype))
+
+
+def _krylov_of_gram(k: Any, gram: Any, r: int) -> Any:
+    """The same for G itself, and deeper."""
+    start = k.matmul(gram, _scattered(k, gram.shape[0], r + EXTRA, gram.dtype))
+    basis = _krylov_basis(k, start, lambda x: k.matmul(gram, x), DEEP)
+    _, vectors = k.leading(k.matmul(basis.T, k.matmul(gram, basis)).astype("float64"), r)
+    return k.matmul(basis, vectors.astype(gram.dtype))
+
+
+def _krylov_basis(k: Any, start: Any, product: Any, depth: int) -> Any:
+    """Orthonormal vectors: [n, b * (depth + 1)] for start: [n, b]."""
+    basis = block = k.qr(start)[0]
     for _ in range(depth):
-        block = k.matmul(w.T, k.matmul(w, block))
+        block = product(block)
         block = k.qr(block - k.matmul(basis, k.matmul(basis.T, block)))[0]
         basis = k.xp.concatenate([basis, block], axis=1)
-    basis = k.qr(basis)[0]  # blocks that were next to nothing are not orthogonal to the others
-    image = k.matmul(w, basis)
-    _, vectors = k.leading(k.gram(image, "float64"), r)
-    return k.matmul(basis, vectors.astype(w.dtype))
+    return k.qr(basis)[0]  # blocks that were next to nothing are not orthogonal to the others
 
 
 def _scattered(k: Any, m: int, n: int, dtype: Any) -> Any:
