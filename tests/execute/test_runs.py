@@ -240,15 +240,17 @@ def test_seedless_random_numbers_differ_from_run_to_run_but_agree_within_one(tmp
 
 
 @pytest.mark.parametrize(
-    "steps",
+    ("steps", "shape"),
     [
-        [{"cast_": {"target": "w", "to": "bfloat16"}}],
-        [{"move": {"from": "w", "to": "v"}}],
-        [{"phlora_": {"target": "w", "rank": 8}}],
+        ([{"cast_": {"target": "w", "to": "bfloat16"}}], (8192, 4096)),
+        ([{"move": {"from": "w", "to": "v"}}], (8192, 4096)),
+        ([{"phlora_": {"target": "w", "rank": 8}}], (6144, 2048)),
     ],
 )
-def test_the_predicted_peak_of_memory_is_within_a_fifth_of_what_the_process_took(steps: Any, tmp_path: Path) -> None:
-    bench = Bench(tmp_path, m={"w": np.ones((8192, 4096), np.float32)})
+def test_the_predicted_peak_of_memory_is_within_a_fifth_of_what_the_process_took(
+    steps: Any, shape: tuple[int, int], tmp_path: Path
+) -> None:
+    bench = Bench(tmp_path, m={"w": np.ones(shape, np.float32)})
     explanation = explain(bench.compile(steps))
     code = (
         "import sys, json, surgery_jax as s; plan = s.plan_of(json.loads(sys.argv[1]));"
