@@ -248,7 +248,34 @@ STORAGE = Suite(
     ),
 )
 
-SUITES = {"storage": STORAGE}
+TUNED = tuple(f"tuned{number}" for number in range(1, 9))
+
+
+def in_batch(name: str, about: str, plan: str, output: str) -> Row:
+    """One plan for every fine-tune of a base: as jobs of one batch, and by itself eight times over."""
+    single = "{ours} run --quiet --json {plan} tuned=%s output.path=" + output
+    lines = [
+        "echo plan: {plan} > jobs.yaml",
+        f"echo 'matrix: {{{{ tuned: [{', '.join(TUNED)}] }}}}' >> jobs.yaml",
+        "echo 'set: {{ output.path: \"" + output.replace("%s", "${{job}}") + "\" }}' >> jobs.yaml",
+        "{ours} batch --quiet --json --again jobs.yaml",
+    ]
+    sides = {"batch": " && ".join(lines), "single runs": " && ".join(single % (name, name) for name in TUNED)}
+    target = Target("wall_s", "batch", per="single runs", at_most=0.6)
+    return Row(name, about, sides, (target,), inputs=("base", *TUNED), plan=plan, size="160m", disk_bytes=7e9)
+
+
+BATCH = Suite(
+    about="Eight fine-tunes of one base: the jobs of a batch against runs of their own, start-up included.",
+    inputs={"base": MODELS["base"]}
+    | {name: f"make_llama.py --size {{size}} --base base --rank 8 --seed {at}" for at, name in enumerate(TUNED, 1)},
+    rows=(
+        in_batch("eight merges", "base + 0.7 of the difference", "task_vector.yaml", "out/%s.safetensors"),
+        in_batch("eight adapters", "LoRA adapters of rank 16 of all projections", "adapter.yaml", "out/%s"),
+    ),
+)
+
+SUITES = {"storage": STORAGE, "batch": BATCH}
 
 
 def guarded(baseline: str, tiny: str, plan: str, *inputs: str) -> Row:
