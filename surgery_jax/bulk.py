@@ -202,6 +202,7 @@ class _Batch:
             **{"peak_buffer_bytes": 0, "stream_s": 0.0, "compile_s": 0.0},
         }
         self._stop_on_failure = self._has_failed = False
+        self._files: dict[str, Sequence[str]] = {}
         self._writers: dict[str, int] = {}
         self._readers: dict[str, int] = {}
 
@@ -241,7 +242,7 @@ class _Batch:
         plan = self.jobs[number].plan()
         key = _key_of(plan, self.options)
         known = None if again else self.finished.entries.get(key)
-        if known is not None and known.holds(_files_of):
+        if known is not None and known.holds(self._files_of):
             self._claim(number, list(known.outputs), known.inputs)
             self._end(number, "skipped", outputs=tuple(known.outputs))
             return None
@@ -283,6 +284,16 @@ class _Batch:
             self._writers.setdefault(path, number)
         for path in reads:
             self._readers.setdefault(path, number)
+
+    def _files_of(self, path: str) -> Sequence[str]:
+        """The files of an input as it is now; of a base they are looked up once for all jobs."""
+        if path not in self._files:
+            try:
+                place, _ = formats.split_part(path)
+                self._files[path] = formats.open_checkpoint(path).files if Path(place).is_dir() else (place,)
+            except SurgeryError:
+                self._files[path] = ()
+        return self._files[path]
 
     # -- passes -------------------------------------------------------------------------------------------------
 
@@ -389,14 +400,3 @@ def _key_of(plan: Plan, options: Options) -> str:
     steps = None if plan.steps is None else plain(plan.steps)
     content = [1, [[entry.alias, entry.path] for entry in plan.inputs], steps, output, options.shard_size]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _files_of(path: str) -> Sequence[str]:
-    """The files of an input as it is now."""
-    place, _ = formats.split_part(path)
-    if not Path(place).is_dir():
-        return (place,)
-    try:
-        return formats.open_checkpoint(path).files
-    except SurgeryError:
-        return ()

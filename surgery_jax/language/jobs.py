@@ -42,6 +42,7 @@ from .plan import Plan
 __all__ = ["Job", "load_jobs"]
 
 MAX_JOBS = 10_000
+MAX_TEXT = 100_000  # characters of all values of a job: they are kept for its report
 MAX_NAME = 200  # characters: names are parts of paths
 JOB = "job"  # stands for the name
 _FILE_SUFFIX = re.compile(r"\.[A-Za-z]+")  # what follows the dot of `v1.5` is no suffix
@@ -85,6 +86,8 @@ class Job:
         name = {JOB: escape(Scalar(self.name, self.mark))}
         root = interpolate(Mapping(name | self.values.entries, {JOB: self.mark} | self.values.keys, self.mark))
         assert isinstance(root, Mapping)
+        if sum(map(len, _texts(root))) > MAX_TEXT:
+            raise PlanError(f"the values of job {self.name!r} are longer than {MAX_TEXT} characters", where=self.mark)
         return root
 
     def _mentions(self, key: str) -> bool:

@@ -185,6 +185,16 @@ def test_references_in_a_circle_are_an_error_of_the_job(place):
         job.plan()
 
 
+def test_values_that_grow_beyond_all_bounds_are_an_error_of_the_job(place):
+    doubled = ", ".join(f"x{n}: '${{x{n - 1}}}${{x{n - 1}}}'" for n in range(1, 40))
+    (job,) = load(place, f"plan: plan.yaml\nset: {{ x0: aaaa, {doubled}, tuned: '${{x39}}' }}\njobs: [ {{}} ]\n")
+    with pytest.raises(PlanError, match="references make more than"):
+        job.plan()
+    (job,) = load(place, f"plan: plan.yaml\nset: {{ tuned: {'a' * 60_000}, output: '${{tuned}}' }}\njobs: [ {{}} ]\n")
+    with pytest.raises(PlanError, match="longer than 100000 characters"):
+        job.plan()
+
+
 def test_more_jobs_than_anybody_means_are_refused_before_they_are_made(place):
     row = "[" + ",".join(map(str, range(101))) + "]"
     with pytest.raises(PlanError, match=f"10201 jobs[^$]*at most {MAX_JOBS}"):
