@@ -13,6 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -337,30 +338,46 @@ class _Batch:
             for key in ("num_compilations", "stream_s", "compile_s"):
                 self.figures[key] += account[key]
             self.figures["peak_buffer_bytes"] = max(self.figures["peak_buffer_bytes"], account["peak_buffer_bytes"])
-            for ready, own in zip(jobs, stagings, strict=True):
-                try:
-                    printed = settle(ready.compiled.symbolic, done.findings)
-                    write_notes(ready.compiled, own, done.findings)
-                    self._commit(ready, own)
-                except Exception as error:
-                    self._fail(ready.number, error, ready)
-                else:
-                    self._end(ready.number, "done", ready, printed=printed)
+            self._commit(jobs, stagings, done.findings)
 
-    def _commit(self, ready: _Ready, stagings: Sequence[Staging]) -> None:
+    def _commit(self, jobs: Sequence[_Ready], stagings: Sequence[Sequence[Staging]], findings: Any) -> None:
+        """Let the outputs of every job appear if its assertions hold. All are brought to the disk at once, which takes
+        little longer than one, then recorded."""
         from .storage.publish import commit_all
 
-        outputs = {}
-        for staging in stagings:
-            staging.finish(self.options.sync)
-            files = staging.finished_files()
-            states = states_of([str(path) for path in files.values()])
-            outputs[staging.plan.path] = tuple(
-                (path, size, changed) for path, (_, size, changed) in zip(files, states, strict=True)
-            )
-        name = self.jobs[ready.number].name
-        self.finished.add(ready.key, name, Entry(ready.inputs, outputs), self.options.sync)
-        commit_all(stagings, self.options.sync)
+        def complete(ready: _Ready, own: Sequence[Staging]) -> str:
+            printed = settle(ready.compiled.symbolic, findings)
+            write_notes(ready.compiled, own, findings)
+            for staging in own:
+                staging.finish(self.options.sync)
+            return printed
+
+        with ThreadPoolExecutor(max(len(jobs), 1)) as pool:
+            completed = [pool.submit(complete, ready, own) for ready, own in zip(jobs, stagings, strict=True)]
+        whole = []
+        for ready, own, result in zip(jobs, stagings, completed, strict=True):
+            error = result.exception()
+            if error is None:
+                whole.append((ready, own, result.result()))
+            elif isinstance(error, Exception):
+                self._fail(ready.number, error, ready)
+            else:
+                raise error
+        entries = {ready.key: (self.jobs[ready.number].name, _entry(ready, own)) for ready, own, _ in whole}
+        unrecorded: Exception | None = None
+        try:
+            self.finished.add(entries, self.options.sync)
+        except SurgeryError as error:
+            unrecorded = error
+        for ready, own, printed in whole:
+            try:
+                if unrecorded is not None:
+                    raise unrecorded
+                commit_all(own, self.options.sync)
+            except Exception as error:
+                self._fail(ready.number, error, ready)
+            else:
+                self._end(ready.number, "done", ready, printed=printed)
 
     # -- reports ------------------------------------------------------------------------------------------------
 
@@ -388,6 +405,17 @@ class _Batch:
         self.reports[number] = report
         if self.tell is not None:
             self.tell(report)
+
+
+def _entry(ready: _Ready, stagings: Sequence[Staging]) -> Entry:
+    """What is to be recorded of a job whose outputs are complete and will appear."""
+    outputs = {}
+    for staging in stagings:
+        files = staging.finished_files()
+        states = states_of([str(path) for path in files.values()])
+        named = ((path, size, changed) for path, (_, size, changed) in zip(files, states, strict=True))
+        outputs[staging.plan.path] = tuple(named)
+    return Entry(ready.inputs, outputs)
 
 
 def _key_of(plan: Plan, options: Options) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -289,6 +290,22 @@ def test_a_record_in_a_place_that_cannot_be_written_is_refused_before_anything_r
         with pytest.raises(StorageError):
             batch("jobs.yaml", FAST, record=record)
     assert outputs() == []
+
+
+def test_jobs_that_cannot_be_recorded_fail_and_leave_nothing(place):
+    write(place, "plan: { tuned: x, inputs: [ '${tuned}' ] }\n" + JOBS.partition("\n")[2])
+    record = place / "jobs.yaml.done"
+    record.write_text(json.dumps({"job": "old", "name": "x" * 5000, "inputs": {}, "outputs": {}}) + "\n")
+    before, limits = record.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before), limits[1]))
+    try:
+        report = batch("jobs.yaml", FAST)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert statuses(report) == dict.fromkeys("abcd", "failed")
+    assert "cannot write the record of finished jobs" in str(report.jobs[0].error)
+    assert not Path("out").exists()
+    assert statuses(batch("jobs.yaml", FAST)) == dict.fromkeys("abcd", "done")
 
 
 def test_two_batches_of_one_record_do_not_run_at_once(place):

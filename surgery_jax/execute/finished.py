@@ -126,23 +126,26 @@ class Finished:
             hint="name another --record, or remove the file",
         )
 
-    def add(self, job: str, name: str, entry: Entry, sync: bool) -> None:
-        """Say that a job is finished as soon as its outputs are there.
+    def add(self, jobs: Mapping[str, tuple[str, Entry]], sync: bool) -> None:
+        """Say that jobs, with their names, are finished as soon as their outputs are there.
 
         Raises:
-            StorageError: the line cannot be written.
+            StorageError: the lines cannot be written.
         """
         assert self._fd is not None
-        line = json.dumps({"job": job, "name": name, "inputs": entry.inputs, "outputs": entry.outputs}) + "\n"
+        lines = [
+            json.dumps({"job": job, "name": name, "inputs": entry.inputs, "outputs": entry.outputs}) + "\n"
+            for job, (name, entry) in jobs.items()
+        ]
         try:
-            rest = line.encode()
+            rest = "".join(lines).encode()
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
             if sync:
                 os.fsync(self._fd)
         except OSError as error:
             raise storage_error(error, self.path, "write the record of finished jobs") from None
-        self.entries[job] = entry
+        self.entries.update({job: entry for job, (_, entry) in jobs.items()})
 
     def close(self) -> None:
         """Let others use it; an empty record is removed."""

@@ -146,7 +146,7 @@ class Staging:
         self._parents: list[Path] = []
         self._renames = _Renames()
         self._stage: Path | None = None
-        self._finished = False
+        self._finished = self._synced = False
         self._stale: list[Path] = []
         if told is not None:
             self._join(told)
@@ -268,12 +268,13 @@ class Staging:
             except OSError as error:
                 raise storage_error(error, self.plan.path, "complete it") from None
             self._finished = True
-        if sync:
+        if sync and not self._synced:
             try:
                 for path in [*self._built.rglob("*"), self._built]:
                     _sync(path)
             except OSError as error:
                 raise storage_error(error, self.plan.path, "bring it to the disk") from None
+            self._synced = True
 
     def finished_files(self) -> dict[str, Path]:
         """The files of a finished output: where they will be, as the plan spells it, and where they are until then."""
