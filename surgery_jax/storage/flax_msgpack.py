@@ -61,18 +61,20 @@ class FlaxFormat(Format):
         """Whether it begins with a map whose first key is a short text and whose first value a map or an array, or
         with an array."""
         with path.open("rb") as stream:
-            head = stream.read(300)
-        if head[:1] and head[0] in _EXTS:
+            head = stream.read(300).ljust(300, b"\0")
+        if head[0] in _EXTS:
             return _ARRAY in head[1:6]
-        if not head[:1] or head[0] not in _MAPS:
+        if head[0] not in _MAPS:
             return False
         at = {0xDE: 3, 0xDF: 5}.get(head[0], 1)
-        short = head[at : at + 1] != b"\xd9" and len(head) > at and 0xA0 <= head[at] < 0xC0
-        begin = at + 1 if short else at + 2
-        if not short and head[at : at + 1] != b"\xd9":
+        if 0xA0 <= head[at] < 0xC0:
+            begin, length = at + 1, head[at] & 31
+        elif head[at] == 0xD9:
+            begin, length = at + 2, head[at + 1]
+        else:
             return False
-        end = begin + (head[at] & 31 if short else head[at + 1] if len(head) > at + 1 else 0)
-        return len(head) > end and 0 not in head[begin:end] and head[end] in (*_MAPS, *_EXTS)
+        key, after = head[begin : begin + length], head[begin + length]
+        return 0 not in key and after in (*_MAPS, *_EXTS)
 
     def read_header(self, path: Path) -> Checkpoint:
         """The structure of a file. An array of its own has no name."""
