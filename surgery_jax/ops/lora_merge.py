@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,8 +117,10 @@ class LoraMerge(Directive):
             if len(set(given)) == len(given):
                 return dict.fromkeys(given, 1.0)
         elif isinstance(given, dict) and given:
-            if all(isinstance(w, int | float) and not isinstance(w, bool) and abs(w) < 1e30 for w in given.values()):
-                return {alias: float(weight) for alias, weight in given.items()}
+            with suppress(TypeError, ValueError):  # a variable may be spelled as text
+                weights = {alias: float(weight) for alias, weight in given.items()}
+                if all(map(math.isfinite, weights.values())):
+                    return weights
         raise PlanError(
             "lora_merge.adapters: not adapters",
             where=self.adapters.mark,

@@ -11,11 +11,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
-from running import assert_same_bits, read_checkpoint
+from running import assert_same_bits, read_checkpoint, write_checkpoint
 
-from surgery_jax import Options, plan_of, run
+from surgery_jax import Options, load_plan, plan_of, run
+from surgery_jax.core.errors import SurgeryError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -224,3 +226,166 @@ def test_devices_do_not_change_a_bit_of_adapters_and_merged_models(tmp_path: Pat
     assert found.keys() == wanted.keys()
     for name, array in wanted.items():
         assert_same_bits(found[name], array, name)
+
+
+# ---------------------------------------------------------------------------------------------- ranks and reports
+
+
+def bfloat16_pair(tmp_path: Path, changes: dict[str, tuple[tuple[int, int], int, float]]) -> dict[str, np.ndarray]:
+    """Write base and tuned weights in bfloat16; a change has a shape, a rank and a size. Gives changes as stored."""
+    rng = np.random.default_rng(4)
+    base, tuned = {}, {}
+    for name, (shape, rank, size) in changes.items():
+        base[name] = (0.05 * rng.standard_normal(shape)).astype(ml_dtypes.bfloat16)
+        change = rng.standard_normal((shape[0], rank)) @ rng.standard_normal((rank, shape[1])) * size
+        tuned[name] = (base[name].astype(np.float64) + change).astype(ml_dtypes.bfloat16)
+    write_checkpoint(tmp_path / "base" / "model.safetensors", base)
+    write_checkpoint(tmp_path / "tuned" / "model.safetensors", tuned)
+    return {name: tuned[name].astype(np.float64) - base[name].astype(np.float64) for name in base}
+
+
+MODULES = {
+    "a.q.weight": ((96, 64), 2, 0.02),
+    "a.k.weight": ((40, 64), 3, 0.005),
+    "a.v.weight": ((64, 64), 0, 0.0),
+    "b.up.weight": ((64, 120), 5, 0.01),
+}
+
+
+@pytest.mark.parametrize("keys", [{"max_rank": 3}, {"energy": 0.9}, {"budget": 900, "multiple_of": 2}], ids=str)
+def test_what_is_told_of_each_module_is_what_numpy_finds(tmp_path: Path, keys: dict[str, Any]) -> None:
+    changes = bfloat16_pair(tmp_path, MODULES)
+    told, printed = extract(tmp_path, **keys)
+    factors = read_checkpoint(tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert told["left_out"]["a.v.weight"] == "unchanged" and "1 unchanged" in printed
+    for name, row in told["modules"].items():
+        module, change = name.removesuffix(".weight"), changes[name]
+        a, b = (factors[f"base_model.model.{module}.lora_{side}.weight"].astype(np.float64) for side in "AB")
+        assert a.shape[0] == b.shape[1] == row["rank"]
+        assert peft.utils.other.get_pattern_key(config["rank_pattern"], module) in {*config["rank_pattern"], module}
+        rest, whole = np.linalg.norm(change - b @ a), np.linalg.norm(change)
+        np.testing.assert_allclose(row["relative_error"], rest / whole, rtol=1e-4)
+        np.testing.assert_allclose(row["energy_kept"], 1 - (rest / whole) ** 2, rtol=1e-6)
+        np.testing.assert_allclose(row["norm"], whole, rtol=1e-6)
+        energies = np.square(np.linalg.svd(change, compute_uv=False))
+        np.testing.assert_allclose(rest**2, energies[row["rank"] :].sum(), rtol=1e-3)
+        if "energy" in keys:
+            kept = np.cumsum(energies) / energies.sum()
+            assert row["rank"] == 1 + int((kept < keys["energy"]).sum())
+    sizes = sum(factors[key].size for key in factors)
+    assert told["parameters"] == sizes <= keys.get("budget", sizes)
+    if "budget" in keys:
+        assert all(row["rank"] % 2 == 0 for row in told["modules"].values()) and sizes > 900 - 2 * 184
+
+
+def test_rounding_noise_is_not_bought_as_rank(tmp_path: Path) -> None:
+    bfloat16_pair(tmp_path, MODULES)
+    plain, _ = extract(tmp_path, energy=1)
+    told, _ = extract(tmp_path, energy=1, noise_floor=True)
+    assert {name: row["rank"] for name, row in told["modules"].items()} == {
+        "a.q.weight": 2, "a.k.weight": 3, "b.up.weight": 5
+    }  # fmt: skip
+    assert all(plain["modules"][name]["rank"] > 20 for name in told["modules"])
+
+
+def test_an_adapter_for_vllm_has_one_padded_rank(tmp_path: Path) -> None:
+    changes = bfloat16_pair(tmp_path, MODULES)
+    told, _ = extract(tmp_path, energy=0.99, serving="vllm")
+    factors = read_checkpoint(tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] == 8 and not config["rank_pattern"] and not config["modules_to_save"]
+    for name, row in told["modules"].items():
+        module = name.removesuffix(".weight")
+        a, b = (factors[f"base_model.model.{module}.lora_{side}.weight"] for side in "AB")
+        assert a.shape[0] == b.shape[1] == 8 and not a[row["rank"] :].any() and not b[:, row["rank"] :].any()
+        assert np.linalg.norm(changes[name] - b @ a) < 0.11 * np.linalg.norm(changes[name])
+
+
+# ------------------------------------------------------------------------------------------------------ bad input
+
+STEP = "lora_extract: { base: 'base::(.+)', tuned: 'tuned::\\1', to: adapter, %s }"
+REFUSED = {
+    "rank: 0": "not a whole number of at least 1",
+    "rank: 65": "no rank 65 in a.k.weight",
+    "energy: 0": "not a number above 0 and at most 1",
+    "energy: 1.5": "not a number above 0 and at most 1",
+    "energy: 0.5, rank: 3": "rank is for all modules alike",
+    "method: exact": "nothing says which ranks",
+    "rank: 2, serving: vlm": "did you mean vllm",
+    "budget: 5": "the budget pays for no rank",
+    "rank: 2, skip: '('": "invalid regex",
+    "max_rank: 3, multiple_of: 8": "max_rank is below multiple_of",
+    "rank: 2, dtype: int8": "factors are floating-point tensors",
+}
+
+
+def refused(tmp_path: Path, step: str) -> str:
+    """Run a plan of one step that must fail; gives the message. Nothing may be left behind."""
+    file = tmp_path / "plan.yaml"
+    inputs = "".join(f'"{name}::{tmp_path / name}", ' for name in ("base", "tuned") if (tmp_path / name).exists())
+    file.write_text(f"inputs: [ {inputs} ]\ntransforms:\n  - {step}\noutput: {tmp_path / 'out'}\n")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(SurgeryError) as failed:
+        run(load_plan(file), Options(sync=False))
+    assert sorted(tmp_path.iterdir()) == before
+    text = str(failed.value)
+    assert f"{file}:3:" in text, text
+    return text
+
+
+@pytest.mark.parametrize("keys", REFUSED)
+def test_ranks_that_make_no_sense_are_refused(tmp_path: Path, keys: str) -> None:
+    bfloat16_pair(tmp_path, MODULES)
+    assert REFUSED[keys] in refused(tmp_path, STEP % keys)
+
+
+CHANGED: dict[str, tuple[Any, str]] = {
+    "missing": (lambda t: t.pop("a.q.weight"), "tuned missing: tuned::a.q.weight"),
+    "extra": (lambda t: t.update({"c.weight": t["a.q.weight"]}), "tuned has tensors that base has not"),
+    "reshaped": (lambda t: t.update({"a.q.weight": t["a.q.weight"][:5]}), "a.q.weight has another shape in tuned"),
+    "norm": (lambda t: t.update({"norm.weight": t["norm.weight"] * 2}), "norm.weight is not extracted but was changed"),
+    "nan": (lambda t: t.update({"a.q.weight": t["a.q.weight"] * np.nan}), "a.q.weight holds NaN or infinity"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("what", CHANGED)
+def test_checkpoints_that_do_not_match_are_refused(tmp_path: Path, what: str) -> None:
+    change, message = CHANGED[what]
+    base = {"a.q.weight": np.ones((6, 8), np.float32), "norm.weight": np.ones(4, np.float32)}
+    tuned = {"a.q.weight": base["a.q.weight"] * 2, "norm.weight": base["norm.weight"]}
+    change(tuned)
+    write_checkpoint(tmp_path / "base" / "model.safetensors", base)
+    write_checkpoint(tmp_path / "tuned" / "model.safetensors", tuned)
+    assert message in refused(tmp_path, STEP % "rank: 2")
+
+
+def test_the_same_model_twice_has_nothing_to_extract(tmp_path: Path) -> None:
+    for name in ("base", "tuned"):
+        write_checkpoint(tmp_path / name / "model.safetensors", {"a.weight": np.ones((6, 8), np.float32)})
+    for keys in ("rank: 2", "energy: 0.9"):
+        assert "base and tuned do not differ" in refused(tmp_path, STEP % keys)
+
+
+# ---------------------------------------------------------------------------------------------------------- plans
+
+PLANS = Path(__file__).parent.parent.parent / "plans"
+
+
+def test_the_plans_of_the_repository_take_a_change_out_and_put_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = bfloat16_pair(tmp_path, MODULES)
+    monkeypatch.chdir(tmp_path)
+    options = Options(sync=False)
+    run(load_plan(PLANS / "lora_extract.yaml", "output.path=one", "energy=1.0"), options)
+    run(load_plan(PLANS / "lora_extract.yaml", "output.path=two", "max_rank=1"), options)
+    run(load_plan(PLANS / "lora_merge.yaml", "weights.one=1.0", "weights.two=0"), options)
+    base, merged = read_checkpoint(tmp_path / "base"), read_checkpoint(tmp_path / "merged")
+    two = json.loads((tmp_path / "two" / "extraction.json").read_text())
+    assert {row["rank"] for row in two["modules"].values()} == {1}
+    for name, change in changes.items():
+        found = merged[name].astype(np.float64) - base[name].astype(np.float64)
+        assert merged[name].dtype == base[name].dtype
+        assert np.abs(found - change).max() <= 2.0**-8  # one step of bfloat16 at most
