@@ -46,6 +46,7 @@ MEASURES = {
     "wall_s": Measure("wall", "s", 1.0, lambda sample, _: sample.wall_s),
     "cpu_s": Measure("cpu", "s", 1.0, lambda sample, _: sample.cpu_s),
     "rss_bytes": Measure("peak", "MB", 1e6, lambda sample, _: sample.rss_bytes),
+    "stream_s": Measure("work", "s", 1.0, lambda sample, _: sample.report["stream_s"]),
     "s_per_gb": Measure("wall per output", "s/GB", 1.0, lambda sample, written: sample.wall_s / (written / 1e9)),
     "compile_share": Measure(
         "compiling", "% of wall", 0.01, lambda sample, _: sample.report["compile_s"] / sample.wall_s
@@ -79,7 +80,7 @@ def has_room(row: Row, work: Path) -> bool:
 
 def files_of(row: Row, work: Path) -> list[Path]:
     """The files of the inputs of a row."""
-    return [path for name in row.inputs for path in (work / name).glob("*.safetensors")]
+    return [path for name in row.inputs for path in (work / name).rglob("*") if path.is_file()]
 
 
 def make_brainsurgery(work: Path) -> Path | None:
@@ -99,7 +100,7 @@ def make_brainsurgery(work: Path) -> Path | None:
 class Bench:
     """Runs rows: where the files lie and which programs there are."""
 
-    def __init__(self, work: Path, programs: dict[str, Path | None], repeats: int) -> None:
+    def __init__(self, work: Path, programs: Mapping[str, Path | str | None], repeats: int) -> None:
         self.work = work
         self.programs = programs
         self.repeats = repeats
@@ -176,7 +177,7 @@ class Bench:
                 status[side] = f"exit code {sample.exit_code}"
                 print(f"{row.name}, {side}: {status[side]}\n{self.log.read_text(errors='replace')[-2000:]}")
                 continue
-            written[side] = sum(path.stat().st_size for path in (self.work / "out").glob("*"))
+            written[side] = sum(path.stat().st_size for path in (self.work / "out").rglob("*") if path.is_file())
             output = self.work / "out" / "model.safetensors"
             if output.exists():
                 if row.identical:
@@ -186,7 +187,9 @@ class Bench:
         return status, all(other == found[0] for other in found) if len(found) > 1 else None, written
 
 
-def measured(suite: Suite, row: Row, size: str, work: Path, programs: dict[str, Path | None], repeats: int) -> Record:
+def measured(
+    suite: Suite, row: Row, size: str, work: Path, programs: Mapping[str, Path | str | None], repeats: int
+) -> Record:
     """The record of a row, with its inputs made where they are missing."""
     work.mkdir(parents=True, exist_ok=True)
     if not has_room(row, work):
@@ -360,7 +363,8 @@ def main() -> int:
         make_brainsurgery(options.work.resolve()) if wanted == "make" else Path(wanted).absolute() if wanted else None
     )
     ours = options.ours.absolute() if options.ours.exists() else None
-    programs = {"ours": ours, "brainsurgery": theirs}
+    with_orbax = shlex.join([sys.executable, str(HERE / "with_orbax.py")])
+    programs = {"ours": ours, "brainsurgery": theirs, "with_orbax": with_orbax}
 
     results = []
     for row in rows:

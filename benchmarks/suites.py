@@ -1,9 +1,9 @@
 """What is measured, against what, and how good it must be. Data only: `run.py` does the work.
 
-A command is one line. `{ours}` and `{brainsurgery}` are the two programs, `{plan}` the row's plan, `{expected}` a file
-with the row's output, made once. A line with `>` or `&&` is for the shell. Commands run in a directory that holds the
-inputs; outputs lie in its folder `out`, which is removed before every run. What is compiled is kept from the untimed
-run on, as it is between the runs of a user.
+A command is one line. `{ours}`, `{brainsurgery}` and `{with_orbax}` are programs, `{plan}` is the row's plan,
+`{expected}` a file with the row's output, made once. A line with `>` or `&&` is for the shell. Commands run in a
+directory that holds the inputs; outputs lie in its folder `out`, which is removed before every run. What is compiled is
+kept from the untimed run on, as it is between the runs of a user.
 
 Copies and BrainSurgery leave their bytes to the operating system; ours waits until they are on the disk unless told
 `--no-sync`. Each is compared with its like: `ours` with a copy that is synced too, `ours --no-sync` with the rest.
@@ -275,7 +275,79 @@ BATCH = Suite(
     ),
 )
 
-SUITES = {"storage": STORAGE, "batch": BATCH}
+CONVERT = "{ours} convert --quiet --json --memory 512MiB"
+TO_ORBAX = CONVERT + " base/model.safetensors out --format orbax --options compression="
+FROM_ORBAX = CONVERT.replace("convert", "convert --format safetensors --shard-size none")
+WITH_ORBAX = "{with_orbax} out"
+LEAST_RSS = (512 + 34 + 130) << 20  # the budget, the program, and TensorStore with its threads
+
+
+def beside_orbax(ours: str, theirs: str) -> tuple[dict[str, str], tuple[Target, ...]]:
+    """Sides and targets of a conversion. Orbax brings what it writes to the disk; safetensors does not."""
+    sides = {"ours": ours, "ours --no-sync": f"{ours} --no-sync", "orbax": theirs}
+    kind = "ours --no-sync" if " export " in theirs else "ours"
+    return sides, (
+        Target("wall_s", "orbax", per=kind, at_least=1.5),
+        Target("rss_bytes", "ours", at_most=LEAST_RSS),
+    )
+
+
+def loaded(name: str) -> str:
+    """Loads an input onto a mesh of 8 devices."""
+    return f"{WITH_ORBAX} load {name}"
+
+
+ORBAX = Suite(
+    about="Conversions to and from Orbax, against Orbax with safetensors; loading what each has written.",
+    inputs={
+        "base": MODELS["base"],
+        "saved": "with_orbax.py save base/model.safetensors",
+        "saved_plain": "with_orbax.py save base/model.safetensors --plain --compression none",
+        "meshed": "with_orbax.py save base/model.safetensors --mesh",
+        "meshed_plain": "with_orbax.py save base/model.safetensors --mesh --plain --compression none",
+        "converted": "with_orbax.py ours base/model.safetensors",
+    },
+    rows=(
+        Row(
+            "to orbax",
+            "safetensors to Orbax, not compressed",
+            *beside_orbax(TO_ORBAX + "none", WITH_ORBAX + " save base/model.safetensors --compression none"),
+            inputs=("base",),
+        ),
+        Row(
+            "to orbax, zstd",
+            "safetensors to Orbax, compressed",
+            *beside_orbax(TO_ORBAX + "zstd", WITH_ORBAX + " save base/model.safetensors --compression zstd"),
+            inputs=("base",),
+        ),
+        Row(
+            "from orbax",
+            "what Orbax saves by default (OCDBT, zarr 3, zstd) to safetensors",
+            *beside_orbax(FROM_ORBAX + " saved out", WITH_ORBAX + " export saved"),
+            inputs=("base", "saved"),
+            identical=True,
+        ),
+        Row(
+            "from orbax, plain",
+            "the same without OCDBT and compression",
+            *beside_orbax(FROM_ORBAX + " saved_plain out", WITH_ORBAX + " export saved_plain"),
+            inputs=("base", "saved_plain"),
+            identical=True,
+        ),
+        Row(
+            "load",
+            "`ocp.load` onto a mesh of 8 devices, of our conversion and of what Orbax saved from such a mesh",
+            {"ours": loaded("converted"), "orbax": loaded("meshed"), "orbax, plain": loaded("meshed_plain")},
+            (
+                Target("stream_s", "ours", per="orbax", at_most=1.0),
+                Target("stream_s", "ours", per="orbax, plain", at_most=1.0),
+            ),
+            inputs=("base", "converted", "meshed", "meshed_plain"),
+        ),
+    ),
+)
+
+SUITES = {"storage": STORAGE, "batch": BATCH, "orbax": ORBAX}
 
 
 def guarded(baseline: str, tiny: str, plan: str, *inputs: str) -> Row:
