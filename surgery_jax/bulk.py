@@ -43,8 +43,12 @@ MAX_NODES = 500_000  # of the graph of a pass, some hundred bytes each
 
 @dataclass(frozen=True)
 class JobReport:
-    """What became of a job. status: `done`, `skipped` (finished by an earlier batch), `failed`, `not run` (after a
-    failure), and `ready` where nothing is to be run. Sizes in bytes."""
+    """What became of a job.
+
+    status: `done`, `skipped` (finished by an earlier batch), `failed`, `not run` (after a failure), or `ready` where
+    nothing is to be run. outputs, num_tensors, bytes_written: of what is there now, or would be; those of a skipped job
+    are not counted again.
+    """
 
     name: str
     status: str
@@ -310,7 +314,7 @@ class _Batch:
             self._run_together(jobs)
         except Exception as error:
             if len(jobs) == 1:
-                self._fail(jobs[0].number, error, jobs[0])
+                self._fail(jobs[0].number, error)
                 return
             half = len(jobs) // 2
             self._run(jobs[:half])
@@ -360,7 +364,7 @@ class _Batch:
             if error is None:
                 whole.append((ready, own, result.result()))
             elif isinstance(error, Exception):
-                self._fail(ready.number, error, ready)
+                self._fail(ready.number, error)
             else:
                 raise error
         entries = {ready.key: (self.jobs[ready.number].name, _entry(ready, own)) for ready, own, _ in whole}
@@ -375,7 +379,7 @@ class _Batch:
                     raise unrecorded
                 commit_all(own, self.options.sync)
             except Exception as error:
-                self._fail(ready.number, error, ready)
+                self._fail(ready.number, error)
             else:
                 self._end(ready.number, "done", ready, printed=printed)
 
@@ -384,9 +388,9 @@ class _Batch:
     def _is_stopped(self) -> bool:
         return self._stop_on_failure and self._has_failed
 
-    def _fail(self, number: int, error: Exception, ready: _Ready | None = None) -> None:
+    def _fail(self, number: int, error: Exception) -> None:
         self._has_failed = True
-        self._end(number, "failed", ready, error=told(error), printed=getattr(error, "printed", ""))
+        self._end(number, "failed", error=told(error), printed=getattr(error, "printed", ""))
 
     def _end(self, number: int, status: str, ready: _Ready | None = None, **more: Any) -> None:
         job = self.jobs[number]

@@ -122,6 +122,7 @@ def test_a_job_that_fails_does_not_stop_the_others(place, together):
     assert report.has_failed
     (failed,) = (job for job in report.jobs if job.status == "failed")
     assert "NaN or infinity" in str(failed.error)
+    assert (failed.outputs, failed.num_tensors, failed.bytes_written) == ((), 0, 0)
     assert failed.as_json()["problems"][0]["kind"] == "AssertionFailed"
     assert outputs() == [f"{name}.safetensors" for name in "acd"]
 
