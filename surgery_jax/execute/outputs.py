@@ -121,6 +121,7 @@ class OutputFile:
                 raise StorageError(f"cannot copy: {error.strerror}", where=self.path) from None
             self._shares = False
             return 0
+        files.count(nbytes)
         return nbytes
 
     def _copy_range(self, files: Files, move: Move, bounce: np.ndarray, scratch: np.ndarray) -> None:

@@ -7,28 +7,45 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from ..command import BUDGETS, JSON, PLANS, SHARD_SIZE, Command, options_of
-from ..text import count, json_text, some, table, visible
+from ..command import BUDGETS, JSON, PLANS, SHARD_SIZE, Argument, Command, options_of
+from ..text import count, json_text, seconds, some, table, visible
 
 if TYPE_CHECKING:
     from ...execute.explain import Explanation, GroupAccount
+    from ...execute.simulate import Simulation
 
 ROWS = 20  # of moves; more say nothing that the totals do not
 
 
 class Explain(Command):
-    """Show what a plan compiles to: groups, moves, bytes, memory.
+    """Show what a plan compiles to: groups, moves, bytes, memory; or how a run on other machines would go.
 
     A group is one compiled function and all the tensors it is applied to. A move copies bytes and computes nothing.
     """
 
     name = "explain"
-    arguments = (PLANS, *BUDGETS, SHARD_SIZE, JSON)
+    arguments = (
+        PLANS,
+        *BUDGETS,
+        SHARD_SIZE,
+        JSON,
+        Argument(
+            "--simulate",
+            "predict a run on machines such as hosts=64,devices=4,storage=10GB/s,network=2GB/s,compute=50GB/s",
+            "MACHINES",
+        ),
+    )
 
     def run(self, args: Namespace) -> int:
         from ...api import compile_plan, explain, load_plan
+        from ...execute.simulate import parse_machines, simulate
 
         options = options_of(args)
+        if args.simulate is not None:
+            machines = parse_machines(args.simulate)
+            forecast = simulate(compile_plan(load_plan(*args.items), options).program, options, machines)
+            print(json_text(forecast.as_json()) if args.json else "\n".join(_forecast(forecast)))
+            return 0
         account = explain(compile_plan(load_plan(*args.items), options), options)
         print(json_text(account.as_json()) if args.json else visible("\n".join(_lines(account))))
         return 0
@@ -74,6 +91,28 @@ def _lines(account: Explanation) -> Iterator[str]:
         totals.append(("asked first", asked, "of the data, by a pass of its own: what is above are upper bounds"))
     yield "totals"
     yield from table([("  " + name, value, note) for name, value, note in totals], right=(1,))
+
+
+def _forecast(simulation: Simulation) -> Iterator[str]:
+    from ...core.specs import format_bytes
+
+    hosts = simulation.hosts
+    yield f"predicted: {seconds(simulation.wall_s)} on {count(len(hosts), 'host')}"
+    rows = [
+        (name, shown(min(values)), shown(sum(values) / len(values)), shown(max(values)))
+        for name, shown, values in (
+            ("bytes read", lambda n: format_bytes(int(n)), [float(host.bytes_read) for host in hosts]),
+            ("bytes written", lambda n: format_bytes(int(n)), [float(host.bytes_written) for host in hosts]),
+            ("tasks", lambda n: str(round(n)), [float(host.num_tasks) for host in hosts]),
+            ("link at work", seconds, [host.link_s for host in hosts]),
+            ("busiest device", seconds, [host.device_s for host in hosts]),
+            ("finished after", seconds, [host.wall_s for host in hosts]),
+        )
+    ]
+    yield from table(
+        [("  of a host", "least", "mean", "most"), *(("  " + row[0], *row[1:]) for row in rows)], right=(1, 2, 3)
+    )
+    yield f"  balance: the busiest host has {simulation.balance:.3f} x the mean of the bytes"
 
 
 def _group(number: int, group: GroupAccount) -> Iterator[str]:

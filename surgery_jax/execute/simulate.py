@@ -1,0 +1,222 @@
+"""A run that does not happen: the tasks, shares and budgets of a real one, with rates in place of disks and devices.
+
+Every host has its link to the storage, which serves one request after the other at the smaller of the link's rate and
+the host's part of the storage's; its devices, which do one task after the other; and its workers and memory, as in
+`stream`. Hosts meet only at the end, so the slowest of them is how long it takes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..compile.blueprint import Blueprint
+from ..compile.program import Program
+from ..core.errors import PlanError, nearest
+from ..core.specs import parse_size
+from .decoded import cache_bytes
+from .options import Options
+from .reservations import Limits, decode_needs, footprint, move_needs, piece_bytes, task_needs
+from .schedule import DecodeTask, MoveTask, Task, blueprints, plan_tasks, shares, task_bytes
+
+__all__ = ["HostForecast", "Machines", "Simulation", "parse_machines", "simulate"]
+
+UNBOUNDED = float("inf")
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What a run is imagined on; rates in bytes per second.
+
+    storage: of the file system, reading and writing of all hosts together. network: of the link of one host. compute:
+    inputs and outputs of one device, for elementwise work. whole: the same for operations on whole tensors, such as
+    matrix products; as `compute` if it is 0. startup: seconds before the first task and after the last.
+    """
+
+    hosts: int = 1
+    devices: int = 1
+    storage: float = UNBOUNDED
+    network: float = UNBOUNDED
+    compute: float = UNBOUNDED
+    whole: float = 0.0
+    startup: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class HostForecast:
+    """One host: bytes that it reads and writes, its tasks, seconds until its last byte is written, and the parts of
+    these in which its link and the busiest of its devices are at work."""
+
+    bytes_read: int
+    bytes_written: int
+    num_tasks: int
+    wall_s: float
+    link_s: float
+    device_s: float
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """A run as it would be on some machines."""
+
+    machines: Machines
+    hosts: tuple[HostForecast, ...]
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds until all is written."""
+        return max(host.wall_s for host in self.hosts)
+
+    @property
+    def balance(self) -> float:
+        """Bytes read and written by the host with most of them, by the mean: 1 is even."""
+        loads = [host.bytes_read + host.bytes_written for host in self.hosts]
+        return max(loads) * len(loads) / sum(loads) if sum(loads) else 1.0
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`; a rate without bound is None."""
+        machines = {name: None if value == UNBOUNDED else value for name, value in vars(self.machines).items()}
+        hosts = [dataclasses.asdict(host) for host in self.hosts]
+        return {"machines": machines, "wall_s": self.wall_s, "balance": self.balance, "hosts": hosts}
+
+
+def parse_machines(text: str) -> Machines:
+    """`hosts=64,devices=4,storage=10GB/s`: numbers, and sizes per second.
+
+    Raises:
+        PlanError: a name that there is not, or a value that it cannot have.
+    """
+    known = {field.name: field for field in dataclasses.fields(Machines)}
+    given: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = (word.strip() for word in part.partition("="))
+        if name not in known:
+            near = nearest(name, known, 1)
+            raise PlanError(
+                f"machines have no {name!r}",
+                expected=", ".join(known),
+                hint=f"did you mean {near[0]}?" if near else None,
+            )
+        given[name] = _value(name, value, type(known[name].default))
+    return Machines(**given)
+
+
+def _value(name: str, value: str, kind: type) -> float:
+    try:
+        if kind is int or name == "startup":
+            number = kind(value.removesuffix("s"))
+            if 0 <= number < UNBOUNDED and (name == "startup" or number >= 1):
+                return float(number) if kind is float else int(number)
+        elif value == "none":
+            return UNBOUNDED
+        elif value.endswith("/s"):
+            return float(parse_size(value.removesuffix("/s").strip(), binary=True) or UNBOUNDED)
+    except (ValueError, PlanError):
+        pass
+    wanted = "a number of seconds" if name == "startup" else "a whole number above 0" if kind is int else ""
+    raise PlanError(f"not a value of {name}: {value!r}", expected=wanted or "a size per second such as 10GB/s, or none")
+
+
+class _Work(NamedTuple):
+    """One task: bytes over the link before and after computing, seconds and place of computing, memory."""
+
+    read: int
+    written: int
+    compute_s: float
+    on_device: bool
+    host_bytes: int
+
+
+def simulate(program: Program, options: Options, machines: Machines) -> Simulation:
+    """A run of a program on machines: with the tasks and the shares of a real one under the same budgets."""
+    limits = options.limits
+    plans = blueprints(program, limits)
+    tasks = plan_tasks(program, plans)
+    sizes = [task_bytes(task, plans) for task in tasks]
+    piece = piece_bytes(limits.memory, limits.workers)
+    memory = limits.memory - cache_bytes(program, limits.memory)
+    found = []
+    for share in shares([read + written for read, written in sizes], machines.hosts):
+        works = [_work(program, plans, machines, tasks[number], sizes[number], piece) for number in share]
+        found.append(_host(works, machines, limits._replace(memory=memory)))
+    return Simulation(machines, tuple(found))
+
+
+def _work(
+    program: Program, plans: Sequence[Blueprint], machines: Machines, task: Task, size: tuple[int, int], piece: int
+) -> _Work:
+    read, written = size
+    if isinstance(task, MoveTask):
+        return _Work(read, written, 0.0, False, footprint((move_needs(piece), 0)))
+    if isinstance(task, DecodeTask):
+        return _Work(read, written, 0.0, False, footprint(decode_needs(task.source.entry, piece)))
+    plan, group = plans[task.group], program.groups[task.group]
+    is_whole = any(eqn.op.kind == "whole" for eqn in group.sample.eqns)
+    rate = machines.whole if is_whole and machines.whole else machines.compute
+    through = sum(spec.nbytes for spec in plan.specs) + sum(plan.value_specs()[value].nbytes for value in plan.leaving)
+    needs = footprint(task_needs(plan, piece))
+    return _Work(read, written, through / rate, not group.on_host, needs)
+
+
+def _host(works: Sequence[_Work], machines: Machines, limits: Limits) -> HostForecast:
+    """One host, event by event: a worker takes a task, waits for memory, reads, computes, writes, takes the next."""
+    rate = min(machines.network, machines.storage / machines.hosts)
+    link_free = link_s = now = 0.0
+    device_free = [0.0] * machines.devices
+    device_s = [0.0] * machines.devices
+    pending = deque(enumerate(works))
+    waiting: deque[tuple[int, _Work]] = deque()  # of workers, for memory
+    used = 0
+    events: list[tuple[float, int, str, int, _Work]] = []  # (time, order, what is done, number of the task, task)
+    order = 0
+
+    def after(time: float, done: str, number: int, work: _Work) -> None:
+        nonlocal order
+        order += 1
+        heapq.heappush(events, (time, order, done, number, work))
+
+    def transfer(nbytes: int) -> float:
+        nonlocal link_free, link_s
+        seconds = nbytes / rate
+        link_free = max(link_free, now) + seconds
+        link_s += seconds
+        return link_free
+
+    def admit() -> None:
+        nonlocal used
+        while waiting and (used == 0 or used + waiting[0][1].host_bytes <= limits.memory):
+            number, work = waiting.popleft()
+            used += work.host_bytes
+            after(transfer(work.read), "read", number, work)
+
+    for _ in range(min(limits.workers, len(pending))):
+        waiting.append(pending.popleft())
+    admit()
+    while events:
+        now, _, done, number, work = heapq.heappop(events)
+        if done == "read" and work.on_device:
+            which = number % machines.devices
+            device_free[which] = max(device_free[which], now) + work.compute_s
+            device_s[which] += work.compute_s
+            after(device_free[which], "computed", number, work)
+        elif done == "read":
+            after(now + work.compute_s, "computed", number, work)
+        elif done == "computed":
+            after(transfer(work.written), "written", number, work)
+        else:
+            used -= work.host_bytes
+            if pending:
+                waiting.append(pending.popleft())
+            admit()
+    return HostForecast(
+        sum(work.read for work in works),
+        sum(work.written for work in works),
+        len(works),
+        now + machines.startup,
+        link_s,
+        max(device_s, default=0.0),
+    )

@@ -1,0 +1,92 @@
+"""Headers of a mixture of experts with 671 B parameters, as DeepSeek-V3 has them, and no data: files that are as long
+as they should be and take no room.
+
+    python tests/make_headers.py DIRECTORY
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+LAYERS, DENSE, EXPERTS = 61, 3, 256  # layers; how many of them are dense; routed experts of the others
+HIDDEN, WIDE, NARROW, VOCABULARY = 7168, 18432, 2048, 129280
+HEADS, NOPE, ROPE, VALUE, QUERY_RANK, KEY_RANK = 128, 128, 64, 128, 1536, 512
+BLOCK = 128  # of a scale: eight-bit weights have one per square block
+SHARD = 4 << 30
+BYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1}
+
+
+def tensors(layers: int = LAYERS, experts: int = EXPERTS) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Names, dtypes and shapes in order."""
+    yield "model.embed_tokens.weight", "BF16", (VOCABULARY, HIDDEN)
+    for layer in range(layers):
+        at = f"model.layers.{layer}"
+        yield f"{at}.input_layernorm.weight", "BF16", (HIDDEN,)
+        yield f"{at}.post_attention_layernorm.weight", "BF16", (HIDDEN,)
+        yield f"{at}.self_attn.q_a_layernorm.weight", "BF16", (QUERY_RANK,)
+        yield f"{at}.self_attn.kv_a_layernorm.weight", "BF16", (KEY_RANK,)
+        yield from _scaled(f"{at}.self_attn.q_a_proj", QUERY_RANK, HIDDEN)
+        yield from _scaled(f"{at}.self_attn.q_b_proj", HEADS * (NOPE + ROPE), QUERY_RANK)
+        yield from _scaled(f"{at}.self_attn.kv_a_proj_with_mqa", KEY_RANK + ROPE, HIDDEN)
+        yield from _scaled(f"{at}.self_attn.kv_b_proj", HEADS * (NOPE + VALUE), KEY_RANK)
+        yield from _scaled(f"{at}.self_attn.o_proj", HIDDEN, HEADS * VALUE)
+        if layer < DENSE:
+            yield from _block(f"{at}.mlp", WIDE)
+            continue
+        yield f"{at}.mlp.gate.weight", "BF16", (experts, HIDDEN)
+        yield f"{at}.mlp.gate.e_score_correction_bias", "F32", (experts,)
+        yield from _block(f"{at}.mlp.shared_experts", NARROW)
+        for expert in range(experts):
+            yield from _block(f"{at}.mlp.experts.{expert}", NARROW)
+    yield "model.norm.weight", "BF16", (HIDDEN,)
+    yield "lm_head.weight", "BF16", (VOCABULARY, HIDDEN)
+
+
+def _block(at: str, width: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    yield from _scaled(f"{at}.gate_proj", width, HIDDEN)
+    yield from _scaled(f"{at}.up_proj", width, HIDDEN)
+    yield from _scaled(f"{at}.down_proj", HIDDEN, width)
+
+
+def _scaled(at: str, rows: int, columns: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    yield f"{at}.weight", "F8_E4M3", (rows, columns)
+    yield f"{at}.weight_scale_inv", "F32", (-(-rows // BLOCK), -(-columns // BLOCK))
+
+
+def make_headers(directory: Path, layers: int = LAYERS, experts: int = EXPERTS) -> tuple[int, int]:
+    """Write the checkpoint; gives the number of tensors and of bytes."""
+    directory.mkdir(parents=True)
+    shards: list[dict[str, object]] = [{}]
+    sizes = [0]
+    number = 0
+    for name, dtype, shape in tensors(layers, experts):
+        nbytes = BYTES[dtype]
+        for length in shape:
+            nbytes *= length
+        if sizes[-1] + nbytes > SHARD:
+            shards.append({})
+            sizes.append(0)
+        begin = sizes[-1]
+        shards[-1][name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, begin + nbytes]}
+        sizes[-1] += nbytes
+        number += 1
+    where = {}
+    for index, (header, size) in enumerate(zip(shards, sizes, strict=True), 1):
+        file = f"model-{index:05}-of-{len(shards):05}.safetensors"
+        where.update(dict.fromkeys(header, file))
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with (directory / file).open("wb") as stream:
+            stream.write(len(text).to_bytes(8, "little") + text)
+            stream.truncate(8 + len(text) + size)
+    index = {"metadata": {"total_size": sum(sizes)}, "weight_map": where}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return number, sum(sizes)
+
+
+if __name__ == "__main__":
+    count, nbytes = make_headers(Path(sys.argv[1]))
+    print(f"{count} tensors, {nbytes} bytes")
