@@ -32,6 +32,9 @@ REPORTED = (  # what is kept of the report of a run
     "bytes_read",
     "bytes_computed",
     "peak_buffer_bytes",
+    "kernel_s",  # these three of factor.py
+    "residual",
+    "matmul_share",
 )
 
 

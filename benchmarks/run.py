@@ -58,6 +58,14 @@ MEASURES = {
         lambda sample, _: sample.report["num_compilations"] / sample.report["num_groups"],
     ),
 }
+MEASURES |= {
+    name: Measure(label, unit, 1.0, lambda sample, _, name=name: sample.report[name])  # type: ignore[misc]
+    for name, label, unit in (
+        ("kernel_s", "one matrix", "s"),
+        ("residual", "error over the least", ""),
+        ("matmul_share", "share of the rate of matmul", ""),
+    )
+}
 TAKEN = ("wall_s", "cpu_s", "rss_bytes")  # of every side
 
 
@@ -363,8 +371,8 @@ def main() -> int:
         make_brainsurgery(options.work.resolve()) if wanted == "make" else Path(wanted).absolute() if wanted else None
     )
     ours = options.ours.absolute() if options.ours.exists() else None
-    with_orbax = shlex.join([sys.executable, str(HERE / "with_orbax.py")])
-    programs = {"ours": ours, "brainsurgery": theirs, "with_orbax": with_orbax}
+    helpers = {name: shlex.join([sys.executable, str(HERE / f"{name}.py")]) for name in ("with_orbax", "factor")}
+    programs = {"ours": ours, "brainsurgery": theirs} | helpers
 
     results = []
     for row in rows:

@@ -347,7 +347,64 @@ ORBAX = Suite(
     ),
 )
 
-SUITES = {"storage": STORAGE, "batch": BATCH, "orbax": ORBAX}
+FACTORING = {
+    "ours": "ours-auto",
+    "ours exact": "ours-exact",
+    "ours randomized": "ours-randomized",
+    "svd_lowrank": "torch-lowrank",
+    "randomized_svd": "sklearn-randomized",
+    "torch svd": "torch-svd",
+    "numpy svd": "numpy-svd",
+}
+
+
+def kernel(name: str, about: str, options: str, *more: Target) -> Row:
+    """Matrices in memory by every program; each repeats itself and says how long one takes."""
+    sides = {side: f"{{factor}} {program} {options}" for side, program in FACTORING.items()}
+    targets = (
+        Target("residual", "ours", at_most=1.001),
+        Target("kernel_s", "svd_lowrank", per="ours", at_least=1.5),
+        Target("kernel_s", "randomized_svd", per="ours", at_least=1.5),
+        Target("kernel_s", "torch svd", per="ours", at_least=10),
+        Target("kernel_s", "numpy svd", per="ours", at_least=10),
+    )
+    return Row(name, about, sides, targets + more)
+
+
+def layers(count: int, inputs: str, times: float) -> Row:
+    """Whole checkpoints, start-up included."""
+    return Row(
+        f"{count} layers",
+        f"every matrix of {count} layers replaced by its best approximation of rank 16, in float32",
+        {"ours": OURS, "ours --no-sync": OURS_NO_SYNC, "brainsurgery": BRAINSURGERY},
+        (*faster(times), Target("rss_bytes", "ours", at_most=1.5e9)),
+        inputs=(inputs,),
+        plan=f"low_rank_{count}.yaml",
+        disk_bytes=10e9 if count > 2 else 2e9,
+    )
+
+
+LOW_RANK = Suite(
+    about="Low-rank factors: the kernel by itself, and on whole checkpoints.",
+    inputs={
+        "two_layers": "make_llama.py --size 1.1b --layers 2 --dtype float32",
+        "sixteen_layers": "make_llama.py --size 1.1b --layers 16 --dtype float32",
+    },
+    rows=(
+        kernel(
+            "kernel flat",
+            "5632 x 2048 normal numbers, rank 16",
+            "--spectrum flat",
+            Target("matmul_share", "ours", at_least=0.5),
+        ),
+        kernel("kernel delta", "5632 x 2048, a difference of rank 16 and noise, rank 16", "--spectrum delta"),
+        kernel("kernel rank 64", "5632 x 2048 normal numbers, rank 64", "--spectrum flat --rank 64"),
+        layers(2, "two_layers", 5),
+        layers(16, "sixteen_layers", 8),
+    ),
+)
+
+SUITES = {"storage": STORAGE, "batch": BATCH, "orbax": ORBAX, "lowrank": LOW_RANK}
 
 
 def guarded(baseline: str, tiny: str, plan: str, *inputs: str) -> Row:
