@@ -352,6 +352,9 @@ def test_every_plan_of_the_project_is_run() -> None:
     run_here = {name.removeprefix("test_") + ".yaml" for name in globals()}
     elsewhere = {
         "demo_minilm.yaml",  # by scripts/demo, and checked in tests/plans/test_plans.py
+        "lora_extract.yaml",  # both in tests/plans/test_lora.py
+        "lora_merge.yaml",
+        "low_rank_expert.yaml",  # in tests/plans/test_plans.py
         "llama_to_maxtext.yaml",  # both in tests/plans/test_maxtext.py
         "maxtext_to_llama.yaml",
     }
