@@ -35,6 +35,7 @@ from .storage.base import Checkpoint, Entry, Layout
 from .storage.formats import OutputPlan
 
 if TYPE_CHECKING:
+    from .compile.lower import Functions
     from .execute.compare import Difference
     from .execute.explain import Explanation
     from .execute.perform import Performed
@@ -224,11 +225,16 @@ def joined(parts: Sequence[Compiled]) -> Compiled:
 
 
 def settle_questions(
-    parts: Sequence[Compiled], options: Options, progress: Show | None = None, peers: Peers = ALONE
+    parts: Sequence[Compiled],
+    options: Options,
+    progress: Show | None = None,
+    peers: Peers = ALONE,
+    functions: Functions | None = None,
 ) -> tuple[list[Compiled], list[Performed]]:
     """Plans of one graph compiled again with what they ask of the data, and the account of the passes that found it.
 
     Such a pass reads what the questions are about and writes nothing. Plans without questions stay as they are.
+    `functions` are those of `perform`.
 
     Raises:
         SurgeryError: what went wrong.
@@ -250,7 +256,7 @@ def settle_questions(
         asked = replace(joined(settled).symbolic, saves=(), checks=checks, sinks=sinks)
         program = compile_program(asked, ())
         check_fits(program, options.limits)
-        passes.append(perform(program, (), options, progress, peers))
+        passes.append(perform(program, (), options, progress, peers, functions))
         found = passes[-1].findings
         answers |= {sink.node: found[sink] for sink in sinks} | {check.node: found[check].holds for check in checks}
         settled = [part.again(answers) if part.symbolic.questions and part.again else part for part in settled]

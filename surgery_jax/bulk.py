@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .api import Compiled, Options, Outside, Show, compile_with, joined, settle, settle_questions, stage, write_notes
+from .compile.lower import Functions
 from .core.errors import PlanError, SurgeryError, told
 from .execute.finished import Entry, FileState, Finished, states_of
 from .execute.report import peak_rss_bytes
@@ -206,6 +207,7 @@ class _Batch:
             **dict.fromkeys(("num_compilations", "bytes_moved", "bytes_read", "bytes_computed"), 0),
             **{"peak_buffer_bytes": 0, "stream_s": 0.0, "compile_s": 0.0},
         }
+        self._functions = Functions()  # of all passes
         self._stop_on_failure = self._has_failed = False
         self._files: dict[str, Sequence[str]] = {}
         self._writers: dict[str, int] = {}
@@ -326,7 +328,8 @@ class _Batch:
         from .execute.reservations import check_fits
         from .storage.publish import check_space
 
-        settled, passes = settle_questions([ready.compiled for ready in jobs], self.options, self.progress)
+        asking = [ready.compiled for ready in jobs]
+        settled, passes = settle_questions(asking, self.options, self.progress, functions=self._functions)
         jobs = [replace(ready, compiled=compiled) for ready, compiled in zip(jobs, settled, strict=True)]
         whole = joined(settled)
         check_space(whole.outputs)
@@ -335,7 +338,8 @@ class _Batch:
             stack.callback(gc.unfreeze)
             stagings = [stage(ready.compiled.outputs, stack) for ready in jobs]
             self.figures["num_passes"] += 1
-            done = perform(whole.program, [one for each in stagings for one in each], self.options, self.progress)
+            targets = [one for each in stagings for one in each]
+            done = perform(whole.program, targets, self.options, self.progress, functions=self._functions)
             for key in ("bytes_moved", "bytes_read", "bytes_computed"):
                 self.figures[key] += getattr(whole.program, key)
             account = figures([*passes, done])

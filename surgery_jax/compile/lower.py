@@ -20,20 +20,43 @@ from .kernels import DeviceKernel, HostKernel
 from .magnitude import Bound, has_zero
 from .program import Group
 
-__all__ = ["GroupFunction"]
+__all__ = ["Functions", "GroupFunction"]
 
 FLUSHING = ("cpu", "tpu")  # platforms whose arithmetic flushes subnormal numbers
 
 
+class Functions:
+    """The functions of groups, by structure: programs that share them compile what they have in common once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, GroupFunction] = {}
+
+    def of(self, group: Group, blueprint: Blueprint) -> GroupFunction:
+        """The function of a group, made if there is none yet."""
+        eqns = tuple((eqn.op.static_key(), eqn.args, eqn.specs) for eqn in blueprint.eqns)
+        checked = tuple(value for value, _ in group.sample.checks)
+        shape = (group.flat, group.on_host, blueprint.kind, blueprint.rows, blueprint.fused)
+        key = (shape, blueprint.specs, eqns, blueprint.leaving, checked)
+        if key not in self._known:
+            self._known[key] = GroupFunction(group, blueprint)
+        return self._known[key]
+
+    @property
+    def num_compilations(self) -> int:
+        """How often any of them was traced and compiled so far."""
+        return sum(function.num_traces for function in self._known.values())
+
+
 class GroupFunction:
-    """The compiled function of a group.
+    """The compiled function of a group. It knows nothing of the components, so that they may go before it does.
 
     Called with the inputs of one tile or component it gives (outputs, verdicts): the arrays that leave the group, and
     for every check whether its mask is true everywhere.
     """
 
     def __init__(self, group: Group, blueprint: Blueprint) -> None:
-        self.group = group
+        self.flat = group.flat
+        self.is_on_host = group.on_host
         self.blueprint = blueprint
         sample = group.sample
         self.eqns = blueprint.eqns
@@ -53,7 +76,7 @@ class GroupFunction:
     def belongs_on_host(self, platform: str) -> bool:
         """Whether NumPy is the better way on that platform: a CPU runs the same LAPACK inside a compiled function, but
         multiplies matrices faster outside, and compiling takes longer than factoring a small one."""
-        return self.group.on_host or (self.uses_lapack and platform == "cpu")
+        return self.is_on_host or (self.uses_lapack and platform == "cpu")
 
     def on_host(self, inputs: Sequence[Any], numbers: Sequence[float]) -> tuple[list[Any], list[Any]]:
         """The outputs, and the masks themselves, in NumPy.
@@ -99,7 +122,7 @@ class GroupFunction:
             op = eqn.op.with_numbers(numbers)
             if op.needs_finite:
                 kernel.expect_finite(*(values[arg] for arg in eqn.args))
-            if self.group.flat and isinstance(op, Reshape):
+            if self.flat and isinstance(op, Reshape):
                 results: Any = values[eqn.args[0]]
             else:
                 results = op.apply(kernel, *(values[arg] for arg in eqn.args))

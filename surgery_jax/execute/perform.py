@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..compile.lower import Functions
 from ..compile.program import Program
 from ..storage.base import Layout
 from ..storage.formats import OutputPlan
@@ -77,9 +78,10 @@ def perform(
     options: Options,
     progress: Callable[[int, int], None] | None = None,
     peers: Peers = ALONE,
+    functions: Functions | None = None,
 ) -> Performed:
     """Read, compute and write everything, or the share of this process of it; `stagings` are the outputs in the order
-    in which the program numbers their files.
+    in which the program numbers their files, `functions` what programs before have compiled.
 
     Raises:
         SurgeryError: the first thing that went wrong, here or in another process.
@@ -96,6 +98,8 @@ def perform(
             progress(done, part.nbytes or total)
 
     full: deque[EncodedFile] = deque()
+    functions = functions or Functions()
+    compiled_before = functions.num_compilations
     executor = Executor(
         program,
         [file for staging in stagings for file in _files(staging, pace, full)],
@@ -105,6 +109,7 @@ def perform(
         progress=Progress(show),
         timeline=timeline,
         choose=part.tasks if peers.size > 1 else None,
+        functions=functions,
     )
     start = time.perf_counter()
     with CompileClock() as clock, device_trace(options.profile if program.needs_device else None):
@@ -120,7 +125,7 @@ def perform(
     own = Performed(
         executor.findings,
         (Share(peers.name(peers.rank), read, written, stream_s),),
-        sum(function.num_traces for function in executor.functions),
+        functions.num_compilations - compiled_before,
         executor.num_fallbacks,
         executor.budget.peak + executor.blocks.peak,
         stream_s,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..compile.blueprint import Blueprint
-from ..compile.lower import GroupFunction
+from ..compile.lower import Functions, GroupFunction
 from ..compile.pieces import Piece, cut
 from ..compile.program import Program
 from ..core.errors import AssertionFailed
@@ -53,8 +53,10 @@ class Executor:
         timeline: Timeline | None = None,
         choose: Callable[[Sequence[Blueprint]], Sequence[Task]] | None = None,
         full: deque[EncodedFile] | None = None,
+        functions: Functions | None = None,
     ) -> None:
-        """`choose` gives the tasks to run; all of the program if there is none."""
+        """`choose` gives the tasks to run; all of the program if there is none. `functions` are those that programs
+        before have compiled."""
         self.program = program
         self.outputs = outputs
         cached = cache_bytes(program, limits.memory)
@@ -65,7 +67,8 @@ class Executor:
         self.progress.total = program.bytes_moved + sum(group.bytes_in for group in program.groups)
         self.piece = piece_bytes(limits.memory, limits.workers)
         plans = blueprints(program, limits)
-        self.functions = [GroupFunction(group, plan) for group, plan in zip(program.groups, plans, strict=True)]
+        known = functions or Functions()
+        self.functions = [known.of(group, plan) for group, plan in zip(program.groups, plans, strict=True)]
         self.device_budgets = [Budget(limits.device) for _ in range(num_devices or MOST_DEVICES)]
         self.findings = Findings()
         self.files = Files()
@@ -243,7 +246,7 @@ class Executor:
         numbers = sample.numbers
         result = device = None
         with self.timeline.stage("compute"):
-            if self._devices is not None and not function.group.on_host:
+            if self._devices is not None and not function.is_on_host:
                 devices = self._devices.result()
                 which = number % len(devices)
                 device = devices[which]
