@@ -6,13 +6,15 @@ this way is moved by the storage layer and never enters JAX.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, count
 from typing import NamedTuple
 
 from ..graph.node import Node
-from ..ops.structure import MAX_RUNS, Structure
+from ..ops.permute import Permute
+from ..ops.structure import MAX_RUNS, Structure, View
 
 __all__ = ["Geometry", "Interleaved", "Piece"]
 
@@ -27,6 +29,8 @@ class Piece(NamedTuple):
 
 MIN_BLOCK = 512  # bytes written at once where the blocks of a tensor are written by themselves
 MIN_INTERLEAVED = 32 << 20  # bytes of a tensor for which that is done: below, it is put together in memory
+PART_BYTES = 32 << 20  # of a permuted tensor that is worked on at once
+MIN_PART_BLOCK = 4096  # bytes written at once of such a part
 
 
 class Interleaved(NamedTuple):
@@ -40,7 +44,9 @@ class Geometry:
     """The pieces of nodes, each found once."""
 
     def __init__(self) -> None:
+        self.parts: dict[Node, list[Interleaved] | None] = {}  # what was found to be interleaved, or not
         self._known: dict[Node, tuple[Piece, ...]] = {}
+        self._numbers = count(1 << 48)
 
     def pieces(self, node: Node) -> tuple[Piece, ...]:
         """The packed bytes of a node in order."""
@@ -76,13 +82,20 @@ class Geometry:
         return tuple(found) if len(found) <= max(2 * MAX_RUNS, len(runs)) else whole
 
     def interleaved(self, piece: Piece) -> list[Interleaved] | None:
-        """What a piece consists of that is a large joined or stacked tensor: computed nodes whose blocks come in turn,
-        so that they need not be in memory together. None for any other."""
-        node, op = piece.node, piece.node.op
-        if piece.nbytes < max(node.spec.nbytes, MIN_INTERLEAVED) or not isinstance(op, Structure):
+        """What a piece consists of that is a large joined, stacked or permuted tensor: computed nodes whose blocks come
+        in turn, so that they need not be in memory together. None for any other."""
+        node = piece.node
+        if piece.nbytes < max(node.spec.nbytes, MIN_INTERLEAVED) or not node.spec.dtype.array:
             return None
-        lengths = op.interleaved(*(operand.spec for operand in node.operands))
-        if lengths is None or not node.spec.dtype.array or min(lengths) * node.spec.dtype.itemsize < MIN_BLOCK:
+        if node not in self.parts and isinstance(node.op, Structure):
+            self.parts[node] = self._permuted(node, node.op) if isinstance(node.op, Permute) else self._joined(node)
+        return self.parts.get(node)
+
+    def _joined(self, node: Node) -> list[Interleaved] | None:
+        """Operands of which each is one computed node."""
+        assert isinstance(node.op, Structure)
+        lengths = node.op.interleaved(*(operand.spec for operand in node.operands))
+        if lengths is None or min(lengths) * node.spec.dtype.itemsize < MIN_BLOCK:
             return None
         found = []
         for operand, length in zip(node.operands, lengths, strict=True):
@@ -91,6 +104,26 @@ class Geometry:
                 return None
             found.append(Interleaved(first.node, length * node.spec.dtype.itemsize))
         return found
+
+    def _permuted(self, node: Node, op: Permute) -> list[Interleaved] | None:
+        """The same permutation of some rows of its source at a time, if these are read and not computed."""
+        (source,) = node.operands
+        total, place = source.spec.shape[0], op.order.index(0)
+        rows = max(PART_BYTES * total // source.spec.nbytes, 1)
+        row = math.prod(node.spec.shape[place + 1 :]) * node.spec.dtype.itemsize
+        if rows * 2 > total or place == 0 or rows * row < MIN_PART_BLOCK or not self.is_input(source):
+            return None
+        found = []
+        for start in range(0, total, rows):
+            length = min(rows, total - start)
+            axes = ((start, 1, length), *((0, 1, other) for other in source.spec.shape[1:]))
+            part = self._make(op, self._make(View(axes, (False,) * len(axes)), source))
+            found.append(Interleaved(part, length * row))
+        return found
+
+    def _make(self, op: Structure, operand: Node) -> Node:
+        """A node that is not in the graph; its number follows all of those."""
+        return Node(next(self._numbers), op, (operand,), 0, op.infer(operand.spec)[0], operand.origin)
 
     def is_input(self, node: Node) -> bool:
         """Whether a node's bytes come from files and made tensors alone."""

@@ -155,6 +155,7 @@ class Program:
     groups: list[Group]
     trivial: list[Check]  # checks of tensors without elements, which hold
     decodes: list[Decode] = field(default_factory=list)
+    parts: Mapping[Node, list[Interleaved] | None] = field(default_factory=dict)  # of what is written in blocks
 
     @property
     def bytes_moved(self) -> int:
@@ -195,7 +196,8 @@ def compile_program(symbolic: Symbolic, places: Sequence[Mapping[str, Place]]) -
     for sink in symbolic.sinks:
         collector.sink(sink)
     groups = collector.group()
-    return Program(symbolic, _merge(collector.moves), groups, collector.trivial, collector.decodes)
+    moves = _merge(collector.moves)
+    return Program(symbolic, moves, groups, collector.trivial, collector.decodes, collector.geometry.parts)
 
 
 def _merge(moves: list[Move]) -> list[Move]:

@@ -163,7 +163,7 @@ class _Names:
                     if isinstance(piece.node.op, Source):
                         self._move(target, node, piece.node, piece.nbytes)
                         continue
-                    parts = geometry.interleaved(piece)
+                    parts = program.parts.get(piece.node)
                     for inner in [piece.node] if parts is None else [part.node for part in parts]:
                         if name not in (known := self.saved[inner])[-1:]:
                             known.append(name)

@@ -261,3 +261,15 @@ def test_the_predicted_peak_of_memory_is_within_a_fifth_of_what_the_process_took
     )
     took = int(done.stdout)
     assert abs(explanation.peak_memory_bytes - took) <= 0.2 * took, (explanation.peak_memory_bytes, took)
+
+
+@pytest.mark.parametrize(("shape", "order"), [((6000, 3000), [1, 0]), ((9, 500, 4000), [1, 0, 2])])
+def test_a_large_tensor_is_permuted_in_parts(tmp_path: Path, shape: tuple[int, ...], order: list[int]) -> None:
+    w = np.arange(np.prod(shape), dtype=np.int32).reshape(shape)
+    bench = Bench(tmp_path, m={"w": w})
+    steps = [{"permute": {"from": "w", "to": "turned", "order": order}}, {"delete": {"target": "w"}}]
+    account = explain(plan_of(bench.plan(steps)))
+    assert account.groups[0].writes == ("turned",)
+    report = bench.report(steps, workers=1)
+    assert report.peak_buffer_bytes < 1.1 * w.nbytes  # whole, it would be twice as much
+    assert np.array_equal(read_checkpoint(bench.out)["turned"], w.transpose(order))
