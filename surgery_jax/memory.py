@@ -141,6 +141,9 @@ class _Result:
         """Arrays that were made of it stay."""
         os.close(self._fd)
 
+    def place(self, index: int) -> str:
+        return f"/proc/self/fd/{self._fd}"
+
     def fd(self, index: int) -> int:
         return self._fd
 

@@ -18,6 +18,7 @@ from .reservations import PAGE, footprint, rounded, too_large
 __all__ = ["Budget", "Files", "aligned"]
 
 O_DIRECT = getattr(os, "O_DIRECT", 0)
+KEPT = 64  # descriptors of input files that a thread keeps
 
 
 class Budget:
@@ -94,7 +95,8 @@ def aligned(size: int) -> np.ndarray:
 
 
 class Files:
-    """Open input files by path. Reads are positional, so threads share descriptors.
+    """Open input files by path. Every thread has its own descriptors, of the files it was at last: there may be more
+    files than a process may have open, and none may be closed while another thread reads.
 
     What lies in the page cache is taken from there; the rest is read past it. Every byte is needed once: the cache
     would only have to find fresh memory for it, copy it once more, and forget what somebody else has use for.
@@ -102,20 +104,31 @@ class Files:
 
     def __init__(self) -> None:
         self.num_bytes = 0  # read or copied so far
-        self._open: dict[str, int] = {}
-        self._direct: dict[str, int | None] = {}
+        self._local = threading.local()
+        self._opened: list[dict[tuple[str, int], int]] = []  # by thread
         self._refused: set[str] = set()  # files whose direct descriptor does not read
         self._lock = threading.Lock()
 
     def fd(self, path: str) -> int:
-        """A descriptor for reading."""
-        with self._lock:
-            if path not in self._open:
-                try:
-                    self._open[path] = os.open(path, os.O_RDONLY)
-                except OSError as error:
-                    raise StorageError(f"cannot read: {error.strerror}", where=path) from None
-            return self._open[path]
+        """A descriptor for reading, for this thread until it has opened many others."""
+        try:
+            return self._descriptor(path, os.O_RDONLY)
+        except OSError as error:
+            raise StorageError(f"cannot read: {error.strerror}", where=path) from None
+
+    def _descriptor(self, path: str, flags: int) -> int:
+        mine: dict[tuple[str, int], int] | None = getattr(self._local, "opened", None)
+        if mine is None:
+            mine = self._local.opened = {}
+            with self._lock:
+                self._opened.append(mine)
+        fd = mine.pop((path, flags), None)
+        if fd is None:
+            if len(mine) >= KEPT:
+                os.close(mine.pop(next(iter(mine))))
+            fd = os.open(path, flags)
+        mine[path, flags] = fd  # the latest is the last
+        return fd
 
     def count(self, nbytes: int) -> None:
         """Note that bytes were read, or copied or decoded without being seen here."""
@@ -168,19 +181,17 @@ class Files:
         return done
 
     def _direct_fd(self, path: str) -> int | None:
-        with self._lock:
-            if path not in self._direct:
-                try:
-                    self._direct[path] = os.open(path, os.O_RDONLY | O_DIRECT) if O_DIRECT else None
-                except OSError:  # a file system without direct reads
-                    self._direct[path] = None
-            return None if path in self._refused else self._direct[path]
+        if not O_DIRECT or path in self._refused:
+            return None
+        try:
+            return self._descriptor(path, os.O_RDONLY | O_DIRECT)
+        except OSError:  # a file system without direct reads
+            self._refused.add(path)
+            return None
 
     def close(self) -> None:
         """Close all descriptors."""
         with self._lock:
-            for fd in (*self._open.values(), *self._direct.values()):
-                if fd is not None:
-                    os.close(fd)
-            self._open.clear()
-            self._direct.clear()
+            for opened in self._opened:
+                while opened:
+                    os.close(opened.popitem()[1])

@@ -11,41 +11,47 @@ import numpy as np
 from ..compile.program import Move
 from ..core.errors import StorageError
 from .buffers import Files
-from .outputs import OutputFile
+from .fleeting import FleetingFile
 from .pace import Pace
 
 __all__ = ["EncodedFile"]
 
 
-class EncodedFile(OutputFile):
+class EncodedFile(FleetingFile):
     """A file that is filled like any other, and tells by `full` when its last byte is there; then `seal` it.
 
     Until then its bytes are in the page cache: nothing of them need reach the disk.
     """
 
     def __init__(
-        self, path: str, fd: int, size: int, encode: Callable[[np.ndarray], bytes], full: deque[EncodedFile]
+        self, path: str, place: str, size: int, encode: Callable[[np.ndarray], bytes], full: deque[EncodedFile]
     ) -> None:
-        super().__init__(path, fd, None, Pace(only_direct=False))
+        super().__init__(path, place, Pace(only_direct=False))
         self.size = size
         self._encode = encode
         self._full = full
         self._missing = size
 
+    def _open_direct(self) -> None:
+        self._direct_fd = None
+
     def write(self, offset: int, source: np.ndarray, bounce: np.ndarray) -> None:
         """Write all bytes of a buffer."""
-        self._write(self.fd, offset, source)
+        with self._opened():
+            self._write(self.fd, offset, source)
         self._arrived(source.nbytes)
 
     def move(self, files: Files, moves: Sequence[Move], bounce: np.ndarray, scratch: np.ndarray) -> None:
         """Copy bytes of input files."""
-        for path, source, _, offset, nbytes in moves:
-            done = self._copy_in_kernel(files, path, source, offset, nbytes)
-            for start in range(done, nbytes, bounce.nbytes):
-                part = bounce[: min(bounce.nbytes, nbytes - start)]
-                files.read(path, source + start, part, scratch)
-                self._write(self.fd, offset + start, part)
-            self._arrived(nbytes)
+        with self._opened():
+            for path, source, _, offset, nbytes in moves:
+                done = self._copy_in_kernel(files, path, source, offset, nbytes)
+                files.count(done)
+                for start in range(done, nbytes, bounce.nbytes):
+                    part = bounce[: min(bounce.nbytes, nbytes - start)]
+                    files.read(path, source + start, part, scratch)
+                    self._write(self.fd, offset + start, part)
+        self._arrived(sum(move.nbytes for move in moves))
 
     def _arrived(self, nbytes: int) -> None:
         with self._turn:
@@ -60,15 +66,16 @@ class EncodedFile(OutputFile):
         Raises:
             StorageError: the operating system refuses.
         """
-        try:
-            view, at = raw[: self.size].data, 0
-            while at < self.size:
-                count = os.preadv(self.fd, [view[at:]], at)
-                if count == 0:
-                    raise StorageError("the file became shorter while it was written", where=self.path)
-                at += count
-            data = self._encode(raw[: self.size])
-            os.ftruncate(self.fd, len(data))
-        except OSError as error:
-            raise StorageError(f"cannot write: {error.strerror}", where=self.path) from None
-        self._write(self.fd, 0, np.frombuffer(data, np.uint8))
+        with self._opened():
+            try:
+                view, at = raw[: self.size].data, 0
+                while at < self.size:
+                    count = os.preadv(self.fd, [view[at:]], at)
+                    if count == 0:
+                        raise StorageError("the file became shorter while it was written", where=self.path)
+                    at += count
+                data = self._encode(raw[: self.size])
+                os.ftruncate(self.fd, len(data))
+            except OSError as error:
+                raise StorageError(f"cannot write: {error.strerror}", where=self.path) from None
+            self._write(self.fd, 0, np.frombuffer(data, np.uint8))

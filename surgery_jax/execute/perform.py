@@ -15,6 +15,7 @@ from ..storage.base import Layout
 from ..storage.formats import OutputPlan
 from .devices import CompileClock, device_trace
 from .encoded import EncodedFile
+from .fleeting import MANY, FleetingFile
 from .hosts import Part, bring_together
 from .options import Options
 from .outputs import OutputFile
@@ -36,6 +37,8 @@ class Target(Protocol):
 
     @property
     def layout(self) -> Layout: ...
+
+    def place(self, index: int) -> str: ...
 
     def fd(self, index: int) -> int: ...
 
@@ -159,7 +162,9 @@ _COUNTED = ("num_compilations", "num_host_fallbacks", "peak_buffer_bytes", "stre
 def _files(staging: Target, pace: Pace, full: deque[EncodedFile]) -> Iterator[OutputFile]:
     for index, file in enumerate(staging.layout.files):
         path = str(Path(staging.plan.path) / file.name)
-        if file.encode is None:
-            yield OutputFile(path, staging.fd(index), staging.direct_fd(index), pace)
+        if file.encode is not None:
+            yield EncodedFile(path, staging.place(index), file.size, file.encode, full)
+        elif len(staging.layout.files) > MANY:
+            yield FleetingFile(path, staging.place(index), pace)
         else:
-            yield EncodedFile(path, staging.fd(index), file.size, file.encode, full)
+            yield OutputFile(path, staging.fd(index), staging.direct_fd(index), pace)

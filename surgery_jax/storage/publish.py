@@ -145,7 +145,7 @@ class Staging:
         self.plan = plan
         self.layout = layout
         self._final = _final(plan)
-        self._descriptors: list[int] = []
+        self._descriptors: dict[int, int] = {}
         self._direct: dict[int, int] = {}
         self._parents: list[Path] = []
         self._renames = _Renames()
@@ -184,18 +184,19 @@ class Staging:
             self._built.mkdir()
             if self._final.is_dir():
                 self._built.chmod(stat.S_IMODE(self._final.stat().st_mode))
-        _allow_open_files(2 * len(self.layout.files))
-        for file in self.layout.files:
-            path = self._built / file.name if file.name else self._built
+        for index, file in enumerate(self.layout.files):
+            path = Path(self.place(index))
             if "/" in file.name:
                 path.parent.mkdir(parents=True, exist_ok=True)
             # The mode 0666 is narrowed by the umask, as for any program; the hidden directory itself is private.
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             descriptor = os.open(path, flags, 0o666)
-            self._descriptors.append(descriptor)
-            os.ftruncate(descriptor, file.size)
-            for offset, data in file.fixed:
-                _write_at(descriptor, data, offset)
+            try:
+                os.ftruncate(descriptor, file.size)
+                for offset, data in file.fixed:
+                    _write_at(descriptor, data, offset)
+            finally:
+                os.close(descriptor)
 
     def tell(self) -> dict[str, Any]:
         """What another process must know to write here too."""
@@ -205,11 +206,10 @@ class Staging:
         self._stage = Path(told["stage"])
         self._built = self._stage / "new"
         self._parents = [Path(parent) for parent in told["parents"]]
-        _allow_open_files(2 * len(self.layout.files))
         try:
-            for file in self.layout.files:
-                path = self._built / file.name if file.name else self._built
-                self._descriptors.append(_open_made(path, file.size))
+            for index, file in enumerate(self.layout.files):
+                path = Path(self.place(index))
+                os.close(_open_made(path, file.size))
         except OSError as error:
             self._close()
             raise StorageError(
@@ -227,21 +227,29 @@ class Staging:
 
     def fd(self, index: int) -> int:
         """The open file of `layout.files[index]`, for reading and writing at positions."""
+        if index not in self._descriptors:
+            _allow_open_files(2 * len(self.layout.files))
+            self._descriptors[index] = os.open(self.place(index), os.O_RDWR | os.O_CLOEXEC)
         return self._descriptors[index]
+
+    def place(self, index: int) -> str:
+        """Where `layout.files[index]` is until it is published."""
+        name = self.layout.files[index].name
+        return str(self._built / name if name else self._built)
 
     def direct_fd(self, index: int) -> int | None:
         """The same file past the page cache, None where the file system has no such thing."""
         if index not in self._direct:
-            file = self.layout.files[index]
-            path = self._built / file.name if file.name else self._built
             try:
-                self._direct[index] = os.open(path, os.O_WRONLY | os.O_CLOEXEC | getattr(os, "O_DIRECT", 0))
+                self._direct[index] = os.open(
+                    self.place(index), os.O_WRONLY | os.O_CLOEXEC | getattr(os, "O_DIRECT", 0)
+                )
             except OSError:
                 return None
         return self._direct[index]
 
     def _close(self) -> None:
-        for descriptor in [*self._descriptors, *self._direct.values()]:
+        for descriptor in [*self._descriptors.values(), *self._direct.values()]:
             with suppress(OSError):
                 os.close(descriptor)
         self._descriptors.clear()

@@ -19,7 +19,7 @@ from surgery_jax import AssertionFailed, Options, PlanError, StorageError, Surge
 from surgery_jax.core.errors import Problems
 from surgery_jax.execute.cluster import join
 from surgery_jax.execute.hosts import together
-from surgery_jax.execute.peers import DATA, HEAD, HELLO, Star, listen
+from surgery_jax.execute.peers import ALONE, DATA, HEAD, HELLO, Star, listen
 from surgery_jax.execute.schedule import shares
 from surgery_jax.storage.publish import Staging
 
@@ -90,6 +90,21 @@ def test_several_processes_give_the_bits_of_one_and_read_every_byte_once(bench, 
     written = [share.bytes_written for share in report.processes]
     assert sum(written) == alone.processes[0].bytes_written == alone.bytes_moved + alone.bytes_computed
     assert sum(share.bytes_read > 0 for share in report.processes) >= 2
+
+
+def test_chunks_of_an_orbax_checkpoint_are_written_by_several_processes(bench):
+    def act(star=ALONE, **options):
+        output = {"path": "out", "format": "orbax", "options": options}
+        plan = {**bench.plan(STEPS[:3]), "output": output}
+        return run(plan_of(plan), Options(memory="8MiB", overwrite=True), peers=star)
+
+    act(chunk="20KB")
+    expected = {path: path.read_bytes() for path in bench.root.glob("out/**/*") if path.is_file()}
+    on_all(stars(2), lambda star: act(star, chunk="20KB"))
+    assert {path: path.read_bytes() for path in bench.root.glob("out/**/*") if path.is_file()} == expected
+    assert len(expected) > 100
+    for error in on_all(stars(2), lambda star: act(star, compression="zstd")):
+        assert isinstance(error, PlanError) and "compressed" in str(error)
 
 
 def test_an_assertion_that_fails_in_one_share_stops_all_and_leaves_nothing(bench):

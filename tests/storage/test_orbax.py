@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -676,3 +677,16 @@ def test_a_failed_run_leaves_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(SurgeryError, match="iszero"):
         surgery_jax.run(surgery_jax.plan_of(plan))
     assert [path.name for path in tmp_path.iterdir()] == ["in.safetensors"]
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_more_chunks_than_a_process_may_open_are_written_and_read(compression: str, tmp_path: Path) -> None:
+    write(tmp_path / "in.safetensors", {f"w{number}": sample("float32", 4) for number in range(400)})
+    program = "exec " + shlex.join([sys.executable, "-m", "surgery_jax", "convert", "--quiet"])
+    options = f"--format orbax --options compression={compression}"
+    for line in (f"in.safetensors out {options}", "out back.safetensors"):
+        done = subprocess.run(
+            ["sh", "-c", f"ulimit -n 150 && {program} {line}"], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "back.safetensors").read_bytes() == (tmp_path / "in.safetensors").read_bytes()
