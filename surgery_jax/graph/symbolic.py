@@ -416,6 +416,9 @@ class SymbolicState:
             self.questions.append(Check(node, "") if node.kind == "check" else Sink(node, "array"))
         return self.answers.get(node)
 
+    def waits(self) -> bool:
+        return bool(self.questions)
+
     def say(self, line: str) -> None:
         self.prints.append(Print(self.step, lambda found: line))
 

@@ -143,7 +143,7 @@ class LoraExtract(Directive):
             state.add_alias(alias)
         elif state.names(alias):
             raise PlanError(f"lora_extract: {alias} holds tensors already", hint="give `to` a new alias")
-        width = self._uniform_width(modules, ranks) if self.serving == "vllm" else None
+        width = self._uniform_width(state, modules, ranks) if self.serving == "vllm" else None
         rows = [
             (entry, ranks[entry.name], width or ranks[entry.name]) for entry in modules.factored if ranks[entry.name]
         ]
@@ -158,12 +158,14 @@ class LoraExtract(Directive):
         state.annotate(alias, "peft", {adapters.CONFIG: json.dumps(config)}, {"extraction.json": told.as_json})
         state.say_later(told.as_table)
 
-    def _uniform_width(self, modules: Modules, ranks: Mapping[str, int]) -> int:
+    def _uniform_width(self, state: State, modules: Modules, ranks: Mapping[str, int]) -> int:
         """The rank that all factors are padded to for vLLM.
 
         Raises:
             PlanError: something that vLLM does not serve.
         """
+        if state.waits():
+            return WIDTHS[-1]
         for kind, entries in (
             ("embeddings", [entry for entry in modules.embeddings if ranks[entry.name]]),
             ("modules stored whole", modules.saved),
@@ -397,6 +399,8 @@ class LoraExtract(Directive):
     def _write_biases(self, state: State, alias: str, rows: Sequence[tuple[Entry, int, int]], modules: Modules) -> bool:
         """Bind the changes of biases if there are any: then PEFT wants one for every module, zero if there is none."""
         changed = {entry.module: entry for entry in modules.biases if not self._is_unchanged(state, entry)}
+        if state.waits():
+            return False
         alone = changed.keys() - {entry.module for entry, _, _ in rows}
         if alone:
             raise PlanError(

@@ -118,6 +118,10 @@ class State(Protocol):
         while that is not known: then the step goes on with an upper bound, and the plan is built again when a first
         pass over the data has found it."""
 
+    def waits(self) -> bool:
+        """Whether answers are missing: then what the plan makes is a bound, and may break rules that only the final
+        plan must keep."""
+
     def say_later(self, render: Callable[[Mapping[Any, Any]], str]) -> None:
         """Print, at this place of the plan, what depends on verdicts and sinks."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from running import assert_same_bits, read_checkpoint, write_checkpoint
 
-from surgery_jax import Options, load_plan, plan_of, run
+from surgery_jax import Options, batch, load_plan, plan_of, run
 from surgery_jax.core.errors import SurgeryError
 
 torch = pytest.importorskip("torch")
@@ -323,7 +324,9 @@ REFUSED = {
 def refused(tmp_path: Path, step: str) -> str:
     """Run a plan of one step that must fail; gives the message. Nothing may be left behind."""
     file = tmp_path / "plan.yaml"
-    inputs = "".join(f'"{name}::{tmp_path / name}", ' for name in ("base", "tuned") if (tmp_path / name).exists())
+    inputs = "".join(
+        f'"{name}::{tmp_path / name}", ' for name in ("base", "tuned", "adapter") if (tmp_path / name).exists()
+    )
     file.write_text(f"inputs: [ {inputs} ]\ntransforms:\n  - {step}\noutput: {tmp_path / 'out'}\n")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(SurgeryError) as failed:
@@ -366,6 +369,91 @@ def test_the_same_model_twice_has_nothing_to_extract(tmp_path: Path) -> None:
         write_checkpoint(tmp_path / name / "model.safetensors", {"a.weight": np.ones((6, 8), np.float32)})
     for keys in ("rank: 2", "energy: 0.9"):
         assert "base and tuned do not differ" in refused(tmp_path, STEP % keys)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_biases_and_norms_that_changed_are_in_the_adapter(tmp_path: Path, kind: str) -> None:
+    stored(tiny(kind), tmp_path / "base")
+    weights = r".*(c_attn|attn\.c_proj|q_proj)\.weight"
+    tuned_model = fine_tuned(tiny(kind), weights, bias=r".*(c_attn|h\.1\.attn\.c_proj)\.bias|.*\.(ln_f|norm)\.\w+")
+    stored(tuned_model, tmp_path / "tuned")
+    keys = {"rank": RANK, "norms": "save", "biases": "lora", "fan_in_fan_out": kind == "gpt2"}
+    told, _ = extract(tmp_path, **keys)
+    assert set(told["saved"]) == (
+        {"transformer.ln_f.weight", "transformer.ln_f.bias"} if kind == "gpt2" else {"model.norm.weight"}
+    )
+    model = loaded(tiny(kind), tmp_path / "adapter")
+    np.testing.assert_allclose(logits(model), logits(tuned_model), rtol=1e-4, atol=1e-5)
+    tuned = read_checkpoint(tmp_path / "tuned")
+    for name, array in merge(tmp_path, "adapter").items():
+        np.testing.assert_allclose(array, tuned[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_experts_stored_as_in_out_are_extracted_and_merged(tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    base = {f"m.experts.{part}": rng.standard_normal((3, *shape)) for part, shape in PARTS.items()}
+    base = {name: array.astype(np.float32) for name, array in base.items()}
+    tuned = {
+        name: array + (rng.standard_normal((3, array.shape[1], 2)) @ rng.standard_normal((3, 2, array.shape[2])))
+        for name, array in base.items()
+    }
+    write_checkpoint(tmp_path / "base" / "model.safetensors", base)
+    write_checkpoint(tmp_path / "tuned" / "model.safetensors", {n: a.astype(np.float32) for n, a in tuned.items()})
+    extract(tmp_path, rank=2, experts="in_out")
+    factors = read_checkpoint(tmp_path / "adapter")
+    a = factors["base_model.model.m.experts.base_layer.lora_A.weight"].reshape(3, 2, 6)
+    b = factors["base_model.model.m.experts.base_layer.lora_B.weight"].reshape(10, 2, 3)
+    change = tuned["m.experts.gate_up_proj"] - base["m.experts.gate_up_proj"]
+    np.testing.assert_allclose(np.einsum("ore,eri->eio", b, a), change, rtol=1e-3, atol=1e-5)
+    for name, array in merge(tmp_path, "adapter").items():
+        np.testing.assert_allclose(array, tuned[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+PARTS = {"gate_up_proj": (6, 10), "down_proj": (5, 6)}
+UNMERGED = {
+    "{ adapters: base, to: base }": "base: not an adapter",
+    "{ adapters: adaptor, to: base }": "unknown model alias: 'adaptor'",
+    "{ adapters: { adapter: heavy }, to: base }": "not adapters",
+    "{ adapters: [ adapter, adapter ], to: base }": "not adapters",
+    "{ adapters: adapter, to: 'base::model.\\1' }": "there is no base::model.a.k.weight",
+    "{ adapters: adapter, to: 'base::\\1', from: 'b\\.(.+)' }": "which `from` does not match",
+    "{ adapters: adapter, to: 'base::\\2' }": "from and to do not fit",
+}
+
+
+@pytest.mark.parametrize("keys", UNMERGED)
+def test_adapters_that_do_not_fit_are_refused(tmp_path: Path, keys: str) -> None:
+    bfloat16_pair(tmp_path, MODULES)
+    extract(tmp_path, max_rank=2)
+    assert UNMERGED[keys] in refused(tmp_path, f"lora_merge: {keys}")
+
+
+def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
+    bfloat16_pair(tmp_path, MODULES)
+    extract(tmp_path, max_rank=2)
+    small = {name: array[:30] for name, array in read_checkpoint(tmp_path / "base").items()}
+    write_checkpoint(tmp_path / "base" / "model.safetensors", small)
+    assert "does not fit the weight" in refused(tmp_path, "lora_merge: { adapters: adapter, to: base }")
+
+
+def test_a_batch_extracts_from_many_fine_tunes_in_common_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bfloat16_pair(tmp_path, MODULES)
+    shutil.copytree(tmp_path / "tuned", tmp_path / "other")
+    monkeypatch.chdir(tmp_path)
+    steps = "{ lora_extract: { base: 'base::(.+)', tuned: 'tuned::\\1', to: adapter, energy: 0.9 } }"
+    Path("plan.yaml").write_text(f"tuned: x\ninputs: [ 'base::base', 'tuned::${{tuned}}' ]\ntransforms: [ {steps} ]\n")
+    Path("jobs.yaml").write_text(
+        "plan: plan.yaml\nmatrix: { tuned: [ tuned, other ] }\nset: { output: 'out/${job}' }\n"
+    )
+    report = batch("jobs.yaml", Options(sync=False))
+    assert report.num_passes == 1 and [job.status for job in report.jobs] == ["done", "done"]
+    found = [read_checkpoint(tmp_path / "out" / name) for name in ("tuned", "other")]
+    for name, array in found[0].items():
+        assert_same_bits(found[1][name], array, name)
+    assert all((tmp_path / "out" / name / "extraction.json").exists() for name in ("tuned", "other"))
 
 
 # ---------------------------------------------------------------------------------------------------------- plans

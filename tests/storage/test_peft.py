@@ -1,0 +1,121 @@
+"""Adapters come back as they were written, and what is not to be trusted in them is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from running import assert_same_bits, read_checkpoint, write_checkpoint
+
+from surgery_jax import Options, convert
+from surgery_jax.core.adapters import Factored, configuration, contents, pattern_value, scaling
+from surgery_jax.core.errors import StorageError, SurgeryError
+from surgery_jax.storage.formats import open_checkpoint
+
+PREFIX = "base_model.model."
+CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q"], "of_a_later_release": [1]}
+
+
+def adapter(path: Path, tensors: dict[str, np.ndarray] | None = None, config: Any = CONFIG) -> Path:
+    if tensors is None:
+        tensors = {
+            f"{PREFIX}m.q.lora_A.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+            f"{PREFIX}m.q.lora_B.weight": np.ones((4, 2), np.float16),
+        }
+    write_checkpoint(path / "adapter_model.safetensors", tensors)
+    (path / "adapter_config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    return path
+
+
+def test_an_adapter_is_copied_with_all_of_its_configuration(tmp_path: Path) -> None:
+    source = adapter(tmp_path / "one")
+    for _ in range(2):  # also over itself
+        convert(source, tmp_path / "two", Options(overwrite=True, sync=False), format="peft")
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert json.loads((tmp_path / "two" / "adapter_config.json").read_text()) == CONFIG
+    wanted, found = read_checkpoint(source), read_checkpoint(tmp_path / "two")
+    assert found.keys() == wanted.keys()
+    for name, array in wanted.items():
+        assert_same_bits(found[name], array, name)
+    assert open_checkpoint(str(source)).format == "peft"
+
+
+def test_what_is_no_adapter_is_not_written_as_one(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "model.safetensors", {"w": np.ones(3, np.float32)})
+    with pytest.raises(SurgeryError, match="these tensors are no adapter"):
+        convert(tmp_path / "model.safetensors", tmp_path / "out", format="peft")
+    assert not (tmp_path / "out").exists()
+
+
+HOSTILE: dict[str, tuple[Any, str]] = {
+    "no json": ("{", "is not JSON"),
+    "a list": ("[]", "is not an object"),
+    "deep": ("[" * 100_000, "is not JSON"),
+    "another kind": (CONFIG | {"peft_type": "IA3"}, "not a LoRA adapter"),
+    "dora": (CONFIG | {"use_dora": True}, "use_dora"),
+    "replicated layers": (CONFIG | {"layer_replication": [[0, 2]]}, "layer_replication"),
+    "another base": (CONFIG | {"init_lora_weights": "pissa_niter_4"}, "changes the weights of the base model"),
+    "rank": (CONFIG | {"r": -1}, "r is not a positive number"),
+    "alpha": (CONFIG | {"lora_alpha": True}, "lora_alpha is not a positive number"),
+    "patterns": (CONFIG | {"rank_pattern": [3]}, "rank_pattern is not an object"),
+    "pattern": (CONFIG | {"rank_pattern": {"(": 3}}, "no regular expression"),
+    "slow pattern": (CONFIG | {"alpha_pattern": {"(a+)+": 3}}, "too complicated"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_configurations_that_cannot_be_honoured_are_refused(tmp_path: Path, what: str) -> None:
+    config, message = HOSTILE[what]
+    path = adapter(tmp_path / "one", config=config)
+    with pytest.raises(StorageError, match="(?s)" + message) as refused:
+        open_checkpoint(str(path))
+    assert str(path / "adapter_config.json") in str(refused.value)
+
+
+def test_names_say_what_a_tensor_is() -> None:
+    pairs, whole = contents(
+        PREFIX + name
+        for name in (
+            "m.q.lora_A.weight", "m.q.lora_B.weight", "m.q.lora_B.bias", "e.lora_embedding_A", "e.lora_embedding_B",
+            "x.base_layer.lora_A.weight", "x.base_layer.lora_B.weight", "x.lora_A.weight", "x.lora_B.weight",
+            "n.weight",
+        )
+    )  # fmt: skip
+    found = [(pair.module, pair.depth, pair.is_embedding, pair.bias is not None) for pair in pairs]
+    assert found == [("m.q", 0, False, True), ("e", 0, True, False), ("x", 1, False, False), ("x", 0, False, False)]
+    assert whole == {"n.weight": PREFIX + "n.weight"}
+    for names in (["m.q.weight"], [PREFIX + "q.lora_A.weight"], [PREFIX + "q.lora_magnitude_vector"]):
+        with pytest.raises(StorageError):
+            contents(names)
+
+
+def test_scaling_follows_rank_alpha_and_patterns() -> None:
+    config = {"r": 4, "lora_alpha": 8, "rank_pattern": {r"b\.q": 2}, "alpha_pattern": {"v": 3}}
+    assert scaling(config, "a.q", 4) == 2 and scaling(config, "a.b.q", 2) == 4 and scaling(config, "v", 4) == 0.75
+    assert scaling(config | {"use_rslora": True}, "a.q", 4) == 4
+    with pytest.raises(StorageError, match="not of the rank"):
+        scaling(config, "a.q", 2)
+
+
+def test_peft_finds_the_rank_and_only_the_modules_that_were_meant() -> None:
+    peft = pytest.importorskip("peft")
+    ranks = {"q": 2, "a.q": 3, "a.b.q": 2, "a.xq": 4, "b.v": 3}
+    config = configuration([Factored(name, rank) for name, rank in ranks.items()], [], ["c.v", "b.v.q", "z"])
+    made = peft.LoraConfig(**config)
+    for name, rank in ranks.items():
+        key = peft.utils.other.get_pattern_key(config["rank_pattern"], name)
+        assert (
+            config["rank_pattern"].get(key, config["r"])
+            == rank
+            == pattern_value(config["rank_pattern"], name, config["r"])
+        )
+    exists = peft.tuners.tuners_utils.check_target_module_exists
+    assert [name for name in (*ranks, "c.v", "b.v.q", "z") if exists(made, name)] == list(ranks)
+    with pytest.raises(StorageError, match="PEFT would take other modules"):
+        configuration([], ["norm"], ["layers.0.norm"])
