@@ -211,7 +211,9 @@ def drawn(spec: dict[str, Any], shape: tuple[int, ...], dtype: np.dtype) -> tupl
         span = Fraction(float(np.float32(high - low))) if single else Fraction(high - low)
         start = Fraction(float(np.float32(low))) if single else Fraction(low)
         made = [Fraction(float(u)) * span + start for u in (singles(n) if single else doubles(n))]
-        return round_float(np.array([float(number) for number in made]), dtype).reshape(shape), "values"
+        rounded = round_float(np.array([float(number) for number in made]), dtype)
+        first, last = round_float(np.array([low, high]), dtype)
+        return np.where(rounded == last, first, rounded).reshape(shape), "values"  # torch keeps clear of `high`
     mean, std = float(spec.get("mean", 0)), float(spec.get("std", 1))
     if n >= 16:
         if dtype != np.float32:
