@@ -105,6 +105,7 @@ class OrbaxFormat(Format):
         metadata: Mapping[str, str],
     ) -> Layout:
         """One file per chunk, of the layout of `StandardCheckpointer`, which every release of Orbax reads."""
+        _check_no_steps(path)
         note = _Note.of(metadata)
         written = _Written(str(path), tensors, note)
         files: list[LaidFile] = []
@@ -179,6 +180,20 @@ def _choices(path: Path) -> list[Path]:
         steps = [entry for entry in below if any((entry / name).is_file() for name in _STEP)]
         items = [item for step in steps for item in step.iterdir() if (item / _TREE).is_file()]
     return sorted(items, key=_by_number)
+
+
+def _check_no_steps(path: Path) -> None:
+    """A checkpoint beside the steps of a `CheckpointManager` would hide them."""
+    if not path.is_dir() or any((path / name).is_file() for name in (_TREE, *_STEP)):
+        return
+    steps = [choice for choice in _choices(path) if choice.parent != path]
+    if steps:
+        raise StorageError(
+            "the directory holds steps of a CheckpointManager",
+            where=str(path),
+            found=listing(str(step.relative_to(path)) for step in steps),
+            hint=f"name a step or an item, such as {steps[-1]}",
+        )
 
 
 def _by_number(path: Path) -> tuple[Any, ...]:
@@ -301,8 +316,14 @@ def _read_item(path: Path, item: Path) -> Checkpoint:
     entries = _entries_together(item, leaves, has_holes) if is_together else _entries_apart(item, leaves, has_holes)
     if not entries:
         raise StorageError("the checkpoint holds no tensors", where=str(path))
-    files = [entry for entry in sorted(item.rglob("*")) if entry.is_file()]
-    return Checkpoint(str(path), OrbaxFormat.name, entries, metadata | note.metadata(), tuple(map(str, files)))
+    return Checkpoint(str(path), OrbaxFormat.name, entries, metadata | note.metadata(), tuple(_files(str(item))))
+
+
+def _files(folder: str) -> list[str]:
+    """All files below a directory, in the order of their names."""
+    with os.scandir(folder) as entries:
+        found = sorted((entry.path, entry.is_dir()) for entry in entries)
+    return [path for place, is_folder in found for path in (_files(place) if is_folder else [place])]
 
 
 def _step_metadata(item: Path) -> tuple[dict[str, str], Any]:
@@ -403,6 +424,7 @@ def _directory(path: Path) -> dict[str, Any]:
 def _entries_apart(item: Path, leaves: Sequence[_Leaf], has_holes: bool) -> dict[str, Entry]:
     """Arrays that are directories of files."""
     entries: dict[str, Entry] = {}
+    base = _directory(item)
     for leaf in leaves:
         relative = PurePosixPath(leaf.stored)
         if not leaf.stored or "\0" in leaf.stored or relative.is_absolute() or ".." in relative.parts:
@@ -419,7 +441,7 @@ def _entries_apart(item: Path, leaves: Sequence[_Leaf], has_holes: bool) -> dict
         path, size = files.pop(METADATA[version - 2])
         with File(Path(path)) as file:
             array = parse_array(file.at(0, min(size, 1 << 21)), version, Path(path))
-        opened = partial(_open, version, _directory(folder))
+        opened = partial(_open, version, {**base, "path": f"{base['path']}{leaf.stored}/"})
         entries[leaf.name] = entry_of(array, files, has_holes, opened, Path(path))
     return entries
 

@@ -690,3 +690,12 @@ def test_more_chunks_than_a_process_may_open_are_written_and_read(compression: s
         )
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "back.safetensors").read_bytes() == (tmp_path / "in.safetensors").read_bytes()
+
+
+def test_a_checkpoint_is_not_written_beside_steps(mine: Callable[[str], Path], tmp_path: Path) -> None:
+    a_model(tmp_path / "in.safetensors")
+    path = mine("step")
+    with pytest.raises(StorageError, match=r"(?s)steps.*12/items"):
+        surgery_jax.convert(tmp_path / "in.safetensors", path, Options(overwrite=True), format="orbax")
+    surgery_jax.convert(tmp_path / "in.safetensors", path / "12" / "items", Options(overwrite=True), format="orbax")
+    assert "params.head.bias" in open_checkpoint(str(path)).entries
