@@ -23,6 +23,7 @@ from .errors import StorageError, listing
 
 __all__ = [
     "CONFIG",
+    "OUTPUTS",
     "PREFIX",
     "Factored",
     "Pair",
@@ -44,6 +45,7 @@ _PARTS = {
     ".lora_embedding_B": "embedding_b",
 }
 _BASE = ".base_layer"
+OUTPUTS = ("lm_head", "embed_out", "output", "score", "classifier")  # names of output layers
 
 
 @dataclass(frozen=True, slots=True)

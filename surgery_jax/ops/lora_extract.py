@@ -22,6 +22,7 @@ from .cast import Cast
 from .lora_factors import ExtractFactors, Spectrum, matrices
 from .lowrank import METHODS
 from .made import Constant
+from .permute import Permute
 from .ranks import Choice, Measured, choose_ranks
 from .reshape import Reshape
 from .state import State
@@ -29,6 +30,8 @@ from .structure import View
 from .subtract import Subtract
 
 EMBEDDINGS = r"(.+\.)?(embed_tokens|embed_positions|wte|wpe|embed_in|tok_embeddings|\w+_embeddings)"
+TOKENS = ("embed_tokens", "wte", "embed_in", "tok_embeddings", "word_embeddings")  # embeddings that outputs may share
+TIED = "output layer that shares the weight of the embedding, such as lm_head; none if there is no such layer"
 TO = "a new alias for the adapter; or with :: a template of the names that parameters have in the model for PEFT"
 WIDTHS = (8, 16, 32, 64, 128, 256, 320, 512)  # ranks for which vLLM reserves room (its option max_lora_rank)
 HEAD = 1 << 16  # elements that are compared first: a module that was trained differs there
@@ -113,6 +116,7 @@ class LoraExtract(Directive):
     )
     biases: str = choice("biases of factored modules, likewise", ("lora", "skip", "equal"), "equal")
     norms: str = choice("norms and all else that is no matrix, likewise", ("save", "skip", "equal"), "equal")
+    tied: str | None = text(TIED, None)
     modules_to_save: tuple[re.Pattern[str], ...] = expressions("modules stored whole")
     skip: tuple[re.Pattern[str], ...] = expressions("parameters left out, even where they changed")
     model: str | None = text("what PEFT is to take for the base model: a name or a path", None)
@@ -148,12 +152,15 @@ class LoraExtract(Directive):
             (entry, ranks[entry.name], width or ranks[entry.name]) for entry in modules.factored if ranks[entry.name]
         ]
         sinks = self._write_factors(state, alias, rows, modules)
+        is_tied = self._write_tied(state, alias, rows, modules, found)
         with_bias = self._write_biases(state, alias, rows, modules)
         for entry in modules.saved:
             state.create(alias, adapters.PREFIX + entry.name, entry.tuned)
         if not rows and not modules.saved:
             raise PlanError("lora_extract: nothing to extract: base and tuned do not differ", where=self.base.mark)
-        config = self._configuration(rows, modules, found, with_bias)
+        config = self._configuration(rows, modules, found, with_bias) | (
+            {"ensure_weight_tying": True} if is_tied else {}
+        )
         told = _Told(self, rows, sinks, modules)
         state.annotate(alias, "peft", {adapters.CONFIG: json.dumps(config)}, {"extraction.json": told.as_json})
         state.say_later(told.as_table)
@@ -395,6 +402,41 @@ class LoraExtract(Directive):
             sinks[entry.name] = state.sink(norms, "array")
             state.tell(f"lora_extract: {entry.name} -> rank {count}")
         return sinks
+
+    def _write_tied(
+        self,
+        state: State,
+        alias: str,
+        rows: Sequence[tuple[Entry, int, int]],
+        modules: Modules,
+        found: Sequence[Entry],
+    ) -> bool:
+        """Bind for an output layer that shares the embedding what the embedding got; whether there is one.
+
+        Raises:
+            PlanError: the checkpoint has no output layer, and the plan does not say what that means.
+        """
+        held = [entry for entry, _, _ in rows] + modules.saved
+        shared = [entry for entry in held if entry.module.rpartition(".")[2] in TOKENS]
+        has_output = any(entry.module.rpartition(".")[2] in adapters.OUTPUTS for entry in found)
+        if self.tied == "none" or not shared or (self.tied is None and has_output):
+            return False
+        if self.tied is None:
+            if state.waits():
+                return False
+            raise PlanError(
+                f"lora_extract: {shared[0].name} was changed, and the model may compute its outputs with it",
+                found="no " + ", ".join(f"{name}.weight" for name in adapters.OUTPUTS),
+                hint="tied: lm_head if tie_word_embeddings is true in config.json, else tied: none",
+            )
+        path, other = adapters.PREFIX + shared[0].module, adapters.PREFIX + self.tied
+        if shared[0] in modules.saved:
+            state.create(alias, f"{other}.weight", shared[0].tuned)
+        else:
+            for side, opposite in (("A", "B"), ("B", "A")):
+                factor = state.slot(alias, f"{path}.lora_embedding_{opposite}").node
+                state.create(alias, f"{other}.lora_{side}.weight", state.apply(Permute((1, 0)), factor)[0])
+        return True
 
     def _write_biases(self, state: State, alias: str, rows: Sequence[tuple[Entry, int, int]], modules: Modules) -> bool:
         """Bind the changes of biases if there are any: then PEFT wants one for every module, zero if there is none."""

@@ -144,6 +144,9 @@ class LoraMerge(Directive):
             )
         config = adapters.parse_config(text)
         pairs, whole = adapters.contents(names)
+        if config.get("ensure_weight_tying"):  # the output layer gets what the embedding gets
+            pairs = [pair for pair in pairs if pair.is_embedding or not _is_output(pair.module)]
+            whole = {name: held for name, held in whole.items() if not _is_output(name.rpartition(".")[0])}
 
         def held(name: str) -> Any:
             return state.slot(alias, name, reads=1).node
@@ -265,6 +268,10 @@ class LoraMerge(Directive):
             change = state.apply(Subtract(), state.apply(Cast(WIDE), part)[0], base)[0]
             total = state.apply(Add(), total, state.apply(Scale(weight), change)[0])[0]
         return state.apply(Cast(spec.dtype), total)[0]
+
+
+def _is_output(module: str) -> bool:
+    return module.rpartition(".")[2] in adapters.OUTPUTS
 
 
 def _targeted(config: Mapping[str, Any], module: str) -> list[str]:

@@ -27,11 +27,11 @@ peft = pytest.importorskip("peft")
 RANK = 2
 
 
-def tiny(kind: str) -> Any:
+def tiny(kind: str, tied: bool = False) -> Any:
     torch.manual_seed(3)
     small = {
         "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 40, "max_position_embeddings": 32, "tie_word_embeddings": False,
+        "num_key_value_heads": 2, "vocab_size": 40, "max_position_embeddings": 32, "tie_word_embeddings": tied,
     }  # fmt: skip
     if kind == "llama":
         return transformers.LlamaForCausalLM(transformers.LlamaConfig(**small)).eval()
@@ -378,7 +378,7 @@ def test_biases_and_norms_that_changed_are_in_the_adapter(tmp_path: Path, kind: 
     weights = r".*(c_attn|attn\.c_proj|q_proj)\.weight"
     tuned_model = fine_tuned(tiny(kind), weights, bias=r".*(c_attn|h\.1\.attn\.c_proj)\.bias|.*\.(ln_f|norm)\.\w+")
     stored(tuned_model, tmp_path / "tuned")
-    keys = {"rank": RANK, "norms": "save", "biases": "lora", "fan_in_fan_out": kind == "gpt2"}
+    keys: dict[str, Any] = {"rank": RANK, "norms": "save", "biases": "lora", "fan_in_fan_out": kind == "gpt2"}
     told, _ = extract(tmp_path, **keys)
     assert set(told["saved"]) == (
         {"transformer.ln_f.weight", "transformer.ln_f.bias"} if kind == "gpt2" else {"model.norm.weight"}
@@ -386,6 +386,22 @@ def test_biases_and_norms_that_changed_are_in_the_adapter(tmp_path: Path, kind: 
     model = loaded(tiny(kind), tmp_path / "adapter")
     np.testing.assert_allclose(logits(model), logits(tuned_model), rtol=1e-4, atol=1e-5)
     tuned = read_checkpoint(tmp_path / "tuned")
+    for name, array in merge(tmp_path, "adapter").items():
+        np.testing.assert_allclose(array, tuned[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("embeddings", ["lora", "save"])
+def test_an_output_layer_that_shares_the_embedding_changes_with_it(tmp_path: Path, embeddings: str) -> None:
+    stored(tiny("llama", tied=True), tmp_path / "base")
+    tuned_model = fine_tuned(tiny("llama", tied=True), r".*(embed_tokens|q_proj)\.weight")
+    tuned = stored(tuned_model, tmp_path / "tuned")
+    assert "lm_head.weight" not in tuned
+    with pytest.raises(SurgeryError, match="the model may compute its outputs with it"):
+        extract(tmp_path, rank=RANK, embeddings=embeddings)
+    extract(tmp_path, rank=RANK, embeddings=embeddings, tied="lm_head")
+    model = loaded(tiny("llama", tied=True), tmp_path / "adapter")
+    np.testing.assert_allclose(logits(model), logits(tuned_model), rtol=1e-4, atol=1e-5)
     for name, array in merge(tmp_path, "adapter").items():
         np.testing.assert_allclose(array, tuned[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
