@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from running import assert_same_bits, read_checkpoint, write_checkpoint
 
-from surgery_jax import Options, batch, load_plan, plan_of, run
+from surgery_jax import Options, batch, check, load_plan, plan_of, run
 from surgery_jax.core.errors import SurgeryError
 
 torch = pytest.importorskip("torch")
@@ -301,6 +301,16 @@ def test_an_adapter_for_vllm_has_one_padded_rank(tmp_path: Path) -> None:
         a, b = (factors[f"base_model.model.{module}.lora_{side}.weight"] for side in "AB")
         assert a.shape[0] == b.shape[1] == 8 and not a[row["rank"] :].any() and not b[:, row["rank"] :].any()
         assert np.linalg.norm(changes[name] - b @ a) < 0.11 * np.linalg.norm(changes[name])
+
+
+def test_bounds_that_no_server_takes_do_not_stop_a_plan_that_asks_the_data(tmp_path: Path) -> None:
+    bfloat16_pair(tmp_path, {"a.q.weight": ((600, 520), 2, 0.02)})
+    plan = plan_of(extracting(tmp_path, energy=0.9, serving="vllm"))
+    options = Options(sync=False, memory="32MiB")
+    assert len(check(plan, options).symbolic.questions) == 1
+    run(plan, options)
+    factors = read_checkpoint(tmp_path / "adapter")
+    assert {array.shape for array in factors.values()} == {(8, 520), (600, 8)}
 
 
 # ------------------------------------------------------------------------------------------------------ bad input
