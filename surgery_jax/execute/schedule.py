@@ -151,14 +151,16 @@ def _gathered(moves: Sequence[Move]) -> Iterator[tuple[Move, ...]]:
 
 
 def _decode_tasks(program: Program) -> list[DecodeTask]:
-    """One task for every block of which anything is wanted, so that it is decoded once."""
+    """One task for every block of which anything is wanted, so that it is decoded once; the largest ones first, since
+    a block is decoded by one worker and the others should not wait for it at the end."""
     wanted: dict[tuple[int, int], tuple[Source, int, int, list[tuple[int, int, int, int]]]] = {}
     for source, start, file, offset, nbytes in program.decodes:
         for first, count, begin, end in covering(source.entry, start, nbytes):
             row = wanted.setdefault((id(source), first), (source, first, count, []))
             row[3].append((begin, file, offset, end - begin))
             offset += end - begin
-    return [DecodeTask(source, first, count, tuple(parts)) for source, first, count, parts in wanted.values()]
+    tasks = [DecodeTask(source, first, count, tuple(parts)) for source, first, count, parts in wanted.values()]
+    return sorted(tasks, key=lambda task: -task.count * task.source.entry.spec.dtype.bits)
 
 
 def _stored(component: Component) -> Iterator[tuple[str, tuple[int, Piece]]]:

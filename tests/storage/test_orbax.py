@@ -699,3 +699,30 @@ def test_a_checkpoint_is_not_written_beside_steps(mine: Callable[[str], Path], t
         surgery_jax.convert(tmp_path / "in.safetensors", path, Options(overwrite=True), format="orbax")
     surgery_jax.convert(tmp_path / "in.safetensors", path / "12" / "items", Options(overwrite=True), format="orbax")
     assert "params.head.bias" in open_checkpoint(str(path)).entries
+
+
+def test_models_of_flax_take_what_was_edited(tmp_path: Path) -> None:
+    import jax
+    import orbax.checkpoint
+    from flax import linen, nnx
+
+    numbers = np.ones((2, 3), np.float32)
+    model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+    old = linen.Dense(4)
+    params = old.init(jax.random.key(0), numbers)
+    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "nnx", nnx.state(model))
+        checkpointer.save(tmp_path / "linen", params)
+    for name, kernel in (("nnx", "kernel.value"), ("linen", "params.kernel")):
+        plan = {
+            "inputs": [f"model::{tmp_path / name}"],
+            "transforms": [{"scale_": {"target": kernel, "by": 2}}],
+            "output": {"path": str(tmp_path / f"{name}_twice"), "format": "orbax"},
+        }
+        surgery_jax.run(surgery_jax.plan_of(plan))
+    restore = orbax.checkpoint.StandardCheckpointer().restore
+    other = nnx.Linear(3, 4, rngs=nnx.Rngs(1))
+    nnx.update(other, restore(tmp_path / "nnx_twice", jax.tree.map(jax.numpy.zeros_like, nnx.state(other))))
+    assert np.array_equal(other(numbers), 2 * model(numbers))
+    found = restore(tmp_path / "linen_twice", jax.tree.map(jax.numpy.zeros_like, params))
+    assert np.array_equal(old.apply(found, numbers), 2 * old.apply(params, numbers))
