@@ -434,6 +434,8 @@ def _entries_apart(item: Path, leaves: Sequence[_Leaf], has_holes: bool) -> dict
                 found=repr(leaf.stored),
             )
         folder = item / leaf.stored
+        if os.path.realpath(folder) != f"{base['path']}{leaf.stored}" and folder.exists():
+            check_inside(item / _TREE, leaf.name, leaf.stored)
         files = _files_below(item, folder)
         version = next((number for number, name in ((2, METADATA[0]), (3, METADATA[1])) if name in files), None)
         if version is None:

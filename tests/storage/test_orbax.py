@@ -370,6 +370,9 @@ def test_a_table_cannot_lead_out_of_the_directory(mine: Callable[[str], Path], t
     chunk.unlink()
     chunk.symlink_to(tmp_path / "outside" / "0.0")
     refuse(path, "leaves the directory", tmp_path / "out.safetensors")
+    shutil.rmtree(chunk.parent)
+    chunk.parent.symlink_to(tmp_path / "outside")
+    refuse(path, "leaves the directory", tmp_path / "out.safetensors")
 
 
 @pytest.mark.parametrize(
