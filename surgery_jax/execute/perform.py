@@ -89,9 +89,11 @@ def perform(
     Raises:
         SurgeryError: the first thing that went wrong, here or in another process.
     """
-    if options.profile is not None:
-        Path(options.profile).mkdir(parents=True, exist_ok=True)
-    timeline = Timeline(keep_events=options.profile is not None)
+    profile = None if options.profile is None else Path(options.profile)
+    if profile is not None:
+        profile = profile / f"process-{peers.rank}" if peers.size > 1 else profile
+        profile.mkdir(parents=True, exist_ok=True)
+    timeline = Timeline(keep_events=profile is not None)
     pace = Pace(only_direct=options.sync)
     part = Part(peers, program)
 
@@ -115,14 +117,14 @@ def perform(
         functions=functions,
     )
     start = time.perf_counter()
-    with CompileClock() as clock, device_trace(options.profile if program.needs_device else None):
+    with CompileClock() as clock, device_trace(str(profile) if profile and program.needs_device else None):
         executor.run()
     if options.sync and peers.rank:  # process 0 does so for its own bytes when it publishes
         for number in sorted(part.files):
             executor.outputs[number].sync()
     stream_s = time.perf_counter() - start
-    if options.profile is not None:
-        timeline.write(Path(options.profile) / "stages.trace.json")
+    if profile is not None:
+        timeline.write(profile / "stages.trace.json")
     read = executor.files.num_bytes + executor.blocks.num_bytes
     written = part.written if peers.size > 1 else program.bytes_moved + program.bytes_computed
     own = Performed(
