@@ -75,10 +75,11 @@ def run(directory: Path, plan: dict[str, Any], processes: int) -> dict[str, Any]
     return report
 
 
-CALIBRATIONS = [
+Row = tuple[str, str, list[Any], int]  # name, checkpoint, steps, processes
+CALIBRATIONS: list[Row] = [
     (name, size, steps, 1) for name, steps in (("move", MOVE), ("compute", COMPUTE)) for size in ("tiny", "half")
 ]
-HELD = [
+HELD: list[Row] = [
     ("move", "whole", MOVE, 1),
     ("compute", "whole", COMPUTE, 1),
     ("mixed", "whole", MIXED, 1),
