@@ -311,7 +311,7 @@ class Star(Peers):
 
     def _fail(self, error: SurgeryError) -> None:
         with self._changed:
-            if self._failure is None and not self._undisturbed:
+            if self._failure is None and not self._undisturbed and not self._closed.is_set():
                 self._failure = error
                 self._timer = threading.Timer(GRACE_S, self._give_up, (error,))
                 self._timer.daemon = True
@@ -347,9 +347,10 @@ class Star(Peers):
 
     def close(self) -> None:
         """Leave; the others do not take it for a loss."""
-        self._closed.set()
-        if self._timer is not None:
-            self._timer.cancel()
+        with self._changed:  # from here on nothing sets the timer
+            self._closed.set()
+            if self._timer is not None:
+                self._timer.cancel()
         for link in self._links.values():
             with suppress(OSError):
                 link.send(BYE)
