@@ -136,11 +136,13 @@ class Bench:
     def row(self, row: Row) -> Record:
         """Warms up and measures every side; returns what is known about the row."""
         commands = {side: argv for side, line in row.sides.items() if (argv := self.argv(line, row))}
-        status, identical, written = self.warm_up(row, commands)
+        status, identical, written, first = self.warm_up(row, commands)
         output_bytes = self.expected.stat().st_size if self.expected.exists() else 0
         sides = [side for side in commands if status[side] == "measured"]
         samples: dict[str, list[measure.Sample]] = {side: [] for side in sides}
-        for number in range(self.repeats):
+        if row.once:
+            samples = {side: [first[side]] for side in sides}
+        for number in range(0 if row.once else self.repeats):
             turn = number % max(1, len(sides))
             for side in sides[turn:] + sides[:turn]:
                 samples[side].append(self.start(commands[side], row))
@@ -161,11 +163,14 @@ class Bench:
             "targets": [judge(target, samples, written) for target in row.targets],
         }
 
-    def warm_up(self, row: Row, commands: dict[str, list[str]]) -> tuple[dict[str, str], bool | None, dict[str, int]]:
+    def warm_up(
+        self, row: Row, commands: dict[str, list[str]]
+    ) -> tuple[dict[str, str], bool | None, dict[str, int], dict[str, measure.Sample]]:
         """Runs every side once; leaves an output if one is to be copied.
 
-        Returns how it went, whether all wrote the same, and how many bytes each wrote.
+        Returns how it went, whether all wrote the same, how many bytes each wrote, and what each took.
         """
+        taken = {}
         status = {side: "measured" if side in commands else "missing" for side in row.sides}
         found = []
         written = {}
@@ -180,6 +185,7 @@ class Bench:
                 status[side] = f"exit code {sample.exit_code}"
                 print(f"{row.name}, {side}: {status[side]}\n{self.log.read_text(errors='replace')[-2000:]}")
                 continue
+            taken[side] = sample
             written[side] = sum(path.stat().st_size for path in (self.work / "out").rglob("*") if path.is_file())
             output = self.work / "out" / "model.safetensors"
             if output.exists():
@@ -187,7 +193,8 @@ class Bench:
                     found.append(measure.digests(output))
                 if copies and not self.expected.exists():  # of several the first
                     output.replace(self.expected)
-        return status, all(other == found[0] for other in found) if len(found) > 1 else None, written
+        identical = all(other == found[0] for other in found) if len(found) > 1 else None
+        return status, identical, written, taken
 
 
 def measured(
@@ -348,6 +355,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="+", metavar="ROW", help="rows to run")
     parser.add_argument("--ours", type=Path, default=Path(sys.executable).with_name("surgery-jax"))
+    parser.add_argument("--mergekit", type=Path, metavar="PATH", help="the program mergekit-extract-lora")
     parser.add_argument("--brainsurgery", metavar="PATH", help="its program, or `make` to install it for this")
     parser.add_argument("--work", type=Path, default=HERE / "work", help="where inputs and outputs lie")
     parser.add_argument("--name", help="of the result (default: SUITE-SIZE)")
@@ -366,8 +374,11 @@ def main() -> int:
         make_brainsurgery(options.work.resolve()) if wanted == "make" else Path(wanted).absolute() if wanted else None
     )
     ours = options.ours.absolute() if options.ours.exists() else None
-    helpers = {name: shlex.join([sys.executable, str(HERE / f"{name}.py")]) for name in ("with_orbax", "factor")}
-    programs = {"ours": ours, "brainsurgery": theirs} | helpers
+    helpers = {
+        name: shlex.join([sys.executable, str(HERE / f"{name}.py")]) for name in ("with_orbax", "factor", "residual")
+    }
+    mergekit = options.mergekit.absolute() if options.mergekit else None
+    programs = {"ours": ours, "brainsurgery": theirs, "mergekit": mergekit} | helpers
 
     results = []
     for row in rows:

@@ -1,9 +1,9 @@
 """What is measured, against what, and how good it must be. Data only: `run.py` does the work.
 
-A command is one line. `{ours}`, `{brainsurgery}` and `{with_orbax}` are programs, `{plan}` is the row's plan,
-`{expected}` a file with the row's output, made once. A line with `>` or `&&` is for the shell. Commands run in a
-directory that holds the inputs; outputs lie in its folder `out`, which is removed before every run. What is compiled is
-kept from the untimed run on, as it is between the runs of a user.
+A command is one line. `{ours}`, `{brainsurgery}`, `{mergekit}` and those of this folder are programs, `{plan}` is the
+row's plan, `{expected}` a file with the row's output, made once. A line with `>` or `&&` is for the shell. Commands run
+in a directory that holds the inputs; outputs lie in its folder `out`, which is removed before every run. What is
+compiled is kept from the untimed run on, as it is between the runs of a user.
 
 Copies and BrainSurgery leave their bytes to the operating system; ours waits until they are on the disk unless told
 `--no-sync`. Each is compared with its like: `ours` with a copy that is synced too, `ours --no-sync` with the rest.
@@ -55,6 +55,7 @@ class Row:
     size: str | None = None  # of the models, instead of the one that is asked for
     cold: bool = False  # inputs are dropped from the page cache before every run
     disk_bytes: float = 0.0  # that inputs and outputs take; the row is left out where they do not fit
+    once: bool = False  # the sides take so long that each runs once, without a run that is not timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,16 +372,63 @@ def kernel(name: str, about: str, options: str, *more: Target) -> Row:
     return Row(name, about, sides, targets + more)
 
 
-def layers(count: int, inputs: str, times: float) -> Row:
+# Without a network it ends with an error once the adapter is written: it asks for the model's page on the hub.
+MERGEKIT = (
+    "env HF_HUB_OFFLINE=1 {mergekit} --quiet --model %s_tuned --base-model %s --out-path out/adapter --max-rank 16 "
+    "--exclude-regex 'lm_head|embed_tokens' > /dev/null 2>&1 ; test -f out/adapter/adapter_model.safetensors"
+)
+EXTRACT = OURS + " inputs[0]=base::%s/model.safetensors inputs[1]=tuned::%s_tuned/model.safetensors"
+
+
+def layers(count: int, inputs: str, times: float) -> tuple[Row, ...]:
     """Whole checkpoints, start-up included."""
-    return Row(
-        f"{count} layers",
-        f"every matrix of {count} layers replaced by its best approximation of rank 16, in float32",
-        {"ours": OURS, "ours --no-sync": OURS_NO_SYNC, "brainsurgery": BRAINSURGERY},
-        (*faster(times), Target("rss_bytes", "ours", at_most=1.5e9)),
-        inputs=(inputs,),
-        plan=f"low_rank_{count}.yaml",
-        disk_bytes=10e9 if count > 2 else 2e9,
+    once, disk = count > 2, 10e9 if count > 2 else 3e9
+    extract, mergekit = EXTRACT % (inputs, inputs), MERGEKIT % (inputs, inputs)
+    residual = f"{{residual}} {inputs} {inputs}_tuned out/adapter"
+    measured = (
+        Target("wall_s", "mergekit", per="ours", at_least=times),
+        Target("cpu_s", "mergekit", per="ours", at_least=times),
+        Target("rss_bytes", "ours", at_most=1.5e9),
+    )
+    found = (
+        Row(
+            f"{count} layers",
+            f"every matrix of {count} layers replaced by its best approximation of rank 16, in float32",
+            {"ours": OURS, "brainsurgery": BRAINSURGERY},
+            (
+                Target("wall_s", "brainsurgery", per="ours", at_least=times),
+                Target("cpu_s", "brainsurgery", per="ours", at_least=times),
+                Target("rss_bytes", "ours", at_most=1.5e9),
+            ),
+            inputs=(inputs,),
+            plan=f"low_rank_{count}.yaml",
+            disk_bytes=disk,
+            once=once,
+        ),
+        Row(
+            f"extract {count} layers",
+            f"a LoRA adapter of rank 16 of {count} layers in float32",
+            {"ours": extract, "mergekit": mergekit},
+            measured,
+            inputs=(inputs, f"{inputs}_tuned"),
+            plan="adapter.yaml",
+            disk_bytes=disk,
+            once=once,
+        ),
+    )
+    if once:
+        return found
+    return (
+        *found,
+        Row(
+            f"residual {count} layers",
+            "how far the adapters are from the change: the error of all matrices together",
+            {"ours": f"{extract} > /dev/null && {residual}", "mergekit": f"{mergekit} && {residual}"},
+            (Target("residual", "ours", per="mergekit", at_most=1.001),),
+            inputs=(inputs, f"{inputs}_tuned"),
+            plan="adapter.yaml",
+            once=True,
+        ),
     )
 
 
@@ -388,7 +436,12 @@ LOW_RANK = Suite(
     about="Low-rank factors: the kernel by itself, and on whole checkpoints.",
     inputs={
         "two_layers": "make_llama.py --size 1.1b --layers 2 --dtype float32",
+        "two_layers_tuned": "make_llama.py --size 1.1b --layers 2 --dtype float32 --base two_layers --rank 16 --seed 1",
         "sixteen_layers": "make_llama.py --size 1.1b --layers 16 --dtype float32",
+        "sixteen_layers_tuned": "make_llama.py --size 1.1b --layers 16 --dtype float32 --base sixteen_layers --rank 16 "
+        "--seed 1",
+        "bf16": "make_llama.py --size 1.1b --layers 16",
+        "bf16_tuned": "make_llama.py --size 1.1b --layers 16 --base bf16 --rank 64 --seed 1",
     },
     rows=(
         kernel(
@@ -399,8 +452,18 @@ LOW_RANK = Suite(
         ),
         kernel("kernel delta", "5632 x 2048, a difference of rank 16 and noise, rank 16", "--spectrum delta"),
         kernel("kernel rank 64", "5632 x 2048 normal numbers, rank 64", "--spectrum flat --rank 64"),
-        layers(2, "two_layers", 5),
-        layers(16, "sixteen_layers", 8),
+        *layers(2, "two_layers", 5),
+        Row(
+            "16 layers bfloat16",
+            "a LoRA adapter of rank 64 of 16 layers in bfloat16",
+            {"ours": (EXTRACT % ("bf16", "bf16")).replace("{plan}", "{plan} rank=64")},
+            (Target("rss_bytes", "ours", at_most=1.5e9),),
+            inputs=("bf16", "bf16_tuned"),
+            plan="adapter.yaml",
+            disk_bytes=5e9,
+            once=True,
+        ),
+        *layers(16, "sixteen_layers", 8),
     ),
 )
 
