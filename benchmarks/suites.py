@@ -377,7 +377,7 @@ MERGEKIT = (
     "env HF_HUB_OFFLINE=1 {mergekit} --quiet --model %s_tuned --base-model %s --out-path out/adapter --max-rank 16 "
     "--exclude-regex 'lm_head|embed_tokens' > /dev/null 2>&1 ; test -f out/adapter/adapter_model.safetensors"
 )
-EXTRACT = OURS + " inputs[0]=base::%s/model.safetensors inputs[1]=tuned::%s_tuned/model.safetensors"
+EXTRACT = OURS + " base=%s tuned=%s_tuned"
 
 
 def layers(count: int, inputs: str, times: float) -> tuple[Row, ...]:
