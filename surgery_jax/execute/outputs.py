@@ -14,7 +14,6 @@ import os
 import struct
 import sys
 import threading
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -50,7 +49,6 @@ class OutputFile:
         Raises:
             StorageError: the operating system refuses.
         """
-        began = time.perf_counter()
         is_direct = self.direct is not None and self.pace.is_direct()
         first, last = self._pages(offset, source.nbytes) if is_direct else (offset, offset)
         if first == last:
@@ -58,7 +56,7 @@ class OutputFile:
         else:
             self._write_pages(offset, source, first, last, bounce)
         if source.nbytes >= MIN_DIRECT:
-            self.pace.note(is_direct, source.nbytes, time.perf_counter() - began)
+            self.pace.note(is_direct, source.nbytes)
 
     def _write_pages(self, offset: int, source: np.ndarray, first: int, last: int, bounce: np.ndarray) -> None:
         """Write directly what lies in [first, last) of the file, and the rest through the cache."""
@@ -127,10 +125,9 @@ class OutputFile:
     def _copy_range(self, files: Files, move: Move, bounce: np.ndarray, scratch: np.ndarray) -> None:
         path, source, _, offset, nbytes = move
         if self.direct is None or not self.pace.is_direct():
-            began = time.perf_counter()
             done = self._copy_in_kernel(files, path, source, offset, nbytes)
             if done:
-                self.pace.note(False, done, time.perf_counter() - began)
+                self.pace.note(False, done)
                 files.count(done)
             source, offset, nbytes = source + done, offset + done, nbytes - done
         while nbytes:

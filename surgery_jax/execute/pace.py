@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from time import perf_counter
+
 __all__ = ["MIN_DIRECT", "Pace"]
 
 MIN_DIRECT = 256 << 10  # below this the page cache collects small pieces better than a disk does
-TRIALS = 4  # writes each way before one is preferred
+WINDOW = 128 << 20  # bytes after which the ways are compared
 
 
 class Pace:
-    """How fast bytes are written each way, as all files of a run find it.
+    """How fast all workers together write, which is not what one of them sees: the cache takes one writer of a file at
+    a time, a disk takes several.
 
-    Both ways are tried; then the one that was the faster when it was last used, so that a way which becomes slow is
+    Both ways are tried, then the one that was the faster when it was last used, so that a way which becomes slow is
     left. Which it is depends on the disk, and on how much fresh memory the system has at hand. `only_direct` leaves no
     choice.
     """
 
-    def __init__(self, *, only_direct: bool) -> None:
+    def __init__(self, *, only_direct: bool, clock: Callable[[], float] = perf_counter) -> None:
         self.only_direct = only_direct
-        self._rates = {True: 0.0, False: 0.0}  # bytes per second
-        self._tried = {True: 0, False: 0}
+        self._clock = clock
+        self._way = False
+        self._rates: dict[bool, float] = {}  # bytes per second
+        self._since: float | None = None  # of the first write that went this way
+        self._bytes = 0
+        self._lock = threading.Lock()
 
     def is_direct(self) -> bool:
         """Which way to go next."""
-        if self.only_direct:
-            return True
-        if min(self._tried.values()) < TRIALS:
-            return self._tried[False] >= TRIALS
-        return self._rates[True] > self._rates[False]
+        return self.only_direct or self._way
 
-    def note(self, direct: bool, nbytes: int, seconds: float) -> None:
-        """What a write took; the latest counts a quarter."""
-        rate = nbytes / max(seconds, 1e-9)
-        tried = self._tried[direct]
-        self._rates[direct] = rate if tried == 0 else 0.75 * self._rates[direct] + 0.25 * rate
-        self._tried[direct] = tried + 1
+    def note(self, direct: bool, nbytes: int) -> None:
+        """A write is done."""
+        if self.only_direct or direct is not self._way:
+            return
+        with self._lock:
+            now = self._clock()
+            if self._since is None:
+                self._since, self._bytes = now, 0
+                return
+            self._bytes += nbytes
+            if self._bytes < WINDOW:
+                return
+            rate = self._rates[direct] = self._bytes / max(now - self._since, 1e-9)
+            self._since, self._bytes = now, 0
+            if self._rates.get(not direct, float("inf")) > rate:
+                self._way, self._since = not direct, None

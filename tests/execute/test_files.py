@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from surgery_jax.core.errors import StorageError
 from surgery_jax.execute.buffers import Files, aligned
-from surgery_jax.execute.pace import MIN_DIRECT, TRIALS, Pace
+from surgery_jax.execute.pace import MIN_DIRECT, WINDOW, Pace
 from surgery_jax.execute.pagecache import is_cached
 
 SIZE = 5 * MIN_DIRECT + 123
@@ -71,16 +71,21 @@ def test_what_was_just_read_is_in_memory_and_what_was_dropped_is_not(stored: tup
 
 
 def test_the_faster_way_to_write_is_found_and_left_when_it_becomes_slow() -> None:
-    pace = Pace(only_direct=False)
+    time = 0.0
+    pace = Pace(only_direct=False, clock=lambda: time)
 
-    def write(count: int, cached: float, direct: float) -> list[bool]:
+    def write(windows: int, cached: float, direct: float) -> list[bool]:
+        """The way of every write while a window takes so many seconds either way."""
+        nonlocal time
         ways = []
-        for _ in range(count):
+        for _ in range(8 * windows):
             ways.append(pace.is_direct())
-            pace.note(ways[-1], 1 << 20, direct if ways[-1] else cached)
+            time += (direct if ways[-1] else cached) / 8
+            pace.note(ways[-1], WINDOW // 8)
         return ways
 
-    assert write(2 * TRIALS, cached=1.0, direct=2.0).count(True) == TRIALS
-    assert not any(write(10, cached=1.0, direct=2.0))
-    assert write(40, cached=9.0, direct=2.0)[-30:] == [True] * 30
+    first = write(4, cached=1.0, direct=2.0)
+    assert 8 <= first.count(True) <= 10, "the other way is tried once"
+    assert not any(write(4, cached=1.0, direct=2.0))
+    assert write(8, cached=9.0, direct=2.0)[-40:] == [True] * 40
     assert all(Pace(only_direct=True).is_direct() for _ in range(3))
