@@ -42,6 +42,9 @@ NOT_RUN = {
     "scripts/test",
     "scripts/test tests/ops",
     "python benchmarks/run.py --suite storage --size 1b",
+    "python benchmarks/run.py --suite orbax --size 1b",
+    "python benchmarks/run.py --suite lowrank --size 1b",
+    "python benchmarks/run.py --suite batch",
     "surgery-jax completion fish > ~/.config/fish/completions/surgery-jax.fish",
 }
 
