@@ -151,7 +151,7 @@ def doubling(longest: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class _Values(TensorOp):
+class SingularValues(TensorOp):
     """matrix: float[m, n], and perhaps its base: float[m, n] -> singular values of (the difference to) it:
     float64[min(m, n)], and the norm of the base: float64[1]. Differences are taken in float32, or float64 for these."""
 
@@ -253,7 +253,7 @@ def _measured(
     sinks: dict[str, list[Sink]] = {}
     for name, entries in pairs.items():
         operands = tuple(stored(graph, number, name, entry) for number, entry in enumerate(entries))
-        results: Sequence[Node] = graph.apply(_Values(len(operands) == 1), operands, name)
+        results: Sequence[Node] = graph.apply(SingularValues(len(operands) == 1), operands, name)
         sinks[name] = [Sink(node, "array") for node in results]
     try:
         found = evaluate((), [sink for both in sinks.values() for sink in both], options, progress)

@@ -21,6 +21,7 @@ from surgery_jax.compile.kernels import DeviceKernel, HostKernel
 from surgery_jax.core.dtypes import BY_NAME, by_numpy
 from surgery_jax.core.errors import Mark, PlanError
 from surgery_jax.core.specs import Spec
+from surgery_jax.execute.spectrum import SingularValues
 from surgery_jax.graph.build import parse_step
 from surgery_jax.language.document import parse_yaml
 from surgery_jax.ops.add import Add
@@ -309,6 +310,16 @@ REFERENCES: dict[str, tuple[list[Case], Callable[..., Any], str]] = {
             (Spectrum(5, "auto"), gaussian_pair("float32", 3, 6, 5)),
         ],
         lambda op, base, tuned: spectrum(op.count, base, tuned),
+        "single",
+    ),
+    "SingularValues": (
+        [
+            (SingularValues(True), [gaussian("float32", 5, 6, 4)]),
+            (SingularValues(False), gaussian_pair("bfloat16", 4, 7)),
+        ],
+        lambda op, *arrays: np.linalg.svd(
+            arrays[0].astype(np.float64) - (0 if op.alone else arrays[1].astype(np.float64)), compute_uv=False
+        ),
         "single",
     ),
     "AddFactors": (
