@@ -369,7 +369,7 @@ def kernel(name: str, about: str, options: str, *more: Target) -> Row:
         Target("kernel_s", "torch svd", per="ours", at_least=10),
         Target("kernel_s", "numpy svd", per="ours", at_least=10),
     )
-    return Row(name, about, sides, targets + more)
+    return Row(name, about, sides, targets + more, once=True)
 
 
 # Without a network it ends with an error once the adapter is written: it asks for the model's page on the hub.
