@@ -33,6 +33,7 @@ class _Kernel:
     """What both kernels share: written once, in the array module `xp`."""
 
     xp: Any
+    is_host = False
 
     def is_float(self, x: Any) -> bool:
         return _dtype(x).is_float
@@ -151,12 +152,15 @@ class HostKernel(_Kernel):
     """Exact arithmetic in NumPy."""
 
     xp = np
+    is_host = True
 
     def convert(self, x: Any, dtype: DType) -> Any:
         """As NumPy, but NaN gets the bits of a device: which of the two computes must not be seen in the result."""
-        made = x.astype(dtype.numpy)
         source = _dtype(x)
-        if not source.is_float or source is dtype or not np.isnan(x).any():
+        if source is dtype:
+            return x
+        made = x.astype(dtype.numpy)
+        if not source.is_float or not np.isnan(x).any():
             return made
         if dtype.name == "float16":  # NumPy leaves signalling NaN as they are
             raw = self.bits(x.astype(np.float32))
@@ -170,6 +174,10 @@ class HostKernel(_Kernel):
 
     def bits(self, x: Any) -> Any:
         return np.asarray(x).view(f"u{x.dtype.itemsize}")
+
+    def over(self, x: Any, divisor: Any) -> Any:
+        """x divided by a number; x itself if that is 1."""
+        return x if divisor == 1 else x / divisor
 
     def replace(self, base: Any, index: Any, value: Any) -> Any:
         """A copy of `base` with a part replaced."""
@@ -272,6 +280,9 @@ class DeviceKernel(_Kernel):
         zero = self.zeros[product.dtype.itemsize // 8]
         raw = self.jax.lax.bitcast_convert_type(product, zero.dtype) ^ zero
         return self.jax.lax.bitcast_convert_type(raw, product.dtype)
+
+    def over(self, x: Any, divisor: Any) -> Any:
+        return x / divisor
 
     def replace(self, base: Any, index: Any, value: Any) -> Any:
         return base.at[index].set(value)

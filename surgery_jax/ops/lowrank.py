@@ -1,6 +1,7 @@
 """The best approximation of a matrix by one of lower rank: the mathematics that operations share.
 
-Written against the kernels of `compile.kernels`, so that a device and NumPy compute the same.
+Written against the kernels of `compile.kernels`, so that a device and NumPy compute the same, but for one shortcut of
+the host.
 
 *Exact* takes the eigenvectors of the Gram matrix of the thin side, in float64: its eigenvalues are off by 1e-16 of the
 largest, so singular values down to 1e-8 of the largest count, which is what float32 holds. Matrices of float64 whose
@@ -9,14 +10,15 @@ remainder is smaller than that, and ranks near the thin side, are left to a full
 *Randomized* takes a block Krylov space of fixed depth and a fixed start, and proves nothing (Musco and Musco,
 "Randomized block Krylov methods for stronger and faster approximate singular value decomposition", 2015).
 
-*Auto* is for long thin sides: it tries a shallow Krylov space, then the Gram matrix in float32, and keeps the first
+*Auto* is for long thin sides. On the host it tries what products alone can prove (`lanczos`); then, and at once on
+other devices, which multiply large matrices at no cost to speak of, the Gram matrix in float32. It keeps the first
 result that is proven to leave at most 1.001 of the least residual in Frobenius norm, or no more than a few roundings of
 the matrix; else it is exact. The proof: W: [m, n] has the Gram matrix G = W'W, and V are the r orthonormal vectors that
 were found. In the basis [V, rest] G is [[T, R'], [R, D]]. The squared residual of W V V' is |W|^2 less trace T, the
 squared optimum is |W|^2 less the r largest eigenvalues of G. With a number d >= D these are at most those of
 [[T, R'], [R, d]] (Ky Fan; Lehmann's bound in Parlett, "The Symmetric Eigenvalue Problem", chapter 10). T and R come
-from products with W itself; d is the squared residual, which is enough where the r values stand out; or else a number
-of which the Cholesky factor or an eigenvalue of the Gram matrix shows that it is large enough, and a bound of rounding.
+from products with W itself; of d the Cholesky factor or an eigenvalue of the Gram matrix shows that it is large enough,
+with a bound of rounding.
 
 Signs: in every row of vt the entry of largest magnitude is positive (of equals the first); u has the sign that follows.
 """
@@ -26,6 +28,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..core.specs import Spec
+from .lanczos import search
 
 __all__ = ["METHODS", "factors", "singular_values", "workspace_bytes"]
 
@@ -33,11 +36,14 @@ METHODS = ("auto", "exact", "randomized")
 LONG = 512  # thin sides up to this are exact at once: there is nothing to gain
 RATIO = 1.001
 EXTRA = 8  # columns of a random block beyond the rank
-# Products with W'W after the first block: before a proof is tried, without a proof, and with the Gram matrix at hand.
-SHALLOW, DEPTH, DEEP = 2, 4, 8
+DEPTH = 4  # products with W'W after the first block, where nothing is proven
+BLOCK = 32  # columns of a block at most, with the Gram matrix at hand: what is slow then is not the products
+BEYOND = 1.05  # times the first Ritz value outside: a number that no eigenvalue there should exceed
+TRUSTED = 1e-2  # of the squared norm: a remainder above it is a difference of norms
 ROUNDINGS = 8 * 2.0**-24  # of the norm of a float32 matrix: a residual that needs no proof
 GRAM_ROUNDING = 16 * 2.0**-24  # of the Frobenius norm of a Gram matrix of float32: more than it is ever off by
 NARROW = 3e-15  # of the square of the norm: a remainder above it is known to 1e-3 from a Gram matrix of float64
+FITTING = 16  # binary orders of magnitude from 1 in which squares of squares keep clear of the ends of float32
 
 
 def factors(k: Any, x: Any, rank: int, method: str = "auto") -> tuple[Any, Any, Any]:
@@ -52,8 +58,8 @@ def factors(k: Any, x: Any, rank: int, method: str = "auto") -> tuple[Any, Any, 
     if w.dtype.kind == "c" or 2 * r > min(m, n):
         return _signed(k, *_cut(k.svd(w), r))
     unit = _power_of_two(k, w)
-    w = (w if m >= n else w.T) / unit
-    u, s, v = _triplets(k, w, _vectors(k, w, r, method))
+    w = k.over(w if m >= n else w.T, unit)
+    u, s, v = _triplets(k, *_vectors(k, w, r, method))
     return _signed(k, u, s * unit, v.T) if m >= n else _signed(k, v, s * unit, u.T)
 
 
@@ -79,114 +85,124 @@ def singular_values(k: Any, x: Any) -> Any:
         return k.svd(w)[1]
     unit = _power_of_two(k, w)
     m, n = w.shape
-    w = (w if m >= n else w.T) / unit
+    w = k.over(w if m >= n else w.T, unit)
     return k.xp.sqrt(k.at_least(k.eigvalsh(k.gram(w, "float64"))[::-1], 0.0)) * unit
 
 
-def _vectors(k: Any, w: Any, r: int, method: str) -> Any:
-    """The r leading right singular vectors, or ones that do as well. w: [m, n], m >= n -> [n, r]."""
+def _vectors(k: Any, w: Any, r: int, method: str) -> tuple[Any, Any]:
+    """The r leading right singular vectors v: [n, r], or ones that do as well, and w v. w: [m, n], m >= n."""
     if method == "exact" or w.shape[1] <= LONG or w.dtype != "float32":
         return _exact(k, w, r)
     if method == "randomized":
-        return _krylov(k, w, r, DEPTH) if _is_thin(w.shape, r, DEPTH) else _exact(k, w, r)
-    if not _is_thin(w.shape, r, SHALLOW):
-        return _by_rounded_gram(k, w, r)
-    v = _krylov(k, w, r, SHALLOW)
-    residual = _residual(k, w, v)
-    is_good = _is_proven(k, w, v, residual, residual)
-    return k.choose(is_good, lambda: v, lambda: _by_rounded_gram(k, w, r))
+        return _krylov(k, w, r) if 4 * (DEPTH + 1) * (r + EXTRA) <= min(w.shape) else _exact(k, w, r)
+    if not k.is_host:
+        return _by_rounded_gram(k, w, r, w[:0].T, w)
+    found = search(w, r, RATIO, ROUNDINGS)
+    if found.is_proven:
+        return found.v, found.image
+    return _by_rounded_gram(k, w, r, *((found.v, found.rest) if found.v.shape[1] < r else (w[:0].T, w)))
 
 
-def _exact(k: Any, w: Any, r: int) -> Any:
+def _exact(k: Any, w: Any, r: int) -> tuple[Any, Any]:
     """By the Gram matrix in float64, or for float64 by a full decomposition where that is not enough."""
     gram = k.gram(w, "float64")
     values, vectors = k.leading(gram, r)
     if w.dtype == "float32":
-        return vectors.astype(w.dtype)
-    whole = k.xp.trace(gram)
-    is_enough = whole - k.xp.sum(values) > NARROW * whole
-    return k.choose(is_enough, lambda: vectors, lambda: k.svd(w)[2][:r].T)
-
-
-def _by_rounded_gram(k: Any, w: Any, r: int) -> Any:
-    """By the Gram matrix in float32 if that is proven good, else exact."""
-    gram = k.gram(w, w.dtype)
-    noise = GRAM_ROUNDING * k.xp.sqrt(k.square(gram))
-    if _is_thin(w.shape, r, DEEP):
-        v = _krylov_of_gram(k, gram, r)
-        residual = _residual(k, w, v)
-        limit, is_limit = _limit_outside(k, gram, v, (1 - RATIO**-2) * residual / (2 * r))
+        v = vectors.astype(w.dtype)
     else:
-        values, vectors = k.leading(gram, r + 1)
-        v, limit, is_limit = vectors[:, :r], values[r], True
-        residual = _residual(k, w, v)
+        whole = k.xp.trace(gram)
+        is_enough = whole - k.xp.sum(values) > NARROW * whole
+        v = k.choose(is_enough, lambda: vectors, lambda: k.svd(w)[2][:r].T)
+    return v, k.matmul(w, v)
+
+
+def _by_rounded_gram(k: Any, w: Any, r: int, known: Any, rest: Any) -> tuple[Any, Any]:
+    """By the Gram matrix in float32 if that is proven good, else exact. known: [n, c] are as good as eigenvectors of
+    w'w, and `rest` is w without them."""
+    gram = k.gram(rest, w.dtype)
+    noise = GRAM_ROUNDING * k.xp.sqrt(k.square(gram))
+    missing = r - known.shape[1]
+    if _size(missing) <= gram.shape[0] // 3:
+        values, v = _krylov_of_gram(k, gram, missing)
+        limit = BEYOND * values[missing]
+        is_limit = _is_limit(k, gram, v, limit)
+    else:
+        values, vectors = k.leading(gram, missing + 1)
+        v, limit, is_limit = vectors[:, :missing], values[missing], True
     del gram  # before another is made
-    is_good = is_limit & _is_proven(k, w, v, residual, limit + noise)
-    return k.choose(is_good, lambda: v, lambda: _exact(k, w, r))
+    v = k.xp.concatenate([known, _orthonormal(k, known, v)], axis=1)
+    image = k.matmul(w, v)
+    whole, inside = k.square(w), k.gram(image, "float64")
+    outside = whole - k.xp.trace(inside)
+    # a difference of norms would lose a small one
+    is_clear = outside > TRUSTED * whole
+    residual = k.choose(is_clear, lambda: outside, lambda: k.square(w - k.matmul(image, v.T)))
+    is_good = is_limit & _is_proven(k, w, v, image, inside, residual, limit + noise)
+    is_good = is_good | (residual <= ROUNDINGS**2 * whole)
+    return k.choose(is_good, lambda: (v, image), lambda: _exact(k, w, r))
 
 
-def _limit_outside(k: Any, gram: Any, v: Any, slack: Any) -> tuple[Any, Any]:
-    """A number a little above the least Ritz value of v: [n, r], and whether no eigenvalue of a Gram matrix outside v
-    is larger: its difference to the rest of the matrix has a Cholesky factor."""
+def _is_limit(k: Any, gram: Any, v: Any, limit: Any) -> Any:
+    """Whether no eigenvalue of a Gram matrix outside v: [n, r] is larger: what it lacks has a Cholesky factor."""
     image = k.matmul(gram, v)
     inside = k.matmul(v.T, image)
-    limit = k.xp.min(k.xp.diagonal(inside)) + slack
     # (1 - VV') G (1 - VV') = G - V image' - (image - V inside) V'
     rest = k.matmul(v, image.T) + k.matmul(image - k.matmul(v, inside), v.T) - gram
-    return limit, k.is_positive(rest + limit.astype(gram.dtype) * k.xp.eye(gram.shape[0], dtype=gram.dtype))
+    return k.is_positive(rest + limit.astype(gram.dtype) * k.xp.eye(gram.shape[0], dtype=gram.dtype))
 
 
-def _is_proven(k: Any, w: Any, v: Any, residual: Any, limit: Any) -> Any:
-    """Whether w v v' is as good as promised, for v: [n, r] with that squared residual, if no eigenvalue of w'w outside
-    v is larger than `limit`."""
+def _is_proven(k: Any, w: Any, v: Any, image: Any, inside: Any, residual: Any, limit: Any) -> Any:
+    """Whether w v v' is as good as promised, for v: [n, r] with image = w v, inside = image'image and that squared
+    residual, if no eigenvalue of w'w outside v is larger than `limit`."""
     r = v.shape[1]
-    image = k.matmul(w, v)
-    inside = k.gram(image, "float64")
     rest = k.matmul(w.T, image)
     rest = rest - k.matmul(v, k.matmul(v.T, rest))
     values, vectors = k.xp.linalg.eigh(k.gram(rest, "float64"))
     root = k.xp.sqrt(k.at_least(values, 0.0))[:, None] * vectors.T  # root'root = rest'rest
     corner = limit * k.xp.eye(r, dtype="float64")
     bordered = [k.xp.concatenate(row, axis=1) for row in ([inside, root.T], [root, corner])]
-    kept = k.xp.trace(inside)
-    gain = k.xp.sum(k.eigvalsh(k.xp.concatenate(bordered, axis=0))[r:]) - kept
-    return (gain <= (1 - RATIO**-2) * residual) | (residual <= ROUNDINGS**2 * (kept + residual))
+    gain = k.xp.sum(k.eigvalsh(k.xp.concatenate(bordered, axis=0))[r:]) - k.xp.trace(inside)
+    return gain <= (1 - RATIO**-2) * residual
 
 
-def _residual(k: Any, w: Any, v: Any) -> Any:
-    """The squared norm of what w v v' leaves of w, as it is: a difference of norms would lose a small one."""
-    return k.square(w - k.matmul(k.matmul(w, v), v.T))
+def _krylov(k: Any, w: Any, r: int) -> tuple[Any, Any]:
+    """The r best vectors of the space of B, G B, ..., G^depth B with G = w'w and B = w'X for a fixed X: [n, r], and
+    their images."""
+    block = k.qr(k.matmul(w.T, _scattered(k, w.shape[0], r + EXTRA, w.dtype)))[0]
+    basis, image = block, k.matmul(w, block)
+    images = image
+    for _ in range(DEPTH):
+        block = _orthonormal(k, basis, k.matmul(w.T, image))
+        image = k.matmul(w, block)
+        basis, images = (k.xp.concatenate(pair, axis=1) for pair in ((basis, block), (images, image)))
+    u = k.leading(k.gram(images, "float64"), r)[1].astype(w.dtype)
+    return k.matmul(basis, u), k.matmul(images, u)
 
 
-def _is_thin(shape: tuple[int, int], r: int, depth: int) -> bool:
-    """Whether a Krylov space is small enough to be worth it."""
-    return 4 * (depth + 1) * (r + EXTRA) <= min(shape)
+def _size(r: int) -> int:
+    """Vectors of a Krylov space of a Gram matrix from which r come out well enough of any spectrum that was tried."""
+    return 8 * r + BLOCK
 
 
-def _krylov(k: Any, w: Any, r: int, depth: int) -> Any:
-    """The r best vectors of the space of B, G B, ..., G^depth B with G = w'w and B = w'X for a fixed X: [n, r]."""
-    start = k.matmul(w.T, _scattered(k, w.shape[0], r + EXTRA, w.dtype))
-    basis = _krylov_basis(k, start, lambda x: k.matmul(w.T, k.matmul(w, x)), depth)
-    _, vectors = k.leading(k.gram(k.matmul(w, basis), "float64"), r)
-    return k.matmul(basis, vectors.astype(w.dtype))
+def _krylov_of_gram(k: Any, gram: Any, r: int) -> tuple[Any, Any]:
+    """The r + 1 largest Ritz values of a Krylov space, descending, and the first r vectors: [n, r]."""
+    width = min(r + EXTRA, BLOCK)
+    block = k.qr(k.matmul(gram, _scattered(k, gram.shape[0], width, gram.dtype)))[0]
+    basis, image = block, k.matmul(gram, block)
+    images = image
+    for _ in range(-(-_size(r) // width) - 1):
+        block = _orthonormal(k, basis, image)
+        image = k.matmul(gram, block)
+        basis, images = (k.xp.concatenate(pair, axis=1) for pair in ((basis, block), (images, image)))
+    values, u = k.leading(k.matmul(basis.T, images).astype("float64"), r + 1)
+    return values, k.matmul(basis, u[:, :r].astype(gram.dtype))
 
 
-def _krylov_of_gram(k: Any, gram: Any, r: int) -> Any:
-    """The same for G itself, and deeper."""
-    start = k.matmul(gram, _scattered(k, gram.shape[0], r + EXTRA, gram.dtype))
-    basis = _krylov_basis(k, start, lambda x: k.matmul(gram, x), DEEP)
-    _, vectors = k.leading(k.matmul(basis.T, k.matmul(gram, basis)).astype("float64"), r)
-    return k.matmul(basis, vectors.astype(gram.dtype))
-
-
-def _krylov_basis(k: Any, start: Any, product: Any, depth: int) -> Any:
-    """Orthonormal vectors: [n, b * (depth + 1)] for start: [n, b]."""
-    basis = block = k.qr(start)[0]
-    for _ in range(depth):
-        block = product(block)
+def _orthonormal(k: Any, basis: Any, block: Any) -> Any:
+    """A basis of a block: [n, b], orthonormal to another even where it is next to nothing outside that."""
+    for _ in range(3):  # of two the second can begin with what is mostly inside
         block = k.qr(block - k.matmul(basis, k.matmul(basis.T, block)))[0]
-        basis = k.xp.concatenate([basis, block], axis=1)
-    return k.qr(basis)[0]  # blocks that were next to nothing are not orthogonal to the others
+    return block
 
 
 def _scattered(k: Any, m: int, n: int, dtype: Any) -> Any:
@@ -197,9 +213,9 @@ def _scattered(k: Any, m: int, n: int, dtype: Any) -> Any:
     return ((x >> 8).astype(dtype) * 2.0**-23 - 1).reshape(m, n)
 
 
-def _triplets(k: Any, w: Any, v: Any) -> tuple[Any, Any, Any]:
-    """The decomposition of w v v' for orthonormal v: [n, r]; u is orthonormal even where s is zero."""
-    q, t = k.qr(k.matmul(w, v))
+def _triplets(k: Any, v: Any, image: Any) -> tuple[Any, Any, Any]:
+    """The decomposition of w v v' for orthonormal v: [n, r] and image = w v; u is orthonormal even where s is zero."""
+    q, t = k.qr(image)
     u, s, vh = k.svd(t)
     return k.matmul(q, u), s, k.matmul(v, vh.T)
 
@@ -210,10 +226,12 @@ def _cut(triplets: tuple[Any, Any, Any], r: int) -> tuple[Any, Any, Any]:
 
 
 def _power_of_two(k: Any, w: Any) -> Any:
-    """A power of two near the largest magnitude: to divide by it is exact, and squares do not overflow."""
-    _, exponent = k.xp.frexp(k.xp.max(k.xp.abs(w), initial=0.0))
+    """A power of two near the largest magnitude if that is far from 1: to divide by it is exact, and squares do not
+    overflow."""
+    _, exponent = k.xp.frexp(k.at_least(k.xp.max(w, initial=0.0), -k.xp.min(w, initial=0.0)))
     limit = 126 if w.dtype == "float32" else 1022
-    return k.xp.ldexp(k.xp.ones((), w.dtype), k.xp.clip(exponent, -limit, limit))
+    exponent = k.xp.where(k.xp.abs(exponent) <= FITTING, 0, k.xp.clip(exponent, -limit, limit))
+    return k.xp.ldexp(k.xp.ones((), w.dtype), exponent)
 
 
 def _signed(k: Any, u: Any, s: Any, vh: Any) -> tuple[Any, Any, Any]:

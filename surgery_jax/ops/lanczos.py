@@ -1,0 +1,260 @@
+"""Block Lanczos in NumPy that ends as soon as its result is proven good: leading right singular vectors of long matrices.
+
+Of W: [m, n] it looks at G = W'W through products alone. A *phase* has V: [n, c], orthonormal vectors found so far, and
+builds the Krylov space of D, which is G outside V, from a random block. It ends in one of three ways: what was found is
+proven good; the vectors that have converged become the V of another phase; or there is no hope that products prove it
+sooner than the Gram matrix does, and nothing is returned.
+
+The proof needs a number d that no eigenvalue of D exceeds. Let S: [n, k b] be the Krylov basis, T = S'DS, the start
+S_1 R, and D S = S T + X B E', with X the next block and E' the last b rows of the identity. An eigenvector u of D with
+eigenvalue t has f = S'u = (t - T)^-1 E B'g with g = X'u, so its part in the random block is w = R'E_1'f, and
+|f|^2 + |g|^2 <= 1. For t above the Ritz values the largest |w|^2 that this allows falls with t. But w is a vector of b
+independent normal numbers, since the block was drawn without regard to u; that |w|^2 is below a quantile q of its
+distribution happens with a probability that is negligible. d is the t at which the largest |w|^2 is q. With d, Lehmann's
+bound says how large the r leading eigenvalues of G can be (see `lowrank`). How far the first Ritz value can lie below
+the first eigenvalue was first bounded for random starts by Kuczynski and Wozniakowski, "Estimating the largest
+eigenvalue by the power and Lanczos algorithms with a random start", 1992; what is used here asks the space that was
+built instead of the worst one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["search"]
+
+Array = npt.NDArray[Any]
+
+FAILURE = 1e-9  # probability that d of one phase is too small
+PHASES = 6
+NARROW, WIDE = 16, 32  # columns of a block: a product with fewer than 16 takes as long
+FEW, MANY = 16, 32  # ranks up to which blocks are narrow; from which on flat spectra are left to the Gram matrix
+SPENT = 6  # products with n / 6 vectors take as long as what proves it for certain
+TRUSTED = 1e-2  # of the squared norm: a remainder above it is known well enough from products with the matrix
+LEFT = 1e-2  # of the norm of a block: where less is left of it, what is left is not orthogonal to the rest
+UNTRUSTED = 1e-3  # of it: what hides the remainder, and is taken out to see it
+MARGIN = 0.8  # of what may be lost: rounding loses something too
+REACHED = 1.1  # of the first Ritz value: where d comes to lie in a few products
+ROWS = 256  # of the matrix that are multiplied at once, so that they are in a cache for the second product
+
+
+class _Space:
+    """What has been multiplied: s: [n, size] orthonormal, image = W s in float64, y = G s, and t = s'G s."""
+
+    def __init__(self, m: int, n: int, most: int, dtype: Any) -> None:
+        self.size = 0
+        self._s, self._y = (np.empty((n, most), dtype, order="F") for _ in range(2))
+        self._image = np.empty((m, most), np.float64, order="F")
+        self._t = np.zeros((most, most))
+
+    @property
+    def s(self) -> Array:
+        return self._s[:, : self.size]
+
+    @property
+    def y(self) -> Array:
+        return self._y[:, : self.size]
+
+    @property
+    def image(self) -> Array:
+        return self._image[:, : self.size]
+
+    @property
+    def t(self) -> Array:
+        return self._t[: self.size, : self.size]
+
+    def grow(self, x: Array, image: Array, y: Array) -> None:
+        """Add columns that are orthonormal to those that there are."""
+        old, new = slice(self.size), slice(self.size, self.size + x.shape[1])
+        self._s[:, new], self._image[:, new], self._y[:, new] = x, image, y
+        self.size = new.stop
+        self._t[: self.size, new] = self.image.T @ self._image[:, new]
+        self._t[new, old] = self._t[old, new].T
+
+    def rotate(self, u: Array, values: Array) -> None:
+        """Keep the Ritz vectors of these coefficients alone."""
+        narrow = u.astype(self._s.dtype)
+        s, y, image = self.s @ narrow, self.y @ narrow, self.image @ u
+        self.size = len(values)
+        self._s[:, : self.size], self._y[:, : self.size], self._image[:, : self.size] = s, y, image
+        self._t[: self.size, : self.size] = np.diag(values)
+
+
+class Found(NamedTuple):
+    """Orthonormal v: [n, r] and image = w v: [m, r] if `is_proven`; else fewer, or none, that are as good as
+    eigenvectors of w'w. `rest` is w, or w without those."""
+
+    v: Array
+    image: Array
+    rest: Array
+    is_proven: bool
+
+
+def search(w: Array, r: int, ratio: float, rounding: float) -> Found:
+    """Vectors v so that w v v' leaves of w: float32[m, n], m >= n, at most `ratio` of the least residual of rank r in
+    Frobenius norm, or `rounding` of the norm of w; or what was found before it became plain that products alone will
+    not prove that soon. The elements of w must be finite, and neither they nor their squares so small or large that
+    float32 ends.
+    """
+    m, n = w.shape
+    width = NARROW if r <= FEW else WIDE
+    space = _Space(m, n, n // SPENT, w.dtype)
+    random = np.random.RandomState(int(w.view(np.uint32).sum(dtype=np.uint32)))  # a stream that never changes
+    quantile = 2 * (FAILURE * math.gamma(width / 2 + 1)) ** (2 / width)  # P(chi-squared < q) <= (q / 2)^(b / 2) / gamma
+    whole = _square(w)
+    rest, energy, removed = w, whole, 0  # what products are taken with, its squared norm, vectors that it is without
+    spent = 0
+    for phase in range(PHASES):
+        kept = space.size
+        values, coupling = np.diag(space.t).copy(), _coupling(space)
+        x, start = _orthonormal(space.s, random.standard_normal((n, width)).astype(w.dtype))
+        while (spent := spent + width) * SPENT <= n:
+            image, y = _both(rest, x)
+            if removed:  # products with what is left lack the part in the vectors that were taken out
+                y += space.s[:, :removed] @ (space.image[:, :removed].T @ image).astype(y.dtype)
+            space.grow(x, image, y)
+            x, step = _orthonormal(space.s, y)
+            if space.size < r + NARROW // 2:
+                continue
+            ritz, u = _descending(space.t)
+            outside = max(energy - float(np.trace(space.t[removed:, removed:])), 0.0)
+            residual = outside + float(np.maximum(ritz[r:], 0.0).sum())
+            if removed and residual <= rounding**2 * whole:
+                return _proven(space, u, r, rest)
+            is_trusted = outside > TRUSTED * energy
+            slack = MARGIN * (1 - ratio**-2) * max(residual, TRUSTED * energy)
+            captured = float(ritz[:r].sum())
+            if is_trusted:
+                inner = (ritz, u) if kept == 0 else _descending(space.t[kept:, kept:])
+                limit = min(_limit(*inner, start, step, quantile), outside + float(inner[0].sum()))
+                if _most(values, coupling, limit, r) - captured <= slack:
+                    return _proven(space, u, r, rest)
+                if np.maximum(np.pad(values, (0, r))[:r], inner[0][0]).sum() - captured <= slack * 0.7:
+                    continue  # d comes down to it sooner or later
+                if r - kept >= MANY and r + width <= space.size < r + 2 * width:
+                    if ritz[r - 1] * (n - space.size) < r / 8 * outside:
+                        return _unproven(space, removed, rest)
+            if is_trusted:
+                count = _converged(space, ritz, u, r, slack / 4, slack / 2)
+            else:  # whatever hides the remainder, if it is known so well that it will not do so again
+                count = _converged(space, ritz, u, r, slack / 1000, math.inf)
+                count = min(count, int((ritz > UNTRUSTED * energy).sum()))
+            if count > kept or (phase == 0 and count):
+                break
+        else:
+            break
+        space.rotate(u[:, :count], ritz[:count])
+        if removed or not is_trusted:
+            rest, removed = _without(w, space), count
+            energy = _square(rest)
+    return _unproven(space, removed, rest)
+
+
+def _proven(space: _Space, u: Array, r: int, rest: Array) -> Found:
+    space.rotate(u[:, :r], np.zeros(r))
+    return Found(space.s, space.image.astype(space.s.dtype), rest, True)
+
+
+def _unproven(space: _Space, removed: int, rest: Array) -> Found:
+    """The vectors that the rest is without."""
+    space.size = removed
+    return Found(space.s, space.image.astype(space.s.dtype), rest, False)
+
+
+def _descending(t: Array) -> tuple[Array, Array]:
+    values, vectors = np.linalg.eigh(t)
+    return values[::-1], vectors[:, ::-1]
+
+
+def _orthonormal(s: Array, x: Array) -> tuple[Array, Array]:
+    """A basis of x: [n, b] without its part in s: [n, q], orthonormal to s even where nothing is left, and the
+    coefficients of that part: [b, b]."""
+    norms = np.linalg.norm(x, axis=0)
+    x = x - s @ (s.T @ x)
+    q, coefficients = np.linalg.qr(x - s @ (s.T @ x))
+    if np.abs(np.diag(coefficients)).min() <= LEFT * norms.max():
+        q = np.linalg.qr(q - s @ (s.T @ q))[0]
+    return q, coefficients.astype(np.float64)
+
+
+def _both(w: Array, x: Array) -> tuple[Array, Array]:
+    """w x and w'(w x): the rows are read once."""
+    image = np.empty((w.shape[0], x.shape[1]), w.dtype)
+    y = np.zeros_like(x)
+    for start in range(0, w.shape[0], ROWS):
+        rows = w[start : start + ROWS]
+        part = np.matmul(rows, x, out=image[start : start + ROWS])
+        y += rows.T @ part
+    return image, y
+
+
+def _square(w: Array) -> float:
+    return sum(float(np.vdot(w[i : i + ROWS], w[i : i + ROWS])) for i in range(0, w.shape[0], ROWS))
+
+
+def _without(w: Array, space: _Space) -> Array:
+    """w less what the vectors explain, as it is: a difference of norms would lose a small one."""
+    rest = np.empty_like(w)
+    image, across = space.image.astype(w.dtype), space.s.T
+    for start in range(0, w.shape[0], ROWS):
+        rows = slice(start, start + ROWS)
+        np.subtract(w[rows], image[rows] @ across, out=rest[rows])
+    return rest
+
+
+def _coupling(space: _Space) -> Array:
+    """A square root of Z'Z, Z what G s has outside s: [q, q]."""
+    outside = (space.y - space.s @ space.t.astype(space.y.dtype)).astype(np.float64)
+    outside -= space.s @ (space.s.T @ outside)
+    squares, vectors = np.linalg.eigh(outside.T @ outside)
+    root: Array = np.sqrt(np.maximum(squares, 0.0))[:, None] * vectors.T
+    return root
+
+
+def _limit(values: Array, vectors: Array, start: Array, step: Array, quantile: float) -> float:
+    """The number d of the module's first lines."""
+    width = len(start)
+    first, last = start.T @ vectors[:width], vectors[-width:].T @ step.T
+
+    def largest(limit: float) -> float:
+        f = last / (limit - values)[:, None]
+        inside = np.linalg.cholesky(f.T @ f + np.eye(width))
+        return float(np.linalg.norm(np.linalg.solve(inside, (first @ f).T), 2) ** 2)
+
+    low, high = 1.0, 2.0  # times the first Ritz value
+    if largest(high * values[0]) >= quantile:
+        return math.inf
+    for _ in range(10):
+        middle = (low + high) / 2
+        low, high = (middle, high) if largest(middle * values[0]) >= quantile else (low, middle)
+    return high * float(values[0])
+
+
+def _most(values: Array, coupling: Array, limit: float, r: int) -> float:
+    """The most that the r leading eigenvalues of G sum up to, by Lehmann's bound: those inside are `values`, none
+    outside exceeds the limit."""
+    count = len(values)
+    if not math.isfinite(limit):
+        return math.inf
+    bordered = np.block([[np.diag(values), coupling.T], [coupling, limit * np.eye(count)]])
+    found = np.concatenate([np.linalg.eigvalsh(bordered), np.full(r, limit)])
+    return float(np.sort(found)[::-1][:r].sum())
+
+
+def _converged(space: _Space, ritz: Array, u: Array, r: int, coupled: float, lost: float) -> int:
+    """How many Ritz vectors, the first ones, are so close to eigenvectors that no more than `coupled` can hide behind
+    them, and that d, which becomes a little more than the next Ritz value, leaves no more than `lost` unproven."""
+    outside = space.y @ u.astype(space.y.dtype) - space.s @ (u * ritz).astype(space.y.dtype)
+    squares = np.square(outside.astype(np.float64)).sum(axis=0)
+    best = 0
+    for count in range(1, len(ritz)):
+        limit = REACHED * max(float(ritz[count]), 0.0)
+        gaps = ritz[:count] - ritz[count]
+        above = np.where(np.arange(r) < count, np.maximum(limit - ritz[:r], 0.0), limit - ritz[:r]).sum()
+        if gaps[-1] > 0 and (squares[:count] / gaps).sum() <= coupled and above <= lost:
+            best = count
+    return best
