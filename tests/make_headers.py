@@ -1,7 +1,9 @@
 """Headers of a mixture of experts with 671 B parameters, as DeepSeek-V3 has them, and no data: files that are as long
 as they should be and take no room.
 
-    python tests/make_headers.py DIRECTORY
+    python tests/make_headers.py DIRECTORY [bfloat16]
+
+Weights have eight bits and scales, as they are published, or are the same model in bfloat16 and without scales.
 """
 
 from __future__ import annotations
@@ -19,8 +21,18 @@ SHARD = 4 << 30
 BYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1}
 
 
-def tensors(layers: int = LAYERS, experts: int = EXPERTS) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Names, dtypes and shapes in order."""
+def tensors(
+    layers: int = LAYERS, experts: int = EXPERTS, is_wide: bool = False
+) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Names, dtypes and shapes in order; all in bfloat16 if it is wide."""
+    for name, dtype, shape in _scaled_tensors(layers, experts):
+        if not is_wide:
+            yield name, dtype, shape
+        elif not name.endswith(".weight_scale_inv"):
+            yield name, "BF16" if dtype == "F8_E4M3" else dtype, shape
+
+
+def _scaled_tensors(layers: int, experts: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     yield "model.embed_tokens.weight", "BF16", (VOCABULARY, HIDDEN)
     for layer in range(layers):
         at = f"model.layers.{layer}"
@@ -56,13 +68,15 @@ def _scaled(at: str, rows: int, columns: int) -> Iterator[tuple[str, str, tuple[
     yield f"{at}.weight_scale_inv", "F32", (-(-rows // BLOCK), -(-columns // BLOCK))
 
 
-def make_headers(directory: Path, layers: int = LAYERS, experts: int = EXPERTS) -> tuple[int, int]:
+def make_headers(
+    directory: Path, layers: int = LAYERS, experts: int = EXPERTS, is_wide: bool = False
+) -> tuple[int, int]:
     """Write the checkpoint; gives the number of tensors and of bytes."""
     directory.mkdir(parents=True)
     shards: list[dict[str, object]] = [{}]
     sizes = [0]
     number = 0
-    for name, dtype, shape in tensors(layers, experts):
+    for name, dtype, shape in tensors(layers, experts, is_wide):
         nbytes = BYTES[dtype]
         for length in shape:
             nbytes *= length
@@ -88,5 +102,5 @@ def make_headers(directory: Path, layers: int = LAYERS, experts: int = EXPERTS) 
 
 
 if __name__ == "__main__":
-    count, nbytes = make_headers(Path(sys.argv[1]))
+    count, nbytes = make_headers(Path(sys.argv[1]), is_wide=sys.argv[2:] == ["bfloat16"])
     print(f"{count} tensors, {nbytes} bytes")
