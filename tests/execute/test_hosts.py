@@ -293,3 +293,27 @@ def test_a_killed_process_stops_the_others_and_leaves_nothing(tmp_path, killed):
             process.communicate()
     assert other.returncode == 3 and f"process {killed}" in said and "is lost" in said and "Traceback" not in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["long.safetensors", "plan.yaml"]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_what_is_asked_of_the_data_is_answered_alike_in_all_processes(bench, size):
+    """The ranks of an extraction follow from spectra that the processes find in shares of a first pass."""
+    tuned = {
+        name: array + np.outer(array[:, 0], array[0]) if array.ndim == 2 else array for name, array in TENSORS.items()
+    }
+    write_checkpoint(bench.root / "tuned.safetensors", {f"{name}.weight": array for name, array in tuned.items()})
+    write_checkpoint(bench.root / "base.safetensors", {f"{name}.weight": array for name, array in TENSORS.items()})
+    step = {"lora_extract": {"base": "base::(.+)", "tuned": r"tuned::\1", "to": "adapter", "energy": 0.9}}
+    plan = {"inputs": ["base::base.safetensors", "tuned::tuned.safetensors"], "transforms": [step]}
+    plan["output"] = {"path": "adapter", "format": "peft"}
+
+    def act(star=ALONE):
+        return run(plan_of(plan), Options(overwrite=True, sync=False), peers=star)
+
+    alone = act()
+    expected = digests(bench.root / "adapter")
+    found = on_all(stars(size), act)
+    assert found[0].printed == alone.printed and "10 factored" in alone.printed
+    assert digests(bench.root / "adapter") == expected
+    for share in found[0].processes:
+        assert share.bytes_read > 0
