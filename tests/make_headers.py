@@ -1,15 +1,15 @@
 """Headers of a mixture of experts with 671 B parameters, as DeepSeek-V3 has them, and no data: files that are as long
 as they should be and take no room.
 
-    python tests/make_headers.py DIRECTORY [bfloat16]
+    python tests/make_headers.py DIRECTORY [--wide] [--layers N] [--experts N]
 
-Weights have eight bits and scales, as they are published, or are the same model in bfloat16 and without scales.
+Weights have eight bits and scales, as they are published; with --wide they are in bfloat16 and have none.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,6 +101,17 @@ def make_headers(
     return number, sum(sizes)
 
 
-if __name__ == "__main__":
-    count, nbytes = make_headers(Path(sys.argv[1]), is_wide=sys.argv[2:] == ["bfloat16"])
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--wide", action="store_true")
+    parser.add_argument("--layers", type=int, default=LAYERS)
+    parser.add_argument("--experts", type=int, default=EXPERTS)
+    args = parser.parse_args()
+    count, nbytes = make_headers(args.directory, args.layers, args.experts, args.wide)
     print(f"{count} tensors, {nbytes} bytes")
+
+
+if __name__ == "__main__":
+    main()
