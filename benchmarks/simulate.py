@@ -5,9 +5,9 @@ to plan for a model of 671 billion parameters.
 
 Runs of a tiny checkpoint and of one of half the size give the rates and what a start costs: those that only move
 tensors that of the storage, those that compute with all elements that of the device, and those that extract factors
-that of work on whole tensors. Then other plans, the whole size, matrices of other shapes and two processes are
-predicted and run. All are run in rounds, each run from a quiet disk, and medians count. The model of 671 billion
-parameters is headers without data.
+that of work on whole tensors. Two processes together tell the rate of the storage, which one alone may not reach. Then
+other plans, the whole size, matrices of other shapes and two processes are predicted and run. All are run in rounds,
+each run from a quiet disk, and medians count. The model of 671 billion parameters is headers without data.
 
 Prints tables and writes results/simulate.json. Exits with 1 if a prediction is off by more than a quarter, that of
 matrices of another shape excepted, or if planning takes more than 30 seconds of processor time.
@@ -64,12 +64,21 @@ class Row(NamedTuple):
     @property
     def kind(self) -> str:
         """The calibration that tells what a start costs."""
-        return "move" if self.steps is MOVE else "extract" if self.steps is EXTRACT else "compute"
+        if self.steps is MOVE:
+            return "move" if self.processes == 1 else "move together"
+        return "extract" if self.steps is EXTRACT else "compute"
 
 
-KINDS: dict[str, list[Any]] = {"move": MOVE, "compute": COMPUTE, "extract": EXTRACT}
+KINDS: dict[str, tuple[list[Any], int]] = {
+    "move": (MOVE, 1),
+    "move together": (MOVE, 2),
+    "compute": (COMPUTE, 1),
+    "extract": (EXTRACT, 1),
+}
 CALIBRATIONS = [
-    Row(f"{kind}, {model}", "", model, steps) for kind, steps in KINDS.items() for model in ("tiny", "half")
+    Row(f"{kind}, {model}", "", model, steps, processes)
+    for kind, (steps, processes) in KINDS.items()
+    for model in ("tiny", "half")
 ]
 HELD = [
     Row("move", "every tensor under another name", "whole", MOVE),
@@ -141,7 +150,7 @@ def run(directory: Path, row: Row) -> float:
     """Seconds that the work of one run of the command takes, without the start of the process."""
     path = directory / "plan.yaml"
     path.write_text(json.dumps(plan_for(directory, row)))
-    command = [sys.executable, "-m", "surgery_jax", "run", str(path), "--json", "--no-sync", "--overwrite"]
+    command = [sys.executable, "-m", "surgery_jax", "run", str(path), "--json", "--overwrite"]
     if row.processes > 1:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
@@ -172,10 +181,9 @@ def forecast(directory: Path, row: Row, machines: Machines) -> Any:
 
 def amount(directory: Path, row: Row) -> float:
     """Bytes that pass through what a calibration measures: the link, or a device."""
-    rates: dict[str, Machines] = {"move": Machines(storage=1.0), "compute": Machines(compute=1.0)}
-    found = forecast(directory, row, rates.get(row.kind, Machines(whole=1.0)))
+    found = forecast(directory, row, Machines(storage=1.0, compute=1.0, whole=1.0))
     hosts = [one.hosts[0] for one in found.passes]
-    return float(sum(host.link_s if row.kind == "move" else host.device_s for host in hosts))
+    return float(sum(host.link_s if row.steps is MOVE else host.device_s for host in hosts))
 
 
 def rate_and_start(amounts: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
@@ -209,7 +217,7 @@ def judged(directory: Path, row: Row, calibration: Record, real: Record) -> Reco
     rates = {kind: found["bytes_per_s"] for kind, found in calibration.items()}
     machines = Machines(
         row.processes,
-        storage=rates["move"],
+        storage=rates["move together"] if row.processes > 1 else rates["move"],
         compute=rates["compute"] / row.processes,  # the processes of one machine share its processor as well
         whole=rates["extract"] / row.processes,
         startup=calibration[row.kind]["start_s"],
