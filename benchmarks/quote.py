@@ -4,8 +4,9 @@
 
 A page holds `<!-- quote NAME FORM -->` and `<!-- end of quote -->`; what is between them is made from
 `results/NAME.json`. Forms: `summary` compares the engine with the other sides in one line a row, `targets` lists what
-was asked and reached, `sides` what every side took, `machine` says where. Exits with 1 if a page is not up to date,
-unless it is to be written.
+was asked and reached, `sides` what every side took, `machine` says where; of simulate.py `predictions` holds them to
+real runs, and `planning` tells what it took to plan for a large model and what was predicted. Exits with 1 if a page is
+not up to date, unless it is to be written.
 """
 
 from __future__ import annotations
@@ -131,11 +132,53 @@ def machine(result: Record) -> str:
     )
 
 
+def predictions(result: Record) -> str:
+    """Predicted times, and real ones with their spread over the rounds."""
+    rows = []
+    for row in result["rows"]:
+        real, ratio = row["real_s"], row["ratio"]
+        rows.append(
+            (
+                row["row"],
+                row["about"],
+                f"{row['predicted_s']:.2f} s",
+                f"{real['median']:.2f} s",
+                f"{real['min']:.2f} to {real['max']:.2f} s",
+                f"{ratio['value']:.2f}",
+                f"{ratio['min']:.2f} to {ratio['max']:.2f}",
+            )
+        )
+    return _table(("row", "work", "predicted", "real", "from – to", "predicted / real", "rounds"), rows)
+
+
+def planning(result: Record) -> str:
+    """What planning for a large model took, and what was predicted, one line for every pass."""
+    rows = []
+    for row in result["planned"]:
+        taken = (f"{row['cpu_s']['median']:.1f} s", _amount(row["rss_bytes"]["median"]))
+        for number, one in enumerate(row["passes"], 1):
+            rows.append(
+                (
+                    *((row["row"], row["about"], *taken) if number == 1 else ("", "", "", "")),
+                    f"{number} of {len(row['passes'])}",
+                    f"{one['bytes_read'] / 1e12:.2f} TB",
+                    f"{one['bytes_written'] / 1e12:.2f} TB",
+                    f"{one['wall_s']:.1f} s",
+                    f"{one['balance']:.3f}",
+                    _amount(one["peak_buffer_bytes"]),
+                )
+            )
+    predicted = ("pass", "read", "written", "predicted", "busiest host / mean", "most buffers of a host")
+    return _table(("plan", "work", "planned in", "peak memory", *predicted), rows)
+
+
 FORMS: dict[str, Callable[[Record], str]] = {
     "summary": summary,
     "targets": targets,
     "sides": sides,
     "machine": machine,
+    "predictions": predictions,
+    "planning": planning,
 }
 
 

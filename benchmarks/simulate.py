@@ -1,12 +1,16 @@
-"""Predicted times against real ones: `explain --simulate` calibrated on some runs and held to others.
+"""Predicted times against real ones: `explain --simulate` calibrated on some runs and held to others; and what it takes
+to plan for a model of 671 billion parameters.
 
-    python benchmarks/simulate.py --directory SCRATCH [--size 2GiB] [--repeat 3]
+    python benchmarks/simulate.py [--directory SCRATCH] [--size 2GiB] [--repeats 5]
 
 Runs of a tiny checkpoint and of one of half the size give the rates and what a start costs: those that only move
-tensors that of the storage, those that compute with all of them that of the device. Then other plans, the whole size
-and two processes are predicted and run. All are run in rounds, each from a quiet disk, and the fastest run of each
-counts, since other work on the machine only ever makes a run slower. Prints a table; the exit code is 1 if a prediction
-is off by more than a quarter.
+tensors that of the storage, those that compute with all elements that of the device, and those that extract factors
+that of work on whole tensors. Two processes together tell the rate of the storage, which one alone may not reach. Then
+other plans, the whole size, matrices of other shapes and two processes are predicted and run. All are run in rounds,
+each run from a quiet disk, and medians count. The model of 671 billion parameters is headers without data.
+
+Prints tables and writes results/simulate.json. Exits with 1 if a prediction is off by more than a quarter, that of
+matrices of another shape excepted, or if planning takes more than 30 seconds of processor time.
 """
 
 from __future__ import annotations
@@ -14,118 +18,302 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import machine
+import measure
 import numpy as np
 
 from surgery_jax import Options, compile_plan, plan_of
 from surgery_jax.core.specs import parse_size
 from surgery_jax.execute.simulate import Machines, simulate
 
+HERE = Path(__file__).resolve().parent
+HEADERS = HERE.parent / "tests" / "make_headers.py"
 TOLERANCE = 0.25
+PLANNING_S = 30.0
 TENSOR = 4 << 20  # elements of one tensor of float32: 16 MiB
+SQUARE, OBLONG = (1024, 1024), (2048, 1024)  # matrices that factors are extracted of
+Record = dict[str, Any]
+
 MOVE = [{"move": {"from": "(.+)", "to": r"moved.\1"}}]
 COMPUTE = [{"scale_": {"target": ".+", "by": 0.3}}, {"clamp_": {"target": ".+", "min": -1.0, "max": 1.0}}]
 MIXED = [{"scale_": {"target": r"w\.\d*[02468]", "by": 0.3}}, {"clamp_": {"target": r"w\.\d*[02468]", "min": -1.0}}]
+# the changes are noise, so that every module gets `max_rank` and the predicted bound is what is done
+EXTRACT = [
+    {"lora_extract": {"base": "base::(.+)", "tuned": r"tuned::\1", "to": "adapter", "energy": 0.99, "max_rank": 16}}
+]
 
 
-def make(path: Path, nbytes: int) -> None:
-    """A checkpoint of so many bytes, of random numbers."""
-    count = max(nbytes // (4 * TENSOR), 2)
-    header = {
-        f"w.{n}": {"dtype": "F32", "shape": [TENSOR], "data_offsets": [4 * TENSOR * n, 4 * TENSOR * (n + 1)]}
-        for n in range(count)
-    }
+class Row(NamedTuple):
+    """One plan on one checkpoint, by so many processes."""
+
+    name: str
+    about: str
+    model: str
+    steps: list[Any]
+    processes: int = 1
+    is_held: bool = True  # whether a prediction that is off is a failure
+
+    @property
+    def kind(self) -> str:
+        """The calibration that tells what a start costs."""
+        if self.steps is MOVE:
+            return "move" if self.processes == 1 else "move together"
+        return "extract" if self.steps is EXTRACT else "compute"
+
+
+KINDS: dict[str, tuple[list[Any], int]] = {
+    "move": (MOVE, 1),
+    "move together": (MOVE, 2),
+    "compute": (COMPUTE, 1),
+    "extract": (EXTRACT, 1),
+}
+CALIBRATIONS = [
+    Row(f"{kind}, {model}", "", model, steps, processes)
+    for kind, (steps, processes) in KINDS.items()
+    for model in ("tiny", "half")
+]
+HELD = [
+    Row("move", "every tensor under another name", "whole", MOVE),
+    Row("compute", "every tensor scaled and clamped", "whole", COMPUTE),
+    Row("mixed", "half of the tensors scaled and clamped", "whole", MIXED),
+    Row("extract", "an adapter of many matrices", "whole", EXTRACT),
+    # tells how far the rate of work on whole tensors depends on their shape
+    Row("extract oblong", "an adapter of matrices of another shape", "oblong", EXTRACT, is_held=False),
+    Row("move, 2 processes", "every tensor under another name", "whole", MOVE, 2),
+    Row("mixed, 2 processes", "half of the tensors scaled and clamped", "whole", MIXED, 2),
+    Row("extract, 2 processes", "an adapter of many matrices", "whole", EXTRACT, 2),
+]
+MATRICES = {"tiny": (2, SQUARE), "half": (16, SQUARE), "whole": (48, SQUARE), "oblong": (20, OBLONG)}
+
+# Planning for a model that is not there: plans in plans/, and the checkpoints that they read.
+LARGE = {
+    "upcycle": ("twice as many experts, each half of the scale, and a second router", ["671b"]),
+    "extract": ("an adapter, with ranks by the data, of a fine-tune", ["671b-base", "671b-tuned"]),
+}
+LARGE_MACHINES = "hosts=64,devices=4,storage=100GB/s,network=10GB/s,compute=50GB/s,whole=1GB/s"
+LARGE_BUDGETS = ["--memory", "64GiB", "--workers", "16"]
+
+
+# ------------------------------------------------------------------------------------------------------ checkpoints
+
+
+def write_model(path: Path, tensors: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """A safetensors file of float32."""
+    header, at = {}, 0
+    for name, array in tensors.items():
+        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [at, at + array.nbytes]}
+        at += array.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    generator = np.random.default_rng(1)
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
-        for _ in range(count):
-            stream.write(generator.standard_normal(TENSOR, np.float32).tobytes())
+        for array in tensors.values():
+            stream.write(array.tobytes())
 
 
-def plan_for(directory: Path, model: str, steps: list[Any]) -> dict[str, Any]:
-    return {"inputs": [str(directory / model)], "transforms": steps, "output": str(directory / "out.safetensors")}
+def make_inputs(directory: Path, nbytes: int) -> None:
+    """Checkpoints of random numbers: tensors to move and compute with, and matrices with a fine-tune of them."""
+    generator = np.random.default_rng(1)
+    for model, size in (("tiny", 0), ("half", nbytes // 2), ("whole", nbytes)):
+        count = max(size // (4 * TENSOR), 2)
+        tensors = {f"w.{n}": generator.standard_normal(TENSOR, np.float32) for n in range(count)}
+        write_model(directory / f"{model}.safetensors", tensors)
+    for model, (count, shape) in MATRICES.items():
+        base = {f"h.{n}.weight": generator.standard_normal(shape, np.float32) for n in range(count)}
+        tuned = {name: array + 0.01 * generator.standard_normal(shape, np.float32) for name, array in base.items()}
+        write_model(directory / f"{model}-base.safetensors", base)
+        write_model(directory / f"{model}-tuned.safetensors", tuned)
 
 
-def run(directory: Path, plan: dict[str, Any], processes: int) -> dict[str, Any]:
-    """The report of one run of the command."""
+def plan_for(directory: Path, row: Row) -> Record:
+    """The plan of a row."""
+    if row.kind == "extract":
+        inputs = [f"{side}::{directory / row.model}-{side}.safetensors" for side in ("base", "tuned")]
+        output: Any = {"path": str(directory / "out"), "format": "peft"}
+    else:
+        inputs, output = [str(directory / f"{row.model}.safetensors")], str(directory / "out" / "model.safetensors")
+    return {"inputs": inputs, "transforms": row.steps, "output": output}
+
+
+# ------------------------------------------------------------------------------------------------- real and predicted
+
+
+def run(directory: Path, row: Row) -> float:
+    """Seconds that the work of one run of the command takes, without the start of the process."""
     path = directory / "plan.yaml"
-    path.write_text(json.dumps(plan))
-    command = [sys.executable, "-m", "surgery_jax", "run", str(path), "--json", "--no-sync", "--overwrite"]
-    if processes > 1:
+    path.write_text(json.dumps(plan_for(directory, row)))
+    command = [sys.executable, "-m", "surgery_jax", "run", str(path), "--json", "--overwrite"]
+    if row.processes > 1:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
-        command += ["--distributed", "--coordinator", f"127.0.0.1:{port}", "--num-processes", str(processes)]
-    (directory / "out.safetensors").unlink(missing_ok=True)
+        command += ["--distributed", "--coordinator", f"127.0.0.1:{port}", "--num-processes", str(row.processes)]
+    shutil.rmtree(directory / "out", ignore_errors=True)
+    (directory / "out").mkdir()
     os.sync()  # what earlier runs have left to the system must not be written during this one
     started = [
-        subprocess.Popen([*command, *(["--process-id", str(rank)] if processes > 1 else [])], stdout=subprocess.PIPE)
-        for rank in range(processes)
+        subprocess.Popen(
+            [*command, *(["--process-id", str(rank)] if row.processes > 1 else [])],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(row.processes)
     ]
-    said = [process.communicate()[0] for process in started]
-    if any(process.returncode for process in started):
-        raise SystemExit(f"a run failed: {plan['transforms']}")
-    report: dict[str, Any] = json.loads(said[0])
-    return report
+    said = [process.communicate() for process in started]
+    for process, (_, complaint) in zip(started, said, strict=True):
+        if process.returncode:
+            raise SystemExit(f"{row.name}: exit code {process.returncode}\n{complaint.decode(errors='replace')}")
+    seconds: float = json.loads(said[0][0])["stream_s"]
+    return seconds
 
 
-Row = tuple[str, str, list[Any], int]  # name, checkpoint, steps, processes
-CALIBRATIONS: list[Row] = [
-    (name, size, steps, 1) for name, steps in (("move", MOVE), ("compute", COMPUTE)) for size in ("tiny", "half")
-]
-HELD: list[Row] = [
-    ("move", "whole", MOVE, 1),
-    ("compute", "whole", COMPUTE, 1),
-    ("mixed", "whole", MIXED, 1),
-    ("move, 2 processes", "whole", MOVE, 2),
-    ("mixed, 2 processes", "whole", MIXED, 2),
-]
+def forecast(directory: Path, row: Row, machines: Machines) -> Any:
+    """The row as it would be on some machines."""
+    return simulate(compile_plan(plan_of(plan_for(directory, row))).passes, Options(), machines)
 
 
-def rate_and_start(small: dict[str, Any], large: dict[str, Any]) -> tuple[float, float]:
-    """Bytes per second, in and out, and seconds that a run takes besides."""
-    through = [2 * report["bytes_moved"] + report["bytes_read"] + report["bytes_computed"] for report in (small, large)]
-    rate = (through[1] - through[0]) / (large["stream_s"] - small["stream_s"])
-    return rate, max(small["stream_s"] - through[0] / rate, 0.0)
+def amount(directory: Path, row: Row) -> float:
+    """Bytes that pass through what a calibration measures: the link, or a device."""
+    found = forecast(directory, row, Machines(storage=1.0, compute=1.0, whole=1.0))
+    hosts = [one.hosts[0] for one in found.passes]
+    return float(sum(host.link_s if row.steps is MOVE else host.device_s for host in hosts))
+
+
+def rate_and_start(amounts: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
+    """Bytes per second, and seconds that a run takes besides, of a small run and a large one."""
+    rate = (amounts[1] - amounts[0]) / (seconds[1] - seconds[0])
+    return rate, max(seconds[0] - amounts[0] / rate, 0.0)
+
+
+def accuracy(directory: Path, size: str, repeats: int) -> tuple[Record, list[Record]]:
+    """The calibration, and for every row what was predicted and measured."""
+    make_inputs(directory, parse_size(size, binary=True) or 0)
+    taken: dict[str, list[float]] = {row.name: [] for row in [*CALIBRATIONS, *HELD]}
+    for number in range(repeats + 1):
+        for row in [*CALIBRATIONS, *HELD]:
+            seconds = run(directory, row)
+            if number:  # the first round compiles
+                taken[row.name].append(seconds)
+    spread = {name: measure.spread(times) for name, times in taken.items()}
+    calibration = {}
+    for kind in KINDS:
+        rows = [row for row in CALIBRATIONS if row.kind == kind]
+        rate, start_s = rate_and_start(
+            [amount(directory, row) for row in rows], [spread[row.name]["median"] for row in rows]
+        )
+        calibration[kind] = {"bytes_per_s": rate, "start_s": start_s}
+    return calibration, [judged(directory, row, calibration, spread[row.name]) for row in HELD]
+
+
+def judged(directory: Path, row: Row, calibration: Record, real: Record) -> Record:
+    """What was predicted of a row, what was measured, and one by the other."""
+    rates = {kind: found["bytes_per_s"] for kind, found in calibration.items()}
+    machines = Machines(
+        row.processes,
+        storage=rates["move together"] if row.processes > 1 else rates["move"],
+        compute=rates["compute"] / row.processes,  # the processes of one machine share its processor as well
+        whole=rates["extract"] / row.processes,
+        startup=calibration[row.kind]["start_s"],
+    )
+    predicted = forecast(directory, row, machines).wall_s
+    ratios = {"value": predicted / real["median"], "min": predicted / real["max"], "max": predicted / real["min"]}
+    found = {"predicted_s": predicted, "real_s": real, "ratio": ratios}
+    return {"row": row.name, "about": row.about, "is_held": row.is_held, **found}
+
+
+# ------------------------------------------------------------------------------------------------------------ planning
+
+
+def planning(directory: Path, kind: str, repeats: int, **shape: int) -> Record:
+    """What it takes to predict a run of a large plan, and what is predicted; `shape` makes the model smaller."""
+    about, names = LARGE[kind]
+    options = [*(f"--{word}={number}" for word, number in shape.items()), *(["--wide"] if kind == "extract" else [])]
+    indexes = []
+    for name in names:
+        shutil.rmtree(directory / name, ignore_errors=True)
+        subprocess.run([sys.executable, HEADERS, directory / name, *options], check=True, stdout=subprocess.DEVNULL)
+        indexes.append(json.loads((directory / name / "model.safetensors.index.json").read_bytes()))
+    plan = str(HERE / "plans" / f"{kind}_671b.yaml")
+    command = [sys.executable, "-m", "surgery_jax", "explain", plan, *LARGE_BUDGETS, "--simulate", LARGE_MACHINES]
+    log = directory / "log.txt"
+    samples = [measure.run([*command, "--json"], directory, log) for _ in range(repeats)]
+    if any(sample.exit_code for sample in samples):
+        raise SystemExit(f"{kind}: {log.read_text(errors='replace')}")
+    found = json.loads(log.read_bytes())
+    for name in names:
+        shutil.rmtree(directory / name)
+    return {
+        "row": kind,
+        "about": about,
+        "num_tensors": sum(len(index["weight_map"]) for index in indexes),
+        "input_bytes": sum(index["metadata"]["total_size"] for index in indexes),
+        "wall_s": measure.spread([sample.wall_s for sample in samples]),
+        "cpu_s": measure.spread([sample.cpu_s for sample in samples]),
+        "rss_bytes": measure.spread([sample.rss_bytes for sample in samples]),
+        "predicted_s": found["wall_s"],
+        "passes": [
+            {
+                "wall_s": one["wall_s"],
+                "balance": one["balance"],
+                "bytes_read": sum(host["bytes_read"] for host in one["hosts"]),
+                "bytes_written": sum(host["bytes_written"] for host in one["hosts"]),
+                "peak_buffer_bytes": max(host["peak_buffer_bytes"] for host in one["hosts"]),
+            }
+            for one in found["passes"]
+        ],
+    }
 
 
 def main() -> int:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--directory", type=Path, required=True)
-    parser.add_argument("--size", default="2GiB")
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--directory", type=Path, default=HERE / "work" / "simulate", help="where checkpoints lie")
+    parser.add_argument("--size", default="2GiB", help="of the largest checkpoint that is moved")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="where the result is written")
     args = parser.parse_args()
-    size = parse_size(args.size, binary=True) or 0
-    args.directory.mkdir(parents=True, exist_ok=True)
-    for model, nbytes in (("tiny", 0), ("half", size // 2), ("whole", size)):
-        make(args.directory / f"{model}.safetensors", nbytes)
-    fastest: dict[tuple[str, str], dict[str, Any]] = {}
-    for _ in range(args.repeat + 1):  # one more, to compile
-        for name, model, steps, processes in [*CALIBRATIONS, *HELD]:
-            report = run(args.directory, plan_for(args.directory, f"{model}.safetensors", steps), processes)
-            best = fastest.setdefault((name, model), report)
-            if report["stream_s"] < best["stream_s"]:
-                fastest[name, model] = report
-    storage, moving_s = rate_and_start(fastest["move", "tiny"], fastest["move", "half"])
-    compute, computing_s = rate_and_start(fastest["compute", "tiny"], fastest["compute", "half"])
-    print(f"storage {storage / 1e9:.2f} GB/s + {moving_s:.2f} s, device {compute / 1e9:.2f} GB/s + {computing_s:.2f} s")
-    worst = 0.0
-    for name, model, steps, processes in HELD:
-        # the processes of one machine share its processor as well as its disk
-        startup = moving_s if steps is MOVE else computing_s
-        machines = Machines(processes, storage=storage, compute=compute / processes, startup=startup)
-        plan = plan_of(plan_for(args.directory, f"{model}.safetensors", steps))
-        predicted = simulate(compile_plan(plan).program, Options(), machines).wall_s
-        real = fastest[name, model]["stream_s"]
-        worst = max(worst, abs(predicted / real - 1))
-        print(f"{name:20} predicted {predicted:6.2f} s  real {real:6.2f} s  {predicted / real:5.2f}")
-    return int(worst > TOLERANCE)
+    directory = args.directory.resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+
+    planned = [planning(directory, kind, min(args.repeats, 3)) for kind in LARGE]
+    for row in planned:
+        walls = " + ".join(f"{one['wall_s']:.1f} s" for one in row["passes"])
+        print(
+            f"{row['row']:22} planned in {row['cpu_s']['median']:6.2f} s, {row['rss_bytes']['median'] / 1e6:4.0f} MB; "
+            f"predicted {walls}; balance {max(one['balance'] for one in row['passes']):.3f}",
+            flush=True,
+        )
+    calibration, rows = accuracy(directory, args.size, args.repeats)
+    for kind, found in calibration.items():
+        print(f"{kind:22} {found['bytes_per_s'] / 1e9:.3f} GB/s + {found['start_s']:.2f} s")
+    for row in rows:
+        ratio = row["ratio"]
+        print(
+            f"{row['row']:22} predicted {row['predicted_s']:6.2f} s  real {row['real_s']['median']:6.2f} s  "
+            f"{ratio['value']:5.2f}  rounds {ratio['min']:.2f} to {ratio['max']:.2f}"
+        )
+    document = {
+        "suite": "simulate",
+        "size": args.size,
+        "repeats": args.repeats,
+        "machine": machine.describe(directory, None),
+        "calibration": calibration,
+        "rows": rows,
+        "planned": planned,
+        "machines": LARGE_MACHINES,
+    }
+    args.results.mkdir(parents=True, exist_ok=True)
+    (args.results / "simulate.json").write_text(json.dumps(document, indent=1) + "\n")
+    is_off = any(row["is_held"] and abs(row["ratio"]["value"] - 1) > TOLERANCE for row in rows)
+    is_slow = any(row["cpu_s"]["median"] > PLANNING_S for row in planned)
+    return int(is_off or is_slow)
 
 
 if __name__ == "__main__":

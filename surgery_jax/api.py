@@ -89,6 +89,12 @@ class Compiled:
                 first += len(layout.files)
             return compile_program(self.symbolic, places)
 
+    @property
+    def passes(self) -> tuple[Program, ...]:
+        """The passes over the data that headers tell of: that which finds what the plan asks, if it asks anything, and
+        the last one, which writes."""
+        return (*([asking([self])] if self.symbolic.questions else []), self.program)
+
 
 MAX_PASSES = 16  # over the data, before the last one: far more than steps build upon each other
 Held = dict[str, Checkpoint]  # by the path that a plan names them with
@@ -224,6 +230,15 @@ def joined(parts: Sequence[Compiled]) -> Compiled:
     return Compiled(symbolic, tuple(output for part in parts for output in part.outputs))
 
 
+def asking(parts: Sequence[Compiled]) -> Program:
+    """The work that finds what plans of one graph ask of the data; it writes nothing."""
+    questions = [question for part in parts for question in part.symbolic.questions]
+    checks = [question for question in questions if isinstance(question, Check)]
+    sinks = [question for question in questions if isinstance(question, Sink)]
+    with _no_collection():
+        return compile_program(replace(joined(parts).symbolic, saves=(), checks=checks, sinks=sinks), ())
+
+
 def settle_questions(
     parts: Sequence[Compiled],
     options: Options,
@@ -251,14 +266,12 @@ def settle_questions(
                 found=f"{len(questions)} questions after {len(passes)} passes",
                 hint="give random tensors a seed",
             )
-        checks = [question for question in questions if isinstance(question, Check)]
-        sinks = [question for question in questions if isinstance(question, Sink)]
-        asked = replace(joined(settled).symbolic, saves=(), checks=checks, sinks=sinks)
-        program = compile_program(asked, ())
+        program = asking(settled)
         check_fits(program, options.limits)
         passes.append(perform(program, (), options, progress, peers, functions))
-        found = passes[-1].findings
-        answers |= {sink.node: found[sink] for sink in sinks} | {check.node: found[check].holds for check in checks}
+        found, asked = passes[-1].findings, program.symbolic
+        answers |= {sink.node: found[sink] for sink in asked.sinks}
+        answers |= {check.node: found[check].holds for check in asked.checks}
         settled = [part.again(answers) if part.symbolic.questions and part.again else part for part in settled]
     return settled, passes
 

@@ -1,13 +1,15 @@
 """Headers of a mixture of experts with 671 B parameters, as DeepSeek-V3 has them, and no data: files that are as long
 as they should be and take no room.
 
-    python tests/make_headers.py DIRECTORY
+    python tests/make_headers.py DIRECTORY [--wide] [--layers N] [--experts N]
+
+Weights have eight bits and scales, as they are published; with --wide they are in bfloat16 and have none.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +21,18 @@ SHARD = 4 << 30
 BYTES = {"BF16": 2, "F32": 4, "F8_E4M3": 1}
 
 
-def tensors(layers: int = LAYERS, experts: int = EXPERTS) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Names, dtypes and shapes in order."""
+def tensors(
+    layers: int = LAYERS, experts: int = EXPERTS, is_wide: bool = False
+) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Names, dtypes and shapes in order; all in bfloat16 if it is wide."""
+    for name, dtype, shape in _scaled_tensors(layers, experts):
+        if not is_wide:
+            yield name, dtype, shape
+        elif not name.endswith(".weight_scale_inv"):
+            yield name, "BF16" if dtype == "F8_E4M3" else dtype, shape
+
+
+def _scaled_tensors(layers: int, experts: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     yield "model.embed_tokens.weight", "BF16", (VOCABULARY, HIDDEN)
     for layer in range(layers):
         at = f"model.layers.{layer}"
@@ -56,13 +68,15 @@ def _scaled(at: str, rows: int, columns: int) -> Iterator[tuple[str, str, tuple[
     yield f"{at}.weight_scale_inv", "F32", (-(-rows // BLOCK), -(-columns // BLOCK))
 
 
-def make_headers(directory: Path, layers: int = LAYERS, experts: int = EXPERTS) -> tuple[int, int]:
+def make_headers(
+    directory: Path, layers: int = LAYERS, experts: int = EXPERTS, is_wide: bool = False
+) -> tuple[int, int]:
     """Write the checkpoint; gives the number of tensors and of bytes."""
     directory.mkdir(parents=True)
     shards: list[dict[str, object]] = [{}]
     sizes = [0]
     number = 0
-    for name, dtype, shape in tensors(layers, experts):
+    for name, dtype, shape in tensors(layers, experts, is_wide):
         nbytes = BYTES[dtype]
         for length in shape:
             nbytes *= length
@@ -87,6 +101,17 @@ def make_headers(directory: Path, layers: int = LAYERS, experts: int = EXPERTS) 
     return number, sum(sizes)
 
 
-if __name__ == "__main__":
-    count, nbytes = make_headers(Path(sys.argv[1]))
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--wide", action="store_true")
+    parser.add_argument("--layers", type=int, default=LAYERS)
+    parser.add_argument("--experts", type=int, default=EXPERTS)
+    args = parser.parse_args()
+    count, nbytes = make_headers(args.directory, args.layers, args.experts, args.wide)
     print(f"{count} tensors, {nbytes} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -22,7 +23,7 @@ TIMES = [0.31, 0.12, 0.25, 0.19, 0.44, 0.28]
 def harness(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The modules of the folder, which are scripts beside each other."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    names = ("run", "suites", "measure", "guard", "machine", "make_llama", "make_tensors", "quote")
+    names = ("run", "suites", "measure", "guard", "machine", "make_llama", "make_tensors", "quote", "simulate")
     modules: dict[str, ModuleType] = {name: __import__(name) for name in names}
     yield SimpleNamespace(**modules)
     for name in names:
@@ -242,6 +243,71 @@ def test_the_guard_notices_what_became_slower(
     assert exit_code("--update", ours="false") == 1
     assert not guard.fallen(0.71, 1.0) and guard.fallen(0.69, 1.0)
     assert not guard.fallen(None, 1.0) and not guard.fallen(1.0, None)
+
+
+# ------------------------------------------------------------------------------------------------------- predictions
+
+
+def test_a_rate_and_a_start_follow_from_a_small_run_and_a_large_one(harness: Any) -> None:
+    rate, start_s = harness.simulate.rate_and_start([10.0, 110.0], [1.0, 3.0])
+    assert (rate, start_s) == (pytest.approx(50), pytest.approx(0.8))
+    assert harness.simulate.rate_and_start([100.0, 200.0], [1.0, 3.0])[1] == 0
+
+
+@pytest.mark.parametrize("kind", ["move", "move together", "extract"])
+def test_a_prediction_is_held_to_a_run(harness: Any, kind: str, tmp_path: Path) -> None:
+    simulate = harness.simulate
+    matrices = {
+        f"h.{n}.weight": np.full((600, 40), n + 1, np.float32) + np.eye(600, 40, dtype=np.float32) for n in (0, 1)
+    }
+    simulate.write_model(tmp_path / "tiny.safetensors", matrices)
+    simulate.write_model(tmp_path / "tiny-base.safetensors", matrices)
+    simulate.write_model(tmp_path / "tiny-tuned.safetensors", {name: 2 * array for name, array in matrices.items()})
+    row = simulate.Row(kind, "two matrices", "tiny", *simulate.KINDS[kind])
+    assert 0 < simulate.run(tmp_path, row) < 60
+    nbytes = sum(array.nbytes for array in matrices.values())
+    factors = 4 * 2 * 16 * (600 + 40)
+    spectra = 8 * 2 * (2 + 16)
+    norms = 8 * 2 * 2
+    extracted = 4 * nbytes + spectra + factors + norms  # two passes read both
+    through = extracted if kind == "extract" else 2 * nbytes
+    assert simulate.amount(tmp_path, row) == through
+
+    calibration = {name: {"bytes_per_s": float(nbytes), "start_s": 1.0} for name in simulate.KINDS}
+    record = simulate.judged(tmp_path, row, calibration, {"median": 10.0, "min": 8.0, "max": 20.0})
+    assert record["predicted_s"] >= 1 + through / nbytes - 0.1
+    ratio = record["ratio"]
+    assert ratio["value"] == record["predicted_s"] / 10 and (ratio["min"], ratio["max"]) == (
+        record["predicted_s"] / 20,
+        record["predicted_s"] / 8,
+    )
+
+
+@pytest.mark.parametrize("kind", ["upcycle", "extract"])
+def test_planning_for_a_large_model_is_measured_and_leaves_nothing(harness: Any, kind: str, tmp_path: Path) -> None:
+    row = harness.simulate.planning(tmp_path, kind, 1, layers=5, experts=4)
+    assert row["cpu_s"]["median"] > 0 and row["rss_bytes"]["median"] > 20e6
+    assert len(row["passes"]) == {"upcycle": 1, "extract": 2}[kind]
+    assert all(one["bytes_read"] > 0.9 * row["input_bytes"] > 1e9 for one in row["passes"])
+    assert row["predicted_s"] == pytest.approx(sum(one["wall_s"] for one in row["passes"]))
+    assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
+    assert str(tmp_path) not in json.dumps(row)
+
+
+def test_predictions_are_quoted_with_their_spread(harness: Any) -> None:
+    spread = {"min": 2.0, "median": 2.5, "max": 4.0}
+    ratio = {"value": 1.2, "min": 0.75, "max": 1.5}
+    held = {"row": "move", "about": "bytes", "predicted_s": 3.0, "real_s": spread, "ratio": ratio}
+    one = {"wall_s": 20.0, "balance": 1.25, "bytes_read": 3e12, "bytes_written": 0, "peak_buffer_bytes": 5e9}
+    planned = {"row": "extract", "about": "ranks", "cpu_s": spread, "rss_bytes": {"median": 5e8}, "passes": [one, one]}
+    result = {"rows": [held], "planned": [planned]}
+    assert harness.quote.predictions(result).splitlines()[2:] == [
+        "| move | bytes | 3.00 s | 2.50 s | 2.00 to 4.00 s | 1.20 | 0.75 to 1.50 |"
+    ]
+    assert harness.quote.planning(result).splitlines()[2:] == [
+        "| extract | ranks | 2.5 s | 500 MB | 1 of 2 | 3.00 TB | 0.00 TB | 20.0 s | 1.250 | 5.0 GB |",
+        "|  |  |  |  | 2 of 2 | 3.00 TB | 0.00 TB | 20.0 s | 1.250 | 5.0 GB |",
+    ]
 
 
 def test_the_documentation_quotes_the_results_as_they_are(harness: Any) -> None:

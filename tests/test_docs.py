@@ -45,6 +45,7 @@ NOT_RUN = {
     "python benchmarks/run.py --suite orbax --size 1b",
     "python benchmarks/run.py --suite lowrank --size 1b",
     "python benchmarks/run.py --suite batch",
+    "python benchmarks/simulate.py",
     "surgery-jax completion fish > ~/.config/fish/completions/surgery-jax.fish",
 }
 

@@ -15,8 +15,10 @@ from __future__ import annotations
 import json
 import math
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from .errors import StorageError, listing
@@ -30,6 +32,7 @@ __all__ = [
     "check_supported",
     "configuration",
     "contents",
+    "endings",
     "parse_config",
     "pattern_value",
     "scaling",
@@ -238,11 +241,15 @@ def configuration(
     usual = max(sorted(set(ranks)), key=ranks.count, default=1)
     patterns = _patterns({entry.key: entry.rank for entry in factored}, usual)
     targets: list[str] | str = [entry.module for entry in factored if not entry.parameter]
-    known = {*others, *saved}
-    if any(other not in targets and other.endswith(tuple(f".{target}" for target in targets)) for other in known):
+    known, taken = {*others, *saved}, set(targets)
+    if any(other not in taken and not taken.isdisjoint(endings(other)) for other in known):
         targets = "|".join(re.escape(target) for target in targets)
+    paths = {*known, *(entry.module for entry in factored)}
+    mirrored = sorted(path[::-1] for path in paths)  # equal ends come together
     for name in saved:
-        near = [other for other in {*known, *(entry.module for entry in factored)} if other.endswith(name)]
+        end, head = name[::-1], itemgetter(slice(len(name)))
+        first, last = (find(mirrored, end, key=head) for find in (bisect_left, bisect_right))
+        near = [path[::-1] for path in mirrored[first:last]]
         if len(near) > 1:
             raise StorageError(
                 f"{name} cannot be stored whole: PEFT would take other modules for it",
@@ -271,10 +278,16 @@ def configuration(
     }
 
 
+def endings(path: str) -> list[str]:
+    """What follows each dot of a path: the endings for which PEFT takes it. A model has many modules, and to compare
+    each with all targets would take minutes."""
+    words = path.split(".")
+    return [".".join(words[start:]) for start in range(1, len(words))]
+
+
 def _patterns(ranks: Mapping[str, int], usual: int) -> dict[str, int]:
     """Ranks by escaped full path, for those that are not usual; longer paths first, because shorter ones match their
     ends as well, and with those that would be matched wrongly."""
     keys = sorted(ranks, key=lambda key: (-len(key), key))
-    unusual = [key for key in keys if ranks[key] != usual]
-    endings = tuple(f".{key}" for key in unusual)
-    return {re.escape(key): ranks[key] for key in keys if ranks[key] != usual or key.endswith(endings)}
+    unusual = {key for key in keys if ranks[key] != usual}
+    return {re.escape(key): ranks[key] for key in keys if key in unusual or not unusual.isdisjoint(endings(key))}

@@ -19,7 +19,7 @@ from ..graph.node import Source
 from ..graph.roots import Symbolic
 from .options import Options
 from .peers import Peers
-from .schedule import DecodeTask, MoveTask, Task, plan_tasks, shares, task_bytes
+from .schedule import DecodeTask, MoveTask, Task, plan_tasks, shares
 from .verdicts import Findings
 
 if TYPE_CHECKING:
@@ -165,13 +165,12 @@ class Part:
             PlanError: another process has planned other tasks.
         """
         tasks = plan_tasks(self.program, plans)
-        sizes = [task_bytes(task, plans) for task in tasks]
         compare(self.peers, {"tasks": _digest(_spelled(self.program, tasks))})
-        own = shares([read + written for read, written in sizes], self.peers.size)[self.peers.rank]
-        self.nbytes = sum(sizes[number][0] for number in own)
-        self.written = sum(sizes[number][1] for number in own)
-        self.files = frozenset(file for number in own for file in _files(tasks[number]))
-        return [tasks[number] for number in own]
+        own = shares(tasks, plans, self.peers.size)[self.peers.rank]
+        self.nbytes = sum(entry.read for entry in own)
+        self.written = sum(entry.written for entry in own)
+        self.files = frozenset(file for entry in own for file in _files(entry.task))
+        return [entry.task for entry in own]
 
 
 def _files(task: Task) -> Iterable[int]:

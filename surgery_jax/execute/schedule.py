@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..compile.blueprint import Blueprint, flat_blueprint, row_bytes, rows_blueprint, whole_blueprint
 from ..compile.pieces import Piece, cut
@@ -19,6 +20,7 @@ __all__ = [
     "DecodeTask",
     "MoveTask",
     "Segment",
+    "Sized",
     "Task",
     "Tile",
     "blueprint",
@@ -33,6 +35,7 @@ GATHERED = LEAST_PIECE - PAGE  # so many bytes at a time: the buffer begins wher
 MOVE_BYTES = 32 << 20  # of one copy: long enough to be efficient, short enough to share among workers and show progress
 TILE = 4 << 20  # bytes of the widest input or output of a tile: enough that what a call costs by itself does not count
 SMALLEST_TILE = 1 << 10
+FINEST = 64  # parts of the share of a process: what is less is not cut off from a task
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,14 +241,79 @@ def task_bytes(task: Task, blueprints: Sequence[Blueprint]) -> tuple[int, int]:
     return read, written
 
 
-def shares(weights: Sequence[int], count: int) -> list[list[int]]:
-    """Numbers of tasks for so many processes: neighbours stay together, and the shares come out as equal in weight as
-    whole tasks allow. A task belongs to the share in which its middle lies."""
-    total = sum(weights)
-    found: list[list[int]] = [[] for _ in range(count)]
+class Sized(NamedTuple):
+    """A task with the bytes that it reads and writes."""
+
+    task: Task
+    read: int
+    written: int
+
+    @property
+    def weight(self) -> int:
+        """What it adds to the share of a process."""
+        return self.read + self.written
+
+
+def shares(tasks: Sequence[Task], blueprints: Sequence[Blueprint], count: int) -> list[list[Sized]]:
+    """The tasks of so many processes: neighbours stay together, and the shares come out equal in bytes.
+
+    A task in which one share ends and the next begins is cut there, if it can be and the parts are worth it; else it
+    belongs to the share in which its middle lies.
+    """
+    sized = [Sized(task, *task_bytes(task, blueprints)) for task in tasks]
+    total = sum(entry.weight for entry in sized)
+    least = total // count // FINEST
+    found: list[list[Sized]] = [[] for _ in range(count)]
     at = 0
-    for number, weight in enumerate(weights):
-        middle = 2 * at + weight
-        found[min(middle * count // max(2 * total, 1), count - 1)].append(number)
-        at += weight
+    for entry in sized:
+        end, left = at + entry.weight, entry
+        for number in range(at * count // max(total, 1) + 1, count):
+            bound = total * number // count
+            if bound + least >= end:
+                break
+            parts = _halves(left, bound - at, blueprints) if bound - at > least else None
+            if parts is not None:
+                found[number - 1].append(parts[0])
+                left, at = parts[1], at + parts[0].weight
+        found[min((at + end) * count // max(2 * total, 1), count - 1)].append(left)
+        at = end
     return found
+
+
+def _halves(entry: Sized, weight: int, blueprints: Sequence[Blueprint]) -> tuple[Sized, Sized] | None:
+    """A task in two, the first of about a weight; None if it cannot be cut."""
+    task = entry.task
+    parts: tuple[Task, Task] | None = None
+    if isinstance(task, MoveTask) and len(task.moves) == 1:
+        (move,) = task.moves
+        end = move.offset + move.nbytes * weight // entry.weight
+        head = end // PAGE * PAGE - move.offset  # no page of the output is written by two processes
+        if 0 < head < move.nbytes:
+            rest = Move(move.path, move.source + head, move.file, move.offset + head, move.nbytes - head)
+            parts = MoveTask((move._replace(nbytes=head),)), MoveTask((rest,))
+    elif isinstance(task, Tile) and blueprints[task.group].kind == "flat" and not _is_looked_at(task):
+        rows = sum(count for _, _, count in task.segments)
+        head = rows * weight // entry.weight
+        if 0 < head < rows:
+            parts = _cut_tile(task, head)
+    if parts is None:
+        return None
+    first, second = (Sized(part, *task_bytes(part, blueprints)) for part in parts)
+    return first, second
+
+
+def _is_looked_at(tile: Tile) -> bool:
+    """Whether statistics of its results are wanted: their sums are rounded, and must not depend on where it is cut."""
+    return any(output.sinks for component, _, _ in tile.segments for output in component.outputs)
+
+
+def _cut_tile(tile: Tile, rows: int) -> tuple[Tile, Tile]:
+    """The first rows of a flat tile, and the others."""
+    before: list[Segment] = []
+    after: list[Segment] = []
+    for component, first, count in tile.segments:
+        here = min(count, rows)
+        before += [(component, first, here)] if here else []
+        after += [(component, first + here, count - here)] if here < count else []
+        rows -= here
+    return Tile(tile.group, tuple(before)), Tile(tile.group, tuple(after))

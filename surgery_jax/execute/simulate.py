@@ -2,7 +2,7 @@
 
 Every host has its link to the storage, which serves one request after the other at the smaller of the link's rate and
 the host's part of the storage's; its devices, which do one task after the other; and its workers and memory, as in
-`stream`. Hosts meet only at the end, so the slowest of them is how long it takes.
+`stream`. Hosts meet only at the end of a pass, so the slowest of them is how long it takes.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..compile.blueprint import Blueprint
-from ..compile.program import Program
+from ..compile.program import Group, Program
 from ..core.errors import PlanError, nearest
 from ..core.specs import parse_size
 from .decoded import cache_bytes
 from .options import Options
-from .reservations import Limits, decode_needs, footprint, move_needs, piece_bytes, task_needs
-from .schedule import DecodeTask, MoveTask, Task, blueprints, plan_tasks, shares, task_bytes
+from .reservations import Limits, check_fits, decode_needs, footprint, move_needs, piece_bytes, task_needs
+from .schedule import DecodeTask, MoveTask, Sized, blueprints, plan_tasks, shares
 
-__all__ = ["HostForecast", "Machines", "Simulation", "parse_machines", "simulate"]
+__all__ = ["HostForecast", "Machines", "Pass", "Simulation", "parse_machines", "simulate"]
 
 UNBOUNDED = float("inf")
 
@@ -34,7 +34,8 @@ class Machines:
 
     storage: of the file system, reading and writing of all hosts together. network: of the link of one host. compute:
     inputs and outputs of one device, for elementwise work. whole: the same for operations on whole tensors, such as
-    matrix products; as `compute` if it is 0. startup: seconds before the first task and after the last.
+    matrix products and low-rank factors; as `compute` if it is 0. startup: seconds before the first task and after the
+    last.
     """
 
     hosts: int = 1
@@ -48,8 +49,8 @@ class Machines:
 
 @dataclass(frozen=True, slots=True)
 class HostForecast:
-    """One host: bytes that it reads and writes, its tasks, seconds until its last byte is written, and the parts of
-    these in which its link and the busiest of its devices are at work."""
+    """One host in one pass: bytes that it reads and writes, its tasks, seconds until its last byte is written, the
+    parts of these in which its link and the busiest of its devices are at work, and the most that its buffers hold."""
 
     bytes_read: int
     bytes_written: int
@@ -57,18 +58,18 @@ class HostForecast:
     wall_s: float
     link_s: float
     device_s: float
+    peak_buffer_bytes: int
 
 
 @dataclass(frozen=True)
-class Simulation:
-    """A run as it would be on some machines."""
+class Pass:
+    """All hosts while they go over the data once; they wait for each other at the end."""
 
-    machines: Machines
     hosts: tuple[HostForecast, ...]
 
     @property
     def wall_s(self) -> float:
-        """Seconds until all is written."""
+        """Seconds until the slowest host is done."""
         return max(host.wall_s for host in self.hosts)
 
     @property
@@ -77,11 +78,27 @@ class Simulation:
         loads = [host.bytes_read + host.bytes_written for host in self.hosts]
         return max(loads) * len(loads) / sum(loads) if sum(loads) else 1.0
 
+
+@dataclass(frozen=True)
+class Simulation:
+    """A run as it would be on some machines: its passes over the data, of which the last one writes."""
+
+    machines: Machines
+    passes: tuple[Pass, ...]
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds until all is written."""
+        return self.machines.startup + sum(one.wall_s for one in self.passes)
+
     def as_json(self) -> dict[str, Any]:
         """For `--json`; a rate without bound is None."""
         machines = {name: None if value == UNBOUNDED else value for name, value in vars(self.machines).items()}
-        hosts = [dataclasses.asdict(host) for host in self.hosts]
-        return {"machines": machines, "wall_s": self.wall_s, "balance": self.balance, "hosts": hosts}
+        passes = [
+            {"wall_s": one.wall_s, "balance": one.balance, "hosts": [dataclasses.asdict(host) for host in one.hosts]}
+            for one in self.passes
+        ]
+        return {"machines": machines, "wall_s": self.wall_s, "passes": passes}
 
 
 def parse_machines(text: str) -> Machines:
@@ -131,35 +148,54 @@ class _Work(NamedTuple):
     host_bytes: int
 
 
-def simulate(program: Program, options: Options, machines: Machines) -> Simulation:
-    """A run of a program on machines: with the tasks and the shares of a real one under the same budgets."""
-    limits = options.limits
+def simulate(passes: Sequence[Program], options: Options, machines: Machines) -> Simulation:
+    """A run on machines, with the tasks and the shares of a real one under the same budgets.
+
+    `passes` are those of a compiled plan. If there are several, what the last one does depends on what the others find,
+    and is an upper bound here.
+
+    Raises:
+        BudgetError: one piece of work needs more than the budgets, or may need it.
+    """
+    for program in passes:
+        check_fits(program, options.limits)
+    return Simulation(machines, tuple(_pass(program, options.limits, machines) for program in passes))
+
+
+def _pass(program: Program, limits: Limits, machines: Machines) -> Pass:
     plans = blueprints(program, limits)
-    tasks = plan_tasks(program, plans)
-    sizes = [task_bytes(task, plans) for task in tasks]
     piece = piece_bytes(limits.memory, limits.workers)
-    memory = limits.memory - cache_bytes(program, limits.memory)
+    costs = [_cost(group, plan, machines, piece) for group, plan in zip(program.groups, plans, strict=True)]
+    left = limits._replace(memory=limits.memory - cache_bytes(program, limits.memory))
     found = []
-    for share in shares([read + written for read, written in sizes], machines.hosts):
-        works = [_work(program, plans, machines, tasks[number], sizes[number], piece) for number in share]
-        found.append(_host(works, machines, limits._replace(memory=memory)))
-    return Simulation(machines, tuple(found))
+    for share in shares(plan_tasks(program, plans), plans, machines.hosts):
+        found.append(_host([_work(entry, costs, piece) for entry in share], machines, left))
+    return Pass(tuple(found))
 
 
-def _work(
-    program: Program, plans: Sequence[Blueprint], machines: Machines, task: Task, size: tuple[int, int], piece: int
-) -> _Work:
-    read, written = size
-    if isinstance(task, MoveTask):
-        return _Work(read, written, 0.0, False, footprint((move_needs(piece), 0)))
-    if isinstance(task, DecodeTask):
-        return _Work(read, written, 0.0, False, footprint(decode_needs(task.source.entry, piece)))
-    plan, group = plans[task.group], program.groups[task.group]
-    is_whole = any(eqn.op.kind == "whole" for eqn in group.sample.eqns)
+class _Cost(NamedTuple):
+    """What any task of a group takes: seconds and place of computing, memory."""
+
+    compute_s: float
+    on_device: bool
+    host_bytes: int
+
+
+def _cost(group: Group, plan: Blueprint, machines: Machines, piece: int) -> _Cost:
+    is_whole = any(eqn.op.kind == "whole" for eqn in plan.eqns)
     rate = machines.whole if is_whole and machines.whole else machines.compute
-    through = sum(spec.nbytes for spec in plan.specs) + sum(plan.value_specs()[value].nbytes for value in plan.leaving)
-    needs = footprint(task_needs(plan, piece))
-    return _Work(read, written, through / rate, not group.on_host, needs)
+    values = plan.value_specs()
+    through = sum(spec.nbytes for spec in plan.specs) + sum(values[value].nbytes for value in plan.leaving)
+    return _Cost(through / rate, not group.on_host, footprint(task_needs(plan, piece)))
+
+
+def _work(entry: Sized, costs: Sequence[_Cost], piece: int) -> _Work:
+    task = entry.task
+    if isinstance(task, MoveTask):
+        return _Work(entry.read, entry.written, 0.0, False, footprint((move_needs(piece), 0)))
+    if isinstance(task, DecodeTask):
+        return _Work(entry.read, entry.written, 0.0, False, footprint(decode_needs(task.source.entry, piece)))
+    return _Work(entry.read, entry.written, *costs[task.group])
 
 
 def _host(works: Sequence[_Work], machines: Machines, limits: Limits) -> HostForecast:
@@ -170,7 +206,7 @@ def _host(works: Sequence[_Work], machines: Machines, limits: Limits) -> HostFor
     device_s = [0.0] * machines.devices
     pending = deque(enumerate(works))
     waiting: deque[tuple[int, _Work]] = deque()  # of workers, for memory
-    used = 0
+    used = peak = 0
     events: list[tuple[float, int, str, int, _Work]] = []  # (time, order, what is done, number of the task, task)
     order = 0
 
@@ -187,10 +223,11 @@ def _host(works: Sequence[_Work], machines: Machines, limits: Limits) -> HostFor
         return link_free
 
     def admit() -> None:
-        nonlocal used
+        nonlocal used, peak
         while waiting and (used == 0 or used + waiting[0][1].host_bytes <= limits.memory):
             number, work = waiting.popleft()
             used += work.host_bytes
+            peak = max(peak, used)
             after(transfer(work.read), "read", number, work)
 
     for _ in range(min(limits.workers, len(pending))):
@@ -216,7 +253,8 @@ def _host(works: Sequence[_Work], machines: Machines, limits: Limits) -> HostFor
         sum(work.read for work in works),
         sum(work.written for work in works),
         len(works),
-        now + machines.startup,
+        now,
         link_s,
-        max(device_s, default=0.0),
+        max(device_s),
+        peak,
     )

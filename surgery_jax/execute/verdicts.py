@@ -58,7 +58,7 @@ class Findings(Mapping[Any, Any]):
         head["failures"] = [[n, self._failures[c]] for n, c in enumerate(symbolic.checks) if c in self._failures]
         for number, sink in enumerate(symbolic.sinks):
             for start, part in self._parts.get(sink, ()):
-                if sink.wants == "full":
+                if sink.wants != "stat":
                     body.append(part.tobytes())
                     head["parts"].append([number, start, len(body[-1])])
                 else:
@@ -74,7 +74,7 @@ class Findings(Mapping[Any, Any]):
             self._failures[symbolic.checks[number]] += [tuple(failure) for failure in failures]
         for number, start, part in head["parts"]:
             sink = symbolic.sinks[number]
-            if sink.wants == "full":
+            if sink.wants != "stat":
                 spec: Spec = sink.node.spec
                 self._parts[sink].append((start, np.frombuffer(packed[at : at + part], spec.dtype.numpy)))
                 at += part

@@ -98,9 +98,10 @@ def check_agreement(config: Mapping[str, object], tensors: Mapping[str, Spec], w
         raise error.located(where) from None
     targets = config.get("target_modules")
     if isinstance(targets, list) and not config.get("target_parameters") and not config.get("ensure_weight_tying"):
-        held = {pair.module for pair in pairs}
-        missing = [t for t in targets if t not in held and not any(module.endswith(f".{t}") for module in held)]
-        extra = [m for m in held if m not in targets and not m.endswith(tuple(f".{t}" for t in targets))]
+        held, wanted = {pair.module for pair in pairs}, set(targets)
+        found = held.union(*map(adapters.endings, held))
+        missing = [target for target in targets if target not in found]
+        extra = [module for module in held - wanted if wanted.isdisjoint(adapters.endings(module))]
         if missing or extra:
             raise StorageError(
                 "the adapter's tensors and its configuration do not agree",

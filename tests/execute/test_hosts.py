@@ -16,11 +16,13 @@ import pytest
 from running import Bench, write_checkpoint
 
 from surgery_jax import AssertionFailed, Options, PlanError, StorageError, SurgeryError, plan_of, run
+from surgery_jax.compile.program import Move
 from surgery_jax.core.errors import Problems
 from surgery_jax.execute.cluster import join
 from surgery_jax.execute.hosts import together
 from surgery_jax.execute.peers import ALONE, DATA, HEAD, HELLO, Star, listen
-from surgery_jax.execute.schedule import shares
+from surgery_jax.execute.reservations import PAGE
+from surgery_jax.execute.schedule import MoveTask, shares
 from surgery_jax.storage.publish import Staging
 
 GENERATOR = np.random.default_rng(5)
@@ -202,13 +204,45 @@ def test_a_stranger_is_not_let_in():
         assert on_all([first.result(), second], lambda star: star.gather(b"x" * star.rank)) == [[b"", b"x"], []]
 
 
-@pytest.mark.parametrize(("count", "number"), [(1, 5), (3, 100), (64, 1000), (8, 3)])
-def test_shares_are_contiguous_complete_and_balanced(count, number):
-    weights = np.random.default_rng(number).integers(1, 1000, number).tolist()
-    found = shares(weights, count)
-    assert [n for share in found for n in share] == list(range(number)) and len(found) == count
-    totals = [sum(weights[n] for n in share) for share in found]
-    assert max(totals) <= sum(weights) / count + max(weights)
+@pytest.mark.parametrize(("count", "number"), [(1, 5), (3, 100), (64, 1000), (8, 3), (64, 2)])
+def test_shares_are_contiguous_complete_and_even(count, number):
+    lengths = np.random.default_rng(number).integers(1, 32 << 20, number).tolist()
+    ends = np.cumsum(lengths).tolist()
+    tasks = [
+        MoveTask((Move("a", 9 + end - length, 0, 5 + end - length, length),))
+        for length, end in zip(lengths, ends, strict=True)
+    ]
+    found = shares(tasks, [], count)
+    at, totals = 0, []
+    for share in found:
+        for entry in share:
+            (move,) = entry.task.moves
+            assert (move.source, move.offset) == (9 + at, 5 + at) and entry.read == entry.written == move.nbytes > 0
+            at += move.nbytes
+        totals.append(sum(entry.weight for entry in share))
+    assert at == sum(lengths) and len(found) == count
+    assert max(totals) <= 1.04 * sum(totals) / count
+    cuts = {share[0].task.moves[0].offset for share in found[1:]} - {5 + end for end in ends}
+    assert all(cut % PAGE == 0 for cut in cuts)  # no page is written by two processes
+
+
+def test_what_cannot_be_cut_belongs_to_the_share_of_its_middle():
+    tasks = [MoveTask((Move("a", at, 0, at, 7), Move("a", at + 50, 0, at + 7, 3))) for at in range(0, 100, 10)]
+    found = shares(tasks, [], 3)
+    assert [entry.task for share in found for entry in share] == tasks
+    assert [len(share) for share in found] == [3, 4, 3]
+
+
+def test_a_small_model_is_shared_evenly_by_many_processes(bench):
+    """Its tasks are fewer than the processes: those that tiles and moves are cut into give the same bits."""
+    steps = [{"scale_": {"target": "wide", "by": 0.3}}, {"assert": {"iszero": {"of": "wide", "eps": 9}}}]
+    bench.report(steps, memory="64MiB")
+    expected = digests(bench.root)
+    options = Options(memory="64MiB", overwrite=True, sync=False)
+    found = on_all(stars(16), lambda star: run(plan_of(bench.plan(steps)), options, peers=star))
+    assert digests(bench.root) == expected
+    loads = [share.bytes_read + share.bytes_written for share in found[0].processes]
+    assert len(loads) == 16 and max(loads) < 1.2 * sum(loads) / 16
 
 
 @pytest.mark.parametrize(
@@ -293,3 +327,27 @@ def test_a_killed_process_stops_the_others_and_leaves_nothing(tmp_path, killed):
             process.communicate()
     assert other.returncode == 3 and f"process {killed}" in said and "is lost" in said and "Traceback" not in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["long.safetensors", "plan.yaml"]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_what_is_asked_of_the_data_is_answered_alike_in_all_processes(bench, size):
+    """The ranks of an extraction follow from spectra that the processes find in shares of a first pass."""
+    tuned = {
+        name: array + np.outer(array[:, 0], array[0]) if array.ndim == 2 else array for name, array in TENSORS.items()
+    }
+    write_checkpoint(bench.root / "tuned.safetensors", {f"{name}.weight": array for name, array in tuned.items()})
+    write_checkpoint(bench.root / "base.safetensors", {f"{name}.weight": array for name, array in TENSORS.items()})
+    step = {"lora_extract": {"base": "base::(.+)", "tuned": r"tuned::\1", "to": "adapter", "energy": 0.9}}
+    plan = {"inputs": ["base::base.safetensors", "tuned::tuned.safetensors"], "transforms": [step]}
+    plan["output"] = {"path": "adapter", "format": "peft"}
+
+    def act(star=ALONE):
+        return run(plan_of(plan), Options(overwrite=True, sync=False), peers=star)
+
+    alone = act()
+    expected = digests(bench.root / "adapter")
+    found = on_all(stars(size), act)
+    assert found[0].printed == alone.printed and "10 factored" in alone.printed
+    assert digests(bench.root / "adapter") == expected
+    for share in found[0].processes:
+        assert share.bytes_read > 0

@@ -13,7 +13,7 @@ from running import Bench, write_checkpoint
 from surgery_jax import Options, plan_of
 from surgery_jax.api import Outside, compile_with, joined
 from surgery_jax.compile.program import Group, Move, Program
-from surgery_jax.execute.schedule import MOVE_BYTES, SMALLEST_TILE, MoveTask, Tile, blueprint, plan_tasks
+from surgery_jax.execute.schedule import MOVE_BYTES, SMALLEST_TILE, MoveTask, Tile, blueprint, plan_tasks, shares
 from surgery_jax.graph.node import Graph
 
 
@@ -42,6 +42,27 @@ def test_tiles_cover_every_element_once_and_mix_no_numbers(drawn: list[tuple[int
             covered[id(entry)] += range(start, start + count)
     assert sorted(map(len, covered.values())) == sorted(size for size, _ in drawn)
     assert all(sorted(elements) == list(range(len(elements))) for elements in covered.values())
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 9000), min_size=1, max_size=9), st.integers(1, 20))
+def test_tiles_that_processes_share_cover_every_element_once(sizes: list[int], count: int) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        group = group_of(Path(root), [(size, 2.0) for size in sizes])
+    plan = blueprint(group, 1 << 16)
+    tasks = plan_tasks(Program(None, [], [group], []), [plan])  # type: ignore[arg-type]
+    found = shares(tasks, [plan], count)
+    covered: dict[int, list[int]] = {id(entry): [] for entry in group.components}
+    for task in (entry.task for share in found for entry in share):
+        assert isinstance(task, Tile)
+        assert 0 < sum(number for _, _, number in task.segments) <= plan.rows
+        for entry, start, number in task.segments:
+            covered[id(entry)] += range(start, start + number)
+    assert sorted(map(len, covered.values())) == sorted(sizes)
+    assert all(elements == list(range(len(elements))) for elements in covered.values())
+    loads = [sum(entry.weight for entry in share) for share in found]
+    assert sum(loads) == 8 * sum(sizes)
+    assert max(loads) <= (1 + 2 / 64) * sum(loads) / count + 16
 
 
 def test_tiles_shrink_with_the_budget_and_with_the_work(tmp_path: Path) -> None:

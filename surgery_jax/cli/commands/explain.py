@@ -12,7 +12,7 @@ from ..text import count, json_text, seconds, some, table, visible
 
 if TYPE_CHECKING:
     from ...execute.explain import Explanation, GroupAccount
-    from ...execute.simulate import Simulation
+    from ...execute.simulate import Pass, Simulation
 
 ROWS = 20  # of moves; more say nothing that the totals do not
 
@@ -43,7 +43,8 @@ class Explain(Command):
         options = options_of(args)
         if args.simulate is not None:
             machines = parse_machines(args.simulate)
-            forecast = simulate(compile_plan(load_plan(*args.items), options).program, options, machines)
+            compiled = compile_plan(load_plan(*args.items), options)
+            forecast = simulate(compiled.passes, options, machines)
             print(json_text(forecast.as_json()) if args.json else "\n".join(_forecast(forecast)))
             return 0
         account = explain(compile_plan(load_plan(*args.items), options), options)
@@ -94,16 +95,33 @@ def _lines(account: Explanation) -> Iterator[str]:
 
 
 def _forecast(simulation: Simulation) -> Iterator[str]:
+    passes = simulation.passes
+    yield f"predicted: {seconds(simulation.wall_s)} on {count(simulation.machines.hosts, 'host')}"
+    if len(passes) == 1:
+        yield from _pass(passes[0])
+        return
+    yield f"first pass, which finds what the plan asks of the data: {seconds(passes[0].wall_s)}"
+    yield from _pass(passes[0])
+    yield f"last pass, which writes: at most {seconds(passes[-1].wall_s)}, since the answers decide what is left to do"
+    yield from _pass(passes[-1])
+    yield "  not predicted: passes between these, over tensors whose beginnings the first one finds equal"
+
+
+def _pass(one: Pass) -> Iterator[str]:
     from ...core.specs import format_bytes
 
-    hosts = simulation.hosts
-    yield f"predicted: {seconds(simulation.wall_s)} on {count(len(hosts), 'host')}"
+    hosts = one.hosts
+
+    def size(number: float) -> str:
+        return format_bytes(int(number))
+
     rows = [
         (name, shown(min(values)), shown(sum(values) / len(values)), shown(max(values)))
         for name, shown, values in (
-            ("bytes read", lambda n: format_bytes(int(n)), [float(host.bytes_read) for host in hosts]),
-            ("bytes written", lambda n: format_bytes(int(n)), [float(host.bytes_written) for host in hosts]),
+            ("bytes read", size, [float(host.bytes_read) for host in hosts]),
+            ("bytes written", size, [float(host.bytes_written) for host in hosts]),
             ("tasks", lambda n: str(round(n)), [float(host.num_tasks) for host in hosts]),
+            ("peak of buffers", size, [float(host.peak_buffer_bytes) for host in hosts]),
             ("link at work", seconds, [host.link_s for host in hosts]),
             ("busiest device", seconds, [host.device_s for host in hosts]),
             ("finished after", seconds, [host.wall_s for host in hosts]),
@@ -112,7 +130,7 @@ def _forecast(simulation: Simulation) -> Iterator[str]:
     yield from table(
         [("  of a host", "least", "mean", "most"), *(("  " + row[0], *row[1:]) for row in rows)], right=(1, 2, 3)
     )
-    yield f"  balance: the busiest host has {simulation.balance:.3f} x the mean of the bytes"
+    yield f"  balance: the busiest host has {one.balance:.3f} x the mean of the bytes"
 
 
 def _group(number: int, group: GroupAccount) -> Iterator[str]:
