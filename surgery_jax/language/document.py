@@ -337,7 +337,7 @@ class _Builder:
     def _mapping(self, mark: Mark, depth: int) -> tuple[Mapping, int]:
         entries: dict[str, Node] = {}
         keys: dict[str, Mark] = {}
-        merged: list[Mapping] = []
+        merged: list[Mapping] | None = None
         height = 0
         while not isinstance(event := self._next(), yaml.MappingEndEvent):
             key_mark = self._mark(event)
@@ -347,19 +347,23 @@ class _Builder:
                 raise PlanError(f"duplicate key {key!r}: already at {keys[key]}", where=key_mark)
             value, below = self._node(self._next(), depth + 1)
             height = max(height, below + 1)
+            keys[key] = key_mark
             if is_merge:
-                merged += self._sources(value)
+                merged = self._sources(value)
             else:
-                entries[key], keys[key] = value, key_mark
-        for source in reversed(merged):
+                entries[key] = value
+        if merged is not None:
+            del keys["<<"]
+        for source in merged or ():
             for key, value in source.entries.items():
                 if key not in entries:
                     entries[key], keys[key] = value, source.keys[key]
         return Mapping(entries, keys, mark), height
 
     def _sources(self, value: Node) -> list[Mapping]:
-        """The mappings that a `<<` key names, the most important one last."""
-        items = value.items[::-1] if isinstance(value, Sequence) else (value,)
+        """The mappings that a `<<` key names, the most important one first. A second such key is one too many: parsers
+        do not agree on which comes first."""
+        items = value.items if isinstance(value, Sequence) else (value,)
         sources = [item for item in items if isinstance(item, Mapping)]
         if len(sources) != len(items):
             raise PlanError("<< merges mappings only", where=value.mark, expected="a mapping or a list of mappings")
@@ -393,6 +397,8 @@ class _Builder:
             problem = " ".join(filter(None, (error.problem, error.context)))
             mark = error.problem_mark or error.context_mark
             where = Mark(self._file, mark.line + 1, mark.column + 1) if mark else self._file
+            if "nesting depth" in problem:  # the parser looks ahead, and has a limit of its own from PyYAML 6.0.4 on
+                raise PlanError(f"nested more than {MAX_DEPTH} levels deep", where=where) from None
             raise PlanError(f"not valid YAML: {problem}", where=where) from None
         except yaml.reader.ReaderError as error:
             before = self._text[: error.position]

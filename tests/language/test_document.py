@@ -113,7 +113,6 @@ def test_anchors_aliases_and_merge_keys_mean_what_pyyaml_says():
     b: &b { y: 3, z: 4 }
     c: { <<: *a, y: 9 }
     d: { q: 0, <<: [*a, *b] }
-    e: { <<: *a, <<: *b }
     f: [*a, &k word, *k]
     """
     assert read(text) == yaml.safe_load(text)
@@ -137,6 +136,7 @@ def test_keys_that_are_no_strings_become_their_text():
         ("a: *x", r"unknown alias \*x", (1, 4)),
         ("a: &x [*x]", r"alias \*x inside its own anchor", (1, 8)),
         ("a: 1\n<<: 3", "merges mappings only", (2, 5)),
+        ("a: &a { x: 1 }\nb: { <<: *a, <<: *a }", r"duplicate key '<<': already at p.yaml:2:6", (2, 14)),
         ("a: 1\n---\nb: 2", "several documents", (2, 1)),
         ("a: [1\nb: 2", "not valid YAML", None),
         ("a: b: c", "not valid YAML: mapping values are not allowed", (1, 5)),
