@@ -99,7 +99,7 @@ def operations(w: Matrix, rank: int) -> float:
         columns += x.shape[1]
         return both(rest, x)
 
-    lanczos._both = counted
+    lanczos._both = counted  # type: ignore[assignment]
     ours("auto", rank)(w)
     lanczos._both = both
     return 4.0 * w.size * columns

@@ -1,20 +1,20 @@
-"""Block Lanczos in NumPy that ends as soon as its result is proven good: leading right singular vectors of long matrices.
+"""Block Lanczos in NumPy that ends as soon as its result is proven good: the leading right singular vectors of long
+matrices.
 
 Of W: [m, n] it looks at G = W'W through products alone. A *phase* has V: [n, c], orthonormal vectors found so far, and
 builds the Krylov space of D, which is G outside V, from a random block. It ends in one of three ways: what was found is
 proven good; the vectors that have converged become the V of another phase; or there is no hope that products prove it
-sooner than the Gram matrix does, and nothing is returned.
+sooner than the Gram matrix does.
 
 The proof needs a number d that no eigenvalue of D exceeds. Let S: [n, k b] be the Krylov basis, T = S'DS, the start
 S_1 R, and D S = S T + X B E', with X the next block and E' the last b rows of the identity. An eigenvector u of D with
 eigenvalue t has f = S'u = (t - T)^-1 E B'g with g = X'u, so its part in the random block is w = R'E_1'f, and
-|f|^2 + |g|^2 <= 1. For t above the Ritz values the largest |w|^2 that this allows falls with t. But w is a vector of b
-independent normal numbers, since the block was drawn without regard to u; that |w|^2 is below a quantile q of its
-distribution happens with a probability that is negligible. d is the t at which the largest |w|^2 is q. With d, Lehmann's
-bound says how large the r leading eigenvalues of G can be (see `lowrank`). How far the first Ritz value can lie below
-the first eigenvalue was first bounded for random starts by Kuczynski and Wozniakowski, "Estimating the largest
-eigenvalue by the power and Lanczos algorithms with a random start", 1992; what is used here asks the space that was
-built instead of the worst one.
+|f|^2 + |g|^2 <= 1. Above the Ritz values the largest |w|^2 that this allows falls steeply with t. But w is a vector of
+b independent normal numbers, since the block was drawn without regard to u; that |w|^2 is below a quantile q of its
+distribution is as good as impossible. So d is the t down to which the largest |w|^2 is below q. With d, Lehmann's bound
+says how large the r leading eigenvalues of G can be (see `lowrank`). How far the first Ritz value can lie below the
+first eigenvalue was bounded for random starts by Kuczynski and Wozniakowski, "Estimating the largest eigenvalue by the
+power and Lanczos algorithms with a random start", 1992, for the worst spectrum; here the space that was built is asked.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["search"]
+__all__ = ["orthonormal", "quantile", "search"]
 
 Array = npt.NDArray[Any]
 
@@ -39,6 +39,7 @@ LEFT = 1e-2  # of the norm of a block: where less is left of it, what is left is
 UNTRUSTED = 1e-3  # of it: what hides the remainder, and is taken out to see it
 MARGIN = 0.8  # of what may be lost: rounding loses something too
 REACHED = 1.1  # of the first Ritz value: where d comes to lie in a few products
+LADDER = (64.0, 8.0, 2.0, 1.7, 1.4, 1.2, 1.1)  # where it is asked how large an eigenvalue can be
 ROWS = 256  # of the matrix that are multiplied at once, so that they are in a cache for the second product
 
 
@@ -94,30 +95,29 @@ class Found(NamedTuple):
     is_proven: bool
 
 
-def search(w: Array, r: int, ratio: float, rounding: float) -> Found:
+def search(k: Any, w: Array, r: int, ratio: float, rounding: float) -> Found:
     """Vectors v so that w v v' leaves of w: float32[m, n], m >= n, at most `ratio` of the least residual of rank r in
     Frobenius norm, or `rounding` of the norm of w; or what was found before it became plain that products alone will
     not prove that soon. The elements of w must be finite, and neither they nor their squares so small or large that
-    float32 ends.
+    float32 ends. `k` computes in NumPy.
     """
     m, n = w.shape
     width = NARROW if r <= FEW else WIDE
     space = _Space(m, n, n // SPENT, w.dtype)
     random = np.random.RandomState(int(w.view(np.uint32).sum(dtype=np.uint32)))  # a stream that never changes
-    quantile = 2 * (FAILURE * math.gamma(width / 2 + 1)) ** (2 / width)  # P(chi-squared < q) <= (q / 2)^(b / 2) / gamma
     whole = _square(w)
     rest, energy, removed = w, whole, 0  # what products are taken with, its squared norm, vectors that it is without
     spent = 0
     for phase in range(PHASES):
         kept = space.size
         values, coupling = np.diag(space.t).copy(), _coupling(space)
-        x, start = _orthonormal(space.s, random.standard_normal((n, width)).astype(w.dtype))
+        x, start = orthonormal(k, space.s, random.standard_normal((n, width)).astype(w.dtype))
         while (spent := spent + width) * SPENT <= n:
             image, y = _both(rest, x)
             if removed:  # products with what is left lack the part in the vectors that were taken out
                 y += space.s[:, :removed] @ (space.image[:, :removed].T @ image).astype(y.dtype)
             space.grow(x, image, y)
-            x, step = _orthonormal(space.s, y)
+            x, step = orthonormal(k, space.s, y)
             if space.size < r + NARROW // 2:
                 continue
             ritz, u = _descending(space.t)
@@ -130,7 +130,7 @@ def search(w: Array, r: int, ratio: float, rounding: float) -> Found:
             captured = float(ritz[:r].sum())
             if is_trusted:
                 inner = (ritz, u) if kept == 0 else _descending(space.t[kept:, kept:])
-                limit = min(_limit(*inner, start, step, quantile), outside + float(inner[0].sum()))
+                limit = min(_limit(*inner, start, step, quantile(width)), outside + float(inner[0].sum()))
                 if _most(values, coupling, limit, r) - captured <= slack:
                     return _proven(space, u, r, rest)
                 if np.maximum(np.pad(values, (0, r))[:r], inner[0][0]).sum() - captured <= slack * 0.7:
@@ -154,6 +154,14 @@ def search(w: Array, r: int, ratio: float, rounding: float) -> Found:
     return _unproven(space, removed, rest)
 
 
+def quantile(width: int) -> float:
+    """What the squared length of so many independent normal numbers does not fall below, but for `FAILURE`.
+
+    The distribution function of chi-squared at q is at most (q / 2)**(b / 2) / gamma(b / 2 + 1).
+    """
+    return float(2 * (FAILURE * math.gamma(width / 2 + 1)) ** (2 / width))
+
+
 def _proven(space: _Space, u: Array, r: int, rest: Array) -> Found:
     space.rotate(u[:, :r], np.zeros(r))
     return Found(space.s, space.image.astype(space.s.dtype), rest, True)
@@ -170,15 +178,16 @@ def _descending(t: Array) -> tuple[Array, Array]:
     return values[::-1], vectors[:, ::-1]
 
 
-def _orthonormal(s: Array, x: Array) -> tuple[Array, Array]:
+def orthonormal(k: Any, s: Array, x: Array) -> tuple[Array, Array]:
     """A basis of x: [n, b] without its part in s: [n, q], orthonormal to s even where nothing is left, and the
     coefficients of that part: [b, b]."""
-    norms = np.linalg.norm(x, axis=0)
-    x = x - s @ (s.T @ x)
-    q, coefficients = np.linalg.qr(x - s @ (s.T @ x))
-    if np.abs(np.diag(coefficients)).min() <= LEFT * norms.max():
-        q = np.linalg.qr(q - s @ (s.T @ q))[0]
-    return q, coefficients.astype(np.float64)
+    norm = k.xp.max(k.xp.sum(k.xp.square(x), axis=0))
+    for _ in range(2):
+        x = x - k.matmul(s, k.matmul(s.T, x))
+    q, coefficients = k.qr(x)
+    is_lost = k.xp.min(k.xp.square(k.xp.diagonal(coefficients))) <= LEFT**2 * norm
+    q = k.choose(is_lost, lambda: k.qr(q - k.matmul(s, k.matmul(s.T, q)))[0], lambda: q)
+    return q, coefficients
 
 
 def _both(w: Array, x: Array) -> tuple[Array, Array]:
@@ -215,22 +224,25 @@ def _coupling(space: _Space) -> Array:
     return root
 
 
-def _limit(values: Array, vectors: Array, start: Array, step: Array, quantile: float) -> float:
+def _limit(values: Array, vectors: Array, start: Array, step: Array, least: float) -> float:
     """The number d of the module's first lines."""
     width = len(start)
-    first, last = start.T @ vectors[:width], vectors[-width:].T @ step.T
+    first, last = start.T.astype(np.float64) @ vectors[:width], vectors[-width:].T @ step.T
 
     def largest(limit: float) -> float:
         f = last / (limit - values)[:, None]
         inside = np.linalg.cholesky(f.T @ f + np.eye(width))
         return float(np.linalg.norm(np.linalg.solve(inside, (first @ f).T), 2) ** 2)
 
-    low, high = 1.0, 2.0  # times the first Ritz value
-    if largest(high * values[0]) >= quantile:
-        return math.inf
-    for _ in range(10):
+    low, high = 1.0, math.inf  # times the first Ritz value
+    for rung in LADDER:  # from above, since nothing says that it falls all the way
+        if largest(rung * values[0]) >= least:
+            low = rung
+            break
+        high = rung
+    for _ in range(8 if math.isfinite(high) else 0):
         middle = (low + high) / 2
-        low, high = (middle, high) if largest(middle * values[0]) >= quantile else (low, middle)
+        low, high = (middle, high) if largest(middle * values[0]) >= least else (low, middle)
     return high * float(values[0])
 
 

@@ -28,7 +28,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..core.specs import Spec
-from .lanczos import search
+from .lanczos import orthonormal, search
 
 __all__ = ["METHODS", "factors", "singular_values", "workspace_bytes"]
 
@@ -95,12 +95,7 @@ def _vectors(k: Any, w: Any, r: int, method: str) -> tuple[Any, Any]:
         return _exact(k, w, r)
     if method == "randomized":
         return _krylov(k, w, r) if 4 * (DEPTH + 1) * (r + EXTRA) <= min(w.shape) else _exact(k, w, r)
-    if not k.is_host:
-        return _by_rounded_gram(k, w, r, w[:0].T, w)
-    found = search(w, r, RATIO, ROUNDINGS)
-    if found.is_proven:
-        return found.v, found.image
-    return _by_rounded_gram(k, w, r, *((found.v, found.rest) if found.v.shape[1] < r else (w[:0].T, w)))
+    return _proven(k, w, r)
 
 
 def _exact(k: Any, w: Any, r: int) -> tuple[Any, Any]:
@@ -116,10 +111,18 @@ def _exact(k: Any, w: Any, r: int) -> tuple[Any, Any]:
     return v, k.matmul(w, v)
 
 
-def _by_rounded_gram(k: Any, w: Any, r: int, known: Any, rest: Any) -> tuple[Any, Any]:
-    """By the Gram matrix in float32 if that is proven good, else exact. known: [n, c] are as good as eigenvectors of
-    w'w, and `rest` is w without them."""
+def _proven(k: Any, w: Any, r: int) -> tuple[Any, Any]:
+    """By products alone or by the Gram matrix in float32, if that is proven good, else exact."""
+    known, rest = w[:0].T, w  # what is as good as eigenvectors of w'w: [n, c], and w without it
+    if k.is_host:
+        found = search(k, w, r, RATIO, ROUNDINGS)
+        if found.is_proven:
+            return found.v, found.image
+        if found.v.shape[1] < r:
+            known, rest = found.v, found.rest
+        del found
     gram = k.gram(rest, w.dtype)
+    del rest  # it may be as large as w
     noise = GRAM_ROUNDING * k.xp.sqrt(k.square(gram))
     missing = r - known.shape[1]
     if _size(missing) <= gram.shape[0] // 3:
@@ -130,16 +133,17 @@ def _by_rounded_gram(k: Any, w: Any, r: int, known: Any, rest: Any) -> tuple[Any
         values, vectors = k.leading(gram, missing + 1)
         v, limit, is_limit = vectors[:, :missing], values[missing], True
     del gram  # before another is made
-    v = k.xp.concatenate([known, _orthonormal(k, known, v)], axis=1)
+    v = k.xp.concatenate([known, orthonormal(k, known, v)[0]], axis=1)
     image = k.matmul(w, v)
     whole, inside = k.square(w), k.gram(image, "float64")
     outside = whole - k.xp.trace(inside)
     # a difference of norms would lose a small one
     is_clear = outside > TRUSTED * whole
     residual = k.choose(is_clear, lambda: outside, lambda: k.square(w - k.matmul(image, v.T)))
-    is_good = is_limit & _is_proven(k, w, v, image, inside, residual, limit + noise)
+    is_good = is_limit & _is_good(k, w, v, image, inside, residual, limit + noise)
     is_good = is_good | (residual <= ROUNDINGS**2 * whole)
-    return k.choose(is_good, lambda: (v, image), lambda: _exact(k, w, r))
+    chosen: tuple[Any, Any] = k.choose(is_good, lambda: (v, image), lambda: _exact(k, w, r))
+    return chosen
 
 
 def _is_limit(k: Any, gram: Any, v: Any, limit: Any) -> Any:
@@ -151,7 +155,7 @@ def _is_limit(k: Any, gram: Any, v: Any, limit: Any) -> Any:
     return k.is_positive(rest + limit.astype(gram.dtype) * k.xp.eye(gram.shape[0], dtype=gram.dtype))
 
 
-def _is_proven(k: Any, w: Any, v: Any, image: Any, inside: Any, residual: Any, limit: Any) -> Any:
+def _is_good(k: Any, w: Any, v: Any, image: Any, inside: Any, residual: Any, limit: Any) -> Any:
     """Whether w v v' is as good as promised, for v: [n, r] with image = w v, inside = image'image and that squared
     residual, if no eigenvalue of w'w outside v is larger than `limit`."""
     r = v.shape[1]
@@ -172,7 +176,7 @@ def _krylov(k: Any, w: Any, r: int) -> tuple[Any, Any]:
     basis, image = block, k.matmul(w, block)
     images = image
     for _ in range(DEPTH):
-        block = _orthonormal(k, basis, k.matmul(w.T, image))
+        block = orthonormal(k, basis, k.matmul(w.T, image))[0]
         image = k.matmul(w, block)
         basis, images = (k.xp.concatenate(pair, axis=1) for pair in ((basis, block), (images, image)))
     u = k.leading(k.gram(images, "float64"), r)[1].astype(w.dtype)
@@ -191,18 +195,11 @@ def _krylov_of_gram(k: Any, gram: Any, r: int) -> tuple[Any, Any]:
     basis, image = block, k.matmul(gram, block)
     images = image
     for _ in range(-(-_size(r) // width) - 1):
-        block = _orthonormal(k, basis, image)
+        block = orthonormal(k, basis, image)[0]
         image = k.matmul(gram, block)
         basis, images = (k.xp.concatenate(pair, axis=1) for pair in ((basis, block), (images, image)))
     values, u = k.leading(k.matmul(basis.T, images).astype("float64"), r + 1)
     return values, k.matmul(basis, u[:, :r].astype(gram.dtype))
-
-
-def _orthonormal(k: Any, basis: Any, block: Any) -> Any:
-    """A basis of a block: [n, b], orthonormal to another even where it is next to nothing outside that."""
-    for _ in range(3):  # of two the second can begin with what is mostly inside
-        block = k.qr(block - k.matmul(basis, k.matmul(basis.T, block)))[0]
-    return block
 
 
 def _scattered(k: Any, m: int, n: int, dtype: Any) -> Any:

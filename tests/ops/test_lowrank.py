@@ -17,12 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import Bench, assert_same_bits, read_checkpoint
+from scipy.stats import chi2
 
 from surgery_jax.compile.kernels import DeviceKernel, HostKernel
 from surgery_jax.core.dtypes import BY_NAME
 from surgery_jax.core.errors import SurgeryError
 from surgery_jax.execute.blas import one_thread_each
-from surgery_jax.ops import lowrank
+from surgery_jax.ops import lanczos, lowrank
 from surgery_jax.ops.lowrank import METHODS, factors, singular_values
 
 SPECTRA = {
@@ -157,6 +158,74 @@ def test_what_the_fixed_start_cannot_see_is_found_all_the_same() -> None:
     with pytest.raises(AssertionError):
         check(w, rank, on_host(w, rank, "randomized"), 1.01)
     check(w, rank, on_host(w, rank), 1.001)
+
+
+@pytest.mark.parametrize(
+    "name", ["flat", "noisy", "noisier", "tiny noise", "power 1/4", "power 1/2", "power 1", "low rank"]
+)
+def test_products_alone_prove_what_fine_tunes_and_weights_look_like(name: str) -> None:
+    w = matrix(name, 2000, 1300, 8)
+    with one_thread_each():
+        found = lanczos.search(HostKernel(), w, 8, 1.001, lowrank.ROUNDINGS)
+    assert found.is_proven
+    np.testing.assert_allclose(found.image, w @ found.v, atol=1e-4 * np.linalg.norm(w))
+    check(w, 8, on_host(w, 8), 1.001)
+
+
+@pytest.mark.parametrize("rank", [9, 40])
+def test_a_remainder_that_hides_behind_large_values_is_factored_as_well(rank: int) -> None:
+    """Eight values of a million times the energy of flat noise: what the Gram matrix of all would round away."""
+    rng = np.random.default_rng(3)
+    large = rng.standard_normal((1500, 8)) @ rng.standard_normal((8, 1300))
+    w = (large + 1e-3 * rng.standard_normal((1500, 1300))).astype(np.float32)
+    u, s, vt = on_host(w, rank)
+    exact = np.linalg.svd(w.astype(np.float64), compute_uv=False)
+    left = np.linalg.norm(w - (u * s).astype(np.float64) @ vt) / np.linalg.norm(exact[rank:])
+    assert left <= 1.001
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(150, 260), steps=st.integers(1, 6), seed=st.integers(0, 10**6),
+    spectrum=st.sampled_from(("uniform", "power", "equal", "two beyond")),
+)  # fmt: skip
+def test_no_eigenvalue_exceeds_what_a_random_start_allows(n: int, steps: int, seed: int, spectrum: str) -> None:
+    rng = np.random.default_rng(seed)
+    values = {
+        "uniform": np.sort(rng.random(n))[::-1],
+        "power": np.arange(1.0, n + 1) ** -rng.uniform(0.2, 2),
+        "equal": np.ones(n),
+        "two beyond": np.r_[1.3, 1.2, rng.random(n - 2)],
+    }[spectrum]
+    assert bound(values, rng.standard_normal((n, 16)), steps) >= values[0] * (1 - 1e-9)
+
+
+def test_that_bound_is_close_and_rests_on_the_start() -> None:
+    rng = np.random.default_rng(0)
+    values, start = np.linspace(1, 0, 240), rng.standard_normal((240, 16))
+    assert bound(values, start, 8) <= 1.04
+    start[0] = 1e-12  # as no random start is: next to nothing of the first eigenvector
+    assert bound(values, start, 4) < values[0]
+
+
+def bound(values: np.ndarray, start: np.ndarray, steps: int) -> float:
+    """The number that the module proves to be no less than the first of some eigenvalues, from a plain Krylov space."""
+    basis, first = np.linalg.qr(start)
+    block = basis
+    for _ in range(steps):
+        image = values[:, None] * block
+        for _ in range(2):
+            image = image - basis @ (basis.T @ image)
+        block, step = np.linalg.qr(image)
+        ritz, vectors = np.linalg.eigh(basis.T @ (values[:, None] * basis))
+        basis = np.concatenate([basis, block], axis=1)
+    quantile = chi2.ppf(lanczos.FAILURE, start.shape[1])
+    return lanczos._limit(ritz[::-1], vectors[:, ::-1], first, step, quantile)
+
+
+def test_the_quantile_is_below_that_of_the_distribution() -> None:
+    for width in (lanczos.NARROW, lanczos.WIDE):
+        assert 0.5 * chi2.ppf(lanczos.FAILURE, width) < lanczos.quantile(width) <= chi2.ppf(lanczos.FAILURE, width)
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16", "float8_e4m3fn"])
