@@ -23,7 +23,7 @@ from .core.specs import Spec
 from .execute.cluster import join
 from .execute.options import Options
 from .execute.peers import ALONE, Peers
-from .execute.reservations import check_fits
+from .execute.reservations import UNLIMITED, check_fits
 from .graph.build import build
 from .graph.node import Graph
 from .graph.node import Node as GraphNode
@@ -239,6 +239,7 @@ def settle_questions(
     Raises:
         SurgeryError: what went wrong.
     """
+    from .execute.devices import check_fits_here
     from .execute.perform import perform
 
     settled = list(parts)
@@ -255,7 +256,7 @@ def settle_questions(
         sinks = [question for question in questions if isinstance(question, Sink)]
         asked = replace(joined(settled).symbolic, saves=(), checks=checks, sinks=sinks)
         program = compile_program(asked, ())
-        check_fits(program, options.limits)
+        check_fits_here(program, options.limits)
         passes.append(perform(program, (), options, progress, peers, functions))
         found = passes[-1].findings
         answers |= {sink.node: found[sink] for sink in sinks} | {check.node: found[check].holds for check in checks}
@@ -331,6 +332,7 @@ def run(
     Raises:
         SurgeryError: what went wrong; nothing appears under an output's name, and nothing temporary is left.
     """
+    from .execute.devices import check_fits_here
     from .execute.hosts import agree, agreed_options
     from .execute.perform import figures, perform
     from .execute.report import Report, peak_rss_bytes
@@ -347,6 +349,8 @@ def run(
         agree(peers, compiled.symbolic, compiled.outputs)
         if peers.rank == 0:
             check_targets(compiled, options, compiled.outputs)
+    if options.limits.device < UNLIMITED:
+        check_fits_here(compiled.program, options.limits)
     with ExitStack() as stack:
         stack.callback(gc.unfreeze)
         stagings = stage(compiled.outputs, stack, peers)

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 from ..compile.blueprint import Blueprint
 from ..compile.program import Program
+from ..compile.sharding import mesh_size
 from ..core.errors import PlanError, nearest
 from ..core.specs import parse_size
 from .decoded import cache_bytes
 from .options import Options
-from .reservations import Limits, decode_needs, footprint, move_needs, piece_bytes, task_needs
+from .reservations import Limits, decode_needs, footprint, is_sharded, move_needs, piece_bytes, task_needs
 from .schedule import DecodeTask, MoveTask, Task, blueprints, plan_tasks, shares, task_bytes
 
 __all__ = ["HostForecast", "Machines", "Simulation", "parse_machines", "simulate"]
@@ -122,12 +123,13 @@ def _value(name: str, value: str, kind: type) -> float:
 
 
 class _Work(NamedTuple):
-    """One task: bytes over the link before and after computing, seconds and place of computing, memory."""
+    """One task: bytes over the link before and after computing, seconds of computing and how many devices do that at
+    once (0: the host), memory."""
 
     read: int
     written: int
     compute_s: float
-    on_device: bool
+    num_devices: int
     host_bytes: int
 
 
@@ -141,25 +143,32 @@ def simulate(program: Program, options: Options, machines: Machines) -> Simulati
     memory = limits.memory - cache_bytes(program, limits.memory)
     found = []
     for share in shares([read + written for read, written in sizes], machines.hosts):
-        works = [_work(program, plans, machines, tasks[number], sizes[number], piece) for number in share]
+        works = [_work(program, plans, machines, limits, tasks[number], sizes[number], piece) for number in share]
         found.append(_host(works, machines, limits._replace(memory=memory)))
     return Simulation(machines, tuple(found))
 
 
 def _work(
-    program: Program, plans: Sequence[Blueprint], machines: Machines, task: Task, size: tuple[int, int], piece: int
+    program: Program,
+    plans: Sequence[Blueprint],
+    machines: Machines,
+    limits: Limits,
+    task: Task,
+    size: tuple[int, int],
+    piece: int,
 ) -> _Work:
     read, written = size
     if isinstance(task, MoveTask):
-        return _Work(read, written, 0.0, False, footprint((move_needs(piece), 0)))
+        return _Work(read, written, 0.0, 0, footprint((move_needs(piece), 0)))
     if isinstance(task, DecodeTask):
-        return _Work(read, written, 0.0, False, footprint(decode_needs(task.source.entry, piece)))
+        return _Work(read, written, 0.0, 0, footprint(decode_needs(task.source.entry, piece)))
     plan, group = plans[task.group], program.groups[task.group]
     is_whole = any(eqn.op.kind == "whole" for eqn in group.sample.eqns)
     rate = machines.whole if is_whole and machines.whole else machines.compute
     through = sum(spec.nbytes for spec in plan.specs) + sum(plan.value_specs()[value].nbytes for value in plan.leaving)
     needs = footprint(task_needs(plan, piece))
-    return _Work(read, written, through / rate, not group.on_host, needs)
+    count = mesh_size(machines.devices) if is_sharded(group, plan, limits) else 0 if group.on_host else 1
+    return _Work(read, written, through / rate / max(count, 1), count, needs)
 
 
 def _host(works: Sequence[_Work], machines: Machines, limits: Limits) -> HostForecast:
@@ -198,11 +207,14 @@ def _host(works: Sequence[_Work], machines: Machines, limits: Limits) -> HostFor
     admit()
     while events:
         now, _, done, number, work = heapq.heappop(events)
-        if done == "read" and work.on_device:
-            which = number % machines.devices
-            device_free[which] = max(device_free[which], now) + work.compute_s
-            device_s[which] += work.compute_s
-            after(device_free[which], "computed", number, work)
+        if done == "read" and work.num_devices:
+            # of a task that is spread over several devices, all begin when the last of them is free
+            which = range(work.num_devices) if work.num_devices > 1 else (number % machines.devices,)
+            until = max(now, *(device_free[device] for device in which)) + work.compute_s
+            for device in which:
+                device_free[device] = until
+                device_s[device] += work.compute_s
+            after(until, "computed", number, work)
         elif done == "read":
             after(now + work.compute_s, "computed", number, work)
         elif done == "computed":
