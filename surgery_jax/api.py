@@ -23,7 +23,7 @@ from .core.specs import Spec
 from .execute.cluster import join
 from .execute.options import Options
 from .execute.peers import ALONE, Peers
-from .execute.reservations import check_fits
+from .execute.reservations import UNLIMITED, check_fits
 from .graph.build import build
 from .graph.node import Graph
 from .graph.node import Node as GraphNode
@@ -254,6 +254,7 @@ def settle_questions(
     Raises:
         SurgeryError: what went wrong.
     """
+    from .execute.devices import check_fits_here
     from .execute.perform import perform
 
     settled = list(parts)
@@ -267,7 +268,7 @@ def settle_questions(
                 hint="give random tensors a seed",
             )
         program = asking(settled)
-        check_fits(program, options.limits)
+        check_fits_here(program, options.limits)
         passes.append(perform(program, (), options, progress, peers, functions))
         found, asked = passes[-1].findings, program.symbolic
         answers |= {sink.node: found[sink] for sink in asked.sinks}
@@ -344,6 +345,7 @@ def run(
     Raises:
         SurgeryError: what went wrong; nothing appears under an output's name, and nothing temporary is left.
     """
+    from .execute.devices import check_fits_here
     from .execute.hosts import agree, agreed_options
     from .execute.perform import figures, perform
     from .execute.report import Report, peak_rss_bytes
@@ -360,6 +362,8 @@ def run(
         agree(peers, compiled.symbolic, compiled.outputs)
         if peers.rank == 0:
             check_targets(compiled, options, compiled.outputs)
+    if options.limits.device < UNLIMITED:
+        check_fits_here(compiled.program, options.limits)
     with ExitStack() as stack:
         stack.callback(gc.unfreeze)
         stagings = stage(compiled.outputs, stack, peers)

@@ -324,8 +324,8 @@ class _Batch:
 
     def _run_together(self, jobs: Sequence[_Ready]) -> None:
         """One program for all; what it raises is of any of them, and none has ended."""
+        from .execute.devices import check_fits_here
         from .execute.perform import figures, perform
-        from .execute.reservations import check_fits
         from .storage.publish import check_space
 
         asking = [ready.compiled for ready in jobs]
@@ -333,7 +333,7 @@ class _Batch:
         jobs = [replace(ready, compiled=compiled) for ready, compiled in zip(jobs, settled, strict=True)]
         whole = joined(settled)
         check_space(whole.outputs)
-        check_fits(whole.program, self.options.limits)
+        check_fits_here(whole.program, self.options.limits)
         with ExitStack() as stack:
             stack.callback(gc.unfreeze)
             stagings = [stage(ready.compiled.outputs, stack) for ready in jobs]

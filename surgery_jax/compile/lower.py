@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from functools import reduce
+from functools import cached_property, partial, reduce
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,12 @@ from .blueprint import Blueprint
 from .kernels import DeviceKernel, HostKernel
 from .magnitude import Bound, has_zero
 from .program import Group
+from .sharding import Layout, layout, mesh_size
 
 __all__ = ["Functions", "GroupFunction"]
 
 FLUSHING = ("cpu", "tpu")  # platforms whose arithmetic flushes subnormal numbers
+PATIENCE = 1 << 20  # seconds that simulated devices wait for each other
 
 
 class Functions:
@@ -69,6 +71,7 @@ class GroupFunction:
         self.uses_lapack = any(eqn.op.uses_lapack for eqn in self.eqns)
         self.num_traces = 0
         self._jitted: Any = None
+        self._meshed: dict[Any, Any] = {}  # by devices and the values that leave
         self._ready: set[Any] = set()
         self._thresholds: dict[tuple[float, ...], int | None] = {}
         self._lock = threading.Lock()
@@ -88,12 +91,16 @@ class GroupFunction:
             values = self._evaluate(HostKernel(), list(inputs), iter(numbers))
         return [values[number] for number in self.leaving], [values[number] for number in self.checked]
 
-    def masks(self, inputs: Sequence[Any], numbers: Sequence[float], platform: str) -> list[tuple[Any, Any]]:
+    def masks(
+        self, inputs: Sequence[Any], numbers: Sequence[float], platform: str, mesh: Sequence[Any] = ()
+    ) -> list[tuple[Any, Any]]:
         """For every check its mask and how far off every element is, as NumPy arrays; for messages. `platform` is where
-        the group was computed."""
+        the group was computed, and `mesh` the devices that it was spread over."""
         host = HostKernel()
         with np.errstate(all="ignore"):
-            if self.exact or self.belongs_on_host(platform):
+            if mesh:
+                values = self._on_mesh(inputs, numbers, mesh, range(len(self.blueprint.value_specs())))[0]
+            elif self.exact or self.belongs_on_host(platform):
                 values = self._evaluate(host, list(inputs), iter(numbers))
             else:
                 values = self._eagerly(inputs, numbers)
@@ -128,6 +135,127 @@ class GroupFunction:
                 results = op.apply(kernel, *(values[arg] for arg in eqn.args))
             values += results if len(eqn.specs) > 1 else [results]
         return values
+
+    # -- on several devices --------------------------------------------------------------------------------------
+
+    @cached_property
+    def layout(self) -> Layout | None:
+        """How one call is spread over devices; None if it cannot be."""
+        return layout(self.blueprint)
+
+    def on_mesh(
+        self, inputs: Sequence[Any], numbers: tuple[float, ...], devices: Sequence[Any]
+    ) -> tuple[list[Any], list[bool]]:
+        """The outputs as NumPy arrays, and verdicts as those of `on_device`, computed by several devices together.
+
+        No device holds more than `layout.device_bytes` says; the bits do not depend on how many there are.
+        """
+        return self._on_mesh(inputs, numbers, devices, self.leaving)
+
+    def _on_mesh(
+        self, inputs: Sequence[Any], numbers: Sequence[float], devices: Sequence[Any], leaving: Sequence[int]
+    ) -> tuple[list[Any], list[bool]]:
+        """The values that are `leaving`, and the verdicts."""
+        import jax
+
+        assert self.layout is not None
+        used = tuple(devices[: mesh_size(len(devices))])
+        with jax.enable_x64(True):
+            function, places = self._mesh_function(used, tuple(leaving))
+            arrays = [
+                _placed(inputs[number], *place) for (number, _), place in zip(self.layout.inputs, places, strict=True)
+            ]
+            call = (np.int32(0), np.int64(0)), [np.float64(number) for number in numbers], arrays
+            made, verdicts = function(*call)
+            specs = self.blueprint.value_specs()
+            outputs = [
+                np.asarray(array)[tuple(map(slice, specs[value].shape))]
+                for array, value in zip(made, leaving, strict=True)
+            ]
+            return outputs, np.asarray(verdicts).tolist()
+
+    def _mesh_function(self, devices: tuple[Any, ...], leaving: tuple[int, ...]) -> tuple[Any, list[Any]]:
+        """The compiled function for some devices, and where it wants its inputs: padded shapes and shardings."""
+        import jax
+
+        from .mesh_kernel import AXIS
+
+        assert self.layout is not None
+        mesh = jax.sharding.Mesh(np.array(devices), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+
+        def sharding(axis: int | None) -> Any:
+            names = () if axis is None else (*(None,) * axis, AXIS)
+            place: Any = jax.sharding.PartitionSpec
+            return jax.sharding.NamedSharding(mesh, place(*names))
+
+        with self._lock:
+            if (devices, leaving) not in self._meshed:
+                options: dict[str, Any] = {"xla_allow_excess_precision": False}
+                if devices[0].platform == "gpu":
+                    options["xla_gpu_deterministic_ops"] = True
+                if devices[0].platform == "cpu":
+                    # threads within a product would divide it by their number; and devices wait for the slowest
+                    options["xla_cpu_multi_thread_eigen"] = False
+                    options["xla_cpu_collective_call_terminate_timeout_seconds"] = PATIENCE
+                traced = partial(self._traced_on_mesh, mesh, [sharding(axis) for axis in self.layout.axes], leaving)
+                self._meshed[devices, leaving] = jax.jit(traced, compiler_options=options)
+            function = self._meshed[devices, leaving]
+        return function, [
+            (self.layout.padded(self.specs[number], axis).shape, sharding(axis)) for number, axis in self.layout.inputs
+        ]
+
+    def _traced_on_mesh(
+        self, mesh: Any, shardings: Sequence[Any], leaving: Sequence[int], zeros: Any, numbers: Any, inputs: Any
+    ) -> Any:
+        import jax.numpy as jnp
+        from jax.lax import with_sharding_constraint
+
+        from .mesh_kernel import MeshKernel
+
+        constrain: Any = with_sharding_constraint
+        assert self.layout is not None
+        self.num_traces += 1
+        specs, axes = self.blueprint.value_specs(), self.layout.axes
+        kernel = MeshKernel(zeros, mesh, self.layout.rows)
+        remaining = iter(numbers)
+        placed = dict(zip(self.layout.inputs, inputs, strict=True))
+        values = [placed[number, axes[number]] for number in range(len(self.specs))]
+
+        def operand(number: int, axis: int | None) -> Any:
+            if (number, axis) in placed:
+                return placed[number, axis]
+            found = values[number]
+            return found if axis == axes[number] else self._fitted(found, specs[number], axis)
+
+        for eqn, cut in zip(self.eqns, self.layout.cuts, strict=True):
+            operands = [operand(*wanted) for wanted in zip(eqn.args, cut.operands, strict=True)]
+            results = eqn.op.with_numbers(remaining).apply(kernel, *operands)
+            for result in results if len(eqn.specs) > 1 else [results]:
+                at = len(values)
+                fitted = self._fitted(result, specs[at], axes[at])
+                values.append(constrain(fitted, shardings[at]))
+        # beyond its end a mask is false, as everything is zero there
+        verdicts = [jnp.sum(values[number], dtype=np.int64) == specs[number].size for number in self.checked]
+        verdicts += [jnp.all(jnp.isfinite(values[number])) for number in self.guarded]
+        return [values[number] for number in leaving], jnp.stack(verdicts) if verdicts else jnp.zeros(0, bool)
+
+    def _fitted(self, x: Any, spec: Spec, axis: int | None) -> Any:
+        """A value, padded or not, as it is when it is cut along an axis: padded there and nowhere else, with zeros."""
+        import jax
+        import jax.numpy as jnp
+
+        assert self.layout is not None
+        padded = self.layout.padded(spec, axis).shape
+        if axis is not None and x.shape[axis] == padded[axis]:
+            x = x[tuple(map(slice, padded))]
+        else:
+            x = x[tuple(map(slice, spec.shape))]
+            if padded != spec.shape:
+                x = jnp.pad(x, [(0, more - count) for more, count in zip(padded, x.shape, strict=True)])
+        if axis is None or padded == spec.shape:
+            return x
+        place = jax.lax.broadcasted_iota(np.int32, padded, axis)
+        return jnp.where(place < spec.shape[axis], x, jnp.zeros((), x.dtype))
 
     # -- on a device --------------------------------------------------------------------------------------------
 
@@ -262,6 +390,20 @@ def _computed(op: TensorOp, operands: Sequence[Bound], specs: Sequence[Spec], re
         if raw.least < limit:
             return None
     return raw.rounded(target) if target.is_float else Bound(0, 0)
+
+
+def _placed(x: Any, shape: tuple[int, ...], sharding: Any) -> Any:
+    """An array in parts on the devices that are to have them, padded with zeros; no device ever has more."""
+    import jax
+
+    def part(index: Any) -> Any:
+        own = x[index]
+        wanted = [len(range(*where.indices(length))) for where, length in zip(index, shape, strict=True)]
+        if own.shape == tuple(wanted):
+            return own
+        return np.pad(own, [(0, more - count) for more, count in zip(wanted, own.shape, strict=True)])
+
+    return jax.make_array_from_callback(shape, sharding, part)
 
 
 def _bits_dtype(spec: Any) -> Any:

@@ -9,14 +9,19 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import PlanError
 
+if TYPE_CHECKING:
+    from ..compile.program import Program
+    from .reservations import Limits
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
-__all__ = ["CompileClock", "device_trace", "local_devices"]
+__all__ = ["CompileClock", "check_fits_here", "device_trace", "local_devices"]
 
 
 def local_devices(count: int | None = None) -> list[Any]:
@@ -43,6 +48,22 @@ def local_devices(count: int | None = None) -> list[Any]:
             found=", ".join(str(device) for device in found[:8]),
         )
     return list(found[:count])
+
+
+def check_fits_here(program: Program, limits: Limits) -> None:
+    """As `check_fits`, with the devices that there are, if work is spread over them. Called before a run, since that
+    imports JAX.
+
+    Raises:
+        BudgetError: a task cannot be granted what it needs.
+        PlanError: there are fewer devices than are asked for.
+    """
+    from .reservations import check_fits, is_sharded
+    from .schedule import blueprints
+
+    check_fits(program, limits)
+    if any(map(is_sharded, program.groups, blueprints(program, limits), repeat(limits))):
+        check_fits(program, limits._replace(devices=len(local_devices(limits.devices))))
 
 
 def _keep_freed_memory() -> None:

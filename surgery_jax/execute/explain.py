@@ -25,6 +25,7 @@ from .reservations import (
     PROCESS_BYTES,
     decode_needs,
     footprint,
+    is_sharded,
     move_needs,
     peak_bytes,
     piece_bytes,
@@ -48,9 +49,9 @@ class OperationAccount:
 class GroupAccount:
     """One compiled function and all that it is applied to.
 
-    lines: places of the plan, such as `plan.yaml:3-5`. kind: `tiles` (elementwise, in tiles of one length) or `whole`,
-    with ` on host` where NumPy evaluates it. reads, writes: patterns of tensor names. shapes: distinct inputs of a
-    component. task_bytes: memory that one task reserves.
+    lines: places of the plan, such as `plan.yaml:3-5`. kind: `tiles` (elementwise, in tiles of one length), `rows`,
+    `whole`, or `sharded` (over devices, since one is too small), with ` on host` where NumPy evaluates it. reads,
+    writes: patterns of tensor names. shapes: distinct inputs of a component. task_bytes: memory that one task reserves.
     """
 
     lines: tuple[str, ...]
@@ -127,12 +128,16 @@ def explain(program: Program, options: Options | None = None) -> Explanation:
         else:
             counts[task.group] += 1
             footprints.append(sizes[task.group])
+    kinds = [
+        "sharded" if is_sharded(group, plan, options.limits) else plan.kind
+        for group, plan in zip(program.groups, plans, strict=True)
+    ]
     names = _Names(program)
     peak = cached + peak_bytes(footprints, options.memory_bytes - cached, options.num_workers)
     return Explanation(
         groups=tuple(
-            _group(group, plan.kind, names, count, size)
-            for group, plan, count, size in zip(program.groups, plans, counts, sizes, strict=True)
+            _group(group, kind, names, count, size)
+            for group, kind, count, size in zip(program.groups, kinds, counts, sizes, strict=True)
         ),
         moves=names.moves(),
         num_tensors_read=len(names.sources),

@@ -44,7 +44,7 @@ class Options:
     def limits(self) -> Limits:
         """All budgets."""
         device = parse_size(self.device_memory, binary=True) or UNLIMITED
-        return Limits(self.memory_bytes, self.num_workers, device)
+        return Limits(self.memory_bytes, self.num_workers, device, self.devices or None)
 
     @property
     def num_workers(self) -> int:

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..compile.blueprint import Blueprint
-from ..compile.program import Program
+from ..compile.program import Group, Program
+from ..compile.sharding import layout, mesh_size
 from ..core.errors import BudgetError
 from ..core.specs import format_bytes
+from ..ops.cuts import STRANDS
 from ..storage.base import Entry
 from .decoded import block_bytes, cache_bytes
 
@@ -28,6 +30,7 @@ __all__ = [
     "device_bytes",
     "device_limit",
     "footprint",
+    "is_sharded",
     "move_needs",
     "peak_bytes",
     "piece_bytes",
@@ -50,11 +53,13 @@ Needs = tuple[list[int], int]  # sizes of buffers, and bytes that others allocat
 
 
 class Limits(NamedTuple):
-    """Bytes of host buffers, threads, and bytes of each device, that a run may take."""
+    """Bytes of host buffers, threads, bytes of each device, and devices, that a run may take; without a number of
+    devices all that there are."""
 
     memory: int
     workers: int
     device: int = UNLIMITED
+    devices: int | None = None
 
 
 def default_workers() -> int:
@@ -75,6 +80,11 @@ def device_limit(limits: Limits) -> int:
 def device_bytes(plan: Blueprint) -> int:
     """What a task of a blueprint takes of a device: its inputs and every result."""
     return sum(spec.nbytes for spec in plan.specs) + plan.produced_bytes
+
+
+def is_sharded(group: Group, plan: Blueprint, limits: Limits) -> bool:
+    """Whether a task of a group is too large for one device, and is spread over several."""
+    return not group.on_host and device_bytes(plan) > limits.device and layout(plan) is not None
 
 
 def rounded(size: int) -> int:
@@ -123,8 +133,41 @@ def too_large(total: int, limit: int) -> BudgetError:
     )
 
 
+def _too_large_for_devices(group: Group, plan: Blueprint, limits: Limits) -> tuple[int, BudgetError] | None:
+    """Bytes that one device would need for a task of a group, and the error that says so; None if it fits."""
+    total = device_bytes(plan)
+    if group.on_host or total <= limits.device:
+        return None
+    where = group.sample.origins[-1] if group.sample.origins else None
+    found = f"--device-memory {format_bytes(limits.device)}"
+    spread = layout(plan)
+    if spread is None:
+        return total, BudgetError(
+            "one piece of work does not fit a device",
+            where=where,
+            expected=f"--device-memory of at least {format_bytes(total)}",
+            found=found,
+            hint="it cannot be cut into parts that give the same bits",
+        )
+    count = mesh_size(limits.devices or STRANDS)
+    total = min(total, spread.device_bytes(count))
+    if total <= limits.device:
+        return None
+    enough = [n for n in (2, 4, 8, STRANDS) if n > count and spread.device_bytes(n) <= limits.device]
+    return total, BudgetError(
+        "one piece of work does not fit the devices",
+        where=where,
+        expected=f"--device-memory of at least {format_bytes(total)}"
+        + (f" for each of {count} devices" if count > 1 else "")
+        + (f", or --devices {enough[0]}" if enough else ""),
+        found=f"{found}, --devices {limits.devices or 'as many as are of use'}",
+        hint=f"a power of two of devices share such work, at most {STRANDS}",
+    )
+
+
 def check_fits(program: Program, limits: Limits) -> None:
-    """Whether every task can be granted its buffers, and its device is large enough, before anything is read.
+    """Whether every task can be granted its buffers, and devices are large enough, before anything is read. Without a
+    number of devices there may be as many as are of use.
 
     Raises:
         BudgetError: one can not; of several the largest.
@@ -140,18 +183,10 @@ def check_fits(program: Program, limits: Limits) -> None:
     if total + cached > memory_bytes:
         sample = program.groups[number].sample
         raise too_large(total + cached, memory_bytes).located(sample.origins[-1] if sample.origins else None)
-    total, number = max(
-        ((device_bytes(plan), n) for n, plan in enumerate(plans) if not program.groups[n].on_host), default=(0, 0)
-    )
-    if total > limits.device:
-        sample = program.groups[number].sample
-        raise BudgetError(
-            "one piece of work does not fit a device",
-            where=sample.origins[-1] if sample.origins else None,
-            expected=f"--device-memory of at least {format_bytes(total)}",
-            found=f"--device-memory {format_bytes(limits.device)}",
-            hint="it cannot be cut into parts that give the same bits",
-        )
+    errors = [_too_large_for_devices(group, plan, limits) for group, plan in zip(program.groups, plans, strict=True)]
+    total, number = max(((found[0], n) for n, found in enumerate(errors) if found is not None), default=(0, 0))
+    if total:
+        raise errors[number][1]  # type: ignore[index]
     total, name = max(
         ((footprint(decode_needs(d.source.entry, piece)), d.source.name) for d in program.decodes), default=(0, "")
     )

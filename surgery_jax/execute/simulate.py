@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 from ..compile.blueprint import Blueprint
 from ..compile.program import Group, Program
+from ..compile.sharding import mesh_size
 from ..core.errors import PlanError, nearest
 from ..core.specs import parse_size
 from .decoded import cache_bytes
 from .options import Options
-from .reservations import Limits, check_fits, decode_needs, footprint, move_needs, piece_bytes, task_needs
+from .reservations import Limits, check_fits, decode_needs, footprint, is_sharded, move_needs, piece_bytes, task_needs
 from .schedule import DecodeTask, MoveTask, Sized, blueprints, plan_tasks, shares
 
 __all__ = ["HostForecast", "Machines", "Pass", "Simulation", "parse_machines", "simulate"]
@@ -139,12 +140,13 @@ def _value(name: str, value: str, kind: type) -> float:
 
 
 class _Work(NamedTuple):
-    """One task: bytes over the link before and after computing, seconds and place of computing, memory."""
+    """One task: bytes over the link before and after computing, seconds of computing and how many devices do that at
+    once (0: the host), memory."""
 
     read: int
     written: int
     compute_s: float
-    on_device: bool
+    num_devices: int
     host_bytes: int
 
 
@@ -157,15 +159,16 @@ def simulate(passes: Sequence[Program], options: Options, machines: Machines) ->
     Raises:
         BudgetError: one piece of work needs more than the budgets, or may need it.
     """
+    limits = options.limits._replace(devices=machines.devices)
     for program in passes:
-        check_fits(program, options.limits)
-    return Simulation(machines, tuple(_pass(program, options.limits, machines) for program in passes))
+        check_fits(program, limits)
+    return Simulation(machines, tuple(_pass(program, limits, machines) for program in passes))
 
 
 def _pass(program: Program, limits: Limits, machines: Machines) -> Pass:
     plans = blueprints(program, limits)
     piece = piece_bytes(limits.memory, limits.workers)
-    costs = [_cost(group, plan, machines, piece) for group, plan in zip(program.groups, plans, strict=True)]
+    costs = [_cost(group, plan, machines, limits, piece) for group, plan in zip(program.groups, plans, strict=True)]
     left = limits._replace(memory=limits.memory - cache_bytes(program, limits.memory))
     found = []
     for share in shares(plan_tasks(program, plans), plans, machines.hosts):
@@ -174,27 +177,28 @@ def _pass(program: Program, limits: Limits, machines: Machines) -> Pass:
 
 
 class _Cost(NamedTuple):
-    """What any task of a group takes: seconds and place of computing, memory."""
+    """What any task of a group takes: seconds of computing, devices, none on the host, and memory."""
 
     compute_s: float
-    on_device: bool
+    num_devices: int
     host_bytes: int
 
 
-def _cost(group: Group, plan: Blueprint, machines: Machines, piece: int) -> _Cost:
+def _cost(group: Group, plan: Blueprint, machines: Machines, limits: Limits, piece: int) -> _Cost:
     is_whole = any(eqn.op.kind == "whole" for eqn in plan.eqns)
     rate = machines.whole if is_whole and machines.whole else machines.compute
     values = plan.value_specs()
     through = sum(spec.nbytes for spec in plan.specs) + sum(values[value].nbytes for value in plan.leaving)
-    return _Cost(through / rate, not group.on_host, footprint(task_needs(plan, piece)))
+    count = mesh_size(machines.devices) if is_sharded(group, plan, limits) else 0 if group.on_host else 1
+    return _Cost(through / rate / max(count, 1), count, footprint(task_needs(plan, piece)))
 
 
 def _work(entry: Sized, costs: Sequence[_Cost], piece: int) -> _Work:
     task = entry.task
     if isinstance(task, MoveTask):
-        return _Work(entry.read, entry.written, 0.0, False, footprint((move_needs(piece), 0)))
+        return _Work(entry.read, entry.written, 0.0, 0, footprint((move_needs(piece), 0)))
     if isinstance(task, DecodeTask):
-        return _Work(entry.read, entry.written, 0.0, False, footprint(decode_needs(task.source.entry, piece)))
+        return _Work(entry.read, entry.written, 0.0, 0, footprint(decode_needs(task.source.entry, piece)))
     return _Work(entry.read, entry.written, *costs[task.group])
 
 
@@ -235,11 +239,14 @@ def _host(works: Sequence[_Work], machines: Machines, limits: Limits) -> HostFor
     admit()
     while events:
         now, _, done, number, work = heapq.heappop(events)
-        if done == "read" and work.on_device:
-            which = number % machines.devices
-            device_free[which] = max(device_free[which], now) + work.compute_s
-            device_s[which] += work.compute_s
-            after(device_free[which], "computed", number, work)
+        if done == "read" and work.num_devices:
+            # of a task that is spread over several devices, all begin when the last of them is free
+            which = range(work.num_devices) if work.num_devices > 1 else (number % machines.devices,)
+            until = max(now, *(device_free[device] for device in which)) + work.compute_s
+            for device in which:
+                device_free[device] = until
+                device_s[device] += work.compute_s
+            after(until, "computed", number, work)
         elif done == "read":
             after(now + work.compute_s, "computed", number, work)
         elif done == "computed":

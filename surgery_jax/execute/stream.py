@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from ..compile.blueprint import Blueprint
 from ..compile.lower import Functions, GroupFunction
 from ..compile.pieces import Piece, cut
 from ..compile.program import Program
+from ..compile.sharding import mesh_size
 from ..core.errors import AssertionFailed
 from ..graph.node import Source
 from ..ops.made import Made
@@ -29,7 +30,7 @@ from .devices import local_devices
 from .encoded import EncodedFile
 from .outputs import OutputFile
 from .report import Progress
-from .reservations import Limits, decode_needs, device_bytes, move_needs, piece_bytes, task_needs
+from .reservations import Limits, decode_needs, device_bytes, is_sharded, move_needs, piece_bytes, task_needs
 from .schedule import DecodeTask, MoveTask, Task, Tile, blueprints, plan_tasks
 from .timeline import Timeline
 from .verdicts import Findings
@@ -69,6 +70,8 @@ class Executor:
         plans = blueprints(program, limits)
         known = functions or Functions()
         self.functions = [known.of(group, plan) for group, plan in zip(program.groups, plans, strict=True)]
+        self._sharded = {n for n, plan in enumerate(plans) if is_sharded(program.groups[n], plan, limits)}
+        self._sharing = threading.Lock()
         self.device_budgets = [Budget(limits.device) for _ in range(num_devices or MOST_DEVICES)]
         self.findings = Findings()
         self.files = Files()
@@ -245,22 +248,27 @@ class Executor:
         sample = tile.segments[0][0]
         numbers = sample.numbers
         result = device = None
+        mesh: list[Any] = []
         with self.timeline.stage("compute"):
             if self._devices is not None and not function.is_on_host:
                 devices = self._devices.result()
                 which = number % len(devices)
                 device = devices[which]
-            if device is not None and not function.belongs_on_host(device.platform):
+                mesh = devices[: mesh_size(len(devices))] if tile.group in self._sharded else []
+            if mesh:
+                with self._shared_by(mesh, function):
+                    result = function.on_mesh(inputs, numbers, mesh)
+            elif device is not None and not function.belongs_on_host(device.platform):
                 with self.device_budgets[which].reserve([], device_bytes(function.blueprint)):
                     result = function.on_device(inputs, numbers, device)
-                if result is not None:
-                    outputs, holds = [np.asarray(array) for array in result[0]], result[1]
-                    guards = holds[len(function.checked) :]
-                    holds = holds[: len(function.checked)]
-                else:
+                if result is None:
                     with self._lock:
                         self.num_fallbacks += 1
-            if result is None:
+            if result is not None:
+                outputs, holds = [np.asarray(array) for array in result[0]], result[1]
+                guards = holds[len(function.checked) :]
+                holds = holds[: len(function.checked)]
+            else:
                 try:
                     with one_thread_each() if function.uses_lapack else nullcontext():
                         outputs, masks = function.on_host(inputs, numbers)
@@ -276,16 +284,33 @@ class Executor:
                 hint="find it with assert: { equal: { left: name, right: name, eps: 0 } }",
             )
         if not all(holds):
-            self._explain(function, tile, inputs, device.platform if device is not None else "")
+            self._explain(function, tile, inputs, device.platform if device is not None else "", mesh)
         with self.timeline.stage("write"):
             self._write(function.blueprint, tile, outputs, bounce)
         rows = sum(count for _, _, count in tile.segments) - tile.seen
         self.progress.add(rows * sum(spec.nbytes for spec in function.specs) // function.blueprint.rows)
 
-    def _explain(self, function: GroupFunction, tile: Tile, inputs: list[np.ndarray], platform: str) -> None:
+    @contextmanager
+    def _shared_by(self, mesh: list[Any], function: GroupFunction) -> Iterator[None]:
+        """Room for a part of a task on each of some devices. One such task at a time, since its parts wait for each
+        other; where a CPU stands for several devices, each decomposes matrices in one thread."""
+        assert function.layout is not None
+        nbytes = function.layout.device_bytes(len(mesh))
+        with self._sharing, ExitStack() as stack:
+            for budget in self.device_budgets[: len(mesh)]:
+                stack.enter_context(budget.reserve([], nbytes))
+            if mesh[0].platform == "cpu":
+                stack.enter_context(one_thread_each())
+            yield
+
+    def _explain(
+        self, function: GroupFunction, tile: Tile, inputs: list[np.ndarray], platform: str, mesh: list[Any]
+    ) -> None:
         """Find out where checks failed."""
         numbers = tile.segments[0][0].numbers
-        for index, (mask, measure) in enumerate(function.masks(inputs, numbers, platform)):
+        with self._shared_by(mesh, function) if mesh else nullcontext():
+            masks = function.masks(inputs, numbers, platform, mesh)
+        for index, (mask, measure) in enumerate(masks):
             mask, measure = mask.reshape(-1), measure.reshape(-1)
             width = mask.size // function.blueprint.rows
             at = 0

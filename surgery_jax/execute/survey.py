@@ -142,13 +142,13 @@ def evaluate(
     Raises:
         SurgeryError: a tensor cannot be read, or the work does not fit the budget.
     """
-    from .reservations import check_fits
+    from .devices import check_fits_here
     from .stream import Executor
 
     symbolic = Symbolic((), checks, sinks, (), (), (), False)
     with paused_gc():
         program = compile_program(symbolic, [])
-    check_fits(program, options.limits)
+    check_fits_here(program, options.limits)
     executor = Executor(
         program,
         [],

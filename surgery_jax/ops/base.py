@@ -25,6 +25,7 @@ from ..language.document import Node, Scalar
 from ..language.regexes import compile_regex
 
 if TYPE_CHECKING:
+    from .cuts import Cut
     from .forms import Form
     from .state import State
 
@@ -370,6 +371,17 @@ class TensorOp:
 
     def workspace_bytes(self, *operands: Any) -> int:
         """Bytes that computing needs beside operands and results."""
+        return 0
+
+    def cut(self, *operands: Any) -> Cut | None:
+        """How one call of a whole operation is spread over devices when it is too large for one; None if it cannot be.
+
+        A cut operand is padded with zeros at the end of its axis: results may be longer for it, but must be the same in
+        front; and `apply` must leave every sum along that axis to the kernel (`compile.mesh_kernel`)."""
+        return None
+
+    def cut_workspace_bytes(self, count: int, cut: Cut, *operands: Any) -> int:
+        """Bytes that each of `count` devices needs beside its parts of the padded operands and of the results."""
         return 0
 
     def by_bits(self, *operands: Spec) -> bool:

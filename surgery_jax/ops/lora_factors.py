@@ -14,6 +14,7 @@ from ..core.dtypes import BY_NAME, DType
 from ..core.errors import PlanError
 from ..core.specs import Spec
 from .base import TensorOp, number
+from .cuts import Cut, factoring_bytes, longer_side
 from .lowrank import factors, singular_values, workspace_bytes
 from .rules import check_floats
 
@@ -47,8 +48,12 @@ def _matrix_spec(spec: Spec) -> Spec:
     return Spec(spec.shape[-2:], spec.dtype)
 
 
-def _square_sum(k: Any, x: Any) -> Any:
-    return k.xp.sum(k.xp.square(x), dtype=F64.numpy)
+def _cut_factoring_bytes(count: int, base: Spec, tuned: Spec, rank: int) -> int:
+    """What factoring a change takes of each device: also the change itself, the remainder, and factors of them."""
+    item = _wide(base, tuned).itemsize
+    many = base.size // (base.shape[-1] * base.shape[-2])
+    factors = many * sum(base.shape[-2:]) * rank * item
+    return factoring_bytes(count, base, rank, item) + 4 * _matrix_spec(base).size * item // count + 2 * factors
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,14 @@ class ExtractFactors(TensorOp):
         spec = _matrix_spec(base)  # the change, and the remainder beside its parts and squares
         return workspace_bytes(spec, self.room) + 4 * spec.size * _wide(base, tuned).itemsize
 
+    def cut(self, base: Spec, tuned: Spec) -> Cut:
+        axis = longer_side(base)
+        is_inner = (len(base.shape) - 1 - axis) == (1 if self.transposed else 0)
+        return Cut((axis, axis), (1 if is_inner else None, None, None))
+
+    def cut_workspace_bytes(self, count: int, cut: Cut, base: Spec, tuned: Spec) -> int:
+        return _cut_factoring_bytes(count, base, tuned, self.room)
+
     def apply(self, k: Any, base: Any, tuned: Any) -> Any:
         one = partial(self._one, k, _wide(base, tuned))
         if base.ndim == 2:
@@ -101,7 +114,7 @@ class ExtractFactors(TensorOp):
         root = k.xp.sqrt(k.xp.where(k.xp.arange(len(s)) < self.rank, s, 0))
         a, b = (k.convert(part, self.dtype) for part in (root[:, None] * vt, u * root))
         rest = x - k.matmul(k.convert(b, wide), k.convert(a, wide))
-        norms = k.xp.stack([_square_sum(k, x), _square_sum(k, rest)])
+        norms = k.xp.stack([k.square(x), k.square(rest)])
         more = self.room - len(s)
         return k.xp.pad(a, ((0, more), (0, 0))), k.xp.pad(b, ((0, 0), (0, more))), norms
 
@@ -144,6 +157,12 @@ class Spectrum(TensorOp):
             workspace_bytes(_matrix_spec(base), self.count) + 2 * _matrix_spec(base).size * _wide(base, tuned).itemsize
         )
 
+    def cut(self, base: Spec, tuned: Spec) -> Cut:
+        return Cut((longer_side(base),) * 2, (None,))
+
+    def cut_workspace_bytes(self, count: int, cut: Cut, base: Spec, tuned: Spec) -> int:
+        return _cut_factoring_bytes(count, base, tuned, self.count)
+
     def apply(self, k: Any, base: Any, tuned: Any) -> Any:
         one = partial(self._one, k, _wide(base, tuned))
         return one(base, tuned)[None] if base.ndim == 2 else k.each(lambda *pair: (one(*pair),), base, tuned)[0]
@@ -153,7 +172,7 @@ class Spectrum(TensorOp):
         change = k.sub(new, k.convert(base, wide))
         bits = min(_mantissa(k, x) for x in (base, tuned))
         step = k.xp.where(change != 0, _power(k, new) * 2.0**-bits, 0.0)
-        head = k.xp.stack([_square_sum(k, change), _square_sum(k, step) / 12])
+        head = k.xp.stack([k.square(change), k.square(step) / 12])
         few = 2 * self.count <= min(change.shape)
         s = factors(k, change, self.count, self.method)[1] if few else singular_values(k, change)
         return k.xp.concatenate([head, k.xp.square(k.convert(s[: self.count], F64))])
@@ -198,6 +217,15 @@ class AddFactors(TensorOp):
 
     def workspace_bytes(self, base: Spec, *given: Spec) -> int:
         return 3 * base.size * 8
+
+    def cut(self, base: Spec, *given: Spec) -> Cut:
+        axis = longer_side(base)
+        is_inner = (len(base.shape) - 1 - axis) == (1 if self.transposed else 0)
+        sides = (1, None) if is_inner else (None, 0)
+        return Cut((axis, *sides * (len(given) // 2)), (axis,))
+
+    def cut_workspace_bytes(self, count: int, cut: Cut, base: Spec, *given: Spec) -> int:
+        return 5 * base.size * 8 // count + 2 * 8 * max(spec.size for spec in given)
 
     def apply(self, k: Any, base: Any, *given: Any) -> Any:
         wide = _wide(base, *given)

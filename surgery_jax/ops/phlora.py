@@ -9,6 +9,7 @@ from ..core.errors import PlanError
 from ..core.specs import Spec
 from ..language.document import Node
 from .base import Directive, TensorOp, boolean, choice, rank, reference
+from .cuts import Cut, factoring_bytes, longer_side
 from .forms import InPlace
 from .lowrank import METHODS, factors, workspace_bytes
 from .rules import check_floats, check_matrix
@@ -46,6 +47,13 @@ class Factors(TensorOp):
     def workspace_bytes(self, source: Spec) -> int:
         return workspace_bytes(source, self.rank)
 
+    def cut(self, source: Spec) -> Cut:
+        axis = longer_side(source)
+        return Cut((axis,), (None, 0) if axis == 0 else (1, None))
+
+    def cut_workspace_bytes(self, count: int, cut: Cut, source: Spec) -> int:
+        return factoring_bytes(count, source, self.rank, max(source.dtype.itemsize, 4))
+
     def apply(self, k: Any, source: Any) -> Any:
         u, s, vt = factors(k, source, self.rank, self.method)
         root = k.xp.sqrt(s)
@@ -74,6 +82,12 @@ class LowRank(TensorOp):
 
     def workspace_bytes(self, source: Spec) -> int:
         return workspace_bytes(source, self.rank)
+
+    def cut(self, source: Spec) -> Cut:
+        return Cut((longer_side(source),), (longer_side(source),))
+
+    def cut_workspace_bytes(self, count: int, cut: Cut, source: Spec) -> int:
+        return factoring_bytes(count, source, self.rank, max(source.dtype.itemsize, 4))
 
     def apply(self, k: Any, source: Any) -> Any:
         u, s, vt = factors(k, source, self.rank, self.method)
