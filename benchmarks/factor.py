@@ -89,7 +89,7 @@ def residual(w: Matrix) -> Callable[[Triplets], float]:
 
 def operations(w: Matrix, rank: int) -> float:
     """Multiplications and additions of the products with a matrix that the kernel makes, if these are all it needs."""
-    from surgery_jax.ops import lanczos
+    from surgery_jax.compile import lanczos
 
     columns = 0
     both = lanczos._both

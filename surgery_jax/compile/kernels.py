@@ -33,7 +33,6 @@ class _Kernel:
     """What both kernels share: written once, in the array module `xp`."""
 
     xp: Any
-    is_host = False
 
     def is_float(self, x: Any) -> bool:
         return _dtype(x).is_float
@@ -152,7 +151,6 @@ class HostKernel(_Kernel):
     """Exact arithmetic in NumPy."""
 
     xp = np
-    is_host = True
 
     def convert(self, x: Any, dtype: DType) -> Any:
         """As NumPy, but NaN gets the bits of a device: which of the two computes must not be seen in the result."""
@@ -238,6 +236,12 @@ class HostKernel(_Kernel):
             values, vectors = (part[..., -count:] for part in np.linalg.eigh(x))
         return values[::-1], vectors[:, ::-1]
 
+    def search(self, w: Any, r: int, ratio: float, rounding: float) -> Any:
+        """What products with a matrix find and prove; see `lanczos.search`."""
+        from .lanczos import search
+
+        return search(self, w, r, ratio, rounding)
+
     def choose(self, is_first: Any, first: Any, second: Any) -> Any:
         return first() if is_first else second()
 
@@ -312,6 +316,9 @@ class DeviceKernel(_Kernel):
     def leading(self, x: Any, count: int) -> tuple[Any, Any]:
         values, vectors = self.xp.linalg.eigh(x)
         return values[::-1][:count], vectors[:, ::-1][:, :count]
+
+    def search(self, w: Any, r: int, ratio: float, rounding: float) -> None:
+        """Nothing: next to the way there, a device multiplies large matrices at no cost."""
 
     def choose(self, is_first: Any, first: Any, second: Any) -> Any:
         """The result of one of two functions; only that one is computed."""

@@ -10,9 +10,9 @@ remainder is smaller than that, and ranks near the thin side, are left to a full
 *Randomized* takes a block Krylov space of fixed depth and a fixed start, and proves nothing (Musco and Musco,
 "Randomized block Krylov methods for stronger and faster approximate singular value decomposition", 2015).
 
-*Auto* is for long thin sides. On the host it tries what products alone can prove (`lanczos`); then, and at once on
-other devices, which multiply large matrices at no cost to speak of, the Gram matrix in float32. It keeps the first
-result that is proven to leave at most 1.001 of the least residual in Frobenius norm, or no more than a few roundings of
+*Auto* is for long thin sides. On the host it tries what products alone can prove (`compile.lanczos`); then, and at
+once on other devices, which multiply large matrices at no cost to speak of, the Gram matrix in float32. It keeps the
+first result that is proven to leave at most 1.001 of the least residual in Frobenius norm, or no more than a few roundings of
 the matrix; else it is exact. The proof: W: [m, n] has the Gram matrix G = W'W, and V are the r orthonormal vectors that
 were found. In the basis [V, rest] G is [[T, R'], [R, D]]. The squared residual of W V V' is |W|^2 less trace T, the
 squared optimum is |W|^2 less the r largest eigenvalues of G. With a number d >= D these are at most those of
@@ -28,9 +28,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..core.specs import Spec
-from .lanczos import orthonormal, search
 
-__all__ = ["METHODS", "factors", "singular_values", "workspace_bytes"]
+__all__ = ["METHODS", "factors", "orthonormal", "singular_values", "workspace_bytes"]
 
 METHODS = ("auto", "exact", "randomized")
 LONG = 512  # thin sides up to this are exact at once: there is nothing to gain
@@ -43,6 +42,7 @@ TRUSTED = 1e-2  # of the squared norm: a remainder above it is a difference of n
 ROUNDINGS = 8 * 2.0**-24  # of the norm of a float32 matrix: a residual that needs no proof
 GRAM_ROUNDING = 16 * 2.0**-24  # of the Frobenius norm of a Gram matrix of float32: more than it is ever off by
 NARROW = 3e-15  # of the square of the norm: a remainder above it is known to 1e-3 from a Gram matrix of float64
+LEFT = 1e-2  # of the norm of a block: where less is left of it, what is left is not orthogonal to the rest
 FITTING = 16  # binary orders of magnitude from 1 in which squares of squares keep clear of the ends of float32
 
 
@@ -113,18 +113,17 @@ def _exact(k: Any, w: Any, r: int) -> tuple[Any, Any]:
 
 def _proven(k: Any, w: Any, r: int) -> tuple[Any, Any]:
     """By products alone or by the Gram matrix in float32, if that is proven good, else exact."""
-    known, rest = w[:0].T, w  # what is as good as eigenvectors of w'w: [n, c], and w without it
-    if k.is_host:
-        found = search(k, w, r, RATIO, ROUNDINGS)
+    known, missing, rest = None, r, w  # what is as good as eigenvectors of w'w: [n, c], and w without it
+    found = k.search(w, r, RATIO, ROUNDINGS)
+    if found is not None:
         if found.is_proven:
             return found.v, found.image
-        if found.v.shape[1] < r:
-            known, rest = found.v, found.rest
+        if 0 < found.v.shape[1] < r:
+            known, missing, rest = found.v, r - found.v.shape[1], found.rest
         del found
     gram = k.gram(rest, w.dtype)
     del rest  # it may be as large as w
     noise = GRAM_ROUNDING * k.xp.sqrt(k.square(gram))
-    missing = r - known.shape[1]
     if _size(missing) <= gram.shape[0] // 3:
         values, v = _krylov_of_gram(k, gram, missing)
         limit = BEYOND * values[missing]
@@ -133,7 +132,8 @@ def _proven(k: Any, w: Any, r: int) -> tuple[Any, Any]:
         values, vectors = k.leading(gram, missing + 1)
         v, limit, is_limit = vectors[:, :missing], values[missing], True
     del gram  # before another is made
-    v = k.xp.concatenate([known, orthonormal(k, known, v)[0]], axis=1)
+    if known is not None:
+        v = k.xp.concatenate([known, orthonormal(k, known, v)[0]], axis=1)
     image = k.matmul(w, v)
     whole, inside = k.square(w), k.gram(image, "float64")
     outside = whole - k.xp.trace(inside)
@@ -200,6 +200,18 @@ def _krylov_of_gram(k: Any, gram: Any, r: int) -> tuple[Any, Any]:
         basis, images = (k.xp.concatenate(pair, axis=1) for pair in ((basis, block), (images, image)))
     values, u = k.leading(k.matmul(basis.T, images).astype("float64"), r + 1)
     return values, k.matmul(basis, u[:, :r].astype(gram.dtype))
+
+
+def orthonormal(k: Any, s: Any, x: Any) -> tuple[Any, Any]:
+    """A basis of x: [n, b] without its part in s: [n, q], orthonormal to s even where nothing is left, and the
+    coefficients of that part: [b, b]."""
+    norm = k.xp.max(k.xp.sum(k.xp.square(x), axis=0))
+    for _ in range(2):
+        x = x - k.matmul(s, k.matmul(s.T, x))
+    q, coefficients = k.qr(x)
+    is_lost = k.xp.min(k.xp.square(k.xp.diagonal(coefficients))) <= LEFT**2 * norm
+    q = k.choose(is_lost, lambda: k.qr(q - k.matmul(s, k.matmul(s.T, q)))[0], lambda: q)
+    return q, coefficients
 
 
 def _scattered(k: Any, m: int, n: int, dtype: Any) -> Any:

@@ -244,13 +244,20 @@ def test_seedless_random_numbers_differ_from_run_to_run_but_agree_within_one(tmp
     [
         ([{"cast_": {"target": "w", "to": "bfloat16"}}], (8192, 4096)),
         ([{"move": {"from": "w", "to": "v"}}], (8192, 4096)),
-        ([{"phlora_": {"target": "w", "rank": 8}}], (6144, 2048)),
+        ([{"phlora_": {"target": "w", "rank": 64}}], (6144, 2048)),
     ],
 )
 def test_the_predicted_peak_of_memory_is_within_a_fifth_of_what_the_process_took(
     steps: Any, shape: tuple[int, int], tmp_path: Path
 ) -> None:
-    bench = Bench(tmp_path, m={"w": np.ones(shape, np.float32)})
+    w = np.ones(shape, np.float32)
+    if (
+        "phlora_" in steps[0]
+    ):  # all that factoring may take: for numbers too small to be squared, and hidden noise
+        rng = np.random.default_rng(0)
+        a, b = (rng.standard_normal(some, np.float32) for some in ((shape[0], 8), (8, shape[1])))
+        w = (a @ b + np.float32(1e-2) * rng.standard_normal(shape, np.float32)) * np.float32(1e-9)
+    bench = Bench(tmp_path, m={"w": w})
     explanation = explain(bench.compile(steps))
     code = (
         "import sys, json, surgery_jax as s; plan = s.plan_of(json.loads(sys.argv[1]));"

@@ -350,11 +350,14 @@ def test_explain_and_simulate_know_what_is_spread_over_devices(tmp_path: Path) -
     small = Options(device_memory="6MiB")
     kinds = [group.kind for group in explain(program, small).groups]
     assert kinds.count("sharded") == 3 and "sharded" not in [group.kind for group in explain(program).groups]
-    times = [
-        simulate(program.program, small, Machines(devices=count, compute=1e6, whole=1e6)).hosts[0].device_s
-        for count in (1, 2, 8)
-    ]
-    assert times[0] > times[1] > times[2]
+
+    def seconds(devices: int) -> float:
+        forecast = simulate([program.program], small, Machines(devices=devices, compute=1e6, whole=1e6))
+        return forecast.passes[0].hosts[0].device_s
+
+    assert seconds(4) > seconds(8) > seconds(16)
+    with pytest.raises(BudgetError, match="does not fit the devices"):
+        seconds(2)
 
 
 PRODUCT = [{"matmul": {"from_a": "x", "from_b": "z", "to": "y"}}]

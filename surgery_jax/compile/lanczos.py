@@ -12,7 +12,7 @@ eigenvalue t has f = S'u = (t - T)^-1 E B'g with g = X'u, so its part in the ran
 |f|^2 + |g|^2 <= 1. Above the Ritz values the largest |w|^2 that this allows falls steeply with t. But w is a vector of
 b independent normal numbers, since the block was drawn without regard to u; that |w|^2 is below a quantile q of its
 distribution is as good as impossible. So d is the t down to which the largest |w|^2 is below q. With d, Lehmann's bound
-says how large the r leading eigenvalues of G can be (see `lowrank`). How far the first Ritz value can lie below the
+says how large the r leading eigenvalues of G can be (see `ops.lowrank`). How far the first Ritz value can lie below the
 first eigenvalue was bounded for random starts by Kuczynski and Wozniakowski, "Estimating the largest eigenvalue by the
 power and Lanczos algorithms with a random start", 1992, for the worst spectrum; here the space that was built is asked.
 """
@@ -25,7 +25,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["orthonormal", "quantile", "search"]
+from ..ops.lowrank import orthonormal
+
+__all__ = ["quantile", "search"]
 
 Array = npt.NDArray[Any]
 
@@ -35,7 +37,6 @@ NARROW, WIDE = 16, 32  # columns of a block: a product with fewer than 16 takes 
 FEW, MANY = 16, 32  # ranks up to which blocks are narrow; from which on flat spectra are left to the Gram matrix
 SPENT = 6  # products with n / 6 vectors take as long as what proves it for certain
 TRUSTED = 1e-2  # of the squared norm: a remainder above it is known well enough from products with the matrix
-LEFT = 1e-2  # of the norm of a block: where less is left of it, what is left is not orthogonal to the rest
 UNTRUSTED = 1e-3  # of it: what hides the remainder, and is taken out to see it
 MARGIN = 0.8  # of what may be lost: rounding loses something too
 REACHED = 1.1  # of the first Ritz value: where d comes to lie in a few products
@@ -176,18 +177,6 @@ def _unproven(space: _Space, removed: int, rest: Array) -> Found:
 def _descending(t: Array) -> tuple[Array, Array]:
     values, vectors = np.linalg.eigh(t)
     return values[::-1], vectors[:, ::-1]
-
-
-def orthonormal(k: Any, s: Array, x: Array) -> tuple[Array, Array]:
-    """A basis of x: [n, b] without its part in s: [n, q], orthonormal to s even where nothing is left, and the
-    coefficients of that part: [b, b]."""
-    norm = k.xp.max(k.xp.sum(k.xp.square(x), axis=0))
-    for _ in range(2):
-        x = x - k.matmul(s, k.matmul(s.T, x))
-    q, coefficients = k.qr(x)
-    is_lost = k.xp.min(k.xp.square(k.xp.diagonal(coefficients))) <= LEFT**2 * norm
-    q = k.choose(is_lost, lambda: k.qr(q - k.matmul(s, k.matmul(s.T, q)))[0], lambda: q)
-    return q, coefficients
 
 
 def _both(w: Array, x: Array) -> tuple[Array, Array]:
