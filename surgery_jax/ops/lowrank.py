@@ -12,11 +12,11 @@ remainder is smaller than that, and ranks near the thin side, are left to a full
 
 *Auto* is for long thin sides. On the host it tries what products alone can prove (`compile.lanczos`); then, and at
 once on other devices, which multiply large matrices at no cost to speak of, the Gram matrix in float32. It keeps the
-first result that is proven to leave at most 1.001 of the least residual in Frobenius norm, or no more than a few roundings of
-the matrix; else it is exact. The proof: W: [m, n] has the Gram matrix G = W'W, and V are the r orthonormal vectors that
-were found. In the basis [V, rest] G is [[T, R'], [R, D]]. The squared residual of W V V' is |W|^2 less trace T, the
-squared optimum is |W|^2 less the r largest eigenvalues of G. With a number d >= D these are at most those of
-[[T, R'], [R, d]] (Ky Fan; Lehmann's bound in Parlett, "The Symmetric Eigenvalue Problem", chapter 10). T and R come
+first result that is proven to leave at most 1.001 of the least residual in Frobenius norm, or no more than a few
+roundings of the matrix; else it is exact. The proof: W: [m, n] has the Gram matrix G = W'W, and V are the r orthonormal
+vectors that were found. In the basis [V, rest] G is [[T, R'], [R, D]]. The squared residual of W V V' is |W|^2 less
+trace T, the squared optimum is |W|^2 less the r largest eigenvalues of G. With a number d >= D these are at most those
+of [[T, R'], [R, d]] (Ky Fan; Lehmann's bound in Parlett, "The Symmetric Eigenvalue Problem", chapter 10). T and R come
 from products with W itself; of d the Cholesky factor or an eigenvalue of the Gram matrix shows that it is large enough,
 with a bound of rounding.
 

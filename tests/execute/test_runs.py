@@ -251,9 +251,7 @@ def test_the_predicted_peak_of_memory_is_within_a_fifth_of_what_the_process_took
     steps: Any, shape: tuple[int, int], tmp_path: Path
 ) -> None:
     w = np.ones(shape, np.float32)
-    if (
-        "phlora_" in steps[0]
-    ):  # all that factoring may take: for numbers too small to be squared, and hidden noise
+    if "phlora_" in steps[0]:  # all that factoring may take: for numbers too small to be squared, and hidden noise
         rng = np.random.default_rng(0)
         a, b = (rng.standard_normal(some, np.float32) for some in ((shape[0], 8), (8, shape[1])))
         w = (a @ b + np.float32(1e-2) * rng.standard_normal(shape, np.float32)) * np.float32(1e-9)
