@@ -2,19 +2,21 @@
 matrices.
 
 Of W: [m, n] it looks at G = W'W through products alone. A *phase* has V: [n, c], orthonormal vectors found so far, and
-builds the Krylov space of D, which is G outside V, from a random block. It ends in one of three ways: what was found is
-proven good; the vectors that have converged become the V of another phase; or there is no hope that products prove it
-sooner than the Gram matrix does.
+builds the Krylov space of D, which is G outside V, from D's factor times a random block. It ends in one of three ways:
+what was found is proven good; the vectors that have converged become the V of another phase; or there is no hope that
+products prove it sooner than the Gram matrix does.
 
-The proof needs a number d that no eigenvalue of D exceeds. Let S: [n, k b] be the Krylov basis, T = S'DS, the start
-S_1 R, and D S = S T + X B E', with X the next block and E' the last b rows of the identity. An eigenvector u of D with
-eigenvalue t has f = S'u = (t - T)^-1 E B'g with g = X'u, so its part in the random block is w = R'E_1'f, and
-|f|^2 + |g|^2 <= 1. Above the Ritz values the largest |w|^2 that this allows falls steeply with t. But w is a vector of
-b independent normal numbers, since the block was drawn without regard to u; that |w|^2 is below a quantile q of its
-distribution is as good as impossible. So d is the t down to which the largest |w|^2 is below q. With d, Lehmann's bound
-says how large the r leading eigenvalues of G can be (see `ops.lowrank`). How far the first Ritz value can lie below the
-first eigenvalue was bounded for random starts by Kuczynski and Wozniakowski, "Estimating the largest eigenvalue by the
-power and Lanczos algorithms with a random start", 1992, for the worst spectrum; here the space that was built is asked.
+The proof needs a number d that no eigenvalue of D exceeds. D = F'F, F being W without V, and the random block O: [m, b]
+begins the space as F'O = S_1 R. Let S: [n, k b] be the Krylov basis, T = S'DS, and D S = S T + X B E', with X the next
+block and E' the last b rows of the identity. An eigenvector u of D with eigenvalue t has f = S'u = (t - T)^-1 E B'g
+with g = X'u, where |f|^2 + |g|^2 <= 1; and F u = sqrt(t) p with |p| = 1, so that O'p = R'E_1'f / sqrt(t). Above the
+Ritz values the largest |O'p|^2 that this allows falls steeply with t. But O'p is a vector of b independent normal
+numbers, since the block was drawn without regard to p; that its squared length is below a quantile q of its
+distribution is as good as impossible. So d is the t down to which the largest one is below q. With d, Lehmann's bound
+says how large the r leading eigenvalues of G can be (see `ops.lowrank`). Where r values stand out, the energy of all
+that is outside their Ritz vectors does for d. How far the first Ritz value can lie below the first eigenvalue was
+bounded for random starts by Kuczynski and Wozniakowski, "Estimating the largest eigenvalue by the power and Lanczos
+algorithms with a random start", 1992, for the worst spectrum; here the space that was built is asked.
 """
 
 from __future__ import annotations
@@ -111,8 +113,9 @@ def search(k: Any, w: Array, r: int, ratio: float, rounding: float) -> Found:
     spent = 0
     for phase in range(PHASES):
         kept = space.size
-        values, coupling = np.diag(space.t).copy(), _coupling(space)
-        x, start = orthonormal(k, space.s, random.standard_normal((n, width)).astype(w.dtype))
+        values = np.diag(space.t).copy()
+        coupling = _root(_left(space, values, np.eye(kept)))
+        x, start = orthonormal(k, space.s, rest.T @ random.standard_normal((m, width)).astype(w.dtype))
         while (spent := spent + width) * SPENT <= n:
             image, y = _both(rest, x)
             if removed:  # products with what is left lack the part in the vectors that were taken out
@@ -129,6 +132,10 @@ def search(k: Any, w: Array, r: int, ratio: float, rounding: float) -> Found:
             is_trusted = outside > TRUSTED * energy
             slack = MARGIN * (1 - ratio**-2) * max(residual, TRUSTED * energy)
             captured = float(ritz[:r].sum())
+            if residual < ritz[r - 1]:
+                gain = _most(ritz[:r], _root(_left(space, ritz[:r], u[:, :r])), residual, r) - captured
+                if gain <= MARGIN * (1 - ratio**-2) * residual and is_trusted:
+                    return _proven(space, u, r, rest)
             if is_trusted:
                 inner = (ritz, u) if kept == 0 else _descending(space.t[kept:, kept:])
                 limit = min(_limit(*inner, start, step, quantile(width)), outside + float(inner[0].sum()))
@@ -204,11 +211,16 @@ def _without(w: Array, space: _Space) -> Array:
     return rest
 
 
-def _coupling(space: _Space) -> Array:
-    """A square root of Z'Z, Z what G s has outside s: [q, q]."""
-    outside = (space.y - space.s @ space.t.astype(space.y.dtype)).astype(np.float64)
-    outside -= space.s @ (space.s.T @ outside)
-    squares, vectors = np.linalg.eigh(outside.T @ outside)
+def _left(space: _Space, ritz: Array, u: Array) -> Array:
+    """What G v - v theta is for Ritz vectors of these values and coefficients: [n, count], in float64."""
+    dtype = space.y.dtype
+    left: Array = space.y @ u.astype(dtype) - space.s @ (u * ritz).astype(dtype)
+    return left.astype(np.float64)
+
+
+def _root(left: Array) -> Array:
+    """A square root of Z'Z: [count, count] for Z: [n, count]."""
+    squares, vectors = np.linalg.eigh(left.T @ left)
     root: Array = np.sqrt(np.maximum(squares, 0.0))[:, None] * vectors.T
     return root
 
@@ -221,7 +233,7 @@ def _limit(values: Array, vectors: Array, start: Array, step: Array, least: floa
     def largest(limit: float) -> float:
         f = last / (limit - values)[:, None]
         inside = np.linalg.cholesky(f.T @ f + np.eye(width))
-        return float(np.linalg.norm(np.linalg.solve(inside, (first @ f).T), 2) ** 2)
+        return float(np.linalg.norm(np.linalg.solve(inside, (first @ f).T), 2) ** 2) / limit
 
     low, high = 1.0, math.inf  # times the first Ritz value
     for rung in LADDER:  # from above, since nothing says that it falls all the way
@@ -249,8 +261,7 @@ def _most(values: Array, coupling: Array, limit: float, r: int) -> float:
 def _converged(space: _Space, ritz: Array, u: Array, r: int, coupled: float, lost: float) -> int:
     """How many Ritz vectors, the first ones, are so close to eigenvectors that no more than `coupled` can hide behind
     them, and that d, which becomes a little more than the next Ritz value, leaves no more than `lost` unproven."""
-    outside = space.y @ u.astype(space.y.dtype) - space.s @ (u * ritz).astype(space.y.dtype)
-    squares = np.square(outside.astype(np.float64)).sum(axis=0)
+    squares = np.square(_left(space, ritz, u)).sum(axis=0)
     best = 0
     for count in range(1, len(ritz)):
         limit = REACHED * max(float(ritz[count]), 0.0)

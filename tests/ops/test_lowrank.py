@@ -211,7 +211,7 @@ def test_that_bound_is_close_and_rests_on_the_start() -> None:
 
 def bound(values: np.ndarray, start: np.ndarray, steps: int) -> float:
     """The number that the module proves to be no less than the first of some eigenvalues, from a plain Krylov space."""
-    basis, first = np.linalg.qr(start)
+    basis, first = np.linalg.qr(np.sqrt(values)[:, None] * start)  # of a diagonal matrix with these singular values
     block = basis
     for _ in range(steps):
         image = values[:, None] * block
