@@ -53,11 +53,6 @@ class MeshKernel(DeviceKernel):
         made = self.jax.lax.map(lambda pair: self._product(left[pair[0]], right[pair[1]]), tuple(numbers))
         return made.reshape(*batch, *made.shape[1:])
 
-    def both(self, w: Any, x: Any) -> tuple[Any, Any]:
-        """w x and w'(w x) for w: [m, n] and x: [n, b]."""
-        image = self.matmul(w, x)
-        return image, self.matmul(w.T, image)
-
     def _product(self, a: Any, b: Any) -> Any:
         (m, k), n = a.shape, b.shape[1]
         if k in self.rows:
