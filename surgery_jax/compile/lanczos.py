@@ -111,7 +111,7 @@ def search(k: Any, w: Array, r: int, ratio: float, rounding: float) -> Found:
     whole = _square(w)
     rest, energy, removed = w, whole, 0  # what products are taken with, its squared norm, vectors that it is without
     spent = 0
-    for phase in range(PHASES):
+    for _ in range(PHASES):
         kept = space.size
         values = np.diag(space.t).copy()
         coupling = _root(_left(space, values, np.eye(kept)))
@@ -132,11 +132,11 @@ def search(k: Any, w: Array, r: int, ratio: float, rounding: float) -> Found:
             is_trusted = outside > TRUSTED * energy
             slack = MARGIN * (1 - ratio**-2) * max(residual, TRUSTED * energy)
             captured = float(ritz[:r].sum())
-            if residual < ritz[r - 1]:
-                gain = _most(ritz[:r], _root(_left(space, ritz[:r], u[:, :r])), residual, r) - captured
-                if gain <= MARGIN * (1 - ratio**-2) * residual and is_trusted:
-                    return _proven(space, u, r, rest)
             if is_trusted:
+                if residual < ritz[r - 1]:  # they stand out
+                    most = _most(ritz[:r], _root(_left(space, ritz[:r], u[:, :r])), residual, r)
+                    if most - captured <= slack:
+                        return _proven(space, u, r, rest)
                 inner = (ritz, u) if kept == 0 else _descending(space.t[kept:, kept:])
                 limit = min(_limit(*inner, start, step, quantile(width)), outside + float(inner[0].sum()))
                 if _most(values, coupling, limit, r) - captured <= slack:
@@ -146,12 +146,11 @@ def search(k: Any, w: Array, r: int, ratio: float, rounding: float) -> Found:
                 if r - kept >= MANY and r + width <= space.size < r + 2 * width:
                     if ritz[r - 1] * (n - space.size) < r / 8 * outside:
                         return _unproven(space, removed, rest)
-            if is_trusted:
                 count = _converged(space, ritz, u, r, slack / 4, slack / 2)
             else:  # whatever hides the remainder, if it is known so well that it will not do so again
                 count = _converged(space, ritz, u, r, slack / 1000, math.inf)
                 count = min(count, int((ritz > UNTRUSTED * energy).sum()))
-            if count > kept or (phase == 0 and count):
+            if count > kept:
                 break
         else:
             break
