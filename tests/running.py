@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,6 +87,19 @@ def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
         begin, end = (8 + length + offset for offset in entry["data_offsets"])
         tensors[name] = np.frombuffer(raw[begin:end], dtype(names[entry["dtype"]])).reshape(entry["shape"])
     return tensors
+
+
+def simulated(code: str, cwd: Path) -> Any:
+    """What a program says, as JSON, that sees 8 devices and finds what lies here and beside the tests of runs."""
+    here = Path(__file__).resolve().parent
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(here), str(here / "execute"), str(here.parent)]),
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
 
 
 class Bench:

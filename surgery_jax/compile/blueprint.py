@@ -2,7 +2,7 @@
 
 Flat groups are cut anywhere, their tensors seen as one long axis. Others are cut along the leading axis if every
 operation keeps its rows apart, so that a tensor larger than the memory budget is worked on in parts. What is left needs
-its tensors whole.
+its tensors whole: many small components of equal shapes together, in a stack, larger ones by themselves.
 """
 
 from __future__ import annotations
@@ -10,22 +10,35 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.specs import Spec
+from ..ops.cuts import STRANDS
 from .program import Component, Eqn, Group
 
-__all__ = ["Blueprint", "flat_blueprint", "row_bytes", "rows_blueprint", "whole_blueprint"]
+__all__ = [
+    "Blueprint",
+    "flat_blueprint",
+    "row_bytes",
+    "rows_blueprint",
+    "stack_blueprint",
+    "stack_size",
+    "whole_blueprint",
+]
+
+STACK = 8 << 20  # bytes that a stack takes
+LEAST = 2 * STRANDS  # components of a stack, and of what they are a multiple: every device has several of them
 
 
 @dataclass(frozen=True)
 class Blueprint:
     """Specs of the inputs of one task, and its operations. `rows` is what it is counted in: elements of a flat group,
-    rows of one that is cut along the leading axis, and 1 for a whole component."""
+    rows of one that is cut along the leading axis, components of a stack, and 1 for a whole component."""
 
-    kind: str  # "flat", "rows" or "whole"
+    kind: str  # "flat", "rows", "stack" or "whole"
     rows: int
     specs: tuple[Spec, ...]
     eqns: tuple[Eqn, ...]
     leaving: tuple[int, ...]  # values that are written or looked at
     fused: bool = False  # whether the compiler makes one loop of the operations
+    one: Blueprint | None = None  # of one component of a stack
 
     def total(self, component: Component) -> int:
         """Rows of a whole component."""
@@ -41,6 +54,8 @@ class Blueprint:
     def produced_bytes(self) -> int:
         """Bytes that computing allocates: all results as they are computed, and what the most demanding operation needs
         beside them; of a compiled loop over elements, what leaves it and one intermediate."""
+        if self.one is not None:  # what leaves is brought together as well
+            return self.rows * self.one.produced_bytes + sum(self.value_specs()[value].nbytes for value in self.leaving)
         narrowest = 4 if self.leaving or not self.fused else 1  # bytes of an element; verdicts alone need no more
         results = [spec.size * max(spec.dtype.itemsize, narrowest) for eqn in self.eqns for spec in eqn.specs]
         if not self.fused:
@@ -57,6 +72,32 @@ def _leaving(group: Group) -> tuple[int, ...]:
 def whole_blueprint(group: Group) -> Blueprint:
     """A whole component at once."""
     return Blueprint("whole", 1, group.sample.specs, group.sample.eqns, _leaving(group))
+
+
+def stack_size(one: Blueprint) -> int:
+    """The most components of a blueprint that are computed in one call; 1 if each is computed by itself."""
+    needed = sum(spec.nbytes for spec in one.specs) + one.produced_bytes
+    most = STACK // max(needed, 1) // LEAST * LEAST
+    return most if one.kind == "whole" and most and all(spec.dtype.array for spec in one.value_specs()) else 1
+
+
+def stack_blueprint(group: Group, limit: int) -> Blueprint | None:
+    """Components of a group in stacks of equal length that take at most `limit` bytes; None if there are too few, or if
+    they are too large for it."""
+    one = whole_blueprint(group)
+    most, total = stack_size(one), len(group.components)
+    while most >= LEAST and total > LEAST // 2:
+        rows = -(-total // -(-total // most) // LEAST) * LEAST  # the last stack is about as full as the others
+
+        def stack(specs: tuple[Spec, ...], rows: int = rows) -> tuple[Spec, ...]:
+            return tuple(Spec((rows, *spec.shape), spec.dtype) for spec in specs)
+
+        eqns = tuple(Eqn(eqn.op, eqn.args, stack(eqn.specs)) for eqn in one.eqns)
+        found = Blueprint("stack", rows, stack(one.specs), eqns, one.leaving, one=one)
+        if sum(spec.nbytes for spec in found.specs) + found.produced_bytes <= limit:
+            return found
+        most = most // 2 // LEAST * LEAST
+    return None
 
 
 def flat_blueprint(group: Group, length: int) -> Blueprint:

@@ -15,11 +15,12 @@ from ..core.specs import Spec
 from ..ops.base import TensorOp
 from ..ops.reshape import Reshape
 from . import magnitude
-from .blueprint import Blueprint
+from .blueprint import Blueprint, stack_size
 from .kernels import DeviceKernel, HostKernel
 from .magnitude import Bound, has_zero
 from .program import Group
 from .sharding import Layout, layout, mesh_size
+from .stacked import StackFunction
 
 __all__ = ["Functions", "GroupFunction"]
 
@@ -32,9 +33,16 @@ class Functions:
 
     def __init__(self) -> None:
         self._known: dict[Any, GroupFunction] = {}
+        self._stacked: dict[tuple[GroupFunction, int], StackFunction] = {}
 
-    def of(self, group: Group, blueprint: Blueprint) -> GroupFunction:
+    def of(self, group: Group, blueprint: Blueprint) -> GroupFunction | StackFunction:
         """The function of a group, made if there is none yet."""
+        if blueprint.one is None:
+            return self._single(group, blueprint)
+        one = self._single(group, blueprint.one)
+        return self._stacked.setdefault((one, blueprint.rows), StackFunction(one, blueprint))
+
+    def _single(self, group: Group, blueprint: Blueprint) -> GroupFunction:
         eqns = tuple((eqn.op.static_key(), eqn.args, eqn.specs) for eqn in blueprint.eqns)
         checked = tuple(value for value, _ in group.sample.checks)
         shape = (group.flat, group.on_host, blueprint.kind, blueprint.rows, blueprint.fused)
@@ -293,6 +301,29 @@ class GroupFunction:
             bounds.append(found)
         return True
 
+    def limits(self, numbers: Sequence[tuple[float, ...]], platform: str) -> list[Any] | None:
+        """For every input the bits of the smallest elements that it may have, for each of some tuples of numbers: []
+        arrays; None if subnormal numbers may appear with one of these tuples whatever the inputs are."""
+        flushes = platform in FLUSHING and self.exact
+        found = [self.threshold(own) if flushes else -1100 for own in numbers]
+        thresholds = [threshold for threshold in found if threshold is not None]
+        if len(thresholds) < len(found):
+            return None
+        return [
+            np.array([magnitude.threshold_bits(spec.dtype, threshold) for threshold in thresholds], _bits_dtype(spec))
+            for spec in self.specs
+        ]
+
+    def compiler_options(self, platform: str) -> dict[str, Any]:
+        """What the compiler is told."""
+        options: dict[str, Any] = {"xla_allow_excess_precision": False}
+        if platform == "gpu":
+            options["xla_gpu_deterministic_ops"] = True
+        if platform == "cpu" and not self.exact and stack_size(self.blueprint) > 1:
+            # it may be computed in a stack or by itself: the threads of a product must not divide it
+            options["xla_cpu_multi_thread_eigen"] = False
+        return options
+
     def _tested(self) -> list[int]:
         """Inputs whose elements reach arithmetic: those in which subnormal numbers matter."""
         specs = self.blueprint.value_specs()
@@ -314,11 +345,10 @@ class GroupFunction:
         import jax
 
         with jax.enable_x64(True):
-            flushes = device.platform in FLUSHING and self.exact
-            threshold = self.threshold(numbers) if flushes else -1100
-            if threshold is None:
+            limits = self.limits([numbers], device.platform)
+            if limits is None:
                 return None
-            bits = [np.array(magnitude.threshold_bits(s.dtype, threshold), _bits_dtype(s)) for s in self.specs]
+            bits = [column[0] for column in limits]
             # the first device takes NumPy arrays as they are, at a tenth of what placing them costs
             arrays = [x if device.id == 0 else jax.device_put(x, device) for x in inputs]
             call = (np.int32(0), np.int64(0)), bits, [np.float64(number) for number in numbers], arrays
@@ -336,13 +366,11 @@ class GroupFunction:
             if self._jitted is None:
                 import jax
 
-                options: dict[str, Any] = {"xla_allow_excess_precision": False}
-                if device.platform == "gpu":
-                    options["xla_gpu_deterministic_ops"] = True
-                self._jitted = jax.jit(self._traced, compiler_options=options)
+                self._jitted = jax.jit(self.traced, compiler_options=self.compiler_options(device.platform))
         return self._jitted
 
-    def _traced(self, zeros: Any, bits: Sequence[Any], numbers: Sequence[Any], inputs: Sequence[Any]) -> Any:
+    def traced(self, zeros: Any, bits: Sequence[Any], numbers: Sequence[Any], inputs: Sequence[Any]) -> Any:
+        """The outputs, and verdicts: of the checks, of the guards, and whether all this is exact."""
         import jax.numpy as jnp
 
         self.num_traces += 1

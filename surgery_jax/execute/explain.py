@@ -35,6 +35,8 @@ from .schedule import DecodeTask, MoveTask, blueprints, plan_tasks
 
 __all__ = ["Explanation", "GroupAccount", "MoveAccount", "OperationAccount", "explain"]
 
+_KINDS = {"flat": "tiles", "stack": "stacks"}
+
 
 @dataclass(frozen=True, slots=True)
 class OperationAccount:
@@ -50,8 +52,9 @@ class GroupAccount:
     """One compiled function and all that it is applied to.
 
     lines: places of the plan, such as `plan.yaml:3-5`. kind: `tiles` (elementwise, in tiles of one length), `rows`,
-    `whole`, or `sharded` (over devices, since one is too small), with ` on host` where NumPy evaluates it. reads,
-    writes: patterns of tensor names. shapes: distinct inputs of a component. task_bytes: memory that one task reserves.
+    `whole`, `stacks` (whole, many in one call), or `sharded` (over devices, since one is too small), with ` on host`
+    where NumPy evaluates it. reads, writes: patterns of tensor names. shapes: distinct inputs of a component.
+    task_bytes: memory that one task reserves.
     """
 
     lines: tuple[str, ...]
@@ -129,7 +132,7 @@ def explain(program: Program, options: Options | None = None) -> Explanation:
             counts[task.group] += 1
             footprints.append(sizes[task.group])
     kinds = [
-        "sharded" if is_sharded(group, plan, options.limits) else plan.kind
+        "sharded" if is_sharded(group, plan, options.limits) else _KINDS.get(plan.kind, plan.kind)
         for group, plan in zip(program.groups, plans, strict=True)
     ]
     names = _Names(program)
@@ -208,7 +211,7 @@ def _group(group: Group, kind: str, names: _Names, num_tasks: int, task_bytes: i
     )
     return GroupAccount(
         lines=spell_lines(mark for component in components for mark in _origins(component)),
-        kind={"flat": "tiles"}.get(kind, kind) + (" on host" if group.on_host else ""),
+        kind=kind + (" on host" if group.on_host else ""),
         operations=_operations(group),
         reads=tuple(collapse(inputs)),
         writes=tuple(collapse(outputs)),

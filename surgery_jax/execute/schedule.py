@@ -4,11 +4,11 @@ opens nothing."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..compile.blueprint import Blueprint, flat_blueprint, row_bytes, rows_blueprint, whole_blueprint
+from ..compile.blueprint import Blueprint, flat_blueprint, row_bytes, rows_blueprint, stack_blueprint, whole_blueprint
 from ..compile.pieces import Piece, cut
 from ..compile.program import Component, Group, Move, Program
 from ..core.specs import Spec
@@ -66,7 +66,8 @@ Segment = tuple[Component, int, int]  # first row and number of rows of a compon
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Rows of components of one group, with equal numbers: what the group's blueprint computes at once.
+    """Rows of components of one group: what the group's blueprint computes at once. All have equal numbers, but for a
+    stack, whose segments are whole components.
 
     The first `seen` rows belong to the tile before as well: they are only there because all tiles have one length.
     """
@@ -95,7 +96,8 @@ def blueprint(group: Group, limit: int) -> Blueprint:
         if per_row is not None and per_row > 0:
             length = whole.specs[0].shape[0]
             return rows_blueprint(group, min(max(limit // per_row, 1), length)) or whole
-    return whole
+        return whole
+    return stack_blueprint(group, limit) or whole
 
 
 def _tile_length(group: Group, limit: int) -> int:
@@ -128,7 +130,7 @@ def plan_tasks(program: Program, blueprints: Sequence[Blueprint]) -> list[Task]:
     components = (component for group in program.groups for component in group.components)
     readers = Counter(path for component in components for path in {path for path, _ in _stored(component)})
     for number, (group, plan) in enumerate(zip(program.groups, blueprints, strict=True)):
-        tiles = _flat_tiles(number, group, plan, readers) if plan.kind == "flat" else _row_tiles(number, group, plan)
+        tiles = _CUTTERS[plan.kind](number, group, plan, readers)
         tasks += [(_position(tile.segments[0], plan, readers), tile) for tile in tiles]
     tasks.sort(key=lambda entry: entry[0])
     return [task for _, task in tasks]
@@ -188,13 +190,21 @@ def _position(segment: Segment, plan: Blueprint, readers: Mapping[str, int]) -> 
     return path, offset
 
 
-def _row_tiles(number: int, group: Group, plan: Blueprint) -> Iterator[Tile]:
+def _row_tiles(number: int, group: Group, plan: Blueprint, _: Mapping[str, int]) -> Iterator[Tile]:
     """Tiles of one component each; the last one of a component begins early enough to be as long as the others."""
     for component in group.components:
         total = plan.total(component)
         for start in range(0, total, plan.rows):
             first = min(start, total - plan.rows)
             yield Tile(number, ((component, first, plan.rows),), start - first)
+
+
+def _stacks(number: int, group: Group, plan: Blueprint, readers: Mapping[str, int]) -> Iterator[Tile]:
+    """Fill stacks with components that lie near each other."""
+    whole = [(component, 0, 1) for component in group.components]
+    whole.sort(key=lambda segment: _position(segment, plan, readers))
+    for start in range(0, len(whole), plan.rows):
+        yield Tile(number, tuple(whole[start : start + plan.rows]))
 
 
 def _flat_tiles(number: int, group: Group, plan: Blueprint, readers: Mapping[str, int]) -> Iterator[Tile]:
@@ -218,6 +228,14 @@ def _flat_tiles(number: int, group: Group, plan: Blueprint, readers: Mapping[str
                 segments, room = [], plan.rows
     if segments:
         yield Tile(number, tuple(segments))
+
+
+_CUTTERS: dict[str, Callable[..., Iterator[Tile]]] = {
+    "flat": _flat_tiles,
+    "rows": _row_tiles,
+    "stack": _stacks,
+    "whole": _row_tiles,
+}
 
 
 def task_bytes(task: Task, blueprints: Sequence[Blueprint]) -> tuple[int, int]:
@@ -291,7 +309,7 @@ def _halves(entry: Sized, weight: int, blueprints: Sequence[Blueprint]) -> tuple
         if 0 < head < move.nbytes:
             rest = Move(move.path, move.source + head, move.file, move.offset + head, move.nbytes - head)
             parts = MoveTask((move._replace(nbytes=head),)), MoveTask((rest,))
-    elif isinstance(task, Tile) and blueprints[task.group].kind == "flat" and not _is_looked_at(task):
+    elif isinstance(task, Tile) and _can_be_cut(task, blueprints[task.group]):
         rows = sum(count for _, _, count in task.segments)
         head = rows * weight // entry.weight
         if 0 < head < rows:
@@ -302,13 +320,17 @@ def _halves(entry: Sized, weight: int, blueprints: Sequence[Blueprint]) -> tuple
     return first, second
 
 
-def _is_looked_at(tile: Tile) -> bool:
-    """Whether statistics of its results are wanted: their sums are rounded, and must not depend on where it is cut."""
-    return any(output.sinks for component, _, _ in tile.segments for output in component.outputs)
+def _can_be_cut(tile: Tile, plan: Blueprint) -> bool:
+    """Whether some of its rows may be computed without the others. Where statistics of elements are wanted they may
+    not: their sums are rounded, and must not depend on where a tile is cut."""
+    if plan.kind == "stack":
+        return True
+    is_looked_at = any(output.sinks for component, _, _ in tile.segments for output in component.outputs)
+    return plan.kind == "flat" and not is_looked_at
 
 
 def _cut_tile(tile: Tile, rows: int) -> tuple[Tile, Tile]:
-    """The first rows of a flat tile, and the others."""
+    """The first rows of a tile, and the others."""
     before: list[Segment] = []
     after: list[Segment] = []
     for component, first, count in tile.segments:

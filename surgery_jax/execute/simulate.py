@@ -189,7 +189,8 @@ def _cost(group: Group, plan: Blueprint, machines: Machines, limits: Limits, pie
     rate = machines.whole if is_whole and machines.whole else machines.compute
     values = plan.value_specs()
     through = sum(spec.nbytes for spec in plan.specs) + sum(values[value].nbytes for value in plan.leaving)
-    count = mesh_size(machines.devices) if is_sharded(group, plan, limits) else 0 if group.on_host else 1
+    is_spread = plan.one is not None or is_sharded(group, plan, limits)
+    count = 0 if group.on_host else mesh_size(machines.devices) if is_spread else 1
     return _Cost(through / rate / max(count, 1), count, footprint(task_needs(plan, piece)))
 
 
@@ -208,16 +209,16 @@ def _host(works: Sequence[_Work], machines: Machines, limits: Limits) -> HostFor
     link_free = link_s = now = 0.0
     device_free = [0.0] * machines.devices
     device_s = [0.0] * machines.devices
-    pending = deque(enumerate(works))
-    waiting: deque[tuple[int, _Work]] = deque()  # of workers, for memory
+    pending = deque(works)
+    waiting: deque[_Work] = deque()  # of workers, for memory
     used = peak = 0
-    events: list[tuple[float, int, str, int, _Work]] = []  # (time, order, what is done, number of the task, task)
+    events: list[tuple[float, int, str, _Work]] = []  # (time, order, what is done, task)
     order = 0
 
-    def after(time: float, done: str, number: int, work: _Work) -> None:
+    def after(time: float, done: str, work: _Work) -> None:
         nonlocal order
         order += 1
-        heapq.heappush(events, (time, order, done, number, work))
+        heapq.heappush(events, (time, order, done, work))
 
     def transfer(nbytes: int) -> float:
         nonlocal link_free, link_s
@@ -228,29 +229,30 @@ def _host(works: Sequence[_Work], machines: Machines, limits: Limits) -> HostFor
 
     def admit() -> None:
         nonlocal used, peak
-        while waiting and (used == 0 or used + waiting[0][1].host_bytes <= limits.memory):
-            number, work = waiting.popleft()
+        while waiting and (used == 0 or used + waiting[0].host_bytes <= limits.memory):
+            work = waiting.popleft()
             used += work.host_bytes
             peak = max(peak, used)
-            after(transfer(work.read), "read", number, work)
+            after(transfer(work.read), "read", work)
 
     for _ in range(min(limits.workers, len(pending))):
         waiting.append(pending.popleft())
     admit()
     while events:
-        now, _, done, number, work = heapq.heappop(events)
+        now, _, done, work = heapq.heappop(events)
         if done == "read" and work.num_devices:
             # of a task that is spread over several devices, all begin when the last of them is free
-            which = range(work.num_devices) if work.num_devices > 1 else (number % machines.devices,)
+            first = device_free.index(min(device_free)) if work.num_devices == 1 else 0
+            which = range(first, first + work.num_devices)
             until = max(now, *(device_free[device] for device in which)) + work.compute_s
             for device in which:
                 device_free[device] = until
                 device_s[device] += work.compute_s
-            after(until, "computed", number, work)
+            after(until, "computed", work)
         elif done == "read":
-            after(now + work.compute_s, "computed", number, work)
+            after(now + work.compute_s, "computed", work)
         elif done == "computed":
-            after(transfer(work.written), "written", number, work)
+            after(transfer(work.written), "written", work)
         else:
             used -= work.host_bytes
             if pending:

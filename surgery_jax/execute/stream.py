@@ -20,6 +20,7 @@ from ..compile.lower import Functions, GroupFunction
 from ..compile.pieces import Piece, cut
 from ..compile.program import Program
 from ..compile.sharding import mesh_size
+from ..compile.stacked import StackFunction
 from ..core.errors import AssertionFailed
 from ..graph.node import Source
 from ..ops.made import Made
@@ -72,6 +73,7 @@ class Executor:
         self.functions = [known.of(group, plan) for group, plan in zip(program.groups, plans, strict=True)]
         self._sharded = {n for n, plan in enumerate(plans) if is_sharded(program.groups[n], plan, limits)}
         self._sharing = threading.Lock()
+        self._busy, self._given = [0] * MOST_DEVICES, [0] * MOST_DEVICES
         self.device_budgets = [Budget(limits.device) for _ in range(num_devices or MOST_DEVICES)]
         self.findings = Findings()
         self.files = Files()
@@ -95,7 +97,7 @@ class Executor:
         """
         plans = [function.blueprint for function in self.functions]
         tasks = self._choose(plans) if self._choose is not None else plan_tasks(self.program, plans)
-        pending = iter(enumerate(tasks))
+        pending = iter(tasks)
         # Not `join`: an interrupt in it makes Python take the thread for dead (bpo-45274), and nobody would wait.
         finished = [threading.Event() for _ in range(max(1, min(self.num_workers, len(tasks))))]
         threads = [
@@ -121,14 +123,14 @@ class Executor:
         if self._failure is not None:
             raise self._failure
 
-    def _work(self, pending: Iterator[tuple[int, Task]], finished: threading.Event) -> None:
+    def _work(self, pending: Iterator[Task], finished: threading.Event) -> None:
         try:
             while self._failure is None:
                 with self._lock:
-                    entry = next(pending, None)
-                if entry is None:
+                    task = next(pending, None)
+                if task is None:
                     return
-                self._run(*entry)
+                self._run(task)
         except BaseException as error:
             self._fail(error)
         finally:
@@ -142,7 +144,7 @@ class Executor:
             budget.stop()
         self.blocks.stop()
 
-    def _run(self, number: int, task: Task) -> None:
+    def _run(self, task: Task) -> None:
         if isinstance(task, MoveTask):
             with self.budget.reserve(move_needs(self.piece)) as buffers, self.timeline.stage("move"):
                 self.outputs[task.moves[0].file].move(self.files, task.moves, *buffers)
@@ -150,7 +152,7 @@ class Executor:
         elif isinstance(task, DecodeTask):
             self._decode(task)
         else:
-            self._run_tile(number, task)
+            self._run_tile(task)
         while self._full:
             self._seal()
 
@@ -175,7 +177,7 @@ class Executor:
 
     # -- tiles --------------------------------------------------------------------------------------------------
 
-    def _run_tile(self, number: int, tile: Tile) -> None:
+    def _run_tile(self, tile: Tile) -> None:
         function = self.functions[tile.group]
         plan = function.blueprint
         with self.budget.reserve(*task_needs(plan, self.piece)) as buffers:
@@ -190,7 +192,7 @@ class Executor:
                     filled = self._fill(buffer, pieces, buffers[-1])
                     buffer[filled:] = 0
                     inputs.append(buffer.view(spec.dtype.numpy).reshape(spec.shape))
-            self._finish(number, function, tile, inputs, buffers[-1])
+            self._finish(function, tile, inputs, buffers[-1])
 
     def _fill(self, target: np.ndarray, pieces: Sequence[Piece], scratch: np.ndarray) -> int:
         """Bring the bytes of pieces into a buffer and count them; neighbours in a file are read together."""
@@ -238,78 +240,110 @@ class Executor:
     # -- results ------------------------------------------------------------------------------------------------
 
     def _finish(
-        self,
-        number: int,
-        function: GroupFunction,
-        tile: Tile,
-        inputs: list[np.ndarray],
-        bounce: np.ndarray,
+        self, function: GroupFunction | StackFunction, tile: Tile, inputs: list[np.ndarray], bounce: np.ndarray
     ) -> None:
-        sample = tile.segments[0][0]
-        numbers = sample.numbers
-        result = device = None
-        mesh: list[Any] = []
+        plan = function.blueprint
         with self.timeline.stage("compute"):
-            if self._devices is not None and not function.is_on_host:
-                devices = self._devices.result()
-                which = number % len(devices)
-                device = devices[which]
-                mesh = devices[: mesh_size(len(devices))] if tile.group in self._sharded else []
-            if mesh:
-                with self._shared_by(mesh, function):
-                    result = function.on_mesh(inputs, numbers, mesh)
-            elif device is not None and not function.belongs_on_host(device.platform):
-                with self.device_budgets[which].reserve([], device_bytes(function.blueprint)):
-                    result = function.on_device(inputs, numbers, device)
-                if result is None:
-                    with self._lock:
-                        self.num_fallbacks += 1
+            result, device, mesh = self._on_devices(function, tile, inputs)
             if result is not None:
-                outputs, holds = [np.asarray(array) for array in result[0]], result[1]
-                guards = holds[len(function.checked) :]
-                holds = holds[: len(function.checked)]
+                outputs = [np.asarray(array) for array in result[0]]
+                holds, guards = result[1][: len(function.checked)], result[1][len(function.checked) :]
             else:
                 try:
                     with one_thread_each() if function.uses_lapack else nullcontext():
-                        outputs, masks = function.on_host(inputs, numbers)
-                    guards = []
+                        outputs, masks = function.on_host(inputs, _numbers(tile, plan))
+                    holds, guards = [bool(np.all(mask)) for mask in masks], []
                 except np.linalg.LinAlgError:
                     guards = [False]
-                holds = [bool(np.all(mask)) for mask in masks] if all(guards) else []
         if not all(guards):
-            names = ", ".join(sample.labels) or "a computed tensor"
+            broken = function.first_broken(inputs, _numbers(tile, plan)) if isinstance(function, StackFunction) else 0
+            component = tile.segments[broken][0]
+            names = ", ".join(component.labels) or "a computed tensor"
             raise AssertionFailed(
                 f"cannot be factored: {names} holds NaN or infinity",
-                where=sample.origins[-1],
+                where=component.origins[-1],
                 hint="find it with assert: { equal: { left: name, right: name, eps: 0 } }",
             )
         if not all(holds):
             self._explain(function, tile, inputs, device.platform if device is not None else "", mesh)
         with self.timeline.stage("write"):
-            self._write(function.blueprint, tile, outputs, bounce)
+            self._write(plan, tile, outputs, bounce)
         rows = sum(count for _, _, count in tile.segments) - tile.seen
-        self.progress.add(rows * sum(spec.nbytes for spec in function.specs) // function.blueprint.rows)
+        self.progress.add(rows * sum(spec.nbytes for spec in function.specs) // plan.rows)
+
+    def _on_devices(
+        self, function: GroupFunction | StackFunction, tile: Tile, inputs: list[np.ndarray]
+    ) -> tuple[tuple[list[Any], list[bool]] | None, Any, list[Any]]:
+        """Outputs and verdicts, None if it is up to the host; a device, None if there is none; and the devices that
+        have worked on it together, if they have."""
+        if self._devices is None or function.is_on_host:
+            return None, None, []
+        devices = self._devices.result()
+        numbers = _numbers(tile, function.blueprint)
+        mesh = devices[: mesh_size(len(devices))]
+        if tile.group in self._sharded:
+            assert isinstance(function, GroupFunction)
+            with self._shared_by(mesh, function):
+                return function.on_mesh(inputs, numbers, mesh), mesh[0], mesh
+        if function.belongs_on_host(devices[0].platform):
+            return None, devices[0], []
+        if isinstance(function, StackFunction):
+            with self._room(mesh, function.device_bytes(len(mesh))):
+                result = function.on_mesh(inputs, numbers, mesh)
+        else:
+            with self._least_busy(len(devices)) as which:
+                with self.device_budgets[which].reserve([], device_bytes(function.blueprint)):
+                    result = function.on_device(inputs, numbers, devices[which])
+        if result is None:
+            with self._lock:
+                self.num_fallbacks += 1
+        return result, devices[0], []
+
+    @contextmanager
+    def _least_busy(self, count: int) -> Iterator[int]:
+        """One of the first `count` devices: the one with the fewest tasks, of equals the one that had fewest so far."""
+        with self._lock:
+            which = min(range(count), key=lambda device: (self._busy[device], self._given[device]))
+            self._busy[which] += 1
+            self._given[which] += 1
+        try:
+            yield which
+        finally:
+            with self._lock:
+                self._busy[which] -= 1
+
+    @contextmanager
+    def _room(self, devices: list[Any], nbytes: int) -> Iterator[None]:
+        """So many bytes of each of the first devices."""
+        with ExitStack() as stack:
+            for budget in self.device_budgets[: len(devices)]:
+                stack.enter_context(budget.reserve([], nbytes))
+            yield
 
     @contextmanager
     def _shared_by(self, mesh: list[Any], function: GroupFunction) -> Iterator[None]:
         """Room for a part of a task on each of some devices. One such task at a time, since its parts wait for each
         other; where a CPU stands for several devices, each decomposes matrices in one thread."""
         assert function.layout is not None
-        nbytes = function.layout.device_bytes(len(mesh))
-        with self._sharing, ExitStack() as stack:
-            for budget in self.device_budgets[: len(mesh)]:
-                stack.enter_context(budget.reserve([], nbytes))
-            if mesh[0].platform == "cpu":
-                stack.enter_context(one_thread_each())
-            yield
+        with self._sharing, self._room(mesh, function.layout.device_bytes(len(mesh))):
+            with one_thread_each() if mesh[0].platform == "cpu" else nullcontext():
+                yield
 
     def _explain(
-        self, function: GroupFunction, tile: Tile, inputs: list[np.ndarray], platform: str, mesh: list[Any]
+        self,
+        function: GroupFunction | StackFunction,
+        tile: Tile,
+        inputs: list[np.ndarray],
+        platform: str,
+        mesh: list[Any],
     ) -> None:
         """Find out where checks failed."""
-        numbers = tile.segments[0][0].numbers
-        with self._shared_by(mesh, function) if mesh else nullcontext():
-            masks = function.masks(inputs, numbers, platform, mesh)
+        numbers = _numbers(tile, function.blueprint)
+        if isinstance(function, StackFunction):
+            masks = function.masks(inputs, numbers, platform)
+        else:
+            with self._shared_by(mesh, function) if mesh else nullcontext():
+                masks = function.masks(inputs, numbers, platform, mesh)
         for index, (mask, measure) in enumerate(masks):
             mask, measure = mask.reshape(-1), measure.reshape(-1)
             width = mask.size // function.blueprint.rows
@@ -342,6 +376,12 @@ class Executor:
             raw = _bytes_of(flat)
             for file, offset, begin, end in _joined(parts):
                 self.outputs[file].write(offset, raw[begin:end], bounce)
+
+
+def _numbers(tile: Tile, plan: Blueprint) -> Any:
+    """The numbers of a task: for a stack those of each component."""
+    own = [component.numbers for component, _, _ in tile.segments]
+    return own if plan.one is not None else own[0]
 
 
 def _joined(parts: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:

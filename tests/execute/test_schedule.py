@@ -162,3 +162,20 @@ def test_tasks_that_share_a_tensor_of_a_base_come_together(tmp_path: Path) -> No
     tasks = plan_tasks(program, [blueprint(group, 1 << 20) for group in program.groups])
     labels = [task.segments[0][0].labels[0] for task in tasks if isinstance(task, Tile)]
     assert labels == [f"h.{layer}.w" for layer in range(3) for _ in range(3)]
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=20)
+@given(st.integers(17, 300), st.integers(1, 20))
+def test_stacks_that_processes_share_hold_every_component_once(number: int, count: int) -> None:
+    ones = {f"{side}{at}": np.ones((8, 8), np.float32) for side in "ab" for at in range(number)}
+    with tempfile.TemporaryDirectory() as root:
+        product = {"matmul": {"from_a": r"a(\d+)", "from_b": r"b\1", "to": r"c\1"}}
+        (group,) = Bench(Path(root), m=ones).compile([product]).program.groups
+    plan = blueprint(group, 1 << 16)
+    assert plan.kind == "stack"
+    tasks = plan_tasks(Program(None, [], [group], []), [plan])  # type: ignore[arg-type]
+    found = [entry.task for share in shares(tasks, [plan], count) for entry in share]
+    assert all(isinstance(task, Tile) and 0 < len(task.segments) <= plan.rows for task in found)
+    held = [segment for task in found if isinstance(task, Tile) for segment in task.segments]
+    assert {id(component) for component, _, _ in held} == {id(component) for component in group.components}
+    assert len(held) == number and all(segment[1:] == (0, 1) for segment in held)

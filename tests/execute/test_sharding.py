@@ -1,9 +1,5 @@
 """A tensor that is too large for one device is spread over several, and the bits do not depend on how many."""
 
-import json
-import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from running import Bench, read_checkpoint
+from running import Bench, read_checkpoint, simulated
 
 from surgery_jax import BudgetError, Options, check, explain, plan_of
 from surgery_jax.compile.blueprint import whole_blueprint
@@ -27,22 +23,9 @@ from surgery_jax.ops.matmul import Matmul
 from surgery_jax.ops.permute import Permute
 from surgery_jax.ops.phlora import Factors, LowRank
 
-TESTS = Path(__file__).resolve().parent.parent
 __all__ = ["Bench", "read_checkpoint"]  # what the programs below take from here
 COUNTS = (2, 4, 8)
 F32 = BY_NAME["float32"]
-
-
-def simulated(code: str, cwd: Path) -> Any:
-    """What a program says, as JSON, that sees 8 devices and finds this file as `test_sharding`."""
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS / "execute"), str(TESTS.parent)]),
-    }
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=cwd)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
 
 
 def size(nbytes: int) -> str:
