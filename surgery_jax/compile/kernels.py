@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..core.dtypes import BY_NAME, DType, by_numpy
+from . import lapack
 
 __all__ = ["DeviceKernel", "HostKernel"]
 
@@ -217,10 +218,7 @@ class HostKernel(_Kernel):
 
     def is_positive(self, x: Any) -> Any:
         """Whether a symmetric matrix of real numbers is positive definite; x is used up."""
-        import scipy.linalg
-
-        (factor,) = scipy.linalg.get_lapack_funcs(("potrf",), (x,))
-        return factor(x.T, overwrite_a=True, clean=False)[1] == 0
+        return lapack.is_positive(np.ascontiguousarray(x))
 
     def leading(self, x: Any, count: int) -> tuple[Any, Any]:
         """The largest eigenvalues of a symmetric matrix, descending, and their vectors as columns.
@@ -228,10 +226,7 @@ class HostKernel(_Kernel):
         Raises:
             LinAlgError: no convergence.
         """
-        import scipy.linalg
-
-        n = x.shape[0]
-        values, vectors = scipy.linalg.eigh(x, subset_by_index=(n - count, n - 1), check_finite=False)
+        values, vectors = lapack.leading(x, count)
         if len(values) < count:  # bisection loses some that are equal
             values, vectors = (part[..., -count:] for part in np.linalg.eigh(x))
         return values[::-1], vectors[:, ::-1]

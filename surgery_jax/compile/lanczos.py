@@ -138,9 +138,10 @@ def search(k: Any, w: Array, r: int, ratio: float, rounding: float) -> Found:
                     if most - captured <= slack:
                         return _proven(space, u, r, rest)
                 inner = (ritz, u) if kept == 0 else _descending(space.t[kept:, kept:])
-                limit = min(_limit(*inner, start, step, quantile(width)), outside + float(inner[0].sum()))
-                if _most(values, coupling, limit, r) - captured <= slack:
-                    return _proven(space, u, r, rest)
+                if _most(values, coupling, float(inner[0][0]), r) - captured <= slack:  # d is no less
+                    limit = min(_limit(*inner, start, step, quantile(width)), outside + float(inner[0].sum()))
+                    if _most(values, coupling, limit, r) - captured <= slack:
+                        return _proven(space, u, r, rest)
                 if np.maximum(np.pad(values, (0, r))[:r], inner[0][0]).sum() - captured <= slack * 0.7:
                     continue  # d comes down to it sooner or later
                 if r - kept >= MANY and r + width <= space.size < r + 2 * width:
@@ -261,11 +262,10 @@ def _converged(space: _Space, ritz: Array, u: Array, r: int, coupled: float, los
     """How many Ritz vectors, the first ones, are so close to eigenvectors that no more than `coupled` can hide behind
     them, and that d, which becomes a little more than the next Ritz value, leaves no more than `lost` unproven."""
     squares = np.square(_left(space, ritz, u)).sum(axis=0)
-    best = 0
-    for count in range(1, len(ritz)):
-        limit = REACHED * max(float(ritz[count]), 0.0)
-        gaps = ritz[:count] - ritz[count]
-        above = np.where(np.arange(r) < count, np.maximum(limit - ritz[:r], 0.0), limit - ritz[:r]).sum()
-        if gaps[-1] > 0 and (squares[:count] / gaps).sum() <= coupled and above <= lost:
-            best = count
-    return best
+    is_before = np.arange(len(ritz))[:, None] < np.arange(len(ritz))  # [vector, how many there are]
+    gaps = ritz[:, None] - ritz
+    hidden = np.where(is_before, squares[:, None] / np.where(gaps > 0, gaps, np.inf), 0.0).sum(axis=0)
+    over = REACHED * np.maximum(ritz, 0.0) - ritz[:r, None]
+    above = np.where(is_before[:r], np.maximum(over, 0.0), over).sum(axis=0)
+    is_apart = np.append(False, ritz[:-1] > ritz[1:])
+    return int(np.max(np.flatnonzero(is_apart & (hidden <= coupled) & (above <= lost)), initial=0))
