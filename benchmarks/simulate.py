@@ -5,9 +5,10 @@ to plan for a model of 671 billion parameters.
 
 Runs of a tiny checkpoint and of one of half the size give the rates and what a start costs: those that only move
 tensors that of the storage, those that compute with all elements that of the device, and those that extract factors
-that of work on whole tensors. Two processes together tell the rate of the storage, which one alone may not reach. Then
-other plans, the whole size, matrices of other shapes and two processes are predicted and run. All are run in rounds,
-each run from a quiet disk, and medians count. The model of 671 billion parameters is headers without data.
+that of work on whole tensors. What two processes of one machine reach together is not what one reaches, so their rates
+are measured with two. Then other plans, the whole size and matrices of other shapes are predicted and run. All are run
+in rounds, which begin with another run each, every run from a quiet disk, and medians count. The model of 671 billion
+parameters is headers without data.
 
 Prints tables and writes results/simulate.json. Exits with 1 if a prediction is off by more than a quarter, that of
 matrices of another shape excepted, or if planning takes more than 30 seconds of processor time.
@@ -64,20 +65,14 @@ class Row(NamedTuple):
     @property
     def kind(self) -> str:
         """The calibration that tells what a start costs."""
-        if self.steps is MOVE:
-            return "move" if self.processes == 1 else "move together"
-        return "extract" if self.steps is EXTRACT else "compute"
+        return next((kind for kind, steps in KINDS.items() if self.steps is steps), "compute")
 
 
-KINDS: dict[str, tuple[list[Any], int]] = {
-    "move": (MOVE, 1),
-    "move together": (MOVE, 2),
-    "compute": (COMPUTE, 1),
-    "extract": (EXTRACT, 1),
-}
+KINDS = {"move": MOVE, "compute": COMPUTE, "extract": EXTRACT}
 CALIBRATIONS = [
-    Row(f"{kind}, {model}", "", model, steps, processes)
-    for kind, (steps, processes) in KINDS.items()
+    Row(f"{kind}, {model}, {processes}", "", model, steps, processes)
+    for processes in (1, 2)
+    for kind, steps in KINDS.items()
     for model in ("tiny", "half")
 ]
 HELD = [
@@ -192,35 +187,38 @@ def rate_and_start(amounts: Sequence[float], seconds: Sequence[float]) -> tuple[
     return rate, max(seconds[0] - amounts[0] / rate, 0.0)
 
 
-def accuracy(directory: Path, size: str, repeats: int) -> tuple[Record, list[Record]]:
+def accuracy(directory: Path, size: str, repeats: int) -> tuple[list[Record], list[Record]]:
     """The calibration, and for every row what was predicted and measured."""
     make_inputs(directory, parse_size(size, binary=True) or 0)
-    taken: dict[str, list[float]] = {row.name: [] for row in [*CALIBRATIONS, *HELD]}
+    rows = [*CALIBRATIONS, *HELD]
+    taken: dict[str, list[float]] = {row.name: [] for row in rows}
     for number in range(repeats + 1):
-        for row in [*CALIBRATIONS, *HELD]:
+        begin = number * len(rows) // (repeats + 1)
+        for row in [*rows[begin:], *rows[:begin]]:
             seconds = run(directory, row)
             if number:  # the first round compiles
                 taken[row.name].append(seconds)
     spread = {name: measure.spread(times) for name, times in taken.items()}
-    calibration = {}
-    for kind in KINDS:
-        rows = [row for row in CALIBRATIONS if row.kind == kind]
+    calibration = []
+    for small, large in zip(CALIBRATIONS[::2], CALIBRATIONS[1::2], strict=True):
         rate, start_s = rate_and_start(
-            [amount(directory, row) for row in rows], [spread[row.name]["median"] for row in rows]
+            [amount(directory, row) for row in (small, large)],
+            [spread[row.name]["median"] for row in (small, large)],
         )
-        calibration[kind] = {"bytes_per_s": rate, "start_s": start_s}
+        found = {"bytes_per_s": rate, "start_s": start_s, "small_s": spread[small.name], "large_s": spread[large.name]}
+        calibration.append({"kind": small.kind, "processes": small.processes, **found})
     return calibration, [judged(directory, row, calibration, spread[row.name]) for row in HELD]
 
 
-def judged(directory: Path, row: Row, calibration: Record, real: Record) -> Record:
+def judged(directory: Path, row: Row, calibration: Sequence[Record], real: Record) -> Record:
     """What was predicted of a row, what was measured, and one by the other."""
-    rates = {kind: found["bytes_per_s"] for kind, found in calibration.items()}
+    known = {found["kind"]: found for found in calibration if found["processes"] == row.processes}
     machines = Machines(
         row.processes,
-        storage=rates["move together"] if row.processes > 1 else rates["move"],
-        compute=rates["compute"] / row.processes,  # the processes of one machine share its processor as well
-        whole=rates["extract"] / row.processes,
-        startup=calibration[row.kind]["start_s"],
+        storage=known["move"]["bytes_per_s"],
+        compute=known["compute"]["bytes_per_s"] / row.processes,  # what they reach together
+        whole=known["extract"]["bytes_per_s"] / row.processes,
+        startup=known[row.kind]["start_s"],
     )
     predicted = forecast(directory, row, machines).wall_s
     ratios = {"value": predicted / real["median"], "min": predicted / real["max"], "max": predicted / real["min"]}
@@ -291,8 +289,9 @@ def main() -> int:
             flush=True,
         )
     calibration, rows = accuracy(directory, args.size, args.repeats)
-    for kind, found in calibration.items():
-        print(f"{kind:22} {found['bytes_per_s'] / 1e9:.3f} GB/s + {found['start_s']:.2f} s")
+    for found in calibration:
+        what = f"{found['kind']}, {found['processes']}"
+        print(f"{what:22} {found['bytes_per_s'] / 1e9:.3f} GB/s + {found['start_s']:.2f} s")
     for row in rows:
         ratio = row["ratio"]
         print(

@@ -254,8 +254,8 @@ def test_a_rate_and_a_start_follow_from_a_small_run_and_a_large_one(harness: Any
     assert harness.simulate.rate_and_start([100.0, 200.0], [1.0, 3.0])[1] == 0
 
 
-@pytest.mark.parametrize("kind", ["move", "move together", "extract"])
-def test_a_prediction_is_held_to_a_run(harness: Any, kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "processes"), [("move", 1), ("move", 2), ("extract", 1)])
+def test_a_prediction_is_held_to_a_run(harness: Any, kind: str, processes: int, tmp_path: Path) -> None:
     simulate = harness.simulate
     matrices = {
         f"h.{n}.weight": np.full((600, 40), n + 1, np.float32) + np.eye(600, 40, dtype=np.float32) for n in (0, 1)
@@ -263,7 +263,7 @@ def test_a_prediction_is_held_to_a_run(harness: Any, kind: str, tmp_path: Path) 
     simulate.write_model(tmp_path / "tiny.safetensors", matrices)
     simulate.write_model(tmp_path / "tiny-base.safetensors", matrices)
     simulate.write_model(tmp_path / "tiny-tuned.safetensors", {name: 2 * array for name, array in matrices.items()})
-    row = simulate.Row(kind, "two matrices", "tiny", *simulate.KINDS[kind])
+    row = simulate.Row(kind, "two matrices", "tiny", simulate.KINDS[kind], processes)
     assert 0 < simulate.run(tmp_path, row) < 60
     nbytes = sum(array.nbytes for array in matrices.values())
     factors = 4 * 2 * 16 * (600 + 40)
@@ -273,9 +273,10 @@ def test_a_prediction_is_held_to_a_run(harness: Any, kind: str, tmp_path: Path) 
     through = extracted if kind == "extract" else 2 * nbytes
     assert simulate.amount(tmp_path, row) == through
 
-    calibration = {name: {"bytes_per_s": float(nbytes), "start_s": 1.0} for name in simulate.KINDS}
+    known = {"bytes_per_s": float(nbytes), "start_s": 1.0}
+    calibration = [{"kind": name, "processes": processes, **known} for name in simulate.KINDS]
     record = simulate.judged(tmp_path, row, calibration, {"median": 10.0, "min": 8.0, "max": 20.0})
-    assert record["predicted_s"] >= 1 + through / nbytes - 0.1
+    assert record["predicted_s"] >= 1 + through / nbytes - 0.1  # two processes share the rate
     ratio = record["ratio"]
     assert ratio["value"] == record["predicted_s"] / 10 and (ratio["min"], ratio["max"]) == (
         record["predicted_s"] / 20,
