@@ -66,7 +66,6 @@ class GroupFunction:
 
     def __init__(self, group: Group, blueprint: Blueprint) -> None:
         self.flat = group.flat
-        self.is_on_host = group.on_host
         self.blueprint = blueprint
         sample = group.sample
         self.eqns = blueprint.eqns
@@ -87,7 +86,7 @@ class GroupFunction:
     def belongs_on_host(self, platform: str) -> bool:
         """Whether NumPy is the better way on that platform: a CPU runs the same LAPACK inside a compiled function, but
         multiplies matrices faster outside, and compiling takes longer than factoring a small one."""
-        return self.is_on_host or (self.uses_lapack and platform == "cpu")
+        return self.uses_lapack and platform == "cpu"
 
     def on_host(self, inputs: Sequence[Any], numbers: Sequence[float]) -> tuple[list[Any], list[Any]]:
         """The outputs, and the masks themselves, in NumPy.
@@ -100,15 +99,15 @@ class GroupFunction:
         return [values[number] for number in self.leaving], [values[number] for number in self.checked]
 
     def masks(
-        self, inputs: Sequence[Any], numbers: Sequence[float], platform: str, mesh: Sequence[Any] = ()
+        self, inputs: Sequence[Any], numbers: Sequence[float], on_host: bool, mesh: Sequence[Any] = ()
     ) -> list[tuple[Any, Any]]:
-        """For every check its mask and how far off every element is, as NumPy arrays; for messages. `platform` is where
-        the group was computed, and `mesh` the devices that it was spread over."""
+        """For every check its mask and how far off every element is, as NumPy arrays; for messages. It was computed in
+        NumPy if `on_host`, or spread over the devices `mesh`."""
         host = HostKernel()
         with np.errstate(all="ignore"):
             if mesh:
                 values = self._on_mesh(inputs, numbers, mesh, range(len(self.blueprint.value_specs())))[0]
-            elif self.exact or self.belongs_on_host(platform):
+            elif self.exact or on_host:
                 values = self._evaluate(host, list(inputs), iter(numbers))
             else:
                 values = self._eagerly(inputs, numbers)

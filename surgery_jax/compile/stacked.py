@@ -36,7 +36,6 @@ class StackFunction:
         self.blueprint = blueprint
         self.specs = blueprint.specs
         self.checked = one.checked
-        self.is_on_host = one.is_on_host
         self.uses_lapack = one.uses_lapack
         self._compiled: dict[tuple[Any, ...], Any] = {}
         self._ready: set[tuple[Any, ...]] = set()
@@ -72,10 +71,10 @@ class StackFunction:
                 return index
         return 0
 
-    def masks(self, inputs: Sequence[Any], numbers: Sequence[Sequence[float]], platform: str) -> list[tuple[Any, Any]]:
+    def masks(self, inputs: Sequence[Any], numbers: Sequence[Sequence[float]], on_host: bool) -> list[tuple[Any, Any]]:
         """For every check its mask and how far off every element is, with as many components as there is room for;
         what is beyond the last of them means nothing."""
-        found = [self.one.masks([x[index] for x in inputs], own, platform) for index, own in enumerate(numbers)]
+        found = [self.one.masks([x[index] for x in inputs], own, on_host) for index, own in enumerate(numbers)]
         found += [found[-1]] * (self.blueprint.rows - len(found))
         return [
             (np.stack([mask for mask, _ in each]), np.stack([off for _, off in each]))

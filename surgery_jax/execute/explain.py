@@ -25,6 +25,7 @@ from .reservations import (
     PROCESS_BYTES,
     decode_needs,
     footprint,
+    is_on_host,
     is_sharded,
     move_needs,
     peak_bytes,
@@ -131,9 +132,12 @@ def explain(program: Program, options: Options | None = None) -> Explanation:
         else:
             counts[task.group] += 1
             footprints.append(sizes[task.group])
+    on_host = [is_on_host(group, plan, options.limits) for group, plan in zip(program.groups, plans, strict=True)]
     kinds = [
-        "sharded" if is_sharded(group, plan, options.limits) else _KINDS.get(plan.kind, plan.kind)
-        for group, plan in zip(program.groups, plans, strict=True)
+        "sharded"
+        if is_sharded(group, plan, options.limits)
+        else _KINDS.get(plan.kind, plan.kind) + (" on host" if by_numpy else "")
+        for group, plan, by_numpy in zip(program.groups, plans, on_host, strict=True)
     ]
     names = _Names(program)
     peak = cached + peak_bytes(footprints, options.memory_bytes - cached, options.num_workers)
@@ -144,7 +148,7 @@ def explain(program: Program, options: Options | None = None) -> Explanation:
         ),
         moves=names.moves(),
         num_tensors_read=len(names.sources),
-        num_compilations=sum(not group.on_host for group in program.groups),
+        num_compilations=on_host.count(False),
         bytes_moved=program.bytes_moved,
         bytes_read=program.bytes_read,
         bytes_computed=program.bytes_computed,
@@ -211,7 +215,7 @@ def _group(group: Group, kind: str, names: _Names, num_tasks: int, task_bytes: i
     )
     return GroupAccount(
         lines=spell_lines(mark for component in components for mark in _origins(component)),
-        kind=kind + (" on host" if group.on_host else ""),
+        kind=kind,
         operations=_operations(group),
         reads=tuple(collapse(inputs)),
         writes=tuple(collapse(outputs)),

@@ -30,6 +30,7 @@ __all__ = [
     "device_bytes",
     "device_limit",
     "footprint",
+    "is_on_host",
     "is_sharded",
     "move_needs",
     "peak_bytes",
@@ -87,6 +88,12 @@ def is_sharded(group: Group, plan: Blueprint, limits: Limits) -> bool:
     return not group.on_host and device_bytes(plan) > limits.device and layout(plan) is not None
 
 
+def is_on_host(group: Group, plan: Blueprint, limits: Limits) -> bool:
+    """Whether NumPy computes the tasks of a group: it moves elements only, or a task is too large for a device and can
+    not be spread over several."""
+    return group.on_host or (device_bytes(plan) > limits.device and layout(plan) is None)
+
+
 def rounded(size: int) -> int:
     """The size of the buffer for so many bytes."""
     return max(-(-size // PAGE) * PAGE, PAGE)
@@ -135,22 +142,14 @@ def too_large(total: int, limit: int) -> BudgetError:
 
 def _too_large_for_devices(group: Group, plan: Blueprint, limits: Limits) -> tuple[int, BudgetError] | None:
     """Bytes that one device would need for a task of a group, and the error that says so; None if it fits."""
-    total = device_bytes(plan)
-    if group.on_host or total <= limits.device:
+    if not is_sharded(group, plan, limits):
         return None
+    spread = layout(plan)
+    assert spread is not None
     where = group.sample.origins[-1] if group.sample.origins else None
     found = f"--device-memory {format_bytes(limits.device)}"
-    spread = layout(plan)
-    if spread is None:
-        return total, BudgetError(
-            "one piece of work does not fit a device",
-            where=where,
-            expected=f"--device-memory of at least {format_bytes(total)}",
-            found=found,
-            hint="it cannot be cut into parts that give the same bits",
-        )
     count = mesh_size(limits.devices or STRANDS)
-    total = min(total, spread.device_bytes(count))
+    total = min(device_bytes(plan), spread.device_bytes(count))
     if total <= limits.device:
         return None
     enough = [n for n in (2, 4, 8, STRANDS) if n > count and spread.device_bytes(n) <= limits.device]

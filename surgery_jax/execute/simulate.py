@@ -21,7 +21,17 @@ from ..core.errors import PlanError, nearest
 from ..core.specs import parse_size
 from .decoded import cache_bytes
 from .options import Options
-from .reservations import Limits, check_fits, decode_needs, footprint, is_sharded, move_needs, piece_bytes, task_needs
+from .reservations import (
+    Limits,
+    check_fits,
+    decode_needs,
+    footprint,
+    is_on_host,
+    is_sharded,
+    move_needs,
+    piece_bytes,
+    task_needs,
+)
 from .schedule import DecodeTask, MoveTask, Sized, blueprints, plan_tasks, shares
 
 __all__ = ["HostForecast", "Machines", "Pass", "Simulation", "parse_machines", "simulate"]
@@ -190,7 +200,7 @@ def _cost(group: Group, plan: Blueprint, machines: Machines, limits: Limits, pie
     values = plan.value_specs()
     through = sum(spec.nbytes for spec in plan.specs) + sum(values[value].nbytes for value in plan.leaving)
     is_spread = plan.one is not None or is_sharded(group, plan, limits)
-    count = 0 if group.on_host else mesh_size(machines.devices) if is_spread else 1
+    count = 0 if is_on_host(group, plan, limits) else mesh_size(machines.devices) if is_spread else 1
     return _Cost(through / rate / max(count, 1), count, footprint(task_needs(plan, piece)))
 
 

@@ -31,7 +31,16 @@ from .devices import local_devices
 from .encoded import EncodedFile
 from .outputs import OutputFile
 from .report import Progress
-from .reservations import Limits, decode_needs, device_bytes, is_sharded, move_needs, piece_bytes, task_needs
+from .reservations import (
+    Limits,
+    decode_needs,
+    device_bytes,
+    is_on_host,
+    is_sharded,
+    move_needs,
+    piece_bytes,
+    task_needs,
+)
 from .schedule import DecodeTask, MoveTask, Task, Tile, blueprints, plan_tasks
 from .timeline import Timeline
 from .verdicts import Findings
@@ -72,6 +81,7 @@ class Executor:
         known = functions or Functions()
         self.functions = [known.of(group, plan) for group, plan in zip(program.groups, plans, strict=True)]
         self._sharded = {n for n, plan in enumerate(plans) if is_sharded(program.groups[n], plan, limits)}
+        self._on_host = {n for n, plan in enumerate(plans) if is_on_host(program.groups[n], plan, limits)}
         self._sharing = threading.Lock()
         self._busy, self._given = [0] * MOST_DEVICES, [0] * MOST_DEVICES
         self.device_budgets = [Budget(limits.device) for _ in range(num_devices or MOST_DEVICES)]
@@ -244,7 +254,7 @@ class Executor:
     ) -> None:
         plan = function.blueprint
         with self.timeline.stage("compute"):
-            result, device, mesh = self._on_devices(function, tile, inputs)
+            result, mesh = self._on_devices(function, tile, inputs)
             if result is not None:
                 outputs = [np.asarray(array) for array in result[0]]
                 holds, guards = result[1][: len(function.checked)], result[1][len(function.checked) :]
@@ -265,7 +275,7 @@ class Executor:
                 hint="find it with assert: { equal: { left: name, right: name, eps: 0 } }",
             )
         if not all(holds):
-            self._explain(function, tile, inputs, device.platform if device is not None else "", mesh)
+            self._explain(function, tile, inputs, result is None, mesh)
         with self.timeline.stage("write"):
             self._write(plan, tile, outputs, bounce)
         rows = sum(count for _, _, count in tile.segments) - tile.seen
@@ -273,20 +283,19 @@ class Executor:
 
     def _on_devices(
         self, function: GroupFunction | StackFunction, tile: Tile, inputs: list[np.ndarray]
-    ) -> tuple[tuple[list[Any], list[bool]] | None, Any, list[Any]]:
-        """Outputs and verdicts, None if it is up to the host; a device, None if there is none; and the devices that
-        have worked on it together, if they have."""
-        if self._devices is None or function.is_on_host:
-            return None, None, []
+    ) -> tuple[tuple[list[Any], list[bool]] | None, list[Any]]:
+        """Outputs and verdicts, None if it is up to the host; and the devices over which one component was spread."""
+        if self._devices is None or tile.group in self._on_host:
+            return None, []
         devices = self._devices.result()
         numbers = _numbers(tile, function.blueprint)
         mesh = devices[: mesh_size(len(devices))]
         if tile.group in self._sharded:
             assert isinstance(function, GroupFunction)
             with self._shared_by(mesh, function):
-                return function.on_mesh(inputs, numbers, mesh), mesh[0], mesh
+                return function.on_mesh(inputs, numbers, mesh), mesh
         if function.belongs_on_host(devices[0].platform):
-            return None, devices[0], []
+            return None, []
         if isinstance(function, StackFunction):
             with self._room(mesh, function.device_bytes(len(mesh))):
                 result = function.on_mesh(inputs, numbers, mesh)
@@ -297,7 +306,7 @@ class Executor:
         if result is None:
             with self._lock:
                 self.num_fallbacks += 1
-        return result, devices[0], []
+        return result, []
 
     @contextmanager
     def _least_busy(self, count: int) -> Iterator[int]:
@@ -334,16 +343,16 @@ class Executor:
         function: GroupFunction | StackFunction,
         tile: Tile,
         inputs: list[np.ndarray],
-        platform: str,
+        on_host: bool,
         mesh: list[Any],
     ) -> None:
         """Find out where checks failed."""
         numbers = _numbers(tile, function.blueprint)
         if isinstance(function, StackFunction):
-            masks = function.masks(inputs, numbers, platform)
+            masks = function.masks(inputs, numbers, on_host)
         else:
             with self._shared_by(mesh, function) if mesh else nullcontext():
-                masks = function.masks(inputs, numbers, platform, mesh)
+                masks = function.masks(inputs, numbers, on_host, mesh)
         for index, (mask, measure) in enumerate(masks):
             mask, measure = mask.reshape(-1), measure.reshape(-1)
             width = mask.size // function.blueprint.rows

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from running import Bench, assert_same_bits, read_checkpoint, simulated
 
-from surgery_jax import BudgetError, Options, PlanError, check, plan_of
+from surgery_jax import BudgetError, Options, PlanError, Problems, check, explain, plan_of
 
 # Every operation of the contract, on 8 simulated devices, through the engine: what it gives with 1, 2 and 8 of them;
 # and whether operands of which there are many copies give what one copy gives, which is not computed in a stack.
@@ -76,6 +76,25 @@ def test_work_that_cannot_be_cut_to_a_device_is_refused_with_the_budget_it_needs
         check(plan, Options(device_memory="500KiB", devices=1))
     assert "--device-memory of at least 703 KiB" in str(refused.value)
     assert check(plan, Options(device_memory="704KiB", devices=1))
+
+
+def test_what_fits_no_device_and_cannot_be_spread_is_computed_on_the_host(tmp_path: Path) -> None:
+    x = np.random.default_rng(2).standard_normal((300, 200)).astype(np.float32)
+    bench = Bench(tmp_path, m={"x": x})
+    turned = [{"permute": {"from": "x", "to": "y", "order": [1, 0]}}, {"scale_": {"target": "y", "by": 1 / 3}}]
+    product = [*turned, {"matmul": {"from_a": "x", "from_b": "y", "to": "z"}}]
+    small = {"device_memory": "200KiB"}
+    for steps in (turned, product):
+        kinds = [group.kind for group in explain(plan_of(bench.plan(steps)), Options(**small)).groups]
+        assert kinds == ["whole on host"]
+        report = bench.report(steps, **small)
+        assert report.num_compilations == 0
+        found = read_checkpoint(bench.out)
+        assert_same_bits(found["y"], x.T * np.float32(1 / 3))
+    np.testing.assert_allclose(found["z"], x.astype(np.float64) @ (x.T / 3), rtol=1e-5, atol=1e-4)
+    wrong = [*turned, {"assert": {"iszero": "y"}}]
+    with pytest.raises(Problems, match="60000 of 60000 elements"):
+        bench.report(wrong, **small)
 
 
 def test_more_devices_than_there_are_is_an_error(tmp_path: Path) -> None:
