@@ -19,15 +19,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .api import Compiled, Options, Outside, Show, compile_with, joined, settle, settle_questions, stage, write_notes
 from .compile.lower import Functions
+from .compiled import Compiled, Outside, compile_with, joined
 from .core.errors import PlanError, SurgeryError, told
 from .execute.finished import Entry, FileState, Finished, states_of
+from .execute.options import Options
 from .execute.report import peak_rss_bytes
 from .graph.node import Graph
 from .language.document import plain
 from .language.jobs import Job, load_jobs
 from .language.plan import Plan
+from .passes import Show, settle, settle_questions, stage, write_notes
 from .storage import formats
 from .storage.base import Checkpoint
 from .storage.base import Entry as Stored

@@ -12,24 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .api import (
-    Compiled,
-    Options,
-    Outside,
-    Show,
-    check_targets,
-    compile_with,
-    settle,
-    settle_questions,
-    stage,
-    with_inputs,
-    write_notes,
-)
+from .compiled import Compiled, Outside, compile_with, with_inputs
 from .core.errors import Mark, PlanError, StorageError
 from .core.specs import Spec
+from .execute.options import Options
 from .graph.node import Node, Source
 from .graph.roots import Request
 from .language.plan import Output, Plan
+from .passes import Show, check_targets, settle, settle_questions, stage, write_notes
 from .storage.base import Checkpoint, Entry, Format, LaidFile, Layout
 from .storage.flax_trees import MEMORY, held
 from .storage.formats import OutputPlan

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from running import Bench, write_checkpoint
 
 from surgery_jax import Options, plan_of
-from surgery_jax.api import Outside, compile_with, joined
 from surgery_jax.compile.program import Group, Move, Program
+from surgery_jax.compiled import Outside, compile_with, joined
 from surgery_jax.execute.schedule import MOVE_BYTES, SMALLEST_TILE, MoveTask, Tile, blueprint, plan_tasks, shares
 from surgery_jax.graph.node import Graph
 

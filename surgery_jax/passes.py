@@ -1,0 +1,156 @@
+"""What happens around the passes over the data: outputs are tried, staged and annotated, questions answered, assertions
+settled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .compiled import Compiled, Outputs, asking
+from .core.errors import AssertionFailed, PlanError, Problems, SurgeryError
+from .execute.options import Options
+from .execute.peers import ALONE, Peers
+from .execute.reservations import check_fits
+from .graph.node import Node
+from .graph.roots import Symbolic
+
+if TYPE_CHECKING:
+    from .compile.lower import Functions
+    from .execute.perform import Performed
+    from .storage.publish import Staging
+
+__all__ = ["Show", "check_targets", "settle", "settle_questions", "stage", "write_notes"]
+
+Show = Callable[[int, int], None]  # progress: bytes done, bytes in all
+MAX_PASSES = 16  # over the data, before the last one: far more than steps build upon each other
+AMPLE = 64 << 20  # bytes in which any elementwise work fits, since it is cut into tiles
+
+
+def check_targets(compiled: Compiled, options: Options, outputs: Outputs) -> None:
+    """Whether these outputs of a plan can be written, and its work fits the budget.
+
+    Raises:
+        SurgeryError: they cannot, or it does not.
+    """
+    from .storage.publish import check_space, check_target
+
+    tests = [partial(check_target, output, options.overwrite) for output, _ in outputs]
+    if not compiled.symbolic.questions:  # with them, sizes are only bounds
+        tests.append(partial(check_space, outputs))
+    is_small = min(options.memory_bytes, options.limits.device) < AMPLE
+    if not compiled.symbolic.questions and (compiled.symbolic.needs_whole or is_small):
+        tests.append(partial(check_fits, compiled.program, options.limits))
+    errors: list[SurgeryError] = []
+    for test in tests:
+        try:
+            test()
+        except SurgeryError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0] if len(errors) == 1 else Problems(errors)
+
+
+def settle_questions(
+    parts: Sequence[Compiled],
+    options: Options,
+    progress: Show | None = None,
+    peers: Peers = ALONE,
+    functions: Functions | None = None,
+) -> tuple[list[Compiled], list[Performed]]:
+    """Plans of one graph compiled again with what they ask of the data, and the account of the passes that found it.
+
+    Such a pass reads what the questions are about and writes nothing. Plans without questions stay as they are.
+    `functions` are those of `perform`.
+
+    Raises:
+        SurgeryError: what went wrong.
+    """
+    from .execute.devices import check_fits_here
+    from .execute.perform import perform
+
+    settled = list(parts)
+    answers: dict[Node, Any] = {}
+    passes: list[Performed] = []
+    while questions := [question for part in settled for question in part.symbolic.questions]:
+        if len(passes) == MAX_PASSES:
+            raise PlanError(
+                "what the plan asks of the data changes from pass to pass",
+                found=f"{len(questions)} questions after {len(passes)} passes",
+                hint="give random tensors a seed",
+            )
+        program = asking(settled)
+        check_fits_here(program, options.limits)
+        passes.append(perform(program, (), options, progress, peers, functions))
+        found, asked = passes[-1].findings, program.symbolic
+        answers |= {sink.node: found[sink] for sink in asked.sinks}
+        answers |= {check.node: found[check].holds for check in asked.checks}
+        settled = [part.again(answers) if part.symbolic.questions and part.again else part for part in settled]
+    return settled, passes
+
+
+def write_notes(compiled: Compiled, stagings: Sequence[Staging], findings: Any) -> None:
+    """Write the texts that belong beside outputs.
+
+    Raises:
+        StorageError: the operating system refuses.
+    """
+    for save, staging in zip(compiled.symbolic.saves, stagings, strict=True):
+        if staging.plan.format.takes_notes:
+            for name, render in save.notes.items():
+                staging.add(name, render(findings))
+
+
+def stage(outputs: Outputs, stack: ExitStack, peers: Peers = ALONE) -> list[Staging]:
+    """Outputs in their hidden places, made by the first of the processes and opened by the others; what is not
+    committed when the stack closes is removed.
+
+    Raises:
+        StorageError: the operating system refuses, or this process does not see what the first one made.
+    """
+    from .storage.publish import Staging
+
+    stagings: list[Staging] = []
+
+    def add(staging: Staging) -> None:
+        stagings.append(staging)
+        stack.callback(staging.abort)
+        peers.rescue(staging.abort)
+
+    if peers.rank == 0:
+        for output, layout in outputs:
+            add(Staging(output, layout))
+    told = json.loads(peers.share(json.dumps([staging.tell() for staging in stagings]).encode()))
+    if peers.rank:
+        for (output, layout), place in zip(outputs, told, strict=True):
+            add(Staging(output, layout, place))
+    return stagings
+
+
+class _Failed(Problems):
+    """Assertions that values decided, and what the plan printed before the first of them."""
+
+    def __init__(self, errors: Sequence[SurgeryError], printed: str) -> None:
+        super().__init__(errors)
+        self.printed = printed
+
+
+def settle(symbolic: Symbolic, findings: Any) -> str:
+    """Settle the assertions and render what the plan prints.
+
+    Raises:
+        Problems: assertions that do not hold.
+    """
+    failed: list[SurgeryError] = []
+    first = None
+    for assertion in symbolic.assertions:
+        holds, why = assertion.outcome.settle(findings)
+        if not holds:
+            failed.append(AssertionFailed(f"assertion failed: {why}", where=assertion.mark))
+            first = assertion.step if first is None else first
+    printed = "\n".join(entry.render(findings) for entry in symbolic.prints if first is None or entry.step <= first)
+    if failed:
+        raise _Failed(failed, printed)
+    return printed
