@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from running import Bench, write_checkpoint
 
-from surgery_jax import AssertionFailed, Options, PlanError, StorageError, SurgeryError, plan_of, run
+from surgery_jax import AssertionFailed, Options, PlanError, StorageError, SurgeryError, explain, plan_of, run
 from surgery_jax.compile.program import Move
 from surgery_jax.core.errors import Problems
 from surgery_jax.execute.cluster import join
@@ -269,12 +269,13 @@ def free_port():
         return server.getsockname()[1]
 
 
-def start(plan, size, *more):
-    """The command in so many processes."""
+def start(plan, size, *more, devices=1):
+    """The command in so many processes, which have so many devices each."""
     port = free_port()
     place = ["--distributed", "--coordinator", f"127.0.0.1:{port}", "--num-processes", str(size)]
     command = [sys.executable, "-m", "surgery_jax", "run", str(plan), "--no-summary", "--no-sync", *more, *place]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     return [
         subprocess.Popen(
             [*command, "--process-id", str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -295,6 +296,28 @@ def test_the_command_runs_on_two_processes(bench):
     plan.unlink()
     assert digests(bench.root) == expected
     assert len(json.loads(said[0][0])["processes"]) == 2 and said[1] == ("", "")
+
+
+def test_processes_with_several_devices_each_give_the_same_bits(bench):
+    """A stack over all devices of a process, and a product that is too large for one of them."""
+    many = {f"{side}.{i}": GENERATOR.standard_normal((24, 24)).astype(np.float32) for side in "ab" for i in range(90)}
+    tall = {"tall": GENERATOR.standard_normal((300, 700)).astype(np.float32)}
+    write_checkpoint(bench.root / "model.safetensors", TENSORS | many | tall)
+    steps = [
+        {"matmul": {"from_a": r"a\.(\d+)", "from_b": r"b.\1", "to": r"c.\1"}},
+        {"matmul": {"from_a": "wide", "from_b": "tall", "to": "square"}},
+    ]
+    kinds = [group.kind for group in explain(plan_of(bench.plan(steps)), Options(device_memory="3MiB")).groups]
+    assert kinds == ["stacks", "sharded"]
+    plan = bench.root / "plan.yaml"
+    plan.write_text(json.dumps(bench.plan(steps)))
+    found = []
+    for size, devices in ((1, 2), (2, 4)):
+        processes = start(plan, size, "--overwrite", "--device-memory", "3MiB", devices=devices)
+        said = [process.communicate(timeout=60) for process in processes]
+        assert not any(process.returncode for process in processes), said
+        found.append(bench.out.read_bytes())
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("killed", [0, 1])
