@@ -312,7 +312,7 @@ def test_processes_with_several_devices_each_give_the_same_bits(bench):
     plan = bench.root / "plan.yaml"
     plan.write_text(json.dumps(bench.plan(steps)))
     found = []
-    for size, devices in ((1, 2), (2, 4)):
+    for size, devices in ((1, 4), (2, 8)):
         processes = start(plan, size, "--overwrite", "--device-memory", "3MiB", devices=devices)
         said = [process.communicate(timeout=60) for process in processes]
         assert not any(process.returncode for process in processes), said
