@@ -105,8 +105,9 @@ def test_chunks_of_an_orbax_checkpoint_are_written_by_several_processes(bench):
     on_all(stars(2), lambda star: act(star, chunk="20KB"))
     assert {path: path.read_bytes() for path in bench.root.glob("out/**/*") if path.is_file()} == expected
     assert len(expected) > 100
-    for error in on_all(stars(2), lambda star: act(star, compression="zstd")):
-        assert isinstance(error, PlanError) and "compressed" in str(error)
+    errors = on_all(stars(2), lambda star: act(star, compression="zstd"))
+    assert any(isinstance(error, PlanError) for error in errors)  # the other may hear of it before it finds it itself
+    assert all(isinstance(error, SurgeryError) and "compressed" in str(error) for error in errors)
 
 
 def test_an_assertion_that_fails_in_one_share_stops_all_and_leaves_nothing(bench):
