@@ -35,7 +35,9 @@ def local_devices(count: int | None = None) -> list[Any]:
     _watch()
     _keep_freed_memory()
     config: Any = jax.config
-    if config.jax_compilation_cache_dir is None:
+    # before 0.10.2, XLA writes a page of warnings for every function for a CPU that it finds in the cache
+    is_quiet = jax.__version_info__ >= (0, 10, 2) or jax.default_backend() != "cpu"
+    if config.jax_compilation_cache_dir is None and is_quiet:
         folder = _cache_folder()
         if folder is not None:
             config.update("jax_compilation_cache_dir", str(folder))
