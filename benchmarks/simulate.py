@@ -68,7 +68,7 @@ class Row(NamedTuple):
         return next((kind for kind, steps in KINDS.items() if self.steps is steps), "compute")
 
 
-KINDS = {"move": MOVE, "compute": COMPUTE, "extract": EXTRACT}
+KINDS: dict[str, list[Any]] = {"move": MOVE, "compute": COMPUTE, "extract": EXTRACT}
 CALIBRATIONS = [
     Row(f"{kind}, {model}, {processes}", "", model, steps, processes)
     for processes in (1, 2)
