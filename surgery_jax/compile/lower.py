@@ -197,9 +197,7 @@ class GroupFunction:
 
         with self._lock:
             if (devices, leaving) not in self._meshed:
-                options: dict[str, Any] = {"xla_allow_excess_precision": False}
-                if devices[0].platform == "gpu":
-                    options["xla_gpu_deterministic_ops"] = True
+                options = self.compiler_options(devices[0].platform)
                 if devices[0].platform == "cpu":
                     # threads within a product would divide it by their number; and devices wait for the slowest
                     options["xla_cpu_multi_thread_eigen"] = False

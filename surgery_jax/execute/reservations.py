@@ -89,8 +89,8 @@ def is_sharded(group: Group, plan: Blueprint, limits: Limits) -> bool:
 
 
 def is_on_host(group: Group, plan: Blueprint, limits: Limits) -> bool:
-    """Whether NumPy computes the tasks of a group: it moves elements only, or a task is too large for a device and can
-    not be spread over several."""
+    """Whether NumPy computes the tasks of a group wherever there are devices: they only move elements or are complex,
+    or one is too large for a device and cannot be spread over several."""
     return group.on_host or (device_bytes(plan) > limits.device and layout(plan) is None)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from running import Bench, write_checkpoint
+from running import Bench, read_checkpoint, write_checkpoint
 
 from surgery_jax import AssertionFailed, Options, PlanError, StorageError, SurgeryError, explain, plan_of, run
 from surgery_jax.compile.program import Move
@@ -319,6 +319,11 @@ def test_processes_with_several_devices_each_give_the_same_bits(bench):
         assert not any(process.returncode for process in processes), said
         found.append(bench.out.read_bytes())
     assert found[0] == found[1]
+    made, stored = read_checkpoint(bench.out), TENSORS | many | tall
+    pairs = {"square": ("wide", "tall")} | {f"c.{i}": (f"a.{i}", f"b.{i}") for i in range(90)}
+    for name, (left, right) in pairs.items():
+        wanted = stored[left].astype(np.float64) @ stored[right].astype(np.float64)
+        np.testing.assert_allclose(made[name], wanted, rtol=1e-5, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("killed", [0, 1])

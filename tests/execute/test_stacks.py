@@ -59,6 +59,16 @@ def test_a_product_has_the_same_bits_in_a_stack_and_alone_whatever_its_shape(
         np.testing.assert_allclose(found[f"c.{i}"], wanted, rtol=1e-5, atol=1e-5 * np.sqrt(shape[1]))
 
 
+def test_the_factors_of_a_stack_are_the_best_of_their_rank(tmp_path: Path) -> None:
+    stored = tensors(MANY)
+    found = Bench(tmp_path, m=stored).tensors(FACTORS)
+    for i in range(MANY):
+        matrix = stored[f"a.{i}"].astype(np.float64)
+        least = np.sqrt(np.square(np.linalg.svd(matrix, compute_uv=False)[3:]).sum())
+        error = np.linalg.norm(matrix - found[f"up.{i}"].astype(np.float64) @ found[f"down.{i}"])
+        assert least * (1 - 1e-6) <= error <= least * (1 + 1e-5), i
+
+
 def test_each_component_of_a_stack_is_computed_with_its_own_numbers(tmp_path: Path) -> None:
     stored = tensors(MANY)
     found = Bench(tmp_path, m=stored).tensors(TURNED)
