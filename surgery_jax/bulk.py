@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .compile.lower import Functions
+from .compile.functions import Functions
 from .compiled import Compiled, Outside, compile_with, joined
 from .core.errors import PlanError, SurgeryError, told
 from .execute.finished import Entry, FileState, Finished, states_of

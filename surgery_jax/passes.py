@@ -18,7 +18,7 @@ from .graph.node import Node
 from .graph.roots import Symbolic
 
 if TYPE_CHECKING:
-    from .compile.lower import Functions
+    from .compile.functions import Functions
     from .execute.perform import Performed
     from .storage.publish import Staging
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -18,7 +18,7 @@ from ..ops.base import TensorOp
 if TYPE_CHECKING:
     from ..ops.state import State
 
-__all__ = ["Combined", "Known", "Outcome", "Pending", "Predicate", "parse_predicate", "predicates"]
+__all__ = ["Combined", "Known", "Measured", "Outcome", "Pending", "Predicate", "parse_predicate", "predicates"]
 
 
 class Outcome(Protocol):
@@ -52,6 +52,20 @@ class Pending:
     def settle(self, verdicts: Mapping[Any, Any]) -> tuple[bool, str]:
         holds, why, *_ = verdicts[self.check]
         return holds, why
+
+    def known(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Decided by numbers about a tensor: `sink` is their key, `judge` says whether they will do, and why."""
+
+    sink: Any
+    judge: Callable[[Any], tuple[bool, str]]
+
+    def settle(self, verdicts: Mapping[Any, Any]) -> tuple[bool, str]:
+        return self.judge(verdicts[self.sink])
 
     def known(self) -> bool:
         return False

@@ -32,7 +32,7 @@ class Blueprint:
     """Specs of the inputs of one task, and its operations. `rows` is what it is counted in: elements of a flat group,
     rows of one that is cut along the leading axis, components of a stack, and 1 for a whole component."""
 
-    kind: str  # "flat", "rows", "stack" or "whole"
+    kind: str  # "flat", "reduced", "rows", "stack" or "whole"
     rows: int
     specs: tuple[Spec, ...]
     eqns: tuple[Eqn, ...]
@@ -42,7 +42,7 @@ class Blueprint:
 
     def total(self, component: Component) -> int:
         """Rows of a whole component."""
-        if self.kind == "flat":
+        if self.kind in ("flat", "reduced"):
             return component.size
         return component.value_specs()[0].shape[0] if self.kind == "rows" else 1
 
@@ -101,13 +101,16 @@ def stack_blueprint(group: Group, limit: int) -> Blueprint | None:
 
 
 def flat_blueprint(group: Group, length: int) -> Blueprint:
-    """`length` elements of a flat group."""
+    """`length` elements of a flat group. Statistics keep their length, since they are of all elements."""
 
     def cut(specs: tuple[Spec, ...]) -> tuple[Spec, ...]:
         return tuple(Spec((length,), spec.dtype) for spec in specs)
 
-    eqns = tuple(Eqn(eqn.op, eqn.args, cut(eqn.specs)) for eqn in group.sample.eqns)
-    return Blueprint("flat", length, cut(group.sample.specs), eqns, _leaving(group), not group.on_host)
+    eqns = tuple(
+        eqn if eqn.op.kind == "reduce" else Eqn(eqn.op, eqn.args, cut(eqn.specs)) for eqn in group.sample.eqns
+    )
+    kind = "reduced" if group.reduces else "flat"
+    return Blueprint(kind, length, cut(group.sample.specs), eqns, _leaving(group), not group.on_host)
 
 
 def row_bytes(group: Group) -> int | None:

@@ -174,6 +174,18 @@ class HostKernel(_Kernel):
     def bits(self, x: Any) -> Any:
         return np.asarray(x).view(f"u{x.dtype.itemsize}")
 
+    def row(self, x: Any, number: Any) -> Any:
+        """x[:, number]."""
+        return x[:, number]
+
+    column = row
+
+    def repeat(self, count: int, step: Any, state: Any) -> Any:
+        """What becomes of a state when `step(number, state)` is done for all numbers below `count` in turn."""
+        for number in range(count):
+            state = step(number, state)
+        return state
+
     def over(self, x: Any, divisor: Any) -> Any:
         """x divided by a number; x itself if that is 1."""
         return x if divisor == 1 else x / divisor
@@ -282,6 +294,14 @@ class DeviceKernel(_Kernel):
 
     def over(self, x: Any, divisor: Any) -> Any:
         return x / divisor
+
+    def row(self, x: Any, number: Any) -> Any:
+        return self.jax.lax.dynamic_index_in_dim(x, number, 1, keepdims=False)
+
+    column = row
+
+    def repeat(self, count: int, step: Any, state: Any) -> Any:
+        return self.jax.lax.fori_loop(0, count, step, state)
 
     def replace(self, base: Any, index: Any, value: Any) -> Any:
         return base.at[index].set(value)

@@ -20,41 +20,11 @@ from .kernels import DeviceKernel, HostKernel
 from .magnitude import Bound, has_zero
 from .program import Group
 from .sharding import Layout, layout, mesh_size
-from .stacked import StackFunction
 
-__all__ = ["Functions", "GroupFunction"]
+__all__ = ["GroupFunction"]
 
 FLUSHING = ("cpu", "tpu")  # platforms whose arithmetic flushes subnormal numbers
 PATIENCE = 1 << 20  # seconds that simulated devices wait for each other
-
-
-class Functions:
-    """The functions of groups, by structure: programs that share them compile what they have in common once."""
-
-    def __init__(self) -> None:
-        self._known: dict[Any, GroupFunction] = {}
-        self._stacked: dict[tuple[GroupFunction, int], StackFunction] = {}
-
-    def of(self, group: Group, blueprint: Blueprint) -> GroupFunction | StackFunction:
-        """The function of a group, made if there is none yet."""
-        if blueprint.one is None:
-            return self._single(group, blueprint)
-        one = self._single(group, blueprint.one)
-        return self._stacked.setdefault((one, blueprint.rows), StackFunction(one, blueprint))
-
-    def _single(self, group: Group, blueprint: Blueprint) -> GroupFunction:
-        eqns = tuple((eqn.op.static_key(), eqn.args, eqn.specs) for eqn in blueprint.eqns)
-        checked = tuple(value for value, _ in group.sample.checks)
-        shape = (group.flat, group.on_host, blueprint.kind, blueprint.rows, blueprint.fused)
-        key = (shape, blueprint.specs, eqns, blueprint.leaving, checked)
-        if key not in self._known:
-            self._known[key] = GroupFunction(group, blueprint)
-        return self._known[key]
-
-    @property
-    def num_compilations(self) -> int:
-        """How often any of them was traced and compiled so far."""
-        return sum(function.num_traces for function in self._known.values())
 
 
 class GroupFunction:
@@ -136,12 +106,15 @@ class GroupFunction:
             op = eqn.op.with_numbers(numbers)
             if op.needs_finite:
                 kernel.expect_finite(*(values[arg] for arg in eqn.args))
-            if self.flat and isinstance(op, Reshape):
-                results: Any = values[eqn.args[0]]
-            else:
-                results = op.apply(kernel, *(values[arg] for arg in eqn.args))
-            values += results if len(eqn.specs) > 1 else [results]
+            values += self._results(kernel, op, [values[arg] for arg in eqn.args], len(eqn.specs))
         return values
+
+    def _results(self, kernel: Any, op: TensorOp, arrays: Sequence[Any], count: int) -> Sequence[Any]:
+        """The results of one operation, of which there are so many."""
+        if self.flat and isinstance(op, Reshape):
+            return [arrays[0]]
+        results = op.apply(kernel, *arrays)
+        return results if count > 1 else [results]
 
     # -- on several devices --------------------------------------------------------------------------------------
 

@@ -136,6 +136,11 @@ class Group:
         return self.components[0]
 
     @property
+    def reduces(self) -> bool:
+        """Whether it is flat and statistics over all elements of a tensor leave it."""
+        return self.flat and any(eqn.op.kind == "reduce" for eqn in self.sample.eqns)
+
+    @property
     def bytes_in(self) -> int:
         """Bytes that its inputs need."""
         return sum(spec.nbytes for component in self.components for spec in component.specs)
@@ -450,7 +455,10 @@ class _Collector:
         """What two components must share to be computed by one function, and whether that runs on the host."""
         values = component.value_specs()
         structural = all(eqn.op.kind == "structure" for eqn in component.eqns)
+        # squares of float64 can be subnormal numbers, which a device may flush
+        squared = (values[arg] for eqn in component.eqns if eqn.op.kind == "reduce" for arg in eqn.args)
         on_host = structural or any(spec.dtype.kind == "c" for spec in values)
+        on_host = on_host or any(spec.dtype.name == "float64" for spec in squared)
         shape = [spec.dtype if flat else spec for spec in values]
         eqns = tuple(
             ("reshape" if flat and isinstance(eqn.op, Reshape) else self._static_key(eqn.op), eqn.args)
@@ -472,9 +480,10 @@ def _is_flat(calls: list[list[Node]]) -> bool:
     sizes = set()
     for call in calls:
         node = call[0]
-        if node.kind not in ("elementwise", "check") and not isinstance(node.op, Reshape):
+        if node.kind not in ("elementwise", "check", "reduce") and not isinstance(node.op, Reshape):
             return False
-        sizes.add(node.spec.size)
+        if node.kind != "reduce":
+            sizes.add(node.spec.size)
         sizes.update(operand.spec.size for operand in node.operands)
     return len(sizes) <= 1
 

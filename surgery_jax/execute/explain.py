@@ -36,7 +36,7 @@ from .schedule import DecodeTask, MoveTask, blueprints, plan_tasks
 
 __all__ = ["Explanation", "GroupAccount", "MoveAccount", "OperationAccount", "explain"]
 
-_KINDS = {"flat": "tiles", "stack": "stacks"}
+_KINDS = {"flat": "tiles", "reduced": "reductions", "stack": "stacks"}
 
 
 @dataclass(frozen=True, slots=True)

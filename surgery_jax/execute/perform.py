@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..compile.lower import Functions
+from ..compile.functions import Functions
 from ..compile.program import Program
 from ..storage.base import Layout
 from ..storage.formats import OutputPlan

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from ..compile.blueprint import Blueprint, flat_blueprint, row_bytes, rows_blueprint, stack_blueprint, whole_blueprint
 from ..compile.pieces import Piece, cut
 from ..compile.program import Component, Group, Move, Program
+from ..compile.reduced import tile_length
 from ..core.specs import Spec
 from ..graph.node import Source
 from .decoded import cache_bytes, covering
@@ -67,7 +68,7 @@ Segment = tuple[Component, int, int]  # first row and number of rows of a compon
 @dataclass(frozen=True, slots=True)
 class Tile:
     """Rows of components of one group: what the group's blueprint computes at once. All have equal numbers, but for a
-    stack, whose segments are whole components.
+    stack, whose segments are whole components. Of a reduced group it is a component, which is gone over in parts.
 
     The first `seen` rows belong to the tile before as well: they are only there because all tiles have one length.
     """
@@ -89,7 +90,8 @@ def blueprints(program: Program, limits: Limits) -> list[Blueprint]:
 def blueprint(group: Group, limit: int) -> Blueprint:
     """What one task of a group computes when its buffers may take `limit` bytes; one blueprint for the whole group."""
     if group.flat:
-        return flat_blueprint(group, _tile_length(group, limit))
+        length = _tile_length(group, limit)
+        return flat_blueprint(group, tile_length(length) if group.reduces else length)
     whole = whole_blueprint(group)
     if sum(spec.nbytes for spec in whole.specs) + whole.produced_bytes > limit:
         per_row = row_bytes(group)
@@ -199,6 +201,12 @@ def _row_tiles(number: int, group: Group, plan: Blueprint, _: Mapping[str, int])
             yield Tile(number, ((component, first, plan.rows),), start - first)
 
 
+def _components(number: int, group: Group, plan: Blueprint, _: Mapping[str, int]) -> Iterator[Tile]:
+    """A whole component each, which its task cuts into tiles: partial results are brought together in its order."""
+    for component in group.components:
+        yield Tile(number, ((component, 0, component.size),))
+
+
 def _stacks(number: int, group: Group, plan: Blueprint, readers: Mapping[str, int]) -> Iterator[Tile]:
     """Fill stacks with components that lie near each other."""
     whole = [(component, 0, 1) for component in group.components]
@@ -232,6 +240,7 @@ def _flat_tiles(number: int, group: Group, plan: Blueprint, readers: Mapping[str
 
 _CUTTERS: dict[str, Callable[..., Iterator[Tile]]] = {
     "flat": _flat_tiles,
+    "reduced": _components,
     "rows": _row_tiles,
     "stack": _stacks,
     "whole": _row_tiles,

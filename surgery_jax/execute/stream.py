@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from ..compile.blueprint import Blueprint
-from ..compile.lower import Functions, GroupFunction
+from ..compile.functions import Functions
+from ..compile.lower import GroupFunction
+from ..compile.reduced import ReducedFunction
 from ..compile.pieces import Piece, cut
-from ..compile.program import Program
+from ..compile.program import Component, Program
 from ..compile.sharding import mesh_size
 from ..compile.stacked import StackFunction
 from ..core.errors import AssertionFailed
@@ -191,18 +193,66 @@ class Executor:
         function = self.functions[tile.group]
         plan = function.blueprint
         with self.budget.reserve(*task_needs(plan, self.piece)) as buffers:
-            inputs = []
-            with self.timeline.stage("read"):
-                for index, spec in enumerate(plan.specs):
-                    width = spec.nbytes // plan.rows
-                    pieces: list[Piece] = []
-                    for component, start, count in tile.segments:
-                        pieces += cut(component.inputs[index], start * width, count * width)
-                    buffer = buffers[index][: spec.nbytes]
-                    filled = self._fill(buffer, pieces, buffers[-1])
-                    buffer[filled:] = 0
-                    inputs.append(buffer.view(spec.dtype.numpy).reshape(spec.shape))
-            self._finish(function, tile, inputs, buffers[-1])
+            if isinstance(function, ReducedFunction):
+                self._reduce(function, tile, buffers)
+                return
+            inputs = self._inputs(plan, tile, buffers)
+            outputs = self._compute(function, tile, inputs, _numbers(tile, plan))
+            with self.timeline.stage("write"):
+                self._write(plan, tile, dict(zip(plan.leaving, outputs, strict=True)), buffers[-1])
+            self._advance(plan, tile)
+
+    def _reduce(self, function: ReducedFunction, tile: Tile, buffers: list[np.ndarray]) -> None:
+        """Go over a component in parts, as often as its statistics need."""
+        plan = function.blueprint
+        ((component, _, size),) = tile.segments
+        known: dict[int, Sequence[Any]] = {}
+        for number, stage in enumerate(function.stages):
+            parts: dict[int, list[Any]] = {value: [] for value in stage.active}
+            for start in range(0, size, plan.rows):
+                part = Tile(tile.group, ((component, start, min(plan.rows, size - start)),))
+                inputs = self._inputs(plan, part, buffers)
+                numbers = stage.arguments(component.numbers, part.segments[0][2], known)
+                outputs = dict(zip(stage.leaving, self._compute(stage, part, inputs, numbers), strict=True))
+                for value in parts:
+                    parts[value].append(outputs.pop(value))
+                with self.timeline.stage("write"):
+                    self._write(plan, part, outputs, buffers[-1])
+                if number == 0:
+                    self._advance(plan, part)
+            known = function.finished(number, parts, known)
+        self._tell(component, {value: np.array(found, np.float64) for value, found in known.items()}, buffers[-1])
+
+    def _tell(self, component: Component, results: dict[int, np.ndarray], bounce: np.ndarray) -> None:
+        """Put statistics where they are wanted."""
+        for output in component.outputs:
+            if output.value in results:
+                array = results[output.value]
+                for sink in output.sinks:
+                    self.findings.add(sink, 0, array)
+                for dest in output.dests:
+                    for start, offset, nbytes in dest.parts(0, array.nbytes):
+                        self.outputs[dest.file].write(offset, _bytes_of(array)[start : start + nbytes], bounce)
+
+    def _inputs(self, plan: Blueprint, tile: Tile, buffers: list[np.ndarray]) -> list[np.ndarray]:
+        """The inputs of a tile, in these buffers; what is beyond the end of the last segment is zero."""
+        inputs = []
+        with self.timeline.stage("read"):
+            for index, spec in enumerate(plan.specs):
+                width = spec.nbytes // plan.rows
+                pieces: list[Piece] = []
+                for component, start, count in tile.segments:
+                    pieces += cut(component.inputs[index], start * width, count * width)
+                buffer = buffers[index][: spec.nbytes]
+                filled = self._fill(buffer, pieces, buffers[-1])
+                buffer[filled:] = 0
+                inputs.append(buffer.view(spec.dtype.numpy).reshape(spec.shape))
+        return inputs
+
+    def _advance(self, plan: Blueprint, tile: Tile) -> None:
+        """Count the bytes of a tile as done."""
+        rows = sum(count for _, _, count in tile.segments) - tile.seen
+        self.progress.add(rows * sum(spec.nbytes for spec in plan.specs) // plan.rows)
 
     def _fill(self, target: np.ndarray, pieces: Sequence[Piece], scratch: np.ndarray) -> int:
         """Bring the bytes of pieces into a buffer and count them; neighbours in a file are read together."""
@@ -249,24 +299,24 @@ class Executor:
 
     # -- results ------------------------------------------------------------------------------------------------
 
-    def _finish(
-        self, function: GroupFunction | StackFunction, tile: Tile, inputs: list[np.ndarray], bounce: np.ndarray
-    ) -> None:
-        plan = function.blueprint
+    def _compute(
+        self, function: GroupFunction | StackFunction, tile: Tile, inputs: list[np.ndarray], numbers: Any
+    ) -> list[np.ndarray]:
+        """What leaves a tile; the checks are settled."""
         with self.timeline.stage("compute"):
-            result, mesh = self._on_devices(function, tile, inputs)
+            result, mesh = self._on_devices(function, tile, inputs, numbers)
             if result is not None:
                 outputs = [np.asarray(array) for array in result[0]]
                 holds, guards = result[1][: len(function.checked)], result[1][len(function.checked) :]
             else:
                 try:
                     with one_thread_each() if function.uses_lapack else nullcontext():
-                        outputs, masks = function.on_host(inputs, _numbers(tile, plan))
+                        outputs, masks = function.on_host(inputs, numbers)
                     holds, guards = [bool(np.all(mask)) for mask in masks], []
                 except np.linalg.LinAlgError:
                     guards = [False]
         if not all(guards):
-            broken = function.first_broken(inputs, _numbers(tile, plan)) if isinstance(function, StackFunction) else 0
+            broken = function.first_broken(inputs, numbers) if isinstance(function, StackFunction) else 0
             component = tile.segments[broken][0]
             names = ", ".join(component.labels) or "a computed tensor"
             raise AssertionFailed(
@@ -275,20 +325,16 @@ class Executor:
                 hint="find it with assert: { equal: { left: name, right: name, eps: 0 } }",
             )
         if not all(holds):
-            self._explain(function, tile, inputs, result is None, mesh)
-        with self.timeline.stage("write"):
-            self._write(plan, tile, outputs, bounce)
-        rows = sum(count for _, _, count in tile.segments) - tile.seen
-        self.progress.add(rows * sum(spec.nbytes for spec in function.specs) // plan.rows)
+            self._explain(function, tile, inputs, numbers, result is None, mesh)
+        return outputs
 
     def _on_devices(
-        self, function: GroupFunction | StackFunction, tile: Tile, inputs: list[np.ndarray]
+        self, function: GroupFunction | StackFunction, tile: Tile, inputs: list[np.ndarray], numbers: Any
     ) -> tuple[tuple[list[Any], list[bool]] | None, list[Any]]:
         """Outputs and verdicts, None if it is up to the host; and the devices over which one component was spread."""
         if self._devices is None or tile.group in self._on_host:
             return None, []
         devices = self._devices.result()
-        numbers = _numbers(tile, function.blueprint)
         mesh = devices[: mesh_size(len(devices))]
         if tile.group in self._sharded:
             assert isinstance(function, GroupFunction)
@@ -343,11 +389,11 @@ class Executor:
         function: GroupFunction | StackFunction,
         tile: Tile,
         inputs: list[np.ndarray],
+        numbers: Any,
         on_host: bool,
         mesh: list[Any],
     ) -> None:
         """Find out where checks failed."""
-        numbers = _numbers(tile, function.blueprint)
         if isinstance(function, StackFunction):
             masks = function.masks(inputs, numbers, on_host)
         else:
@@ -363,10 +409,12 @@ class Executor:
                     self.findings.fail(check, mask[part], measure[part], (start + tile.seen) * width)
                 at += count
 
-    def _write(self, plan: Blueprint, tile: Tile, outputs: list[np.ndarray], bounce: np.ndarray) -> None:
-        """Put outputs in their places; neighbours in a file are written together."""
-        for index, array in enumerate(outputs):
-            flat = np.ascontiguousarray(array).reshape(-1)
+    def _write(self, plan: Blueprint, tile: Tile, outputs: dict[int, np.ndarray], bounce: np.ndarray) -> None:
+        """Put outputs, by the number of the value, in their places; neighbours in a file are written together."""
+        for index, value in enumerate(plan.leaving):
+            if value not in outputs:
+                continue
+            flat = np.ascontiguousarray(outputs[value]).reshape(-1)
             width = flat.size // plan.rows  # elements of a row
             row_bytes = flat.nbytes // plan.rows
             parts: list[tuple[int, int, int, int]] = []  # (file, offset there, begin and end here)

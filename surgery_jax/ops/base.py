@@ -338,6 +338,7 @@ class TensorOp:
         `structure`: moves elements and changes no bit of them.
         `whole`: needs whole tensors.
         `make`: no inputs; `produce` gives the elements on the host.
+        `reduce`: a few numbers about all elements of operands of one size (`ops.reduction`).
     """
 
     kind: ClassVar[str] = "elementwise"

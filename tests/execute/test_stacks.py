@@ -116,7 +116,7 @@ import json
 import numpy as np
 from test_stacks import PRODUCTS, Bench, tensors
 from pathlib import Path
-from surgery_jax.compile.lower import Functions
+from surgery_jax.compile.functions import Functions
 from surgery_jax.execute.schedule import blueprint
 import jax
 

@@ -1,0 +1,111 @@
+"""Statistics over all elements of tensors: sums and extremes in a fixed order, whatever the tiles, budgets and devices.
+
+Elements are numbered in row-major order and cut into blocks of `BLOCK`; a block is a square of `LANES` by `LANES`, whose
+rows are combined one after the other and then its columns. Blocks are combined in pairs of neighbours, the results
+again, until one is left. So the order depends on the number of elements alone. Nothing is ever held in another form than
+the tile that is there anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.dtypes import BY_NAME
+from ..core.specs import Spec
+from .base import TensorOp
+
+__all__ = ["BLOCK", "LANES", "Reduction", "combined"]
+
+LANES = 128
+BLOCK = LANES * LANES  # elements
+NEUTRAL = {"sum": 0.0, "max": -float("inf"), "min": float("inf")}
+
+
+@dataclass(frozen=True)
+class Reduction(TensorOp):
+    """A few float64 numbers about all elements of operands of one size.
+
+    A subclass says in `terms` which numbers of every element are combined, in `how` whether they are added or their
+    `max` or `min` is taken, and in `finish` what follows from them. There may be several `stages`, one after the other
+    over all elements, if the terms of one need what those before it gave.
+    """
+
+    kind = "reduce"
+
+    @property
+    def stages(self) -> int:
+        """How often all elements are gone over."""
+        return 1
+
+    def how(self, stage: int) -> tuple[str, ...]:
+        """How each of the terms is combined: `sum`, `max` or `min`."""
+        raise NotImplementedError
+
+    def terms(self, k: Any, stage: int, before: Any, *arrays: Any) -> tuple[Any, ...]:
+        """The numbers of every element, float64 of the shape of the operands; `before` is what `finish` gave for the
+        stage before, None for the first."""
+        raise NotImplementedError
+
+    def finish(self, k: Any, stage: int, totals: Sequence[Any], before: Any) -> tuple[Any, ...]:
+        """What a stage comes to, from the combined terms, as many numbers as these; after the last stage the result."""
+        return tuple(totals)
+
+    def infer(self, *specs: Spec, **_: Any) -> tuple[Spec, ...]:
+        return (Spec((len(self.how(self.stages - 1)),), BY_NAME["float64"]),)
+
+    def smallest(self, *bounds: Any, **_: Any) -> Any:
+        least = bounds[0]
+        for bound in bounds[1:]:
+            least = least.either(bound)
+        return least
+
+    def partial(self, k: Any, stage: int, before: Any, count: Any, *arrays: Any) -> Any:
+        """The terms of a stage, combined within each block: float64 [blocks, terms]. Operands are flat, of a multiple
+        of `BLOCK` elements, of which the first `count` are there."""
+        how = self.how(stage)
+        blocks = arrays[0].shape[0] // BLOCK
+        cubes = [x.reshape(blocks, LANES, LANES) for x in arrays]
+        first = k.xp.arange(blocks, dtype="int64").reshape(-1, 1) * BLOCK + k.xp.arange(LANES, dtype="int64")
+
+        def row(number: Any, held: tuple[Any, ...]) -> tuple[Any, ...]:
+            found = self.terms(k, stage, before, *(k.row(cube, number) for cube in cubes))
+            is_there = first + number * LANES < count
+            kept = (k.xp.where(is_there, x, NEUTRAL[word]) for x, word in zip(found, how, strict=True))
+            return tuple(_join(k, word, a, b) for word, a, b in zip(how, held, kept, strict=True))
+
+        def column(number: Any, held: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(_join(k, word, a, k.column(x, number)) for word, a, x in zip(how, held, lanes, strict=True))
+
+        lanes = k.repeat(LANES, row, tuple(k.xp.full((blocks, LANES), NEUTRAL[word], "float64") for word in how))
+        sums = k.repeat(LANES, column, tuple(k.xp.full((blocks,), NEUTRAL[word], "float64") for word in how))
+        return k.xp.stack(sums, axis=1)
+
+    def apply(self, k: Any, *arrays: Any, **_: Any) -> Any:
+        size = int(arrays[0].size)
+        missing = -size % BLOCK
+        padded = [k.xp.concatenate([x.reshape(-1), k.xp.zeros(missing, x.dtype)]) for x in arrays]
+        before: Any = None
+        for stage in range(self.stages):
+            parts = self.partial(k, stage, before, size, *padded)
+            before = self.finish(k, stage, combined(k, parts, self.how(stage)), before)
+        return k.xp.stack([k.xp.asarray(x, "float64") for x in before])
+
+
+def combined(k: Any, parts: Any, how: Sequence[str]) -> list[Any]:
+    """Partial results of consecutive blocks, float64 [blocks, terms], as one of each term: neighbours in pairs."""
+    columns = [parts[:, number] for number in range(len(how))]
+    found = []
+    for word, column in zip(how, columns, strict=True):
+        while column.shape[0] > 1:
+            even = column.shape[0] // 2 * 2
+            joined = _join(k, word, column[0:even:2], column[1:even:2])
+            column = joined if even == column.shape[0] else k.xp.concatenate([joined, column[even:]])
+        found.append(column[0] if column.shape[0] else k.xp.asarray(NEUTRAL[word], "float64"))
+    return found
+
+
+def _join(k: Any, how: str, a: Any, b: Any) -> Any:
+    """Two terms as one; NaN spreads."""
+    return a + b if how == "sum" else (k.xp.maximum if how == "max" else k.xp.minimum)(a, b)
