@@ -31,9 +31,9 @@ class Norm2(Reduction):
     def stages(self) -> int:
         return 2 if self.scaled else 1
 
-    def infer(self, source: Spec) -> tuple[Spec, ...]:
-        check_floats(source)
-        return super().infer(source)
+    def infer(self, *specs: Spec, **_: Any) -> tuple[Spec, ...]:
+        check_floats(specs[0])
+        return super().infer(*specs)
 
     def how(self, stage: int) -> tuple[str, ...]:
         return ("sum",) if stage == self.stages - 1 else ("max",)

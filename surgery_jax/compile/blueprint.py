@@ -106,9 +106,7 @@ def flat_blueprint(group: Group, length: int) -> Blueprint:
     def cut(specs: tuple[Spec, ...]) -> tuple[Spec, ...]:
         return tuple(Spec((length,), spec.dtype) for spec in specs)
 
-    eqns = tuple(
-        eqn if eqn.op.kind == "reduce" else Eqn(eqn.op, eqn.args, cut(eqn.specs)) for eqn in group.sample.eqns
-    )
+    eqns = tuple(eqn if eqn.op.kind == "reduce" else Eqn(eqn.op, eqn.args, cut(eqn.specs)) for eqn in group.sample.eqns)
     kind = "reduced" if group.reduces else "flat"
     return Blueprint(kind, length, cut(group.sample.specs), eqns, _leaving(group), not group.on_host)
 

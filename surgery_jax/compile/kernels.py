@@ -38,6 +38,10 @@ class _Kernel:
     def is_float(self, x: Any) -> bool:
         return _dtype(x).is_float
 
+    def dtype(self, x: Any) -> DType:
+        """The dtype of an array."""
+        return _dtype(x)
+
     def widen(self, x: Any) -> Any:
         """To the dtype in which `x` is computed with; exact."""
         return self.convert(x, _wide(_dtype(x)))

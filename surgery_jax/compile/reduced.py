@@ -97,9 +97,7 @@ class StageFunction(GroupFunction):
             arrays = [values[arg] for arg in eqn.args]
             if isinstance(op, Reduction):
                 at = len(values)
-                values.append(
-                    op.partial(kernel, self.stage, before[at], count, *arrays) if at in self.active else None
-                )
+                values.append(op.partial(kernel, self.stage, before[at], count, *arrays) if at in self.active else None)
             else:
                 values += self._results(kernel, op, arrays, len(eqn.specs))
         return values

@@ -18,9 +18,9 @@ import numpy as np
 from ..compile.blueprint import Blueprint
 from ..compile.functions import Functions
 from ..compile.lower import GroupFunction
-from ..compile.reduced import ReducedFunction
 from ..compile.pieces import Piece, cut
 from ..compile.program import Component, Program
+from ..compile.reduced import ReducedFunction
 from ..compile.sharding import mesh_size
 from ..compile.stacked import StackFunction
 from ..core.errors import AssertionFailed

@@ -9,12 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..core.dtypes import BY_NAME
 from ..core.errors import Mark, PlanError, StorageError, SurgeryError, listing, nearest
 from ..core.specs import Spec
 from ..language import names as naming
 from ..language.document import Node as YamlNode
 from ..language.names import Reference, Selector
 from ..ops.base import TensorOp
+from ..ops.made import Positions
 from ..ops.structure import Structure, Update, View
 from .namespace import Model, Slot
 from .node import Graph, Node, Source
@@ -351,6 +353,9 @@ class SymbolicState:
     def apply(self, op: TensorOp, *operands: Node) -> tuple[Node, ...]:
         if any(operand is BROKEN for operand in operands):
             return (BROKEN,) * op.outputs
+        if op.needs_positions:
+            spec = Spec(operands[0].spec.shape, BY_NAME["uint64"])
+            operands = (*operands, *self.graph.apply(Positions(spec), (), self.mark))
         specs = [operand.spec for operand in operands]
         try:
             if op.kind == "template":

@@ -51,6 +51,7 @@ __all__ = [
     "reference",
     "text",
     "values",
+    "word",
     "words",
 ]
 
@@ -194,6 +195,11 @@ def boolean(doc: str, default: Any = REQUIRED) -> Any:
 def text(doc: str, default: Any = REQUIRED) -> Any:
     """A string that is not empty."""
     return _field(Field("string", doc, _parse_text, default))
+
+
+def word() -> Any:
+    """Not a key but a number that the operation finds for itself: a word of a random key, say. Traced."""
+    return dataclasses.field(default=0.0, metadata={"traced": True})
 
 
 def dtype_name(doc: str, default: Any = REQUIRED, *, key: str = "") -> Any:
@@ -344,6 +350,7 @@ class TensorOp:
     kind: ClassVar[str] = "elementwise"
     needs_finite: ClassVar[bool] = False  # NaN or infinity in an operand is an error
     uses_lapack: ClassVar[bool] = False  # which a CPU runs as well without a compiled function around it
+    needs_positions: ClassVar[bool] = False  # the last operand is the number of every element, uint64
     outputs: ClassVar[int] = 1
     spellings: ClassVar[tuple[Form, ...]] = ()
     examples: ClassVar[tuple[str, ...]] = ()
@@ -393,8 +400,14 @@ class TensorOp:
     def traced_fields(cls) -> tuple[str, ...]:
         """Attributes that are run-time arguments of the compiled function."""
         if cls not in _TRACED:
-            _TRACED[cls] = tuple(attribute for attribute, field in fields_of(cls).values() if field.traced)
+            declared = [attribute for attribute, field in fields_of(cls).values() if field.traced]
+            hidden = [entry.name for entry in dataclasses.fields(cls) if entry.metadata.get("traced")]  # type: ignore[arg-type]
+            _TRACED[cls] = (*declared, *hidden)
         return _TRACED[cls]
+
+    def named(self, name: str) -> TensorOp:
+        """The operation for the tensor of a name, where it depends on that, as random streams do."""
+        return self
 
     def numbers(self) -> tuple[float, ...]:
         """Values of the traced fields that are present."""

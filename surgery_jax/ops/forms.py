@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import PlanError
+from ..language.document import Sequence
 from . import base
 from .base import BoundStep, Field, TensorOp
 
 if TYPE_CHECKING:
     from .state import State
 
-__all__ = ["Accumulate", "Create", "Form", "InPlace", "New", "Ternary"]
+__all__ = ["Accumulate", "Create", "Form", "InPlace", "New", "Several", "Ternary"]
 
 
 def _ref(doc: str, key: str) -> tuple[str, Field]:
@@ -64,7 +65,7 @@ class New(Form):
         state.expect_new(dest.alias, [name for _, name in pairs])
         for name, new in pairs:
             operand = state.view(state.slot(source.alias, name, reads=1).node, source)
-            state.create(dest.alias, new, *state.apply(step.thing, operand))
+            state.create(dest.alias, new, *state.apply(step.thing.named(new), operand))
             state.tell(f"{self.word}: {_sliced(name, source)} -> {new}")
 
 
@@ -82,7 +83,7 @@ class InPlace(Form):
         target = state.reference(step.refs["target"], key="target", slices=self.slices)
         for name in state.select(target):
             before = state.slot(target.alias, name, reads=1).node
-            (value,) = state.apply(step.thing, state.view(before, target))
+            (value,) = state.apply(step.thing.named(name), state.view(before, target))
             if target.slice is not None and value.spec.dtype is not before.spec.dtype:
                 raise PlanError(
                     f"{self.word}: a slice of {name} cannot change its dtype",
@@ -149,6 +150,42 @@ class Ternary(Form):
                 before = state.slot(dest.alias, name, reads=2).node
                 state.rebind(dest.alias, name, state.store(before, dest, value))
             state.tell(f"{self.word}: {_sliced(a, first)}, {_sliced(b, second)} -> {_sliced(name, dest)}")
+
+
+class Several(Form):
+    """`from`, `and`, `to`: any number of operands; `to` is new."""
+
+    def __init__(self, word: str, **options: Any) -> None:
+        super().__init__(word, **options)
+        doc = "templates of the other operands, a list of references, may be sliced"
+        self.fields = {
+            "from": _ref("first operands, may be sliced", "from"),
+            "and": ("and", base.node(doc, kind="list of references").metadata["field"]),
+            "to": _ref("names of the results, must be new", "to"),
+        }
+
+    def build(self, step: BoundStep, state: State) -> None:
+        """Compute every match of the first operand with the others that belong to it."""
+        assert isinstance(step.thing, TensorOp)
+        others = step.refs["and"]
+        if not isinstance(others, Sequence) or not others.items:
+            raise PlanError(
+                f"{self.word}.and: not a list of references", where=others.mark, expected="[ 'a::\\1', 'b::\\1' ]"
+            )
+        refs = [state.reference(step.refs["from"], key="from")]
+        refs += [state.reference(item, key="and") for item in others.items]
+        dest = state.reference(step.refs["to"], key="to", slices=False)
+        rows = state.pairs(refs[0], *refs[1:], dest)
+        state.expect_new(dest.alias, [row[-1] for row in rows])
+        for ref, found in zip(refs[1:], list(zip(*rows, strict=True))[1:-1], strict=True):
+            state.expect_present(ref.alias, found, kind="and")
+        for *names, new in rows:
+            operands = [
+                state.view(state.slot(ref.alias, name, reads=1 if ref is refs[0] else 2).node, ref)
+                for ref, name in zip(refs, names, strict=True)
+            ]
+            state.create(dest.alias, new, *state.apply(step.thing, *operands))
+            state.tell(f"{self.word}: {', '.join(map(_sliced, names, refs))} -> {new}")
 
 
 class Create(Form):

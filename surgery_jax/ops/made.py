@@ -14,7 +14,7 @@ from .rules import check_floats
 if TYPE_CHECKING:
     import numpy
 
-__all__ = ["Constant", "Given", "Made", "Random", "check_distribution", "check_shape", "drawn"]
+__all__ = ["Constant", "Given", "Made", "Positions", "Random", "check_distribution", "check_shape", "drawn"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,16 @@ class Made(TensorOp):
     def produce(self, start: int, count: int) -> numpy.ndarray:
         """`count` elements from number `start` on, in row-major order."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Positions(Made):
+    """The number of every element, in row-major order."""
+
+    def produce(self, start: int, count: int) -> numpy.ndarray:
+        import numpy as np
+
+        return np.arange(start, start + count, dtype=np.uint64)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
-"""Statistics over all elements of tensors: sums and extremes in a fixed order, whatever the tiles, budgets and devices.
+"""Statistics over all elements of tensors: sums and extremes in an order that depends on the number of elements alone.
 
-Elements are numbered in row-major order and cut into blocks of `BLOCK`; a block is a square of `LANES` by `LANES`, whose
-rows are combined one after the other and then its columns. Blocks are combined in pairs of neighbours, the results
-again, until one is left. So the order depends on the number of elements alone. Nothing is ever held in another form than
-the tile that is there anyway.
+Elements are numbered in row-major order and cut into blocks of `BLOCK`; a block is a square of `LANES` by `LANES`,
+whose rows are combined one after the other, and then its columns. Blocks are combined in pairs of neighbours, the
+results again, until one is left. Tiles, budgets and devices change nothing about that.
 """
 
 from __future__ import annotations

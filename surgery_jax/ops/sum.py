@@ -1,0 +1,36 @@
+"""`sum`: any number of tensors added."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+from ..core.specs import Spec
+from .base import TensorOp
+from .forms import Several
+from .rules import check_arrays, check_same
+
+
+@dataclass(frozen=True)
+class Sum(TensorOp):
+    """Add any number of tensors elementwise, in their order: `to` = a + b + c, rounded to their dtype at the end.
+
+    all: any dtype, equal shapes -> the same. Floats narrower than 32 bits are widened to float32, in which every
+    addition is rounded; integers wrap, booleans are ored.
+    """
+
+    spellings = (Several("sum"),)
+    examples = ("sum: { from: 'base::(.+)', and: ['first::\\1', 'second::\\1'], to: 'merged::\\1' }",)
+
+    def infer(self, *specs: Spec, **_: Any) -> tuple[Spec, ...]:
+        for other in specs[1:]:
+            check_same(specs[0], other)
+        check_arrays(specs[0])
+        return (specs[0],)
+
+    def apply(self, k: Any, *arrays: Any, **_: Any) -> Any:
+        return k.narrow(reduce(k.add, map(k.widen, arrays)), arrays[0])
+
+    def smallest(self, *bounds: Any, **_: Any) -> Any:
+        return reduce(lambda a, b: a.plus(b), bounds)
