@@ -484,7 +484,7 @@ def _is_flat(calls: list[list[Node]]) -> bool:
             return False
         if node.kind != "reduce":
             sizes.add(node.spec.size)
-        sizes.update(operand.spec.size for operand in node.operands)
+        sizes.update(operand.spec.size for operand in node.operands if operand.kind != "reduce")
     return len(sizes) <= 1
 
 

@@ -207,13 +207,13 @@ class Executor:
         plan = function.blueprint
         ((component, _, size),) = tile.segments
         known: dict[int, Sequence[Any]] = {}
-        for number, stage in enumerate(function.stages):
-            parts: dict[int, list[Any]] = {value: [] for value in stage.active}
+        for number, once in enumerate(function.passes):
+            parts: dict[int, list[Any]] = {value: [] for value in once.active}
             for start in range(0, size, plan.rows):
                 part = Tile(tile.group, ((component, start, min(plan.rows, size - start)),))
                 inputs = self._inputs(plan, part, buffers)
-                numbers = stage.arguments(component.numbers, part.segments[0][2], known)
-                outputs = dict(zip(stage.leaving, self._compute(stage, part, inputs, numbers), strict=True))
+                numbers = once.arguments(component.numbers, part.segments[0][2], known)
+                outputs = dict(zip(once.leaving, self._compute(once, part, inputs, numbers), strict=True))
                 for value in parts:
                     parts[value].append(outputs.pop(value))
                 with self.timeline.stage("write"):
@@ -399,13 +399,13 @@ class Executor:
         else:
             with self._shared_by(mesh, function) if mesh else nullcontext():
                 masks = function.masks(inputs, numbers, on_host, mesh)
-        for index, (mask, measure) in enumerate(masks):
+        for value, (mask, measure) in zip(function.checked, masks, strict=True):
             mask, measure = mask.reshape(-1), measure.reshape(-1)
             width = mask.size // function.blueprint.rows
             at = 0
             for component, start, count in tile.segments:
                 part = slice((at + tile.seen) * width, (at + count) * width)
-                for check in component.checks[index][1]:
+                for check in dict(component.checks)[value]:
                     self.findings.fail(check, mask[part], measure[part], (start + tile.seen) * width)
                 at += count
 

@@ -12,11 +12,12 @@ from .base import BoundStep, Field, TensorOp
 if TYPE_CHECKING:
     from .state import State
 
-__all__ = ["Accumulate", "Create", "Form", "InPlace", "New", "Several", "Ternary"]
+__all__ = ["Accumulate", "Create", "Form", "InPlace", "New", "Several", "Ternary", "reference_field"]
 
 
-def _ref(doc: str, key: str) -> tuple[str, Field]:
-    return key, base.reference(doc).metadata["field"]
+def reference_field(doc: str, key: str, default: Any = base.REQUIRED) -> tuple[str, Field]:
+    """The field of a reference, as a spelling has it."""
+    return key, base.reference(doc, default).metadata["field"]
 
 
 def _sliced(name: str, ref: Any) -> str:
@@ -52,8 +53,8 @@ class New(Form):
     def __init__(self, word: str, **options: Any) -> None:
         super().__init__(word, **options)
         self.fields = {
-            "from": _ref("tensors to read, may be sliced", "from"),
-            "to": _ref("names of the results, must be new", "to"),
+            "from": reference_field("tensors to read, may be sliced", "from"),
+            "to": reference_field("names of the results, must be new", "to"),
         }
 
     def build(self, step: BoundStep, state: State) -> None:
@@ -75,7 +76,7 @@ class InPlace(Form):
     def __init__(self, word: str, *, slices: bool = True, **options: Any) -> None:
         super().__init__(word, **options)
         self.slices = slices
-        self.fields = {"target": _ref("tensors to change" + (", may be sliced" if slices else ""), "target")}
+        self.fields = {"target": reference_field("tensors to change" + (", may be sliced" if slices else ""), "target")}
 
     def build(self, step: BoundStep, state: State) -> None:
         """Compute every match."""
@@ -100,8 +101,8 @@ class Accumulate(Form):
     def __init__(self, word: str, **options: Any) -> None:
         super().__init__(word, **options)
         self.fields = {
-            "from": _ref("tensors to read, may be sliced", "from"),
-            "to": _ref("existing tensors that change, may be sliced", "to"),
+            "from": reference_field("tensors to read, may be sliced", "from"),
+            "to": reference_field("existing tensors that change, may be sliced", "to"),
         }
 
     def build(self, step: BoundStep, state: State) -> None:
@@ -126,9 +127,11 @@ class Ternary(Form):
         super().__init__(word, **options)
         self.new = new
         self.fields = {
-            "from_a": _ref("first operands, may be sliced", "from_a"),
-            "from_b": _ref("template of the second operands, may be sliced", "from_b"),
-            "to": _ref("names of the results, " + ("must be new" if new else "must exist, may be sliced"), "to"),
+            "from_a": reference_field("first operands, may be sliced", "from_a"),
+            "from_b": reference_field("template of the second operands, may be sliced", "from_b"),
+            "to": reference_field(
+                "names of the results, " + ("must be new" if new else "must exist, may be sliced"), "to"
+            ),
         }
 
     def build(self, step: BoundStep, state: State) -> None:
@@ -159,9 +162,9 @@ class Several(Form):
         super().__init__(word, **options)
         doc = "templates of the other operands, a list of references, may be sliced"
         self.fields = {
-            "from": _ref("first operands, may be sliced", "from"),
+            "from": reference_field("first operands, may be sliced", "from"),
             "and": ("and", base.node(doc, kind="list of references").metadata["field"]),
-            "to": _ref("names of the results, must be new", "to"),
+            "to": reference_field("names of the results, must be new", "to"),
         }
 
     def build(self, step: BoundStep, state: State) -> None:
@@ -193,7 +196,7 @@ class Create(Form):
 
     def __init__(self, word: str, **options: Any) -> None:
         super().__init__(word, **options)
-        self.fields = {"target": _ref("literal name of the new tensor", "target")}
+        self.fields = {"target": reference_field("literal name of the new tensor", "target")}
 
     def build(self, step: BoundStep, state: State) -> None:
         """Make the tensor."""

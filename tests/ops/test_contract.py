@@ -47,7 +47,7 @@ from surgery_jax.ops.stack import Stack
 from surgery_jax.ops.structure import Structure, Update, View
 from surgery_jax.ops.subtract import Subtract
 
-ABSTRACT = {"Structure", "Made", "Mask", "Reduction"}
+ABSTRACT = {"Structure", "Made", "Mask", "Reduction", "Drawn"}
 TEMPLATES = {"Fill", "Ones", "Zeroes", "Rand"}  # they stand for operations of made.py
 HERE = Mark("plan.yaml", 1, 1)
 

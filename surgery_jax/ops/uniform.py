@@ -1,0 +1,37 @@
+"""`uniform`, `uniform_`: numbers that are all as likely."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.errors import PlanError
+from .base import number
+from .draws import Draw, Drawn, Redraw
+
+
+@dataclass(frozen=True)
+class Uniform(Drawn):
+    """Draw numbers between two bounds, which depend on the seed, the name of the result and the position alone.
+
+    -> a float dtype, any shape: `low` + (`high` - `low`) * x with x in [0, 1), in float64, rounded once.
+    """
+
+    spellings = (Draw("uniform"), Redraw("uniform_"))
+    examples = (
+        "uniform: { to: router.weight, shape: [8, 4096], low: -0.02, high: 0.02 }",
+        "uniform_: { target: 'router.weight::[4:, :]', low: 0, high: 1, seed: 3 }",
+    )
+
+    low: float = number("lower bound", 0.0, traced=True)
+    high: float = number("upper bound", 1.0, traced=True)
+
+    def __post_init__(self) -> None:
+        if self.low.__class__ is float and not self.low < self.high:
+            raise PlanError("low must be below high", found=f"low {self.low:g}, high {self.high:g}")
+
+    def apply(self, k: Any, position: Any, *statistics: Any, **_: Any) -> Any:
+        from ..compile.threefry import uniform
+
+        low, high = (k.xp.asarray(bound, "float64") for bound in (self.low, self.high))
+        return k.cast(k.mul(uniform(k, (self.first, self.second), position), high - low) + low, self.dtype)
