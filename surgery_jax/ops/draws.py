@@ -126,10 +126,7 @@ class Draw(_Drawing):
             "from": reference_field("tensors that give shape and dtype, may be sliced", "from", None),
             "to": reference_field("names of the results, must be new", "to"),
             "shape": ("shape", base.integers("positive lengths, without `from`", None).metadata["field"]),
-            "dtype": (
-                "dtype",
-                base.dtype_name("a float dtype; by default that of `from`, or float32", None).metadata["field"],
-            ),
+            "dtype": ("dtype", dtype),
             "seed": ("seed", _SEED),
         }
 

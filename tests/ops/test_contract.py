@@ -473,9 +473,10 @@ ELEMENTWISE = [cls.__name__ for cls in all_ops() if cls.kind in ("elementwise", 
 def test_several_tensors_in_one_tile_give_the_bits_that_each_gives_alone(name: str) -> None:
     op = REFERENCES[name][0][0][0]
     rows = [[array_of("float32", (n,), 3 * n + 3 * side) for n in (1, 7, 4)] for side in range(2)]
-    operands = rows[: len(REFERENCES[name][0][0][1])]
-    if op.needs_positions:
-        operands[-1] = [np.arange(len(array), dtype=np.uint64) for array in rows[0]]
+    operands: list[list[np.ndarray]] = list(rows[: len(REFERENCES[name][0][0][1])])
+    for side, operand in enumerate(REFERENCES[name][0][0][1]):
+        if operand.dtype == np.uint64:  # positions
+            operands[side] = [np.arange(len(array), dtype=np.uint64) for array in rows[0]]
     op = Cast(BY_NAME["float16"]) if name == "Cast" else op
 
     def call(*arrays: np.ndarray) -> np.ndarray:
