@@ -228,8 +228,12 @@ def configuration(
     lora_bias: bool = False,
     base: str | None = None,
     task: str | None = None,
+    stacked: Mapping[str, tuple[int, int]] | None = None,
 ) -> dict[str, Any]:
     """The configuration of an adapter whose factors hold the whole change: alpha is the rank, so that scaling is 1.
+
+    `stacked` says of tensors that a program makes by stacking modules, by their patterns, which rank the modules have,
+    and how many are joined beside each other.
 
     `saved` are modules stored whole, `others` the paths of all other modules of the model. Targets are full paths;
     where PEFT, which compares endings, would take others for them too, they are one regular expression instead.
@@ -240,6 +244,7 @@ def configuration(
     ranks = [entry.rank for entry in factored]
     usual = max(sorted(set(ranks)), key=ranks.count, default=1)
     patterns = _patterns({entry.key: entry.rank for entry in factored}, usual)
+    patterns |= {key: rank * joined for key, (rank, joined) in (stacked or {}).items() if rank != usual}
     targets: list[str] | str = [entry.module for entry in factored if not entry.parameter]
     known, taken = {*others, *saved}, set(targets)
     if any(other not in taken and not taken.isdisjoint(endings(other)) for other in known):
@@ -253,7 +258,8 @@ def configuration(
         if len(near) > 1:
             raise StorageError(
                 f"{name} cannot be stored whole: PEFT would take other modules for it",
-                found=listing(sorted(near)),
+                found=listing(path for path in sorted(near) if path != name),
+                hint="store those whole too with modules_to_save, or leave it out with skip",
             )
     parameters = [entry.key for entry in factored if entry.parameter]
     return {
