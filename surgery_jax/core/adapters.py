@@ -36,6 +36,7 @@ __all__ = [
     "parse_config",
     "pattern_value",
     "scaling",
+    "taken_for",
 ]
 
 PREFIX = "base_model.model."
@@ -249,18 +250,14 @@ def configuration(
     known, taken = {*others, *saved}, set(targets)
     if any(other not in taken and not taken.isdisjoint(endings(other)) for other in known):
         targets = "|".join(re.escape(target) for target in targets)
-    paths = {*known, *(entry.module for entry in factored)}
-    mirrored = sorted(path[::-1] for path in paths)  # equal ends come together
-    for name in saved:
-        end, head = name[::-1], itemgetter(slice(len(name)))
-        first, last = (find(mirrored, end, key=head) for find in (bisect_left, bisect_right))
-        near = [path[::-1] for path in mirrored[first:last]]
-        if len(near) > 1:
-            raise StorageError(
-                f"{name} cannot be stored whole: PEFT would take other modules for it",
-                found=listing(path for path in sorted(near) if path != name),
-                hint="store those whole too with modules_to_save, or leave it out with skip",
-            )
+    alike = taken_for(saved, {*known, *(entry.module for entry in factored)})
+    if alike:
+        name, others = next(iter(alike.items()))
+        raise StorageError(
+            f"{name} cannot be stored whole: PEFT would take other modules for it",
+            found=listing(others),
+            hint=f"leave it out: skip: ['{re.escape(name)}\\..+']",
+        )
     parameters = [entry.key for entry in factored if entry.parameter]
     return {
         "alpha_pattern": patterns,
@@ -282,6 +279,21 @@ def configuration(
         "use_rslora": False,
         **({"target_parameters": parameters} if parameters else {}),
     }
+
+
+def taken_for(saved: Iterable[str], paths: Iterable[str]) -> dict[str, list[str]]:
+    """By the path of a module to be stored whole, the others that PEFT would store for it because their paths, or
+    those of modules around them, end in the same letters; without those of which that is not so."""
+    around = {path.rsplit(".", count)[0] for path in paths for count in range(path.count(".") + 1)}
+    mirrored = sorted(path[::-1] for path in around)  # equal ends come together
+    found = {}
+    for name in saved:
+        end, head = name[::-1], itemgetter(slice(len(name)))
+        first, last = (find(mirrored, end, key=head) for find in (bisect_left, bisect_right))
+        near = sorted(path[::-1] for path in mirrored[first:last] if path != end)
+        if near:
+            found[name] = near
+    return found
 
 
 def endings(path: str) -> list[str]:

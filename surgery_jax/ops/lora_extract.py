@@ -10,25 +10,20 @@ from typing import Any
 
 from ..core import adapters
 from ..core.dtypes import BY_NAME, DType
-from ..core.errors import PlanError, StorageError, listing
-from ..core.specs import Spec
+from ..core.errors import PlanError, listing
 from ..language import names as naming
 from ..language.document import Node, Scalar
 from ..language.names import Reference
 from .base import Directive, boolean, choice, dtype_name, expressions, fraction, reference, text, texts
 from .base import rank as whole
-from .cast import Cast
-from .lora_factors import ExtractFactors, Spectrum
-from .lora_fates import Modules, Wishes, first, is_unchanged, pattern_of, sort_modules
-from .lora_kinds import Entry, Said, arranged, is_token_embedding, one_by_one, sorted_out
+from .lora_factors import Spectrum
+from .lora_fates import Modules, Wishes, demand_equal, pattern_of, sort_modules
+from .lora_kinds import Entry, Said, arranged, one_by_one, sorted_out
 from .lora_told import Row, Told, warnings
+from .lora_written import Writer
 from .lowrank import METHODS
-from .made import Constant
-from .permute import Permute
 from .ranks import Choice, Measured, choose_ranks
-from .reshape import Reshape
 from .state import State
-from .subtract import Subtract
 
 TIED = "modules that share the weight of the embedding, such as lm_head; none if there is no such output layer"
 TO = "a new alias for the adapter; or with :: a template of the names that parameters have in the model for PEFT"
@@ -115,17 +110,21 @@ class LoraExtract(Directive):
         found = self._entries(state)
         modules = sort_modules(state, found, self._wishes)
         rows = self._rows(state, modules, found)
+        demand_equal(state, modules.equal, found, at_once=not rows)
+        if not rows and state.waits():
+            rows = [Row(_spare(found, modules), 0, 1)]
+        elif not rows:
+            raise PlanError("lora_extract: nothing to extract: base and tuned do not differ", where=self.base.mark)
         alias = self._destination(state).alias
         if alias not in state.aliases():
             state.add_alias(alias)
         elif state.names(alias):
             raise PlanError(f"lora_extract: {alias} holds tensors already", hint="give `to` a new alias")
-        sinks = self._write_factors(state, alias, rows)
-        tied = self._write_tied(state, alias, rows, modules, found)
-        with_bias = self._write_biases(state, alias, rows, modules, found)
+        writer = Writer(self, state, alias, rows, modules, found)
+        sinks, tied, with_bias = writer.factors(), writer.tied(), writer.biases()
         for entry in modules.stored:
             state.create(alias, adapters.PREFIX + entry.name, entry.tuned)
-        config = self._configuration(rows, modules, found, with_bias, tied)
+        config = writer.configuration(with_bias, tied)
         told = Told(rows, sinks, modules)
         state.annotate(alias, "peft", {adapters.CONFIG: json.dumps(config)}, {"extraction.json": told.as_json})
         state.say_later(told.as_table)
@@ -204,25 +203,26 @@ class LoraExtract(Directive):
         return None if self.experts is None else self.experts == "in_out"
 
     @property
-    def _by_data(self) -> bool:
+    def by_data(self) -> bool:
         """Whether ranks depend on singular values."""
         return bool(self.energy or self.budget or self.noise_floor)
 
     @property
     def _wishes(self) -> Wishes:
         others = self.others or self.norms
-        fates = {"embedding": self.embeddings, "bias": self.biases, "norm": self.norms}
+        positions = "save" if self.embeddings == "lora" else self.embeddings
+        fates = {"embedding": self.embeddings, "position": positions, "bias": self.biases, "norm": self.norms}
         return Wishes(
-            self.skip, self.modules_to_save, fates | {"convolution": others, "other": others}, always=self._by_data
+            self.skip, self.modules_to_save, fates | {"convolution": others, "other": others}, always=self.by_data
         )
 
     # -- ranks ---------------------------------------------------------------------------------------------------------
 
     def _rows(self, state: State, modules: Modules, found: Sequence[Entry]) -> list[Row]:
-        """What gets factors.
+        """What gets factors; something does if anything changed.
 
         Raises:
-            PlanError: nothing changed, or nothing tells what a module is or how its weight is stored.
+            PlanError: nothing tells what a module is or how its weight is stored.
         """
         ranks = self._ranks(state, modules)
         rows = {entry.name: Row(entry, ranks[entry.name], ranks[entry.name]) for entry in modules.factored
@@ -231,15 +231,13 @@ class LoraExtract(Directive):
             width = max((rows[entry.name].rank for entry in members if entry.name in rows), default=0)
             for entry in members if width else ():
                 rows[entry.name] = Row(entry, rows[entry.name].rank if entry.name in rows else 0, width)
-        if not rows and not modules.saved:
-            raise PlanError("lora_extract: nothing to extract: base and tuned do not differ", where=self.base.mark)
-        if not rows:
+        if not rows and modules.saved:
             spare = _spare(found, modules)
             rows[spare.name] = Row(spare, 0, 1)
         if state.waits():
             return list(rows.values())
         _check_known([row.entry for row in rows.values()])
-        if self.serving == "peft":
+        if self.serving == "peft" or not rows:
             return list(rows.values())
         room = self._uniform_width(list(rows.values()), modules)
         return [replace(row, width=room) for row in rows.values()]
@@ -280,7 +278,7 @@ class LoraExtract(Directive):
                 )
             return dict.fromkeys(possible, self.rank)
         bound = {name: min(most, self.max_rank or most) for name, most in possible.items()}
-        if not self._by_data:
+        if not self.by_data:
             return bound
         tables = {entry.name: self._spectrum(state, entry, bound[entry.name]) for entry in modules.factored}
         if any(table is None for table in tables.values()):
@@ -311,162 +309,6 @@ class LoraExtract(Directive):
         if entry.base is entry.tuned:
             return _zeros()
         return state.ask(state.apply(Spectrum(bound, self.method), entry.base, entry.tuned)[0])
-
-    # -- what is written -----------------------------------------------------------------------------------------------
-
-    def _write_factors(self, state: State, alias: str, rows: Sequence[Row]) -> dict[str, Any]:
-        """Bind the factors of every module; gives the sinks of their norms."""
-        below = _wrappers([row.entry for row in rows])
-        sinks = {}
-        for row in rows:
-            entry = row.entry
-            a, b, norms = self._factors(state, row)
-            path = adapters.PREFIX + entry.module + ".base_layer" * below.get(entry.name, 0)
-            kind, end = ("lora_embedding", "") if entry.kind == "embedding" else ("lora", ".weight")
-            state.create(alias, f"{path}.{kind}_A{end}", a)
-            state.create(alias, f"{path}.{kind}_B{end}", b)
-            if norms is not None:
-                sinks[entry.name] = state.sink(norms, "array")
-                state.tell(f"lora_extract: {entry.name} -> rank {row.rank}")
-        return sinks
-
-    def _factors(self, state: State, row: Row) -> tuple[Any, Any, Any]:
-        """A, B and, unless they are zero, the norms of the change and of what they miss."""
-        many, out, inner = row.shape
-        if not row.rank:
-            shapes = ((row.width * many, inner), (out, row.width * many))
-            a, b = (state.apply(Constant(Spec(shape, self.dtype), 0.0))[0] for shape in shapes)
-            return a, b, None
-        room = row.width
-        if self._by_data and row.entry.kind != "experts":  # few rooms for many ranks: each is compiled
-            room = max(row.width, min(1 << (row.rank - 1).bit_length(), out, inner))
-        op = ExtractFactors(
-            room, self.method, self.dtype, bool(row.entry.is_in_out), float(row.rank), float(row.width)
-        )
-        rows_of_a, packed, norms = state.apply(op, row.entry.base, row.entry.tuned)
-        (a,) = state.apply(first(row.width * many, rows_of_a.spec), rows_of_a)
-        (b,) = state.apply(first(out * row.width * many, packed.spec), packed)
-        (b,) = state.apply(Reshape((out, row.width * many)), b)
-        return a, b, norms
-
-    def _write_tied(
-        self, state: State, alias: str, rows: Sequence[Row], modules: Modules, found: Sequence[Entry]
-    ) -> dict[str, Entry]:
-        """Bind for the modules that share an embedding what it got; gives the embedding by their paths.
-
-        Raises:
-            PlanError: the checkpoint has no output layer, and the plan does not say what that means.
-        """
-        held = [*(row.entry for row in rows if row.rank), *modules.stored]
-        shared = next((e for e in held if e.kind == "embedding" and is_token_embedding(e)), None)
-        if shared is None or state.waits():
-            return {}
-        has_output = any(entry.word in adapters.OUTPUTS for entry in found)
-        if self.tied is None and not has_output:
-            raise PlanError(
-                f"lora_extract: {shared.name} was changed, and the model may compute its outputs with it",
-                found="no " + ", ".join(f"{name}.weight" for name in adapters.OUTPUTS),
-                hint="tied: lm_head if tie_word_embeddings is true in config.json, else tied: none",
-            )
-        there = {entry.module for entry in found}
-        others = [*_shares(shared, there), *(name for name in self.tied or () if name != "none")]
-        wanted = {name: shared for name in others if name not in there}
-        for other in wanted:
-            if shared in modules.stored:
-                state.create(alias, f"{adapters.PREFIX}{other}.weight", shared.tuned)
-            else:
-                self._share(state, alias, shared, other)
-        return wanted
-
-    def _share(self, state: State, alias: str, shared: Entry, other: str) -> None:
-        """Bind for a module the factors of the embedding whose weight it uses; an output layer uses its transpose."""
-        path, other = adapters.PREFIX + shared.module, adapters.PREFIX + other
-        for side, opposite in (("A", "B"), ("B", "A")):
-            if other.rpartition(".")[2] in adapters.OUTPUTS:
-                factor = state.slot(alias, f"{path}.lora_embedding_{opposite}").node
-                state.create(alias, f"{other}.lora_{side}.weight", state.apply(Permute((1, 0)), factor)[0])
-            else:
-                factor = state.slot(alias, f"{path}.lora_embedding_{side}").node
-                state.create(alias, f"{other}.lora_embedding_{side}", factor)
-
-    def _write_biases(
-        self, state: State, alias: str, rows: Sequence[Row], modules: Modules, found: Sequence[Entry]
-    ) -> bool:
-        """Bind the changes of biases if there are any: then PEFT wants one for every module, zero if there is none."""
-        changed = {entry.module: entry for entry in modules.biases if not is_unchanged(state, entry)}
-        if state.waits():
-            return False
-        alone = sorted(changed.keys() - {row.entry.module for row in rows})
-        if alone:
-            raise PlanError(
-                f"lora_extract: the bias of {alone[0]} was changed, but not its weight",
-                found=listing(alone),
-                hint="biases: save stores such modules whole",
-            )
-        if not changed:
-            return False
-        self._check_biases(rows, found)
-        wide = Cast(self.dtype)
-        for row in rows:
-            bias = changed.get(row.entry.module)
-            if bias is None:
-                value = state.apply(Constant(Spec((row.shape[1],), self.dtype), 0.0))[0]
-            else:
-                sides = [state.apply(Cast(BY_NAME["float32"]), side)[0] for side in (bias.tuned, bias.base)]
-                value = state.apply(wide, state.apply(Subtract(), *sides)[0])[0]
-            state.create(alias, f"{adapters.PREFIX}{row.entry.module}.lora_B.bias", value)
-        return True
-
-    def _check_biases(self, rows: Sequence[Row], found: Sequence[Entry]) -> None:
-        """Raise a PlanError unless all modules with factors can have biases beside them, for PEFT has one switch."""
-        if self.serving == "vllm":
-            raise PlanError("lora_extract: vLLM takes no biases", hint="biases: skip, or serving: peft")
-        hint = "biases: save stores the modules whose biases changed whole, biases: skip leaves the biases out"
-        odd = [row.entry.name for row in rows if row.entry.kind != "linear"]
-        if odd:
-            raise PlanError(
-                "lora_extract: PEFT takes no biases beside embeddings and experts", found=listing(odd), hint=hint
-            )
-        with_bias = {entry.module for entry in found if entry.kind == "bias"}
-        without = [row.entry.module for row in rows if row.entry.module not in with_bias]
-        if without:
-            raise PlanError(
-                "lora_extract: PEFT takes biases for all modules of an adapter or for none, and cannot merge one into "
-                "a module without a bias",
-                found=f"no bias in {listing(without)}",
-                hint=hint,
-            )
-
-    def _configuration(
-        self,
-        rows: Sequence[Row],
-        modules: Modules,
-        found: Sequence[Entry],
-        with_bias: bool,
-        tied: Mapping[str, Entry],
-    ) -> dict[str, Any]:
-        factored = [adapters.Factored(row.entry.module, row.width, row.entry.parameter) for row in rows]
-        widths = {row.entry: row.width for row in rows}
-        factored += [adapters.Factored(name, widths[shared]) for name, shared in tied.items() if shared in widths]
-        saved = [*modules.saved, *(name for name, shared in tied.items() if shared not in widths)]
-        others = {entry.module for entry in found} - {entry.module for entry in factored}
-        is_in_out = any(row.entry.kind == "linear" and row.entry.is_in_out for row in rows)
-        try:
-            config = adapters.configuration(
-                factored,
-                sorted(saved),
-                others,
-                fan_in_fan_out=is_in_out and not any(row.entry.parameter for row in rows),
-                lora_bias=with_bias,
-                base=self.model,
-                task=None if self.task == "none" else self.task,
-                stacked=_stacked(rows),
-            )
-        except StorageError as error:
-            raise PlanError(f"lora_extract: {error.problem}", found=error.found, hint=error.hint) from None
-        # PEFT ties the factors of these two, and of no others, if it is told to
-        is_usual = tied.keys() == {"lm_head"} and next(iter(tied.values())).word == "embed_tokens"
-        return config | ({"ensure_weight_tying": True} if is_usual else {})
 
 
 def _zeros() -> Any:
@@ -517,46 +359,3 @@ def _check_known(entries: Sequence[Entry]) -> None:
                 found=listing(f"{entry.name} {entry.spec}" for entry in either),
                 hint=f"say it with {keys}",
             )
-
-
-def _shares(shared: Entry, there: set[str]) -> list[str]:
-    """The embeddings of encoder and decoder that use the weight of `shared`, as T5 and BART do."""
-    if shared.word != "shared":
-        return []
-    start = f"{shared.parent}." if shared.parent else ""
-    stacks = [f"{start}{stack}." for stack in ("encoder", "decoder")]
-    return [f"{stack}embed_tokens" for stack in stacks if any(module.startswith(stack) for module in there)]
-
-
-def _stacked(rows: Sequence[Row]) -> dict[str, tuple[int, int]]:
-    """Patterns of what PEFT makes of experts that are stored one by one, and of routers beside them: their rank, and
-    how many modules are joined."""
-    found: dict[str, tuple[int, int]] = {}
-    layers = {layer[0] for row in rows if (layer := one_by_one(row.entry))}
-    for row in rows:
-        layer = one_by_one(row.entry)
-        if layer is not None and layer[1] in JOINED:
-            name = JOINED[layer[1]]
-            found[rf"{_renamed(layer[0])}\.{name}"] = row.width, list(JOINED.values()).count(name) // 2
-        elif f"{row.entry.parent}.experts" in layers and row.entry.word == "gate":
-            found[rf"{_renamed(row.entry.module)}\.weight"] = row.width, 1
-    return found
-
-
-def _renamed(path: str) -> str:
-    """A pattern of a path and of what transformers 5 calls it."""
-    return re.escape(path).replace("block_sparse_moe", "(block_sparse_moe|mlp)")
-
-
-def _wrappers(entries: Sequence[Entry]) -> dict[str, int]:
-    """How many wrappers of PEFT lie around that of each parameter of fused experts: it wraps a module's parameters one
-    after the other, in the order in which the module declares them, which is up before down in all known models."""
-    modules: dict[str, list[Entry]] = {}
-    for entry in entries:
-        if entry.kind == "experts":
-            modules.setdefault(entry.module, []).append(entry)
-    below = {}
-    for group in modules.values():
-        ordered = sorted(group, key=lambda entry: "down" in entry.leaf)
-        below.update({entry.name: len(group) - 1 - number for number, entry in enumerate(ordered)})
-    return below

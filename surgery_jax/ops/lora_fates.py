@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..core import adapters
 from ..core.errors import PlanError, listing
 from ..core.specs import Spec
 from .cast import Cast
@@ -15,12 +16,13 @@ from .lora_kinds import Entry, one_by_one
 from .state import State
 from .structure import View
 
-__all__ = ["KEYS", "Modules", "Wishes", "first", "is_unchanged", "pattern_of", "sort_modules"]
+__all__ = ["Modules", "Wishes", "demand_equal", "first", "is_unchanged", "pattern_of", "sort_modules"]
 
 HEAD = 1 << 16  # elements that are compared first: a module that was trained differs there
 SHOWN = 12  # names in a message
-KEYS = {  # kind -> the key of the plan that decides about it, and what it may say but `equal`
+_KEYS = {  # kind -> the key of the plan that decides about it, and what it may say but `equal`
     "embedding": ("embeddings", ("lora", "save", "skip")),
+    "position": ("embeddings", ("save", "skip")),
     "bias": ("biases", ("lora", "save", "skip")),
     "norm": ("norms", ("save", "skip")),
     "convolution": ("others", ("save", "skip")),
@@ -39,6 +41,7 @@ class Modules:
     factored: list[Entry] = field(default_factory=list)
     biases: list[Entry] = field(default_factory=list)
     saved: dict[str, list[Entry]] = field(default_factory=dict)  # module stored whole -> all its parameters
+    equal: list[Entry] = field(default_factory=list)  # must be equal in both
     left: dict[str, str] = field(default_factory=dict)  # name -> why it is not in the adapter
     experts: dict[str, list[Entry]] = field(default_factory=dict)  # layer -> matrices of its experts, one by one
 
@@ -74,7 +77,7 @@ class Wishes:
 
 
 def sort_modules(state: State, entries: Sequence[Entry], wishes: Wishes) -> Modules:
-    """Parameters by what becomes of them; the run fails if one changed that the adapter does not hold.
+    """Parameters by what becomes of them.
 
     Raises:
         PlanError: PEFT cannot store what the plan wants to be stored.
@@ -83,7 +86,6 @@ def sort_modules(state: State, entries: Sequence[Entry], wishes: Wishes) -> Modu
     fates = {entry.name: wishes.fate(entry) for entry in entries}
     found.saved = _saved(state, entries, fates, wishes)
     stored = {entry.name for entry in found.stored}
-    wanted_equal = []
     for entry in entries:
         fate = fates[entry.name]
         layer = one_by_one(entry)
@@ -100,14 +102,11 @@ def sort_modules(state: State, entries: Sequence[Entry], wishes: Wishes) -> Modu
         elif fate == "lora":
             found.left[entry.name] = "unchanged"
         elif fate == "equal" and entry.base is not entry.tuned:
-            wanted_equal.append(entry)
-    _demand_equal(state, wanted_equal, {entry.module for entry in entries})
+            found.equal.append(entry)
     return found
 
 
-def _saved(
-    state: State, entries: Sequence[Entry], fates: Mapping[str, str], wishes: Wishes
-) -> dict[str, list[Entry]]:
+def _saved(state: State, entries: Sequence[Entry], fates: Mapping[str, str], wishes: Wishes) -> dict[str, list[Entry]]:
     """The modules to be stored whole, of which anything changed, with their parameters.
 
     Raises:
@@ -200,25 +199,37 @@ def _head(spec: Spec) -> View | None:
 # ------------------------------------------------------------------------------------- what the adapter does not hold
 
 
-def _demand_equal(state: State, entries: Sequence[Entry], modules: Iterable[str]) -> None:
-    """Left out of the adapter, so the run fails if one changed."""
+def demand_equal(state: State, equal: Sequence[Entry], entries: Sequence[Entry], at_once: bool) -> None:
+    """The run fails if one of `equal` changed, which the adapter will not hold; if `at_once`, before anything is made.
+
+    Raises:
+        PlanError: a parameter has another dtype that cannot be compared, or one is known to have changed.
+    """
     from ..asserts.base import Pending
     from ..asserts.equal import EqualMask
 
-    around = {".".join(words[:count]) for words in (m.split(".") for m in modules) for count in range(1, len(words))}
-    groups: dict[str, dict[Entry, Any]] = defaultdict(dict)
-    for entry in entries:
+    groups: dict[str, list[Entry]] = defaultdict(list)
+    for entry, place in zip(equal, _places(equal, entries), strict=True):
         if not _are_comparable(entry):
             raise PlanError(
                 f"lora_extract: {entry.name} has another dtype in the fine-tune, and is not extracted",
                 expected=str(entry.spec),
                 found=str(entry.tuned.spec),
-                hint=f"cast one of them first, or {_advice(_place(entry, around), [entry])}",
+                hint=f"cast one of them first, or {_advice(place, [entry])}",
             )
-        label = f"lora_extract: {entry.name} is not extracted"
-        groups[_place(entry, around)][entry] = Pending(state.check(EqualMask(), _comparable(state, entry), label))
-    for place, pending in groups.items():
-        state.assert_(_Unheld(place, pending), "lora_extract: what is not extracted was not changed")
+        groups[place].append(entry)
+    for place, group in groups.items():
+        if at_once:
+            changed = [entry for entry in group if not is_unchanged(state, entry)]
+            if changed and not state.waits():
+                problem, hint = _unheld(place, changed)
+                raise PlanError(problem, hint=hint)
+            continue
+        label = "lora_extract: {} is not extracted"
+        checks = [(entry, state.check(EqualMask(), _comparable(state, entry), label.format(entry.name)))
+                  for entry in group]  # fmt: skip
+        outcome = _Unheld(place, {entry: Pending(check) for entry, check in checks})
+        state.assert_(outcome, "lora_extract: what is not extracted was not changed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,21 +244,35 @@ class _Unheld:
         changed = [entry for entry, pending in self.pending.items() if not pending.settle(verdicts)[0]]
         if not changed:
             return True, "lora_extract: what is not extracted was not changed"
-        names = listing((entry.name for entry in changed), SHOWN)
-        verb = "is not extracted but was changed" if len(changed) == 1 else "are not extracted but were changed"
-        return False, f"lora_extract: {names} {verb} (decide with {_advice(self.place, changed)})"
+        problem, hint = _unheld(self.place, changed)
+        return False, f"{problem} (decide with {hint})"
 
     def known(self) -> bool:
         return False
 
 
-def _place(entry: Entry, around: Iterable[str]) -> str:
-    """What decides how a parameter can be stored: its kind, or that PEFT has no module of its own for it."""
-    if entry.kind not in ("convolution", "other"):
-        return entry.kind
-    if not entry.module:
-        return "top"
-    return "inner" if entry.module in around else entry.why or entry.kind
+def _unheld(place: str, changed: Sequence[Entry]) -> tuple[str, str]:
+    """What is wrong with parameters that changed and are not extracted, and what to do about it."""
+    names = listing((entry.name for entry in changed), SHOWN)
+    verb = "is not extracted but was changed" if len(changed) == 1 else "are not extracted but were changed"
+    return f"lora_extract: {names} {verb}", _advice(place, changed)
+
+
+def _places(equal: Sequence[Entry], entries: Sequence[Entry]) -> list[str]:
+    """For each parameter what decides how it can be stored: its kind, or where it lies: in the model itself (`top`), in
+    a module of other modules or of factors (`inner`), in one that PEFT cannot tell from another (`alike`)."""
+    modules = {entry.module for entry in entries}
+    around = {path.rsplit(".", count)[0] for path in modules for count in range(1, path.count(".") + 1)}
+    around |= {entry.module for entry in entries if entry.kind == "experts"}
+    alike = adapters.taken_for({entry.module for entry in equal}, modules)
+    places = []
+    for entry in equal:
+        is_held = entry.kind in ("bias", "embedding") or entry.module not in alike
+        place = entry.kind if entry.kind not in ("convolution", "other") else entry.why or entry.kind
+        if place in ("convolution", "other", *_MORE, "experts") and entry.module in around:
+            place = "inner"
+        places.append("top" if not entry.module else place if is_held else "alike")
+    return places
 
 
 def _advice(place: str, entries: Sequence[Entry]) -> str:
@@ -256,11 +281,13 @@ def _advice(place: str, entries: Sequence[Entry]) -> str:
     experts = [entry.name for entry in entries if entry.why == "experts"]
     expert = f", or expert: [{_quoted(experts)}] if that is a matrix for each expert" if experts else ""
     if place == "top":
-        return f"{skip}; PEFT can neither factor nor store parameters of the model itself"
+        return f"{skip}{expert}; PEFT can neither factor nor store parameters of the model itself"
+    if place == "alike":
+        return f"{skip}{expert}; PEFT cannot store a module whose name others end in"
     if place == "inner":
         modules = _quoted(entry.module for entry in entries)
         return f"modules_to_save: [{modules}] to store the modules with all that lies in them, or {skip}{expert}"
-    key, words = KEYS.get(place, KEYS["other"])
+    key, words = _KEYS.get(place, _KEYS["other"])
     more = f"; {_MORE[place]}" if place in _MORE else ""
     return " or ".join(f"{key}: {word}" for word in words) + expert + more
 

@@ -17,8 +17,9 @@ from ..core import adapters
 from ..core.errors import PlanError, listing
 from ..core.specs import Spec
 
-__all__ = ["Entry", "Said", "arranged", "is_token_embedding", "one_by_one", "sorted_out"]
+__all__ = ["Entry", "Said", "arranged", "is_token_embedding", "names_embedding", "one_by_one", "sorted_out"]
 
+_TABLES = ("embedding", "position", "unknown")
 FACTORED = ("linear", "router", "experts")  # kinds that get factors; embeddings get them if the plan wants it
 TOKENS = (  # embeddings that outputs may share
     "embed_tokens", "wte", "embed_in", "tok_embeddings", "word_embeddings", "token_embedding", "shared", "embeddings",
@@ -27,6 +28,7 @@ _EMBEDDING = re.compile(
     r"embed_tokens|embed_positions|embed_in|wte|wpe|shared|relative_attention_bias|embeddings?|embed|emb"
     r"|\w+_embeddings?|(tok|token|word|pos|position|type|segment|time|patch)_emb(ed)?"
 )
+_POSITIONS = ("embed_positions",)  # BART, OPT, Whisper, ...: PEFT would look up the change by what the module is given
 _PROJECTION = re.compile(r".*(proj|project|projector|projection|linear|dense|fc|out|mapping\w*)\d*")
 _CONV1D = ("c_attn", "c_fc", "c_proj", "q_attn")  # transformers' Conv1D, in models that were made after GPT-2
 _WIDENS = ("c_attn", "c_fc")  # of these, the ones that have more outputs than inputs
@@ -43,9 +45,10 @@ class Entry:
     """One parameter of the model, `name`, in both checkpoints.
 
     kind: `linear`, `router` (a matrix that is a parameter of the module that routes to experts), `experts` (a matrix
-    for each), `embedding`, `bias` (of a linear module), `norm` (of a module of vectors alone), `convolution`, `other`;
-    `unknown`: an embedding or linear. is_in_out: whether matrices are stored as [in, out]; None: nothing tells. why:
-    what else there is to say of an `other`.
+    for each), `embedding`, `position` (an embedding that looks for positions in what it is given), `bias` (of a linear
+    module), `norm` (of a module of vectors alone), `convolution`, `other`; `unknown`: an embedding or linear.
+    is_in_out: whether matrices are stored as [in, out]; None: nothing tells. why: what else there is to say of an
+    `other`.
     """
 
     name: str
@@ -114,6 +117,11 @@ def is_token_embedding(entry: Entry) -> bool:
     return entry.word in TOKENS
 
 
+def names_embedding(path: str) -> bool:
+    """Whether a module of this path is an embedding, as far as its name tells."""
+    return _EMBEDDING.fullmatch(path.rpartition(".")[2]) is not None
+
+
 def one_by_one(entry: Entry) -> tuple[str, str] | None:
     """(path of the experts of a layer, name within the expert) of a linear module of one of several experts.
 
@@ -172,7 +180,7 @@ def _kind(entry: Entry, around: _Around, said: Said) -> tuple[str, str]:
     axes, beside = len(entry.shape), around.specs.get(f"{entry.module}.weight")
     if entry.leaf == "bias" and beside is not None:
         kind, why = _kind(Entry(f"{entry.module}.weight", _Bare(beside), _Bare(beside)), around, said)
-        return ("bias" if kind in FACTORED else "other" if kind in ("embedding", "unknown") else kind), why
+        return ("bias" if kind in FACTORED else "other" if kind in _TABLES else kind), why
     if not entry.is_matrix:
         is_vectors = bool(entry.module) and around.widest[entry.module] < 2 and entry.module not in around.parents
         return ("norm" if is_vectors else "other"), ""
@@ -201,8 +209,8 @@ def _kind_of_matrix(entry: Entry, around: _Around, said: Said) -> tuple[str, str
         return "router", ""
     if around.has_bias(entry):
         return "linear", ""
-    if _EMBEDDING.fullmatch(entry.word):
-        return "embedding", ""
+    if names_embedding(entry.module):
+        return ("position" if entry.word in _POSITIONS else "embedding"), ""
     if "emb" in entry.word and entry.word not in adapters.OUTPUTS and not _PROJECTION.fullmatch(entry.word):
         return "unknown", ""
     return "linear", ""

@@ -86,19 +86,29 @@ class Told:
         return "\n".join(lines)
 
 
-# What PEFT 0.21 stacks, by the names that checkpoints give to experts
-_STACKED = re.compile(r"(.+\.)?mlp\.experts\.\d+\.(gate|up|down)_proj|.+\.(block_sparse_moe|mlp)\.experts\.\d+\.w[123]")
-_PARTS = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+# What PEFT 0.21 stacks, by the names that checkpoints give to experts. It does not do so for Qwen2-MoE, which has a
+# gate for the shared expert and no linear attention, and for PhiMoE, which has names of Mixtral and norms with biases.
+_STACKED = re.compile(
+    r"(.+\.)?mlp\.experts(\.\d+\.(gate|up|down)_proj)?|.+\.(block_sparse_moe|mlp)\.experts\.\d+\.w[123]"
+)
+_UNSTACKED = (("shared_expert_gate.weight", "linear_attn"), ("layernorm.bias", "mlp"))
+_PARTS = ("gate_proj", "up_proj", "down_proj")
 
 
-def warnings(rows: Sequence[Row], entries: Iterable[Entry]) -> list[str]:
+def warnings(rows: Sequence[Row], entries: Sequence[Entry]) -> list[str]:
     """What PEFT makes of factors that are right, where it is wrong, in words."""
-    experts = [entry for entry in entries if one_by_one(entry)]
-    fused = [entry for entry in entries if entry.kind == "experts"]
-    parts = {entry.word for entry in experts} if experts else set(_PARTS[:3]) if fused else set()
-    taken = [row.entry.module for row in rows if row.entry.word in parts and not one_by_one(row.entry)]
-    loose = [row.entry.module for row in rows if one_by_one(row.entry) and not _STACKED.fullmatch(row.entry.module)]
-    positions = [row.entry.module for row in rows if row.entry.word == "embed_positions"]
+    names = [entry.name for entry in entries]
+    paths = [entry.module for entry in entries if entry.kind == "experts" or one_by_one(entry)]
+    is_odd = any(
+        any(n.endswith(end) for n in names) and not any(f".{no}." in n for n in names) for end, no in _UNSTACKED
+    )
+    is_stacked = not is_odd and any(map(_STACKED.fullmatch, paths))
+    parts = {entry.word for entry in entries if one_by_one(entry)} | set(_PARTS)
+    taken = [row.entry.module for row in rows
+             if is_stacked and row.entry.word in parts and not one_by_one(row.entry)]  # fmt: skip
+    loose = [row.entry.module for row in rows
+             if one_by_one(row.entry) and (is_odd or not _STACKED.fullmatch(row.entry.module))]  # fmt: skip
+    named = [row.entry.name for row in rows if row.entry.kind == "experts" and row.entry.leaf == "weight"]
     said = []
     if taken:
         said.append(
@@ -106,12 +116,12 @@ def warnings(rows: Sequence[Row], entries: Iterable[Entry]) -> list[str]:
             "out; lora_merge does not, nor does PEFT with transformers 4"
         )
     if loose:
-        said.append(f"PEFT 0.21 does not stack factors of experts of these names: {_short(loose)}")
-    if positions:
         said.append(
-            f"PEFT looks up the changes of {_short(positions)} by the inputs of that module, which in many models are "
-            "no positions; embeddings: save stores the module whole"
+            f"PEFT 0.21 leaves out the factors of {_short(loose)} where transformers 5 stacks experts; lora_merge does "
+            "not, nor does PEFT with transformers 4"
         )
+    if named:
+        said.append(f"transformers 5 has other names for {_short(named)}: PEFT leaves the factors out there")
     return said
 
 
