@@ -17,7 +17,7 @@ from ..language.names import Reference
 from .base import Directive, boolean, choice, dtype_name, expressions, fraction, reference, text, texts
 from .base import rank as whole
 from .lora_factors import Spectrum
-from .lora_fates import Modules, Wishes, demand_equal, pattern_of, sort_modules
+from .lora_fates import Modules, Wishes, demand_equal, patterns_of, sort_modules
 from .lora_kinds import Entry, Said, arranged, one_by_one, sorted_out
 from .lora_told import Row, Told, warnings
 from .lora_written import Writer
@@ -170,7 +170,7 @@ class LoraExtract(Directive):
                     expected=str(left.spec),
                     found=f"{right.spec} ({other})",
                     hint="an adapter cannot change shapes: slice or pad one of them first, or leave it out: "
-                    f"skip: ['{pattern_of(dest)}']",
+                    f"skip: {patterns_of([dest])}",
                 )
             entries.append(Entry(dest, left, right))
         said = Said(self.embedding, self.linear, self.expert, self.fan_in_fan_out, self._experts_in_out)
@@ -192,7 +192,7 @@ class LoraExtract(Directive):
                 f"lora_extract: {tuned.alias} has tensors that {base.alias} has not",
                 where=self.tuned.mark,
                 found=f"{len(extra)}: {listing(extra)}",
-                hint=f"leave them out: skip: ['{pattern_of(extra[0])}'], or delete them first",
+                hint=f"leave them out: skip: {patterns_of(extra)}, or delete them first",
             )
 
     def _is_skipped(self, name: str) -> bool:
@@ -269,14 +269,14 @@ class LoraExtract(Directive):
         possible = {entry.name: min(entry.shape[-2:]) for entry in modules.factored}
         if self.rank is not None:
             small = [name for name, most in possible.items() if most < self.rank]
-            if small:
+            if small and not state.waits():  # until the data is known, modules that did not change are among them
                 raise PlanError(
                     f"lora_extract: no rank {self.rank} in {small[0]}",
                     expected=f"at most {min(possible.values())}",
                     found=f"{len(small)} parameters that are smaller: {listing(small, 3)}",
                     hint=f"max_rank: {self.rank} gives smaller modules what they can have",
                 )
-            return dict.fromkeys(possible, self.rank)
+            return {name: min(most, self.rank) for name, most in possible.items()}
         bound = {name: min(most, self.max_rank or most) for name, most in possible.items()}
         if not self.by_data:
             return bound
@@ -344,11 +344,11 @@ def _check_known(entries: Sequence[Entry]) -> None:
     """Raise a PlanError if something about modules that get factors is not told by names and shapes."""
     unknown = [entry.module for entry in entries if entry.kind == "unknown"]
     if unknown:
-        pattern = pattern_of(unknown[0])
+        patterns = patterns_of(unknown)
         raise PlanError(
             "lora_extract: names and shapes do not tell whether modules that changed are embeddings",
             found=listing(unknown, 12),
-            hint=f"embedding: ['{pattern}'] if it is one, else linear: ['{pattern}']",
+            hint=f"embedding: {patterns} for those that are, else linear: {patterns}",
         )
     for kind, keys in (("linear", "fan_in_fan_out: true or fan_in_fan_out: false"),
                        ("experts", "experts: in_out or experts: out_in")):  # fmt: skip
@@ -357,5 +357,5 @@ def _check_known(entries: Sequence[Entry]) -> None:
             raise PlanError(
                 "lora_extract: neither shapes nor biases tell whether weights are stored as [in, out] or [out, in]",
                 found=listing(f"{entry.name} {entry.spec}" for entry in either),
-                hint=f"say it with {keys}",
+                hint=keys,
             )

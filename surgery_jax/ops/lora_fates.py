@@ -16,7 +16,7 @@ from .lora_kinds import Entry, one_by_one
 from .state import State
 from .structure import View
 
-__all__ = ["Modules", "Wishes", "demand_equal", "first", "is_unchanged", "pattern_of", "sort_modules"]
+__all__ = ["Modules", "Wishes", "demand_equal", "first", "is_unchanged", "patterns_of", "sort_modules"]
 
 HEAD = 1 << 16  # elements that are compared first: a module that was trained differs there
 SHOWN = 12  # names in a message
@@ -120,7 +120,8 @@ def _saved(state: State, entries: Sequence[Entry], fates: Mapping[str, str], wis
             groups[wishes.module_around(entry) or entry.module].append(entry)
         elif entry.module in with_biases and fates[entry.name] != "skip":
             groups[entry.module].append(entry)
-    changed = {m: group for m, group in groups.items() if not all(is_unchanged(state, entry) for entry in group)}
+    same = {name: [is_unchanged(state, entry) for entry in group] for name, group in groups.items()}  # asks all at once
+    changed = {name: group for name, group in groups.items() if not all(same[name])}
     if changed and not state.waits():
         _check_whole(entries, changed)
     return changed
@@ -133,7 +134,7 @@ def _check_whole(entries: Sequence[Entry], groups: Mapping[str, Sequence[Entry]]
         raise PlanError(
             "lora_extract: PEFT can neither factor nor store parameters of the model itself",
             found=listing(names, SHOWN),
-            hint=f"leave them out: skip: [{_quoted(names)}]",
+            hint=f"leave them out: skip: {patterns_of(names)}",
         )
     held = {entry.name for group in groups.values() for entry in group}
     by_module: dict[str, list[str]] = defaultdict(list)
@@ -147,7 +148,7 @@ def _check_whole(entries: Sequence[Entry], groups: Mapping[str, Sequence[Entry]]
             raise PlanError(
                 f"lora_extract: PEFT stores {module} only with all that lies in it",
                 expected=f"{group[0].name} stored whole, and with it {listing(missing)}",
-                hint=f"modules_to_save: [{_quoted([module])}], or leave it out: skip: [{_quoted([group[0].name])}]",
+                hint=f"modules_to_save: {patterns_of([module])}, or leave it out: skip: {patterns_of([group[0].name])}",
             )
 
 
@@ -203,7 +204,7 @@ def demand_equal(state: State, equal: Sequence[Entry], entries: Sequence[Entry],
     """The run fails if one of `equal` changed, which the adapter will not hold; if `at_once`, before anything is made.
 
     Raises:
-        PlanError: a parameter has another dtype that cannot be compared, or one is known to have changed.
+        PlanError: the dtypes of a parameter cannot be compared, or one is known to have changed.
     """
     from ..asserts.base import Pending
     from ..asserts.equal import EqualMask
@@ -212,10 +213,10 @@ def demand_equal(state: State, equal: Sequence[Entry], entries: Sequence[Entry],
     for entry, place in zip(equal, _places(equal, entries), strict=True):
         if not _are_comparable(entry):
             raise PlanError(
-                f"lora_extract: {entry.name} has another dtype in the fine-tune, and is not extracted",
+                f"lora_extract: {entry.name} is not extracted, and cannot be compared with that of the fine-tune",
                 expected=str(entry.spec),
                 found=str(entry.tuned.spec),
-                hint=f"cast one of them first, or {_advice(place, [entry])}",
+                hint=_advice(place, [entry]),
             )
         groups[place].append(entry)
     for place, group in groups.items():
@@ -277,27 +278,25 @@ def _places(equal: Sequence[Entry], entries: Sequence[Entry]) -> list[str]:
 
 def _advice(place: str, entries: Sequence[Entry]) -> str:
     """What a plan can say of parameters that changed."""
-    skip = f"skip: [{_quoted(entry.name for entry in entries)}]"
+    skip = f"skip: {patterns_of(entry.name for entry in entries)}"
     experts = [entry.name for entry in entries if entry.why == "experts"]
-    expert = f", or expert: [{_quoted(experts)}] if that is a matrix for each expert" if experts else ""
+    expert = f", or expert: {patterns_of(experts)} if that is a matrix for each expert" if experts else ""
     if place == "top":
         return f"{skip}{expert}; PEFT can neither factor nor store parameters of the model itself"
     if place == "alike":
         return f"{skip}{expert}; PEFT cannot store a module whose name others end in"
     if place == "inner":
-        modules = _quoted(entry.module for entry in entries)
-        return f"modules_to_save: [{modules}] to store the modules with all that lies in them, or {skip}{expert}"
+        modules = patterns_of(entry.module for entry in entries)
+        return f"modules_to_save: {modules} to store the modules with all that lies in them, or {skip}{expert}"
     key, words = _KEYS.get(place, _KEYS["other"])
     more = f"; {_MORE[place]}" if place in _MORE else ""
     return " or ".join(f"{key}: {word}" for word in words) + expert + more
 
 
-def pattern_of(path: str) -> str:
-    """A pattern of a path and of those that differ from it in numbers alone."""
-    return re.sub(r"(?<=\.)\d+(?=\\?\.|$)", r"\\d+", re.escape(path))
-
-
-def _quoted(paths: Iterable[str]) -> str:
-    """Patterns for a plan."""
-    patterns = [f"'{pattern}'" for pattern in dict.fromkeys(map(pattern_of, paths))]
-    return ", ".join(patterns[:SHOWN]) + (", ..." if len(patterns) > SHOWN else "")
+def patterns_of(paths: Iterable[str]) -> str:
+    """Patterns of paths for a plan; one pattern for several that differ in numbers alone."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for path in dict.fromkeys(paths):
+        alike[re.sub(r"(?<=\.)\d+(?=\\?\.|$)", r"\\d+", re.escape(path))].append(path)
+    found = [pattern if len(same) > 1 else re.escape(same[0]) for pattern, same in alike.items()]
+    return "[" + ", ".join(f"'{pattern}'" for pattern in found[:SHOWN]) + (", ...]" if len(found) > SHOWN else "]")

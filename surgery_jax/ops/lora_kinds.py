@@ -246,7 +246,7 @@ def arranged(entries: Sequence[Entry], said: Said) -> list[Entry]:
     specs = {entry.name: entry.spec for entry in entries}
     widths = {entry.shape[1] for entry in entries if entry.kind == "embedding" and is_token_embedding(entry)}
     width = widths.pop() if len(widths) == 1 else None
-    linear = _linear(entries, specs, width, said.fan_in_fan_out)
+    linear = _linear(entries, specs, width, said)
     fused = _fused(entries, specs, width, said.experts_in_out)
     turned = {**linear, **fused}
     return [
@@ -256,13 +256,14 @@ def arranged(entries: Sequence[Entry], said: Said) -> list[Entry]:
 
 
 def _linear(
-    entries: Sequence[Entry], specs: Mapping[str, Spec], width: int | None, said: bool | None
+    entries: Sequence[Entry], specs: Mapping[str, Spec], width: int | None, said: Said
 ) -> dict[str, bool | None]:
     """How the weights of linear modules are stored: what a module itself shows, else others of the same name, else
-    others of Conv1D's names, else what the plan says. Modules of other names are Linear unless something denies it."""
-    linear = [entry for entry in entries if entry.kind == "linear"]
+    others of Conv1D's names, else what the plan says. Modules of other names are Linear unless something denies it,
+    output layers always."""
+    linear = [entry for entry in entries if entry.kind == "linear" and not _matches(said.linear, entry.module)]
     shown = {entry.name: _shown(entry, specs.get(f"{entry.module}.bias"), width) for entry in linear}
-    _check_said(linear, shown, said)
+    _check_said(linear, shown, said.fan_in_fan_out)
     by_word: dict[str, set[bool]] = defaultdict(set)
     for entry in linear:
         seen = shown[entry.name]
@@ -276,10 +277,11 @@ def _linear(
         sure = shown[entry.name]
         for others in (by_word[entry.word], family if is_conv1d else set()):
             sure = next(iter(others)) if sure is None and len(others) == 1 else sure
-        if sure is None:
-            may_be_either = is_conv1d or (some and entry.word not in adapters.OUTPUTS)
-            sure = said if said is not None else None if may_be_either else OUT_IN
-        found[entry.name] = sure
+        if sure is None and entry.word not in adapters.OUTPUTS:
+            sure = said.fan_in_fan_out
+            found[entry.name] = OUT_IN if sure is None and not is_conv1d and not some else sure
+        else:
+            found[entry.name] = bool(sure)
     return found
 
 

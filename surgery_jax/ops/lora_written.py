@@ -174,6 +174,8 @@ class Writer:
         factored += [adapters.Factored(name, widths[shared]) for name, shared in tied.items() if shared in widths]
         saved = [*self.modules.saved, *(name for name, shared in tied.items() if shared not in widths)]
         others = {entry.module for entry in self.found} - {entry.module for entry in factored}
+        if self.state.waits():
+            saved = []  # what did not change may be among them
         is_in_out = any(row.entry.kind == "linear" and row.entry.is_in_out for row in self.rows)
         try:
             config = adapters.configuration(
