@@ -277,7 +277,8 @@ def configuration(
         "task_type": task,
         "use_dora": False,
         "use_rslora": False,
-        **({"target_parameters": parameters} if parameters else {}),
+        # axes of experts are those of PEFT from this version on
+        **({"target_parameters": parameters, "peft_version": "0.19.1"} if parameters else {}),
     }
 
 

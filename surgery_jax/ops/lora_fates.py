@@ -30,7 +30,8 @@ _KEYS = {  # kind -> the key of the plan that decides about it, and what it may 
 }
 _MORE = {
     "attention": "PEFT does not reach the factors of a part of torch's attention",
-    "mamba": "PEFT refuses factors for out_proj of Mamba",
+    "mamba": "PEFT refuses factors for out_proj of Mamba, Mamba 2, Falcon-Mamba, Falcon-H1 and Nemotron-H; if this is "
+    "none of these",
 }
 
 
@@ -290,6 +291,7 @@ def _advice(place: str, entries: Sequence[Entry]) -> str:
         return f"modules_to_save: {modules} to store the modules with all that lies in them, or {skip}{expert}"
     key, words = _KEYS.get(place, _KEYS["other"])
     more = f"; {_MORE[place]}" if place in _MORE else ""
+    more += f", linear: {patterns_of(entry.module for entry in entries)}" if place == "mamba" else ""
     return " or ".join(f"{key}: {word}" for word in words) + expert + more
 
 

@@ -149,7 +149,7 @@ class _Around:
         self.parents = {path for entry in entries for path in _ancestors(entry.module)}
         self.widest: dict[str, int] = {}  # module -> most axes of its parameters
         self.experts: dict[str, int] = {}  # path of experts -> how many there are
-        self.are_fused: dict[str, bool] = {}
+        self.are_fused: set[str] = set()
         for entry in entries:
             self.widest[entry.module] = max(self.widest.get(entry.module, 0), len(entry.shape))
             self._count(entry)
@@ -161,18 +161,19 @@ class _Around:
             path = f"{layer}.experts"
             self.experts[path] = max(self.experts.get(path, 0), int(number) + 1)
         elif entry.module.endswith(".experts") and len(entry.shape) == 3:
-            self.experts[entry.module], self.are_fused[entry.module] = entry.shape[0], True
+            self.experts[entry.module] = entry.shape[0]
+            self.are_fused.add(entry.module)
 
     def has_bias(self, entry: Entry) -> bool:
         spec = self.specs.get(f"{entry.module}.bias")
         return spec is not None and len(spec.shape) == 1
 
     def routes(self, entry: Entry) -> bool:
-        """Whether the entry is the weight of a router to experts that the checkpoint holds as one tensor."""
+        """Whether the entry is the weight of a router, which in transformers 5 is a parameter of its own class, under
+        this name; for what it renames, PEFT knows itself what to do."""
         path = f"{entry.parent}.experts"
-        return (
-            entry.word in _ROUTERS and self.are_fused.get(path, False) and entry.shape[0] == self.experts.get(path, 0)
-        )
+        is_renamed = entry.parent.endswith("block_sparse_moe") and path not in self.are_fused
+        return entry.word in _ROUTERS and entry.shape[0] == self.experts.get(path) and not is_renamed
 
 
 def _kind(entry: Entry, around: _Around, said: Said) -> tuple[str, str]:
@@ -203,7 +204,7 @@ def _kind_of_matrix(entry: Entry, around: _Around, said: Said) -> tuple[str, str
         return "embedding", ""
     if f"{entry.parent}.in_proj_weight" in around.specs:
         return "other", "attention"
-    if entry.word == "out_proj" and f"{entry.parent}.A_log" in around.specs:
+    if entry.word == "out_proj" and _is_refused_mamba(entry.parent, around):
         return "other", "mamba"
     if around.routes(entry):
         return "router", ""
@@ -214,6 +215,13 @@ def _kind_of_matrix(entry: Entry, around: _Around, said: Said) -> tuple[str, str
     if "emb" in entry.word and entry.word not in adapters.OUTPUTS and not _PROJECTION.fullmatch(entry.word):
         return "unknown", ""
     return "linear", ""
+
+
+def _is_refused_mamba(path: str, around: _Around) -> bool:
+    """Whether a module may be the mixer of Mamba, Mamba 2, Falcon-Mamba, Falcon-H1 or Nemotron-H, of which PEFT refuses
+    to factor the outputs; it does not for Jamba, whose A_log has two axes, and linear attention."""
+    decay, word = around.specs.get(f"{path}.A_log"), path.rpartition(".")[2]
+    return decay is not None and (word == "mixer" or (word == "mamba" and len(decay.shape) == 1))
 
 
 @dataclass(frozen=True)
@@ -321,7 +329,7 @@ def _fused(
     for entry in entries:
         if entry.kind == "experts":
             layers[entry.parent if entry.leaf == "weight" else entry.module].append(entry)
-    shown = {path: _layout(path, group, specs, width) for path, group in layers.items()}
+    shown = {path: _layout(path, group, specs, width) for path, group in layers.items() if not _is_llama4(path)}
     everywhere = {seen for seen in shown.values() if seen is not None}
     wrong = [path for path, seen in shown.items() if said is not None and seen == (not said)]
     if wrong:
@@ -334,9 +342,16 @@ def _fused(
     alike = everywhere.pop() if len(everywhere) == 1 else None
     found: dict[str, bool | None] = {}
     for path, group in layers.items():
-        seen = shown[path] if shown[path] is not None else alike
-        found.update({entry.name: seen if seen is not None else said for entry in group})
+        seen = shown.get(path) if shown.get(path) is not None else alike
+        known = OUT_IN if _is_llama4(path) else seen if seen is not None else said
+        found.update({entry.name: known for entry in group})
     return found
+
+
+def _is_llama4(path: str) -> bool:
+    """Whether experts are those of Llama 4: stored as [in, out], but PEFT takes them for [out, in], because their class
+    does not say it."""
+    return path.endswith("feed_forward.experts")
 
 
 def _layout(path: str, group: Sequence[Entry], specs: Mapping[str, Spec], width: int | None) -> bool | None:

@@ -169,7 +169,11 @@ class Writer:
         Raises:
             PlanError: PEFT would take another module for one that is stored whole.
         """
-        factored = [adapters.Factored(row.entry.module, row.width, row.entry.parameter) for row in self.rows]
+        is_served = self.step.serving == "vllm"  # which has linear modules alone
+        factored = [
+            adapters.Factored(row.entry.module, row.width, "" if is_served else row.entry.parameter)
+            for row in self.rows
+        ]
         widths = {row.entry: row.width for row in self.rows}
         factored += [adapters.Factored(name, widths[shared]) for name, shared in tied.items() if shared in widths]
         saved = [*self.modules.saved, *(name for name, shared in tied.items() if shared not in widths)]
@@ -182,7 +186,7 @@ class Writer:
                 factored,
                 sorted(saved),
                 others,
-                fan_in_fan_out=is_in_out and not any(row.entry.parameter for row in self.rows),
+                fan_in_fan_out=is_in_out and not any(entry.parameter for entry in factored),
                 lora_bias=with_bias,
                 base=self.step.model,
                 task=None if self.step.task == "none" else self.step.task,
