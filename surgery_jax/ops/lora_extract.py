@@ -159,6 +159,8 @@ class LoraExtract(Directive):
         self._check_extra(state, base, tuned, {row[1] for row in triples})
         entries = []
         for name, other, dest, is_skipped in triples:
+            if "" in dest.split("."):
+                raise PlanError(f"lora_extract: {dest!r} is no name of a parameter", where=self.to.mark, found=name)
             left = state.slot(base.alias, name, reads=1).node
             right = state.slot(tuned.alias, other, reads=1).node
             if left.spec is None or right.spec is None:

@@ -25,11 +25,12 @@ TOKENS = (  # embeddings that outputs may share
     "embed_tokens", "wte", "embed_in", "tok_embeddings", "word_embeddings", "token_embedding", "shared", "embeddings",
 )  # fmt: skip
 _EMBEDDING = re.compile(
-    r"embed_tokens|embed_positions|embed_in|wte|wpe|shared|relative_attention_bias|embeddings?|embed|emb"
-    r"|\w+_embeddings?|(tok|token|word|pos|position|type|segment|time|patch)_emb(ed)?"
+    r"embed_tokens\w*|embed_positions|embed_in|wte|wpe|shared|relative_attention_bias|embeddings?|embed|emb"
+    r"|(?!patch|time)\w+_embeddings?|(tok|token|word|pos|position|type|segment)_emb(ed)?"
 )
+_MAY_EMBED = re.compile(r".*(emb|vocab|codebook|lookup|table|bias|(token|position)s?$|(^|_)pos$).*")
 _POSITIONS = ("embed_positions",)  # BART, OPT, Whisper, ...: PEFT would look up the change by what the module is given
-_PROJECTION = re.compile(r".*(proj|project|projector|projection|linear|dense|fc|out|mapping\w*)\d*")
+_PROJECTION = re.compile(r"patch_emb\w*|.*(proj|project|projector|projection|linear|dense|fc|out|mapping\w*)\d*")
 _CONV1D = ("c_attn", "c_fc", "c_proj", "q_attn")  # transformers' Conv1D, in models that were made after GPT-2
 _WIDENS = ("c_attn", "c_fc")  # of these, the ones that have more outputs than inputs
 _ROUTERS = ("gate", "router")
@@ -178,6 +179,8 @@ class _Around:
 
 def _kind(entry: Entry, around: _Around, said: Said) -> tuple[str, str]:
     """The kind of a parameter, and what else is to be told of it."""
+    if not entry.module:
+        return "other", ""  # PEFT reaches modules alone
     axes, beside = len(entry.shape), around.specs.get(f"{entry.module}.weight")
     if entry.leaf == "bias" and beside is not None:
         kind, why = _kind(Entry(f"{entry.module}.weight", _Bare(beside), _Bare(beside)), around, said)
@@ -212,9 +215,8 @@ def _kind_of_matrix(entry: Entry, around: _Around, said: Said) -> tuple[str, str
         return "linear", ""
     if names_embedding(entry.module):
         return ("position" if entry.word in _POSITIONS else "embedding"), ""
-    if "emb" in entry.word and entry.word not in adapters.OUTPUTS and not _PROJECTION.fullmatch(entry.word):
-        return "unknown", ""
-    return "linear", ""
+    is_plain = entry.word in adapters.OUTPUTS or _PROJECTION.fullmatch(entry.word)
+    return ("unknown" if _MAY_EMBED.fullmatch(entry.word) and not is_plain else "linear"), ""
 
 
 def _is_refused_mamba(path: str, around: _Around) -> bool:

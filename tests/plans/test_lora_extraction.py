@@ -59,6 +59,9 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3-moe": ("Qwen3MoeForCausalLM", "Qwen3MoeConfig", SMALL | EXPERTS | {"head_dim": 8}),
     "deepseek": ("DeepseekV3ForCausalLM", "DeepseekV3Config", SMALL | SHARING),
     "gpt-oss": ("GptOssForCausalLM", "GptOssConfig", SMALL | LOCAL | {"head_dim": 8, "intermediate_size": 16}),
+    "llama4": ("Llama4ForCausalLM", "Llama4TextConfig", SMALL | LOCAL | {
+        "num_experts_per_tok": 1, "intermediate_size_mlp": 20, "head_dim": 8, "interleave_moe_layer_step": 1,
+        "attention_chunk_size": None, "pad_token_id": 0, "layer_types": ["full_attention"] * 2}),
     "mamba": ("MambaForCausalLM", "MambaConfig",
               {"vocab_size": 40, "hidden_size": 16, "state_size": 4, "num_hidden_layers": 1, "time_step_rank": 2,
                "tie_word_embeddings": False}),
@@ -168,6 +171,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "parameters among modules": ("mamba", r".*(x_proj\.weight|A_log)", {"modules_to_save": ".*mixer"}),
     "output of mamba": ("mamba", r".*(in|out)_proj\.weight", {"others": "save"}),
     "router of gpt-oss": ("gpt-oss", r".*q_proj\.weight|.*router\.weight" + EXPERT_PARTS, {}),
+    "axes of llama 4": ("llama4", r".*q_proj\.weight" + EXPERT_PARTS, {}),
     "biases of experts": ("gpt-oss", r".*q_proj\.weight|.*proj_bias", {"modules_to_save": ".*experts"}),
     "bias of a router": ("gpt-oss", r".*q_proj\.weight|.*router\.(bias|weight)", {"biases": "save"}),
 }  # fmt: skip
@@ -287,18 +291,19 @@ Tensors = dict[str, np.ndarray]
 
 
 def pair(tmp_path: Path, shapes: dict[str, Any], change: Callable[[Tensors], None] = lambda tuned: None) -> None:
-    """Write a base of these shapes, and a fine-tune of which all that starts with `a` changed, and what is said."""
+    """Write a base of these shapes, and a fine-tune in which names that start with `a` or have no dot changed, and what
+    is said."""
     rng = np.random.default_rng(4)
     base = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    tuned = {name: array + 1 if name.startswith("a") else array for name, array in base.items()}
+    tuned = {name: array + 1 if name.startswith("a") or "." not in name else array for name, array in base.items()}
     change(tuned)
     write_checkpoint(tmp_path / "base" / "model.safetensors", base)
     write_checkpoint(tmp_path / "tuned" / "model.safetensors", tuned)
 
 
 REMEDIED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "top": ({"acls": (1, 1, 8), "apos": (1, 4, 8)}, {}, "acls, apos are not extracted"),
-    "top, saved": ({"acls": (1, 1, 8)}, {"others": "save"}, "neither factor nor store parameters of the model"),
+    "top": ({"cls_token": (1, 1, 8), "weight": (8, 8)}, {}, "cls_token, weight are not extracted"),
+    "top, saved": ({"cls_token": (1, 1, 8)}, {"others": "save"}, "neither factor nor store parameters of the model"),
     "among modules": ({"am.cls_token": (1, 1, 8), "am.proj.weight": (8, 8)}, {}, "am.cls_token is not extracted"),
     "beside factors": ({"am.experts.up_proj": (3, 6, 8), "am.experts.up_proj_bias": (3, 6)}, {},
                        "am.experts.up_proj_bias is not extracted"),
@@ -379,6 +384,55 @@ def test_another_dtype_is_no_change(tmp_path: Path, ours: str, theirs: str) -> N
     write_checkpoint(tmp_path / "tuned" / "model.safetensors", tuned)
     (tmp_path / "adapter").rename(tmp_path / "first")
     assert "norm.weight is not extracted but was changed" in refusal(tmp_path)
+
+
+LINEAR, ASKED = "lora_A.weight", "whether modules that changed are embeddings"
+NAMES = {
+    "shared": "lora_embedding_A", "pos_embed": "lora_embedding_A", "tok_emb": "lora_embedding_A",
+    "token_type_embeddings": "lora_embedding_A", "embed_tokens_per_layer": "lora_embedding_A", "query_embed": ASKED,
+    "time_embedding": ASKED, "codebook": ASKED, "rel_pos_bias": ASKED, "patch_embedding": LINEAR, "query": LINEAR,
+    "embed_out": LINEAR, "embedding_projection": LINEAR, "token_mixer": LINEAR,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("word", NAMES)
+@pytest.mark.parametrize("beside", ["", "bias", "said"])
+def test_names_tell_embeddings_unless_something_else_does(tmp_path: Path, word: str, beside: str) -> None:
+    pair(tmp_path, {f"a.{word}.weight": (10, 8)} | ({f"a.{word}.bias": (10,)} if beside == "bias" else {}))
+    keys: dict[str, Any] = {"tied": "none", "biases": "skip"}
+    wanted = {"": NAMES[word], "bias": LINEAR, "said": "lora_embedding_A"}[beside]
+    if wanted == ASKED:
+        assert ASKED in refusal(tmp_path, **keys)
+        return
+    extract(tmp_path, **keys, **({"embedding": f"a\\.{word}"} if beside == "said" else {}))
+    assert f"base_model.model.a.{word}.{wanted}" in read_checkpoint(tmp_path / "adapter")
+
+
+class Attending(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+        self.last = torch.nn.Linear(8, 8)
+
+    def forward(self, x: Any) -> Any:
+        return self.last(self.attention(x, x, x)[0])
+
+
+@pytest.mark.parametrize("keys", [{"others": "save"}, {"modules_to_save": "attention"}], ids=str)
+def test_a_part_of_attention_that_peft_does_not_reach_is_stored(tmp_path: Path, keys: dict[str, Any]) -> None:
+    def made() -> Any:
+        torch.manual_seed(2)
+        return Attending().eval()
+
+    base, tuned = made(), changed(made(), r"attention\.out_proj\.weight|last\.weight")
+    store(base, tmp_path / "base", "model")
+    store(tuned, tmp_path / "tuned", "model")
+    assert "PEFT does not reach" in refusal(tmp_path)
+    extract(tmp_path, task="none", **keys)
+    model = peft.PeftModel.from_pretrained(made(), tmp_path / "adapter").eval()
+    with torch.no_grad():
+        x = torch.randn(1, 4, 8)
+        np.testing.assert_allclose(model(x).numpy(), tuned(x).numpy(), atol=1e-5)
 
 
 def test_an_adapter_without_a_task_is_of_no_task(tmp_path: Path) -> None:
