@@ -92,7 +92,7 @@ _STACKED = re.compile(
     r"(.+\.)?mlp\.experts(\.\d+\.(gate|up|down)_proj)?|.+\.(block_sparse_moe|mlp)\.experts\.\d+\.w[123]"
 )
 _UNSTACKED = (("shared_expert_gate.weight", "linear_attn"), ("layernorm.bias", "mlp"))
-_PARTS = ("gate_proj", "up_proj", "down_proj")
+_KIN = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
 
 
 def warnings(rows: Sequence[Row], entries: Sequence[Entry]) -> list[str]:
@@ -103,11 +103,12 @@ def warnings(rows: Sequence[Row], entries: Sequence[Entry]) -> list[str]:
         any(n.endswith(end) for n in names) and not any(f".{no}." in n for n in names) for end, no in _UNSTACKED
     )
     is_stacked = not is_odd and any(map(_STACKED.fullmatch, paths))
-    parts = {entry.word for entry in entries if one_by_one(entry)} | set(_PARTS)
+    parts = {entry.word for entry in entries if one_by_one(entry)} | set(_KIN[0])
     taken = [row.entry.module for row in rows
              if is_stacked and row.entry.word in parts and not one_by_one(row.entry)]  # fmt: skip
     loose = [row.entry.module for row in rows
              if one_by_one(row.entry) and (is_odd or not _STACKED.fullmatch(row.entry.module))]  # fmt: skip
+    missing = _missing(rows)
     named = [row.entry.name for row in rows if row.entry.kind == "experts" and row.entry.leaf == "weight"]
     said = []
     if taken:
@@ -120,9 +121,30 @@ def warnings(rows: Sequence[Row], entries: Sequence[Entry]) -> list[str]:
             f"PEFT 0.21 leaves out the factors of {_short(loose)} where transformers 5 stacks experts; lora_merge does "
             "not, nor does PEFT with transformers 4"
         )
+    if missing:
+        said.append(
+            f"PEFT 0.21 loads factors for all experts of a layer or for none; `base` does not match {_short(missing)}"
+        )
     if named:
         said.append(f"transformers 5 has other names for {_short(named)}: PEFT leaves the factors out there")
     return said
+
+
+def _missing(rows: Sequence[Row]) -> list[str]:
+    """Modules of experts without factors in layers where others have some."""
+    layers: dict[str, set[str]] = {}
+    for row in rows:
+        layer = one_by_one(row.entry)
+        if layer is not None:
+            layers.setdefault(layer[0], set()).add(row.entry.module)
+    missing = []
+    for path, there in layers.items():
+        words = {module.rpartition(".")[2] for module in there}
+        words = next((set(kin) for kin in _KIN if words <= set(kin) and words != {kin[-1]}), words)
+        count = 1 + max(int(module.removeprefix(f"{path}.").partition(".")[0]) for module in there)
+        wanted = {f"{path}.{number}.{word}" for number in range(count) for word in words}
+        missing += sorted(wanted - there)
+    return missing
 
 
 def _short(names: Iterable[str]) -> str:

@@ -251,6 +251,20 @@ def test_the_experts_of_a_layer_have_one_rank_and_none_is_missing(
     check_loads(tmp_path, kind, outputs(kind, base), outputs(kind, tuned))
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("base", [r"(.*experts\.1\..+|.*q_proj.+)", r"(.*(gate|up|q)_proj.+)", r"(.*(down|q)_proj.+)"])
+def test_experts_that_a_pattern_leaves_out_are_said(tmp_path: Path, base: str) -> None:
+    prepared(tmp_path, "qwen3-moe", r".*q_proj\.weight" + EXPERT_PARTS)
+    told = extract(tmp_path, base=f"base::{base}")
+    is_whole = "down" in base  # PEFT stacks these by themselves
+    assert ("warning: PEFT 0.21 loads factors for all experts" in told) == (not is_whole)
+    if is_whole:
+        loaded(tmp_path, "qwen3-moe")
+        return
+    with pytest.raises((ValueError, KeyError, RuntimeError, UserWarning)):
+        loaded(tmp_path, "qwen3-moe")
+
+
 # What PEFT 0.21 gets wrong, and whether it does: a warning must come exactly then
 GETS_WRONG = {
     ("deepseek", "hub", r".*shared_experts.*proj\.weight"): True,
