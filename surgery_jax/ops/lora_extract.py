@@ -236,13 +236,13 @@ class LoraExtract(Directive):
         if not rows and modules.saved:
             spare = _spare(found, modules)
             rows[spare.name] = Row(spare, 0, 1)
-        if state.waits():
-            return list(rows.values())
-        _check_known([row.entry for row in rows.values()])
-        if self.serving == "peft" or not rows:
-            return list(rows.values())
-        room = self._uniform_width(list(rows.values()), modules)
-        return [replace(row, width=room) for row in rows.values()]
+        found_rows = list(rows.values())
+        if not state.waits():
+            _check_known([row.entry for row in found_rows])
+        if self.serving == "peft" or not found_rows:
+            return found_rows
+        room = WIDTHS[-1] if state.waits() else self._uniform_width(found_rows, modules)
+        return [replace(row, width=room) for row in found_rows]
 
     def _uniform_width(self, rows: Sequence[Row], modules: Modules) -> int:
         """The rank that all factors are padded to for vLLM.

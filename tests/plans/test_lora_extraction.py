@@ -458,6 +458,14 @@ def test_an_adapter_without_a_task_is_of_no_task(tmp_path: Path) -> None:
     assert "did you mean SEQ_CLS" in refusal(tmp_path, task="SEQ_CL")
 
 
+def test_many_parameters_that_changed_are_one_short_message(tmp_path: Path) -> None:
+    shapes = {f"a.{n}.norm.weight": (4,) for n in range(300)} | {f"a.{n}.scales": (4, 4) for n in range(300)}
+    pair(tmp_path, ARRAYS | shapes)
+    text = refusal(tmp_path)
+    assert "288 more are not extracted" in text and len(text) < 1500
+    extract(tmp_path, norms="skip")
+
+
 def test_one_tensor_of_many_that_cannot_be_factored_does_not_fill_the_screen(tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
     base = {f"layers.{n}.experts.up.weight": rng.standard_normal((4, 6)).astype(np.float32) for n in range(300)}
