@@ -291,10 +291,8 @@ class LoraExtract(Directive):
         """The ranks that the spectra of the changes ask for; 0, with the reason told, for what is left out."""
         how = Choice(self.energy, self.budget, self.noise_floor, self.max_rank, self.multiple_of)
         measured = {entry.name: _measured(entry, tables[entry.name]) for entry in modules.factored}
-        layers = [[entry for entry in layer if any(e.name in tables for e in layer)]
-                  for layer in modules.experts.values()]  # fmt: skip
-        together = {entry.name for layer in layers for entry in layer}
-        groups = [layer for layer in layers if layer]
+        groups = [layer for layer in modules.experts.values() if any(entry.name in tables for entry in layer)]
+        together = {entry.name for layer in groups for entry in layer}
         groups += [[entry] for entry in modules.factored if entry.name not in together]
         spectra = [[measured.get(entry.name) or _measured(entry, _zeros()) for entry in group] for group in groups]
         ranks: dict[str, int] = {}

@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from ..core import adapters
@@ -213,10 +214,16 @@ def _kind_of_matrix(entry: Entry, around: _Around, said: Said) -> tuple[str, str
         return "router", ""
     if around.has_bias(entry):
         return "linear", ""
-    if names_embedding(entry.module):
-        return ("position" if entry.word in _POSITIONS else "embedding"), ""
-    is_plain = entry.word in adapters.OUTPUTS or _PROJECTION.fullmatch(entry.word)
-    return ("unknown" if _MAY_EMBED.fullmatch(entry.word) and not is_plain else "linear"), ""
+    return _kind_by_name(entry.word), ""
+
+
+@cache
+def _kind_by_name(word: str) -> str:
+    """The kind of a module of this name with a weight of two axes and no bias."""
+    if _EMBEDDING.fullmatch(word):
+        return "position" if word in _POSITIONS else "embedding"
+    is_plain = word in adapters.OUTPUTS or _PROJECTION.fullmatch(word)
+    return "unknown" if _MAY_EMBED.fullmatch(word) and not is_plain else "linear"
 
 
 def _is_refused_mamba(path: str, around: _Around) -> bool:
