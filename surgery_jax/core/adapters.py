@@ -36,6 +36,7 @@ __all__ = [
     "parse_config",
     "pattern_value",
     "scaling",
+    "taken_for",
 ]
 
 PREFIX = "base_model.model."
@@ -228,8 +229,12 @@ def configuration(
     lora_bias: bool = False,
     base: str | None = None,
     task: str | None = None,
+    stacked: Mapping[str, tuple[int, int]] | None = None,
 ) -> dict[str, Any]:
     """The configuration of an adapter whose factors hold the whole change: alpha is the rank, so that scaling is 1.
+
+    `stacked` says of tensors that a program makes by stacking modules, by their patterns, which rank the modules have,
+    and how many are joined beside each other.
 
     `saved` are modules stored whole, `others` the paths of all other modules of the model. Targets are full paths;
     where PEFT, which compares endings, would take others for them too, they are one regular expression instead.
@@ -240,21 +245,19 @@ def configuration(
     ranks = [entry.rank for entry in factored]
     usual = max(sorted(set(ranks)), key=ranks.count, default=1)
     patterns = _patterns({entry.key: entry.rank for entry in factored}, usual)
+    patterns |= {key: rank * joined for key, (rank, joined) in (stacked or {}).items() if rank != usual}
     targets: list[str] | str = [entry.module for entry in factored if not entry.parameter]
     known, taken = {*others, *saved}, set(targets)
     if any(other not in taken and not taken.isdisjoint(endings(other)) for other in known):
         targets = "|".join(re.escape(target) for target in targets)
-    paths = {*known, *(entry.module for entry in factored)}
-    mirrored = sorted(path[::-1] for path in paths)  # equal ends come together
-    for name in saved:
-        end, head = name[::-1], itemgetter(slice(len(name)))
-        first, last = (find(mirrored, end, key=head) for find in (bisect_left, bisect_right))
-        near = [path[::-1] for path in mirrored[first:last]]
-        if len(near) > 1:
-            raise StorageError(
-                f"{name} cannot be stored whole: PEFT would take other modules for it",
-                found=listing(sorted(near)),
-            )
+    alike = taken_for(saved, {*known, *(entry.module for entry in factored)})
+    if alike:
+        name, others = next(iter(alike.items()))
+        raise StorageError(
+            f"{name} cannot be stored whole: PEFT would take other modules for it",
+            found=listing(others),
+            hint=f"leave it out: skip: ['{re.escape(name)}\\..+']",
+        )
     parameters = [entry.key for entry in factored if entry.parameter]
     return {
         "alpha_pattern": patterns,
@@ -274,8 +277,24 @@ def configuration(
         "task_type": task,
         "use_dora": False,
         "use_rslora": False,
-        **({"target_parameters": parameters} if parameters else {}),
+        # axes of experts are those of PEFT from this version on
+        **({"target_parameters": parameters, "peft_version": "0.19.1"} if parameters else {}),
     }
+
+
+def taken_for(saved: Iterable[str], paths: Iterable[str]) -> dict[str, list[str]]:
+    """By the path of a module to be stored whole, the others that PEFT would store for it because their paths, or
+    those of modules around them, end in the same letters; without those of which that is not so."""
+    around = {path.rsplit(".", count)[0] for path in paths for count in range(path.count(".") + 1)}
+    mirrored = sorted(path[::-1] for path in around)  # equal ends come together
+    found = {}
+    for name in saved:
+        end, head = name[::-1], itemgetter(slice(len(name)))
+        first, last = (find(mirrored, end, key=head) for find in (bisect_left, bisect_right))
+        near = sorted(path[::-1] for path in mirrored[first:last] if path != end)
+        if near:
+            found[name] = near
+    return found
 
 
 def endings(path: str) -> list[str]:

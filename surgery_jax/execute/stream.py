@@ -23,7 +23,8 @@ from ..compile.program import Component, Program
 from ..compile.reduced import ReducedFunction
 from ..compile.sharding import mesh_size
 from ..compile.stacked import StackFunction
-from ..core.errors import AssertionFailed
+from ..core.errors import AssertionFailed, listing
+from ..core.patterns import collapse
 from ..graph.node import Source
 from ..ops.made import Made
 from .blas import one_thread_each
@@ -318,7 +319,7 @@ class Executor:
         if not all(guards):
             broken = function.first_broken(inputs, numbers) if isinstance(function, StackFunction) else 0
             component = tile.segments[broken][0]
-            names = ", ".join(component.labels) or "a computed tensor"
+            names = listing(collapse(component.labels), 12) if component.labels else "a computed tensor"
             raise AssertionFailed(
                 f"cannot be factored: {names} holds NaN or infinity",
                 where=component.origins[-1],

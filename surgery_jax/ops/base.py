@@ -202,6 +202,16 @@ def word() -> Any:
     return dataclasses.field(default=0.0, metadata={"traced": True})
 
 
+def texts(doc: str, default: Any = REQUIRED) -> Any:
+    """A string that is not empty, or a list of such."""
+
+    def parse(value: Node) -> tuple[str, ...]:
+        items = value.items if isinstance(value, document.Sequence) else (value,)
+        return tuple(_parse_text(item) for item in items)
+
+    return _field(Field("string or list of strings", doc, parse, default))
+
+
 def dtype_name(doc: str, default: Any = REQUIRED, *, key: str = "") -> Any:
     """The name of a dtype."""
     return _field(Field("dtype", doc, _parse_dtype, default, key=key))
@@ -237,11 +247,14 @@ def values(doc: str, default: Any = REQUIRED) -> Any:
     return _field(Field("number or nested list", doc, _parse_values, default))
 
 
-def choice(doc: str, options: tuple[str, ...], default: Any = REQUIRED, *, folded: bool = False) -> Any:
-    """One of some words; with `folded` case and surrounding blanks do not matter."""
+def choice(
+    doc: str, options: tuple[str, ...], default: Any = REQUIRED, *, folded: bool = False, null: str | None = None
+) -> Any:
+    """One of some words; with `folded` case and surrounding blanks do not matter; `null` is what null stands for."""
 
     def parse(value: Node) -> str:
-        word = _parse_text(value)
+        is_null = isinstance(value, Scalar) and value.value is None
+        word = null if is_null and null else _parse_text(value)
         word = word.strip().lower() if folded else word
         if word not in options:
             near = nearest(word, options, 1)

@@ -50,6 +50,22 @@ class Measured:
         """Parameters of one rank."""
         return len(self.table) * sum(self.shape)
 
+    def rank(self, how: Choice) -> int:
+        """What the module gets where parameters cost nothing."""
+        possible = min(*self.shape, how.max_rank or min(self.shape))
+        most = min(possible, self.above_noise()) if how.noise_floor else possible
+        if self.total == 0 or most == 0:
+            return 0
+        if how.energy is not None:
+            whole = self.total - (self.noise if how.noise_floor else 0.0)
+            kept, wanted = 0.0, how.energy * whole * (1 - 1e-12)
+            for count, energy in enumerate(self.energies[:most], 1):
+                kept += float(energy)
+                if kept >= wanted:
+                    most = count
+                    break
+        return min(-(-most // how.multiple_of) * how.multiple_of, possible)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -75,59 +91,46 @@ def threshold(shape: tuple[int, int], noise: float) -> float:
     return squared * long * noise / (short * long)
 
 
-def choose_ranks(spectra: Sequence[Measured], how: Choice) -> list[int]:
-    """The rank of every module; 0: its change is zero, or none of it stands out of the noise, or the budget is spent.
+def choose_ranks(groups: Sequence[Sequence[Measured]], how: Choice) -> list[int]:
+    """The rank of every group of modules that must have one rank, most of them alone; 0: their changes are zero, or
+    none of it stands out of the noise, or the budget is spent.
 
-    Ranks that `energy` asks for are rounded up to multiples, as far as the matrix and `max_rank` allow. A budget is
-    spent greedily in steps of `multiple_of` ranks, always where a parameter buys most energy.
+    Ranks that `energy` asks for are rounded up to multiples, as far as the matrix and `max_rank` allow; of a group the
+    largest counts. A budget is spent greedily in steps of `multiple_of` ranks, always where a parameter buys most
+    energy.
 
     Raises:
         PlanError: the budget pays for no rank at all.
     """
-    ranks = [_rank(entry, how) for entry in spectra]
-    return ranks if how.budget is None else _spend(spectra, ranks, how)
+    ranks = [max(entry.rank(how) for entry in group) for group in groups]
+    return ranks if how.budget is None else _spend(groups, ranks, how)
 
 
-def _rank(entry: Measured, how: Choice) -> int:
-    """What one module gets where parameters cost nothing."""
-    possible = min(*entry.shape, how.max_rank or min(entry.shape))
-    most = min(possible, entry.above_noise()) if how.noise_floor else possible
-    if entry.total == 0 or most == 0:
-        return 0
-    if how.energy is not None:
-        whole = entry.total - (entry.noise if how.noise_floor else 0.0)
-        kept, wanted = 0.0, how.energy * whole * (1 - 1e-12)
-        for count, energy in enumerate(entry.energies[:most], 1):
-            kept += float(energy)
-            if kept >= wanted:
-                most = count
-                break
-    return min(-(-most // how.multiple_of) * how.multiple_of, possible)
-
-
-def _spend(spectra: Sequence[Measured], most: Sequence[int], how: Choice) -> list[int]:
-    """Blocks of ranks, best energy for a parameter first; a module whose next block is too dear gets no more."""
+def _spend(groups: Sequence[Sequence[Measured]], most: Sequence[int], how: Choice) -> list[int]:
+    """Blocks of ranks, best energy for a parameter first; a group whose next block is too dear gets no more."""
     assert how.budget is not None
-    ranks = [0] * len(spectra)
+    ranks = [0] * len(groups)
+    costs = [sum(entry.cost for entry in group) for group in groups]
     left = how.budget
     heap: list[tuple[float, int]] = []
 
     def offer(number: int) -> None:
         count = min(how.multiple_of, most[number] - ranks[number])
         if count > 0:
-            gain = float(spectra[number].energies[ranks[number] : ranks[number] + count].sum())
-            heapq.heappush(heap, (-gain / (count * spectra[number].cost), number))
+            start = ranks[number]
+            gain = math.fsum(float(entry.energies[start : start + count].sum()) for entry in groups[number])
+            heapq.heappush(heap, (-gain / (count * costs[number]), number))
 
-    for number in range(len(spectra)):
+    for number in range(len(groups)):
         offer(number)
     while heap:
         _, number = heapq.heappop(heap)
         count = min(how.multiple_of, most[number] - ranks[number])
-        if count * spectra[number].cost <= left:
-            left -= count * spectra[number].cost
+        if count * costs[number] <= left:
+            left -= count * costs[number]
             ranks[number] += count
             offer(number)
     if not any(ranks) and any(most):
-        least = min(entry.cost * min(how.multiple_of, top) for entry, top in zip(spectra, most, strict=True) if top)
+        least = min(cost * min(how.multiple_of, top) for cost, top in zip(costs, most, strict=True) if top)
         raise PlanError("the budget pays for no rank", expected=f"budget of at least {least}", found=str(how.budget))
     return ranks

@@ -1,0 +1,55 @@
+"""Ranks of modules that must have one rank together are those of one tensor that holds them all."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from surgery_jax.ops.ranks import Choice, Measured, choose_ranks
+
+NOISE = st.sampled_from([0.0, 0.01, 0.3])
+
+
+@st.composite
+def spectra(draw: st.DrawFn) -> list[list[Measured]]:
+    """Groups of modules of one shape, with random energies that fall."""
+    groups = []
+    for number in range(draw(st.integers(1, 4))):
+        shape = (draw(st.integers(2, 6)), draw(st.integers(2, 6)))
+        group = []
+        for member in range(draw(st.integers(1, 4))):
+            rng = np.random.default_rng(draw(st.integers(0, 2**20)))
+            energies = np.sort(rng.random(min(shape)) ** 4)[::-1] * draw(st.sampled_from([0, 1, 5]))
+            table = np.concatenate([[energies.sum(), draw(NOISE)], energies])[None]
+            group.append(Measured(f"{number}.{member}", shape, table))
+        groups.append(group)
+    return groups
+
+
+CHOICES = st.builds(
+    Choice,
+    budget=st.none() | st.integers(60, 400),
+    noise_floor=st.booleans(),
+    max_rank=st.none() | st.integers(2, 5),
+    multiple_of=st.integers(1, 2),
+)
+
+
+@given(spectra(), CHOICES)
+def test_a_group_is_as_one_stacked_tensor(groups: list[list[Measured]], how: Choice) -> None:
+    stacked = [[Measured("", group[0].shape, np.concatenate([one.table for one in group]))] for group in groups]
+    assert choose_ranks(groups, how) == choose_ranks(stacked, how)
+
+
+@given(spectra(), st.floats(0.1, 1.0), CHOICES)
+def test_every_member_keeps_its_share_and_a_budget_is_never_overdrawn(
+    groups: list[list[Measured]], energy: float, how: Choice
+) -> None:
+    ranks = choose_ranks(groups, Choice(energy=energy))
+    for group, rank in zip(groups, ranks, strict=True):
+        for one in group:
+            assert one.energies[:rank].sum() >= energy * one.total * (1 - 1e-9)
+        assert rank == 0 or any(one.energies[: rank - 1].sum() < energy * one.total for one in group)
+    spent = sum(rank * one.cost for group, rank in zip(groups, choose_ranks(groups, how), strict=True) for one in group)
+    assert how.budget is None or spent <= how.budget
