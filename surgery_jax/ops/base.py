@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..core.dtypes import DType, parse_dtype
 from ..core.errors import Mark, PlanError, listing, nearest
+from ..core.exact import exact
 from ..core.specs import Spec
 from ..language import document
 from ..language.document import Node, Scalar
@@ -410,7 +411,7 @@ class TensorOp:
         rest = []
         for entry in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, entry.name)
-            rest.append((value is None) if entry.name in traced else value)
+            rest.append((value is None) if entry.name in traced else exact(value))
         return (type(self).__name__, *rest)
 
 
