@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import mmap
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -27,6 +28,7 @@ from .storage.formats import OutputPlan
 __all__ = ["apply"]
 
 _PLACE = "<memory>"
+_OPEN_FILES = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
 _ALIGNMENT = 64  # bytes; what JAX on the CPU wants of memory that it does not copy
 
 
@@ -121,6 +123,8 @@ def _without(compiled: Compiled, held: set[int]) -> tuple[Compiled, dict[str, En
 class _Result:
     """A file in memory that an output is written to as to any other."""
 
+    is_on_disk = False
+
     def __init__(self, plan: OutputPlan, layout: Layout) -> None:
         self.plan = plan
         self.layout = layout
@@ -132,13 +136,7 @@ class _Result:
         os.close(self._fd)
 
     def place(self, index: int) -> str:
-        return f"/proc/self/fd/{self._fd}"
-
-    def fd(self, index: int) -> int:
-        return self._fd
-
-    def direct_fd(self, index: int) -> int | None:
-        return None
+        return f"{_OPEN_FILES}/{self._fd}"
 
     def entries(self, tensors: Sequence[tuple[str, Node]]) -> dict[str, Entry]:
         """The tensors that were written, as arrays that share the memory of the file and can be written to."""

@@ -111,8 +111,8 @@ def test_factorisations_of_many_jobs_are_compiled_once(place):
 
 def test_jobs_whose_numbers_only_compare_equal_get_their_own(place):
     (place / "scale.yaml").write_text(
-        'by: 1\ninputs: [ "base.safetensors" ]\ntransforms:\n'
-        "  - scale_: { target: 'h.+', by: '${by}' }\n  - fill_: { target: b, mode: constant, value: '${by}' }\noutput: o\n"
+        'by: 1\ninputs: [ "base.safetensors" ]\noutput: o\ntransforms:\n'
+        "  - scale_: { target: 'h.+', by: '${by}' }\n  - fill_: { target: b, mode: constant, value: '${by}' }\n"
     )
     write(place, "plan: scale.yaml\nmatrix: { by: ['0.0', '-0.0'] }\nset: { output: 'out/${job}.safetensors' }\n")
     batch("jobs.yaml", FAST)

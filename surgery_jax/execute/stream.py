@@ -7,7 +7,7 @@ queues between stages; the byte budget decides how many tasks are in flight.
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -47,11 +47,14 @@ from .verdicts import Findings
 
 __all__ = ["Executor"]
 
-MOST_DEVICES = 64  # of one process
-
 
 class Executor:
-    """Runs the tasks of one program."""
+    """Runs the tasks of one program, once; to be entered, which opens the outputs.
+
+    All descriptors are closed by whoever is the last to leave: the caller, or a worker that outlasts the run because
+    nobody had the patience to wait for it. None is closed while somebody may still use it, since the number of a closed
+    one would soon stand for a file of somebody else.
+    """
 
     def __init__(
         self,
@@ -83,8 +86,10 @@ class Executor:
         self._sharded = {n for n, plan in enumerate(plans) if is_sharded(program.groups[n], plan, limits)}
         self._on_host = {n for n, plan in enumerate(plans) if is_on_host(program.groups[n], plan, limits)}
         self._sharing = threading.Lock()
-        self._busy, self._given = [0] * MOST_DEVICES, [0] * MOST_DEVICES
-        self.device_budgets = [Budget(limits.device) for _ in range(num_devices or MOST_DEVICES)]
+        self._busy: Counter[int] = Counter()  # tasks by device, now
+        self._given: Counter[int] = Counter()  # and so far
+        self._device_limit = limits.device
+        self._device_budgets: dict[int, Budget] = {}
         self.findings = Findings()
         self.files = Files()
         self.timeline = timeline or Timeline()
@@ -94,13 +99,39 @@ class Executor:
         self._made: dict[Any, np.ndarray] = {}
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
+        self._users = 0  # of the descriptors
         # importing JAX takes a while, in which bytes can be moved and first inputs read
         starter = ThreadPoolExecutor(1)
         self._devices = starter.submit(local_devices, num_devices) if program.needs_device else None
         starter.shutdown(wait=False)
 
+    def __enter__(self) -> Executor:
+        """Raises StorageError: an output cannot be opened."""
+        self._users = 1
+        try:
+            for output in self.outputs:
+                output.open()
+        except BaseException:
+            self._leave()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            is_last = self._users == 0
+        if is_last:
+            self.files.close()
+            for output in self.outputs:
+                output.close()
+
     def run(self) -> None:
         """Do everything; all bytes are written when it returns.
+
+        Interrupted, it waits for the tasks that are under way; interrupted once more, it leaves them alone.
 
         Raises:
             SurgeryError: the first thing that went wrong.
@@ -125,15 +156,17 @@ class Executor:
         except BaseException as interrupt:
             self._fail(interrupt)
             for thread, event in zip(threads, finished, strict=True):
-                if thread.ident is not None:
-                    event.wait()
+                while thread.ident is not None and not event.wait(0.2):
+                    pass  # a signal that another thread received is heard between two waits
             raise
-        finally:
-            self.files.close()
         if self._failure is not None:
             raise self._failure
 
     def _work(self, pending: Iterator[Task], finished: threading.Event) -> None:
+        with self._lock:
+            if self._users == 0:  # the run is over before this thread has come to work
+                return
+            self._users += 1
         try:
             while self._failure is None:
                 with self._lock:
@@ -144,13 +177,15 @@ class Executor:
         except BaseException as error:
             self._fail(error)
         finally:
+            self._leave()
             finished.set()
 
     def _fail(self, error: BaseException) -> None:
         with self._lock:
             if self._failure is None:
                 self._failure = error
-        for budget in (self.budget, *self.device_budgets):
+            budgets = [self.budget, *self._device_budgets.values()]
+        for budget in budgets:
             budget.stop()
         self.blocks.stop()
 
@@ -301,7 +336,7 @@ class Executor:
                 result = function.on_mesh(inputs, numbers, mesh)
         else:
             with self._least_busy(len(devices)) as which:
-                with self.device_budgets[which].reserve([], device_bytes(function.blueprint)):
+                with self._device_budget(which).reserve([], device_bytes(function.blueprint)):
                     result = function.on_device(inputs, numbers, devices[which])
         if result is None:
             with self._lock:
@@ -325,9 +360,17 @@ class Executor:
     def _room(self, devices: list[Any], nbytes: int) -> Iterator[None]:
         """So many bytes of each of the first devices."""
         with ExitStack() as stack:
-            for budget in self.device_budgets[: len(devices)]:
-                stack.enter_context(budget.reserve([], nbytes))
+            for number in range(len(devices)):
+                stack.enter_context(self._device_budget(number).reserve([], nbytes))
             yield
+
+    def _device_budget(self, number: int) -> Budget:
+        """The budget of one of the devices of this process, of which there may be any number."""
+        with self._lock:
+            found = self._device_budgets.setdefault(number, Budget(self._device_limit))
+            if self._failure is not None:
+                found.stop()
+            return found
 
     @contextmanager
     def _shared_by(self, mesh: list[Any], function: GroupFunction) -> Iterator[None]:
