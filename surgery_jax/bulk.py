@@ -7,7 +7,6 @@ outputs appear by itself. If the work of a pass fails, its halves are tried, dow
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from .compile.lower import Functions
 from .compiled import Compiled, Outside, compile_with, joined
 from .core.errors import PlanError, SurgeryError, told
+from .core.process import take_back
 from .execute.finished import Entry, FileState, Finished, states_of
 from .execute.options import Options
 from .execute.report import peak_rss_bytes
@@ -337,7 +337,7 @@ class _Batch:
         check_space(whole.outputs)
         check_fits_here(whole.program, self.options.limits)
         with ExitStack() as stack:
-            stack.callback(gc.unfreeze)
+            stack.callback(take_back)
             stagings = [stage(ready.compiled.outputs, stack) for ready in jobs]
             self.figures["num_passes"] += 1
             targets = [one for each in stagings for one in each]

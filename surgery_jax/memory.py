@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import mmap
 import os
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 
 from .compiled import Compiled, Outside, compile_with, with_inputs
 from .core.errors import Mark, PlanError, StorageError
+from .core.process import take_back
 from .core.specs import Spec
 from .execute.options import Options
 from .graph.node import Node, Source
@@ -65,7 +65,7 @@ def apply(
     )
     check_targets(compiled, options, compiled.outputs[:-1])
     with ExitStack() as stack:
-        stack.callback(gc.unfreeze)
+        stack.callback(take_back)
         stagings = stage(compiled.outputs[:-1], stack)
         result = _Result(*compiled.outputs[-1])
         stack.callback(result.close)

@@ -179,7 +179,7 @@ class OutputFile:
 
     def _write(self, offset: int, source: np.ndarray) -> None:
         try:
-            write_at(self.fd, source, offset)
+            write_at(self.fd, source.data, offset)
         except OSError as error:
             raise storage_error(error, self.path, "write") from None
 

@@ -106,20 +106,24 @@ def perform(
     functions = functions or Functions()
     compiled_before = functions.num_compilations
     outputs = [file for staging in stagings for file in _files(staging, pace, full)]
-    executor = Executor(
-        program,
-        outputs,
-        full=full,
-        limits=options.limits,
-        num_devices=options.devices or None,
-        progress=Progress(show),
-        timeline=timeline,
-        choose=part.tasks if peers.size > 1 else None,
-        functions=functions,
-    )
-    start = time.perf_counter()
     traced = str(profile) if profile and program.needs_device else None
-    with room_for_files(2 * len(outputs)), executor, CompileClock() as clock, device_trace(traced):
+    start = time.perf_counter()
+    with (
+        CompileClock() as clock,
+        room_for_files(2 * len(outputs)),
+        Executor(
+            program,
+            outputs,
+            full=full,
+            limits=options.limits,
+            num_devices=options.devices or None,
+            progress=Progress(show),
+            timeline=timeline,
+            choose=part.tasks if peers.size > 1 else None,
+            functions=functions,
+        ) as executor,
+        device_trace(traced),
+    ):
         executor.run()
         if peers.rank:  # process 0 does so for its own bytes when it publishes
             for number in _to_sync(stagings, options.sync) & part.files:

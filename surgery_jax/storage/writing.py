@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import numpy
 
 __all__ = ["write_at"]
 
 
-def write_at(descriptor: int, data: bytes | memoryview | numpy.ndarray, offset: int) -> None:
+def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     """Write all of `data`, contiguous bytes, from an offset on, however often that takes.
 
     Raises:

@@ -97,7 +97,7 @@ def _check_summary(plan: Plan, compiled: Compiled, args: Namespace, *, is_writer
     if args.summary is None or args.no_summary or not is_writer or is_dry(list(compiled.symbolic.executed)):
         return True
     written = [Path(output.path) / file.name for output, layout in compiled.outputs for file in layout.files]
-    taken = {os.path.realpath(path) for path in [*written, *(entry.path for entry in plan.inputs)]}
+    taken = {os.path.realpath(path) for path in [*map(str, written), *(entry.path for entry in plan.inputs)]}
     if os.path.realpath(args.summary) in taken:
         raise StorageError("the summary would replace a file of the plan", where=args.summary, hint="name another file")
     if Path(args.summary).parent.exists():
