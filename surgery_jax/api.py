@@ -18,7 +18,6 @@ from .core.process import take_back
 from .execute.cluster import join
 from .execute.options import Options
 from .execute.peers import ALONE, Peers
-from .execute.reservations import UNLIMITED
 from .language import document
 from .language.document import load_document, node_of
 from .language.plan import Plan
@@ -143,8 +142,7 @@ def run(
         agree(peers, compiled.symbolic, compiled.outputs)
         if peers.rank == 0:
             check_targets(compiled, options, compiled.outputs)
-    if options.limits.device < UNLIMITED:
-        check_fits_here(compiled.program, options.limits)
+    check_fits_here(compiled.program, options.limits)
     with ExitStack() as stack:
         stack.callback(take_back)
         stagings = stage(compiled.outputs, stack, peers)

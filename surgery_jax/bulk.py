@@ -29,7 +29,7 @@ from .graph.node import Graph
 from .language.document import plain
 from .language.jobs import Job, load_jobs
 from .language.plan import Plan
-from .passes import Show, settle, settle_questions, stage, write_notes
+from .passes import Show, check_targets, settle, settle_questions, stage, write_notes
 from .storage import formats
 from .storage.base import Checkpoint
 from .storage.base import Entry as Stored
@@ -225,6 +225,8 @@ class _Batch:
                 continue
             try:
                 ready = self._prepare(number, current, again)
+                if only_check and ready is not None:
+                    check_targets(ready.compiled, self.options, ready.compiled.outputs)
             except Exception as error:
                 self._fail(number, error)
                 continue

@@ -42,9 +42,14 @@ class Compiled:
     @cached_property
     def program(self) -> Program:
         """The work: moves, and groups of components. Found on first use, since many checks need nothing of it."""
-        places, first = [], 0
+        places, encoded, first = [], [], 0
         with _no_collection():
-            for _, layout in self.outputs:
+            for output, layout in self.outputs:
+                encoded += [
+                    (f"{output.path}/{file.name}", file.size, file.workspace)
+                    for file in layout.files
+                    if file.encode is not None
+                ]
                 rest = {
                     name: tuple((begin, first + file, at) for begin, file, at in parts)
                     for name, parts in layout.rest.items()
@@ -53,7 +58,7 @@ class Compiled:
                     {name: (first + file, at, rest.get(name, ())) for name, (file, at) in layout.places.items()}
                 )
                 first += len(layout.files)
-            return compile_program(self.symbolic, places)
+            return compile_program(self.symbolic, places, encoded)
 
     @property
     def passes(self) -> tuple[Program, ...]:

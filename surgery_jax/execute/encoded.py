@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from ..compile.program import Move
 from ..core.errors import StorageError
+from ..storage.base import LaidFile
 from ..storage.files import storage_error
 from .buffers import Files
 from .fleeting import FleetingFile
@@ -24,14 +25,13 @@ class EncodedFile(FleetingFile):
     Until then its bytes are in the page cache: nothing of them need reach the disk.
     """
 
-    def __init__(
-        self, path: str, place: str, size: int, encode: Callable[[np.ndarray], bytes], full: deque[EncodedFile]
-    ) -> None:
+    def __init__(self, path: str, place: str, laid: LaidFile, full: deque[EncodedFile]) -> None:
         super().__init__(path, place, Pace(only_direct=False), may_go_direct=False)
-        self.size = size
-        self._encode = encode
+        assert laid.encode is not None
+        self.size, self.workspace = laid.size, laid.workspace
+        self._encode = laid.encode
         self._full = full
-        self._missing = size
+        self._missing = laid.size
 
     def write(self, offset: int, source: np.ndarray, bounce: np.ndarray) -> None:
         """Write all bytes of a buffer."""

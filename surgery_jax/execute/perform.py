@@ -178,7 +178,7 @@ def _files(staging: Target, pace: Pace, full: deque[EncodedFile]) -> Iterator[Ou
     for index, file in enumerate(staging.layout.files):
         path, place = str(Path(staging.plan.path) / file.name), staging.place(index)
         if file.encode is not None:
-            yield EncodedFile(path, place, file.size, file.encode, full)
+            yield EncodedFile(path, place, file, full)
         else:
             kind = FleetingFile if len(staging.layout.files) > MANY else OutputFile
             yield kind(path, place, pace, may_go_direct=staging.is_on_disk)

@@ -35,6 +35,7 @@ from .reservations import (
     Limits,
     decode_needs,
     device_bytes,
+    encode_needs,
     is_on_host,
     is_sharded,
     move_needs,
@@ -81,6 +82,7 @@ class Executor:
         self.progress.total = program.bytes_moved + sum(group.bytes_in for group in program.groups)
         self.piece = piece_bytes(limits.memory, limits.workers)
         plans = blueprints(program, limits)
+        self._needs = [task_needs(*both, self.piece) for both in zip(program.groups, plans, strict=True)]
         known = functions or Functions()
         self.functions = [known.of(group, plan) for group, plan in zip(program.groups, plans, strict=True)]
         self._sharded = {n for n, plan in enumerate(plans) if is_sharded(program.groups[n], plan, limits)}
@@ -96,7 +98,6 @@ class Executor:
         self.num_fallbacks = 0
         self._choose = choose
         self._full = deque() if full is None else full  # files that are to be encoded
-        self._made: dict[Any, np.ndarray] = {}
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
         self._users = 0  # of the descriptors
@@ -206,8 +207,7 @@ class Executor:
             file = self._full.popleft()
         except IndexError:  # another worker was faster
             return
-        # what it becomes takes no more than it is, once while it is made and once more as it is written
-        with self.budget.reserve([file.size], 2 * file.size) as (raw,), self.timeline.stage("encode"):
+        with self.budget.reserve(*encode_needs(file.size, file.workspace)) as (raw,), self.timeline.stage("encode"):
             file.seal(raw)
 
     def _decode(self, task: DecodeTask) -> None:
@@ -225,7 +225,7 @@ class Executor:
     def _run_tile(self, tile: Tile) -> None:
         function = self.functions[tile.group]
         plan = function.blueprint
-        with self.budget.reserve(*task_needs(plan, self.piece)) as buffers:
+        with self.budget.reserve(*self._needs[tile.group]) as buffers:
             inputs = []
             with self.timeline.stage("read"):
                 for index, spec in enumerate(plan.specs):
@@ -257,7 +257,7 @@ class Executor:
             if isinstance(op, Source):
                 self.blocks.fill(op.entry, piece.start, target[at : at + piece.nbytes])
             else:
-                target[at : at + piece.nbytes] = self._make(piece)
+                _make(piece, target[at : at + piece.nbytes])
             at += piece.nbytes
         self._read(run, target, scratch)
         return at
@@ -265,22 +265,6 @@ class Executor:
     def _read(self, run: tuple[str, int, int, int] | None, target: np.ndarray, scratch: np.ndarray) -> None:
         if run is not None:
             self.files.read(run[0], run[1], target[run[2] : run[3]], scratch)
-
-    def _make(self, piece: Piece) -> np.ndarray:
-        """Bytes of a tensor that is made here."""
-        node = piece.node
-        width = node.spec.dtype.itemsize
-        assert isinstance(node.op, Made)
-        if not node.op.sequential:
-            return _bytes_of(np.ascontiguousarray(node.op.produce(piece.start // width, piece.nbytes // width)))
-        with self._lock:
-            found = self._made.get(node)
-        if found is None:
-            found = _bytes_of(np.ascontiguousarray(node.op.produce(0, node.spec.size)))
-            if piece.nbytes < node.spec.nbytes:
-                with self._lock:
-                    self._made = {node: found}  # the last one only: tiles come in order
-        return found[piece.start : piece.start + piece.nbytes]
 
     # -- results ------------------------------------------------------------------------------------------------
 
@@ -428,6 +412,13 @@ class Executor:
             raw = _bytes_of(flat)
             for file, offset, begin, end in _joined(parts):
                 self.outputs[file].write(offset, raw[begin:end], bounce)
+
+
+def _make(piece: Piece, target: np.ndarray) -> None:
+    """Bytes of a tensor that is made here."""
+    op, dtype = piece.node.op, piece.node.spec.dtype
+    assert isinstance(op, Made)
+    op.put(piece.start // dtype.itemsize, target.view(dtype.numpy))
 
 
 def _numbers(tile: Tile, plan: Blueprint) -> Any:

@@ -338,7 +338,7 @@ class TensorOp:
         `check`: elementwise, the output is a mask that must be true everywhere.
         `structure`: moves elements and changes no bit of them.
         `whole`: needs whole tensors.
-        `make`: no inputs; `produce` gives the elements on the host.
+        `make`: no inputs; `put` gives the elements on the host.
     """
 
     kind: ClassVar[str] = "elementwise"
