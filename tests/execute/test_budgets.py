@@ -6,8 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,7 @@ import pytest
 from running import Bench, assert_same_bits, read_checkpoint
 
 from surgery_jax import BudgetError, Options, batch, check, explain, plan_of, run
-from surgery_jax.core.dtypes import BY_NAME
-from surgery_jax.core.specs import Spec, parse_size
-from surgery_jax.storage.zarr import describe, encode_bytes, encode_chunk
+from surgery_jax.core.specs import parse_size
 
 MIB = 1 << 20
 NOISE = np.random.default_rng(0).integers(0, 256, 24 * MIB, np.uint8).view(np.float32)  # cannot be compressed
@@ -125,26 +121,36 @@ def test_a_process_takes_no_more_than_its_budget_for_what_it_makes(
     assert int(done.stdout) <= 1.5 * (parse_size(memory, binary=True) or 0)
 
 
-def test_what_encoding_takes_is_what_is_reserved_for_it() -> None:
-    kind = {"id": "zstd", "level": 1}
-    spec = Spec((6 * MIB,), BY_NAME["float32"])
-    described = describe(spec, spec.shape, kind)
-    few = Spec((MIB,), spec.dtype)  # what the library needs once does not count
-    encode_chunk(describe(few, few.shape, kind), few.shape, NOISE[:MIB].view(np.uint8))
-    for raw in (NOISE.view(np.uint8), NOISE.view(np.uint8)[: 5 * MIB]):
-        before = resident()
-        with ThreadPoolExecutor(1) as pool:
-            made = pool.submit(encode_chunk, described, spec.shape, raw)
-            peak = before
-            while not made.done():
-                peak = max(peak, resident())
-                time.sleep(0.001)
-        assert len(made.result()) >= raw.nbytes
-        assert peak - before <= encode_bytes(spec.nbytes, raw.nbytes)
+ENCODED = """
+import json, sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+import numpy as np
+from surgery_jax.core.dtypes import BY_NAME
+from surgery_jax.core.specs import Spec
+from surgery_jax.storage.zarr import describe, encode_bytes, encode_chunk
+def memory(key): return int(Path("/proc/self/status").read_text().split(key + ":")[1].split()[0]) * 1024
+def encode(spec, data):
+    described = describe(spec, spec.shape, {"id": "zstd", "level": 1})
+    with ThreadPoolExecutor(1) as pool:
+        return len(pool.submit(encode_chunk, described, spec.shape, data).result())
+noise = np.random.default_rng(0).integers(0, 256, 36_000_000, np.uint8)
+few, spec = (Spec((count,), BY_NAME["float32"]) for count in (1000, 9_000_000))
+encode(few, noise[:4000])  # what the library needs once does not count
+size = int(sys.argv[1])
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+before = memory("VmRSS")
+length = encode(spec, noise[:size])
+print(json.dumps([length, memory("VmHWM") - before, encode_bytes(spec.nbytes, size)]))
+"""
 
 
-def resident() -> int:
-    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) * 1024
+@pytest.mark.parametrize("size", [36_000_000, 20_000_000])
+def test_what_encoding_takes_is_what_is_reserved_for_it(size: int) -> None:
+    done = subprocess.run([sys.executable, "-c", ENCODED, str(size)], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-2000:]
+    length, taken, reserved = json.loads(done.stdout)
+    assert length > size - (1 << 16) and reserved / 2.5 < taken <= reserved
 
 
 def test_the_predicted_peak_counts_the_files_that_are_compressed(bench: Bench) -> None:
