@@ -6,9 +6,11 @@ import errno
 import fcntl
 import json
 import os
+import resource
 import stat
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 from running import Bench, simulated, write_checkpoint
 
 from surgery_jax import Options, StorageError, plan_of, run
+from surgery_jax.execute.openfiles import SPARE, room_for_files
 from surgery_jax.storage.files import write_whole
 
 MIB = 1 << 20
@@ -190,3 +193,26 @@ def test_a_text_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE((tmp_path / "text").stat().st_mode) == 0o666 & ~umask
+
+
+def test_as_many_files_as_a_run_needs_may_be_open_and_then_as_many_as_before() -> None:
+    def soft() -> int:
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (600, before[1]))
+    try:
+        first, second = ExitStack(), ExitStack()
+        first.enter_context(room_for_files(200))
+        assert soft() == SPARE + 200
+        second.enter_context(room_for_files(300))
+        assert soft() == SPARE + 500
+        first.close()  # in the order in which runs end, not in that in which they began
+        assert soft() == SPARE + 300
+        second.close()
+        assert soft() == 600
+        with room_for_files(300):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (700, before[1]))
+        assert soft() == 700, "somebody else has set it meanwhile"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
