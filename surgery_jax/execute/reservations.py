@@ -232,4 +232,7 @@ def _largest(program: Program, limits: Limits) -> _Largest:
     if not found:
         return _Largest(0)
     largest = max(found, key=lambda one: one.nbytes)
-    return largest._replace(nbytes=largest.nbytes + cached)
+    # moved bytes belong to no step: the place is that of a step which does not fit either
+    placed = [one for one in found if one.where is not None and one.nbytes + cached > limits.memory]
+    where = max(placed, key=lambda one: one.nbytes).where if placed and largest.hint is None else largest.where
+    return _Largest(largest.nbytes + cached, where, largest.hint)
