@@ -5,7 +5,6 @@ Importing this module imports neither JAX nor NumPy; they come when something is
 
 from __future__ import annotations
 
-import gc
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -15,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from .compiled import Compiled, Outside, compile_with, with_inputs
 from .core.errors import Mark, PlanError, Problems, SurgeryError
+from .core.process import take_back
 from .execute.cluster import join
 from .execute.options import Options
 from .execute.peers import ALONE, Peers
-from .execute.reservations import UNLIMITED
 from .language import document
 from .language.document import load_document, node_of
 from .language.plan import Plan
@@ -143,10 +142,9 @@ def run(
         agree(peers, compiled.symbolic, compiled.outputs)
         if peers.rank == 0:
             check_targets(compiled, options, compiled.outputs)
-    if options.limits.device < UNLIMITED:
-        check_fits_here(compiled.program, options.limits)
+    check_fits_here(compiled.program, options.limits)
     with ExitStack() as stack:
-        stack.callback(gc.unfreeze)
+        stack.callback(take_back)
         stagings = stage(compiled.outputs, stack, peers)
         done = perform(compiled.program, stagings, options, progress, peers)
         printed = ""

@@ -7,7 +7,6 @@ outputs appear by itself. If the work of a pass fails, its halves are tried, dow
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from .compile.functions import Functions
 from .compiled import Compiled, Outside, compile_with, joined
 from .core.errors import PlanError, SurgeryError, told
+from .core.process import take_back
 from .execute.finished import Entry, FileState, Finished, states_of
 from .execute.options import Options
 from .execute.report import peak_rss_bytes
@@ -29,7 +29,7 @@ from .graph.node import Graph
 from .language.document import plain
 from .language.jobs import Job, load_jobs
 from .language.plan import Plan
-from .passes import Show, settle, settle_questions, stage, write_notes
+from .passes import Show, check_targets, settle, settle_questions, stage, write_notes
 from .storage import formats
 from .storage.base import Checkpoint
 from .storage.base import Entry as Stored
@@ -225,6 +225,8 @@ class _Batch:
                 continue
             try:
                 ready = self._prepare(number, current, again)
+                if only_check and ready is not None:
+                    check_targets(ready.compiled, self.options, ready.compiled.outputs)
             except Exception as error:
                 self._fail(number, error)
                 continue
@@ -337,7 +339,7 @@ class _Batch:
         check_space(whole.outputs)
         check_fits_here(whole.program, self.options.limits)
         with ExitStack() as stack:
-            stack.callback(gc.unfreeze)
+            stack.callback(take_back)
             stagings = [stage(ready.compiled.outputs, stack) for ready in jobs]
             self.figures["num_passes"] += 1
             targets = [one for each in stagings for one in each]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any
 
 from .compile.program import Program, compile_program
 from .core.errors import Mark, Problems, SurgeryError
+from .core.process import set_aside
 from .core.specs import Spec
 from .execute.options import Options
 from .graph.build import build
@@ -21,6 +21,7 @@ from .language.document import Node, parse_plan_file
 from .language.plan import Input, Plan
 from .storage import formats
 from .storage.base import Checkpoint, Entry, Layout
+from .storage.files import paused_gc
 from .storage.formats import OutputPlan
 
 __all__ = ["Answers", "Compiled", "Outputs", "Outside", "asking", "compile_with", "joined", "with_inputs"]
@@ -41,9 +42,14 @@ class Compiled:
     @cached_property
     def program(self) -> Program:
         """The work: moves, and groups of components. Found on first use, since many checks need nothing of it."""
-        places, first = [], 0
+        places, encoded, first = [], [], 0
         with _no_collection():
-            for _, layout in self.outputs:
+            for output, layout in self.outputs:
+                encoded += [
+                    (f"{output.path}/{file.name}", file.size, file.workspace)
+                    for file in layout.files
+                    if file.encode is not None
+                ]
                 rest = {
                     name: tuple((begin, first + file, at) for begin, file, at in parts)
                     for name, parts in layout.rest.items()
@@ -52,7 +58,7 @@ class Compiled:
                     {name: (first + file, at, rest.get(name, ())) for name, (file, at) in layout.places.items()}
                 )
                 first += len(layout.files)
-            return compile_program(self.symbolic, places)
+            return compile_program(self.symbolic, places, encoded)
 
     @property
     def passes(self) -> tuple[Program, ...]:
@@ -106,15 +112,10 @@ def with_inputs(plan: Plan, inputs: Mapping[str, Checkpoint]) -> tuple[Plan, Hel
 @contextmanager
 def _no_collection() -> Iterator[None]:
     """Without the cycle collector: compiling makes millions of small objects that all stay, and it would look at them
-    again and again. They are set aside from it until the next run has ended."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
+    again and again. A process of our own sets them aside from it until the run has ended."""
+    with paused_gc():
         yield
-    finally:
-        gc.freeze()
-        if enabled:
-            gc.enable()
+        set_aside()
 
 
 def compile_with(plan: Plan, outside: Outside, graph: Graph | None = None, answers: Answers | None = None) -> Compiled:

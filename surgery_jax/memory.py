@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import mmap
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,6 +14,7 @@ from typing import Any
 
 from .compiled import Compiled, Outside, compile_with, with_inputs
 from .core.errors import Mark, PlanError, StorageError
+from .core.process import take_back
 from .core.specs import Spec
 from .execute.options import Options
 from .graph.node import Node, Source
@@ -27,6 +28,7 @@ from .storage.formats import OutputPlan
 __all__ = ["apply"]
 
 _PLACE = "<memory>"
+_OPEN_FILES = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
 _ALIGNMENT = 64  # bytes; what JAX on the CPU wants of memory that it does not copy
 
 
@@ -63,7 +65,7 @@ def apply(
     )
     check_targets(compiled, options, compiled.outputs[:-1])
     with ExitStack() as stack:
-        stack.callback(gc.unfreeze)
+        stack.callback(take_back)
         stagings = stage(compiled.outputs[:-1], stack)
         result = _Result(*compiled.outputs[-1])
         stack.callback(result.close)
@@ -121,6 +123,8 @@ def _without(compiled: Compiled, held: set[int]) -> tuple[Compiled, dict[str, En
 class _Result:
     """A file in memory that an output is written to as to any other."""
 
+    is_on_disk = False
+
     def __init__(self, plan: OutputPlan, layout: Layout) -> None:
         self.plan = plan
         self.layout = layout
@@ -132,13 +136,7 @@ class _Result:
         os.close(self._fd)
 
     def place(self, index: int) -> str:
-        return f"/proc/self/fd/{self._fd}"
-
-    def fd(self, index: int) -> int:
-        return self._fd
-
-    def direct_fd(self, index: int) -> int | None:
-        return None
+        return f"{_OPEN_FILES}/{self._fd}"
 
     def entries(self, tensors: Sequence[tuple[str, Node]]) -> dict[str, Entry]:
         """The tensors that were written, as arrays that share the memory of the file and can be written to."""

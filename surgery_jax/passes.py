@@ -40,9 +40,12 @@ def check_targets(compiled: Compiled, options: Options, outputs: Outputs) -> Non
     tests = [partial(check_target, output, options.overwrite) for output, _ in outputs]
     if not compiled.symbolic.questions:  # with them, sizes are only bounds
         tests.append(partial(check_space, outputs))
+    # what is only tiled and moved fits an ample budget: then nothing need be compiled for it
     is_small = min(options.memory_bytes, options.limits.device) < AMPLE
-    if not compiled.symbolic.questions and (compiled.symbolic.needs_whole or is_small):
-        tests.append(partial(check_fits, compiled.program, options.limits))
+    is_encoded = any(file.encode is not None for _, layout in outputs for file in layout.files)
+    if compiled.symbolic.needs_whole or is_small or is_encoded:
+        # of several passes the sizes of the last are only bounds
+        tests.append(partial(check_fits, compiled.passes[0], options.limits))
     errors: list[SurgeryError] = []
     for test in tests:
         try:

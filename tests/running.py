@@ -89,11 +89,11 @@ def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def simulated(code: str, cwd: Path) -> Any:
-    """What a program says, as JSON, that sees 8 devices and finds what lies here and beside the tests of runs."""
+def simulated(code: str, cwd: Path, devices: int = 8) -> Any:
+    """What a program says, as JSON, that sees so many devices and finds what lies here and beside the tests of runs."""
     here = Path(__file__).resolve().parent
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join([str(here), str(here / "execute"), str(here.parent)]),
     }

@@ -109,6 +109,20 @@ def test_factorisations_of_many_jobs_are_compiled_once(place):
             np.testing.assert_allclose(tensors(f"out/{name}.safetensors")[key], u[:, :2] * s[:2] @ vh[:2], atol=1e-5)
 
 
+def test_jobs_whose_numbers_only_compare_equal_get_their_own(place):
+    (place / "scale.yaml").write_text(
+        'by: 1\ninputs: [ "base.safetensors" ]\noutput: o\ntransforms:\n'
+        "  - scale_: { target: 'h.+', by: '${by}' }\n  - fill_: { target: b, mode: constant, value: '${by}' }\n"
+    )
+    write(place, "plan: scale.yaml\nmatrix: { by: ['0.0', '-0.0'] }\nset: { output: 'out/${job}.safetensors' }\n")
+    batch("jobs.yaml", FAST)
+    base = tensors("base.safetensors")
+    for by in ("0.0", "-0.0"):
+        found = tensors(f"out/{by}.safetensors")
+        assert_same_bits(found["h.0.weight"], base["h.0.weight"] * np.float32(by))
+        assert_same_bits(found["b"], np.full_like(base["b"], float(by)))
+
+
 def write(place: Path, text: str) -> None:
     (place / "jobs.yaml").write_text(text)
 

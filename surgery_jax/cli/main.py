@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from ..core.errors import PlanError, nearest
+from ..core.process import own
 from .command import PROGRAM, commands, parse
 from .failures import report
 from .signals import interruptible
@@ -14,7 +15,10 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; gives the exit code. May be called many times in one process."""
+    """Run one command line, without `argv` that of this process; gives the exit code. May be called many times in one
+    process, which it changes only if it is the process's own command line."""
+    if argv is None:
+        own()
     words = list(sys.argv[1:] if argv is None else argv)
     with interruptible():
         try:

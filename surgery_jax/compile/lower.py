@@ -4,13 +4,14 @@ in NumPy."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import cached_property, partial, reduce
 from typing import Any
 
 import numpy as np
 
+from ..core.exact import exact
 from ..core.specs import Spec
 from ..ops.base import TensorOp
 from ..ops.reshape import Reshape
@@ -50,7 +51,7 @@ class GroupFunction:
         self._jitted: Any = None
         self._meshed: dict[Any, Any] = {}  # by devices and the values that leave
         self._ready: set[Any] = set()
-        self._thresholds: dict[tuple[float, ...], int | None] = {}
+        self._thresholds: dict[Hashable, int | None] = {}
         self._lock = threading.Lock()
 
     def belongs_on_host(self, platform: str) -> bool:
@@ -239,7 +240,8 @@ class GroupFunction:
 
     def threshold(self, numbers: tuple[float, ...]) -> int | None:
         """The smallest exponent of input elements with which no flushed number can appear; None if there is none."""
-        if numbers not in self._thresholds:
+        key = exact(numbers)
+        if key not in self._thresholds:
             low, high = -1100, 1100
             while low < high:
                 middle = (low + high) // 2
@@ -247,8 +249,8 @@ class GroupFunction:
                     high = middle
                 else:
                     low = middle + 1
-            self._thresholds[numbers] = low if low < 1100 else None
-        return self._thresholds[numbers]
+            self._thresholds[key] = low if low < 1100 else None
+        return self._thresholds[key]
 
     def _stays_normal(self, threshold: int, numbers: tuple[float, ...]) -> bool:
         """Whether all results are normal numbers when all tested input elements are at least 2**threshold."""

@@ -161,6 +161,7 @@ class Program:
     trivial: list[Check]  # checks of tensors without elements, which hold
     decodes: list[Decode] = field(default_factory=list)
     parts: Mapping[Node, list[Interleaved] | None] = field(default_factory=dict)  # of what is written in blocks
+    encoded: Sequence[tuple[str, int, int]] = ()  # files that are encoded at the end: name, bytes, and memory beside
 
     @property
     def bytes_moved(self) -> int:
@@ -190,8 +191,11 @@ class Program:
         return any(not group.on_host for group in self.groups)
 
 
-def compile_program(symbolic: Symbolic, places: Sequence[Mapping[str, Place]]) -> Program:
-    """The work of a plan whose saves are laid out at `places` (per save: name to place)."""
+def compile_program(
+    symbolic: Symbolic, places: Sequence[Mapping[str, Place]], encoded: Sequence[tuple[str, int, int]] = ()
+) -> Program:
+    """The work of a plan whose saves are laid out at `places` (per save: name to place), in files of which some are
+    `encoded`."""
     collector = _Collector()
     for save, names in zip(symbolic.saves, places, strict=True):
         for name, node in save.tensors:
@@ -202,7 +206,7 @@ def compile_program(symbolic: Symbolic, places: Sequence[Mapping[str, Place]]) -
         collector.sink(sink)
     groups = collector.group()
     moves = _merge(collector.moves)
-    return Program(symbolic, moves, groups, collector.trivial, collector.decodes, collector.geometry.parts)
+    return Program(symbolic, moves, groups, collector.trivial, collector.decodes, collector.geometry.parts, encoded)
 
 
 def _merge(moves: list[Move]) -> list[Move]:

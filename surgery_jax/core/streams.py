@@ -10,15 +10,18 @@ itself differs in last bits):
   by the C library, else in float32 by polynomials whose roundings are repeated here one for one.
 - A last block that is not full gives way to one that is: the last 16 numbers are drawn anew.
 
-Everything works in blocks: a call needs the memory of its result and a few MB.
+Any part of a tensor can be made by itself. Everything works in blocks: beside what it
+fills, a call needs a few MB.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -35,6 +38,8 @@ F64 = NDArray[np.float64]
 
 # Elements per block, a multiple of 16: the dozen temporaries of 128 KiB each then stay in a core's second-level cache.
 BLOCK = 1 << 14
+MARKS = 64  # states of generators that are remembered, 2.5 kB each
+SKIPPED = 1 << 20  # words at once: meanwhile no other thread of Python runs
 
 TWO_PI = 2 * math.pi
 
@@ -63,78 +68,129 @@ MINUS_PI_QUARTER = _singles(-0.78515625, -2.4187564849853515625e-4, -3.774894977
 FOUR_OVER_PI = np.float32(4 / math.pi)
 
 
-def uniform(seed: int | None, shape: Sequence[int], dtype: DType, low: float, high: float) -> Array:
-    """Numbers of `[low, high)`, each as likely as the other: `dtype[*shape]`, bit-equal to torch's.
+def uniform(seed: int, size: int, dtype: DType, low: float, high: float, start: int, out: Array) -> None:
+    """Numbers of `[low, high)`, each as likely as the other, bit-equal to torch's: of `size` in all, those from number
+    `start` on, into `out`, a flat array.
 
-    `dtype` is float16, bfloat16, float32 or float64. Only the low 32 bits of `seed` count; None draws fresh entropy.
+    `dtype` is float16, bfloat16, float32 or float64. Only the low 32 bits of `seed` count.
 
     Raises:
         PlanError: the dtype cannot hold a bound or their distance.
     """
     _check_bounds(dtype, low, high)
-    words = _Words(seed)
-    out = np.empty(shape, dtype.numpy)
-    flat = out.reshape(-1)
     wide = dtype.bits == 64
+    words = _Words(seed, start * (2 if wide else 1))
     # Bounds enter the sum unrounded by 16-bit types, but an element is compared with the rounded one.
     first, last = (_narrow(np.array([bound], np.float64), dtype)[0] for bound in (low, high))
-    for start, stop in _blocks(flat.size):
+    for begin, end in _blocks(0, out.size, wide):
         part: Array
         if wide:
-            part = _fma64(words.doubles(stop - start), high - low, low)
+            part = _fma64(words.doubles(end - begin), high - low, low)
         else:
             span = np.float32(high) - np.float32(low)
-            part = _narrow(_fma32(words.singles(stop - start), float(span), float(np.float32(low))), dtype)
+            part = _narrow(_fma32(words.singles(end - begin), float(span), float(np.float32(low))), dtype)
         part[part == last] = first
-        flat[start:stop] = part
-    return out
+        out[begin:end] = part
+    if start + out.size < size:
+        words.leave_mark()
 
 
-def normal(seed: int | None, shape: Sequence[int], dtype: DType, mean: float, std: float) -> Array:
-    """Normally distributed numbers: `dtype[*shape]`, bit-equal to torch's.
+def normal(seed: int, size: int, dtype: DType, mean: float, std: float, start: int, out: Array) -> None:
+    """Normally distributed numbers, bit-equal to torch's: of `size` in all, those from number `start` on, into `out`, a
+    flat array.
 
-    `dtype` is float16, bfloat16, float32 or float64. Only the low 32 bits of `seed` count; None draws fresh entropy.
+    `dtype` is float16, bfloat16, float32 or float64. Only the low 32 bits of `seed` count.
     """
-    words = _Words(seed)
-    out = np.empty(shape, dtype.numpy)
-    flat = out.reshape(-1)
-    if flat.size < 16:
-        flat[:] = _narrow(_few_normals(words, flat.size, mean, std), dtype)
-        return out
+    stop = start + out.size
+    if size < 16:
+        few = _narrow(_few_normals(_Words(seed, 0), size, mean, std), dtype)
+        out[:] = few[start:stop]
+        return
     wide = dtype.bits == 64
-    draw: Callable[[int], Array] = words.doubles if wide else words.singles
+    per_element = 2 if wide else 1  # words
     transform: Callable[[Any, float, float], Array] = _box_muller_64 if wide else _box_muller_32
-    rest = flat.size % 16
-    for start, stop in _blocks(flat.size - rest):
-        flat[start:stop] = _narrow(transform(draw(stop - start), mean, std), dtype)
-    if rest:
-        if dtype.bits >= 32:  # torch draws all uniforms before it finds the last block wanting; not so for 16-bit types
-            draw(rest)
-        flat[-16:] = _narrow(transform(draw(16), mean, std), dtype)
-    return out
+    rest = size % 16
+    last = size - 16 if rest else size  # from here on numbers are drawn anew
+    until = min(stop, last)
+    begin, middle, end = start // 16 * 16, until // 16 * 16, -(-until // 16) * 16
+    if begin < end:
+        words = _Words(seed, begin * per_element)
+        for low, high in chain(_blocks(begin, middle, wide), _blocks(middle, end, wide)):
+            if low == middle:
+                words.leave_mark()  # the next part begins with this block
+            _put(_narrow(transform(words.draw(high - low, wide), mean, std), dtype), low, out, start, until)
+        if middle == end < size:
+            words.leave_mark()
+    if stop > last:
+        # torch draws all uniforms before it finds the last block wanting; not so for 16-bit types
+        words = _Words(seed, (size if dtype.bits >= 32 else size - rest) * per_element)
+        _put(_narrow(transform(words.draw(16, wide), mean, std), dtype), last, out, start, stop)
+
+
+def _put(part: Array, at: int, out: Array, start: int, stop: int) -> None:
+    """Elements from number `at` on into an array that begins with number `start`, up to number `stop`."""
+    begin, end = max(at, start), min(at + part.size, stop)
+    if begin < end:
+        out[begin - start : end - start] = part[begin - at : end - at]
 
 
 class _Words:
-    """The 32-bit words of one MT19937 stream, as fractions."""
+    """The 32-bit words of one MT19937 stream from a position on, as fractions.
 
-    def __init__(self, seed: int | None) -> None:
-        if seed is None:
-            entropy = np.random.SeedSequence(int.from_bytes(os.urandom(16), "little"))
-            self._state = np.random.RandomState(np.random.MT19937(entropy))
-        else:
-            self._state = np.random.RandomState(seed & 0xFFFFFFFF)
+    A stream can only be followed from its beginning, so states of the generator are remembered where somebody stopped:
+    whoever wants the next part of a tensor goes on from there. A state depends on seed and position alone.
+    """
+
+    _marks: ClassVar[OrderedDict[tuple[int, int], Any]] = OrderedDict()  # by seed and position, the latest ones
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, seed: int, position: int) -> None:
+        self._seed, self._at = seed & 0xFFFFFFFF, position
+        if position == 0:
+            self._state = np.random.RandomState(self._seed)
+            return
+        with self._lock:
+            near = max((at for known, at in self._marks if known == self._seed and at <= position), default=0)
+            state = self._marks.get((self._seed, near))
+        generator = np.random.MT19937(0)
+        fresh: Any = np.random.RandomState(self._seed).get_state(legacy=False)
+        generator.state = fresh if state is None else state
+        self._state = np.random.RandomState(generator)
+        if near < position:
+            while near < position:
+                count = min(position - near, SKIPPED)
+                generator.random_raw(count, output=False)
+                near += count
+            self.leave_mark()
+
+    def leave_mark(self) -> None:
+        """Remember the state, since somebody will go on from here."""
+        key, state = (self._seed, self._at), self._state.get_state(legacy=False)
+        with self._lock:
+            self._marks[key] = state
+            self._marks.move_to_end(key)
+            if len(self._marks) > MARKS:
+                self._marks.popitem(last=False)
+
+    def draw(self, count: int, wide: bool) -> Array:
+        """Doubles or singles."""
+        return self.doubles(count) if wide else self.singles(count)
 
     def singles(self, count: int) -> F32:
         """`count` multiples of 2**-24 below 1."""
-        words = self._state.randint(0, 2**32, count, np.uint32)
+        words = self._next(count)
         words &= np.uint32(2**24 - 1)
         return words.astype(np.float32) * np.float32(2**-24)
 
     def doubles(self, count: int) -> F64:
         """`count` multiples of 2**-53 below 1."""
-        words = self._state.randint(0, 2**32, 2 * count, np.uint32).astype(np.uint64)
+        words = self._next(2 * count).astype(np.uint64)
         pairs = (words[0::2] & np.uint64(2**21 - 1)) << np.uint64(32) | words[1::2]
         return pairs.astype(np.float64) * 2**-53
+
+    def _next(self, count: int) -> NDArray[np.uint32]:
+        self._at += count
+        return self._state.randint(0, 2**32, count, np.uint32)
 
 
 def _check_bounds(dtype: DType, low: float, high: float) -> None:
@@ -147,8 +203,9 @@ def _check_bounds(dtype: DType, low: float, high: float) -> None:
         )
 
 
-def _blocks(size: int) -> Iterator[tuple[int, int]]:
-    return ((start, min(start + BLOCK, size)) for start in range(0, size, BLOCK))
+def _blocks(begin: int, end: int, wide: bool) -> Iterator[tuple[int, int]]:
+    step = BLOCK // 4 if wide else BLOCK  # float64 takes more steps, of twice the width
+    return ((start, min(start + step, end)) for start in range(begin, end, step))
 
 
 def _narrow(numbers: F32 | F64, dtype: DType) -> Array:

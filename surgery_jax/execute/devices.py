@@ -6,14 +6,15 @@ from __future__ import annotations
 import ctypes
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..core.errors import PlanError
+from ..core.process import is_own
 
 if TYPE_CHECKING:
     from ..compile.program import Program
@@ -25,23 +26,18 @@ __all__ = ["CompileClock", "check_fits_here", "device_trace", "local_devices"]
 
 
 def local_devices(count: int | None = None) -> list[Any]:
-    """The first `count` devices of this process, all by default; compiled functions are kept between runs.
+    """The first `count` devices of this process, all by default. If the process is our own, compiled functions are kept
+    between runs.
 
     Raises:
         PlanError: there are fewer.
     """
     import jax
 
-    _watch()
-    _keep_freed_memory()
-    config: Any = jax.config
-    # before 0.10.2, XLA writes a page of warnings for every function for a CPU that it finds in the cache
-    is_quiet = jax.__version_info__ >= (0, 10, 2) or jax.default_backend() != "cpu"
-    if config.jax_compilation_cache_dir is None and is_quiet:
-        folder = _cache_folder()
-        if folder is not None:
-            config.update("jax_compilation_cache_dir", str(folder))
-            config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    CompileClock.watch()
+    if is_own():
+        _keep_freed_memory()
+        _keep_compiled_functions()
     found = jax.local_devices()
     if count is not None and count > len(found):
         raise PlanError(
@@ -66,6 +62,20 @@ def check_fits_here(program: Program, limits: Limits) -> None:
     check_fits(program, limits)
     if any(map(is_sharded, program.groups, blueprints(program, limits), repeat(limits))):
         check_fits(program, limits._replace(devices=len(local_devices(limits.devices))))
+
+
+def _keep_compiled_functions() -> None:
+    """Let JAX keep what it compiles in a folder, unless it was told one already."""
+    import jax
+
+    config: Any = jax.config
+    # before 0.10.2, XLA writes a page of warnings for every function for a CPU that it finds in the cache
+    is_quiet = jax.__version_info__ >= (0, 10, 2) or jax.default_backend() != "cpu"
+    if config.jax_compilation_cache_dir is None and is_quiet:
+        folder = _cache_folder()
+        if folder is not None:
+            config.update("jax_compilation_cache_dir", str(folder))
+            config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _keep_freed_memory() -> None:
@@ -102,22 +112,52 @@ def _cache_folder() -> Path | None:
 class CompileClock:
     """How long JAX traces and compiles in this process while the clock is entered, whoever asks for it.
 
-    Does not import JAX: functions are compiled only after `local_devices`, which lets JAX tell the clocks.
+    Does not import JAX: functions are compiled only after `local_devices`, which lets JAX tell the clocks that are
+    entered by then. It tells nobody any more once the last of them is left.
     """
+
+    _entered: ClassVar[list[CompileClock]] = []
+    _is_told: ClassVar[bool] = False
+    _lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self) -> None:
         self._spans: list[tuple[float, float]] = []
 
     def __enter__(self) -> CompileClock:
-        _clocks.append(self)
+        with self._lock:
+            self._entered.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        _clocks.remove(self)
+        with self._lock:
+            self._entered.remove(self)
+            if CompileClock._is_told and not self._entered:
+                import jax.monitoring
+
+                CompileClock._is_told = False
+                with suppress(AssertionError, ValueError):  # somebody has removed all listeners
+                    jax.monitoring.unregister_event_time_span_listener(CompileClock.tell)
+
+    @classmethod
+    def watch(cls) -> None:
+        """Have JAX tell the clocks that are entered when it traces or compiles something."""
+        import jax.monitoring
+
+        with cls._lock:
+            if cls._entered and not cls._is_told:
+                cls._is_told = True
+                jax.monitoring.register_event_time_span_listener(CompileClock.tell)
 
     def add(self, start: float, end: float) -> None:
         """Count a span of time; spans may lie in each other, since functions are traced inside others."""
         self._spans.append((start, end))
+
+    @classmethod
+    def tell(cls, event: str, start_time: float, end_time: float, **kwargs: str | int) -> None:
+        """What JAX calls."""
+        if event.startswith("/jax/core/compile/"):
+            for clock in tuple(cls._entered):
+                clock.add(start_time, end_time)
 
     @property
     def seconds(self) -> float:
@@ -127,22 +167,6 @@ class CompileClock:
             total += max(0.0, end - max(start, until))
             until = max(until, end)
         return total
-
-
-_clocks: list[CompileClock] = []
-
-
-@cache
-def _watch() -> None:
-    """Have JAX tell every clock, from now on, when it traced or compiled something."""
-    import jax.monitoring
-
-    def note(event: str, start_time: float, end_time: float, **kwargs: str | int) -> None:
-        if event.startswith("/jax/core/compile/"):
-            for clock in tuple(_clocks):
-                clock.add(start_time, end_time)
-
-    jax.monitoring.register_event_time_span_listener(note)
 
 
 @contextmanager

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from ..compile.program import Move
 from ..core.errors import StorageError
+from ..storage.base import LaidFile
+from ..storage.files import storage_error
 from .buffers import Files
 from .fleeting import FleetingFile
 from .pace import Pace
@@ -23,22 +25,18 @@ class EncodedFile(FleetingFile):
     Until then its bytes are in the page cache: nothing of them need reach the disk.
     """
 
-    def __init__(
-        self, path: str, place: str, size: int, encode: Callable[[np.ndarray], bytes], full: deque[EncodedFile]
-    ) -> None:
-        super().__init__(path, place, Pace(only_direct=False))
-        self.size = size
-        self._encode = encode
+    def __init__(self, path: str, place: str, laid: LaidFile, full: deque[EncodedFile]) -> None:
+        super().__init__(path, place, Pace(only_direct=False), may_go_direct=False)
+        assert laid.encode is not None
+        self.size, self.workspace = laid.size, laid.workspace
+        self._encode = laid.encode
         self._full = full
-        self._missing = size
-
-    def _open_direct(self) -> None:
-        self._direct_fd = None
+        self._missing = laid.size
 
     def write(self, offset: int, source: np.ndarray, bounce: np.ndarray) -> None:
         """Write all bytes of a buffer."""
         with self._opened():
-            self._write(self.fd, offset, source)
+            self._write(offset, source)
         self._arrived(source.nbytes)
 
     def move(self, files: Files, moves: Sequence[Move], bounce: np.ndarray, scratch: np.ndarray) -> None:
@@ -50,7 +48,7 @@ class EncodedFile(FleetingFile):
                 for start in range(done, nbytes, bounce.nbytes):
                     part = bounce[: min(bounce.nbytes, nbytes - start)]
                     files.read(path, source + start, part, scratch)
-                    self._write(self.fd, offset + start, part)
+                    self._write(offset + start, part)
         self._arrived(sum(move.nbytes for move in moves))
 
     def _arrived(self, nbytes: int) -> None:
@@ -77,5 +75,5 @@ class EncodedFile(FleetingFile):
                 data = self._encode(raw[: self.size])
                 os.ftruncate(self.fd, len(data))
             except OSError as error:
-                raise StorageError(f"cannot write: {error.strerror}", where=self.path) from None
-            self._write(self.fd, 0, np.frombuffer(data, np.uint8))
+                raise storage_error(error, self.path, "write") from None
+            self._write(0, np.frombuffer(data, np.uint8))

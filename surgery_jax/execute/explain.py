@@ -24,6 +24,7 @@ from .reservations import (
     DEVICE_BYTES,
     PROCESS_BYTES,
     decode_needs,
+    encode_needs,
     footprint,
     is_on_host,
     is_sharded,
@@ -121,9 +122,9 @@ def explain(program: Program, options: Options | None = None) -> Explanation:
     cached = cache_bytes(program, options.memory_bytes)
     plans = blueprints(program, options.limits)
     piece = piece_bytes(options.memory_bytes, options.num_workers)
-    sizes = [footprint(task_needs(plan, piece)) for plan in plans]
+    sizes = [footprint(task_needs(*both, piece)) for both in zip(program.groups, plans, strict=True)]
     counts = [0] * len(sizes)
-    footprints = []
+    footprints = [footprint(encode_needs(size, workspace)) for _, size, workspace in program.encoded]
     for task in plan_tasks(program, plans):
         if isinstance(task, MoveTask):
             footprints.append(footprint((move_needs(piece), 0)))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 
 from ..compile.program import Move
-from ..core.errors import StorageError
-from .buffers import O_DIRECT, Files
+from .buffers import Files
 from .outputs import OutputFile
 from .pace import Pace
 
@@ -20,42 +18,31 @@ MANY = 256  # files of an output from which on each is open only while it is wri
 
 
 class FleetingFile(OutputFile):
-    """An output file that is opened for every piece of work; several workers at once share the descriptors.
+    """An output file that is opened for every piece of work; several workers at once share the descriptors."""
 
-    `place` is where it is until it is published.
-    """
-
-    def __init__(self, path: str, place: str, pace: Pace) -> None:
-        super().__init__(path, -1, None, pace)
-        self._place = place
+    def __init__(self, path: str, place: str, pace: Pace, *, may_go_direct: bool = True) -> None:
+        super().__init__(path, place, pace, may_go_direct=may_go_direct)
         self._users = 0
+
+    def open(self) -> None:
+        """Nothing: it is open while somebody writes."""
+
+    def close(self) -> None:
+        """Nothing: whoever wrote last has closed it."""
 
     @contextmanager
     def _opened(self) -> Iterator[None]:
-        try:
-            with self._turn:
-                if self._users == 0:
-                    self.fd = os.open(self._place, os.O_RDWR | os.O_CLOEXEC)
-                    self.direct = self._open_direct()
-                self._users += 1
-        except OSError as error:
-            raise StorageError(f"cannot write: {error.strerror}", where=self.path) from None
+        with self._turn:
+            if self._users == 0:
+                super().open()
+            self._users += 1
         try:
             yield
         finally:
             with self._turn:
                 self._users -= 1
                 if self._users == 0:
-                    os.close(self.fd)
-                    if self._direct_fd is not None:
-                        os.close(self._direct_fd)
-
-    def _open_direct(self) -> int | None:
-        try:
-            self._direct_fd = os.open(self._place, os.O_WRONLY | os.O_CLOEXEC | O_DIRECT) if O_DIRECT else None
-        except OSError:  # a file system without direct writes
-            self._direct_fd = None
-        return self._direct_fd
+                    super().close()
 
     def write(self, offset: int, source: np.ndarray, bounce: np.ndarray) -> None:
         """Write all bytes of a buffer."""

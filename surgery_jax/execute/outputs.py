@@ -15,12 +15,15 @@ import struct
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 
 from ..compile.program import Move
 from ..core.errors import StorageError
-from .buffers import Files
+from ..storage.files import storage_error
+from ..storage.writing import write_at
+from .buffers import O_DIRECT, Files
 from .pace import MIN_DIRECT, Pace
 from .reservations import PAGE
 
@@ -31,17 +34,47 @@ FICLONERANGE = 0x4020940D  # of linux/fs.h
 
 
 class OutputFile:
-    """One file of an output that is being written. `direct` is a second descriptor that bypasses the page cache, if
-    any; `pace` decides which of the two to use."""
+    """One file of an output that is being written; until it is published it is at `place`.
 
-    def __init__(self, path: str, fd: int, direct: int | None, pace: Pace) -> None:
+    Its descriptors are its own, so that they last as long as somebody writes, whatever becomes of the output meanwhile:
+    `fd`, and `direct`, which bypasses the page cache, if there is such a way. `pace` decides which of them to use.
+    """
+
+    def __init__(self, path: str, place: str, pace: Pace, *, may_go_direct: bool = True) -> None:
         self.path = path
-        self.fd = fd
-        self.direct = direct
+        self.place = place
         self.pace = pace
+        self.fd = -1
+        self.direct: int | None = None
+        self._may_go_direct = may_go_direct and O_DIRECT != 0
         self._shares = sys.platform == "linux"
         # The kernel lets one writer at a time into the cached pages of a file; the others would spin in the meantime.
         self._turn = threading.Lock()
+
+    def open(self) -> None:
+        """Make it ready for writing.
+
+        Raises:
+            StorageError: the operating system refuses.
+        """
+        try:
+            self.fd = os.open(self.place, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise storage_error(error, self.path, "write") from None
+        if self._may_go_direct:
+            with suppress(OSError):  # a file system without direct writes
+                self.direct = os.open(self.place, os.O_WRONLY | os.O_CLOEXEC | O_DIRECT)
+
+    def close(self) -> None:
+        """Nobody writes any more."""
+        for descriptor in (self.fd, self.direct):
+            if descriptor is not None and descriptor >= 0:
+                os.close(descriptor)
+        self.fd, self.direct = -1, None
+
+    @property
+    def _goes_direct(self) -> bool:
+        return self.direct is not None and self._may_go_direct and self.pace.is_direct()
 
     def write(self, offset: int, source: np.ndarray, bounce: np.ndarray) -> None:
         """Write all bytes of a buffer; `bounce` is a buffer of whole pages to write from.
@@ -49,10 +82,10 @@ class OutputFile:
         Raises:
             StorageError: the operating system refuses.
         """
-        is_direct = self.direct is not None and self.pace.is_direct()
+        is_direct = self._goes_direct
         first, last = self._pages(offset, source.nbytes) if is_direct else (offset, offset)
         if first == last:
-            self._write(self.fd, offset, source)
+            self._write(offset, source)
         else:
             self._write_pages(offset, source, first, last, bounce)
         if source.nbytes >= MIN_DIRECT:
@@ -60,8 +93,8 @@ class OutputFile:
 
     def _write_pages(self, offset: int, source: np.ndarray, first: int, last: int, bounce: np.ndarray) -> None:
         """Write directly what lies in [first, last) of the file, and the rest through the cache."""
-        self._write(self.fd, offset, source[: first - offset])
-        self._write(self.fd, last, source[last - offset :])
+        self._write(offset, source[: first - offset])
+        self._write(last, source[last - offset :])
         middle = source[first - offset : last - offset]
         if middle.ctypes.data % PAGE == 0:
             self._write_direct(first, middle)
@@ -80,7 +113,7 @@ class OutputFile:
         try:
             os.fsync(self.fd)
         except OSError as error:
-            raise StorageError(f"cannot bring it to the disk: {error.strerror}", where=self.path) from None
+            raise storage_error(error, self.path, "bring it to the disk") from None
 
     def move(self, files: Files, moves: Sequence[Move], bounce: np.ndarray, scratch: np.ndarray) -> None:
         """Copy bytes of input files; several ranges are neighbours here, and short. `bounce` and `scratch` are buffers
@@ -116,7 +149,7 @@ class OutputFile:
             fcntl.ioctl(self.fd, FICLONERANGE, struct.pack("=qQQQ", files.fd(path), source, nbytes, offset))
         except OSError as error:
             if error.errno not in UNSUPPORTED:
-                raise StorageError(f"cannot copy: {error.strerror}", where=self.path) from None
+                raise storage_error(error, self.path, "copy") from None
             self._shares = False
             return 0
         files.count(nbytes)
@@ -124,7 +157,7 @@ class OutputFile:
 
     def _copy_range(self, files: Files, move: Move, bounce: np.ndarray, scratch: np.ndarray) -> None:
         path, source, _, offset, nbytes = move
-        if self.direct is None or not self.pace.is_direct():
+        if not self._goes_direct:
             done = self._copy_in_kernel(files, path, source, offset, nbytes)
             if done:
                 self.pace.note(False, done)
@@ -144,25 +177,24 @@ class OutputFile:
         first, last = -(-offset // PAGE) * PAGE, (offset + nbytes) // PAGE * PAGE
         return (first, last) if last - first >= MIN_DIRECT else (offset, offset)
 
-    def _write(self, fd: int, offset: int, source: np.ndarray) -> None:
-        view = source.data
-        while view.nbytes:
-            try:
-                count = os.pwrite(fd, view, offset)
-            except OSError as error:
-                raise StorageError(f"cannot write: {error.strerror}", where=self.path) from None
-            offset, view = offset + count, view[count:]
+    def _write(self, offset: int, source: np.ndarray) -> None:
+        try:
+            write_at(self.fd, source.data, offset)
+        except OSError as error:
+            raise storage_error(error, self.path, "write") from None
 
     def _write_direct(self, offset: int, source: np.ndarray) -> None:
-        if self.direct is not None:
+        """Write whole pages past the cache; what the system does not take that way goes through it."""
+        done = 0
+        if self._may_go_direct:
+            assert self.direct is not None
             try:
                 done = os.pwrite(self.direct, source.data, offset) // PAGE * PAGE
             except OSError as error:
                 if error.errno not in UNSUPPORTED:
-                    raise StorageError(f"cannot write: {error.strerror}", where=self.path) from None
-                self.direct, done = None, 0  # a file system that promises direct writes and refuses them
-            offset, source = offset + done, source[done:]
-        self._write(self.fd, offset, source)
+                    raise storage_error(error, self.path, "write") from None
+                self._may_go_direct = False  # a file system that promises direct writes and refuses them
+        self._write(offset + done, source[done:])
 
     def _copy_in_kernel(self, files: Files, path: str, source: int, offset: int, nbytes: int) -> int:
         """Copy without bringing the bytes here, or without copying at all; gives how many bytes were done."""
@@ -174,7 +206,7 @@ class OutputFile:
                     count = os.copy_file_range(origin, self.fd, nbytes - done, source + done, offset + done)
             except OSError as error:
                 if error.errno not in UNSUPPORTED:
-                    raise StorageError(f"cannot copy: {error.strerror}", where=self.path) from None
+                    raise storage_error(error, self.path, "copy") from None
                 return done
             if count == 0:
                 raise StorageError("the file became shorter while it was copied", where=path)

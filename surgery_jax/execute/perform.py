@@ -17,6 +17,7 @@ from .devices import CompileClock, device_trace
 from .encoded import EncodedFile
 from .fleeting import MANY, FleetingFile
 from .hosts import Part, bring_together
+from .openfiles import room_for_files
 from .options import Options
 from .outputs import OutputFile
 from .pace import Pace
@@ -38,11 +39,10 @@ class Target(Protocol):
     @property
     def layout(self) -> Layout: ...
 
+    @property
+    def is_on_disk(self) -> bool: ...
+
     def place(self, index: int) -> str: ...
-
-    def fd(self, index: int) -> int: ...
-
-    def direct_fd(self, index: int) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -105,23 +105,29 @@ def perform(
     full: deque[EncodedFile] = deque()
     functions = functions or Functions()
     compiled_before = functions.num_compilations
-    executor = Executor(
-        program,
-        [file for staging in stagings for file in _files(staging, pace, full)],
-        full=full,
-        limits=options.limits,
-        num_devices=options.devices or None,
-        progress=Progress(show),
-        timeline=timeline,
-        choose=part.tasks if peers.size > 1 else None,
-        functions=functions,
-    )
+    outputs = [file for staging in stagings for file in _files(staging, pace, full)]
+    traced = str(profile) if profile and program.needs_device else None
     start = time.perf_counter()
-    with CompileClock() as clock, device_trace(str(profile) if profile and program.needs_device else None):
+    with (
+        CompileClock() as clock,
+        room_for_files(2 * len(outputs)),
+        Executor(
+            program,
+            outputs,
+            full=full,
+            limits=options.limits,
+            num_devices=options.devices or None,
+            progress=Progress(show),
+            timeline=timeline,
+            choose=part.tasks if peers.size > 1 else None,
+            functions=functions,
+        ) as executor,
+        device_trace(traced),
+    ):
         executor.run()
-    if options.sync and peers.rank:  # process 0 does so for its own bytes when it publishes
-        for number in sorted(part.files):
-            executor.outputs[number].sync()
+        if peers.rank:  # process 0 does so for its own bytes when it publishes
+            for number in _to_sync(stagings, options.sync) & part.files:
+                outputs[number].sync()
     stream_s = time.perf_counter() - start
     if profile is not None:
         timeline.write(profile / "stages.trace.json")
@@ -161,12 +167,18 @@ def _of_all(peers: Peers, program: Program, own: Performed) -> Performed:
 _COUNTED = ("num_compilations", "num_host_fallbacks", "peak_buffer_bytes", "stream_s", "compile_s")
 
 
+def _to_sync(stagings: Sequence[Target], sync: bool) -> set[int]:
+    """Numbers of the files that one process must bring to the disk for another: all, or those that are read once more
+    before they are published."""
+    wanted = [sync or staging.layout.finish is not None for staging in stagings for _ in staging.layout.files]
+    return {number for number, is_wanted in enumerate(wanted) if is_wanted}
+
+
 def _files(staging: Target, pace: Pace, full: deque[EncodedFile]) -> Iterator[OutputFile]:
     for index, file in enumerate(staging.layout.files):
-        path = str(Path(staging.plan.path) / file.name)
+        path, place = str(Path(staging.plan.path) / file.name), staging.place(index)
         if file.encode is not None:
-            yield EncodedFile(path, staging.place(index), file.size, file.encode, full)
-        elif len(staging.layout.files) > MANY:
-            yield FleetingFile(path, staging.place(index), pace)
+            yield EncodedFile(path, place, file, full)
         else:
-            yield OutputFile(path, staging.fd(index), staging.direct_fd(index), pace)
+            kind = FleetingFile if len(staging.layout.files) > MANY else OutputFile
+            yield kind(path, place, pace, may_go_direct=staging.is_on_disk)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import heapq
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..compile.blueprint import Blueprint
 from ..compile.program import Group, Program
 from ..compile.sharding import layout, mesh_size
 from ..core.errors import BudgetError
-from ..core.specs import format_bytes
+from ..core.specs import format_bytes, parse_size
 from ..ops.cuts import STRANDS
+from ..ops.made import Made
 from ..storage.base import Entry
 from .decoded import block_bytes, cache_bytes
 
@@ -29,6 +30,7 @@ __all__ = [
     "default_workers",
     "device_bytes",
     "device_limit",
+    "encode_needs",
     "footprint",
     "is_on_host",
     "is_sharded",
@@ -116,14 +118,21 @@ def move_needs(piece: int) -> list[int]:
     return [piece, piece // 4]
 
 
-def task_needs(plan: Blueprint, piece: int) -> Needs:
-    """What a task of a blueprint reserves: its inputs, a piece for writing, and every result."""
-    return [*(spec.nbytes for spec in plan.specs), piece], plan.produced_bytes
+def task_needs(group: Group, plan: Blueprint, piece: int) -> Needs:
+    """What a task of a group reserves: its inputs and what making them takes, a piece for writing, and every result."""
+    nodes = (piece.node for component in group.components for pieces in component.inputs for piece in pieces)
+    making = max((node.op.scratch_bytes for node in nodes if isinstance(node.op, Made)), default=0)
+    return [*(spec.nbytes for spec in plan.specs), piece], plan.produced_bytes + making
 
 
 def decode_needs(entry: Entry, piece: int) -> Needs:
     """What a task reserves that decodes a block of a tensor: a piece for writing, and what decoding takes."""
     return [piece], block_bytes(entry)
+
+
+def encode_needs(size: int, workspace: int) -> Needs:
+    """What is reserved to encode a file of so many bytes: these, and what encoding takes."""
+    return [size], workspace
 
 
 def peak_bytes(footprints: Sequence[int], memory_bytes: int, num_workers: int) -> int:
@@ -135,9 +144,17 @@ def too_large(total: int, limit: int) -> BudgetError:
     """The error of a reservation that can never be granted."""
     return BudgetError(
         "one piece of work does not fit the memory budget",
-        expected=f"--memory of at least {format_bytes(total)}",
+        expected=f"--memory of at least {_no_less(total)}",
         found=f"--memory {format_bytes(limit)}",
     )
+
+
+def _no_less(nbytes: int) -> str:
+    """A size for people that is enough when it is given as a budget."""
+    shown = max(nbytes, 1 << 10)
+    while (parse_size(format_bytes(shown), binary=True) or UNLIMITED) < nbytes:
+        shown += shown // 5000 + 1
+    return format_bytes(shown)
 
 
 def _too_large_for_devices(group: Group, plan: Blueprint, limits: Limits) -> tuple[int, BudgetError] | None:
@@ -156,12 +173,20 @@ def _too_large_for_devices(group: Group, plan: Blueprint, limits: Limits) -> tup
     return total, BudgetError(
         "one piece of work does not fit the devices",
         where=where,
-        expected=f"--device-memory of at least {format_bytes(total)}"
+        expected=f"--device-memory of at least {_no_less(total)}"
         + (f" for each of {count} devices" if count > 1 else "")
         + (f", or --devices {enough[0]}" if enough else ""),
         found=f"{found}, --devices {limits.devices or 'as many as are of use'}",
         hint=f"a power of two of devices share such work, at most {STRANDS}",
     )
+
+
+class _Largest(NamedTuple):
+    """The piece of work that needs most, with what all of them share: bytes, and what a message says of it."""
+
+    nbytes: int
+    where: Any = None
+    hint: str | None = None
 
 
 def check_fits(program: Program, limits: Limits) -> None:
@@ -173,23 +198,41 @@ def check_fits(program: Program, limits: Limits) -> None:
     """
     from .schedule import blueprints
 
-    memory_bytes = limits.memory
-    cached = cache_bytes(program, memory_bytes)
+    largest = _largest(program, limits)
+    if largest.nbytes > limits.memory:
+        enough = largest.nbytes
+        # with a larger budget tiles, pieces and the cache are larger too
+        while (more := _largest(program, limits._replace(memory=enough)).nbytes) > enough:
+            enough = more
+        error = too_large(enough, limits.memory).located(largest.where)
+        error.hint = largest.hint
+        raise error
     plans = blueprints(program, limits)
-    piece = piece_bytes(memory_bytes, limits.workers)
-    sizes = [(footprint(task_needs(plan, piece)), number) for number, plan in enumerate(plans)]
-    total, number = max(sizes, default=(0, 0))
-    if total + cached > memory_bytes:
-        sample = program.groups[number].sample
-        raise too_large(total + cached, memory_bytes).located(sample.origins[-1] if sample.origins else None)
     errors = [_too_large_for_devices(group, plan, limits) for group, plan in zip(program.groups, plans, strict=True)]
     total, number = max(((found[0], n) for n, found in enumerate(errors) if found is not None), default=(0, 0))
     if total:
         raise errors[number][1]  # type: ignore[index]
-    total, name = max(
-        ((footprint(decode_needs(d.source.entry, piece)), d.source.name) for d in program.decodes), default=(0, "")
-    )
-    if total > memory_bytes - cached:
-        error = too_large(total + cached, memory_bytes)
-        error.hint = f"{name} is stored in blocks that can only be decoded as a whole"
-        raise error
+
+
+def _largest(program: Program, limits: Limits) -> _Largest:
+    from .schedule import blueprints
+
+    cached = cache_bytes(program, limits.memory)
+    piece = piece_bytes(limits.memory, limits.workers)
+    found = [_Largest(footprint((move_needs(piece), 0)))] if program.moves else []
+    for group, plan in zip(program.groups, blueprints(program, limits), strict=True):
+        where = group.sample.origins[-1] if group.sample.origins else None
+        found.append(_Largest(footprint(task_needs(group, plan, piece)), where))
+    for decode in program.decodes:
+        hint = f"{decode.source.name} is stored in blocks that can only be decoded as a whole"
+        found.append(_Largest(footprint(decode_needs(decode.source.entry, piece)), None, hint))
+    for path, size, workspace in program.encoded:
+        hint = f"{path} is compressed as a whole: choose smaller chunks, or no compression"
+        found.append(_Largest(footprint(encode_needs(size, workspace)), None, hint))
+    if not found:
+        return _Largest(0)
+    largest = max(found, key=lambda one: one.nbytes)
+    # moved bytes belong to no step: the place is that of a step which does not fit either
+    placed = [one for one in found if one.where is not None and one.nbytes + cached > limits.memory]
+    where = max(placed, key=lambda one: one.nbytes).where if placed and largest.hint is None else largest.where
+    return _Largest(largest.nbytes + cached, where, largest.hint)

@@ -4,7 +4,7 @@ opens nothing."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from ..compile.blueprint import Blueprint, flat_blueprint, row_bytes, rows_bluep
 from ..compile.pieces import Piece, cut
 from ..compile.program import Component, Group, Move, Program
 from ..compile.reduced import tile_length
+from ..core.exact import exact
 from ..core.specs import Spec
 from ..graph.node import Source
 from .decoded import cache_bytes, covering
@@ -67,8 +68,9 @@ Segment = tuple[Component, int, int]  # first row and number of rows of a compon
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Rows of components of one group: what the group's blueprint computes at once. All have equal numbers, but for a
-    stack, whose segments are whole components. Of a reduced group it is a component, which is gone over in parts.
+    """Rows of components of one group: what the group's blueprint computes at once. All have the same numbers, to the
+    last bit, but for a stack, whose segments are whole components. Of a reduced group it is a component, which is gone
+    over in parts.
 
     The first `seen` rows belong to the tile before as well: they are only there because all tiles have one length.
     """
@@ -216,16 +218,19 @@ def _stacks(number: int, group: Group, plan: Blueprint, readers: Mapping[str, in
 
 
 def _flat_tiles(number: int, group: Group, plan: Blueprint, readers: Mapping[str, int]) -> Iterator[Tile]:
-    """Fill tiles with components one after the other; a new tile begins where the numbers change."""
-    ordered = sorted(
-        group.components, key=lambda component: (component.numbers, _position((component, 0, 0), plan, readers))
-    )
+    """Fill tiles with components one after the other, those with the same numbers together."""
+    alike: dict[Hashable, list[Component]] = {}
+    for component in group.components:
+        alike.setdefault(exact(component.numbers), []).append(component)
+    for components in alike.values():
+        components.sort(key=lambda component: _position((component, 0, 0), plan, readers))
+        yield from _filled(number, components, plan)
+
+
+def _filled(number: int, components: Sequence[Component], plan: Blueprint) -> Iterator[Tile]:
     segments: list[Segment] = []
     room = plan.rows
-    for component in ordered:
-        if segments and segments[-1][0].numbers != component.numbers:
-            yield Tile(number, tuple(segments))
-            segments, room = [], plan.rows
+    for component in components:
         start, size = 0, component.size
         while start < size:
             count = min(room, size - start)

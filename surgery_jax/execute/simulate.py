@@ -201,7 +201,7 @@ def _cost(group: Group, plan: Blueprint, machines: Machines, limits: Limits, pie
     through = sum(spec.nbytes for spec in plan.specs) + sum(values[value].nbytes for value in plan.leaving)
     is_spread = plan.one is not None or is_sharded(group, plan, limits)
     count = 0 if is_on_host(group, plan, limits) else mesh_size(machines.devices) if is_spread else 1
-    return _Cost(through / rate / max(count, 1), count, footprint(task_needs(plan, piece)))
+    return _Cost(through / rate / max(count, 1), count, footprint(task_needs(group, plan, piece)))
 
 
 def _work(entry: Sized, costs: Sequence[_Cost], piece: int) -> _Work:

@@ -7,7 +7,7 @@ queues between stages; the byte budget decides how many tasks are in flight.
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -38,6 +38,7 @@ from .reservations import (
     Limits,
     decode_needs,
     device_bytes,
+    encode_needs,
     is_on_host,
     is_sharded,
     move_needs,
@@ -50,11 +51,14 @@ from .verdicts import Findings
 
 __all__ = ["Executor"]
 
-MOST_DEVICES = 64  # of one process
-
 
 class Executor:
-    """Runs the tasks of one program."""
+    """Runs the tasks of one program, once; to be entered, which opens the outputs.
+
+    All descriptors are closed by whoever is the last to leave: the caller, or a worker that outlasts the run because
+    nobody had the patience to wait for it. None is closed while somebody may still use it, since the number of a closed
+    one would soon stand for a file of somebody else.
+    """
 
     def __init__(
         self,
@@ -81,29 +85,57 @@ class Executor:
         self.progress.total = program.bytes_moved + sum(group.bytes_in for group in program.groups)
         self.piece = piece_bytes(limits.memory, limits.workers)
         plans = blueprints(program, limits)
+        self._needs = [task_needs(*both, self.piece) for both in zip(program.groups, plans, strict=True)]
         known = functions or Functions()
         self.functions = [known.of(group, plan) for group, plan in zip(program.groups, plans, strict=True)]
         self._sharded = {n for n, plan in enumerate(plans) if is_sharded(program.groups[n], plan, limits)}
         self._on_host = {n for n, plan in enumerate(plans) if is_on_host(program.groups[n], plan, limits)}
         self._sharing = threading.Lock()
-        self._busy, self._given = [0] * MOST_DEVICES, [0] * MOST_DEVICES
-        self.device_budgets = [Budget(limits.device) for _ in range(num_devices or MOST_DEVICES)]
+        self._busy: Counter[int] = Counter()  # tasks by device, now
+        self._given: Counter[int] = Counter()  # and so far
+        self._device_limit = limits.device
+        self._device_budgets: dict[int, Budget] = {}
         self.findings = Findings()
         self.files = Files()
         self.timeline = timeline or Timeline()
         self.num_fallbacks = 0
         self._choose = choose
         self._full = deque() if full is None else full  # files that are to be encoded
-        self._made: dict[Any, np.ndarray] = {}
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
+        self._users = 0  # of the descriptors
         # importing JAX takes a while, in which bytes can be moved and first inputs read
         starter = ThreadPoolExecutor(1)
         self._devices = starter.submit(local_devices, num_devices) if program.needs_device else None
         starter.shutdown(wait=False)
 
+    def __enter__(self) -> Executor:
+        """Raises StorageError: an output cannot be opened."""
+        self._users = 1
+        try:
+            for output in self.outputs:
+                output.open()
+        except BaseException:
+            self._leave()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            is_last = self._users == 0
+        if is_last:
+            self.files.close()
+            for output in self.outputs:
+                output.close()
+
     def run(self) -> None:
         """Do everything; all bytes are written when it returns.
+
+        Interrupted, it waits for the tasks that are under way; interrupted once more, it leaves them alone.
 
         Raises:
             SurgeryError: the first thing that went wrong.
@@ -128,15 +160,17 @@ class Executor:
         except BaseException as interrupt:
             self._fail(interrupt)
             for thread, event in zip(threads, finished, strict=True):
-                if thread.ident is not None:
-                    event.wait()
+                while thread.ident is not None and not event.wait(0.2):
+                    pass  # a signal that another thread received is heard between two waits
             raise
-        finally:
-            self.files.close()
         if self._failure is not None:
             raise self._failure
 
     def _work(self, pending: Iterator[Task], finished: threading.Event) -> None:
+        with self._lock:
+            if self._users == 0:  # the run is over before this thread has come to work
+                return
+            self._users += 1
         try:
             while self._failure is None:
                 with self._lock:
@@ -147,13 +181,15 @@ class Executor:
         except BaseException as error:
             self._fail(error)
         finally:
+            self._leave()
             finished.set()
 
     def _fail(self, error: BaseException) -> None:
         with self._lock:
             if self._failure is None:
                 self._failure = error
-        for budget in (self.budget, *self.device_budgets):
+            budgets = [self.budget, *self._device_budgets.values()]
+        for budget in budgets:
             budget.stop()
         self.blocks.stop()
 
@@ -174,8 +210,7 @@ class Executor:
             file = self._full.popleft()
         except IndexError:  # another worker was faster
             return
-        # what it becomes takes no more than it is, once while it is made and once more as it is written
-        with self.budget.reserve([file.size], 2 * file.size) as (raw,), self.timeline.stage("encode"):
+        with self.budget.reserve(*encode_needs(file.size, file.workspace)) as (raw,), self.timeline.stage("encode"):
             file.seal(raw)
 
     def _decode(self, task: DecodeTask) -> None:
@@ -193,7 +228,7 @@ class Executor:
     def _run_tile(self, tile: Tile) -> None:
         function = self.functions[tile.group]
         plan = function.blueprint
-        with self.budget.reserve(*task_needs(plan, self.piece)) as buffers:
+        with self.budget.reserve(*self._needs[tile.group]) as buffers:
             if isinstance(function, ReducedFunction):
                 self._reduce(function, tile, buffers)
                 return
@@ -273,7 +308,7 @@ class Executor:
             if isinstance(op, Source):
                 self.blocks.fill(op.entry, piece.start, target[at : at + piece.nbytes])
             else:
-                target[at : at + piece.nbytes] = self._make(piece)
+                _make(piece, target[at : at + piece.nbytes])
             at += piece.nbytes
         self._read(run, target, scratch)
         return at
@@ -281,22 +316,6 @@ class Executor:
     def _read(self, run: tuple[str, int, int, int] | None, target: np.ndarray, scratch: np.ndarray) -> None:
         if run is not None:
             self.files.read(run[0], run[1], target[run[2] : run[3]], scratch)
-
-    def _make(self, piece: Piece) -> np.ndarray:
-        """Bytes of a tensor that is made here."""
-        node = piece.node
-        width = node.spec.dtype.itemsize
-        assert isinstance(node.op, Made)
-        if not node.op.sequential:
-            return _bytes_of(np.ascontiguousarray(node.op.produce(piece.start // width, piece.nbytes // width)))
-        with self._lock:
-            found = self._made.get(node)
-        if found is None:
-            found = _bytes_of(np.ascontiguousarray(node.op.produce(0, node.spec.size)))
-            if piece.nbytes < node.spec.nbytes:
-                with self._lock:
-                    self._made = {node: found}  # the last one only: tiles come in order
-        return found[piece.start : piece.start + piece.nbytes]
 
     # -- results ------------------------------------------------------------------------------------------------
 
@@ -348,7 +367,7 @@ class Executor:
                 result = function.on_mesh(inputs, numbers, mesh)
         else:
             with self._least_busy(len(devices)) as which:
-                with self.device_budgets[which].reserve([], device_bytes(function.blueprint)):
+                with self._device_budget(which).reserve([], device_bytes(function.blueprint)):
                     result = function.on_device(inputs, numbers, devices[which])
         if result is None:
             with self._lock:
@@ -372,9 +391,17 @@ class Executor:
     def _room(self, devices: list[Any], nbytes: int) -> Iterator[None]:
         """So many bytes of each of the first devices."""
         with ExitStack() as stack:
-            for budget in self.device_budgets[: len(devices)]:
-                stack.enter_context(budget.reserve([], nbytes))
+            for number in range(len(devices)):
+                stack.enter_context(self._device_budget(number).reserve([], nbytes))
             yield
+
+    def _device_budget(self, number: int) -> Budget:
+        """The budget of one of the devices of this process, of which there may be any number."""
+        with self._lock:
+            found = self._device_budgets.setdefault(number, Budget(self._device_limit))
+            if self._failure is not None:
+                found.stop()
+            return found
 
     @contextmanager
     def _shared_by(self, mesh: list[Any], function: GroupFunction) -> Iterator[None]:
@@ -434,6 +461,13 @@ class Executor:
             raw = _bytes_of(flat)
             for file, offset, begin, end in _joined(parts):
                 self.outputs[file].write(offset, raw[begin:end], bounce)
+
+
+def _make(piece: Piece, target: np.ndarray) -> None:
+    """Bytes of a tensor that is made here."""
+    op, dtype = piece.node.op, piece.node.spec.dtype
+    assert isinstance(op, Made)
+    op.put(piece.start // dtype.itemsize, target.view(dtype.numpy))
 
 
 def _numbers(tile: Tile, plan: Blueprint) -> Any:

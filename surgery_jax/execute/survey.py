@@ -156,5 +156,6 @@ def evaluate(
         num_devices=options.devices or None,
         progress=Progress(progress),
     )
-    executor.run()
+    with executor:
+        executor.run()
     return executor.findings

@@ -1,4 +1,4 @@
-"""Nodes of the graph: immutable versions of tensors, shared when they are equal."""
+"""Nodes of the graph: immutable versions of tensors, shared when they are the same."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.exact import exact
 from ..core.specs import Spec
 from ..ops.base import TensorOp
 
@@ -25,7 +26,7 @@ class Node:
     """One version of a tensor: a stored tensor, or result number `index` of an operation on other versions.
 
     `kind` is `read` for stored tensors, else that of the operation; `origin` is the plan position that made it first.
-    Nodes are compared by identity; `Graph` makes equal ones once.
+    Nodes are compared by identity; `Graph` makes the same one once.
     """
 
     __slots__ = ("index", "kind", "number", "op", "operands", "origin", "spec")
@@ -47,8 +48,8 @@ class Node:
 
 
 class Graph:
-    """All nodes of a plan, or of several plans whose work is shared. Equal operations on equal operands are one node,
-    and so is a stored tensor, however often it is read.
+    """All nodes of a plan, or of several plans whose work is shared. Operations that are the same to the last bit of
+    their numbers, on the same operands, are one node, and so is a stored tensor, however often it is read.
 
     `needs_whole`: whether some operation is not elementwise, or a stored tensor must be decoded.
     """
@@ -58,6 +59,7 @@ class Graph:
         self.needs_whole = False
         self._known: dict[Any, tuple[Node, ...]] = {}
         self._reads: dict[Any, Node] = {}
+        self._keys: dict[int, tuple[TensorOp, Hashable]] = {}  # by identity: one operation makes many nodes
 
     def read(self, source: Source, spec: Spec, origin: Any) -> Node:
         """A stored tensor; the key of a checkpoint must always stand for the same headers."""
@@ -74,7 +76,9 @@ class Graph:
         Raises:
             PlanError: its shape-and-dtype rule refuses the operands.
         """
-        key = (type(op), op, tuple(operand.number for operand in operands))
+        if id(op) not in self._keys:
+            self._keys[id(op)] = op, exact(op)
+        key = (self._keys[id(op)][1], tuple(operand.number for operand in operands))
         known = self._known.get(key)
         if known is not None:
             return known

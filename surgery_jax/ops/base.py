@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..core.dtypes import DType, parse_dtype
 from ..core.errors import Mark, PlanError, listing, nearest
+from ..core.exact import exact
 from ..core.specs import Spec
 from ..language import document
 from ..language.document import Node, Scalar
@@ -356,7 +357,7 @@ class TensorOp:
         `check`: elementwise, the output is a mask that must be true everywhere.
         `structure`: moves elements and changes no bit of them.
         `whole`: needs whole tensors.
-        `make`: no inputs; `produce` gives the elements on the host.
+        `make`: no inputs; `put` gives the elements on the host.
         `reduce`: a few numbers about all elements of operands of one size (`ops.reduction`).
     """
 
@@ -437,7 +438,7 @@ class TensorOp:
         rest = []
         for entry in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, entry.name)
-            rest.append((value is None) if entry.name in traced else value)
+            rest.append((value is None) if entry.name in traced else exact(value))
         return (type(self).__name__, *rest)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
@@ -17,19 +17,22 @@ if TYPE_CHECKING:
 __all__ = ["Constant", "Given", "Made", "Positions", "Random", "check_distribution", "check_shape", "drawn"]
 
 
+AT_ONCE = 1 << 16  # elements that are copied at once where they are not in a row
+
+
 @dataclass(frozen=True)
 class Made(TensorOp):
     """Elements of a known shape and dtype."""
 
     kind = "make"
-    sequential = False  # whether elements can only be made from the first on
+    scratch_bytes: ClassVar[int] = 0  # that making elements takes beside them, at most
     spec: Spec
 
     def infer(self, *specs: Any, **_: Any) -> tuple[Spec, ...]:
         return (self.spec,)
 
-    def produce(self, start: int, count: int) -> numpy.ndarray:
-        """`count` elements from number `start` on, in row-major order."""
+    def put(self, start: int, out: numpy.ndarray) -> None:
+        """Fill a flat array with the elements from number `start` on, in row-major order."""
         raise NotImplementedError
 
 
@@ -37,10 +40,12 @@ class Made(TensorOp):
 class Positions(Made):
     """The number of every element, in row-major order."""
 
-    def produce(self, start: int, count: int) -> numpy.ndarray:
+    def put(self, start: int, out: numpy.ndarray) -> None:
         import numpy as np
 
-        return np.arange(start, start + count, dtype=np.uint64)
+        for at in range(0, out.size, AT_ONCE):
+            end = min(at + AT_ONCE, out.size)
+            out[at:end] = np.arange(start + at, start + end, dtype=np.uint64)
 
 
 @dataclass(frozen=True)
@@ -49,13 +54,13 @@ class Constant(Made):
 
     value: float
 
-    def produce(self, start: int, count: int) -> numpy.ndarray:
+    def put(self, start: int, out: numpy.ndarray) -> None:
         import numpy as np
 
         dtype = self.spec.dtype
         value: Any = int(self.value) if dtype.is_integer else self.value != 0 if dtype.kind == "b" else self.value
         wide = np.asarray(value, np.float32) if dtype.is_float and dtype.bits < 32 else np.asarray(value)
-        return np.full(count, wide.astype(dtype.numpy))
+        out[:] = wide.astype(dtype.numpy)
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class Given(Made):
                 "the values do not broadcast to the tensor", expected=str(self.spec), found=f"values of shape {shape}"
             )
 
-    def produce(self, start: int, count: int) -> numpy.ndarray:
+    def put(self, start: int, out: numpy.ndarray) -> None:
         import numpy as np
 
         dtype = self.spec.dtype
@@ -89,25 +94,27 @@ class Given(Made):
             if dtype.is_float and dtype.bits < 32:
                 given = given.astype(np.float32)
             given = (given != 0) if dtype.kind == "b" else given.astype(dtype.numpy)
-        return np.broadcast_to(given, self.spec.shape).reshape(-1)[start : start + count]
+        flat = given.reshape(-1) if given.size == self.spec.size else np.broadcast_to(given, self.spec.shape).flat
+        for at in range(0, out.size, AT_ONCE):
+            end = min(at + AT_ONCE, out.size)
+            out[at:end] = flat[start + at : start + end]
 
 
 @dataclass(frozen=True)
 class Random(Made):
     """A seeded stream of the plan language: it depends on the seed, the shape and the dtype alone."""
 
-    sequential = True
+    scratch_bytes: ClassVar[int] = 1 << 20  # of the blocks of `core.streams`
     distribution: str
     first: float
     second: float
     seed: int
 
-    def produce(self, start: int, count: int) -> numpy.ndarray:
+    def put(self, start: int, out: numpy.ndarray) -> None:
         from ..core import streams
 
         draw = streams.uniform if self.distribution == "uniform" else streams.normal
-        flat: numpy.ndarray = draw(self.seed, self.spec.shape, self.spec.dtype, self.first, self.second).reshape(-1)
-        return flat[start : start + count]
+        draw(self.seed, self.spec.size, self.spec.dtype, self.first, self.second, start, out)
 
 
 def check_distribution(distribution: str, low: float, high: float, std: float) -> None:

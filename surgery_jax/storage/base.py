@@ -95,13 +95,15 @@ class LaidFile:
     """One file to be written: name relative to the output directory (empty: the output itself is this file), its
     final length in bytes, and the bytes that are known beforehand as (offset, bytes).
 
-    With `encode` it holds bytes of tensors only, and becomes what `encode` makes of them once all are there.
+    With `encode` it holds bytes of tensors only, and becomes what `encode` makes of them once all are there; that takes
+    `workspace` bytes of memory beside them, result included.
     """
 
     name: str
     size: int
     fixed: tuple[tuple[int, bytes], ...] = ()
     encode: Callable[[numpy.ndarray], bytes] | None = None
+    workspace: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..core.errors import StorageError, nearest
+from .writing import write_at
 
 __all__ = [
     "File",
@@ -205,16 +206,26 @@ def check_new_file(path: str, overwrite: bool) -> None:
 
 
 def write_whole(path: str, text: str) -> None:
-    """Write a text file that appears when it is complete.
+    """Write a text file that appears when it is complete and on the disk.
 
     Raises:
         StorageError: the operating system refuses; what was there stays.
     """
     target = Path(os.path.realpath(path))
-    part = target.with_name(f".{target.name[:40]}.surgery-{os.getpid()}")
+    part = target.with_name(f".{target.name[:40]}.surgery-{os.getpid()}-{os.urandom(4).hex()}")
     try:
-        part.write_text(text, encoding="utf-8")
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            write_at(descriptor, text.encode("utf-8"), 0)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         part.replace(target)
+        directory = os.open(target.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
     except OSError as error:
         raise storage_error(error, path, "write it") from None
     finally:

@@ -25,7 +25,7 @@ from .base import Checkpoint, Entry, Format, LaidFile, Layout
 from .files import File, parse_json, storage_error
 from .keys import MAX_DEPTH, join_keys, nest, split_name
 from .shards import check_inside
-from .zarr import METADATA, chunk_of, chunks, describe, encode_chunk, entry_of, parse_array
+from .zarr import METADATA, chunk_of, chunks, describe, encode_bytes, encode_chunk, entry_of, parse_array
 
 __all__ = ["OrbaxFormat"]
 
@@ -122,8 +122,9 @@ class OrbaxFormat(Format):
             parts = []
             for begin, key, size in chunks(spec, chunk):
                 parts.append((begin, len(files), 0))
-                size = size if encode is None else min(size, spec.nbytes - begin)
-                files.append(LaidFile(f"{stored}/{key}", size, encode=encode))
+                whole, size = size, size if encode is None else min(size, spec.nbytes - begin)
+                workspace = encode_bytes(whole, size) if encode is not None else 0
+                files.append(LaidFile(f"{stored}/{key}", size, encode=encode, workspace=workspace))
             places[name] = parts[0][1:] if parts else (0, 0)
             if len(parts) > 1:
                 rest[name] = tuple(parts[1:])

@@ -23,6 +23,7 @@ from ..core.specs import format_bytes
 from .base import Layout
 from .files import storage_error
 from .formats import OutputPlan, formats
+from .writing import write_at
 
 __all__ = ["Staging", "check_space", "check_target", "commit_all", "storage_error"]
 
@@ -133,7 +134,10 @@ def _final(plan: OutputPlan) -> Path:
 
 
 class Staging:
-    """One output while it is being written. Others write to `fd(index)`; then `commit_all`, and `abort` in any case."""
+    """One output while it is being written. Others write to the files `place(index)`; then `commit_all`, and `abort` in
+    any case."""
+
+    is_on_disk = True
 
     def __init__(self, plan: OutputPlan, layout: Layout, told: Mapping[str, Any] | None = None) -> None:
         """Make the hidden directory and all files in their full length; or open those that another process has made,
@@ -145,8 +149,6 @@ class Staging:
         self.plan = plan
         self.layout = layout
         self._final = _final(plan)
-        self._descriptors: dict[int, int] = {}
-        self._direct: dict[int, int] = {}
         self._parents: list[Path] = []
         self._renames = _Renames()
         self._stage: Path | None = None
@@ -194,7 +196,7 @@ class Staging:
             try:
                 os.ftruncate(descriptor, file.size)
                 for offset, data in file.fixed:
-                    _write_at(descriptor, data, offset)
+                    write_at(descriptor, data, offset)
             finally:
                 os.close(descriptor)
 
@@ -211,7 +213,6 @@ class Staging:
                 path = Path(self.place(index))
                 os.close(_open_made(path, file.size))
         except OSError as error:
-            self._close()
             raise StorageError(
                 "the directory that process 0 writes to is not the same here",
                 where=self.plan.path,
@@ -225,35 +226,10 @@ class Staging:
         self._stage = None
         self._parents.clear()
 
-    def fd(self, index: int) -> int:
-        """The open file of `layout.files[index]`, for reading and writing at positions."""
-        if index not in self._descriptors:
-            _allow_open_files(2 * len(self.layout.files))
-            self._descriptors[index] = os.open(self.place(index), os.O_RDWR | os.O_CLOEXEC)
-        return self._descriptors[index]
-
     def place(self, index: int) -> str:
         """Where `layout.files[index]` is until it is published."""
         name = self.layout.files[index].name
         return str(self._built / name if name else self._built)
-
-    def direct_fd(self, index: int) -> int | None:
-        """The same file past the page cache, None where the file system has no such thing."""
-        if index not in self._direct:
-            try:
-                self._direct[index] = os.open(
-                    self.place(index), os.O_WRONLY | os.O_CLOEXEC | getattr(os, "O_DIRECT", 0)
-                )
-            except OSError:
-                return None
-        return self._direct[index]
-
-    def _close(self) -> None:
-        for descriptor in [*self._descriptors.values(), *self._direct.values()]:
-            with suppress(OSError):
-                os.close(descriptor)
-        self._descriptors.clear()
-        self._direct.clear()
 
     def add(self, name: str, text: str) -> None:
         """Put one more file beside those of the layout of a directory.
@@ -276,7 +252,6 @@ class Staging:
             try:
                 if self.layout.finish is not None:
                     self.layout.finish(self._built)
-                self._close()
             except OSError as error:
                 raise storage_error(error, self.plan.path, "complete it") from None
             self._finished = True
@@ -352,7 +327,6 @@ class Staging:
         Raises:
             StorageError: what was there before could not be put back; says where it is.
         """
-        self._close()
         stage, self._stage = self._stage, None
         try:
             self._renames.undo()
@@ -426,13 +400,6 @@ class _Renames:
         self._done.clear()
 
 
-def _write_at(descriptor: int, data: bytes, offset: int) -> None:
-    rest = memoryview(data)
-    while rest:
-        count = os.pwrite(descriptor, rest, offset)
-        rest, offset = rest[count:], offset + count
-
-
 def _open_made(path: Path, size: int) -> int:
     """Open a file that another process has made; a network file system may show it a little later.
 
@@ -468,14 +435,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _allow_open_files(count: int) -> None:
-    """A thousand shards are a thousand open files: raise our own limit as far as that needs and the system allows."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    want = min(count + 512, hard) if hard != resource.RLIM_INFINITY else count + 512
-    if soft != resource.RLIM_INFINITY and soft < want:
-        with suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (want, hard))

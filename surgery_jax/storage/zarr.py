@@ -25,7 +25,17 @@ from .files import File, parse_json
 if TYPE_CHECKING:
     import numpy
 
-__all__ = ["METADATA", "ZarrArray", "chunk_of", "chunks", "describe", "encode_chunk", "entry_of", "parse_array"]
+__all__ = [
+    "METADATA",
+    "ZarrArray",
+    "chunk_of",
+    "chunks",
+    "describe",
+    "encode_bytes",
+    "encode_chunk",
+    "entry_of",
+    "parse_array",
+]
 
 METADATA = (".zarray", "zarr.json")  # the names of the files that describe an array, of version 2 and 3
 MAX_METADATA = 1 << 20  # bytes of one of them
@@ -368,6 +378,13 @@ def describe(spec: Spec, chunk: tuple[int, ...], compressor: Mapping[str, Any] |
         "zarr_format": 2,
     }
     return json.dumps(table, separators=(",", ":")).encode()
+
+
+def encode_bytes(whole: int, size: int) -> int:
+    """Memory that `encode_chunk` takes for `size` bytes of a chunk of `whole` bytes, result included, by measurement:
+    one that is not full is filled up; TensorStore copies it, and holds what it becomes twice, which is as long as
+    before if it cannot be compressed."""
+    return (3 if size == whole else 4) * whole + whole // 32 + (2 << 20)
 
 
 def encode_chunk(described: bytes, chunk: tuple[int, ...], data: numpy.ndarray[Any, Any]) -> bytes:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..core.errors import StorageError
 from .files import File
+from .writing import write_at
 
 __all__ = ["Archive", "LaidZip", "Member", "complete_checksums", "lay_zip"]
 
@@ -237,4 +238,4 @@ def _complete(descriptor: int, begin: int, length: int, local: int, central: int
         crc = zlib.crc32(part, crc)
         begin, length = begin + len(part), length - len(part)
     for place in (local, central):
-        os.pwrite(descriptor, struct.pack("<I", crc), place)
+        write_at(descriptor, struct.pack("<I", crc), place)

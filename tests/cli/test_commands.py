@@ -163,3 +163,41 @@ def test_a_dry_run_writes_no_summary_file(answer, plan, here):
     dry = "inputs: [ a.safetensors ]\ntransforms:\n  - set: { dry-run: true }\n  - move: { from: norm, to: x }\n"
     assert answer("run", plan(dry), "--summary", "s.yaml")[0] == 0
     assert not (here / "s.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("summary", "more", "says"),
+    [
+        ("notes.yaml", (), "exists already"),
+        ("notes.yaml", ("--overwrite", "--no-sync"), None),
+        ("a.safetensors", ("--overwrite",), "would replace a file of the plan"),
+        ("out.safetensors", ("--overwrite",), "would replace a file of the plan"),
+        (".", (), "not a file that could be written"),
+    ],
+)
+def test_a_summary_replaces_nothing_unasked_and_never_what_the_plan_reads_or_writes(
+    here, plan, capsys, summary, more, says
+):
+    (here / "notes.yaml").write_text("mine\n")
+    before = bytes_in(here)
+    name = plan("inputs: [ a.safetensors ]\ntransforms:\n  - move: { from: norm, to: x }\noutput: out.safetensors\n")
+    assert main(["run", name, "--summary", summary, *more]) == (3 if says else 0)
+    assert (says or "") in capsys.readouterr().err
+    if says:
+        assert {path: content for path, content in bytes_in(here).items() if path != name} == before
+    else:
+        (step,) = yaml.safe_load((here / "notes.yaml").read_text())["transforms"]
+        assert step == {"move": {"from": "norm", "to": "x"}}
+
+
+def test_a_summary_that_cannot_be_written_at_the_end_says_that_the_output_is_there(here, plan, capsys, monkeypatch):
+    name = plan("inputs: [ a.safetensors ]\ntransforms:\n  - move: { from: norm, to: x }\noutput: out.safetensors\n")
+
+    def full(descriptor):
+        assert (here / "out.safetensors").exists()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert main(["run", name, "--summary", "s.yaml", "--no-sync"]) == 3
+    assert "the output of the plan is there" in capsys.readouterr().err
+    assert "x" in load_file("out.safetensors") and not (here / "s.yaml").exists()

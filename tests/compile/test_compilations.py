@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import Bench, dtype, read_checkpoint
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from running import Bench, assert_same_bits, assert_same_values, dtype, read_checkpoint
+
+QUIET_NAN = struct.unpack("<d", (0x7FF8008000000000).to_bytes(8, "little"))[0]  # with a payload that float32 keeps
+ALIKE = [0.0, -0.0, 1.0, np.nan, QUIET_NAN, -np.nan]
 
 
 def layers(count: int, shape: tuple[int, ...] = (6, 4), name: str = "float32") -> dict[str, np.ndarray]:
@@ -65,6 +71,30 @@ def test_an_equal_computation_is_done_once(tmp_path: Path) -> None:
     program = bench.compile(steps).program
     assert [len(group.components) for group in program.groups] == [1]
     assert len(program.groups[0].sample.eqns) == 1
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(numbers=st.lists(st.sampled_from(ALIKE), min_size=2, max_size=6))
+def test_numbers_that_only_compare_equal_are_not_taken_for_one(tmp_path: Path, numbers: list[float]) -> None:
+    x = np.array([1.5, -2, 0, -0.0, np.inf], np.float32)
+    bench = Bench(tmp_path, m={"x": x})
+    steps: list[Any] = []
+    for at, number in enumerate(numbers):
+        steps += [
+            {"fill": {"from": "x", "to": f"constant.{at}", "mode": "constant", "value": number}},
+            {"fill": {"from": "x", "to": f"given.{at}", "mode": "tensor", "values": [number] * 5}},
+            {"scale": {"from": "x", "to": f"scaled.{at}", "by": number}},
+            {"clamp": {"from": "x", "to": f"above.{at}", "min": number}},
+        ]
+    found = bench.tensors(steps)
+    for at, number in enumerate(numbers):
+        wide = np.float64(number)
+        with np.errstate(all="ignore"):
+            single = wide.astype(np.float32)
+            assert_same_bits(found[f"constant.{at}"], np.full(5, single))
+            assert_same_bits(found[f"given.{at}"], np.full(5, single))
+            assert_same_values(found[f"scaled.{at}"], x * single)
+            assert_same_bits(found[f"above.{at}"], np.where(x < single, single, x))
 
 
 def test_what_no_output_and_no_assertion_needs_is_not_computed(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from typing import Any
 
@@ -15,10 +16,25 @@ from hypothesis import strategies as st
 from surgery_jax.core import streams
 from surgery_jax.core.dtypes import BY_NAME
 from surgery_jax.core.errors import PlanError
+from surgery_jax.core.specs import Spec
+from surgery_jax.ops.made import Random
 
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
 BITS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 F32 = BY_NAME["float32"]
+
+
+def uniform(seed: int, shape: tuple[int, ...], dtype: Any, low: float, high: float) -> Any:
+    """All numbers at once."""
+    out = np.empty(shape, dtype.numpy)
+    streams.uniform(seed, out.size, dtype, low, high, 0, out.reshape(-1))
+    return out
+
+
+def normal(seed: int, shape: tuple[int, ...], dtype: Any, mean: float, std: float) -> Any:
+    out = np.empty(shape, dtype.numpy)
+    streams.normal(seed, out.size, dtype, mean, std, 0, out.reshape(-1))
+    return out
 
 
 def _bits(numbers: Any) -> Any:
@@ -27,12 +43,12 @@ def _bits(numbers: Any) -> Any:
 
 def test_a_seeded_uniform_is_the_recorded_one() -> None:
     expected = [[0.53492254, 0.19880319, 0.6592117], [0.6568903, 0.23276156, 0.4250614]]
-    np.testing.assert_array_equal(streams.uniform(7, (2, 3), F32, 0, 1), np.array(expected, np.float32))
+    np.testing.assert_array_equal(uniform(7, (2, 3), F32, 0, 1), np.array(expected, np.float32))
 
 
 def test_few_seeded_normals_are_the_recorded_ones() -> None:
     expected = [[0.9853205, 1.0786141, 1.0946822], [0.8885656, 1.1690791, 0.9105172]]
-    np.testing.assert_array_equal(streams.normal(7, (2, 3), F32, 1, 0.1), np.array(expected, np.float32))
+    np.testing.assert_array_equal(normal(7, (2, 3), F32, 1, 0.1), np.array(expected, np.float32))
 
 
 # Bits of four of 20 numbers from torch 2.13: two before the last block of 16, and its two ends.
@@ -46,21 +62,16 @@ RECORDED_NORMALS = {
 
 @pytest.mark.parametrize("name", FLOATS)
 def test_a_block_of_normals_and_its_replaced_end_are_the_recorded_ones(name: str) -> None:
-    found = _bits(streams.normal(7, (20,), BY_NAME[name], 0.5, 2))
+    found = _bits(normal(7, (20,), BY_NAME[name], 0.5, 2))
     assert [int(found[at]) for at in (0, 3, 4, 19)] == RECORDED_NORMALS[name]
 
 
 @pytest.mark.parametrize("seed", [7, 7 + 2**32, 7 - 2**32])
 def test_only_the_low_32_bits_of_a_seed_count(seed: int) -> None:
-    np.testing.assert_array_equal(streams.uniform(seed, (9,), F32, 0, 1), streams.uniform(7, (9,), F32, 0, 1))
+    np.testing.assert_array_equal(uniform(seed, (9,), F32, 0, 1), uniform(7, (9,), F32, 0, 1))
 
 
-def test_without_a_seed_every_draw_differs() -> None:
-    first, second = (streams.uniform(None, (64,), F32, 0, 1) for _ in range(2))
-    assert not np.array_equal(first, second)
-
-
-@pytest.mark.parametrize("draw", [streams.uniform, streams.normal])
+@pytest.mark.parametrize("draw", [uniform, normal])
 @pytest.mark.parametrize("name", FLOATS)
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1,), (4, 5), (2, 3, 5)])
 def test_shape_and_dtype_are_those_asked_for(draw: Any, name: str, shape: tuple[int, ...]) -> None:
@@ -72,26 +83,64 @@ def test_shape_and_dtype_are_those_asked_for(draw: Any, name: str, shape: tuple[
 def test_a_uniform_never_reaches_its_upper_bound(name: str) -> None:
     # In 16 bits many sums round up to 1; near 1000 many float32 sums do.
     for low, high in [(0.0, 1.0), (1000.0, 1001.0)]:
-        found = streams.uniform(7, (100_000,), BY_NAME[name], low, high).astype(np.float64)
+        found = uniform(7, (100_000,), BY_NAME[name], low, high).astype(np.float64)
         assert low <= found.min() and (found.max() < high or low == found.max())
 
 
 @pytest.mark.parametrize("low, high", [(0.0, 70000.0), (-70000.0, 0.0), (-60000.0, 60000.0), (1.0, 0.0), (0.0, np.nan)])
 def test_bounds_that_the_dtype_cannot_hold_are_refused(low: float, high: float) -> None:
     with pytest.raises(PlanError, match="float16 cannot hold uniform numbers"):
-        streams.uniform(7, (3,), BY_NAME["float16"], low, high)
+        uniform(7, (3,), BY_NAME["float16"], low, high)
 
 
-@pytest.mark.parametrize("draw", [streams.uniform, streams.normal])
-def test_memory_beyond_the_result_is_a_few_megabytes(draw: Any) -> None:
-    size = 4_000_000
+@pytest.mark.parametrize("name", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("distribution", ["uniform", "normal"])
+def test_memory_beside_the_result_is_what_is_reserved_for_it(distribution: str, name: str) -> None:
+    spec = Spec((4_000_011,), BY_NAME[name])
+    made = Random(spec, distribution, 0.1, 0.7, 7)
+    out = np.empty(3_000_000, spec.dtype.numpy)
+    made.put(0, out[:16])  # what is imported does not count
     tracemalloc.start()
     try:
-        draw(7, (size,), F32, 0.1, 0.7)
+        made.put(1_000_005, out)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 4 * size + 4 * 2**20
+    assert Random.scratch_bytes / 4 < peak < Random.scratch_bytes
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    draw=st.sampled_from([streams.uniform, streams.normal]),
+    name=st.sampled_from(FLOATS),
+    size=st.integers(1, 90) | st.sampled_from([streams.BLOCK + 5, 3 * streams.BLOCK]),
+    seed=st.integers(0, 3),
+    data=st.data(),
+)
+def test_any_parts_in_any_order_are_those_of_the_whole(
+    draw: Any, name: str, size: int, seed: int, data: st.DataObject
+) -> None:
+    dtype = BY_NAME[name]
+    whole = np.empty(size, dtype.numpy)
+    draw(seed, size, dtype, 0.25, 1.5, 0, whole)
+    for _ in range(4):
+        start = data.draw(st.integers(0, size - 1))
+        part = np.empty(data.draw(st.integers(1, size - start)), dtype.numpy)
+        draw(seed, size, dtype, 0.25, 1.5, start, part)
+        np.testing.assert_array_equal(_bits(part), _bits(whole[start : start + part.size]))
+
+
+def test_parts_drawn_by_several_threads_are_those_of_the_whole() -> None:
+    size, step = 40 * streams.BLOCK + 7, streams.BLOCK + 3
+    whole = normal(5, (size,), F32, 0, 1)
+    found = np.empty_like(whole)
+
+    def put(start: int) -> None:
+        streams.normal(5, size, F32, 0, 1, start, found[start : start + step])
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(put, range(0, size, step)))
+    np.testing.assert_array_equal(_bits(found), _bits(whole))
 
 
 @given(
@@ -118,7 +167,7 @@ def test_uniforms_equal_those_of_torch(name: str, size: int, seed: int, a: float
     low, high = min(a, b), max(a, b)
     expected = torch.empty(size, dtype=getattr(torch, name))
     expected.uniform_(low, high, generator=torch.Generator().manual_seed(seed))
-    _equal_to_torch(streams.uniform(seed, (size,), BY_NAME[name], low, high), expected)
+    _equal_to_torch(uniform(seed, (size,), BY_NAME[name], low, high), expected)
 
 
 @pytest.mark.skipif(
@@ -131,7 +180,7 @@ def test_normals_equal_those_of_torch(name: str, size: int, seed: int, a: float,
     mean, std = a, abs(b)
     expected = torch.empty(size, dtype=getattr(torch, name))
     expected.normal_(mean, std, generator=torch.Generator().manual_seed(seed))
-    _equal_to_torch(streams.normal(seed, (size,), BY_NAME[name], mean, std), expected)
+    _equal_to_torch(normal(seed, (size,), BY_NAME[name], mean, std), expected)
 
 
 def _equal_to_torch(found: Any, expected: Any) -> None:

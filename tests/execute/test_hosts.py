@@ -380,3 +380,21 @@ def test_what_is_asked_of_the_data_is_answered_alike_in_all_processes(bench, siz
     assert digests(bench.root / "adapter") == expected
     for share in found[0].processes:
         assert share.bytes_read > 0
+
+
+def test_what_is_read_once_more_reaches_the_disk_from_every_process(bench, monkeypatch):
+    output = {"path": "out", "format": "torch", "shard": "1MB"}
+    plan = plan_of({**bench.plan(STEPS[:3]), "output": output})
+    run(plan, Options(memory="8MiB"))
+    expected = {path: path.read_bytes() for path in bench.root.glob("out/*")}
+    fsync, synced = os.fsync, set()
+
+    def noted(descriptor):
+        synced.add(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    options = Options(overwrite=True, sync=False, memory="8MiB")
+    on_all(stars(2), lambda star: run(plan, options, peers=star))
+    assert any(name.endswith(".bin") for name in synced), "process 0 sums up what the other has written"
+    assert {path: path.read_bytes() for path in expected} == expected

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from storing import bytes_of, fill, sample, spec, tree, write
+from storing import bytes_of, fill, put, sample, spec, tree, write
 
 from surgery_jax.core.dtypes import DTYPES
 from surgery_jax.core.errors import PlanError, StorageError
@@ -188,7 +188,7 @@ def test_an_interrupted_overwrite_leaves_the_old_checkpoint(plan: OutputPlan, tm
     write(plan, {"old": sample("float32", 5)})
     before = tree(tmp_path)
     staging = Staging(plan, plan.layout([("new", spec("int8", 3))], {}))
-    os.pwrite(staging.fd(0), b"x", 0)
+    put(staging, 0, b"x", 0)
     staging.abort()
     assert tree(tmp_path) == before
 
@@ -199,7 +199,7 @@ def test_a_checkpoint_is_replaced_while_it_is_read(plan: OutputPlan) -> None:
     made, data = sample("float32", 5)
     layout = plan.layout([("c", made)], {})
     staging = Staging(plan, layout)
-    os.pwrite(staging.fd(layout.places["c"][0]), bytes_of(old), layout.places["c"][1])
+    put(staging, layout.places["c"][0], bytes_of(old), layout.places["c"][1])
     commit_all([staging], sync=False)
     assert {name: bytes_of(entry) for name, entry in open_checkpoint(plan.path).entries.items()} == {"c": data}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -40,7 +41,7 @@ class Run(Command):
         Argument("--num-processes", "how many processes there are", "N", parse=whole),
         Argument("--process-id", "which of them this is, from 0", "I", parse=whole),
         Argument("--no-summary", "do not print the steps that ran"),
-        Argument("--summary", "write the steps that ran to this file, not to stdout", "PATH", completes="file"),
+        Argument("--summary", "write the steps that ran to this new file, not to stdout", "PATH", completes="file"),
         Argument(
             "--summary-mode",
             "raw (default): the steps as written; resolve: with inputs, output, aliases and defaults",
@@ -66,6 +67,7 @@ class Run(Command):
         with join(options) as peers:
             plan = load_plan(*args.items)
             compiled = together(peers, lambda: compile_plan(plan, options))
+            together(peers, lambda: _check_summary(plan, compiled, args, is_writer=peers.rank == 0))
             with shown(args.quiet or peers.rank > 0) as display:
                 report = run(plan, options, progress=display, compiled=compiled, peers=peers)
             if peers.rank:
@@ -82,6 +84,27 @@ class Run(Command):
         return 0
 
 
+def _check_summary(plan: Plan, compiled: Compiled, args: Namespace, *, is_writer: bool) -> bool:
+    """Whether `--summary` can be written once all is done; True.
+
+    Raises:
+        StorageError: it cannot, or it would replace what the plan reads or writes.
+    """
+    from ...core.errors import StorageError
+    from ...storage.files import check_new_file
+    from ..summary import is_dry
+
+    if args.summary is None or args.no_summary or not is_writer or is_dry(list(compiled.symbolic.executed)):
+        return True
+    written = [Path(output.path) / file.name for output, layout in compiled.outputs for file in layout.files]
+    taken = {os.path.realpath(path) for path in [*map(str, written), *(entry.path for entry in plan.inputs)]}
+    if os.path.realpath(args.summary) in taken:
+        raise StorageError("the summary would replace a file of the plan", where=args.summary, hint="name another file")
+    if Path(args.summary).parent.exists():
+        check_new_file(args.summary, args.overwrite)
+    return True
+
+
 def _summary(plan: Plan, compiled: Compiled, args: Namespace) -> str:
     """The summary for stdout; with `--summary` it goes to that file instead."""
     from ..summary import is_dry, summarize
@@ -93,9 +116,16 @@ def _summary(plan: Plan, compiled: Compiled, args: Namespace) -> str:
     if args.summary is None:
         return text
     if not is_dry(executed):  # a dry run writes nothing
-        path = Path(args.summary)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        from ...core.errors import StorageError
+        from ...storage.files import storage_error, write_whole
+
+        try:
+            Path(args.summary).parent.mkdir(parents=True, exist_ok=True)
+            write_whole(args.summary, text)
+        except (OSError, StorageError) as error:
+            failed = error if isinstance(error, StorageError) else storage_error(error, args.summary, "write it")
+            failed.hint = "the output of the plan is there; only the summary of its steps is missing"
+            raise failed from None
     return ""
 
 

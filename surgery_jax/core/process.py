@@ -1,0 +1,37 @@
+"""Whose process this is.
+
+The command line has its process for itself and sets it up as suits the work: what JAX keeps on the disk, how the C
+library hands out memory, what the collector of cycles looks at. A call from Python is a guest there, and leaves all
+that as it is.
+"""
+
+from __future__ import annotations
+
+import gc
+
+__all__ = ["is_own", "own", "set_aside", "take_back"]
+
+_is_own = False
+
+
+def own() -> None:
+    """This process is there for one command."""
+    global _is_own
+    _is_own = True
+
+
+def is_own() -> bool:
+    """Whether settings of the process may be changed for good."""
+    return _is_own
+
+
+def set_aside() -> None:
+    """Let the collector look no more at what there is now, which stays: compiling makes millions of small objects."""
+    if _is_own:
+        gc.freeze()
+
+
+def take_back() -> None:
+    """Let the collector look at everything again."""
+    if _is_own:
+        gc.unfreeze()
