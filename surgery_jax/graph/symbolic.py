@@ -28,7 +28,7 @@ class Files(Protocol):
 
     def open_checkpoint(self, path: str) -> Any: ...
 
-    def open_single(self, path: str, format: str) -> tuple[str | None, Any]: ...
+    def open_single(self, path: str, format: str) -> Any: ...
 
     def open_plan(self, path: str) -> YamlNode: ...
 
@@ -83,6 +83,7 @@ class SymbolicState:
         self.pending: list[tuple[str, str]] = []  # names that the running step will make
         self.recent: list[str] = []  # names that the running step has read since it last wrote one
         self.touched: dict[str, list[str]] = {"changed": [], "created": [], "deleted": []}
+        self.identities: dict[str, Any] = {}  # of all files whose headers were read, by path
         self._checkpoints: dict[str, Any] = {}
         self._selectors: dict[Any, Selector] = {}
 
@@ -256,6 +257,7 @@ class SymbolicState:
             self.broken_aliases.add(alias)
             raise _asked_for_at(mark, error) from None
         checkpoint = self._checkpoints[key]
+        self.identities |= checkpoint.identities
         model.metadata = dict(checkpoint.metadata)
         for name, entry in checkpoint.entries.items():
             model.add(name, Slot(self._read(key, name, entry), 0, 1))
@@ -473,10 +475,11 @@ class SymbolicState:
                 )
             return saved.tensors[0][1]
         try:
-            name, entry = self.files.open_single(path, format)
+            single = self.files.open_single(path, format)
         except SurgeryError as error:
             raise _asked_for_at(self.mark, error) from None
-        return self._read(f"{os.path.realpath(path)} as {format}", name or path, entry)
+        self.identities |= single.identities
+        return self._read(f"{os.path.realpath(path)} as {format}", single.name or path, single.entry)
 
     # -- aliases and flags --------------------------------------------------------------------------------------
 

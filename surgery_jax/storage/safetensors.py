@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from ..core.dtypes import BY_CODE
-from ..core.errors import StorageError, listing, nearest
+from ..core.errors import StorageError, nearest
 from ..core.specs import Spec
 from .base import Checkpoint, Entry, Extent, Format, LaidFile, Layout
+from .choice import choose
 from .files import File, parse_json, paused_gc
-from .shards import cut, index_bytes, read_index, read_parts
+from .shards import cut, index_bytes, read_parts
 
 __all__ = ["SafetensorsFormat"]
 
@@ -42,10 +43,11 @@ class SafetensorsFormat(Format):
     writes_directories = True
     writes_tensors = True
     takes_shards = True
+    folder_rank = 0
 
     def probe_directory(self, path: Path) -> bool:
         """Whether there is an index or any safetensors file."""
-        return (path / INDEX).is_file() or any(_files(path))
+        return (path / INDEX).is_file() or any(self.weights(path))
 
     def probe_file(self, path: Path) -> bool:
         """Whether the first bytes are a plausible length and the beginning of an object."""
@@ -54,22 +56,22 @@ class SafetensorsFormat(Format):
         return len(head) == 9 and head[8:] in b"{ \t\r\n" and 2 <= struct.unpack("<Q", head[:8])[0] <= MAX_HEADER
 
     def stale(self, path: Path) -> list[Path]:
-        """What a reader of the directory takes for the checkpoint: with an index, only the files that it names."""
-        if not (path / INDEX).is_file():
-            return _files(path)
-        found = {file: None for file in _files(path) if _SHARD.fullmatch(file.name)}
-        # A broken index is replaced like a sound one; it names nothing to remove.
-        with suppress(StorageError):
-            found.update(dict.fromkeys(path / value for value in read_index(path / INDEX).values()))
-        return [path / INDEX, *found]
+        """What a reader of the directory takes for the checkpoint, and what would take its place in ours."""
+        found = [file for file in self.weights(path) if _SHARD.fullmatch(file.name)]
+        found += [path / INDEX] if (path / INDEX).is_file() else []
+        with suppress(StorageError):  # what is unclear or broken is nobody's checkpoint
+            choice = choose(path, [self])
+            if choice is not None:
+                found += [*choice.files, *([choice.index] if choice.index is not None else [])]
+        return list(dict.fromkeys(found))
 
     def read_header(self, path: Path) -> Checkpoint:
-        """The headers of a file or directory."""
-        if not path.is_dir():
-            return read_parts(path, [path], _read_file, None, self.name)
-        index = read_index(path / INDEX) if (path / INDEX).is_file() else None
-        files = _files(path) if index is None else [path / name for name in sorted(set(index.values()))]
-        return read_parts(path, files, _read_file, index, self.name)
+        """The headers of a file."""
+        return read_parts(path, [path], _read_file, None, self.name)
+
+    def read_file(self, path: Path) -> Checkpoint:
+        """The headers of one of several files."""
+        return _read_file(path)
 
     def layout(
         self,
@@ -82,8 +84,6 @@ class SafetensorsFormat(Format):
     ) -> Layout:
         """One file, a directory of one file, or shards and an index; data in the order of `tensors`."""
         text = dict(sorted(({"format": "pt"} | dict(metadata)).items()))
-        if is_directory and shard_bytes is None:
-            self._check_alone(path)
         if not is_directory or shard_bytes is None:
             file, offsets = _lay_file(path, "model.safetensors" if is_directory else "", tensors, text)
             return Layout((file,), {name: (0, offset) for name, offset in offsets.items()}, is_directory)
@@ -100,21 +100,6 @@ class SafetensorsFormat(Format):
         )
         files.append(LaidFile(INDEX, len(index), ((0, index),)))
         return Layout(tuple(files), places, True)
-
-    def _check_alone(self, path: Path) -> None:
-        """Without an index, every safetensors file of the directory counts, also those that nobody replaces."""
-        stay = sorted(set(_files(path)) - set(self.stale(path)))
-        if stay:
-            raise StorageError(
-                "other files in the directory would be read as a part of the checkpoint",
-                where=str(path),
-                found=listing(file.name for file in stay),
-                hint="write shards with an index: set 'shard' to a size; or choose another directory",
-            )
-
-
-def _files(path: Path) -> list[Path]:
-    return sorted(entry for entry in path.glob("*.safetensors") if entry.is_file())
 
 
 # ---------------------------------------------------------------------------------------------------------- reading

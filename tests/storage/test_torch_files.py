@@ -190,7 +190,7 @@ def test_single_tensors_are_read_bare_or_alone_in_a_table(tmp_path: Path) -> Non
     value = torch.arange(3)
     for content, name in [(value, None), ({"w": value, "step": 3}, "w"), ({"state_dict": {"v": value}}, "v")]:
         torch.save(content, tmp_path / "w.dat")
-        found, entry = open_single(str(tmp_path / "w.dat"), "auto")
+        found, entry, _ = open_single(str(tmp_path / "w.dat"), "auto")
         assert (found, bytes_of(entry)) == (name, raw(value))
     torch.save({"a": value, "b": value}, tmp_path / "w.dat")
     with pytest.raises(StorageError, match="2 tensors"):
@@ -259,7 +259,8 @@ def test_an_index_says_which_files_of_a_directory_count(tmp_path: Path) -> None:
 def test_a_directory_of_two_formats_is_ambiguous(tmp_path: Path) -> None:
     write(tmp_path / "a.pt", {"w": sample("uint8", 1)})
     write(tmp_path / "b.safetensors", {"w": sample("uint8", 1)})
-    assert "safetensors and torch" in refusal(tmp_path)
+    told = refusal(tmp_path)
+    assert f"say which: {tmp_path}/b.safetensors or {tmp_path}/a.pt" in told
 
 
 # --- pickles that are no data
