@@ -250,7 +250,7 @@ class SymbolicState:
                 model.add(name, Slot(node, 0, 1))
             return
         try:
-            key = os.path.realpath(path)
+            key = _real_path(path)
             if key not in self._checkpoints:
                 self._checkpoints[key] = self.files.open_checkpoint(path)
         except SurgeryError as error:
@@ -268,7 +268,7 @@ class SymbolicState:
 
     def _saved(self, path: str, mark: Mark) -> Save | None:
         """What an earlier step of this plan writes at a path."""
-        wanted = os.path.realpath(path)
+        wanted = _real_path(path)
         for save in reversed(self.saves):
             written = _written_path(save.request)
             if written == wanted:
@@ -479,7 +479,7 @@ class SymbolicState:
         except SurgeryError as error:
             raise _asked_for_at(self.mark, error) from None
         self.identities |= single.identities
-        return self._read(f"{os.path.realpath(path)} as {format}", single.name or path, single.entry)
+        return self._read(f"{_real_path(path)} as {format}", single.name or path, single.entry)
 
     # -- aliases and flags --------------------------------------------------------------------------------------
 
@@ -606,4 +606,16 @@ def _written_path(request: Request) -> str:
     path = request.path
     if request.kind == "tensor" and request.format == "numpy" and not path.endswith(".npy"):
         path += ".npy"
-    return os.path.realpath(path)
+    return _real_path(path)
+
+
+def _real_path(path: str) -> str:
+    """The path without links.
+
+    Raises:
+        StorageError: no file can be called so.
+    """
+    try:
+        return os.path.realpath(path)
+    except ValueError as error:  # a NUL byte
+        raise StorageError(f"not a path: {error}", found=repr(path)[:120]) from None

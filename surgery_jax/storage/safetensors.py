@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from ..core.dtypes import BY_CODE
-from ..core.errors import StorageError, nearest
+from ..core.errors import StorageError, listing, nearest
 from ..core.specs import Spec
 from .base import Checkpoint, Entry, Extent, Format, LaidFile, Layout
-from .choice import choose
 from .files import File, parse_json, paused_gc
-from .shards import cut, index_bytes, read_parts
+from .shards import cut, index_bytes, read_index, read_parts
 
 __all__ = ["SafetensorsFormat"]
 
@@ -47,7 +46,7 @@ class SafetensorsFormat(Format):
 
     def probe_directory(self, path: Path) -> bool:
         """Whether there is an index or any safetensors file."""
-        return (path / INDEX).is_file() or any(self.weights(path))
+        return (path / INDEX).is_file() or any(_files(path))
 
     def probe_file(self, path: Path) -> bool:
         """Whether the first bytes are a plausible length and the beginning of an object."""
@@ -56,14 +55,14 @@ class SafetensorsFormat(Format):
         return len(head) == 9 and head[8:] in b"{ \t\r\n" and 2 <= struct.unpack("<Q", head[:8])[0] <= MAX_HEADER
 
     def stale(self, path: Path) -> list[Path]:
-        """What a reader of the directory takes for the checkpoint, and what would take its place in ours."""
-        found = [file for file in self.weights(path) if _SHARD.fullmatch(file.name)]
-        found += [path / INDEX] if (path / INDEX).is_file() else []
-        with suppress(StorageError):  # what is unclear or broken is nobody's checkpoint
-            choice = choose(path, [self])
-            if choice is not None:
-                found += [*choice.files, *([choice.index] if choice.index is not None else [])]
-        return list(dict.fromkeys(found))
+        """What a reader of the directory takes for the checkpoint: with an index, only the files that it names."""
+        if not (path / INDEX).is_file():
+            return _files(path)
+        found = {file: None for file in _files(path) if _SHARD.fullmatch(file.name)}
+        # A broken index is replaced like a sound one; it names nothing to remove.
+        with suppress(StorageError):
+            found.update(dict.fromkeys(path / value for value in read_index(path / INDEX).values()))
+        return [path / INDEX, *found]
 
     def read_header(self, path: Path) -> Checkpoint:
         """The headers of a file."""
@@ -84,6 +83,8 @@ class SafetensorsFormat(Format):
     ) -> Layout:
         """One file, a directory of one file, or shards and an index; data in the order of `tensors`."""
         text = dict(sorted(({"format": "pt"} | dict(metadata)).items()))
+        if is_directory and shard_bytes is None:
+            self._check_alone(path)
         if not is_directory or shard_bytes is None:
             file, offsets = _lay_file(path, "model.safetensors" if is_directory else "", tensors, text)
             return Layout((file,), {name: (0, offset) for name, offset in offsets.items()}, is_directory)
@@ -100,6 +101,21 @@ class SafetensorsFormat(Format):
         )
         files.append(LaidFile(INDEX, len(index), ((0, index),)))
         return Layout(tuple(files), places, True)
+
+    def _check_alone(self, path: Path) -> None:
+        """Without an index, every safetensors file of the directory counts, also those that nobody replaces."""
+        stay = sorted(set(_files(path)) - set(self.stale(path)))
+        if stay:
+            raise StorageError(
+                "other files in the directory would be read as a part of the checkpoint",
+                where=str(path),
+                found=listing(file.name for file in stay),
+                hint="write shards with an index: set 'shard' to a size; or choose another directory",
+            )
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.glob("*.safetensors") if entry.is_file())
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -118,7 +134,10 @@ def _parse_file(path: Path, file: File) -> Checkpoint:
         raise _refusal(path, "the header is too long", f"at most {MAX_HEADER} bytes", f"a length of {length}")
     if 8 + length > file.size:
         raise _refusal(path, "the header is cut off", f"{length} bytes", f"{file.size - 8} bytes in the file")
-    table = parse_json(raw := file.at(8, length), path, "the header")
+    raw = file.at(8, length) if length <= _most_text(file.size - 8 - length) else b""
+    if (problem := _excess(length, raw, file.size - 8 - length)) is not None:
+        raise _refusal(path, *problem)
+    table = parse_json(raw, path, "the header")
     if not isinstance(table, dict):
         raise _refusal(path, "the header is not a JSON object", "{...}", type(table).__name__)
     if b"\\u" in raw:  # only escapes can make halves of surrogate pairs, which are no text
@@ -141,6 +160,21 @@ def _parse_file(path: Path, file: File) -> Checkpoint:
         kind = "the file is cut off" if data + end > file.size else "there are bytes after the last tensor"
         raise _refusal(path, kind, f"a file of {data + end} bytes", f"{file.size} bytes")
     return Checkpoint(where, SafetensorsFormat.name, entries, metadata, (where,))
+
+
+def _most_text(data: int) -> int:
+    """How many bytes of header there may be above so many bytes of data: read, they take many times their length."""
+    return (32 << 20) + data
+
+
+def _excess(length: int, text: bytes, data: int) -> tuple[str, str, str] | None:
+    """Why a header is too much for the data that it describes: (problem, expected, found); None if it is not."""
+    if length > (most := _most_text(data)):
+        return "the header is too long for so little data", f"at most {most} bytes", f"{length} bytes"
+    values, most = sum(text.count(mark) for mark in b":,"), 2_000_000 + data // 256
+    if values > most:
+        return "the header holds too much for so little data", f"at most {most} values", f"{values}"
+    return None
 
 
 def _rows(path: Path, table: Mapping[str, Any]) -> list[tuple[int, int, str, Spec]]:
@@ -236,6 +270,14 @@ def _lay_file(
             where=str(path),
             expected=f"at most {MAX_HEADER} bytes",
             found=f"{data - 8} bytes for {len(tensors)} tensors",
+            hint="write shards: set 'shard' to a smaller size",
+        )
+    if (problem := _excess(data - 8, text, end)) is not None:
+        raise StorageError(
+            problem[0],
+            where=str(path),
+            expected=problem[1],
+            found=f"{problem[2]}, {len(tensors)} tensors",
             hint="write shards: set 'shard' to a smaller size",
         )
     header = struct.pack("<Q", data - 8) + text.ljust(data - 8)

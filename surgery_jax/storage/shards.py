@@ -15,7 +15,8 @@ from .files import File, parse_json
 
 __all__ = ["check_inside", "cut", "index_bytes", "read_index", "read_parts"]
 
-_MAX_INDEX = 1 << 28  # bytes; an index of a million names has a tenth of that
+_MAX_INDEX = 1 << 28  # bytes
+_MAX_NAMES = 1 << 20  # ten times as many as the largest models have; each takes some 300 bytes of memory
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -29,7 +30,12 @@ def read_index(path: Path) -> dict[str, str]:
             raise StorageError(
                 "the index is too long", where=str(path), expected=f"at most {_MAX_INDEX} bytes", found=str(file.size)
             )
-        table = parse_json(file.at(0, file.size), path, "the index")
+        raw = file.at(0, file.size)
+    if (count := raw.count(b":")) > _MAX_NAMES:
+        raise StorageError(
+            "the index is too long", where=str(path), expected=f"at most {_MAX_NAMES} names", found=str(count)
+        )
+    table = parse_json(raw, path, "the index")
     names = table.get("weight_map") if isinstance(table, dict) else None
     if not isinstance(names, dict) or not names:
         raise StorageError("the index names no tensors", where=str(path), expected="an object 'weight_map'")
