@@ -24,7 +24,6 @@ from ..core.specs import Spec, parse_size
 from .base import Checkpoint, Entry, Format, LaidFile, Layout
 from .files import File, parse_json, storage_error
 from .keys import MAX_DEPTH, join_keys, nest, split_name
-from .shards import check_inside
 from .zarr import METADATA, chunk_of, chunks, describe, encode_chunk, entry_of, parse_array
 
 __all__ = ["OrbaxFormat"]
@@ -435,9 +434,7 @@ def _entries_apart(item: Path, leaves: Sequence[_Leaf], has_holes: bool) -> dict
                 found=repr(leaf.stored),
             )
         folder = item / leaf.stored
-        if os.path.realpath(folder) != f"{base['path']}{leaf.stored}" and folder.exists():
-            check_inside(item / _TREE, leaf.name, leaf.stored)
-        files = _files_below(item, folder)
+        files = _files_below(folder)
         version = next((number for number, name in ((2, METADATA[0]), (3, METADATA[1])) if name in files), None)
         if version is None:
             raise _missing(item, leaf.name, f"{folder}/{METADATA[0]} or {METADATA[1]}")
@@ -458,7 +455,7 @@ def _missing(item: Path, name: str, expected: str) -> StorageError:
     )
 
 
-def _files_below(item: Path, folder: Path) -> dict[str, tuple[str, int]]:
+def _files_below(folder: Path) -> dict[str, tuple[str, int]]:
     """The files of an array by their key."""
     found: dict[str, tuple[str, int]] = {}
     pending = [("", str(folder))]
@@ -469,8 +466,6 @@ def _files_below(item: Path, folder: Path) -> dict[str, tuple[str, int]]:
         except FileNotFoundError:
             return found
         for entry in entries:
-            if entry.is_symlink():
-                check_inside(item / _TREE, folder.name, str(Path(entry.path).relative_to(item)))
             if entry.is_dir():
                 pending.append((f"{prefix}{entry.name}/", entry.path))
                 continue
