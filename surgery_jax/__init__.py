@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from .bulk import BatchReport, JobReport, batch
     from .core.errors import AssertionFailed, BudgetError, PlanError, Problems, StorageError, SurgeryError
+    from .core.notes import Note
     from .execute.compare import Change, Difference
     from .execute.explain import Explanation
     from .execute.report import Report
@@ -47,6 +48,7 @@ __all__ = [
     "Explanation",
     "JobReport",
     "ModuleSpectrum",
+    "Note",
     "Options",
     "PlanError",
     "Problems",
@@ -77,6 +79,7 @@ _HOMES = {
     "api": "Compiled Options check compile_plan convert diff explain inspect join load_plan plan_of run spectrum",
     "bulk": "BatchReport JobReport batch",
     "core.errors": "AssertionFailed BudgetError PlanError Problems StorageError SurgeryError",
+    "core.notes": "Note",
     "execute.compare": "Change Difference",
     "execute.explain": "Explanation",
     "execute.report": "Report",

@@ -299,7 +299,7 @@ class _Batch:
         if path not in self._files:
             try:
                 place, _ = formats.split_part(path)
-                self._files[path] = formats.open_checkpoint(path).files if Path(place).is_dir() else (place,)
+                self._files[path] = (place,) if formats.is_one_file(place) else formats.open_checkpoint(path).files
             except SurgeryError:
                 self._files[path] = ()
         return self._files[path]

@@ -144,7 +144,6 @@ class Format:
     takes_notes: ClassVar[bool] = False  # whether texts about the tensors may lie beside them
     owns_directories: ClassVar[bool] = False  # a directory that has it is this format, whatever else lies there
     folder_rank: ClassVar[int | None] = None  # the turn of a format whose checkpoints are also directories of its files
-    tables: ClassVar[tuple[str, ...]] = ()  # files of which a directory of this format has one, and that stand for it
     options: ClassVar[Mapping[str, str]] = {}  # what an output may choose, with an explanation
 
     def configured(self, options: Mapping[str, str]) -> Format:

@@ -52,7 +52,6 @@ class DcpFormat(Format):
     writes_files = False
     writes_directories = True
     owns_directories = True
-    tables = (_TABLE,)
 
     def probe_directory(self, path: Path) -> bool:
         """Whether there are the table and any data."""

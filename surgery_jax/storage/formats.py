@@ -9,7 +9,7 @@ import importlib
 import os
 import pkgutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +26,7 @@ from .shards import read_index, read_parts
 __all__ = [
     "OutputPlan",
     "formats",
+    "is_one_file",
     "open_checkpoint",
     "open_single",
     "resolve_output",
@@ -67,16 +68,18 @@ def _by_suffix(suffix: str) -> Format | None:
 
 
 def open_checkpoint(path: str) -> Checkpoint:
-    """The headers of the checkpoint at a path, whatever its format; `path#a.b` is the part of it whose names begin
-    with `a.b.`, under the rest of their names. `directory/pattern` are the files that match, and an index or a table
-    stands for the checkpoint that it describes.
+    """The headers of the checkpoint at a path, whatever its format.
+
+    `path#a.b` is the part of it whose names begin with `a.b.`, under the rest of their names; `directory/pattern` are
+    the files that match, an index means what it describes, and `torch:path` is what is there of one format.
 
     Raises:
         StorageError: there is none, it is not clear which, or it cannot be read.
     """
     place, part = split_part(path)
+    allowed, place = _split_format(place)
     with remembering() as opened:
-        format, checkpoint = _open(place)
+        format, checkpoint = _open(place, allowed)
     checkpoint = replace(checkpoint, path=str(Path(place)), identities=identities_of(checkpoint.files, opened))
     return format.part(checkpoint, part) if part else checkpoint
 
@@ -87,30 +90,43 @@ def split_part(path: str) -> tuple[str, str]:
     return (place, part) if separator and not os.path.lexists(path) else (path, "")
 
 
-def _open(place: str) -> tuple[Format, Checkpoint]:
+def is_one_file(place: str) -> bool:
+    """Whether a path of a checkpoint is that of the only file of it."""
+    return Path(place).is_file() and not _is_index(Path(place))
+
+
+def _is_index(path: Path) -> bool:
+    return path.suffix.lower() == ".json"
+
+
+def _open(place: str, allowed: Sequence[Format]) -> tuple[Format, Checkpoint]:
     target = Path(place)
     if is_pattern(place) and not os.path.lexists(place):
-        directory, pattern = (Path(target.parent), target.name)
-        check_exists(directory)
+        check_exists(target.parent)
         try:
-            return _read_choice(directory, choose_matching(directory, pattern, _folder_formats()))
+            return _read_choice(target.parent, choose_matching(target.parent, target.name, _folder_formats(allowed)))
         except OSError as error:
-            raise storage_error(error, directory, "read the directory") from None
+            raise storage_error(error, target.parent, "read the directory") from None
     if stat.S_ISDIR(check_exists(target).st_mode):
-        return _read_directory(target)
+        return _read_directory(target, allowed)
     check_regular(target)
-    described = next((format for format in formats().values() if target.name in format.tables), None)
-    if described is not None:
-        return described, described.read_header(target.parent)
-    if target.suffix.lower() == ".json":
-        return _read_choice(target.parent, of_index(target, _folder_formats()))
-    format = _file_format(target)
+    if _is_index(target):
+        return _read_choice(target.parent, of_index(target, _folder_formats(allowed)))
+    format = _file_format(target) if len(allowed) > 1 else allowed[0]
     return format, format.read_header(target)
 
 
-def _folder_formats() -> list[Format]:
+def _split_format(place: str) -> tuple[Sequence[Format], str]:
+    """The formats that a path allows: all, or the one whose name stands before it; and the path itself."""
+    name, separator, rest = place.partition(":")
+    if separator and name in formats() and not os.path.lexists(place):
+        return [formats()[name]], rest
+    return list(formats().values()), place
+
+
+def _folder_formats(allowed: Iterable[Format]) -> list[Format]:
     """The formats whose checkpoints may be directories of plain files, those first that are preferred."""
-    found = [(format.folder_rank, format) for format in formats().values() if format.folder_rank is not None]
+    found = [(format.folder_rank, format) for format in allowed if format.folder_rank is not None]
     return [format for _, format in sorted(found, key=lambda row: row[0])]
 
 
@@ -125,41 +141,38 @@ def _read_choice(directory: Path, choice: Choice) -> tuple[Format, Checkpoint]:
     return format, read_parts(directory, choice.files, format.read_file, index, format.name)
 
 
-def _read_directory(path: Path) -> tuple[Format, Checkpoint]:
+def _read_directory(path: Path, allowed: Sequence[Format]) -> tuple[Format, Checkpoint]:
+    folders = _folder_formats(allowed)
     try:
         names = sorted(entry.name for entry in path.iterdir())
-        found = [format for format in formats().values() if format.folder_rank is None and format.probe_directory(path)]
-        weights = [file for format in _folder_formats() for file in format.weights(path)]
-        owners = [format for format in found if format.owns_directories]
-        if len(owners) == 1:
-            return owners[0], owners[0].read_header(path)
-        if len(found) == 1 and not weights:
+        found = [format for format in allowed if format.folder_rank is None and format.probe_directory(path)]
+        found = [format for format in found if format.owns_directories] or found
+        plain = [] if any(format.owns_directories for format in found) else [f for f in folders if f.weights(path)]
+        if len(found) == 1 and not plain:
             return found[0], found[0].read_header(path)
         if found:
-            raise _several_formats(path, owners or found, [] if owners else weights)
-        choice = choose(path, _folder_formats())
+            raise _several_formats(path, [*found, *plain])
+        choice = choose(path, folders)
         if choice is not None:
             return _read_choice(path, choice)
     except OSError as error:
         raise storage_error(error, path, "read the directory") from None
     raise StorageError(
-        "the directory holds no checkpoint",
+        "the directory holds no checkpoint" + (f" of the format {allowed[0].name}" if len(allowed) == 1 else ""),
         where=str(path),
-        expected="files " + " ".join(f"*{suffix}" for format in formats().values() for suffix in format.suffixes),
+        expected="files " + " ".join(f"*{suffix}" for format in allowed for suffix in format.suffixes),
         found=listing(names),
     )
 
 
-def _several_formats(path: Path, found: Sequence[Format], weights: Sequence[Path]) -> StorageError:
-    tables = [path / name for format in found for name in format.tables if (path / name).is_file()]
-    patterns = dict.fromkeys(path / f"*{file.suffix}" for file in weights)
-    kinds = dict.fromkeys([*(format.name for format in found), *(f"*{file.suffix}" for file in weights)])
+def _several_formats(path: Path, found: Iterable[Format]) -> StorageError:
+    names = [format.name for format in found]
     return StorageError(
         "the directory holds checkpoints of several formats",
         where=str(path),
         expected="files of one format",
-        found=" and ".join(kinds),
-        hint="say which: " + " or ".join(map(str, [*tables, *patterns])),
+        found=" and ".join(names),
+        hint="say which: " + " or ".join(f"{name}:{path}" for name in names),
     )
 
 
@@ -177,7 +190,7 @@ def _file_format(path: Path) -> Format:
             raise StorageError(
                 f"the file is named like {named.name}, but holds {probed.name}",
                 where=str(path),
-                hint=f"rename it to {path.with_suffix(probed.suffixes[0]).name}",
+                hint=f"rename it to {path.with_suffix(probed.suffixes[0]).name}, or write {probed.name}:{path}",
             )
         return named  # its reader says best what is wrong
     if probed is None:

@@ -259,15 +259,41 @@ def test_a_pattern_of_two_formats_is_unclear(tmp_path: Path) -> None:
     assert [read(path) for path in remedies(f"{tmp_path}/a*")] == [["a"], ["b"]]
 
 
-def test_a_table_stands_for_its_directory(tmp_path: Path) -> None:
+def test_a_format_before_the_path_chooses_of_several(tmp_path: Path) -> None:
     from surgery_jax import Options, convert
 
-    source = file(tmp_path / "s.safetensors", "w")
+    source = file(tmp_path / "s.safetensors", "w.x")
     convert(source, tmp_path / "both", Options(sync=False), format="orbax")
-    file(tmp_path / "both/model.safetensors", "v")
+    file(tmp_path / "both/model.safetensors", "v.x")
     found = remedies(tmp_path / "both")
-    assert [open_checkpoint(path).format for path in found] == ["orbax", "orbax", "safetensors"]
-    assert [read(path) for path in found] == [["w"], ["w"], ["v"]]
+    assert found == [f"orbax:{tmp_path}/both", f"safetensors:{tmp_path}/both"]
+    assert [read(path) for path in found] == [["w.x"], ["v.x"]]
+    assert read(f"{found[0]}#w") == ["x"]
+    assert "no checkpoint of the format torch" in refusal(f"torch:{tmp_path}/both")
+    assert "no file of a checkpoint matches" in refusal(f"torch:{tmp_path}/both/*.safetensors")
+
+
+def test_a_format_before_the_path_chooses_among_the_files_of_a_directory(tmp_path: Path) -> None:
+    file(tmp_path / "model.safetensors", "w")
+    file(tmp_path / "pytorch_model.bin", "v")
+    file(tmp_path / "pytorch_model.fp16.bin", "u")
+    assert read(f"torch:{tmp_path}", "pytorch_model.fp16.bin") == ["v"]
+    assert read(f"torch:{tmp_path}/*16*") == ["u"]
+    assert read(f"torch:{tmp_path}/pytorch_model.bin") == ["v"]
+
+
+def test_a_format_before_the_path_of_a_file_is_taken_at_its_word(tmp_path: Path) -> None:
+    shutil.copy(file(tmp_path / "a.safetensors", "w"), tmp_path / "a.bin")
+    told = refusal(tmp_path / "a.bin")
+    assert read(told.rpartition("or write ")[2]) == ["w"]
+    assert "not a torch file" in refusal(f"torch:{tmp_path}/a.bin")
+
+
+def test_a_path_that_only_looks_like_it_has_a_format_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file(tmp_path / "torch:a/model.safetensors", "w")
+    assert read("torch:a") == ["w"]
+    assert "does not exist" in refusal("other:a")
 
 
 # --- links
