@@ -175,7 +175,8 @@ class Format:
         return False
 
     def weights(self, directory: Path) -> list[Path]:
-        """The files of a directory that may be of a checkpoint, if its checkpoints are directories of such files.
+        """The files of a directory that may be of a checkpoint, if its checkpoints are directories of such files. Links
+        that lead nowhere count: what they stand for is missing.
 
         Raises:
             OSError: it cannot be read.
@@ -183,7 +184,7 @@ class Format:
         if self.folder_rank is None:
             return []
         found = (path for path in sorted(directory.iterdir()) if path.suffix.lower() in self.suffixes)
-        return [path for path in found if not path.name.startswith(".") and path.is_file()]
+        return [path for path in found if path.name[0] != "." and (path.is_file() or _is_dangling(path))]
 
     def indexed_name(self, name: str) -> str:
         """The name here of a tensor that an index calls `name`."""
@@ -269,3 +270,7 @@ class Format:
             StorageError: a dtype or a name that the format cannot hold.
         """
         return self.layout(path, [(name, spec)], is_directory=False, shard_bytes=None, metadata=metadata)
+
+
+def _is_dangling(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()

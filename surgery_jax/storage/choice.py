@@ -212,7 +212,7 @@ def _indices(directory: Path, formats: Sequence[Format]) -> dict[Family, Path]:
     for path in sorted(directory.glob("*.index*.json")):
         name = _INDEX.fullmatch(path.name)
         format = next((format for format in formats if name and f".{name['suffix']}" in format.suffixes), None)
-        if name is not None and format is not None and path.is_file():
+        if name is not None and format is not None and not path.is_dir():
             found.setdefault(_family(name["stem"], name["variant"] or "", format.name), path)
     return found
 

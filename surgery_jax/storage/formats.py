@@ -135,10 +135,15 @@ def _read_choice(directory: Path, choice: Choice) -> tuple[Format, Checkpoint]:
     index = None
     if choice.index is not None:
         index = {choice.format.indexed_name(name): value for name, value in read_index(choice.index).items()}
-    if choice.left_out:
-        note(f"{directory}: not a part of the checkpoint and left out: {listing(choice.left_out)}")
     format = choice.format
-    return format, read_parts(directory, choice.files, format.read_file, index, format.name)
+    found = read_parts(directory, choice.files, format.read_file, index, format.name)
+    _tell_left_out(directory, choice.left_out)
+    return format, found
+
+
+def _tell_left_out(directory: Path, names: Sequence[str]) -> None:
+    if names:
+        note(f"{directory}: not a part of the checkpoint and left out: {listing(names)}")
 
 
 def _read_directory(path: Path, allowed: Sequence[Format]) -> tuple[Format, Checkpoint]:
@@ -147,11 +152,14 @@ def _read_directory(path: Path, allowed: Sequence[Format]) -> tuple[Format, Chec
         names = sorted(entry.name for entry in path.iterdir())
         found = [format for format in allowed if format.folder_rank is None and format.probe_directory(path)]
         found = [format for format in found if format.owns_directories] or found
-        plain = [] if any(format.owns_directories for format in found) else [f for f in folders if f.weights(path)]
-        if len(found) == 1 and not plain:
-            return found[0], found[0].read_header(path)
+        plain = [format for format in folders if format.weights(path)]
+        if len(found) == 1 and (found[0].owns_directories or not plain):
+            checkpoint = found[0].read_header(path)
+            rest = {str(file) for format in plain for file in format.weights(path)}.difference(checkpoint.files)
+            _tell_left_out(path, sorted(Path(file).name for file in rest))
+            return found[0], checkpoint
         if found:
-            raise _several_formats(path, [*found, *plain])
+            raise _several_formats(path, found if len(found) > 1 else [*found, *plain])
         choice = choose(path, folders)
         if choice is not None:
             return _read_choice(path, choice)

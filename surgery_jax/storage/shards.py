@@ -106,7 +106,7 @@ def read_parts(
                 f"the tensor {name!r} is in two files",
                 where=str(path),
                 found=f"{holder[name].name} and {part.name}",
-                hint="remove the one that does not belong to the checkpoint",
+                hint=f"say which belong to the checkpoint, with a pattern or a file: {path}/{part.name}",
             )
         entries.update(header.entries)
         holder.update(dict.fromkeys(header.entries, part))

@@ -37,8 +37,9 @@ class TorchFormat(Format):
     folder_rank = 1
 
     def weights(self, directory: Path) -> list[Path]:
-        """Without what trainers leave beside."""
-        return [path for path in _files(directory) if path.name[0] != "."]
+        """Without what trainers leave beside; by suffix, then by name."""
+        found = [path for path in super().weights(directory) if not _NOT_WEIGHTS.fullmatch(path.name)]
+        return sorted(found, key=lambda path: self.suffixes.index(path.suffix.lower()))
 
     def probe_directory(self, path: Path) -> bool:
         """Whether there is an index or any file of weights."""

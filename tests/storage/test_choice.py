@@ -273,6 +273,15 @@ def test_a_format_before_the_path_chooses_of_several(tmp_path: Path) -> None:
     assert "no file of a checkpoint matches" in refusal(f"torch:{tmp_path}/both/*.safetensors")
 
 
+def test_files_beside_an_adapter_are_left_out(tmp_path: Path) -> None:
+    file(tmp_path / "model.safetensors", "w")
+    file(tmp_path / "adapter_model.safetensors", "base_model.model.a.lora_A.weight")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 3, "lora_alpha": 3}')
+    assert read(tmp_path, "model.safetensors") == ["base_model.model.a.lora_A.weight"]
+    told = "adapter_model.safetensors"
+    assert read(f"safetensors:{tmp_path}", told) == ["w"]
+
+
 def test_a_format_before_the_path_chooses_among_the_files_of_a_directory(tmp_path: Path) -> None:
     file(tmp_path / "model.safetensors", "w")
     file(tmp_path / "pytorch_model.bin", "v")
@@ -328,6 +337,14 @@ def test_links_that_the_user_made_are_followed_with_and_without_an_index(has_ind
     (tmp_path / "elsewhere/w.safetensors").unlink()
     told = refusal(tmp_path / "m")
     assert "model.safetensors" in told
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+def test_a_link_that_leads_nowhere_is_not_taken_for_nothing(name: str, tmp_path: Path) -> None:
+    file(tmp_path / "pytorch_model.bin", "w")
+    (tmp_path / name).symlink_to("blobs/0123")
+    assert name in refusal(tmp_path)
+    assert "does not exist" in refusal(tmp_path)
 
 
 def test_a_link_to_a_directory_is_the_directory(tmp_path: Path) -> None:
