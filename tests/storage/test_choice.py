@@ -152,8 +152,9 @@ def test_shards_are_counted_from_one_or_from_zero(first: int, tmp_path: Path) ->
 def test_shards_of_two_ways_to_cut_are_not_mixed(tmp_path: Path) -> None:
     for number, total in [(1, 1), (1, 2), (2, 2)]:
         file(tmp_path / f"model-0000{number}-of-0000{total}.safetensors", f"w{number}{total}")
-    (remedy,) = remedies(tmp_path)
-    assert read(remedy) == ["w12", "w22"]
+    assert [read(path) for path in remedies(tmp_path)] == [["w11"], ["w12", "w22"]]
+    file(tmp_path / "model.safetensors", "whole")
+    assert [read(path) for path in remedies(tmp_path)] == [["w11"], ["w12", "w22"], ["whole"]]
 
 
 def test_a_shard_that_the_index_forgets_is_missed(tmp_path: Path) -> None:
@@ -215,6 +216,13 @@ def test_two_indexes_are_told_apart_by_the_same_rule(tmp_path: Path) -> None:
         index(tmp_path / f"{stem}.{suffix}.index.json", {stem: f"{stem}-00001-of-00001.{suffix}"})
     assert read(tmp_path, "model.fp16-00001-of-00001.safetensors, pytorch_model-00001-of-00001.bin") == ["model"]
     assert read(tmp_path / "pytorch_model.bin.index.json") == ["pytorch_model"]
+
+
+def test_of_two_indexes_of_other_names_the_path_says_which(tmp_path: Path) -> None:
+    for stem in "ab":
+        file(tmp_path / f"{stem}/1.safetensors", stem)
+        index(tmp_path / f"{stem}.safetensors.index.json", {stem: f"{stem}/1.safetensors"})
+    assert [read(path) for path in sorted(remedies(tmp_path))] == [["a"], ["b"]]
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "", '{"weight_map": {"a": "x.txt"}}', '{"weight_map": {"a": "x.npz"}}'])
