@@ -221,10 +221,10 @@ def _indices(directory: Path, formats: Sequence[Format]) -> dict[Family, Path]:
 
 
 def _check_whole(directory: Path, found: Iterable[Shard], there: Iterable[Shard]) -> None:
-    """All shards of the series that is read must be there.
+    """All shards of the series that is read must be there, each once.
 
     Raises:
-        StorageError: one is missing, or there are shards of several ways to cut.
+        StorageError: they are not, or there are shards of several ways to cut.
     """
     for family in dict.fromkeys(shard.family for shard in found if shard.total):
         own = [shard for shard in found if shard.family == family]
@@ -238,15 +238,24 @@ def _check_whole(directory: Path, found: Iterable[Shard], there: Iterable[Shard]
                 hint=f"say which: {' or '.join(_examples(directory, own)[:3])}",
             )
         (total,) = totals
-        numbers = {shard.number for shard in there if (shard.family, shard.total) == (family, total)}
-        wanted = range(total) if 0 in numbers else range(1, total + 1)
-        if missing := [number for number in wanted if number not in numbers]:
+        series = [shard for shard in there if (shard.family, shard.total) == (family, total)]
+        numbers = sorted(shard.number for shard in series)
+        wanted = list(range(total) if 0 in numbers else range(1, total + 1))
+        if missing := sorted(set(wanted).difference(numbers)):
             raise StorageError(
                 "the checkpoint is not whole: a shard is missing",
                 where=str(directory),
                 expected=f"{total} shards of {family.label}",
                 found=f"no number {listing(map(str, missing))}",
                 hint="fetch the missing files; to read one shard alone, give its file",
+            )
+        if numbers != wanted:
+            raise StorageError(
+                "the checkpoint has too many shards",
+                where=str(directory),
+                expected=f"{total} shards of {family.label}",
+                found=f"{len(numbers)}: {listing(shard.name for shard in series)}",
+                hint="remove those that do not belong to it",
             )
 
 

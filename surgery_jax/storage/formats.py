@@ -118,8 +118,8 @@ def _open(place: str, allowed: Sequence[Format]) -> tuple[Format, Checkpoint]:
 
 def _split_format(place: str) -> tuple[Sequence[Format], str]:
     """The formats that a path allows: all, or the one whose name stands before it; and the path itself."""
-    name, separator, rest = place.partition(":")
-    if separator and name in formats() and not os.path.lexists(place):
+    name, _, rest = place.partition(":")
+    if rest and name in formats() and not os.path.lexists(place):
         return [formats()[name]], rest
     return list(formats().values()), place
 

@@ -149,6 +149,15 @@ def test_shards_are_counted_from_one_or_from_zero(first: int, tmp_path: Path) ->
     assert read(tmp_path) == [f"w{first}", f"w{first + 1}"]
 
 
+@pytest.mark.parametrize("more", ["model-00003-of-00002", "model-00000-of-00002", "model-2-of-2"])
+def test_a_shard_too_many_is_noticed(more: str, tmp_path: Path) -> None:
+    for name in ("model-00001-of-00002", "model-00002-of-00002", more):
+        file(tmp_path / f"{name}.safetensors", name)
+    assert more in refusal(tmp_path)
+    (tmp_path / f"{more}.safetensors").unlink()
+    assert read(tmp_path) == ["model-00001-of-00002", "model-00002-of-00002"]
+
+
 def test_shards_of_two_ways_to_cut_are_not_mixed(tmp_path: Path) -> None:
     for number, total in [(1, 1), (1, 2), (2, 2)]:
         file(tmp_path / f"model-0000{number}-of-0000{total}.safetensors", f"w{number}{total}")
