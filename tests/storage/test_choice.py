@@ -142,6 +142,11 @@ def test_a_missing_shard_is_missed(numbers: Iterable[int], tmp_path: Path) -> No
         assert read(tmp_path / f"model-0000{number}-of-00003.safetensors") == [f"w{number}"]
 
 
+def test_a_name_that_promises_any_number_of_shards_takes_no_memory(tmp_path: Path) -> None:
+    file(tmp_path / f"model-1-of-{10**200}.safetensors", "w")
+    assert "no number 2, 3, 4" in refusal(tmp_path)
+
+
 @pytest.mark.parametrize("first", [0, 1])
 def test_shards_are_counted_from_one_or_from_zero(first: int, tmp_path: Path) -> None:
     for number in (first, first + 1):
