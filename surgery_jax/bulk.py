@@ -389,14 +389,15 @@ class _Batch:
         except SurgeryError as error:
             unrecorded = error
         for ready, own, printed in whole:
-            try:
-                if unrecorded is not None:
-                    raise unrecorded
-                with held():  # what is there is also told
+            with held():  # what is there is also told
+                try:
+                    if unrecorded is not None:
+                        raise unrecorded
                     commit_all(own, self.options.sync)
+                except Exception as error:
+                    self._fail(ready.number, error)
+                else:
                     self._end(ready.number, "done", ready, printed=printed)
-            except Exception as error:
-                self._fail(ready.number, error)
 
     # -- reports ------------------------------------------------------------------------------------------------
 

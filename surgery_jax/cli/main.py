@@ -5,36 +5,49 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ..core.errors import PlanError, nearest
-from .command import PROGRAM, commands, parse
-from .failures import report
-from .signals import interruptible
+from .signals import interruptible, leave
 
-__all__ = ["main"]
+__all__ = ["entry", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; gives the exit code. May be called many times in one process."""
     words = list(sys.argv[1:] if argv is None else argv)
-    with interruptible():
+    with interruptible() as watch:
         try:
+            # here and not above: from now on an interrupt is told like any other
+            from .streams import flush, open_closed
+
+            open_closed()
             code = _dispatch(words)
-            sys.stdout.flush()
+            flush()
             return code
         except SystemExit as end:  # of argparse, after help
             return end.code if isinstance(end.code, int) else 0
         except BaseException as error:
-            return report(error, as_json="--json" in words)
+            from .failures import report
+
+            is_whole = words[:1] != ["batch"]  # whose jobs appear one by one
+            return report(error, as_json="--json" in words, outputs=watch.outputs, is_whole=is_whole)
+
+
+def entry() -> None:
+    """Be the program of a process: run its command line, and end with the exit code."""
+    leave(main())
 
 
 def _dispatch(words: list[str]) -> int:
+    from ..core.errors import PlanError, nearest
+    from .command import PROGRAM, commands, parse
+    from .streams import emit, note
+
     if not words or words[0] in ("-h", "--help"):
-        print(_overview(), file=sys.stdout if words else sys.stderr)
+        (emit if words else note)(_overview())
         return 0 if words else 2
     if words[0] == "--version":
         from .. import __version__
 
-        print(f"{PROGRAM} {__version__}")
+        emit(f"{PROGRAM} {__version__}")
         return 0
     known = commands()
     if words[0] not in known:
@@ -49,6 +62,8 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _overview() -> str:
+    from .command import PROGRAM, commands
+
     known = commands()
     width = max(map(len, known))
     return "\n".join(
@@ -62,10 +77,11 @@ def _overview() -> str:
             "",
             f"{PROGRAM} COMMAND --help says more about one; {PROGRAM} --version gives the version.",
             "exit codes: 0 done; 1 an assertion or a job failed, or diff found differences; 2 the plan or the command",
-            "line is wrong; 3 a checkpoint cannot be read or written; 4 it does not fit the budgets.",
+            "line is wrong; 3 a checkpoint cannot be read or written; 4 it does not fit the budgets; 5 the outputs are",
+            "there, but the result could not be printed.",
         ]
     )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -10,7 +10,6 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from types import FrameType
 
 __all__ = ["NUMBERS", "Interrupted", "Watch", "check_interrupted", "held", "note_published", "watched"]
@@ -27,12 +26,12 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
-@dataclass
 class Watch:
     """What happens during one command: the signal that asked to stop, and the outputs that have appeared."""
 
-    asked: int | None = None
-    outputs: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self.outputs: list[str] = []
 
 
 _watches: list[Watch] = []
@@ -92,8 +91,8 @@ def held() -> Iterator[None]:
     finally:
         for number in changed:
             signal.signal(number, before[number])
-        for number in came[:1]:
+        for first in came[:1]:
             if failed and _watches:
-                _watches[-1].asked = number
+                _watches[-1].asked = first
             else:
-                signal.raise_signal(number)
+                signal.raise_signal(first)

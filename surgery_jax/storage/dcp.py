@@ -64,7 +64,9 @@ class DcpFormat(Format):
         """The table, the data that it names, and data of the names that PyTorch gives."""
         named: set[Path] = set()
         with suppress(*_UNSOUND, StorageError):
-            named = {chunk.path for _, chunks in _tensors(path, _read_table(path / _TABLE)).values() for chunk in chunks}
+            named = {
+                chunk.path for _, chunks in _tensors(path, _read_table(path / _TABLE)).values() for chunk in chunks
+            }
         data = sorted(entry for entry in path.glob("*.distcp") if entry in named or _OWN.fullmatch(entry.name))
         return [entry for entry in [path / _TABLE, *data] if entry.is_file()]
 

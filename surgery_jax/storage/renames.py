@@ -93,7 +93,12 @@ class Renames:
             OSError: it does, or it cannot be renamed.
         """
         moved = _identity(source)
-        self._undo.append(lambda: _identity(target) == moved and rename_new(target, source))
+
+        def undo() -> None:
+            if _identity(target) == moved:
+                rename_new(target, source)
+
+        self._undo.append(undo)
         rename_new(source, target)
 
     def swap(self, new: Path, place: Path, backup: Path) -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.dtypes import BY_CODE
-from ..core.errors import StorageError, listing, nearest
+from ..core.errors import StorageError, nearest
 from ..core.specs import Spec
 from .base import Checkpoint, Entry, Extent, Format, LaidFile, Layout
 from .files import File, parse_json, paused_gc

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..command import BUDGETS, JSON, OVERWRITE, PLANS, QUIET, SHARD_SIZE, SYNC, Argument, Command, options_of, whole
+from ..streams import emit, flush, name_leftovers, note
 from ..text import count, json_text, seconds, some
 
 if TYPE_CHECKING:
@@ -60,25 +60,28 @@ class Run(Command):
     def run(self, args: Namespace) -> int:
         from ...api import compile_plan, join, load_plan, run
         from ...execute.hosts import together
+        from ...passes import leftovers
         from ..progress import shown
 
         options = options_of(args)
         with join(options) as peers:
             plan = load_plan(*args.items)
             compiled = together(peers, lambda: compile_plan(plan, options))
+            if peers.rank == 0 and not args.json:
+                name_leftovers(leftovers(compiled.outputs))
             with shown(args.quiet or peers.rank > 0) as display:
                 report = run(plan, options, progress=display, compiled=compiled, peers=peers)
             if peers.rank:
                 return 0
         report = dataclasses.replace(report, summary=_summary(plan, compiled, args))
         if args.json:
-            print(json_text(report.as_json()))
+            emit(json_text(report.as_json()))
             return 0
         for text in filter(None, (report.printed, report.summary)):
-            print(text)
-        sys.stdout.flush()
+            emit(text)
+        flush()
         if not args.quiet:
-            print(account(report), file=sys.stderr)
+            note(account(report))
         return 0
 
 
