@@ -136,11 +136,11 @@ def run(
 
     began = time.perf_counter()
     options = agreed_options(peers, options or Options())
+    left = leftovers(plan, remove=True) if peers.rank == 0 else ()
     compiled = compiled or compile_plan(plan, options, inputs=inputs)
     agree(peers, compiled.symbolic, compiled.outputs)
-    left: tuple[str, ...] = ()
     if peers.rank == 0:
-        left = leftovers(compiled.outputs, remove=True)
+        left += leftovers(plan, compiled.outputs, remove=True)
         check_targets(compiled, options, compiled.outputs)
     (compiled,), passes = settle_questions([compiled], options, progress, peers)
     if passes:
@@ -172,7 +172,7 @@ def run(
         peak_rss_bytes=peak_rss_bytes(),
         wall_s=time.perf_counter() - began,
         printed=printed,
-        leftovers=left,
+        leftovers=tuple(dict.fromkeys(left)),
     )
 
 

@@ -136,7 +136,7 @@ def batch(
     return BatchReport(
         tuple(work.reports[number] for number in range(len(jobs))),
         **work.figures,
-        leftovers=tuple(work.leftovers),
+        leftovers=tuple(dict.fromkeys(work.leftovers)),
         peak_rss_bytes=peak_rss_bytes(),
         wall_s=time.perf_counter() - began,
     )
@@ -263,9 +263,10 @@ class _Batch:
             self._end(number, "skipped", outputs=tuple(known.outputs))
             return None
         current.headers.opened = {}
+        self.leftovers += leftovers(plan, remove=not only_check)
         compiled = compile_with(plan, current.headers, current.graph)
         self._claim(number, [output.path for output, _ in compiled.outputs], current.headers.opened)
-        self.leftovers += leftovers(compiled.outputs, remove=not only_check)
+        self.leftovers += leftovers(plan, compiled.outputs, remove=not only_check)
         for output, _ in compiled.outputs:
             check_target(output, self.options.overwrite)
         return _Ready(number, key, compiled, dict(current.headers.opened))

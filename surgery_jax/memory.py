@@ -60,7 +60,7 @@ def apply(
     compiled, kept = _without(
         compiled, {id(entry) for checkpoint in given.values() for entry in checkpoint.entries.values()}
     )
-    leftovers(compiled.outputs[:-1], remove=True)
+    leftovers(replace(plan, output=None), compiled.outputs[:-1], remove=True)
     check_targets(compiled, options, compiled.outputs[:-1])
     with unwinding() as stack:
         stack.callback(gc.unfreeze)

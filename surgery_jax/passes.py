@@ -20,6 +20,7 @@ from .graph.roots import Symbolic
 if TYPE_CHECKING:
     from .compile.lower import Functions
     from .execute.perform import Performed
+    from .language.plan import Plan
     from .storage.base import Layout
     from .storage.formats import OutputPlan
     from .storage.publish import Staging
@@ -50,13 +51,15 @@ def check_targets(compiled: Compiled, options: Options, outputs: Outputs) -> Non
         try:
             test()
         except SurgeryError as error:
-            errors.append(error)
+            if str(error) not in map(str, errors):  # several of them may stumble over one thing
+                errors.append(error)
     if errors:
         raise errors[0] if len(errors) == 1 else Problems(errors)
 
 
-def leftovers(outputs: Outputs, *, remove: bool = False) -> tuple[str, ...]:
-    """What runs that were killed have left beside these outputs, a sentence each; `remove` what nobody can miss.
+def leftovers(plan: Plan, outputs: Outputs = (), *, remove: bool = False) -> tuple[str, ...]:
+    """What runs that were killed have left beside the output of a plan, and beside all `outputs` once these are known,
+    a sentence each; `remove` what nobody can miss. Before anything is read: it may be the input that is put back.
 
     Raises:
         StorageError: an output is no path.
@@ -64,7 +67,8 @@ def leftovers(outputs: Outputs, *, remove: bool = False) -> tuple[str, ...]:
     from .storage.stages import clear
     from .storage.targets import final_place
 
-    places = dict.fromkeys(final_place(output) for output, _ in outputs)
+    paths = [output.path for output, _ in outputs] or ([plan.output.path] if plan.output is not None else [])
+    places = dict.fromkeys(final_place(path) for path in paths)
     return tuple(told for place in places for told in clear(place, remove=remove))
 
 

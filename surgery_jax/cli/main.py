@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
-from .signals import interruptible, leave
+TYPE_CHECKING = False  # as in typing, which takes long to import
+if TYPE_CHECKING:
+    from ..core.interrupts import Watch
 
 __all__ = ["entry", "main"]
 
 
+def entry() -> None:
+    """Be the program of a process: run its command line, and end with the exit code.
+
+    A signal that comes before the command has begun, or while Python shuts down, ends the process at once.
+    """
+    import signal
+
+    code: int | None = None
+
+    def end(number: int, frame: object) -> None:
+        if code is None:
+            os.write(2, b"interrupted\n")
+        os._exit(128 + number if code is None else code)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            signal.signal(number, end)
+    code = main()
+    sys.exit(code)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; gives the exit code. May be called many times in one process."""
+    # Here and not above: what is imported before somebody listens to signals is quickly done.
+    from .signals import interruptible
+
     words = list(sys.argv[1:] if argv is None else argv)
     with interruptible() as watch:
         try:
-            # here and not above: from now on an interrupt is told like any other
             from .streams import flush, open_closed
 
             open_closed()
@@ -25,15 +51,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit as end:  # of argparse, after help
             return end.code if isinstance(end.code, int) else 0
         except BaseException as error:
-            from .failures import report
-
-            is_whole = words[:1] != ["batch"]  # whose jobs appear one by one
-            return report(error, as_json="--json" in words, outputs=watch.outputs, is_whole=is_whole)
+            return _report(error, words, watch)
 
 
-def entry() -> None:
-    """Be the program of a process: run its command line, and end with the exit code."""
-    leave(main())
+def _report(error: BaseException, words: Sequence[str], watch: Watch) -> int:
+    from ..core.interrupts import held
+    from .failures import report
+
+    with held():
+        is_whole = words[:1] != ["batch"]  # whose jobs appear one by one
+        return report(error, as_json="--json" in words, outputs=watch.outputs, is_whole=is_whole)
 
 
 def _dispatch(words: list[str]) -> int:

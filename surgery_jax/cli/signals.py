@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
 
 from ..core.interrupts import NUMBERS, Interrupted, Watch, watched
 
-__all__ = ["interruptible", "leave"]
+__all__ = ["interruptible"]
 
 PATIENCE_S = 2.0  # a signal that repeats sooner is the same wish, and must not disturb the cleaning up
 
@@ -48,11 +45,3 @@ def interruptible() -> Iterator[Watch]:
         finally:
             for number in changed:
                 signal.signal(number, before[number])
-
-
-def leave(code: int) -> NoReturn:
-    """End the process. All is said and done: a signal that comes while Python shuts down only hurries it."""
-    for number in NUMBERS:
-        if signal.getsignal(number) not in (signal.SIG_IGN, None):
-            signal.signal(number, lambda number, frame: os._exit(code))
-    sys.exit(code)

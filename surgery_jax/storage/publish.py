@@ -50,7 +50,7 @@ class Staging:
         """
         self.plan = plan
         self.layout = layout
-        self._final = final_place(plan)
+        self._final = final_place(plan.path)
         self._descriptors: dict[int, int] = {}
         self._direct: dict[int, int] = {}
         self._parents: list[Path] = []
@@ -372,10 +372,9 @@ def commit_all(stagings: Sequence[Staging], sync: bool = True) -> None:
 
 def _publish_all(order: Sequence[Staging], sync: bool, fresh: Set[Path]) -> None:
     stages = [staging._stage for staging in order if staging._stage is not None]
-    several = stages if len(stages) > 1 else []
     try:
-        for stage in several:
-            stage.begin_several()
+        for stage in stages:
+            stage.begin(len(stages) > 1)
         for staging in order:
             staging._publish(sync, fresh)
     except BaseException as error:
@@ -383,8 +382,8 @@ def _publish_all(order: Sequence[Staging], sync: bool, fresh: Set[Path]) -> None
         if lost and isinstance(error, Exception):
             raise Problems([told(error), *lost]) from None
         raise
-    for stage in several:
-        stage.end_several()
+    for stage in stages:
+        stage.end()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -85,18 +85,22 @@ class Stage:
         """Where what was there before may be put."""
         return self.path / _OLD
 
-    def begin_several(self) -> None:
-        """The output appears together with others: until `end_several`, what was there before is kept by whoever
-        clears away, since not all of them may be there.
+    def begin(self, is_together: bool) -> None:
+        """What is built is about to appear: note what whoever finds this directory dead must know to put things back.
+
+        `is_together`: with other outputs. Until `end`, what was there before is then kept, since not all of them may
+        be there.
 
         Raises:
             OSError: that cannot be noted.
         """
         self._length = os.fstat(self._lock).st_size
-        os.write(self._lock, json.dumps({"new": self.new.lstat().st_ino}).encode() + b"\n")
+        names = sorted(entry.name for entry in self.new.iterdir()) if self.new.is_dir() else []
+        facts = {"node": self.new.lstat().st_ino, "names": names, "together": is_together}
+        os.write(self._lock, json.dumps(facts).encode())
 
-    def end_several(self) -> None:
-        """All of them are there."""
+    def end(self) -> None:
+        """All outputs are there."""
         with suppress(OSError):
             os.ftruncate(self._lock, self._length)
 
@@ -170,7 +174,7 @@ def _clear(stage: Path, target: Path, remove: bool) -> str | None:
         if locked is None or told.get("host", socket.gethostname()) != socket.gethostname():
             host = f", made on {told['host']}" if isinstance(told.get("host"), str) else ""
             return f"{stage}: cannot be told to be dead{host}; remove it if no run is at work there"
-        return _clear_dead(stage, target, _parsed(more).get("new"), remove)
+        return _clear_dead(stage, target, _parsed(more), remove)
     except OSError as error:
         return f"{stage}: cannot be looked at: {error.strerror}"
     finally:
@@ -185,18 +189,20 @@ def _parsed(said: bytes) -> dict[str, Any]:
     return {}
 
 
-def _clear_dead(stage: Path, target: Path, new: int | None, remove: bool) -> str:
-    """`new` is the number of the node of what was built, if it was to appear together with others."""
-    old = stage / _OLD
-    is_old_here = os.path.lexists(old) or (os.path.lexists(stage / _NEW) and (stage / _NEW).lstat().st_ino != new)
+def _clear_dead(stage: Path, target: Path, facts: Mapping[str, Any], remove: bool) -> str:
+    old, new = stage / _OLD, stage / _NEW
     if os.path.lexists(old) and not os.path.lexists(target):
         if remove:
             rename_new(old, target)
             _remove(stage)
         return f"{old}: what was in {target}, left by a run that was killed while it replaced it; run puts it back"
-    if stage.parent == target and old.is_dir() and any(old.iterdir()) and any((stage / _NEW).iterdir()):
-        return f"{old}: left by a run that was killed while it replaced these files in {target}; keep what you need"
-    if new is not None and is_old_here:
+    if stage.parent == target and _has_entries(old) and _has_entries(new):
+        if remove:
+            _put_back(target, old, new, facts.get("names", ()))
+            _remove(stage)
+        return f"{old}: files of {target}, left by a run that was killed while it replaced them; run puts them back"
+    is_old_here = os.path.lexists(old) or (os.path.lexists(new) and new.lstat().st_ino != facts.get("node"))
+    if facts.get("together") and is_old_here:
         return (
             f"{stage}: left by a run that was killed while its outputs appeared, not all of which may be new; "
             f"it may hold what was in {target}"
@@ -205,6 +211,21 @@ def _clear_dead(stage: Path, target: Path, new: int | None, remove: bool) -> str
     if remove:
         _remove(stage)
     return f"{stage}: {size} left by a run that was killed; run removes it"
+
+
+def _has_entries(directory: Path) -> bool:
+    return directory.is_dir() and any(directory.iterdir())
+
+
+def _put_back(target: Path, old: Path, new: Path, names: Iterable[str]) -> None:
+    """In a directory whose files were changed one by one, take back the new ones, and bring back the old ones."""
+    for name in names:
+        if os.path.lexists(target / name) and not os.path.lexists(new / name):
+            rename_new(target / name, new / name)
+    for path in sorted(old.rglob("*")):
+        place = target / path.relative_to(old)
+        if os.path.lexists(path) and not (path.is_dir() and place.is_dir()):
+            rename_new(path, place)
 
 
 def _size(path: Path) -> int:

@@ -22,11 +22,7 @@ def check_target(plan: OutputPlan, overwrite: bool) -> None:
     Raises:
         StorageError: something is in the way, or the place cannot be written.
     """
-    final = final_place(plan)
-    if final == final.parent:
-        raise StorageError(
-            "the root of the file system is no place for an output", where=plan.path, hint="name a directory in it"
-        )
+    final = final_place(plan.path)
     try:
         mode = final.stat().st_mode if final.exists() else None
         if mode is not None and stat.S_ISDIR(mode):
@@ -93,7 +89,7 @@ def check_space(outputs: Iterable[tuple[OutputPlan, Layout]]) -> None:
     need: dict[int, int] = {}
     place: dict[int, tuple[str, Path]] = {}
     for plan, layout in outputs:
-        final = final_place(plan)
+        final = final_place(plan.path)
         above = next(parent for parent in final.parents if parent.is_dir())
         disk = above.stat().st_dev
         need[disk] = need.get(disk, 0) + sum(file.size for file in layout.files)
@@ -112,9 +108,18 @@ def check_space(outputs: Iterable[tuple[OutputPlan, Layout]]) -> None:
             )
 
 
-def final_place(plan: OutputPlan) -> Path:
-    """The real place: links are followed, so that the link stays and the renames stay on one disk."""
+def final_place(path: str) -> Path:
+    """The real place: links are followed, so that the link stays and the renames stay on one disk.
+
+    Raises:
+        StorageError: it is no path, or the root of the file system, beside which nothing can be built.
+    """
     try:
-        return Path(os.path.realpath(plan.path))
+        final = Path(os.path.realpath(path))
     except ValueError as error:  # a NUL byte in the name
-        raise StorageError(f"not a path: {error}", where=repr(plan.path)) from None
+        raise StorageError(f"not a path: {error}", where=repr(path)) from None
+    if final == final.parent:
+        raise StorageError(
+            "the root of the file system is no place for an output", where=path, hint="name a directory in it"
+        )
+    return final

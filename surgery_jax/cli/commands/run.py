@@ -13,6 +13,8 @@ from ..text import count, json_text, seconds, some
 
 if TYPE_CHECKING:
     from ...api import Compiled
+    from ...compiled import Outputs
+    from ...execute.peers import Peers
     from ...execute.report import Report
     from ...language.plan import Plan
 
@@ -60,20 +62,19 @@ class Run(Command):
     def run(self, args: Namespace) -> int:
         from ...api import compile_plan, join, load_plan, run
         from ...execute.hosts import together
-        from ...passes import leftovers
         from ..progress import shown
 
         options = options_of(args)
         with join(options) as peers:
             plan = load_plan(*args.items)
+            left = _leftovers(plan, (), peers, remove=True)
             compiled = together(peers, lambda: compile_plan(plan, options))
-            if peers.rank == 0 and not args.json:
-                name_leftovers(leftovers(compiled.outputs))
+            left += _leftovers(plan, compiled.outputs, peers, remove=False)
             with shown(args.quiet or peers.rank > 0) as display:
                 report = run(plan, options, progress=display, compiled=compiled, peers=peers)
             if peers.rank:
                 return 0
-        report = dataclasses.replace(report, summary=_summary(plan, compiled, args))
+        report = dataclasses.replace(report, summary=_summary(plan, compiled, args), leftovers=left)
         if args.json:
             emit(json_text(report.as_json()))
             return 0
@@ -83,6 +84,16 @@ class Run(Command):
         if not args.quiet:
             note(account(report))
         return 0
+
+
+def _leftovers(plan: Plan, outputs: Outputs, peers: Peers, remove: bool) -> tuple[str, ...]:
+    """Name what runs that were killed have left: the output of the plan is looked at before its inputs, which it may
+    be, and all outputs once they are known."""
+    from ...passes import leftovers
+
+    found = leftovers(plan, outputs, remove=remove) if peers.rank == 0 else ()
+    name_leftovers(found)
+    return found
 
 
 def _summary(plan: Plan, compiled: Compiled, args: Namespace) -> str:
