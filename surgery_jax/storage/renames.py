@@ -50,7 +50,11 @@ def rename_new(source: Path, target: Path) -> None:
     if _rename(source, target, _NOREPLACE):
         return
     if not source.is_dir() and link(source, target):
-        source.unlink()
+        try:
+            source.unlink()
+        except OSError:
+            target.unlink()
+            raise
         return
     if os.path.lexists(target):  # a system without any way to do both in one step
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(source), None, str(target))

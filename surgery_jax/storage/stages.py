@@ -220,12 +220,24 @@ def _has_entries(directory: Path) -> bool:
 def _put_back(target: Path, old: Path, new: Path, names: Iterable[str]) -> None:
     """In a directory whose files were changed one by one, take back the new ones, and bring back the old ones."""
     for name in names:
-        if os.path.lexists(target / name) and not os.path.lexists(new / name):
-            rename_new(target / name, new / name)
+        if not os.path.lexists(new / name) or _are_one(target / name, new / name):
+            _move(target / name, new / name)
     for path in sorted(old.rglob("*")):
         place = target / path.relative_to(old)
-        if os.path.lexists(path) and not (path.is_dir() and place.is_dir()):
-            rename_new(path, place)
+        if not (path.is_dir() and place.is_dir()):
+            _move(path, place)
+
+
+def _are_one(one: Path, other: Path) -> bool:
+    """Whether a file has both names, because a rename in two steps was broken off."""
+    return os.path.lexists(one) and os.path.lexists(other) and os.path.samestat(one.lstat(), other.lstat())
+
+
+def _move(source: Path, target: Path) -> None:
+    if _are_one(source, target):
+        source.unlink()
+    elif os.path.lexists(source):
+        rename_new(source, target)
 
 
 def _size(path: Path) -> int:
