@@ -18,6 +18,7 @@ from ..core.errors import PlanError, StorageError, listing, nearest
 from ..core.specs import Spec, parse_size
 from .base import Checkpoint, Entry, Format, Layout
 from .files import check_exists, check_regular, storage_error
+from .stages import kept_copy
 
 __all__ = [
     "OutputPlan",
@@ -70,14 +71,21 @@ def open_checkpoint(path: str) -> Checkpoint:
         StorageError: there is none, it is not clear which, or it cannot be read.
     """
     place, part = split_part(path)
-    target = Path(place)
+    try:
+        checkpoint = _read(Path(place))
+    except StorageError as error:
+        error.hint = kept_copy(Path(place)) or error.hint
+        raise
+    return checkpoint if not part else formats()[checkpoint.format].part(checkpoint, part)
+
+
+def _read(target: Path) -> Checkpoint:
     if stat.S_ISDIR(check_exists(target).st_mode):
         format = _directory_format(target)
     else:
         check_regular(target)
         format = _file_format(target)
-    checkpoint = format.read_header(target)
-    return format.part(checkpoint, part) if part else checkpoint
+    return format.read_header(target)
 
 
 def split_part(path: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Whenever a process is killed or a call fails, what was there is there, or what is new; and nothing is left for good."""
+"""Whenever a process is killed or a call fails, what was there or what is new is there; nothing is left for good."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def disturbed(library: Path, root: Path, **settings: Any) -> list[dict[str, Any]]:
     done = subprocess.run(
         [sys.executable, HERE / "disturbed.py", root / "place", json.dumps(settings)],
-        env=os.environ | {"LD_PRELOAD": str(library)},
+        env=os.environ | {"LD_PRELOAD": str(library), "PYTHONPATH": f"{HERE.parent}:{HERE.parents[1]}"},
         capture_output=True,
         text=True,
         check=True,
