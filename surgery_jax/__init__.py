@@ -4,7 +4,8 @@ Names are brought in when they are first used, so that importing this package co
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+
+TYPE_CHECKING = False  # as in typing, which takes longer to import than all of this
 
 if TYPE_CHECKING:
     from .api import (

@@ -22,6 +22,7 @@ from .choice import Choice, choose, choose_matching, is_pattern, of_index
 from .files import check_exists, check_regular, storage_error
 from .identity import identities_of, remembering
 from .shards import read_index, read_parts
+from .stages import kept_copy
 
 __all__ = [
     "OutputPlan",
@@ -78,8 +79,12 @@ def open_checkpoint(path: str) -> Checkpoint:
     """
     place, part = split_part(path)
     allowed, place = _split_format(place)
-    with remembering() as opened:
-        format, checkpoint = _open(place, allowed)
+    try:
+        with remembering() as opened:
+            format, checkpoint = _open(place, allowed)
+    except StorageError as error:
+        error.hint = kept_copy(Path(place)) or error.hint
+        raise
     checkpoint = replace(checkpoint, path=str(Path(place)), identities=identities_of(checkpoint.files, opened))
     return format.part(checkpoint, part) if part else checkpoint
 

@@ -14,13 +14,14 @@ from ..core.errors import StorageError
 from ..core.specs import Spec
 from .base import Checkpoint, Entry, Format, LaidFile, Layout
 from .pickles import Writer
-from .shards import cut, index_bytes, read_parts
+from .shards import ANY_SHARD, check_alone, cut, index_bytes, own_files, read_parts
 from .torch_tensors import STORAGES, UNTYPED, Tensor, describe, entry_of, read_file
 from .zips import LaidZip, complete_checksums, lay_zip
 
 __all__ = ["TorchFormat", "lay_torch"]
 
 INDEX = "pytorch_model.bin.index.json"
+_SHARD = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 _NOT_WEIGHTS = re.compile(
     r"training_args\.bin|(optimizer|scheduler)\.(pt|bin)|rng_state.*\.pth|scaler\.pt"
 )  # what trainers leave beside
@@ -52,8 +53,11 @@ class TorchFormat(Format):
         return head == b"PK" or (len(head) == 2 and head[0] == 0x80 and head[1] <= 5)
 
     def stale(self, path: Path) -> list[Path]:
-        """The files of weights in a directory."""
-        return [*_files(path), *([path / INDEX] if (path / INDEX).is_file() else [])]
+        """The index, the files that it names, and those of the names that a checkpoint's own files have.
+
+        A file of any other name may be anything: a tokenizer, averaged weights.
+        """
+        return own_files(path, INDEX, _named(path), _SHARD)
 
     def read_header(self, path: Path) -> Checkpoint:
         """The tensors of a file."""
@@ -93,6 +97,7 @@ class TorchFormat(Format):
         if not is_directory:
             return _archives(path, {"": tensors}, None, False)
         if shard_bytes is None:
+            check_alone(path, _files(path), self.stale(path))
             return _archives(path, {"pytorch_model.bin": tensors}, None, True)
         shards = cut(tensors, shard_bytes)
         named = {f"pytorch_model-{n:05d}-of-{len(shards):05d}.bin": shard for n, shard in enumerate(shards, 1)}
@@ -113,6 +118,11 @@ def _files(path: Path) -> list[Path]:
     return [
         entry for entry in found if entry.is_file() and entry.name[0] != "." and not _NOT_WEIGHTS.fullmatch(entry.name)
     ]
+
+
+def _named(path: Path) -> list[Path]:
+    """Those whose names say that they are a checkpoint or a part of one."""
+    return [file for file in _files(path) if _SHARD.fullmatch(file.name) or ANY_SHARD.fullmatch(file.name)]
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
