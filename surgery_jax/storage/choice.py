@@ -24,7 +24,7 @@ from ..core.errors import StorageError, listing
 from .base import Format
 from .shards import read_index
 
-__all__ = ["Choice", "choose", "choose_matching", "is_pattern", "of_index"]
+__all__ = ["Choice", "check_first", "choose", "choose_matching", "is_pattern", "of_index"]
 
 _KNOWN = ("model", "diffusion_pytorch_model", "pytorch_model", "flax_model", "adapter_model", "consolidated")
 _INDEX = re.compile(r"(?P<stem>.+?)\.(?P<suffix>[^.]+)\.index(\.(?P<variant>[^.]+))?\.json")
@@ -180,6 +180,23 @@ def _all_of_one_format(directory: Path, shards: Sequence[Shard], formats: Sequen
         raise _unclear(directory, _examples(directory, shards))
     _check_whole(directory, found, shards)
     return _chosen(directory, found, formats, _others(found, shards))
+
+
+def check_first(directory: Path, stem: str, stay: Iterable[Path]) -> None:
+    """Whether a checkpoint of the name `stem` is what a reader takes, beside files that stay in a directory.
+
+    Raises:
+        StorageError: others would be read in its place, or as a part of it.
+    """
+    own = Family(stem, "", "").rank
+    others = sorted(path.name for path in stay if _shard(path.name, path.stem, "").family.rank <= own)
+    if others:
+        raise StorageError(
+            "other files in the directory would be read as the checkpoint",
+            where=str(directory),
+            found=listing(others),
+            hint="remove them, or choose another directory",
+        )
 
 
 # --------------------------------------------------------------------------------------------------------- names

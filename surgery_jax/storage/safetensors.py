@@ -19,8 +19,9 @@ from ..core.dtypes import BY_CODE
 from ..core.errors import StorageError, listing, nearest
 from ..core.specs import Spec
 from .base import Checkpoint, Entry, Extent, Format, LaidFile, Layout
+from .choice import check_first
 from .files import File, parse_json, paused_gc
-from .shards import check_alone, cut, index_bytes, own_files, read_parts
+from .shards import cut, index_bytes, own_files, read_parts
 
 __all__ = ["SafetensorsFormat"]
 
@@ -80,7 +81,7 @@ class SafetensorsFormat(Format):
         """One file, a directory of one file, or shards and an index; data in the order of `tensors`."""
         text = dict(sorted(({"format": "pt"} | dict(metadata)).items()))
         if is_directory and shard_bytes is None:
-            check_alone(path, _files(path), self.stale(path))
+            check_first(path, "model", set(_files(path)).difference(self.stale(path)))
         if not is_directory or shard_bytes is None:
             file, offsets = _lay_file(path, "model.safetensors" if is_directory else "", tensors, text)
             return Layout((file,), {name: (0, offset) for name, offset in offsets.items()}, is_directory)

@@ -15,7 +15,7 @@ from ..core.specs import Spec
 from .base import Checkpoint, Entry
 from .files import File, parse_json
 
-__all__ = ["ANY_SHARD", "check_alone", "check_inside", "cut", "index_bytes", "own_files", "read_index", "read_parts"]
+__all__ = ["ANY_SHARD", "check_inside", "cut", "index_bytes", "own_files", "read_index", "read_parts"]
 
 _MAX_INDEX = 1 << 28  # bytes
 _MAX_NAMES = 1 << 20  # ten times as many as the largest models have; each takes some 300 bytes of memory
@@ -158,21 +158,6 @@ def own_files(path: Path, index: str, files: Sequence[Path], own: re.Pattern[str
         kinds = {match.groups() if (match := ANY_SHARD.fullmatch(file.name)) else file.name for file in files}
         found = dict.fromkeys(files) if len(kinds) == 1 else {}
     return [*([path / index] if is_indexed else []), *found]
-
-
-def check_alone(path: Path, files: Iterable[Path], stale: Iterable[Path]) -> None:
-    """Without an index, every file of weights of a directory counts, also those that nobody replaces.
-
-    Raises:
-        StorageError: there are such.
-    """
-    if stay := sorted(set(files) - set(stale)):
-        raise StorageError(
-            "other files in the directory would be read as a part of the checkpoint",
-            where=str(path),
-            found=listing(file.name for file in stay),
-            hint="write shards with an index: set 'shard' to a size; or choose another directory",
-        )
 
 
 def cut(tensors: Sequence[tuple[str, Spec]], limit: int) -> list[list[tuple[str, Spec]]]:

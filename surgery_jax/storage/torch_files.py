@@ -13,8 +13,9 @@ from typing import Any
 from ..core.errors import StorageError
 from ..core.specs import Spec
 from .base import Checkpoint, Entry, Format, LaidFile, Layout
+from .choice import check_first
 from .pickles import Writer
-from .shards import ANY_SHARD, check_alone, cut, index_bytes, own_files, read_parts
+from .shards import ANY_SHARD, cut, index_bytes, own_files, read_parts
 from .torch_tensors import STORAGES, UNTYPED, Tensor, describe, entry_of, read_file
 from .zips import LaidZip, complete_checksums, lay_zip
 
@@ -97,7 +98,7 @@ class TorchFormat(Format):
         if not is_directory:
             return _archives(path, {"": tensors}, None, False)
         if shard_bytes is None:
-            check_alone(path, _files(path), self.stale(path))
+            check_first(path, "pytorch_model", set(_files(path)).difference(self.stale(path)))
             return _archives(path, {"pytorch_model.bin": tensors}, None, True)
         shards = cut(tensors, shard_bytes)
         named = {f"pytorch_model-{n:05d}-of-{len(shards):05d}.bin": shard for n, shard in enumerate(shards, 1)}

@@ -206,8 +206,23 @@ def test_files_that_the_old_index_does_not_name_stay(tmp_path: Path) -> None:
     with pytest.warns(Note, match="adapter"):
         assert list(open_checkpoint(str(tmp_path / "out")).entries) == ["new"]
     assert list(open_checkpoint(str(tmp_path / "out/adapter.safetensors")).entries) == ["old"]
-    with pytest.raises(StorageError, match="adapter"):  # without an index, it would be read too
-        write(tmp_path / "out", NEW, overwrite=True, shard="none")
+    write(tmp_path / "out", OLD, overwrite=True, shard="none")
+    with pytest.warns(Note, match="adapter"):
+        assert list(open_checkpoint(str(tmp_path / "out")).entries) == ["old"]
+
+
+def test_a_checkpoint_is_not_written_beside_files_that_would_be_read_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for name in ("model.bin", "ema.pt", "pytorch_model.fp16.bin"):
+        write(resolve_save(str(tmp_path / "out" / name), "torch", None), OLD)
+    plan = resolve_output(str(tmp_path / "out"), "torch", "none", "5GB")
+    with pytest.raises(StorageError, match="would be read as the checkpoint") as caught:
+        write(plan, NEW, overwrite=True)
+    assert caught.value.found == "model.bin"
+    (tmp_path / "out/model.bin").unlink()  # the remedy
+    write(plan, NEW, overwrite=True)
+    with pytest.warns(Note, match=r"ema\.pt, pytorch_model\.fp16\.bin"):
+        assert list(open_checkpoint(str(tmp_path / "out")).entries) == ["new"]
 
 
 @pytest.mark.parametrize("name", ["file/out.safetensors", "file/deep/out"])
