@@ -27,6 +27,7 @@ from ..core.errors import AssertionFailed, listing
 from ..core.patterns import collapse
 from ..graph.node import Source
 from ..ops.made import Made
+from ..storage.identity import check_all, remembering
 from .blas import one_thread_each
 from .buffers import Budget, Files
 from .decoded import BlockCache, cache_bytes, decode
@@ -97,6 +98,7 @@ class Executor:
         self._device_budgets: dict[int, Budget] = {}
         self.findings = Findings()
         self.files = Files()
+        self._known = dict(program.symbolic.identities)  # what the input files were when their headers were read
         self.timeline = timeline or Timeline()
         self.num_fallbacks = 0
         self._choose = choose
@@ -163,6 +165,7 @@ class Executor:
                 while thread.ident is not None and not event.wait(0.2):
                     pass  # a signal that another thread received is heard between two waits
             raise
+        check_all(self._known)  # first: a changed input is the cause of whatever came of it
         if self._failure is not None:
             raise self._failure
 
@@ -171,6 +174,10 @@ class Executor:
             if self._users == 0:  # the run is over before this thread has come to work
                 return
             self._users += 1
+        with remembering(self._known):
+            self._work_on(pending, finished)
+
+    def _work_on(self, pending: Iterator[Task], finished: threading.Event) -> None:
         try:
             while self._failure is None:
                 with self._lock:

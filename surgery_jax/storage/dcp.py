@@ -8,8 +8,9 @@ does without PyTorch; for writing, PyTorch makes the table, whose classes are it
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,6 +33,8 @@ __all__ = ["DcpFormat"]
 
 _TABLE = ".metadata"
 _DATA = "__0_0.distcp"
+_OWN = re.compile(r"__\d+_\d+\.distcp")
+_UNSOUND = (PickleRefused, KeyError, TypeError, AttributeError, ValueError)  # what a table that is none raises
 _MAX_TABLE = 1 << 30
 
 
@@ -58,8 +61,14 @@ class DcpFormat(Format):
         return (path / _TABLE).is_file() and any(path.glob("*.distcp"))
 
     def stale(self, path: Path) -> list[Path]:
-        """The table and all data."""
-        return [entry for entry in [path / _TABLE, *sorted(path.glob("*.distcp"))] if entry.is_file()]
+        """The table, the data that it names, and data of the names that PyTorch gives."""
+        named: set[Path] = set()
+        with suppress(*_UNSOUND, StorageError):
+            named = {
+                chunk.path for _, chunks in _tensors(path, _read_table(path / _TABLE)).values() for chunk in chunks
+            }
+        data = sorted(entry for entry in path.glob("*.distcp") if entry in named or _OWN.fullmatch(entry.name))
+        return [entry for entry in [path / _TABLE, *data] if entry.is_file()]
 
     def read_header(self, path: Path) -> Checkpoint:
         """The table, and the little headers of the chunks that are whole tensors."""
@@ -67,7 +76,7 @@ class DcpFormat(Format):
             raise StorageError("a distributed checkpoint is a directory", where=str(path))
         try:
             tensors = _tensors(path, _read_table(path / _TABLE))
-        except (PickleRefused, KeyError, TypeError, AttributeError, ValueError) as error:
+        except _UNSOUND as error:
             raise StorageError(
                 "the table of the distributed checkpoint cannot be read", where=str(path / _TABLE), found=str(error)
             ) from None

@@ -9,19 +9,25 @@ import importlib
 import os
 import pkgutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from ..core.errors import PlanError, StorageError, listing, nearest
+from ..core.notes import note
 from ..core.specs import Spec, parse_size
-from .base import Checkpoint, Entry, Format, Layout
+from .base import Checkpoint, Format, Layout, Single
+from .choice import Choice, choose, choose_matching, is_pattern, of_index
 from .files import check_exists, check_regular, storage_error
+from .identity import identities_of, remembering
+from .shards import read_index, read_parts
+from .stages import kept_copy
 
 __all__ = [
     "OutputPlan",
     "formats",
+    "is_one_file",
     "open_checkpoint",
     "open_single",
     "resolve_output",
@@ -63,20 +69,23 @@ def _by_suffix(suffix: str) -> Format | None:
 
 
 def open_checkpoint(path: str) -> Checkpoint:
-    """The headers of the checkpoint at a path, whatever its format; `path#a.b` is the part of it whose names begin
-    with `a.b.`, under the rest of their names.
+    """The headers of the checkpoint at a path, whatever its format.
+
+    `path#a.b` is the part of it whose names begin with `a.b.`, under the rest of their names; `directory/pattern` are
+    the files that match, an index means what it describes, and `torch:path` is what is there of one format.
 
     Raises:
         StorageError: there is none, it is not clear which, or it cannot be read.
     """
     place, part = split_part(path)
-    target = Path(place)
-    if stat.S_ISDIR(check_exists(target).st_mode):
-        format = _directory_format(target)
-    else:
-        check_regular(target)
-        format = _file_format(target)
-    checkpoint = format.read_header(target)
+    allowed, place = _split_format(place)
+    try:
+        with remembering() as opened:
+            format, checkpoint = _open(place, allowed)
+    except StorageError as error:
+        error.hint = kept_copy(Path(place)) or error.hint
+        raise
+    checkpoint = replace(checkpoint, path=str(Path(place)), identities=identities_of(checkpoint.files, opened))
     return format.part(checkpoint, part) if part else checkpoint
 
 
@@ -86,28 +95,97 @@ def split_part(path: str) -> tuple[str, str]:
     return (place, part) if separator and not os.path.lexists(path) else (path, "")
 
 
-def _directory_format(path: Path) -> Format:
+def is_one_file(place: str) -> bool:
+    """Whether a path of a checkpoint is that of the only file of it."""
+    return Path(place).is_file() and not _is_index(Path(place))
+
+
+def _is_index(path: Path) -> bool:
+    return path.suffix.lower() == ".json"
+
+
+def _open(place: str, allowed: Sequence[Format]) -> tuple[Format, Checkpoint]:
+    target = Path(place)
+    if is_pattern(place) and not os.path.lexists(place):
+        check_exists(target.parent)
+        try:
+            return _read_choice(target.parent, choose_matching(target.parent, target.name, _folder_formats(allowed)))
+        except OSError as error:
+            raise storage_error(error, target.parent, "read the directory") from None
+    if stat.S_ISDIR(check_exists(target).st_mode):
+        return _read_directory(target, allowed)
+    check_regular(target)
+    if _is_index(target):
+        return _read_choice(target.parent, of_index(target, _folder_formats(allowed)))
+    format = _file_format(target) if len(allowed) > 1 else allowed[0]
+    return format, format.read_header(target)
+
+
+def _split_format(place: str) -> tuple[Sequence[Format], str]:
+    """The formats that a path allows: all, or the one whose name stands before it; and the path itself."""
+    name, _, rest = place.partition(":")
+    if rest and name in formats() and not os.path.lexists(place):
+        return [formats()[name]], rest
+    return list(formats().values()), place
+
+
+def _folder_formats(allowed: Iterable[Format]) -> list[Format]:
+    """The formats whose checkpoints may be directories of plain files, those first that are preferred."""
+    found = [(format.folder_rank, format) for format in allowed if format.folder_rank is not None]
+    return [format for _, format in sorted(found, key=lambda row: row[0])]
+
+
+def _read_choice(directory: Path, choice: Choice) -> tuple[Format, Checkpoint]:
+    """The headers of the files of a directory that are its checkpoint; tells what is left out."""
+    index = None
+    if choice.index is not None:
+        index = {choice.format.indexed_name(name): value for name, value in read_index(choice.index).items()}
+    format = choice.format
+    found = read_parts(directory, choice.files, format.read_file, index, format.name)
+    _tell_left_out(directory, choice.left_out)
+    return format, found
+
+
+def _tell_left_out(directory: Path, names: Sequence[str]) -> None:
+    if names:
+        note(f"{directory}: not a part of the checkpoint and left out: {listing(names)}")
+
+
+def _read_directory(path: Path, allowed: Sequence[Format]) -> tuple[Format, Checkpoint]:
+    folders = _folder_formats(allowed)
     try:
         names = sorted(entry.name for entry in path.iterdir())
-        found = [format for format in formats().values() if format.probe_directory(path)]
+        found = [format for format in allowed if format.folder_rank is None and format.probe_directory(path)]
+        found = [format for format in found if format.owns_directories] or found
+        plain = [format for format in folders if format.weights(path)]
+        if len(found) == 1 and (found[0].owns_directories or not plain):
+            checkpoint = found[0].read_header(path)
+            rest = {str(file) for format in plain for file in format.weights(path)}.difference(checkpoint.files)
+            _tell_left_out(path, sorted(Path(file).name for file in rest))
+            return found[0], checkpoint
+        if found:
+            raise _several_formats(path, found if len(found) > 1 else [*found, *plain])
+        choice = choose(path, folders)
+        if choice is not None:
+            return _read_choice(path, choice)
     except OSError as error:
         raise storage_error(error, path, "read the directory") from None
-    found = [format for format in found if format.owns_directories] or found
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise StorageError(
-            "the directory holds checkpoints of several formats",
-            where=str(path),
-            expected="files of one format",
-            found=" and ".join(format.name for format in found),
-            hint="give one of the files, or move the others away",
-        )
     raise StorageError(
-        "the directory holds no checkpoint",
+        "the directory holds no checkpoint" + (f" of the format {allowed[0].name}" if len(allowed) == 1 else ""),
         where=str(path),
-        expected="files " + " ".join(f"*{suffix}" for format in formats().values() for suffix in format.suffixes),
+        expected="files " + " ".join(f"*{suffix}" for format in allowed for suffix in format.suffixes),
         found=listing(names),
+    )
+
+
+def _several_formats(path: Path, found: Iterable[Format]) -> StorageError:
+    names = [format.name for format in found]
+    return StorageError(
+        "the directory holds checkpoints of several formats",
+        where=str(path),
+        expected="files of one format",
+        found=" and ".join(names),
+        hint="say which: " + " or ".join(f"{name}:{path}" for name in names),
     )
 
 
@@ -125,7 +203,7 @@ def _file_format(path: Path) -> Format:
             raise StorageError(
                 f"the file is named like {named.name}, but holds {probed.name}",
                 where=str(path),
-                hint=f"rename it to {path.with_suffix(probed.suffixes[0]).name}",
+                hint=f"rename it to {path.with_suffix(probed.suffixes[0]).name}, or write {probed.name}:{path}",
             )
         return named  # its reader says best what is wrong
     if probed is None:
@@ -138,8 +216,8 @@ def _file_format(path: Path) -> Format:
     return probed
 
 
-def open_single(path: str, format: str) -> tuple[str | None, Entry]:
-    """The one tensor of a file, and its name if it has one; `format` is a word of the step `load`.
+def open_single(path: str, format: str) -> Single:
+    """The one tensor of a file; `format` is a word of the step `load`.
 
     Raises:
         PlanError: no such format.
@@ -153,7 +231,9 @@ def open_single(path: str, format: str) -> tuple[str | None, Entry]:
     else:
         chosen = _known(format, words, "auto")
         check_regular(target)
-    return chosen.read_single(target)
+    with remembering() as opened:
+        name, entry = chosen.read_single(target)
+    return Single(name, entry, identities_of([path], opened))
 
 
 # ---------------------------------------------------------------------------------------------------------- writing

@@ -13,6 +13,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
@@ -24,7 +25,6 @@ from ..core.specs import Spec, parse_size
 from .base import Checkpoint, Entry, Format, LaidFile, Layout
 from .files import File, parse_json, storage_error
 from .keys import MAX_DEPTH, join_keys, nest, split_name
-from .shards import check_inside
 from .zarr import METADATA, chunk_of, chunks, describe, encode_bytes, encode_chunk, entry_of, parse_array
 
 __all__ = ["OrbaxFormat"]
@@ -35,8 +35,9 @@ _COMMIT = "commit_success.txt"
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a directory that is being written
 _STRINGS = "_strings.json"
 _MANIFEST = "manifest.ocdbt"
+_DATA = "d"  # of the key-value store
 _KEYS = "array_metadatas"
-_OWN = (_TREE, *_STEP, _COMMIT, _STRINGS, "_sharding", _KEYS, _MANIFEST, "d")
+_OWN = (_TREE, *_STEP, _COMMIT, _STRINGS, "_sharding", _KEYS, _MANIFEST, _DATA)
 _MAX_TABLE = 1 << 29  # bytes; the table of a million leaves has half of that
 _NOTE = "orbax"  # the key of the metadata of a checkpoint
 
@@ -76,13 +77,20 @@ class OrbaxFormat(Format):
         return bool(names) and all(entry.is_dir() for entry in names) and bool(_choices(path))
 
     def stale(self, path: Path) -> list[Path]:
-        """The tables and arrays of a checkpoint that is the directory itself."""
-        if not self.probe_directory(path):
+        """The tables and arrays of a checkpoint that is the directory itself, or the items of a step."""
+        is_item = (path / _TREE).is_file()
+        if not is_item and not any((path / name).is_file() for name in _STEP):
             return []
-        own = [path / name for name in _OWN] + sorted(path.glob("ocdbt.process_*"))
-        arrays = (entry for entry in sorted(path.iterdir()) if any((entry / name).is_file() for name in METADATA))
-        items = (entry for entry in sorted(path.iterdir()) if (entry / _TREE).is_file())
-        return [entry for entry in dict.fromkeys([*own, *arrays, *items]) if entry.exists()]
+        own = [path / name for name in _OWN if name != _DATA]
+        if (path / _MANIFEST).is_file():
+            own += [path / _DATA, *sorted(path.glob("ocdbt.process_*"))]
+        if is_item:
+            with suppress(StorageError):  # a broken table is replaced like a sound one; it names nothing to remove
+                leaves, _ = _tree(path / _TREE, _read_table(path / _TREE, "the table of the tree"))
+                own += [path / leaf.stored for leaf in leaves if _is_array(path, leaf.stored)]
+        else:
+            own += [entry for entry in sorted(path.iterdir()) if (entry / _TREE).is_file()]
+        return [entry for entry in dict.fromkeys(own) if entry.exists()]
 
     def read_header(self, path: Path) -> Checkpoint:
         """The tree of the only item of the only step, or of the one that the path names."""
@@ -184,17 +192,22 @@ def _choices(path: Path) -> list[Path]:
 
 
 def _check_no_steps(path: Path) -> None:
-    """A checkpoint beside the steps of a `CheckpointManager` would hide them."""
+    """A checkpoint beside others, such as the steps of a `CheckpointManager`, would hide them."""
     if not path.is_dir() or any((path / name).is_file() for name in (_TREE, *_STEP)):
         return
-    steps = [choice for choice in _choices(path) if choice.parent != path]
-    if steps:
+    if choices := _choices(path):
+        is_managed = choices[0].parent != path
         raise StorageError(
-            "the directory holds steps of a CheckpointManager",
+            "the directory holds steps of a CheckpointManager" if is_managed else "the directory holds checkpoints",
             where=str(path),
-            found=listing(str(step.relative_to(path)) for step in steps),
-            hint=f"name a step or an item, such as {steps[-1]}",
+            found=listing(str(choice.relative_to(path)) for choice in choices),
+            hint=f"name a step or an item, such as {choices[-1]}, or another directory",
         )
+
+
+def _is_array(path: Path, stored: str) -> bool:
+    """Whether there is an array under a name of the table, right in the directory."""
+    return Path(stored).name == stored and any((path / stored / name).is_file() for name in METADATA)
 
 
 def _by_number(path: Path) -> tuple[Any, ...]:
@@ -435,9 +448,7 @@ def _entries_apart(item: Path, leaves: Sequence[_Leaf], has_holes: bool) -> dict
                 found=repr(leaf.stored),
             )
         folder = item / leaf.stored
-        if os.path.realpath(folder) != f"{base['path']}{leaf.stored}" and folder.exists():
-            check_inside(item / _TREE, leaf.name, leaf.stored)
-        files = _files_below(item, folder)
+        files = _files_below(folder)
         version = next((number for number, name in ((2, METADATA[0]), (3, METADATA[1])) if name in files), None)
         if version is None:
             raise _missing(item, leaf.name, f"{folder}/{METADATA[0]} or {METADATA[1]}")
@@ -458,7 +469,7 @@ def _missing(item: Path, name: str, expected: str) -> StorageError:
     )
 
 
-def _files_below(item: Path, folder: Path) -> dict[str, tuple[str, int]]:
+def _files_below(folder: Path) -> dict[str, tuple[str, int]]:
     """The files of an array by their key."""
     found: dict[str, tuple[str, int]] = {}
     pending = [("", str(folder))]
@@ -469,8 +480,6 @@ def _files_below(item: Path, folder: Path) -> dict[str, tuple[str, int]]:
         except FileNotFoundError:
             return found
         for entry in entries:
-            if entry.is_symlink():
-                check_inside(item / _TREE, folder.name, str(Path(entry.path).relative_to(item)))
             if entry.is_dir():
                 pending.append((f"{prefix}{entry.name}/", entry.path))
                 continue

@@ -174,7 +174,10 @@ class _Machine:
             if not all(isinstance(part, _SCALARS) for part in parts):
                 raise PickleRefused("a key that is neither text nor number")
         if type(target) is dict:
+            count = len(target) + len(items) // 2
             target.update(zip(items[::2], items[1::2], strict=True))
+            if len(target) != count:
+                raise PickleRefused("a key twice in one dictionary")
 
     def stack_global(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()

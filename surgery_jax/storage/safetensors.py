@@ -12,7 +12,6 @@ import math
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,18 @@ from ..core.dtypes import BY_CODE
 from ..core.errors import StorageError, listing, nearest
 from ..core.specs import Spec
 from .base import Checkpoint, Entry, Extent, Format, LaidFile, Layout
+from .choice import check_first
 from .files import File, parse_json, paused_gc
-from .shards import cut, index_bytes, read_index, read_parts
+from .shards import cut, index_bytes, own_files, read_parts
 
 __all__ = ["SafetensorsFormat"]
 
 INDEX = "model.safetensors.index.json"
 MAX_HEADER = 100_000_000  # bytes, as in the library
 _METADATA = "__metadata__"
+_SHARDING = "DCP_SHARDING_INFO"  # the metadata of files of PyTorch's distributed saves
+_VERSION = "DCP_VERSION"
+_WHOLE = re.compile(r"model-\d+-of-\d+\.safetensors")  # those that a single process writes
 _SHARD = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _PAGE = 4096
 _SMALL = 1 << 20  # files with less data than this are not padded to a page
@@ -42,6 +45,7 @@ class SafetensorsFormat(Format):
     writes_directories = True
     writes_tensors = True
     takes_shards = True
+    folder_rank = 0
 
     def probe_directory(self, path: Path) -> bool:
         """Whether there is an index or any safetensors file."""
@@ -54,22 +58,16 @@ class SafetensorsFormat(Format):
         return len(head) == 9 and head[8:] in b"{ \t\r\n" and 2 <= struct.unpack("<Q", head[:8])[0] <= MAX_HEADER
 
     def stale(self, path: Path) -> list[Path]:
-        """What a reader of the directory takes for the checkpoint: with an index, only the files that it names."""
-        if not (path / INDEX).is_file():
-            return _files(path)
-        found = {file: None for file in _files(path) if _SHARD.fullmatch(file.name)}
-        # A broken index is replaced like a sound one; it names nothing to remove.
-        with suppress(StorageError):
-            found.update(dict.fromkeys(path / value for value in read_index(path / INDEX).values()))
-        return [path / INDEX, *found]
+        """The index, the files that it names, and those of the names that a checkpoint's own files have."""
+        return own_files(path, INDEX, _files(path), _SHARD)
 
     def read_header(self, path: Path) -> Checkpoint:
-        """The headers of a file or directory."""
-        if not path.is_dir():
-            return read_parts(path, [path], _read_file, None, self.name)
-        index = read_index(path / INDEX) if (path / INDEX).is_file() else None
-        files = _files(path) if index is None else [path / name for name in sorted(set(index.values()))]
-        return read_parts(path, files, _read_file, index, self.name)
+        """The headers of a file."""
+        return read_parts(path, [path], _read_file, None, self.name)
+
+    def read_file(self, path: Path) -> Checkpoint:
+        """The headers of one of several files."""
+        return _read_file(path)
 
     def layout(
         self,
@@ -83,7 +81,7 @@ class SafetensorsFormat(Format):
         """One file, a directory of one file, or shards and an index; data in the order of `tensors`."""
         text = dict(sorted(({"format": "pt"} | dict(metadata)).items()))
         if is_directory and shard_bytes is None:
-            self._check_alone(path)
+            check_first(path, "model", set(_files(path)).difference(self.stale(path)))
         if not is_directory or shard_bytes is None:
             file, offsets = _lay_file(path, "model.safetensors" if is_directory else "", tensors, text)
             return Layout((file,), {name: (0, offset) for name, offset in offsets.items()}, is_directory)
@@ -100,17 +98,6 @@ class SafetensorsFormat(Format):
         )
         files.append(LaidFile(INDEX, len(index), ((0, index),)))
         return Layout(tuple(files), places, True)
-
-    def _check_alone(self, path: Path) -> None:
-        """Without an index, every safetensors file of the directory counts, also those that nobody replaces."""
-        stay = sorted(set(_files(path)) - set(self.stale(path)))
-        if stay:
-            raise StorageError(
-                "other files in the directory would be read as a part of the checkpoint",
-                where=str(path),
-                found=listing(file.name for file in stay),
-                hint="write shards with an index: set 'shard' to a size; or choose another directory",
-            )
 
 
 def _files(path: Path) -> list[Path]:
@@ -133,7 +120,10 @@ def _parse_file(path: Path, file: File) -> Checkpoint:
         raise _refusal(path, "the header is too long", f"at most {MAX_HEADER} bytes", f"a length of {length}")
     if 8 + length > file.size:
         raise _refusal(path, "the header is cut off", f"{length} bytes", f"{file.size - 8} bytes in the file")
-    table = parse_json(raw := file.at(8, length), path, "the header")
+    raw = file.at(8, length) if length <= _most_text(file.size - 8 - length) else b""
+    if (problem := _excess(length, raw, file.size - 8 - length)) is not None:
+        raise _refusal(path, *problem)
+    table = parse_json(raw, path, "the header")
     if not isinstance(table, dict):
         raise _refusal(path, "the header is not a JSON object", "{...}", type(table).__name__)
     if b"\\u" in raw:  # only escapes can make halves of surrogate pairs, which are no text
@@ -142,6 +132,9 @@ def _parse_file(path: Path, file: File) -> Checkpoint:
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _refusal(path, f"{_METADATA} is not a table of texts", '{"key": "text"}', repr(metadata)[:80])
+    if _SHARDING in metadata:
+        _check_not_a_part(path, table, metadata)
+        metadata = {key: text for key, text in metadata.items() if key not in (_SHARDING, _VERSION)}  # of that file
     rows = _rows(path, table)
     end = 0
     data, where = 8 + length, str(path)
@@ -156,6 +149,51 @@ def _parse_file(path: Path, file: File) -> Checkpoint:
         kind = "the file is cut off" if data + end > file.size else "there are bytes after the last tensor"
         raise _refusal(path, kind, f"a file of {data + end} bytes", f"{file.size} bytes")
     return Checkpoint(where, SafetensorsFormat.name, entries, metadata, (where,))
+
+
+def _check_not_a_part(path: Path, table: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """PyTorch's distributed saves to safetensors write a file per rank, with its part of every tensor under the whole
+    tensor's name. Nothing in the file of the first rank tells it from a whole checkpoint, but for its name.
+
+    Raises:
+        StorageError: it is such a file, or may be one.
+    """
+    told = parse_json(metadata[_SHARDING].encode(), path, f"the metadata {_SHARDING!r}")
+    rows = told if isinstance(told, dict) else {}
+    parts = [name for name in table if not _begins_at_zero(rows.get(name))]
+    if not parts and _WHOLE.fullmatch(path.name):
+        return
+    is_part = bool(parts) or path.name.startswith("shard-")
+    rename = "" if is_part else "if it is whole, name it model-00001-of-00001.safetensors, as its writer does; else "
+    raise StorageError(
+        f"the file {'holds' if is_part else 'may hold'} one rank's part of a distributed checkpoint",
+        where=str(path),
+        expected="whole tensors",
+        found=f"parts of {listing(parts or table)}",
+        hint=f"{rename}put the parts together with consolidate_safetensors_files of torch.distributed.checkpoint, "
+        "or save again with HuggingFaceStorageWriter(enable_consolidation=True)",
+    )
+
+
+def _begins_at_zero(row: Any) -> bool:
+    """Whether a tensor, by what is told of it, is not the second or a later part of one."""
+    begins = row.get("saved_offsets") if isinstance(row, dict) else []
+    return isinstance(begins, list) and not any(begins)
+
+
+def _most_text(data: int) -> int:
+    """How many bytes of header there may be above so many bytes of data: read, they take many times their length."""
+    return (32 << 20) + data
+
+
+def _excess(length: int, text: bytes, data: int) -> tuple[str, str, str] | None:
+    """Why a header is too much for the data that it describes: (problem, expected, found); None if it is not."""
+    if length > (most := _most_text(data)):
+        return "the header is too long for so little data", f"at most {most} bytes", f"{length} bytes"
+    values, most = sum(text.count(mark) for mark in b":,"), 2_000_000 + data // 256
+    if values > most:
+        return "the header holds too much for so little data", f"at most {most} values", f"{values}"
+    return None
 
 
 def _rows(path: Path, table: Mapping[str, Any]) -> list[tuple[int, int, str, Spec]]:
@@ -251,6 +289,14 @@ def _lay_file(
             where=str(path),
             expected=f"at most {MAX_HEADER} bytes",
             found=f"{data - 8} bytes for {len(tensors)} tensors",
+            hint="write shards: set 'shard' to a smaller size",
+        )
+    if (problem := _excess(data - 8, text, end)) is not None:
+        raise StorageError(
+            problem[0],
+            where=str(path),
+            expected=problem[1],
+            found=f"{problem[2]}, {len(tensors)} tensors",
             hint="write shards: set 'shard' to a smaller size",
         )
     header = struct.pack("<Q", data - 8) + text.ljust(data - 8)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from ..core.errors import StorageError, listing, nearest
@@ -11,9 +15,10 @@ from ..core.specs import Spec
 from .base import Checkpoint, Entry
 from .files import File, parse_json
 
-__all__ = ["check_inside", "cut", "index_bytes", "read_index", "read_parts"]
+__all__ = ["ANY_SHARD", "check_inside", "cut", "index_bytes", "own_files", "read_index", "read_parts"]
 
-_MAX_INDEX = 1 << 28  # bytes; an index of a million names has a tenth of that
+_MAX_INDEX = 1 << 28  # bytes
+_MAX_NAMES = 1 << 20  # ten times as many as the largest models have; each takes some 300 bytes of memory
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -27,7 +32,12 @@ def read_index(path: Path) -> dict[str, str]:
             raise StorageError(
                 "the index is too long", where=str(path), expected=f"at most {_MAX_INDEX} bytes", found=str(file.size)
             )
-        table = parse_json(file.at(0, file.size), path, "the index")
+        raw = file.at(0, file.size)
+    if (count := raw.count(b":")) > _MAX_NAMES:
+        raise StorageError(
+            "the index is too long", where=str(path), expected=f"at most {_MAX_NAMES} names", found=str(count)
+        )
+    table = parse_json(raw, path, "the index")
     names = table.get("weight_map") if isinstance(table, dict) else None
     if not isinstance(names, dict) or not names:
         raise StorageError("the index names no tensors", where=str(path), expected="an object 'weight_map'")
@@ -42,37 +52,38 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def check_inside(index: Path, name: str, value: str) -> None:
-    """An index is a text from elsewhere: it must not make us read other places of the disk.
+    """An index is a text from elsewhere: what it names must lie in its directory. A link that lies there is followed,
+    for it is a file that the user has.
 
     Raises:
         StorageError: `value` is not the relative path of an existing file in the directory of `index`.
     """
     relative = PurePosixPath(value)
-    if not value or "\0" in value or relative.is_absolute() or ".." in relative.parts or value != value.strip():
+    is_inside = not relative.is_absolute() and ".." not in relative.parts
+    if not value or not is_inside or value != value.strip() or not _is_name(value):
         raise StorageError(
             f"the file of {name!r} is not a path inside of the directory",
             where=str(index),
             expected="a relative path without '..'",
-            found=repr(value),
+            found=repr(value)[:120],
         )
-    directory, target = index.parent.resolve(), (index.parent / relative).resolve()
-    allowed = [directory]
-    if directory.parent.name == "snapshots":  # the Hugging Face cache: snapshots/<commit>/<name> -> ../../blobs/<hash>
-        allowed.append(directory.parent.parent / "blobs")
-    if not any(target.is_relative_to(place) for place in allowed):
+    try:
+        (index.parent / relative).stat()
+    except OSError as error:
         raise StorageError(
-            f"the file of {name!r} is a link that leaves the directory",
+            f"the file of {name!r} does not exist" if error.errno == errno.ENOENT else f"no file of {name!r}",
             where=str(index),
-            expected=f"a file in {directory}",
-            found=str(target),
-        )
-    if not target.exists():
-        raise StorageError(
-            f"the file of {name!r} does not exist",
-            where=str(index),
-            found=f"no {value} in {index.parent}",
+            found=f"no {value[:120]} in {index.parent}: {error.strerror}",
             hint="the checkpoint is incomplete: fetch the missing file",
-        )
+        ) from None
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text can be the name of a file at all."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
 
 
 def read_parts(
@@ -97,7 +108,7 @@ def read_parts(
                 f"the tensor {name!r} is in two files",
                 where=str(path),
                 found=f"{holder[name].name} and {part.name}",
-                hint="remove the one that does not belong to the checkpoint",
+                hint=f"say which belong to the checkpoint, with a pattern or a file: {path}/{part.name}",
             )
         entries.update(header.entries)
         holder.update(dict.fromkeys(header.entries, part))
@@ -125,6 +136,28 @@ def _check_index(path: Path, index: Mapping[str, str], holder: Mapping[str, Path
                 expected=f"the tensor in {value}",
                 found=f"it is in {holder[name].relative_to(path)}",
             )
+
+
+ANY_SHARD = re.compile(r"(.+)-\d+(-of-\d+\.\w+)")  # how the shards of any checkpoint are named
+
+
+def own_files(path: Path, index: str, files: Sequence[Path], own: re.Pattern[str]) -> list[Path]:
+    """Which files of a directory are its checkpoint, and go when it is replaced: the index, which comes first, the
+    files that it names, and those with names like ours (`own`).
+
+    Without any of them it is the only file, or the shards of one name. Of several others nobody can tell what they are,
+    so they stay.
+    """
+    is_indexed = (path / index).is_file()
+    found = {file: None for file in files if own.fullmatch(file.name)}
+    if is_indexed:
+        # A broken index is replaced like a sound one; it names nothing to remove.
+        with suppress(StorageError):
+            found.update(dict.fromkeys(path / value for value in read_index(path / index).values()))
+    elif not found:
+        kinds = {match.groups() if (match := ANY_SHARD.fullmatch(file.name)) else file.name for file in files}
+        found = dict.fromkeys(files) if len(kinds) == 1 else {}
+    return [*([path / index] if is_indexed else []), *found]
 
 
 def cut(tensors: Sequence[tuple[str, Spec]], limit: int) -> list[list[tuple[str, Spec]]]:

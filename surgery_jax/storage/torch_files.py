@@ -13,14 +13,16 @@ from typing import Any
 from ..core.errors import StorageError
 from ..core.specs import Spec
 from .base import Checkpoint, Entry, Format, LaidFile, Layout
+from .choice import check_first
 from .pickles import Writer
-from .shards import cut, index_bytes, read_index, read_parts
+from .shards import ANY_SHARD, cut, index_bytes, own_files, read_parts
 from .torch_tensors import STORAGES, UNTYPED, Tensor, describe, entry_of, read_file
 from .zips import LaidZip, complete_checksums, lay_zip
 
 __all__ = ["TorchFormat", "lay_torch"]
 
 INDEX = "pytorch_model.bin.index.json"
+_SHARD = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 _NOT_WEIGHTS = re.compile(
     r"training_args\.bin|(optimizer|scheduler)\.(pt|bin)|rng_state.*\.pth|scaler\.pt"
 )  # what trainers leave beside
@@ -34,6 +36,12 @@ class TorchFormat(Format):
     writes_tensors = True
     writes_directories = True
     takes_shards = True
+    folder_rank = 1
+
+    def weights(self, directory: Path) -> list[Path]:
+        """Without what trainers leave beside; by suffix, then by name."""
+        found = [path for path in super().weights(directory) if not _NOT_WEIGHTS.fullmatch(path.name)]
+        return sorted(found, key=lambda path: self.suffixes.index(path.suffix.lower()))
 
     def probe_directory(self, path: Path) -> bool:
         """Whether there is an index or any file of weights."""
@@ -46,16 +54,19 @@ class TorchFormat(Format):
         return head == b"PK" or (len(head) == 2 and head[0] == 0x80 and head[1] <= 5)
 
     def stale(self, path: Path) -> list[Path]:
-        """The files of weights in a directory."""
-        return [*_files(path), *([path / INDEX] if (path / INDEX).is_file() else [])]
+        """The index, the files that it names, and those of the names that a checkpoint's own files have.
+
+        A file of any other name may be anything: a tokenizer, averaged weights.
+        """
+        return own_files(path, INDEX, _named(path), _SHARD)
 
     def read_header(self, path: Path) -> Checkpoint:
-        """The tensors of a file or directory."""
-        if not path.is_dir():
-            return read_parts(path, [path], _read_file, None, self.name)
-        index = read_index(path / INDEX) if (path / INDEX).is_file() else None
-        files = _files(path) if index is None else [path / name for name in sorted(set(index.values()))]
-        return read_parts(path, files, _read_file, index, self.name)
+        """The tensors of a file."""
+        return read_parts(path, [path], _read_file, None, self.name)
+
+    def read_file(self, path: Path) -> Checkpoint:
+        """The tensors of one of several files."""
+        return _read_file(path)
 
     def read_single(self, path: Path) -> tuple[str | None, Entry]:
         """A bare tensor, or the only tensor of a dictionary."""
@@ -87,6 +98,7 @@ class TorchFormat(Format):
         if not is_directory:
             return _archives(path, {"": tensors}, None, False)
         if shard_bytes is None:
+            check_first(path, "pytorch_model", set(_files(path)).difference(self.stale(path)))
             return _archives(path, {"pytorch_model.bin": tensors}, None, True)
         shards = cut(tensors, shard_bytes)
         named = {f"pytorch_model-{n:05d}-of-{len(shards):05d}.bin": shard for n, shard in enumerate(shards, 1)}
@@ -104,7 +116,14 @@ class TorchFormat(Format):
 
 def _files(path: Path) -> list[Path]:
     found = [entry for suffix in TorchFormat.suffixes for entry in sorted(path.glob("*" + suffix))]
-    return [entry for entry in found if entry.is_file() and not _NOT_WEIGHTS.fullmatch(entry.name)]
+    return [
+        entry for entry in found if entry.is_file() and entry.name[0] != "." and not _NOT_WEIGHTS.fullmatch(entry.name)
+    ]
+
+
+def _named(path: Path) -> list[Path]:
+    """Those whose names say that they are a checkpoint or a part of one."""
+    return [file for file in _files(path) if _SHARD.fullmatch(file.name) or ANY_SHARD.fullmatch(file.name)]
 
 
 # ---------------------------------------------------------------------------------------------------------- reading

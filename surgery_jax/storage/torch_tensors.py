@@ -114,7 +114,10 @@ def _from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
 def _ordered(pairs: Any = ()) -> dict[str, Any]:
     if any(type(pair) not in (list, tuple) or len(pair) != 2 or type(pair[0]) is not str for pair in pairs):
         raise PickleRefused("an OrderedDict of other keys than texts")
-    return dict(pairs)
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise PickleRefused("a key twice in one OrderedDict")
+    return found
 
 
 CALLS: Mapping[str, Callable[..., Any]] = {

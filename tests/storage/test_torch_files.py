@@ -190,7 +190,7 @@ def test_single_tensors_are_read_bare_or_alone_in_a_table(tmp_path: Path) -> Non
     value = torch.arange(3)
     for content, name in [(value, None), ({"w": value, "step": 3}, "w"), ({"state_dict": {"v": value}}, "v")]:
         torch.save(content, tmp_path / "w.dat")
-        found, entry = open_single(str(tmp_path / "w.dat"), "auto")
+        found, entry, _ = open_single(str(tmp_path / "w.dat"), "auto")
         assert (found, bytes_of(entry)) == (name, raw(value))
     torch.save({"a": value, "b": value}, tmp_path / "w.dat")
     with pytest.raises(StorageError, match="2 tensors"):
@@ -259,7 +259,8 @@ def test_an_index_says_which_files_of_a_directory_count(tmp_path: Path) -> None:
 def test_a_directory_of_two_formats_is_ambiguous(tmp_path: Path) -> None:
     write(tmp_path / "a.pt", {"w": sample("uint8", 1)})
     write(tmp_path / "b.safetensors", {"w": sample("uint8", 1)})
-    assert "safetensors and torch" in refusal(tmp_path)
+    told = refusal(tmp_path)
+    assert f"say which: {tmp_path}/b.safetensors or {tmp_path}/a.pt" in told
 
 
 # --- pickles that are no data
@@ -416,3 +417,18 @@ def test_shards_of_torch_files_have_an_index_and_load_in_torch(tmp_path):
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
     assert not surgery_jax.diff(tmp_path / "parts", tmp_path / "whole.pt").changed
+
+
+@pytest.mark.parametrize("table", [dict, OrderedDict])
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_name_that_is_twice_in_a_table_is_refused(
+    table: type[dict[str, object]], is_old: bool, tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    tensors = table({"aa": torch.ones(2), "ab": torch.zeros(2)})
+    torch.save(tensors, tmp_path / "a.pt", _use_new_zipfile_serialization=not is_old)
+    whole = (tmp_path / "a.pt").read_bytes()
+    assert list(open_checkpoint(str(tmp_path / "a.pt")).entries) == ["aa", "ab"]
+    assert whole.count(b"X\2\0\0\0ab") == 1
+    (tmp_path / "a.pt").write_bytes(whole.replace(b"X\2\0\0\0ab", b"X\2\0\0\0aa"))
+    assert "twice" in refusal(tmp_path / "a.pt")
