@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,18 +19,17 @@ from typing import Any
 from ..core.errors import Problems, StorageError, told
 from ..core.interrupts import check_interrupted, held, note_published
 from ..core.specs import format_bytes
+from . import companions
 from .base import Layout
+from .companions import State
 from .files import storage_error
 from .formats import OutputPlan
-from .renames import Renames, link
-from .stages import Stage, is_stage
+from .renames import Renames
+from .stages import Stage
 from .targets import check_space, check_target, final_place
 from .writing import write_at
 
 __all__ = ["Staging", "check_space", "check_target", "commit_all", "storage_error", "unwinding"]
-
-_SYNCING = 16  # files that are brought to the disk at the same time
-_State = tuple[int, int, int]  # node, size and time of change: what tells a file from any other
 
 
 class Staging:
@@ -59,8 +56,8 @@ class Staging:
         self._renames = Renames()
         self._stage: Stage | None = None
         self._finished = self._synced = False
-        self._seen: dict[str, _State] = {}
-        self._kept: dict[str, _State] = {}  # what was linked into the new directory, by name
+        self._seen: dict[str, State] = {}
+        self._kept: dict[str, State] = {}  # what was linked into the new directory, by name
         if told is not None:
             self._join(told)
             return
@@ -161,7 +158,7 @@ class Staging:
             self._finished = True
         if sync and not self._synced:
             try:
-                _sync_all([*self._built.rglob("*"), self._built])
+                companions.sync_all([*self._built.rglob("*"), self._built])
             except OSError as error:
                 raise storage_error(error, self.plan.path, "bring it to the disk") from None
             self._synced = True
@@ -175,19 +172,19 @@ class Staging:
 
     # -- what is there ------------------------------------------------------------------------------------------
 
-    def _state(self, place: Path) -> dict[str, _State]:
+    def _state(self, place: Path) -> dict[str, State]:
         """What there is to be replaced: a file, or those of a directory that are of the old checkpoint."""
         if not os.path.lexists(place):
             return {}
         if not place.is_dir() or not self.layout.is_directory:
-            return {".": _state_of(place)}
+            return {".": companions.state_of(place)}
         return {
-            str(path.relative_to(place)): _state_of(path)
+            str(path.relative_to(place)): companions.state_of(path)
             for path in self.plan.format.stale(place)
             if os.path.lexists(path)
         }
 
-    def _check_seen(self, place: Path, fresh: Set[Path]) -> dict[str, _State]:
+    def _check_seen(self, place: Path, fresh: Set[Path]) -> dict[str, State]:
         """What is there and is to go; `fresh` are the places of this run's outputs, which are not old.
 
         Raises:
@@ -216,10 +213,10 @@ class Staging:
         try:
             old = self._check_seen(self._final, fresh)
             if not self._in_place and self.layout.is_directory and self._final.is_dir():
-                self._kept = _link_others(self._final, self._built, {self._final / name for name in old})
-                _give_to_owner(self._final, self._built)
+                self._kept = companions.link_others(self._final, self._built, {self._final / name for name in old})
+                companions.give_to_owner(self._final, self._built)
                 if sync:
-                    _sync_all([*(path for path in self._built.rglob("*") if path.is_dir()), self._built])
+                    companions.sync_all([*(path for path in self._built.rglob("*") if path.is_dir()), self._built])
         except OSError as error:
             raise storage_error(error, self.plan.path, "publish it") from None
 
@@ -238,21 +235,21 @@ class Staging:
                 if self.layout.is_directory:
                     self._carry(before, old)
             if sync:
-                _sync(self._final.parent)
+                companions.sync(self._final.parent)
                 if self._final.is_dir():
-                    _sync(self._final)
+                    companions.sync(self._final)
                 for parent in self._parents:
-                    _sync(parent.parent)
+                    companions.sync(parent.parent)
         except FileExistsError:
             raise self._disturbed() from None
         except OSError as error:
             raise storage_error(error, self.plan.path, "publish it") from None
 
-    def _carry(self, before: Path, old: Mapping[str, _State]) -> None:
+    def _carry(self, before: Path, old: Mapping[str, State]) -> None:
         """Bring along what came into the old directory since its files were linked, and the hidden directories of
         outputs within it."""
         for entry in sorted(before.iterdir()):
-            if entry.name in old or (entry.name in self._kept and _state_of(entry) == self._kept[entry.name]):
+            if entry.name in old or (entry.name in self._kept and companions.state_of(entry) == self._kept[entry.name]):
                 continue
             place = self._final / entry.name
             if entry.name in self._kept and not place.is_dir():
@@ -385,44 +382,6 @@ def _stays(final: Path) -> bool:
     )
 
 
-def _state_of(path: Path) -> _State:
-    status = path.lstat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _link_others(old: Path, new: Path, without: Set[Path]) -> dict[str, _State]:
-    """Give all files below a directory but some a second name in another one; where the file system has no such thing
-    they are copied. Gives what they were.
-
-    Raises:
-        OSError: that cannot be done, or a name is taken.
-    """
-    done = {}
-    for entry in sorted(old.iterdir()):
-        if entry in without or is_stage(entry.name):
-            continue
-        target = new / entry.name
-        done[entry.name] = _state_of(entry)
-        if entry.is_dir() and not entry.is_symlink():
-            target.mkdir(exist_ok=True)
-            _link_others(entry, target, without)
-            _give_to_owner(entry, target)
-            shutil.copystat(entry, target)
-        elif os.path.lexists(target):
-            raise FileExistsError(errno.EEXIST, f"{entry.name} is in the way", str(target))
-        elif not link(entry, target):
-            shutil.copy2(entry, target, follow_symlinks=False)
-            if not entry.is_symlink():
-                _sync(target)
-    return done
-
-
-def _give_to_owner(old: Path, new: Path) -> None:
-    status = old.stat()
-    with suppress(PermissionError):  # only root may give away
-        os.chown(new, status.st_uid, status.st_gid)
-
-
 def _open_made(path: Path, size: int) -> int:
     """Open a file that another process has made; a network file system may show it a little later.
 
@@ -439,22 +398,3 @@ def _open_made(path: Path, size: int) -> int:
             pass
         time.sleep(0.1)
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-
-
-def _sync_all(paths: Sequence[Path]) -> None:
-    """Several at once, so that the file system brings them to the disk together: each takes as long as a few."""
-    if len(paths) <= 4:
-        for path in paths:
-            _sync(path)
-        return
-    with ThreadPoolExecutor(_SYNCING) as pool:
-        for _ in pool.map(_sync, paths):
-            pass
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -129,17 +129,17 @@ def _try_lock(descriptor: int) -> bool | None:
 
 
 def _remove(stage: Path) -> None:
-    """The lock goes last: whoever is killed meanwhile leaves a stage that others can still tell to be dead."""
+    """The lock goes last, and stays if something else does: others can then still tell that the stage is dead."""
     with suppress(OSError):
         for entry in stage.iterdir():
-            if entry.name == _LOCK:
-                continue
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink()
-        (stage / _LOCK).unlink(missing_ok=True)
-        stage.rmdir()
+            elif entry.name != _LOCK:
+                with suppress(OSError):
+                    entry.unlink()
+        if all(entry.name == _LOCK for entry in stage.iterdir()):
+            (stage / _LOCK).unlink(missing_ok=True)
+            stage.rmdir()
 
 
 # ------------------------------------------------------------------------------------------------- what others left

@@ -135,6 +135,7 @@ def test_json_errors_carry_every_problem_with_its_place(plan, place, capsys, mon
 def test_what_leaks_is_told_in_one_line(capsys):
     told = [
         (MemoryError(), 4, "out of memory"),
+        (RuntimeError("can't start new thread"), 4, "the system allows no more threads"),
         (PermissionError(13, "Permission denied", "/some/file"), 3, "/some/file: Permission denied"),
         (KeyError("x"), 70, "this is a bug; run with SURGERY_JAX_TRACEBACK=1"),
         (KeyboardInterrupt(), 130, "interrupted"),
