@@ -9,17 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from ..core.interrupts import Interrupted
+
 __all__ = ["Interrupted", "interruptible"]
 
 PATIENCE_S = 2.0  # a signal that repeats sooner is the same wish, and must not disturb the cleaning up
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal asked to stop."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
 
 
 @contextmanager
