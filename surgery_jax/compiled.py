@@ -62,20 +62,27 @@ class Compiled:
 
 
 class Outside:
-    """The outside world as the graph may see it: headers, nested plans, and what output paths mean."""
+    """The outside world as the graph may see it: headers, nested plans, and what output paths mean. `sources` keeps
+    what was read, by its path."""
 
     def __init__(self, options: Options, held: Held | None = None) -> None:
         self.options = options
         self.held = held or {}
+        self.sources: dict[str, Checkpoint | Node] = {}
 
     def open_checkpoint(self, path: str) -> Checkpoint:
-        return self.held[path] if path in self.held else formats.open_checkpoint(path)
+        found = self.held[path] if path in self.held else formats.open_checkpoint(path)
+        self.sources[path] = found
+        return found
 
     def open_single(self, path: str, format: str) -> tuple[str | None, Entry]:
-        return formats.open_single(path, format)
+        name, entry = formats.open_single(path, format)
+        self.sources[path] = Checkpoint(path, format, {name or "": entry})
+        return name, entry
 
     def open_plan(self, path: str) -> Node:
-        return parse_plan_file(path, interpolate=False)
+        found = self.sources[path] = parse_plan_file(path, interpolate=False)
+        return found
 
     def check_request(self, request: Request) -> None:
         self.resolve(request)

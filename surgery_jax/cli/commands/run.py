@@ -39,6 +39,12 @@ class Run(Command):
         Argument("--coordinator", "where process 0 can be reached, if JAX cannot tell from the cluster", "HOST:PORT"),
         Argument("--num-processes", "how many processes there are", "N", parse=whole),
         Argument("--process-id", "which of them this is, from 0", "I", parse=whole),
+        Argument(
+            "--join-timeout",
+            "within how many seconds all must have come together (default 300)",
+            "SECONDS",
+            parse=float,
+        ),
         Argument("--no-summary", "do not print the steps that ran"),
         Argument("--summary", "write the steps that ran to this file, not to stdout", "PATH", completes="file"),
         Argument(
@@ -59,13 +65,12 @@ class Run(Command):
 
     def run(self, args: Namespace) -> int:
         from ...api import compile_plan, join, load_plan, run
-        from ...execute.hosts import together
         from ..progress import shown
 
         options = options_of(args)
-        with join(options) as peers:
+        with join(options, _say) as peers:
             plan = load_plan(*args.items)
-            compiled = together(peers, lambda: compile_plan(plan, options))
+            compiled = compile_plan(plan, options, peers=peers)
             with shown(args.quiet or peers.rank > 0) as display:
                 report = run(plan, options, progress=display, compiled=compiled, peers=peers)
             if peers.rank:
@@ -80,6 +85,10 @@ class Run(Command):
         if not args.quiet:
             print(account(report), file=sys.stderr)
         return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _summary(plan: Plan, compiled: Compiled, args: Namespace) -> str:
