@@ -21,8 +21,8 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from ..core import interrupts
 from ..core.errors import PlanError, StorageError, SurgeryError, listing
+from ..core.interrupts import check_interrupted
 from .links import FAIL, START, WAIT, Link, heard_failure, reason, say_failure
 
 __all__ = ["Patience", "Place", "arrive", "gather"]
@@ -86,7 +86,7 @@ class Patience:
             StorageError: it has been long enough.
             Interrupted: something asked to stop.
         """
-        interrupts.check()
+        check_interrupted()
         now = time.monotonic()
         who = f"process{'es' * (len(missing) > 1)} {listing(map(str, missing), 12)}" if missing else "the others"
         if now >= self._end:

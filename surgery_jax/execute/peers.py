@@ -15,8 +15,8 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from ..core import interrupts
 from ..core.errors import StorageError, SurgeryError
+from ..core.interrupts import check_interrupted
 from .links import BEAT, BYE, DATA, FAIL, SILENCE_S, Link, heard_failure, reason, say_failure
 
 __all__ = ["ALONE", "Alone", "Peers", "Star"]
@@ -139,19 +139,15 @@ class Star(Peers):
         return self._heard.pop((self._exchange, 0))
 
     def _wait(self, keys: list[tuple[int, int]]) -> None:
-        while True:
-            with self._changed:
-                # what is there already counts, even if its sender is gone by now
-                missing = [key for key in keys if key not in self._heard]
-                if not missing:
-                    return
+        with self._changed:
+            # what is there already counts, even if its sender is gone by now
+            while missing := [key for key in keys if key not in self._heard]:
                 self.check()
                 left = next((rank for _, rank in missing if rank in self._gone), None)
                 if left is None:
                     self._changed.wait(LOOK_S)
-            if left is not None:
-                self._fail(StorageError(f"{self.name(left)} left before the end", hint=self._hint()), left)
-            interrupts.check()
+                else:
+                    self._fail(StorageError(f"{self.name(left)} left before the end", hint=self._hint()), left)
 
     def _send(self, rank: int, kind: int, number: int = 0, message: bytes = b"") -> None:
         try:
@@ -160,6 +156,7 @@ class Star(Peers):
             self._lose(rank, isinstance(error, TimeoutError))
 
     def check(self) -> None:
+        check_interrupted()
         if self._failure is not None:
             raise self._failure
 

@@ -10,8 +10,7 @@ import pytest
 from pods import Pod, Stranger, free_port, wait_for, write_endless
 
 from surgery_jax import PlanError, StorageError, SurgeryError
-from surgery_jax.core import interrupts
-from surgery_jax.core.interrupts import Interrupted
+from surgery_jax.core.interrupts import Interrupted, watched
 from surgery_jax.execute.cluster import meet
 from surgery_jax.execute.meeting import MOST_GUESTS, Patience, Place
 
@@ -154,16 +153,18 @@ def test_a_port_that_is_taken_is_a_clear_error(port, pool):
 
 def test_a_wish_to_stop_that_lost_its_exception_ends_the_wait(port, pool):
     lines = []
-    first, second = join(pool, port, 0, size=3, notify=lines.append), join(pool, port, 1, size=3, notify=lines.append)
-    wait_for(lambda: len(lines) == 2)
-    assert lines == [f"waiting for process 2 of 3 to meet at 127.0.0.1:{port}"] * 2
-    interrupts.request(signal.SIGTERM)
-    try:
-        for process in (first, second):
-            with pytest.raises((Interrupted, SurgeryError), match="SIGTERM"):
-                process.result(timeout=2)
-    finally:
-        interrupts.request(0)
+    second = join(pool, port, 1, size=3)
+
+    def stop(line):
+        lines.append(line)
+        watch.asked = signal.SIGTERM
+
+    with watched() as watch, pytest.raises(Interrupted):
+        place = Place(0, 3, "127.0.0.1", port, b"secret")
+        meet(place, Patience(place, 20, stop))
+    assert lines == [f"waiting for process 2 of 3 to meet at 127.0.0.1:{port}"]
+    with pytest.raises(SurgeryError, match=r"process 0 on .* stopped: it was interrupted by SIGTERM"):
+        second.result(timeout=5)
 
 
 # --------------------------------------------------------------------------------------------- the command, for real
