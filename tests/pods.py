@@ -58,11 +58,14 @@ class Pod:
         self._texts: dict[int, tuple[Any, Any]] = {}
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
 
-    def start(self, *ranks: int, more: Sequence[str] = (), cwd: Path | None = None, **variables: str) -> Pod:
-        """Start processes; all of them if none is named."""
+    def start(
+        self, *ranks: int, more: Sequence[str] = (), cwd: Path | None = None, plan: Path | None = None, **variables: str
+    ) -> Pod:
+        """Start processes; all of them if none is named. They differ from the others in what else is given."""
         for rank in ranks or range(self.size):
             place = ["--distributed", "--coordinator", f"127.0.0.1:{self.port}", "--num-processes", str(self.size)]
-            command = [sys.executable, "-c", BECOME, "run", *self._words, *place, "--process-id", str(rank), *more]
+            words = [str(plan), *self._words[1:]] if plan else self._words
+            command = [sys.executable, "-c", BECOME, "run", *words, *place, "--process-id", str(rank), *more]
             out, err = self._texts[rank] = tempfile.TemporaryFile(), tempfile.TemporaryFile()
             environment = {**self._environment, **variables}
             self.processes[rank] = subprocess.Popen(
