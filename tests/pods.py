@@ -46,13 +46,19 @@ class Ended:
 
 
 class Pod:
-    """`size` processes of one run of the command; each is started when a test says so. A context that leaves none."""
+    """`size` processes of one run of the command; each is started when a test says so. A context that leaves none.
 
-    def __init__(self, size: int, *words: Any, cwd: Path, devices: int = 1, **variables: str) -> None:
+    Without `place` they are not told who they are.
+    """
+
+    def __init__(
+        self, size: int, *words: Any, cwd: Path, devices: int = 1, place: bool = True, **variables: str
+    ) -> None:
         self.size = size
         self.port = free_port()
         self.cwd = cwd
-        self._words = [*map(str, words), "--no-summary", "--no-sync"]
+        self._words = [*map(str, words), "--no-summary", "--no-sync", "--distributed"]
+        self._place = place
         flags = f"--xla_force_host_platform_device_count={devices}"
         self._environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **variables}
         self._texts: dict[int, tuple[Any, Any]] = {}
@@ -63,9 +69,10 @@ class Pod:
     ) -> Pod:
         """Start processes; all of them if none is named. They differ from the others in what else is given."""
         for rank in ranks or range(self.size):
-            place = ["--distributed", "--coordinator", f"127.0.0.1:{self.port}", "--num-processes", str(self.size)]
+            place = ["--coordinator", f"127.0.0.1:{self.port}", "--num-processes", str(self.size)]
+            place = [*place, "--process-id", str(rank)] if self._place else []
             words = [str(plan), *self._words[1:]] if plan else self._words
-            command = [sys.executable, "-c", BECOME, "run", *words, *place, "--process-id", str(rank), *more]
+            command = [sys.executable, "-c", BECOME, "run", *words, *place, *more]
             out, err = self._texts[rank] = tempfile.TemporaryFile(), tempfile.TemporaryFile()
             environment = {**self._environment, **variables}
             self.processes[rank] = subprocess.Popen(

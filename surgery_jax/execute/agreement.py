@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import zip_longest
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.errors import PlanError
@@ -153,8 +152,9 @@ def _header_lines(checkpoint: Checkpoint) -> Iterator[Line]:
             yield f"{name}: {entry.spec}", checkpoint.path
             continue
         path, offset, rest = entry.extent
-        places = [(Path(path).name, offset), *((begin, Path(part).name, at) for begin, part, at in rest)]
-        yield f"{name}: {entry.spec}, bytes at {', '.join(map(str, places))}", path
+        places = [(offset, path), *((at, part) for _, part, at in rest)]
+        spelled = " and ".join(f"byte {at} of {part.rpartition('/')[2]}" for at, part in places)
+        yield f"{name}: {entry.spec} from {spelled}", path
 
 
 def facts_of_outputs(outputs: Sequence[tuple[OutputPlan, Layout]]) -> Facts:

@@ -16,7 +16,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ..core.errors import PlanError
-from .meeting import Patience, Place, arrive, gather
+from .arriving import arrive
+from .gathering import gather
+from .meeting import Patience, Place
 from .options import Options
 from .peers import ALONE, Peers, Star
 
@@ -55,17 +57,27 @@ def check_options(options: Options) -> None:
             found=f"no {' and no '.join(missing)}",
         )
     assert options.coordinator is not None and options.num_processes is not None and options.process_id is not None
-    host, _, port = options.coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise PlanError(
-            f"not an address: {options.coordinator!r}",
-            expected="--coordinator HOST:PORT, where process 0 can be reached, such as 10.0.0.1:8476",
-        )
+    _split(options.coordinator)
     if options.num_processes < 1 or not 0 <= options.process_id < options.num_processes:
         raise PlanError(
             f"no process {options.process_id} of {options.num_processes}",
             expected="--process-id from 0 to one less than --num-processes",
         )
+
+
+def _split(address: str) -> tuple[str, int]:
+    """Host and port of an address.
+
+    Raises:
+        PlanError: it is none.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise PlanError(
+            f"not an address: {address!r}",
+            expected="--coordinator HOST:PORT, where process 0 can be reached, such as 10.0.0.1:8476",
+        )
+    return host.strip("[]"), int(port)
 
 
 def join(options: Options, notify: Callable[[str], None] | None = None) -> AbstractContextManager[Peers]:
@@ -115,8 +127,7 @@ def _place(options: Options) -> Place:
         config: Any = jax.config
         for kind in ("cuda", "rocm"):
             config.update(f"jax_{kind}_visible_devices", ",".join(map(str, devices)))
-    host, _, port = address.rpartition(":")
-    return Place(rank, size, host.strip("[]"), int(port), os.environ.get(SECRET, "").encode())
+    return Place(rank, size, *_split(address), os.fsencode(os.environ.get(SECRET, "")))
 
 
 Found = tuple[str | None, int | None, int | None, Sequence[int] | None]
@@ -126,13 +137,14 @@ def _found(options: Options) -> tuple[Found, str | None]:
     """Address, number and id, as given or as JAX finds them; the devices that are this process's on its host; and why
     JAX cannot tell something, if it says."""
     address = options.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    known = address, options.num_processes, options.process_id, None
     local = os.environ.get("JAX_LOCAL_DEVICE_IDS")
-    known = address, options.num_processes, options.process_id, list(map(int, local.split(","))) if local else None
     with warnings.catch_warnings(record=True) as said:
         try:
             from jax._src.clusters import ClusterEnv
 
-            found = ClusterEnv.auto_detect_unset_distributed_params(*known, None, max(1, round(options.join_timeout)))
+            asked = (*known[:3], list(map(int, local.split(","))) if local else None)
+            found = ClusterEnv.auto_detect_unset_distributed_params(*asked, None, max(1, round(options.join_timeout)))
         except Exception as error:  # of the cluster's own client, or JAX keeps its knowledge elsewhere
             return known, (str(error).strip().splitlines() or [type(error).__name__])[0]
     return found, " ".join(str(said[0].message).split())[:300] if said else None

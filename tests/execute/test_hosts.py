@@ -227,6 +227,16 @@ def test_what_differs_is_named_though_only_one_process_fails_for_it(bench):
     assert "found: v: float64[3]" in ended[0].err and "no tensor" not in ended[0].err
 
 
+def test_process_0_that_is_lost_after_all_was_handed_over_may_have_published():
+    first, second = stars(2)
+    with pytest.raises(StorageError, match="is lost") as lost, second:
+        second.hand_over()
+        first._closed.set()
+        first._links[1].close()
+        second.share()
+    assert "are there if it could still publish" in str(lost.value)
+
+
 def test_a_process_that_leaves_while_another_waits_for_it_ends_the_wait():
     def act(star):
         return star.gather() if star.rank == 0 else None

@@ -1,18 +1,23 @@
 """How processes come together: whom they wait for is said, strangers hold up nobody, and all learn why it fails."""
 
+import json
 import signal
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from pods import Pod, Stranger, free_port, wait_for, write_endless
+from running import write_checkpoint
 
-from surgery_jax import PlanError, StorageError, SurgeryError
+from surgery_jax import Options, PlanError, StorageError, SurgeryError
 from surgery_jax.core.interrupts import Interrupted, watched
+from surgery_jax.execute import cluster
 from surgery_jax.execute.cluster import meet
-from surgery_jax.execute.meeting import MOST_GUESTS, Patience, Place
+from surgery_jax.execute.gathering import MOST_GUESTS
+from surgery_jax.execute.meeting import Patience, Place
 
 
 @pytest.fixture
@@ -214,3 +219,27 @@ def test_only_who_has_the_secret_of_the_environment_takes_part(pod):
     ended = pod.end(1, within_s=20)
     assert ended.code == 2 and "another secret" in ended.err
     assert pod.processes[0].poll() is None
+
+
+def test_what_slurm_says_of_the_processes_is_found(tmp_path):
+    write_checkpoint(tmp_path / "model.safetensors", {"a": np.arange(6, dtype=np.float32)})
+    plan = {"inputs": ["model.safetensors"], "transforms": [{"scale_": {"target": "a", "by": 2}}], "output": "out"}
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan))
+    slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    with Pod(2, "plan.yaml", "--json", cwd=tmp_path, place=False, **slurm) as pod:
+        for rank in range(2):
+            own = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "JAX_COORDINATOR_PORT": str(pod.port)}
+            pod.start(rank, **own)
+        ended = pod.ends(60)
+    assert [process.code for process in ended] == [0, 0], ended
+    assert [share["process"].split()[:2] for share in json.loads(ended[0].out)["processes"]] == [
+        ["process", "0"],
+        ["process", "1"],
+    ]
+
+
+def test_without_a_cluster_it_is_said_how_to_name_the_processes():
+    with pytest.raises(PlanError, match="no cluster was found") as refused:
+        cluster.join(Options(distributed=True))
+    assert "no address of process 0, no number of processes, no id of this one" in str(refused.value)
+    assert "--coordinator HOST:PORT --num-processes N --process-id I" in str(refused.value)
