@@ -10,7 +10,7 @@ import threading
 from contextlib import suppress
 
 from ..core.errors import StorageError, SurgeryError, told
-from ..core.interrupts import Interrupted
+from ..core.interrupts import Interrupted, check_interrupted
 
 __all__ = ["Elsewhere", "Link", "heard_failure", "reason", "say_failure"]
 
@@ -112,6 +112,10 @@ def heard_failure(message: bytes) -> Elsewhere:
 def reason(error: BaseException) -> SurgeryError:
     """What others must be told of an error that ends this process; of several the first. For an interrupt they get the
     exit code of a process that is lost, since nobody asked them to stop."""
+    try:
+        check_interrupted()  # an interrupt can break off something that then fails in its own way
+    except Interrupted as asked:
+        error = asked
     if isinstance(error, Exception):
         return told(error).single[0]
     name = str(error) if isinstance(error, Interrupted) else ""

@@ -144,10 +144,11 @@ class Star(Peers):
             while missing := [key for key in keys if key not in self._heard]:
                 self.check()
                 left = next((rank for _, rank in missing if rank in self._gone), None)
-                if left is None:
-                    self._changed.wait(LOOK_S)
-                else:
-                    self._fail(StorageError(f"{self.name(left)} left before the end", hint=self._hint()), left)
+                if left is not None:
+                    error = StorageError(f"{self.name(left)} left before the end", hint=self._hint())
+                    self._fail(error, left)
+                    raise self._failure or error
+                self._changed.wait(LOOK_S)
 
     def _send(self, rank: int, kind: int, number: int = 0, message: bytes = b"") -> None:
         try:
