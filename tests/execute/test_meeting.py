@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -93,14 +94,18 @@ def test_a_stranger_that_says_nothing_has_two_seconds_and_a_slow_one_no_more(por
 
 
 def test_a_crowd_of_strangers_neither_keeps_the_others_out_nor_starts_the_wait_anew(port, pool):
-    first = join(pool, port, 0, size=3, limit_s=3)
+    first = join(pool, port, 0, size=3, limit_s=5)
     wait_for(lambda: is_open(port))
     started = time.monotonic()
-    second = join(pool, port, 1, size=3)
-    strangers = [Stranger(port, Stranger.KINDS[number % 3]) for number in range(4 * MOST_GUESTS)]
+    strangers = []
+    with suppress(OSError):  # more and more of them, until process 0 gives up
+        for number in range(4 * MOST_GUESTS):
+            strangers.append(Stranger(port, Stranger.KINDS[number % 3]))
+            if number == 20:
+                second = join(pool, port, 1, size=3)
     with pytest.raises(StorageError) as late:
         first.result()
-    assert 2 < time.monotonic() - started < 6
+    assert 4 < time.monotonic() - started < 8
     assert "missing: process 2" in str(late.value) and "connections that do not belong to the run" in str(late.value)
     with pytest.raises(SurgeryError, match="missing: process 2"):
         second.result()
