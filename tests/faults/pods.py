@@ -34,7 +34,8 @@ from running import write_checkpoint
 
 SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}
 SIZE = 3
-JOIN_S = 15  # for all to come
+JOIN_S = 15  # for all to come, where one will not
+AMPLE_S = 90  # where all will
 LEAVE_S = 20  # for all to end once something has happened; those who are silent are missed after 25 more
 STRANGERS = 300
 
@@ -116,7 +117,8 @@ class Stage:
         """What was wrong."""
         self.wrong = []
         plan = self.folder / ("plan.yaml" if scenario.phase == "reading" else "short.yaml")
-        with Pod(SIZE, plan, "--join-timeout", JOIN_S, cwd=self.folder) as pod:
+        patience = JOIN_S if scenario.kind in (*SIGNALS, "freeze") else AMPLE_S
+        with Pod(SIZE, plan, "--join-timeout", patience, cwd=self.folder) as pod:
             try:
                 getattr(self, f"_play_{'signal' if scenario.kind in SIGNALS else scenario.kind}")(pod, scenario)
             except (AssertionError, subprocess.TimeoutExpired) as error:
@@ -195,7 +197,7 @@ class Stage:
         pod.signal(scenario.rank, signal.SIGCONT)
         if scenario.phase == "meeting":
             pod.start(SIZE - 1)
-        for ended in pod.ends(within_s=60):
+        for ended in pod.ends(within_s=AMPLE_S):
             self.holds(ended.code == 0, f"exit code {ended.code} after a pause: {ended.err}")
 
     def _play_freeze(self, pod: Pod, scenario: Scenario) -> None:
@@ -218,7 +220,7 @@ class Stage:
         self._reach(pod, scenario)
         strangers = [Stranger(pod.port, scenario.what) for _ in range(STRANGERS)]
         pod.start(SIZE - 1)
-        for ended in pod.ends(within_s=60):
+        for ended in pod.ends(within_s=AMPLE_S):
             self.holds(ended.code == 0, f"exit code {ended.code} with strangers: {ended.err}")
         for stranger in strangers:
             with suppress(OSError):
@@ -233,7 +235,7 @@ class Stage:
             "option": ("--memory", ["--memory", "1GiB"], None),
         }[scenario.what]
         pod.start(scenario.rank, more=words, cwd=cwd, plan=self.folder / name if name == "other.yaml" else None)
-        for ended in pod.ends(within_s=60):
+        for ended in pod.ends(within_s=AMPLE_S):
             self.holds(ended.code == 2, f"exit code {ended.code} where {scenario.what} differs: {ended.err}")
             self.holds(f"process {scenario.rank}" in ended.err and name in ended.err, f"not named in {ended.err!r}")
 
