@@ -69,17 +69,32 @@ def plan_of(content: dict[str, Any], name: str = "plan") -> Plan:
 
 
 def compile_plan(
-    plan: Plan, options: Options | None = None, *, inputs: Mapping[str, Checkpoint] | None = None
+    plan: Plan,
+    options: Options | None = None,
+    *,
+    inputs: Mapping[str, Checkpoint] | None = None,
+    peers: Peers = ALONE,
 ) -> Compiled:
     """Everything about a plan that can be known without reading a tensor.
 
     `inputs` are checkpoints by alias, such as `from_flax` gives; they stand in for the plan's inputs of these aliases.
+    `peers` are the processes that share the work, which all compile the same plan.
 
     Raises:
         Problems: all that is wrong with it.
+        SurgeryError: another process has another plan or other files, or something is wrong there.
     """
     plan, held = with_inputs(plan, inputs or {})
-    return compile_with(plan, Outside(options or Options(), held))
+    outside = Outside(options or Options(), held)
+    if peers.size == 1:
+        return compile_with(plan, outside)
+    from .execute.agreement import compare, facts_of_plan, facts_of_sources
+    from .execute.hosts import together
+
+    compare(peers, facts_of_plan(plan))
+    return together(
+        peers, lambda: compile_with(plan, outside), lambda: compare(peers, facts_of_sources(outside.sources))
+    )
 
 
 def check(plan: Plan, options: Options | None = None, *, inputs: Mapping[str, Checkpoint] | None = None) -> Compiled:
@@ -137,14 +152,14 @@ def run(
     began = time.perf_counter()
     options = agreed_options(peers, options or Options())
     left = leftovers(plan, remove=True) if peers.rank == 0 else ()
-    compiled = compiled or compile_plan(plan, options, inputs=inputs)
-    agree(peers, compiled.symbolic, compiled.outputs)
+    compiled = compiled or compile_plan(plan, options, inputs=inputs, peers=peers)
+    agree(peers, compiled.outputs)
     if peers.rank == 0:
         left += leftovers(plan, compiled.outputs, remove=True)
         check_targets(compiled, options, compiled.outputs)
     (compiled,), passes = settle_questions([compiled], options, progress, peers)
     if passes:
-        agree(peers, compiled.symbolic, compiled.outputs)
+        agree(peers, compiled.outputs)
         if peers.rank == 0:
             check_targets(compiled, options, compiled.outputs)
     check_fits_here(compiled.program, options.limits)
@@ -158,6 +173,7 @@ def run(
             write_notes(compiled, stagings, done.findings)
         peers.share()
         if peers.rank:  # only now, and whoever has not heard this keeps process 0 from going on
+            peers.hand_over()
             for staging in stagings:
                 staging.release()
         peers.gather()

@@ -70,11 +70,13 @@ class Compiled:
 
 class Outside:
     """The outside world as the graph may see it: headers, nested plans, and what output paths mean. Each header is
-    read once, also for a plan that is built again: what was asked of the data belongs to it."""
+    read once, also for a plan that is built again: what was asked of the data belongs to it. `sources` keeps what was
+    read, by its path."""
 
     def __init__(self, options: Options, held: Held | None = None) -> None:
         self.options = options
         self.held = dict(held or {})
+        self.sources: dict[str, Checkpoint | Node] = {}
         self._singles: dict[tuple[str, str], Single] = {}
         self._identities: dict[str, Identity] = {}
 
@@ -83,6 +85,7 @@ class Outside:
             found = formats.open_checkpoint(path)
             add_all(self._identities, found.identities)
             self.held[path] = found
+        self.sources[path] = self.held[path]
         return self.held[path]
 
     def open_single(self, path: str, format: str) -> Single:
@@ -90,10 +93,12 @@ class Outside:
             found = formats.open_single(path, format)
             add_all(self._identities, found.identities)
             self._singles[path, format] = found
+            self.sources[path] = Checkpoint(path, format, {found.name or "": found.entry})
         return self._singles[path, format]
 
     def open_plan(self, path: str) -> Node:
-        return parse_plan_file(path, interpolate=False)
+        found = self.sources[path] = parse_plan_file(path, interpolate=False)
+        return found
 
     def check_request(self, request: Request) -> None:
         self.resolve(request)

@@ -4,19 +4,16 @@ what they found. Every exchange here is one that all processes make."""
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..compile.blueprint import Blueprint
 from ..compile.program import Program
 from ..core.errors import PlanError, SurgeryError
-from ..graph.node import Source
 from ..graph.roots import Symbolic
+from .agreement import compare, facts_of_options, facts_of_outputs
 from .options import Options
 from .peers import Peers
 from .schedule import DecodeTask, MoveTask, Task, plan_tasks, shares
@@ -32,8 +29,9 @@ T = TypeVar("T")
 Outputs = Sequence[tuple["OutputPlan", "Layout"]]
 
 
-def together(peers: Peers, make: Callable[[], T]) -> T:
-    """What `make` gives, once it has succeeded in all processes.
+def together(peers: Peers, make: Callable[[], T], tried: Callable[[], object] | None = None) -> T:
+    """What `make` gives, once it has succeeded in all processes. `tried` is called when it has not succeeded too, and
+    before anyone hears of that: what differs between the processes explains why only some of them failed.
 
     Raises:
         SurgeryError: it failed in this one, or in another.
@@ -45,6 +43,8 @@ def together(peers: Peers, make: Callable[[], T]) -> T:
         if peers.size == 1:
             raise
         error = found
+    if tried is not None:
+        tried()
     said = {} if error is None else {"exit_code": error.exit_code, "problem": str(error)}
     for rank, message in enumerate(peers.gather(json.dumps(said).encode())):
         if error is not None:
@@ -60,24 +60,23 @@ def together(peers: Peers, make: Callable[[], T]) -> T:
 
 
 def agreed_options(peers: Peers, options: Options) -> Options:
-    """The options of process 0, in what decides how the work is cut.
+    """The options of this process, with as many workers as process 0 has where it leaves that open.
 
     Raises:
-        PlanError: those of this process differ.
+        PlanError: those that decide how the work is cut differ.
     """
     if peers.size == 1:
         return options
-    names = ("memory_bytes", "device_memory", "shard_size", "overwrite", "sync")
-    compare(peers, {f"option {name.removesuffix('_bytes')}": str(getattr(options, name)) for name in names})
+    compare(peers, facts_of_options(options))
     workers = int(peers.share(str(options.num_workers).encode()))
     return dataclasses.replace(options, workers=options.workers or workers)
 
 
-def agree(peers: Peers, symbolic: Symbolic, outputs: Outputs) -> None:
-    """Make sure that all processes run the same programs and see the same headers and outputs.
+def agree(peers: Peers, outputs: Outputs) -> None:
+    """Make sure that all processes write the same outputs.
 
     Raises:
-        PlanError: one of them does not, or an output is one that a single process must write.
+        PlanError: they do not, or an output is one that a single process must write.
     """
     if peers.size > 1:
         for output, layout in outputs:
@@ -87,65 +86,7 @@ def agree(peers: Peers, symbolic: Symbolic, outputs: Outputs) -> None:
                     found=f"{peers.size} processes",
                     hint="leave out the compression, or use one process",
                 )
-        compare(peers, versions())
-        facts = {"the headers of the inputs": headers_digest(symbolic), "the outputs": outputs_digest(outputs)}
-        compare(peers, facts)
-
-
-def compare(peers: Peers, facts: Mapping[str, str]) -> None:
-    """Make sure that facts are the same in all processes.
-
-    Raises:
-        PlanError: one of them differs somewhere.
-    """
-    for rank, message in enumerate(peers.gather(json.dumps(facts).encode())):
-        for name, value in json.loads(message).items():
-            if value != facts[name]:
-                raise PlanError(
-                    f"{peers.name(rank)} differs in: {name}",
-                    expected=f"{facts[name]}, as in process 0",
-                    found=value,
-                    hint="all processes need the same program, the same plan and the same files",
-                )
-    peers.share()
-
-
-def versions() -> dict[str, str]:
-    """What computes."""
-    found = {"python": platform.python_version()}
-    for name in ("surgery-jax", "jax", "jaxlib", "numpy", "ml_dtypes"):
-        try:
-            found[f"version of {name}"] = version(name)
-        except PackageNotFoundError:
-            found[f"version of {name}"] = "not installed"
-    return found
-
-
-def headers_digest(symbolic: Symbolic) -> str:
-    """A digest of what the headers say of all tensors that are used, and of what happens to them."""
-    lines = []
-    for node in symbolic.stored():
-        assert isinstance(node.op, Source)
-        lines.append(f"{node.op.name} {node.spec} {node.op.entry.spec} {node.op.entry.extent}")
-    return _digest(lines)
-
-
-def outputs_digest(outputs: Outputs) -> str:
-    """A digest of which files are written, and what belongs where."""
-    lines = []
-    for output, layout in outputs:
-        lines.append(f"{output.path} {output.format.name} {output.is_directory}")
-        lines += [f"{file.name} {file.size} {[(at, len(data)) for at, data in file.fixed]}" for file in layout.files]
-        lines += [f"{name} {place}" for name, place in layout.places.items()]
-        lines += [f"{name} {parts}" for name, parts in layout.rest.items()]
-    return _digest(lines)
-
-
-def _digest(lines: Iterable[str]) -> str:
-    made = hashlib.sha256()
-    for line in lines:
-        made.update(line.encode("utf-8", "surrogateescape") + b"\n")
-    return made.hexdigest()
+        compare(peers, facts_of_outputs(outputs))
 
 
 @dataclass
@@ -165,7 +106,7 @@ class Part:
             PlanError: another process has planned other tasks.
         """
         tasks = plan_tasks(self.program, plans)
-        compare(self.peers, {"tasks": _digest(_spelled(self.program, tasks))})
+        compare(self.peers, {"the tasks": lambda: ((line, "") for line in _spelled(self.program, tasks))})
         own = shares(tasks, plans, self.peers.size)[self.peers.rank]
         self.nbytes = sum(entry.read for entry in own)
         self.written = sum(entry.written for entry in own)

@@ -19,7 +19,7 @@ class Options:
     outputs to the disk before they are published. devices: use only the first so many; 0 means all. profile: folder for
     traces of the run. device_memory: budget of every device, a size or `none`. distributed: share the work with the
     other processes of a cluster; where JAX cannot tell which these are, coordinator (`HOST:PORT`), num_processes and
-    process_id do.
+    process_id do. join_timeout: seconds within which all must have come together.
     """
 
     memory: str = "2GiB"
@@ -34,6 +34,7 @@ class Options:
     coordinator: str | None = None
     num_processes: int | None = None
     process_id: int | None = None
+    join_timeout: float = 300.0
 
     @property
     def memory_bytes(self) -> int:

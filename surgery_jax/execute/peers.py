@@ -8,29 +8,22 @@ goes to all others. Nothing here knows about JAX: see `cluster` for how processe
 
 from __future__ import annotations
 
-import hmac
-import json
 import os
 import socket
-import struct
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from ..core.errors import StorageError, SurgeryError
 from ..core.interrupts import check_interrupted
+from .links import BEAT, BYE, DATA, FAIL, SILENCE_S, Link, heard_failure, reason, say_failure
 
 __all__ = ["ALONE", "Alone", "Peers", "Star"]
 
 BEAT_S = 5.0  # between signs of life
-SILENCE_S = 25.0  # without one, after which a process is lost
 GRACE_S = 15.0  # to come to an end in once another has failed; with SILENCE_S this stays within a minute
-ARRIVAL_S = 300  # for all to connect
-CHUNK = 1 << 20
-HEAD = struct.Struct("!BIQ")  # kind, number of the exchange, bytes that follow
-HELLO, BEAT, DATA, FAIL, BYE = range(5)
-MOST_HELLO = 4096
+LOOK_S = 0.5  # between looks for an interrupt while a process waits
 
 
 class Peers:
@@ -72,6 +65,9 @@ class Peers:
             SurgeryError: one has failed before.
         """
 
+    def hand_over(self) -> None:
+        """From now on process 0 may let the outputs appear, whatever becomes of this process."""
+
     def name(self, rank: int) -> str:
         """What to call a process in a message."""
         return f"process {rank}"
@@ -90,78 +86,18 @@ class Alone(Peers):
 ALONE = Alone()
 
 
-class _Elsewhere(SurgeryError):
-    """A failure of another process, with the exit code that it had there."""
-
-    def __init__(self, problem: str, exit_code: int, hint: str | None) -> None:
-        super().__init__(problem, hint=hint)
-        self.exit_code = exit_code
-
-
-class _Link:
-    """One connection: whole messages from any thread, received by one."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.connection = connection
-        connection.settimeout(SILENCE_S)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._lock = threading.Lock()
-
-    def send(self, kind: int, number: int = 0, message: bytes = b"") -> None:
-        with self._lock:
-            self.connection.sendall(HEAD.pack(kind, number, len(message)))
-            for start in range(0, len(message), CHUNK):  # each with its own time limit
-                self.connection.sendall(message[start : start + CHUNK])
-
-    def receive(self, most: int | None = None) -> tuple[int, int, bytes]:
-        """Kind, number and message.
-
-        Raises:
-            OSError: the connection is lost, or says more than `most` bytes.
-        """
-        kind, number, length = HEAD.unpack(self._exactly(HEAD.size))
-        if most is not None and length > most:
-            raise OSError("too long a message")
-        return kind, number, self._exactly(length)
-
-    def _exactly(self, length: int) -> bytes:
-        parts = bytearray()
-        while len(parts) < length:
-            part = self.connection.recv(min(CHUNK, length - len(parts)))
-            if not part:
-                raise ConnectionResetError
-            parts += part
-        return bytes(parts)
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self.connection.shutdown(socket.SHUT_RDWR)
-        with suppress(OSError):
-            self.connection.close()
-
-
-def listen(host: str) -> socket.socket:
-    """Where process 0 waits for the others: any port, only within the machine if that is how it is called."""
-    if host in ("localhost", "127.0.0.1"):
-        return socket.create_server(("127.0.0.1", 0))
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
-    return socket.create_server(("", 0))
-
-
 class Star(Peers):
-    """Connected processes; a context in which an error is told to the others before it goes on."""
+    """Connected processes; a context in which an error is told to the others before it goes on.
 
-    def __init__(self, rank: int, size: int, secret: str, where: socket.socket | tuple[str, int]) -> None:
-        """Connect; `where` is the listening socket of process 0, or its address. `secret` keeps strangers out.
+    `links` are the connections to the others by rank: of process 0 to all, of the others to process 0. `names` are
+    those of their hosts.
+    """
 
-        Raises:
-            StorageError: not all came.
-        """
+    def __init__(self, rank: int, size: int, links: Mapping[int, Link], names: Mapping[int, str]) -> None:
         self.rank = rank
         self.size = size
-        self._names = {rank: socket.gethostname()}
-        self._links: dict[int, _Link] = {}
+        self._names = {**names, rank: socket.gethostname()}
+        self._links = dict(links)
         self._exchange = 0
         self._heard: dict[tuple[int, int], bytes] = {}  # by exchange and rank
         self._gone: set[int] = set()
@@ -171,53 +107,11 @@ class Star(Peers):
         self._timer: threading.Timer | None = None
         self._rescues: list[Callable[[], object]] = []
         self._undisturbed = False
-        try:
-            if isinstance(where, socket.socket):
-                self._accept(where, secret)
-            else:
-                self._connect(where, secret)
-        except BaseException:
-            self.close()
-            raise
+        self._has_handed_over = False
         for other, link in self._links.items():
+            link.connection.settimeout(SILENCE_S)
             threading.Thread(target=self._listen, args=(other, link), daemon=True, name=f"peer-{other}").start()
         threading.Thread(target=self._beat, daemon=True, name="peer-beat").start()
-
-    def _accept(self, server: socket.socket, secret: str) -> None:
-        with server:
-            server.settimeout(ARRIVAL_S)
-            while len(self._links) < self.size - 1:
-                try:
-                    link = _Link(server.accept()[0])
-                except OSError:
-                    missing = sorted({*range(1, self.size)} - {*self._links})
-                    raise StorageError(
-                        f"not all processes came: {', '.join(map(str, missing))} of {self.size} are missing"
-                    ) from None
-                with suppress(OSError, ValueError, KeyError, TypeError):
-                    kind, _, message = link.receive(MOST_HELLO)
-                    said = json.loads(message)
-                    rank = int(said["rank"])
-                    if kind == HELLO and hmac.compare_digest(str(said["secret"]), secret) and 0 < rank < self.size:
-                        self._names[rank] = str(said["host"])
-                        self._links[rank] = link
-                        continue
-                link.close()
-
-    def _connect(self, address: tuple[str, int], secret: str) -> None:
-        try:
-            link = _Link(socket.create_connection(address, timeout=SILENCE_S))
-            hello = {"rank": self.rank, "secret": secret, "host": self._names[self.rank]}
-            link.send(HELLO, 0, json.dumps(hello).encode())
-        except OSError as error:
-            raise StorageError(
-                "process 0 cannot be reached",
-                where=f"{address[0]}:{address[1]}",
-                found=error.strerror or str(error),
-                hint="processes connect to any free port of the coordinator's host: let them through its firewall",
-            ) from None
-        self._links[0] = link
-        self._names[0] = address[0]
 
     def name(self, rank: int) -> str:
         host = self._names.get(rank)
@@ -247,15 +141,20 @@ class Star(Peers):
     def _wait(self, keys: list[tuple[int, int]]) -> None:
         with self._changed:
             # what is there already counts, even if its sender is gone by now
-            while not all(key in self._heard for key in keys):
+            while missing := [key for key in keys if key not in self._heard]:
                 self.check()
-                self._changed.wait(1.0)
+                left = next((rank for _, rank in missing if rank in self._gone), None)
+                if left is not None:
+                    error = StorageError(f"{self.name(left)} left before the end", hint=self._hint())
+                    self._fail(error, left)
+                    raise self._failure or error
+                self._changed.wait(LOOK_S)
 
     def _send(self, rank: int, kind: int, number: int = 0, message: bytes = b"") -> None:
         try:
             self._links[rank].send(kind, number, message)
-        except OSError:
-            self._lose(rank)
+        except OSError as error:
+            self._lose(rank, isinstance(error, TimeoutError))
 
     def check(self) -> None:
         check_interrupted()
@@ -270,51 +169,62 @@ class Star(Peers):
             self._undisturbed = True
             self.check()
 
+    def hand_over(self) -> None:
+        self._has_handed_over = True
+
     # -- life and death -----------------------------------------------------------------------------------------
 
-    def _listen(self, rank: int, link: _Link) -> None:
+    def _listen(self, rank: int, link: Link) -> None:
         while True:
             try:
                 kind, number, message = link.receive()
-            except OSError:
-                self._lose(rank)
+                failure = heard_failure(message) if kind == FAIL else None
+            except OSError as error:
+                self._lose(rank, isinstance(error, TimeoutError))
                 return
-            if kind == DATA:
+            if failure is not None:
+                self._fail(failure, rank)
+            elif kind == DATA:
                 with self._changed:
                     self._heard[number, rank] = message
                     self._changed.notify_all()
-            elif kind == FAIL:
-                said = json.loads(message)
-                if self.rank == 0:
-                    self._tell(said, but=rank)
-                self._fail(_Elsewhere(said["problem"], said["exit_code"], said["hint"]))
             elif kind == BYE:
                 with self._changed:
                     self._gone.add(rank)
+                    self._changed.notify_all()
                 return
 
     def _beat(self) -> None:
         while not self._closed.wait(BEAT_S):
-            for rank in self._links:
+            for rank, link in self._links.items():
                 if rank not in self._gone:
-                    self._send(rank, BEAT)
+                    link.urge(BEAT, wait_s=0)  # a message that is on its way is a sign of life too
 
-    def _lose(self, rank: int) -> None:
+    def _lose(self, rank: int, is_silent: bool) -> None:
         if self._closed.is_set() or rank in self._gone:
             return
-        problem = f"{self.name(rank)} is lost: it was killed, or cannot be reached"
-        error = StorageError(problem, hint="see what it wrote last; nothing was committed")
+        name = self.name(rank)
+        why = f"nothing came from it for {SILENCE_S:g} seconds" if is_silent else "it was killed, or cannot be reached"
+        error = StorageError(f"{name} is lost: {why}", hint=self._hint())
+        if is_silent:  # it may come to itself one day, and must not wait for us then
+            heard = f"{self.name(self.rank)} heard nothing from {name} for {SILENCE_S:g} seconds, and ended the run"
+            self._links[rank].urge(FAIL, say_failure(heard, error))
+        self._fail(error, rank)
         with self._changed:
             self._gone.add(rank)
-            is_first = self._failure is None
-        if is_first and self.rank == 0:
-            self._tell({"problem": problem, "exit_code": error.exit_code, "hint": error.hint}, but=rank)
-        self._fail(error)
 
-    def _fail(self, error: SurgeryError) -> None:
-        with self._changed:
+    def _hint(self) -> str:
+        if self._has_handed_over:
+            return "see what it wrote last; the outputs were complete, and are there if it could still publish them"
+        return "see what it wrote last; nothing was committed"
+
+    def _fail(self, error: SurgeryError, rank: int) -> None:
+        """This process learned from another that the run has failed; process 0 passes it on."""
+        with self._changed:  # which leaving needs too: not before all have been told
             if self._failure is None and not self._undisturbed and not self._closed.is_set():
                 self._failure = error
+                if self.rank == 0:
+                    self._tell(error.problem, error, but=rank)
                 self._timer = threading.Timer(GRACE_S, self._give_up, (error,))
                 self._timer.daemon = True
                 self._timer.start()
@@ -329,31 +239,30 @@ class Star(Peers):
         sys.stderr.flush()
         os._exit(error.exit_code)
 
-    def _tell(self, said: dict[str, object], but: int = -1) -> None:
-        message = json.dumps(said).encode()
+    def _tell(self, problem: str, error: SurgeryError, but: int = -1) -> None:
+        message = say_failure(problem, error)
         for rank, link in self._links.items():
             if rank != but and rank not in self._gone:
-                with suppress(OSError):
-                    link.send(FAIL, 0, message)
+                link.urge(FAIL, message)
 
     def __enter__(self) -> Star:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None and error is not self._failure:
-            problem = str(error).splitlines()[0] if isinstance(error, SurgeryError) else type(error).__name__
-            code = error.exit_code if isinstance(error, SurgeryError) else 1
-            said = {"problem": f"{self.name(self.rank)} stopped: {problem}", "exit_code": code, "hint": None}
-            self._tell(said)
-        self.close()
+            known = reason(error)
+            with self._changed:  # those that hear of it leave, which is no failure then
+                self._failure = self._failure or known
+            self._tell(f"{self.name(self.rank)} stopped: {str(known).splitlines()[0]}", known)
+        self._close(BYE if error is None else None)
 
-    def close(self) -> None:
-        """Leave; the others do not take it for a loss."""
+    def _close(self, word: int | None) -> None:
+        """Leave. With a word of farewell the others do not take it for a loss."""
         with self._changed:  # from here on nothing sets the timer
             self._closed.set()
             if self._timer is not None:
                 self._timer.cancel()
         for link in self._links.values():
-            with suppress(OSError):
-                link.send(BYE)
+            if word is not None:
+                link.urge(word)
             link.close()

@@ -3,26 +3,40 @@
 import hashlib
 import json
 import os
+import re
 import signal
-import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from pods import Pod, free_port, wait_for, write_endless
 from running import Bench, read_checkpoint, write_checkpoint
 
-from surgery_jax import AssertionFailed, Options, PlanError, StorageError, SurgeryError, explain, plan_of, run
+from surgery_jax import (
+    AssertionFailed,
+    Options,
+    PlanError,
+    StorageError,
+    SurgeryError,
+    explain,
+    load_plan,
+    plan_of,
+    run,
+)
 from surgery_jax.compile.program import Move
 from surgery_jax.core.errors import Problems
-from surgery_jax.execute.cluster import join
+from surgery_jax.execute.agreement import compare, facts_of_sources
+from surgery_jax.execute.cluster import join, meet
 from surgery_jax.execute.hosts import together
-from surgery_jax.execute.peers import ALONE, DATA, HEAD, HELLO, Star, listen
+from surgery_jax.execute.meeting import Patience, Place
+from surgery_jax.execute.peers import ALONE
 from surgery_jax.execute.reservations import PAGE
 from surgery_jax.execute.schedule import MoveTask, shares
+from surgery_jax.language.document import parse_plan_file
+from surgery_jax.storage.formats import open_checkpoint
 from surgery_jax.storage.publish import Staging
 
 GENERATOR = np.random.default_rng(5)
@@ -46,11 +60,10 @@ STEPS = [
 
 def stars(size):
     """So many processes as threads of this one, connected."""
-    server = listen("localhost")
-    where = "127.0.0.1", server.getsockname()[1]
+    port = free_port()
+    places = [Place(rank, size, "127.0.0.1", port, b"secret") for rank in range(size)]
     with ThreadPoolExecutor(size) as pool:
-        made = [pool.submit(Star, rank, size, "secret", where if rank else server) for rank in range(size)]
-        return [future.result() for future in made]
+        return list(pool.map(lambda place: meet(place, Patience(place, 30)), places))
 
 
 def on_all(peers, act):
@@ -121,25 +134,129 @@ def test_an_assertion_that_fails_in_one_share_stops_all_and_leaves_nothing(bench
     assert bench.left() == before
 
 
-@pytest.mark.parametrize("difference", ["headers", "plan", "memory"])
-def test_processes_that_do_not_mean_the_same_are_named(bench, difference):
-    other = write_checkpoint(bench.root / "other" / "model.safetensors", {**TENSORS, "more": np.zeros(3)})
+def differences(act):
+    """What three processes come to, of which the last differs: the error of process 0, which the others hear of."""
+    found = on_all(stars(3), act)
+    assert isinstance(found[0], PlanError) and all(error.exit_code == 2 for error in found)
+    first = str(found[0]).splitlines()[0]
+    assert first.startswith("process 2 on ") and all(first in str(error) for error in found)
+    assert not re.search("[0-9a-f]{32}", str(found[0]))  # nobody understands a digest
+    return str(found[0])
+
+
+def test_an_option_that_differs_is_named(bench):
     before = bench.left()
 
     def act(star):
-        plan = bench.plan(STEPS)
-        if star.rank == 2 and difference == "headers":
-            plan["inputs"] = [f"model::{other}"]
-        if star.rank == 2 and difference == "plan":
-            plan["transforms"] = [{"scale_": {"target": r"h\.\d+\.b", "by": 0.31}}, *STEPS[1:]]
-        options = Options(sync=False, memory="1GiB" if star.rank == 2 and difference == "memory" else "2GiB")
-        return run(plan_of(plan), options, peers=star)
+        options = Options(sync=False, memory="1GiB" if star.rank == 2 else "2GiB")
+        return run(plan_of(bench.plan(STEPS)), options, peers=star)
+
+    text = differences(act)
+    assert "differs in --memory" in text and f"{1 << 31} bytes, as in process 0" in text and f"{1 << 30} bytes" in text
+    assert bench.left() == before
+
+
+def test_a_plan_that_differs_is_named_with_the_place(bench):
+    for name, factor in (("a.yaml", 0.3), ("b.yaml", 0.31)):
+        steps = [{"scale_": {"by": factor, "target": r"h\.\d+\.b"}}, *STEPS[1:]]
+        (bench.root / name).write_text(yaml.safe_dump(bench.plan(steps)))
+    before = bench.left()
+
+    def act(words, others):
+        plans = {False: load_plan(*words), True: load_plan(*others)}
+        return differences(lambda star: run(plans[star.rank == 2], Options(sync=False), peers=star))
+
+    text = act(["a.yaml"], ["b.yaml"])
+    assert re.search(r"differs in the plan, at b.yaml:\d+:\d+$", text.splitlines()[0])
+    assert (
+        re.search(r"by: 0.3, as in process 0 at a.yaml:\d+:\d+$", text, re.M)
+        and "found: " in text
+        and "by: 0.31" in text
+    )
+    text = act(["a.yaml"], ["a.yaml", "transforms[0].scale_.by=7"])
+    assert "at transforms[0].scale_.by=7" in text and "scale_.by: 0.3" in text and "scale_.by: 7" in text
+    text = act(["a.yaml"], ["a.yaml", "output=elsewhere.safetensors"])
+    assert "output.path: elsewhere.safetensors" in text
+    text = act(["a.yaml", "inputs[0]=a.yaml"], ["a.yaml"])
+    assert "input model: a.yaml, as in process 0" in text and "model.safetensors" in text
+    assert bench.left() == before
+
+
+def test_a_plan_means_the_same_wherever_its_files_lie_and_its_keys_stand(bench):
+    (bench.root / "a.yaml").write_text(yaml.safe_dump(bench.plan(STEPS[:1])))
+    turned = json.dumps(bench.plan([{"scale_": dict(reversed(STEPS[0]["scale_"].items()))}]))
+    (bench.root / "b.yaml").write_text("# by hand\n" + turned)
+    plans = [load_plan("a.yaml"), load_plan("b.yaml")]
+    found = on_all(stars(2), lambda star: run(plans[star.rank], Options(sync=False), peers=star))
+    assert [error for error in found if isinstance(error, SurgeryError)] == []
+
+
+def test_a_file_that_differs_is_named(bench):
+    """One of a sharded checkpoint, the text in one, and a plan that the plan executes."""
+    parts = {"weights-1.safetensors": {"a": np.zeros((2, 3), np.float32)}, "weights-2.safetensors": {"b": np.ones(5)}}
+    weight_map = {"a": "weights-1.safetensors", "b": "weights-2.safetensors"}
+    for place in ("here", "there"):
+        for name, tensors in parts.items():
+            write_checkpoint(bench.root / place / name, tensors, {"format": place if "1" in name else "pt"})
+        (bench.root / place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        (bench.root / f"{place}.yaml").write_text(f"- scale_: {{ target: a, by: {len(place)} }}\n")
+    sources = [{"it": open_checkpoint(str(bench.root / place))} for place in ("here", "there")]
+    text = differences(lambda star: compare(star, facts_of_sources(sources[star.rank == 2])))
+    assert "differs in the header of it, at " in text and "metadata format: here, as in process 0" in text
+    write_checkpoint(bench.root / "there" / "weights-1.safetensors", parts["weights-1.safetensors"], {"format": "here"})
+    write_checkpoint(bench.root / "there" / "weights-2.safetensors", {"b": np.ones(6)}, {"format": "pt"})
+    sources[1] = {"it": open_checkpoint(str(bench.root / "there"))}
+    text = differences(lambda star: compare(star, facts_of_sources(sources[star.rank == 2])))
+    assert text.splitlines()[0].endswith("there/weights-2.safetensors") and "here/weights-2.safetensors" in text
+    assert "b: float64[5]" in text and "b: float64[6]" in text
+    plans = [{"it": parse_plan_file(bench.root / f"{place}.yaml")} for place in ("here", "there")]
+    text = differences(lambda star: compare(star, facts_of_sources(plans[star.rank == 2])))
+    assert re.search(r"differs in the plan it, at .*there.yaml:1:\d+", text) and "scale_.by: 4, as" in text
+
+
+def test_what_differs_is_named_though_only_one_process_fails_for_it(bench):
+    """In a directory of its own the last process finds another checkpoint, without the tensor of the plan."""
+    write_checkpoint(bench.root / "other" / "model.safetensors", {"v": np.zeros(3)})
+    (bench.root / "plan.yaml").write_text(
+        "inputs: [ model.safetensors ]\ntransforms:\n  - scale_: { target: wide, by: 2 }\noutput: out.safetensors\n"
+    )
+    with Pod(2, bench.root / "plan.yaml", cwd=bench.root) as pod:
+        ended = pod.start(0).start(1, cwd=bench.root / "other").ends(60)
+    for process in ended:
+        assert process.code == 2 and "process 1 on" in process.err
+        assert "differs in the header of model.safetensors, at model.safetensors" in process.err
+    assert "found: v: float64[3]" in ended[0].err and "no tensor" not in ended[0].err
+
+
+def test_process_0_that_is_lost_after_all_was_handed_over_may_have_published():
+    first, second = stars(2)
+    with pytest.raises(StorageError, match="is lost") as lost, second:
+        second.hand_over()
+        first._closed.set()
+        first._links[1].close()
+        second.share()
+    assert "are there if it could still publish" in str(lost.value)
+
+
+def test_a_process_that_leaves_while_another_waits_for_it_ends_the_wait():
+    def act(star):
+        return star.gather() if star.rank == 0 else None
 
     found = on_all(stars(3), act)
-    words = {"headers": "the headers of the inputs", "plan": "tasks", "memory": "option memory"}
-    assert "process 2" in str(found[0]) and words[difference] in str(found[0])
-    assert all(isinstance(error, SurgeryError) for error in found)
-    assert bench.left() == before
+    assert "process 1" in str(found[0]) and "left before the end" in str(found[0])
+
+
+def test_a_process_that_gives_up_for_another_is_no_clean_end_for_that(bench):
+    """Process 0 stood still, the others went without it: it must not wait for what they would have said."""
+
+    def act(star):
+        if star.rank:
+            star._fail(StorageError("process 0 is lost"), 0)
+            star.check()
+        return star.gather()
+
+    found = on_all(stars(3), act)
+    assert "is lost" in str(found[0]) and found[0].exit_code == 3
 
 
 def test_a_process_that_does_not_see_the_directory_of_the_first_is_an_error(bench):
@@ -187,22 +304,6 @@ def test_a_lost_process_is_named_to_all_others():
     for rank in (0, 1, 3):
         assert "process 2" in str(found[rank]) and "is lost" in str(found[rank]) and found[rank].exit_code == 3
     assert time.monotonic() - started < 5
-
-
-def test_a_stranger_is_not_let_in():
-    server = listen("localhost")
-    where = "127.0.0.1", server.getsockname()[1]
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(Star, 0, 2, "secret", server)
-        for message in (json.dumps({"rank": 1, "secret": "?", "host": "x"}).encode(), b"[]", b"{"):
-            with socket.create_connection(where) as stranger:
-                stranger.sendall(HEAD.pack(HELLO, 0, len(message)) + message)
-                assert stranger.recv(1) == b""
-        with socket.create_connection(where) as stranger:
-            stranger.sendall(HEAD.pack(DATA, 0, 1 << 60))
-            assert stranger.recv(1) == b""
-        second = Star(1, 2, "secret", where)
-        assert on_all([first.result(), second], lambda star: star.gather(b"x" * star.rank)) == [[b"", b"x"], []]
 
 
 @pytest.mark.parametrize(("count", "number"), [(1, 5), (3, 100), (64, 1000), (8, 3), (64, 2)])
@@ -265,38 +366,18 @@ def test_wrong_options_are_clear_errors(options, words):
 # ------------------------------------------------------------------------------------------------ real processes
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-def start(plan, size, *more, devices=1):
-    """The command in so many processes, which have so many devices each."""
-    port = free_port()
-    place = ["--distributed", "--coordinator", f"127.0.0.1:{port}", "--num-processes", str(size)]
-    command = [sys.executable, "-m", "surgery_jax", "run", str(plan), "--no-summary", "--no-sync", *more, *place]
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    return [
-        subprocess.Popen(
-            [*command, "--process-id", str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=environment, cwd=plan.parent,
-        )
-        for rank in range(size)
-    ]  # fmt: skip
-
-
 def test_the_command_runs_on_two_processes(bench):
     bench.report(STEPS)
     expected = digests(bench.root)
     plan = bench.root / "plan.yaml"
     plan.write_text(json.dumps(bench.plan(STEPS)))
-    processes = start(plan, 2, "--overwrite", "--json")
-    said = [process.communicate(timeout=60) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
+    with Pod(2, plan, "--overwrite", "--json", cwd=bench.root) as pod:
+        ended = pod.start().ends(60)
+    assert [process.code for process in ended] == [0, 0], ended
     plan.unlink()
     assert digests(bench.root) == expected
-    assert len(json.loads(said[0][0])["processes"]) == 2 and said[1] == ("", "")
+    assert len(json.loads(ended[0].out)["processes"]) == 2 and ended[1].out == ""
+    assert all("waiting" in line for line in ended[1].err.splitlines())
 
 
 def test_processes_with_several_devices_each_give_the_same_bits(bench):
@@ -314,9 +395,9 @@ def test_processes_with_several_devices_each_give_the_same_bits(bench):
     plan.write_text(json.dumps(bench.plan(steps)))
     found = []
     for size, devices in ((1, 4), (2, 8)):
-        processes = start(plan, size, "--overwrite", "--device-memory", "3MiB", devices=devices)
-        said = [process.communicate(timeout=60) for process in processes]
-        assert not any(process.returncode for process in processes), said
+        with Pod(size, plan, "--overwrite", "--device-memory", "3MiB", cwd=bench.root, devices=devices) as pod:
+            ended = pod.start().ends(60)
+        assert not any(process.code for process in ended), ended
         found.append(bench.out.read_bytes())
     assert found[0] == found[1]
     made, stored = read_checkpoint(bench.out), TENSORS | many | tall
@@ -328,33 +409,14 @@ def test_processes_with_several_devices_each_give_the_same_bits(bench):
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_process_stops_the_others_and_leaves_nothing(tmp_path, killed):
-    nbytes = 1 << 37  # of zeros that take no room: more than can be read in a test
-    table = {
-        "big": {"dtype": "F32", "shape": [nbytes // 4], "data_offsets": [0, nbytes]},
-        "w": {"dtype": "F32", "shape": [2], "data_offsets": [nbytes, nbytes + 8]},
-    }
-    text = json.dumps(table).encode()
-    with (tmp_path / "long.safetensors").open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        stream.truncate(8 + len(text) + nbytes + 8)
-    steps = [{"assert": {"iszero": "big"}}, {"delete": {"target": "big"}}]
-    plan = tmp_path / "plan.yaml"
-    plan.write_text(json.dumps({"inputs": ["long.safetensors"], "transforms": steps, "output": "out.safetensors"}))
-    processes = start(plan, 2)
-    try:
-        limit = time.monotonic() + 60
-        while not list(tmp_path.glob(".out*")) and time.monotonic() < limit:
-            assert [process.poll() for process in processes] == [None, None]
-            time.sleep(0.05)
+    with Pod(2, write_endless(tmp_path), cwd=tmp_path) as pod:
+        pod.start()
+        wait_for(lambda: list(tmp_path.glob(".out*")), 60)
         time.sleep(0.5)
-        processes[killed].send_signal(signal.SIGKILL)
-        other = processes[1 - killed]
-        _, said = other.communicate(timeout=20)
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-    assert other.returncode == 3 and f"process {killed}" in said and "is lost" in said and "Traceback" not in said
+        pod.signal(killed, signal.SIGKILL)
+        other = pod.end(1 - killed, within_s=20)
+    assert other.code == 3 and f"process {killed}" in other.err and "is lost" in other.err
+    assert "Traceback" not in other.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["long.safetensors", "plan.yaml"]
 
 

@@ -42,6 +42,12 @@ class Run(Command):
         Argument("--coordinator", "where process 0 can be reached, if JAX cannot tell from the cluster", "HOST:PORT"),
         Argument("--num-processes", "how many processes there are", "N", parse=whole),
         Argument("--process-id", "which of them this is, from 0", "I", parse=whole),
+        Argument(
+            "--join-timeout",
+            "within how many seconds all must have come together (default 300)",
+            "SECONDS",
+            parse=float,
+        ),
         Argument("--no-summary", "do not print the steps that ran"),
         Argument("--summary", "write the steps that ran to this new file, not to stdout", "PATH", completes="file"),
         Argument(
@@ -66,10 +72,10 @@ class Run(Command):
         from ..progress import shown
 
         options = options_of(args)
-        with join(options) as peers:
+        with join(options, note) as peers:
             plan = load_plan(*args.items)
             left = _leftovers(plan, (), peers, remove=True)
-            compiled = together(peers, lambda: compile_plan(plan, options))
+            compiled = compile_plan(plan, options, peers=peers)
             together(peers, lambda: _check_summary(plan, compiled, args, is_writer=peers.rank == 0))
             left += _leftovers(plan, compiled.outputs, peers, remove=False)
             with shown(args.quiet or peers.rank > 0) as display:
