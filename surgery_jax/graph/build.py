@@ -128,6 +128,7 @@ class _Builder(SymbolicState):
             return
         self.step += 1
         self.word, self.mark = step.word.name, step.mark
+        self.where, self.raw = step.where, step.raw
         self.recent.clear()
         if self.flags["preview"] and self._preview(step):
             return

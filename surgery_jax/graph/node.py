@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.quantised import can_be_quantised
 from ..core.specs import Spec
 from ..ops.base import TensorOp
 
@@ -14,21 +15,24 @@ __all__ = ["Graph", "Node", "Source"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
-    """A stored tensor: the checkpoint's key, the name there, and the storage layer's entry (opaque here)."""
+    """A stored tensor: the checkpoint's key, the name there, the storage layer's entry (opaque here), and the name of its
+    scales if it is quantised."""
 
     checkpoint: Hashable
     name: str
     entry: Any
+    companion: str = ""
 
 
 class Node:
     """One version of a tensor: a stored tensor, or result number `index` of an operation on other versions.
 
     `kind` is `read` for stored tensors, else that of the operation; `origin` is the plan position that made it first.
-    Nodes are compared by identity; `Graph` makes equal ones once.
+    `quantised` is the stored tensor whose numbers these are, wherever they were moved to, if they mean something only
+    with its companion. Nodes are compared by identity; `Graph` makes equal ones once.
     """
 
-    __slots__ = ("index", "kind", "number", "op", "operands", "origin", "spec")
+    __slots__ = ("index", "kind", "number", "op", "operands", "origin", "quantised", "spec")
 
     def __init__(
         self, number: int, op: TensorOp | Source, operands: tuple[Node, ...], index: int, spec: Spec, origin: Any
@@ -40,6 +44,15 @@ class Node:
         self.index = index
         self.spec = spec
         self.origin = origin
+        self.quantised = self._quantised()
+
+    def _quantised(self) -> Source | None:
+        if isinstance(self.op, Source):
+            return self.op if self.op.companion else None
+        if not can_be_quantised(self.spec.dtype):
+            return None
+        from_ = (operand.quantised for operand in self.operands if operand.spec.dtype is self.spec.dtype)
+        return next((source for source in from_ if source is not None), None)
 
     def __repr__(self) -> str:
         what = self.op.name if isinstance(self.op, Source) else type(self.op).__name__

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..core.errors import Mark, PlanError, StorageError, SurgeryError, listing, nearest
+from ..core.quantised import companions
 from ..core.specs import Spec
 from ..language import names as naming
 from ..language.document import Node as YamlNode
 from ..language.names import Reference, Selector
-from ..ops.base import TensorOp
+from ..ops.base import COMPUTING, TensorOp
 from ..ops.structure import Structure, Update, View
+from ..ops.where import Where
 from .namespace import Model, Slot
 from .node import Graph, Node, Source
 from .roots import Assertion, Check, Print, Request, Save, Sink
@@ -43,6 +45,7 @@ class _Broken:
     """Stands for a version that an earlier failed step would have made."""
 
     spec: Any = None
+    quantised: Any = None
 
 
 BROKEN: Any = _Broken()
@@ -75,6 +78,8 @@ class SymbolicState:
         self.kept: dict[str, Model | None] | None = None  # the namespace that dry-run must give back
         self.stopped = False
         self.word = ""
+        self.where: Where | None = None  # of the running step, as is `raw`
+        self.raw = False
         self.mark = Mark("plan", 1, 1)
         self.step = 0
         self.errors: list[SurgeryError] = []
@@ -128,9 +133,23 @@ class SymbolicState:
         return found
 
     def match(self, ref: Reference) -> list[str]:
-        found = self.selector(ref).match(self.model(ref.alias).index)
+        model = self.model(ref.alias)
+        found = self.selector(ref).match(model.index)
         if not found:
             self._check_follows(ref)
+        return found if self.where is None else self._of_dtype(model, found, self.where, ref)
+
+    def _of_dtype(self, model: Model, names: list[str], where: Where, ref: Reference) -> list[str]:
+        """Those that `where` takes; of a tensor that an earlier step failed to make nothing is known, so it stays."""
+        specs = {name: model.slots[name].node.spec for name in names}
+        found = [name for name, spec in specs.items() if spec is None or where.takes(spec.dtype)]
+        if names and not found:
+            dtypes = dict.fromkeys(spec.dtype.name for spec in specs.values() if spec is not None)
+            raise PlanError(
+                f"{self.word}: of {len(names)} tensors that match {ref.text} none is of dtype {where.text}",
+                where=ref.mark,
+                found=listing(dtypes),
+            )
         return found
 
     def select(self, ref: Reference) -> list[str]:
@@ -257,12 +276,13 @@ class SymbolicState:
             raise _asked_for_at(mark, error) from None
         checkpoint = self._checkpoints[key]
         model.metadata = dict(checkpoint.metadata)
+        scales = companions((name, entry.spec.dtype) for name, entry in checkpoint.entries.items())
         for name, entry in checkpoint.entries.items():
-            model.add(name, Slot(self._read(key, name, entry), 0, 1))
+            model.add(name, Slot(self._read(key, name, entry, scales.get(name, "")), 0, 1))
 
-    def _read(self, checkpoint: str, name: str, entry: Any) -> Node:
+    def _read(self, checkpoint: str, name: str, entry: Any, companion: str = "") -> Node:
         self.graph.needs_whole |= entry.blocks is not None
-        return self.graph.read(Source(checkpoint, name, entry), entry.spec, self.mark)
+        return self.graph.read(Source(checkpoint, name, entry, companion), entry.spec, self.mark)
 
     def _saved(self, path: str, mark: Mark) -> Save | None:
         """What an earlier step of this plan writes at a path."""
@@ -351,19 +371,38 @@ class SymbolicState:
     def apply(self, op: TensorOp, *operands: Node) -> tuple[Node, ...]:
         if any(operand is BROKEN for operand in operands):
             return (BROKEN,) * op.outputs
-        specs = [operand.spec for operand in operands]
         try:
             if op.kind == "template":
-                op, operands = op.made(*specs), ()  # type: ignore[attr-defined]
+                op, operands = op.made(*(operand.spec for operand in operands)), ()  # type: ignore[attr-defined]
             elif hasattr(op, "is_identity") or isinstance(op, Structure):
-                op.infer(*specs)
+                op.infer(*(operand.spec for operand in operands))
                 source = _passes_through(op, operands)
                 if source is not None:
                     return (source,)
+        except PlanError as error:
+            raise self._told(error) from None
+        if op.kind in COMPUTING:
+            self.check_plain(*operands)
+        try:
             return self.graph.apply(op, operands, self.mark)
         except PlanError as error:
-            error.problem = ": ".join([self.word, *self._recently_read(), error.problem])
-            raise error.located(self.mark) from None
+            raise self._told(error) from None
+
+    def _told(self, error: PlanError) -> SurgeryError:
+        """An error of an operation with the step and the tensors that it works on."""
+        error.problem = ": ".join([self.word, *self._recently_read(), error.problem])
+        return error.located(self.mark)
+
+    def check_plain(self, *nodes: Node) -> None:
+        found = None if self.raw else next((node.quantised for node in nodes if node.quantised is not None), None)
+        if found is not None:
+            raise PlanError(
+                f"{self.word}: {found.name} is quantised: its numbers mean nothing without {found.companion}",
+                where=self.mark,
+                expected="a tensor whose numbers are its values",
+                found=str(found.entry.spec),
+                hint="dequantise the checkpoint first; with raw: true this step computes with the stored numbers",
+            )
 
     def _recently_read(self) -> list[str]:
         """The tensors that the step is working on, for messages."""

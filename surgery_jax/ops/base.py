@@ -23,6 +23,7 @@ from ..core.specs import Spec
 from ..language import document
 from ..language.document import Node, Scalar
 from ..language.regexes import compile_regex
+from .where import Where, parse_where
 
 if TYPE_CHECKING:
     from .cuts import Cut
@@ -55,6 +56,7 @@ __all__ = [
 ]
 
 REQUIRED: Any = object()
+COMPUTING = ("elementwise", "whole")  # kinds of operations that change numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,9 +417,15 @@ class TensorOp:
 
 
 class Directive:
-    """A step that acts on the namespace, prints, or adds a root. Subclasses are frozen dataclasses."""
+    """A step that acts on the namespace, prints, or adds a root. Subclasses are frozen dataclasses.
+
+    `selects`: it works on all tensors that its first reference matches, so it has the key `where`. `computes`: with
+    their numbers, so it has the key `raw`.
+    """
 
     word: ClassVar[str]
+    selects: ClassVar[bool] = False
+    computes: ClassVar[bool] = False
     examples: ClassVar[tuple[str, ...]] = ()
     takes: ClassVar[str] = ""  # attribute that a payload which is no mapping fills
 
@@ -430,6 +438,10 @@ class Directive:
         return None
 
 
+WHERE = Field("condition", "only tensors of these dtypes, such as { dtype: float }", parse_where, None)
+RAW = Field("boolean", "compute with the stored numbers of quantised tensors, without their scales", _parse_bool, False)
+
+
 @dataclass(frozen=True, slots=True)
 class Word:
     """One step word: what it builds."""
@@ -438,6 +450,14 @@ class Word:
     cls: type[TensorOp] | type[Directive]
     form: Form | None
     fields: Mapping[str, tuple[str, Field]]
+
+    @property
+    def shared(self) -> Mapping[str, tuple[str, Field]]:
+        """The keys that it has in common with other steps."""
+        chooser = self.cls if self.form is None else self.form
+        computes = self.cls.computes if issubclass(self.cls, Directive) else self.cls.kind in COMPUTING
+        known = {"where": (chooser.selects, WHERE), "raw": (computes, RAW)}  # type: ignore[union-attr]
+        return {key: (key, field) for key, (is_taken, field) in known.items() if is_taken}
 
     @property
     def doc(self) -> str:
@@ -461,7 +481,8 @@ class Word:
             if not absent and (len(self.fields) == 1 or not isinstance(payload, document.Mapping)):
                 key = next(key for key, (attribute, _) in self.fields.items() if attribute == directive.takes)  # type: ignore[union-attr]
                 payload = document.Mapping({key: payload}, {key: payload.mark}, payload.mark)
-        parsed = parse_fields(self.name, payload, self.fields)
+        parsed = parse_fields(self.name, payload, {**self.fields, **self.shared})
+        where, raw = parsed.pop("where", None), parsed.pop("raw", False)
         own = {attribute for attribute, _ in fields_of(self.cls).values()}
         refs = {key: value for key, value in parsed.items() if key not in own}
         try:
@@ -469,7 +490,7 @@ class Word:
         except PlanError as error:
             error.problem = f"{self.name}: {error.problem}"
             raise error.located(mark) from None
-        return BoundStep(self, thing, refs, mark)
+        return BoundStep(self, thing, refs, mark, where, raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -480,6 +501,8 @@ class BoundStep:
     thing: TensorOp | Directive
     refs: Mapping[str, Node]
     mark: Mark
+    where: Where | None = None
+    raw: bool = False
 
     def build(self, state: State) -> None:
         """Run on the symbolic state."""

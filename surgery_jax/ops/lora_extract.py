@@ -88,6 +88,7 @@ class LoraExtract(Directive):
     """
 
     word = "lora_extract"
+    computes = True
     examples = (
         "lora_extract: { base: 'base::(.+)', tuned: 'tuned::\\1', to: adapter, rank: 16 }",
         "lora_extract: { base: 'base::(.+)', tuned: 'tuned::\\1', to: adapter, energy: 0.9, max_rank: 64 }",
@@ -250,6 +251,8 @@ class LoraExtract(Directive):
         whole = self._unchanged_modules(state, [e for e in entries if kinds[e.name][1] == "save"])
         for entry in entries:
             kind, fate = kinds[entry.name]
+            if kind != "skip":
+                state.check_plain(entry.base, entry.tuned)
             if fate == "lora" and kind == "biases":
                 found.biases.append(entry)
             elif fate == "lora":

@@ -51,6 +51,7 @@ class LoraMerge(Directive):
     """
 
     word = "lora_merge"
+    computes = True
     examples = (
         "lora_merge: { adapters: style, to: base }",
         "lora_merge: { adapters: { style: 0.7, task: 1.0 }, to: base }",
@@ -234,6 +235,7 @@ class LoraMerge(Directive):
         spec = node.spec
         if spec is None:
             return node
+        state.check_plain(node)
         if change.replaced:
             node = self._replaced(state, node, change.replaced)
         if change.factors:

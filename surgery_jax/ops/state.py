@@ -92,6 +92,10 @@ class State(Protocol):
     def apply(self, op: TensorOp, *operands: Any) -> tuple[Any, ...]:
         """New versions computed from others; shapes and dtypes are checked."""
 
+    def check_plain(self, *nodes: Any) -> None:
+        """Refuse versions that are quantised, unless the step says `raw`: their numbers mean something only with
+        scales. What `apply` computes with is checked there."""
+
     def view(self, node: Any, ref: Reference) -> Any:
         """The slice of a version that a reference selects."""
 
