@@ -181,6 +181,7 @@ def _amounts(compiled: Compiled) -> dict[str, Any]:
         "bytes_moved": program.bytes_moved,
         "bytes_read": program.bytes_read,
         "bytes_computed": program.bytes_computed,
+        "warnings": tuple(compiled.symbolic.warnings),
     }
 
 

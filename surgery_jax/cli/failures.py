@@ -5,14 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-from ..core.errors import SurgeryError, told
+from ..core.errors import Notice, SurgeryError, told
 from .signals import Interrupted
 from .text import json_text, visible
 
-__all__ = ["report"]
+__all__ = ["report", "warn"]
+
+
+def warn(warnings: Iterable[Notice], prefix: str = "") -> None:
+    """Tell the user of what is no error, on stderr."""
+    for warning in warnings:
+        print(f"warning: {prefix}{visible(str(warning))}", file=sys.stderr)
 
 
 def report(error: BaseException, *, as_json: bool) -> int:

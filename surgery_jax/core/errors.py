@@ -16,6 +16,7 @@ __all__ = [
     "BudgetError",
     "Bug",
     "Mark",
+    "Notice",
     "PlanError",
     "Problems",
     "StorageError",
@@ -104,6 +105,12 @@ class BudgetError(SurgeryError):
     """The work does not fit the memory budgets."""
 
     exit_code = 4
+
+
+class Notice(SurgeryError):
+    """What a user should look at although nothing is wrong: it is told and never raised."""
+
+    exit_code = 0
 
 
 class Bug(SurgeryError):

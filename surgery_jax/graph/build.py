@@ -46,6 +46,7 @@ def build(
         assertions=builder.assertions,
         executed=builder.executed,
         needs_whole=builder.graph.needs_whole,
+        warnings=list(builder.warnings.values()),
         questions=builder.questions,
     )
 
@@ -84,7 +85,7 @@ def step_list(steps: Node | None) -> tuple[Node, ...]:
 # What a trial run of a step may change.
 _STATE = (
     *("models", "kept", "inputs", "saves", "checks", "sinks", "prints", "assertions", "flags", "stopped"),
-    *("errors", "executed", "questions", "broken_aliases", "ghosts", "pending", "step", "word", "mark"),
+    *("errors", "warnings", "executed", "questions", "broken_aliases", "ghosts", "pending", "step", "word", "mark"),
 )
 
 

@@ -15,8 +15,8 @@ __all__ = ["Graph", "Node", "Source"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
-    """A stored tensor: the checkpoint's key, the name there, the storage layer's entry (opaque here), and the name of its
-    scales if it is quantised."""
+    """A stored tensor: the checkpoint's key, the name there, the storage layer's entry (opaque here), and, if it is
+    quantised, the name of its scales."""
 
     checkpoint: Hashable
     name: str

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..core.errors import Mark, PlanError, StorageError, SurgeryError, listing, nearest
+from ..core.errors import Mark, Notice, PlanError, StorageError, SurgeryError, listing, nearest
 from ..core.quantised import companions
 from ..core.specs import Spec
 from ..language import names as naming
@@ -83,6 +83,7 @@ class SymbolicState:
         self.mark = Mark("plan", 1, 1)
         self.step = 0
         self.errors: list[SurgeryError] = []
+        self.warnings: dict[str, Notice] = {}  # by their texts: each is told once
         self.broken_aliases: set[str] = set()
         self.ghosts: list[tuple[str, Reference]] = []  # templates of names that failed steps would have made
         self.pending: list[tuple[str, str]] = []  # names that the running step will make
@@ -215,7 +216,16 @@ class SymbolicState:
         except PlanError as error:
             error.problem = f"{self.word}: {error.problem}"
             raise error.located(templates[-1].mark) from None
+        for template in templates:
+            odd = selector.oddity(template)
+            if odd is not None:
+                self.warn(f"{self.word}: {odd.problem}", where=source.mark, hint=odd.hint)
         return rows
+
+    def warn(self, problem: str, *, where: Mark, hint: str | None = None) -> None:
+        """Tell the user of something that is no error."""
+        notice = Notice(problem, where=where, hint=hint)
+        self.warnings.setdefault(str(notice), notice)
 
     def _check_follows(self, ref: Reference) -> None:
         """That nothing matches may only follow from an earlier failed step."""

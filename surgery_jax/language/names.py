@@ -151,6 +151,14 @@ def _found(node: Node) -> str:
     return "a list" if isinstance(node, Sequence) else "a mapping"
 
 
+@dataclass(frozen=True, slots=True)
+class Oddity:
+    """What a user should look at, and what to write instead."""
+
+    problem: str
+    hint: str | None
+
+
 class NameIndex:
     """An ordered set of tensor names that finds those with a common beginning fast.
 
@@ -224,6 +232,7 @@ class Selector:
     def __init__(self, ref: Reference) -> None:
         self.reference = ref
         self._templates: set[str] = set()
+        self._pieces: dict[str, tuple[str, str, int]] = {}  # by template: the first name that was replaced in pieces
         self._segments: SegmentPattern | None = None
         if isinstance(ref.expr, str):
             self._regex = compile_regex(ref.expr, ref.mark)
@@ -288,10 +297,10 @@ class Selector:
     def _substitute(self, name: str, expr: str, template: Reference) -> str:
         try:
             if expr in self._templates:
-                return self._regex.sub(expr, name)
-            # Only the first use parses the template and may warn; `re` remembers the result.
-            with without_warnings():
-                result = self._regex.sub(expr, name)
+                result, count = self._regex.subn(expr, name)
+            else:  # only the first use parses the template and may warn; `re` remembers the result
+                with without_warnings():
+                    result, count = self._regex.subn(expr, name)
         except (re.error, IndexError) as error:
             raise PlanError(
                 f"invalid destination {template.text!r}: {error}",
@@ -300,7 +309,46 @@ class Selector:
                 hint="a dot needs no backslash in a destination",
             ) from None
         self._templates.add(expr)
+        if count > 1 and expr not in self._pieces and result != self._expanded_once(name, expr):
+            self._pieces[expr] = (name, result, count)
         return result
+
+    def _expanded_once(self, name: str, expr: str) -> str | None:
+        """What would come of a name if the pattern were replaced once, as a whole."""
+        found = self._regex.fullmatch(name)
+        return found.expand(expr) if found else None
+
+    def oddity(self, template: Reference) -> Oddity | None:
+        """What is odd about the names that a template gave, although it is what the language says."""
+        if not isinstance(template.expr, str):
+            return None
+        pieces = self._pieces.get(template.expr)
+        if pieces is not None:
+            return self._in_pieces(*pieces, self._expanded_once(pieces[0], template.expr), template.expr)
+        if "\\" in _GROUP.sub("", template.expr):
+            return Oddity(
+                f"{template.text!r} keeps its backslash: a destination is no pattern",
+                "write its dots as they are, without backslashes",
+            )
+        return None
+
+    def _in_pieces(self, name: str, result: str, count: int, once: str | None, template: str) -> Oddity:
+        expr = self._regex.pattern
+        is_empty = self._regex.match(name, len(name)) is not None
+        what = "also the empty text at the end" if is_empty else f"{name} in {count} pieces"
+        remedy = next(
+            (other for other in (expr.replace(".*", ".+"), f"^(?:{expr})$") if _gives(other, template, name, once)),
+            None,
+        )
+        return Oddity(
+            f"{expr!r} matches {what}, and each match is replaced: {name} becomes {result}",
+            f"write {remedy!r}, which gives {once}" if remedy else None,
+        )
+
+
+def _gives(expr: str, template: str, name: str, wanted: str | None) -> bool:
+    with without_warnings():
+        return re.sub(expr, template, name) == wanted
 
 
 def literal(ref: Reference) -> str:

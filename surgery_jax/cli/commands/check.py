@@ -22,9 +22,11 @@ class Check(Command):
     def run(self, args: Namespace) -> int:
         from ...api import check, load_plan
         from ...core.specs import format_bytes
+        from ..failures import warn
 
         options = options_of(args)
         compiled = check(load_plan(*args.items), options)
+        warn(compiled.symbolic.warnings)
         read = compiled.symbolic.stored()
         steps = len(compiled.symbolic.executed)
         outputs: list[dict[str, Any]] = [
@@ -40,7 +42,8 @@ class Check(Command):
         asked = len(compiled.symbolic.questions)
         if args.json:
             amounts = {"num_tensors_read": len(read), "bytes_read": nbytes, "num_questions": asked}
-            print(json_text({"ok": True, "num_steps": steps, **amounts, "outputs": outputs}))
+            warnings = [warning.as_json() for warning in compiled.symbolic.warnings]
+            print(json_text({"ok": True, "num_steps": steps, **amounts, "outputs": outputs, "warnings": warnings}))
             return 0
         parts = [count(steps, "step"), f"{count(len(read), 'tensor')} read ({format_bytes(nbytes)})"]
         parts += [f"{o['num_tensors']} written to {o['path']} ({format_bytes(o['nbytes'])})" for o in outputs]

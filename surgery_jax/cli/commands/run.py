@@ -60,12 +60,15 @@ class Run(Command):
     def run(self, args: Namespace) -> int:
         from ...api import compile_plan, join, load_plan, run
         from ...execute.hosts import together
+        from ..failures import warn
         from ..progress import shown
 
         options = options_of(args)
         with join(options) as peers:
             plan = load_plan(*args.items)
             compiled = together(peers, lambda: compile_plan(plan, options))
+            if peers.rank == 0:
+                warn(compiled.symbolic.warnings)
             with shown(args.quiet or peers.rank > 0) as display:
                 report = run(plan, options, progress=display, compiled=compiled, peers=peers)
             if peers.rank:
