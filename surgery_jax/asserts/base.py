@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ..core.errors import PlanError, nearest
 from ..language.document import Mapping as YamlMapping
-from ..language.document import Node, plain
+from ..language.document import Node
+from ..language.nodes import shown
 from ..ops import base as fields
 from ..ops.base import TensorOp
 
@@ -122,7 +123,7 @@ def parse_predicate(expression: Node) -> Predicate:
             "an assertion is a mapping with exactly one expression",
             where=expression.mark,
             expected="for example { exists: name }",
-            found=f"{plain(expression)!r}",
+            found=shown(expression),
         )
     ((name, payload),) = expression.entries.items()
     cls = predicates().get(name)

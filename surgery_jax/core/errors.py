@@ -29,14 +29,26 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, order=True)
 class Mark:
-    """A place in a text: file name as the user gave it, 1-based line and column."""
+    """A place in a text: file name as the user gave it, 1-based line and column.
+
+    In a plan of Python values there are no lines: line and column are 0, and `path` leads to the value, such as
+    `transforms[5].scale_.target`.
+    """
 
     file: str
     line: int
     column: int
+    path: str = ""
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}"
+        return f"{self.file}:{self.line}:{self.column}" if self.line else self.path or self.file
+
+    def within(self, key: str | int) -> Mark:
+        """The place of a value inside that of a container: another one only where places are paths."""
+        if self.line:
+            return self
+        step = f"[{key}]" if isinstance(key, int) else f".{key}" if self.path else key
+        return Mark(self.file, 0, 0, self.path + step)
 
 
 class SurgeryError(Exception):
@@ -76,6 +88,7 @@ class SurgeryError(Exception):
         place: dict[str, Any] = {"where": None if self.where is None else str(self.where)}
         if isinstance(self.where, Mark):
             place |= {"file": self.where.file, "line": self.where.line, "column": self.where.column}
+            place |= {"path": self.where.path} if self.where.path else {}
         parts = {"expected": self.expected, "found": self.found, "hint": self.hint}
         return {"kind": type(self).__name__, "problem": self.problem, **place, **parts}
 
@@ -152,8 +165,8 @@ def _first_line(error: Exception) -> str | None:
     return (str(error).strip().splitlines() or [""])[0][:300] or None
 
 
-def nearest(word: str, candidates: Iterable[str], count: int = 3) -> list[str]:
-    """The candidates most like `word`, best first; at most `count`, none that is unlike it.
+def nearest(word: str, candidates: Iterable[str], count: int = 3, *, likeness: float = 0.5) -> list[str]:
+    """The candidates most like `word`, best first; at most `count`, none that is unlike it (`likeness` 0 to 1).
 
     Long candidate lists are narrowed first, because the exact comparison is quadratic.
     """
@@ -161,7 +174,7 @@ def nearest(word: str, candidates: Iterable[str], count: int = 3) -> list[str]:
     if len(pool) > 2000:
         pieces = set(word.replace("\\", "").split("."))
         pool = sorted(pool, key=lambda name: -len(pieces & set(name.split("."))))[:2000]
-    return difflib.get_close_matches(word, pool, n=count, cutoff=0.5)
+    return difflib.get_close_matches(word, pool, n=count, cutoff=likeness)
 
 
 def listing(words: Iterable[str], count: int = 5) -> str:

@@ -69,6 +69,8 @@ def parse_step(step: Node) -> BoundStep:
         )
     ((name, payload),) = step.entries.items()
     word = find_word(name, step.keys[name])
+    if step.fault is not None:
+        raise step.fault
     try:
         return word.parse(payload, step.keys[name])
     except PlanError as error:

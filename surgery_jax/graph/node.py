@@ -6,11 +6,14 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.errors import PlanError
 from ..core.quantised import can_be_quantised
 from ..core.specs import Spec
 from ..ops.base import TensorOp
 
 __all__ = ["Graph", "Node", "Source"]
+
+MAX_BYTES = 2**63 - 1  # of a tensor: no file is longer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,6 +97,9 @@ class Graph:
         if op.kind not in ("elementwise", "check", "make"):
             self.needs_whole = True
         specs = op.infer(*(operand.spec for operand in operands))
+        for spec in specs:
+            if spec.nbytes > MAX_BYTES:
+                raise PlanError("larger than any file can be", expected=f"at most {MAX_BYTES} bytes", found=str(spec))
         made = []
         for index, spec in enumerate(specs):
             self.size += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from ..core.specs import Spec
 from ..language import names as naming
 from ..language.document import Node as YamlNode
 from ..language.names import Reference, Selector
+from ..language.regexes import compile_regex, ends_in_time
 from ..ops.base import COMPUTING, TensorOp
 from ..ops.structure import Structure, Update, View
 from ..ops.where import Where
@@ -142,7 +142,7 @@ class SymbolicState:
 
     def _of_dtype(self, model: Model, names: list[str], where: Where, ref: Reference) -> list[str]:
         """Those that `where` takes; of a tensor that an earlier step failed to make nothing is known, so it stays."""
-        specs = {name: model.slots[name].node.spec for name in names}
+        specs: dict[str, Spec | None] = {name: model.slots[name].node.spec for name in names}
         found = [name for name, spec in specs.items() if spec is None or where.takes(spec.dtype)]
         if names and not found:
             dtypes = dict.fromkeys(spec.dtype.name for spec in specs.values() if spec is not None)
@@ -627,10 +627,12 @@ def _matching_hint(ref: Reference, names: Mapping[str, Any], near: Sequence[str]
     """What may have been meant by a pattern that matches nothing."""
     if isinstance(ref.expr, str):
         try:
-            inside = re.compile(ref.expr)
-        except re.error:
+            inside = compile_regex(ref.expr, ref.mark)
+        except PlanError:
             return None
-        found = next((name for name in names if inside.search(name)), None)
+        if not ref.expr.isprintable():
+            return "in double quotes YAML reads the backslashes: put the pattern in single quotes"
+        found = next(filter(inside.search, names), None) if ends_in_time(inside, names) else None
         if found is not None:
             return f"a pattern must match a whole name; it matches a part of {found}: add .* at its ends"
     return f"did you mean {near[0]}?" if near else None

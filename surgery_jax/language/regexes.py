@@ -1,15 +1,32 @@
-"""Regular expressions over tensor names: compiling, and the literal text that every match must begin with."""
+"""Regular expressions over tensor names: compiling, bounding their time, and the literal text that every match begins
+with.
+
+Python tries an expression such as `(.+)+x` for ever, and cannot be stopped inside a thread. So what could take long, by
+a bound that counts its repeats, is first tried by another process, which can.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from ..core.errors import Mark, PlanError
 
-__all__ = ["compile_regex", "literal_prefix", "without_warnings"]
+__all__ = ["check_time", "compile_regex", "ends_in_time", "literal_prefix", "without_warnings"]
+
+LIMIT_S = 5.0  # for one expression and all names of a checkpoint: ordinary ones take milliseconds
+CHEAP = 1e9  # steps, some seconds at worst, that are taken without a trial
+
+# What stands for itself: escapes but for those of punctuation, sets, and how a group begins.
+_QUOTED = re.compile(r"\\[a-zA-Z0-9]|\[\^?\]?(?:\\.|[^\]\\])*\]|(?<!\\)\(\?(?:P<\w+>|[:=!>]|<[=!])?", re.DOTALL)
+_REPEAT = re.compile(r"(?<!\\)[*+{](?P<rest>[0-9,}]*[?+]?\)*)(?P<next>\\.|[^\\^$.|()\[?*+{]|$)?", re.DOTALL)
+_REPEATED_GROUP = re.compile(r"(?<!\\)\)[*+{]")
+_MANY_TIMES = re.compile(r"\{[0-9,]*[0-9]{4}")
 
 _LITERALS = re.compile(r"(?:[^\\.^$*+?{}\[\]|()]|\\[^a-zA-Z0-9])*", re.DOTALL)
 _TOKENS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?#(?:\\.|[^)\\])*\)|[()|]", re.DOTALL)
@@ -24,7 +41,7 @@ def without_warnings() -> Iterator[None]:
         yield
 
 
-def compile_regex(expr: str, mark: Mark, context: str = "") -> re.Pattern[str]:
+def compile_regex(expr: str, mark: Mark | None, context: str = "") -> re.Pattern[str]:
     """The compiled pattern; `context` is put behind the pattern in the message.
 
     Raises:
@@ -40,6 +57,73 @@ def compile_regex(expr: str, mark: Mark, context: str = "") -> re.Pattern[str]:
             where=mark,
             hint="put a backslash before a literal ( [ . * + ?",
         ) from None
+
+
+def check_time(regex: re.Pattern[str], texts: Collection[str], where: Mark | str | None) -> None:
+    """Refuse an expression that does not end in time on these texts, whether it is matched, searched or replaced.
+
+    Raises:
+        PlanError: it does not.
+    """
+    if not ends_in_time(regex, texts):
+        raise PlanError(
+            f"the regular expression {regex.pattern[:80]!r} takes too long",
+            where=where,
+            expected=f"names tried within {LIMIT_S:g} s, as ordinary expressions do in milliseconds",
+            hint="repeat no group that repeats something itself, such as (.+)+, and use fewer .+ and .*",
+        )
+
+
+def ends_in_time(regex: re.Pattern[str], texts: Collection[str]) -> bool:
+    """Whether matching, searching and replacing an expression in all texts ends within `LIMIT_S`.
+
+    Raises:
+        PlanError: there is no process to try it in.
+    """
+    if not texts or (_most_steps(regex.pattern, texts) <= CHEAP and not _MANY_TIMES.search(regex.pattern)):
+        return True
+    request = json.dumps([regex.pattern, regex.flags & ~re.UNICODE, list(texts)])
+    command = [sys.executable, "-I", "-S", "-c", _TRIAL]  # what is imported depends on nothing of the user's
+    try:
+        trial = subprocess.run(command, input=request.encode(), timeout=LIMIT_S, capture_output=True)
+    except subprocess.TimeoutExpired:
+        return False
+    except OSError as error:
+        raise PlanError(f"cannot try the regular expression {regex.pattern[:80]!r}", found=str(error)) from None
+    return trial.returncode == 0
+
+
+_TRIAL = """
+import json, re, resource, sys, warnings
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+warnings.simplefilter("ignore")
+expr, flags, texts = json.load(sys.stdin)
+regex = re.compile(expr, flags)
+for text in texts:
+    if regex.fullmatch(text) or regex.search(text):
+        regex.sub("", text)
+"""
+
+
+def _most_steps(expr: str, texts: Collection[str]) -> float:
+    """A bound on the steps of trying an expression at texts: all ways of its repeats and choices, from every place. A
+    repeat before a literal can only end where that is."""
+    length = max(map(len, texts))
+    outside = _QUOTED.sub("a", expr)
+    bars = outside.count("|")
+    ways = outside.count("?") + (1 + bars).bit_length() * min(bars, expr.count("("))  # powers of two
+    if _REPEATED_GROUP.search(outside):
+        ways += length
+    total = float(len(texts)) * length * length * 2.0 ** min(ways, 500)
+    for found in _REPEAT.finditer(outside):
+        after = found["next"]
+        if after is None:
+            total *= length
+        elif after:
+            total *= 1 + max(text.count(after[-1]) for text in texts)
+        if total > CHEAP:
+            break
+    return total
 
 
 def literal_prefix(expr: str) -> tuple[str, bool]:

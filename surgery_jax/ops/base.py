@@ -22,6 +22,7 @@ from ..core.errors import Mark, PlanError, listing, nearest
 from ..core.specs import Spec
 from ..language import document
 from ..language.document import Node, Scalar
+from ..language.nodes import shown
 from ..language.regexes import compile_regex
 from .where import Where, parse_where
 
@@ -77,8 +78,7 @@ class Field:
 
 
 def _wrong(value: Node, expected: str) -> PlanError:
-    shown = document.plain(value)
-    return PlanError(f"not {expected}", where=value.mark, expected=expected, found=f"{shown!r}")
+    return PlanError(f"not {expected}", where=value.mark, expected=expected, found=shown(value))
 
 
 def _parse_number(value: Node) -> float:
@@ -87,13 +87,15 @@ def _parse_number(value: Node) -> float:
         raise _wrong(value, "a number")
     try:
         return float(raw)
-    except ValueError:
+    except (ValueError, OverflowError):  # an integer beyond all floats
         raise _wrong(value, "a number") from None
 
 
 def _parse_int(value: Node) -> int:
     if not isinstance(value, Scalar) or not isinstance(value.value, int) or isinstance(value.value, bool):
         raise _wrong(value, "an integer")
+    if not -(2**63) <= value.value < 2**64:
+        raise _wrong(value, "an integer of 64 bits")
     return value.value
 
 
@@ -115,6 +117,8 @@ def _parse_text(value: Node) -> str:
     raw = value.text if value.text is not None and value.value is not None else value.value
     if not isinstance(raw, str) or not raw:
         raise _wrong(value, "a string that is not empty")
+    if "\0" in raw:
+        raise _wrong(value, "a string without NUL")
     return raw
 
 
@@ -129,7 +133,7 @@ def _parse_epsilon(value: Node) -> float:
     raw = value.value if isinstance(value, Scalar) else None
     if not isinstance(raw, int | float) or isinstance(raw, bool) or raw < 0:
         raise _wrong(value, "a number that is not negative")
-    return float(raw)
+    return _parse_number(value)
 
 
 def _parse_rank(value: Node) -> int:
@@ -159,8 +163,8 @@ def _parse_values(value: Node) -> Any:
             raise _wrong(value, "a rectangular list of numbers")
         return items
     raw = value.value if isinstance(value, Scalar) else None
-    if not isinstance(raw, int | float):
-        raise _wrong(value, "a number or a nested list of numbers")
+    if not isinstance(raw, int | float) or (isinstance(raw, int) and abs(raw) >= 2**64):
+        raise _wrong(value, "a number of at most 64 bits, or a nested list of them")
     return raw
 
 
@@ -303,7 +307,7 @@ def parse_fields(word: str, payload: Node, declared: Mapping[str, tuple[str, Fie
             f"{word} takes a mapping",
             where=payload.mark,
             expected="a mapping with the keys " + ", ".join(declared),
-            found=f"{document.plain(payload)!r}",
+            found=shown(payload),
         )
     unknown = [key for key in payload.entries if key not in declared]
     if unknown:
@@ -555,11 +559,11 @@ def find_word(name: str, where: Mark | None = None) -> Word:
     """
     found = words().get(name)
     if found is None:
-        near = nearest(name, words())
+        near = nearest(name, words(), likeness=0.65)
         raise PlanError(
             f"unknown transform {name!r}",
             where=where,
             expected="one of the transforms of `surgery-jax ops`",
-            hint=f"did you mean {listing(near)}?" if near else None,
+            hint=f"did you mean {listing(near)}?" if near else "one step works on all tensors that a pattern matches",
         )
     return found

@@ -16,6 +16,7 @@ from ..core.specs import Spec
 from ..language import names as naming
 from ..language.document import Node, Scalar
 from ..language.names import Reference
+from ..language.regexes import check_time
 from .base import Directive, boolean, choice, dtype_name, expressions, fraction, reference, text
 from .base import rank as whole
 from .cast import Cast
@@ -244,6 +245,8 @@ class LoraExtract(Directive):
 
     def _sort(self, state: State, entries: Sequence[Entry]) -> Modules:
         found = Modules()
+        for regex in (*self.skip, *self.modules_to_save):
+            check_time(regex, [entry.name for entry in entries], self.base.mark)
         weights = {entry.module: entry for entry in entries if entry.leaf == "weight"}
         kinds = {entry.name: self._kind(entry, weights.get(entry.module)) for entry in entries}
         for entry in entries:

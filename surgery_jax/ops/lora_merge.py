@@ -17,6 +17,7 @@ from ..core.specs import Spec
 from ..language import document
 from ..language.document import Node, Scalar
 from ..language.names import Reference
+from ..language.regexes import check_time
 from .add import Add
 from .base import Directive, choice, pattern, reference
 from .base import node as any_node
@@ -138,6 +139,7 @@ class LoraMerge(Directive):
             StorageError: it is no plain LoRA adapter, or does not agree with itself.
         """
         names = state.names(alias)
+        check_time(self.names, names, self.to.mark)
         text = state.metadata(alias).get(adapters.CONFIG)
         if text is None:
             raise StorageError(

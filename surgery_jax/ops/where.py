@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ..core.dtypes import DTYPES, DType, parse_dtype
 from ..core.errors import PlanError
-from ..language.document import Mapping, Node, Scalar, Sequence, check_keys, plain
+from ..language.document import Mapping, Node, Scalar, Sequence, check_keys
+from ..language.nodes import shown
 
 __all__ = ["Where", "parse_where"]
 
@@ -37,7 +38,7 @@ def parse_where(value: Node) -> Where:
             "not a condition",
             where=value.mark,
             expected="for example { dtype: float }, or { dtype: [float32, bfloat16] }",
-            found=f"{plain(value)!r}",
+            found=shown(value),
         )
     check_keys(value, ("dtype",), "where")
     given = value.entries["dtype"]
