@@ -37,6 +37,8 @@ class Display:
         if now - self._shown < (BAR_S if self._bar else LINE_S):
             return
         self._shown = now
+        if done < self._samples[-1][1]:  # another pass has begun
+            self._samples.clear()
         self._samples.append((now, done))
         while now - self._samples[0][0] > WINDOW_S and len(self._samples) > 2:
             self._samples.popleft()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
+    "MOST_NAMES",
     "AssertionFailed",
     "BudgetError",
     "Bug",
@@ -25,6 +26,9 @@ __all__ = [
     "nearest",
     "told",
 ]
+
+
+MOST_NAMES = 12  # in one message
 
 
 @dataclass(frozen=True, slots=True, order=True)
