@@ -29,6 +29,7 @@ __all__ = [
 
 
 MOST_NAMES = 12  # in one message
+MOST_CHARACTERS = 1200  # of one part of a message
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -93,13 +94,20 @@ class SurgeryError(Exception):
         if isinstance(self.where, Mark):
             place |= {"file": self.where.file, "line": self.where.line, "column": self.where.column}
             place |= {"path": self.where.path} if self.where.path else {}
-        parts = {"expected": self.expected, "found": self.found, "hint": self.hint}
-        return {"kind": type(self).__name__, "problem": self.problem, **place, **parts}
+        parts = {"expected": _cut(self.expected), "found": _cut(self.found), "hint": _cut(self.hint)}
+        return {"kind": type(self).__name__, "problem": _cut(self.problem), **place, **parts}
 
     def __str__(self) -> str:
-        head = f"{self.where}: {self.problem}" if self.where is not None else self.problem
+        head = f"{self.where}: {_cut(self.problem)}" if self.where is not None else _cut(self.problem)
         parts = [("expected", self.expected), ("found", self.found), ("try", self.hint)]
-        return "\n".join([head, *(f"    {word}: {text}" for word, text in parts if text)])
+        return "\n".join([str(head), *(f"    {word}: {_cut(text)}" for word, text in parts if text)])
+
+
+def _cut(text: str | None) -> str | None:
+    """A part of a message without the middle of what is too long to be read: a text of a plan may have any length."""
+    if text is None or len(text) <= MOST_CHARACTERS:
+        return text
+    return f"{text[: MOST_CHARACTERS // 2]} ... {text[-MOST_CHARACTERS // 4 :]}"
 
 
 class PlanError(SurgeryError):
