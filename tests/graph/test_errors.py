@@ -282,7 +282,7 @@ def test_products_larger_than_any_file_are_refused(bench: Path) -> None:
 @pytest.mark.parametrize("output", ["'output=a\0b'", "inputs[0]=a\0b", "output.path=a\0b", "output=a\udcffb"])
 def test_paths_of_overrides_that_no_file_has_are_errors(bench: Path, output: str) -> None:
     Path("plan.yaml").write_text("inputs: [ m.safetensors ]\n")
-    with pytest.raises(PlanError, match="NUL|half a character"):
+    with pytest.raises(PlanError, match=r"NUL|half a character"):
         check(load_plan("plan.yaml", output.strip("'")))
 
 

@@ -15,7 +15,7 @@ from surgery_jax.core.errors import Mark
 from surgery_jax.language.nodes import node_of, plain
 
 
-class Word(str, enum.Enum):
+class Word(enum.StrEnum):
     TARGET = "a"
 
 
