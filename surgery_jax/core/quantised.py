@@ -10,19 +10,25 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from .dtypes import DType
 
 __all__ = ["can_be_quantised", "companions"]
 
-_SCALE = r"(?:global_)?(?:scales?(?:_inv|_2)?|zero_points?|zeros?|absmax|scb|quant_map)"
-_STORED = re.compile(r"(.*?)_?(?:blocks|packed|qdata|quantized|data)")  # a part of a name, then how it is stored
-_WEIGHTS = frozenset(("weight", "qweight", "q_weight", "kernel", "w_q", "qvalue", "codes", "w"))
-_BESIDE = frozenset(
-    ("scb", "absmax", "quant_map", "qzeros", "g_idx", "scales", "scale", "zeros", "q_scale", "scale_weight")
+# What scales are called, after the name of their tensor or alone below it; all names without regard to case.
+_SCALES = tuple(
+    f"{joint}{word}"
+    for word in (
+        *("scale", "scale_inv", "scale_2", "scales", "scales_inv", "global_scale", "scb", "absmax", "quant_map"),
+        *("zero_point", "zero_points", "zeros", "zero"),
+    )
+    for joint in ("_", "")
 )
-_BELOW = re.compile(rf"_?{_SCALE}|nested_absmax")
+_BELOW = (*_SCALES, "nested_absmax")
+_STORED = re.compile(r"(.*?)_?(?:blocks|packed|qdata|quantized|data)")  # a part of a name, then how it is stored
+_WEIGHTS = ("weight", "qweight", "q_weight", "kernel", "w_q", "qvalue", "codes", "w")
+_BESIDE = ("scales", "scb", "absmax", "quant_map", "scale", "qzeros", "g_idx", "zeros", "q_scale", "scale_weight")
 _PARTS = {"qzeros": ("qweight", "scales"), "g_idx": ("qweight",), "absmax": ("nested_absmax",)}
 
 
@@ -37,31 +43,39 @@ def companions(tensors: Iterable[tuple[str, DType]]) -> dict[str, str]:
     >>> companions([("q.weight", BY_NAME["int8"]), ("q.SCB", BY_NAME["float32"]), ("ids", BY_NAME["int64"])])
     {'q.weight': 'q.SCB'}
     """
-    modules: dict[str, list[str]] = defaultdict(list)
-    candidates = []
-    for name, dtype in tensors:
+    known = dict(tensors)
+    candidates = [name for name, dtype in known.items() if can_be_quantised(dtype)]
+    if not candidates:
+        return {}
+    modules: dict[str, dict[str, str]] = defaultdict(dict)  # of each the last parts of names, by their small letters
+    for name in known:
         module, _, leaf = name.rpartition(".")
-        modules[module].append(leaf)
-        if can_be_quantised(dtype):
-            candidates.append((name, module, leaf))
+        modules[module][leaf.lower()] = name
     found = {}
-    for name, module, leaf in candidates:
-        beside = next((other for other in modules[module] if other != leaf and _belongs(leaf, other)), None)
-        below = next((other for other in modules.get(name, ()) if _BELOW.fullmatch(other.lower())), None)
-        if beside is not None or below is not None:
-            found[name] = f"{name}.{below}" if beside is None else f"{module}.{beside}" if module else beside
+    for name in candidates:
+        module, _, leaf = name.rpartition(".")
+        beside, below = modules[module], modules.get(name)
+        companion = next((beside[word] for word in _beside(leaf.lower()) if word in beside), None)
+        if companion is None and below is not None:
+            companion = next((below[word] for word in _BELOW if word in below), None)
+        if companion is not None:
+            found[name] = companion
     return found
 
 
-def _belongs(leaf: str, other: str) -> bool:
-    """Whether a tensor of the same module says what the numbers of another mean."""
-    leaf, other = leaf.lower(), other.lower()
-    if leaf in _WEIGHTS and other in _BESIDE:
-        return True
-    if other in _PARTS.get(leaf, ()) or (leaf.endswith("_scales") and other == leaf.removesuffix("scales") + "blocks"):
-        return True
-    if leaf.endswith("_scale") and other in (f"{leaf}_2", leaf.removesuffix("scale") + "global_scale"):
-        return True
+def _beside(leaf: str) -> Iterator[str]:
+    """What the scales of a tensor may be called that lie in the same module."""
+    for word in _SCALES:
+        yield leaf + word
     stored = _STORED.fullmatch(leaf)
-    stems = {leaf} if stored is None else {leaf, stored[1]}
-    return any(other.startswith(stem) and re.fullmatch(rf"_?{_SCALE}", other[len(stem) :]) for stem in stems)
+    if stored is not None:
+        for word in _SCALES:
+            yield stored[1] + word
+    if leaf in _WEIGHTS:
+        yield from _BESIDE
+    yield from _PARTS.get(leaf, ())
+    if leaf.endswith("_scales"):
+        yield leaf.removesuffix("scales") + "blocks"
+    if leaf.endswith("_scale"):
+        yield f"{leaf}_2"
+        yield leaf.removesuffix("scale") + "global_scale"

@@ -15,7 +15,7 @@ from ..language import names as naming
 from ..language.document import Node as YamlNode
 from ..language.names import Reference, Selector
 from ..language.regexes import compile_regex, ends_in_time
-from ..ops.base import COMPUTING, TensorOp
+from ..ops.base import NO_ARITHMETIC, TensorOp
 from ..ops.structure import Structure, Update, View
 from ..ops.where import Where
 from .namespace import Model, Slot
@@ -222,9 +222,8 @@ class SymbolicState:
                 self.warn(f"{self.word}: {odd.problem}", where=source.mark, hint=odd.hint)
         return rows
 
-    def warn(self, problem: str, *, where: Mark, hint: str | None = None) -> None:
-        """Tell the user of something that is no error."""
-        notice = Notice(problem, where=where, hint=hint)
+    def warn(self, problem: str, *, where: Mark | None = None, hint: str | None = None) -> None:
+        notice = Notice(problem, where=where or self.mark, hint=hint)
         self.warnings.setdefault(str(notice), notice)
 
     def _check_follows(self, ref: Reference) -> None:
@@ -391,7 +390,7 @@ class SymbolicState:
                     return (source,)
         except PlanError as error:
             raise self._told(error) from None
-        if op.kind in COMPUTING:
+        if op.kind not in NO_ARITHMETIC:
             self.check_plain(*operands)
         try:
             return self.graph.apply(op, operands, self.mark)

@@ -57,7 +57,7 @@ __all__ = [
 ]
 
 REQUIRED: Any = object()
-COMPUTING = ("elementwise", "whole")  # kinds of operations that change numbers
+NO_ARITHMETIC = ("structure", "check", "make", "template")  # kinds that compute with no numbers of operands
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,7 +459,7 @@ class Word:
     def shared(self) -> Mapping[str, tuple[str, Field]]:
         """The keys that it has in common with other steps."""
         chooser = self.cls if self.form is None else self.form
-        computes = self.cls.computes if issubclass(self.cls, Directive) else self.cls.kind in COMPUTING
+        computes = self.cls.computes if issubclass(self.cls, Directive) else self.cls.kind not in NO_ARITHMETIC
         known = {"where": (chooser.selects, WHERE), "raw": (computes, RAW)}  # type: ignore[union-attr]
         return {key: (key, field) for key, (is_taken, field) in known.items() if is_taken}
 

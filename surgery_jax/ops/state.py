@@ -102,6 +102,9 @@ class State(Protocol):
     def store(self, base: Any, ref: Reference, value: Any) -> Any:
         """The version `base` with the slice that a reference selects replaced by `value`."""
 
+    def warn(self, problem: str, *, where: Mark | None = None, hint: str | None = None) -> None:
+        """Tell the user, on stderr and once, of something at this place of the plan that is no error."""
+
     def say(self, line: str) -> None:
         """Print, at this place of the plan."""
 

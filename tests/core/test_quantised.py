@@ -1,5 +1,7 @@
 """Which names say that a tensor is quantised, as the programs that write such checkpoints name them."""
 
+import time
+
 import pytest
 
 from surgery_jax.core.dtypes import BY_CODE, BY_NAME
@@ -62,3 +64,9 @@ def test_what_has_no_scales_of_its_own_is_plain(tensors: dict[str, str]) -> None
 def test_only_integers_and_narrow_floats_can_be_quantised() -> None:
     wide = [name for name in ("bool", "float16", "bfloat16", "float32", "complex64") if can_be_quantised(BY_NAME[name])]
     assert not wide and all(can_be_quantised(BY_NAME[name]) for name in ("int8", "uint32", "float8_e5m2"))
+
+
+def test_many_tensors_of_one_module_take_no_longer_than_many_modules() -> None:
+    began = time.monotonic()
+    assert not companions([(f"w{number}x", BY_NAME["int8"]) for number in range(20_000)])
+    assert time.monotonic() - began < 20  # comparing each with each takes minutes
