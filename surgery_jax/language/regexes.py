@@ -22,10 +22,11 @@ __all__ = ["check_time", "compile_regex", "ends_in_time", "literal_prefix", "wit
 LIMIT_S = 5.0  # for one expression and all names of a checkpoint: ordinary ones take milliseconds
 CHEAP = 1e9  # steps, some seconds at worst, that are taken without a trial
 
-# What stands for itself: escapes but for those of punctuation, sets, and how a group begins.
-_QUOTED = re.compile(r"\\[a-zA-Z0-9]|\[\^?\]?(?:\\.|[^\]\\])*\]|(?<!\\)\(\?(?:P<\w+>|[:=!>]|<[=!])?", re.DOTALL)
-_REPEAT = re.compile(r"(?<!\\)[*+{](?P<rest>[0-9,}]*[?+]?\)*)(?P<next>\\.|[^\\^$.|()\[?*+{]|$)?", re.DOTALL)
-_REPEATED_GROUP = re.compile(r"(?<!\\)\)[*+{]")
+# An expression is seen as repeats, choices, and what lies between: literal characters, and _ANY for what is not one.
+_ANY = "\ue000"
+_WORD = re.compile(r"\\(?P<escaped>.)|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?(?:P<\w+>|[:=!>]|<[=!])?", re.DOTALL)
+_REPEAT = re.compile(r"[*+{][0-9,}]*[?+]?\)*(?P<next>[^\^$.|()?*+{](?![?*{])|$)?")
+_REPEATED_GROUP = re.compile(r"\)[*+{]")
 _MANY_TIMES = re.compile(r"\{[0-9,]*[0-9]{4}")
 
 _LITERALS = re.compile(r"(?:[^\\.^$*+?{}\[\]|()]|\\[^a-zA-Z0-9])*", re.DOTALL)
@@ -95,7 +96,9 @@ def ends_in_time(regex: re.Pattern[str], texts: Collection[str]) -> bool:
 
 _TRIAL = """
 import json, re, resource, sys, warnings
-resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+if hard == resource.RLIM_INFINITY or hard > 1 << 30:
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 warnings.simplefilter("ignore")
 expr, flags, texts = json.load(sys.stdin)
 regex = re.compile(expr, flags)
@@ -109,21 +112,35 @@ def _most_steps(expr: str, texts: Collection[str]) -> float:
     """A bound on the steps of trying an expression at texts: all ways of its repeats and choices, from every place. A
     repeat before a literal can only end where that is."""
     length = max(map(len, texts))
-    outside = _QUOTED.sub("a", expr)
-    bars = outside.count("|")
-    ways = outside.count("?") + (1 + bars).bit_length() * min(bars, expr.count("("))  # powers of two
-    if _REPEATED_GROUP.search(outside):
+    seen = _WORD.sub(_spelled, expr)
+    bars = seen.count("|")
+    ways = seen.count("?") + (1 + bars).bit_length() * min(bars, seen.count("("))  # powers of two
+    if _REPEATED_GROUP.search(seen):
         ways += length
     total = float(len(texts)) * length * length * 2.0 ** min(ways, 500)
-    for found in _REPEAT.finditer(outside):
-        after = found["next"]
-        if after is None:
-            total *= length
-        elif after:
-            total *= 1 + max(text.count(after[-1]) for text in texts)
+    has_literals = not _VERBOSE.search(expr)  # where blanks mean nothing, nothing is known of what comes next
+    following = [found["next"] for found in _REPEAT.finditer(seen)]
+    if total * (1.0 + length) ** min(sum(after != "" for after in following), 100) <= CHEAP:
+        return total
+    for after in following:
+        if after and after != _ANY and has_literals:
+            letter = chr(ord(after) - ord(_ANY)) if after > _ANY else after
+            total *= (
+                1 + max(text.count(letter) for text in texts) + max(text.count(letter.swapcase()) for text in texts)
+            )
+        elif after != "":
+            total *= 1 + length
         if total > CHEAP:
             break
     return total
+
+
+def _spelled(found: re.Match[str]) -> str:
+    """A word of an expression as one character: what is escaped beyond _ANY, the beginning of a group as a bracket."""
+    escaped = found["escaped"]
+    if escaped is not None:
+        return _ANY if escaped.isalnum() or ord(escaped) > 127 else chr(ord(_ANY) + ord(escaped))
+    return "(" if found[0][0] == "(" else _ANY
 
 
 def literal_prefix(expr: str) -> tuple[str, bool]:
