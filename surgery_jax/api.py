@@ -20,6 +20,7 @@ from .execute.peers import ALONE, Peers
 from .language import document
 from .language.document import load_document, node_of
 from .language.plan import Plan
+from .language.regexes import check_time, compile_regex
 from .passes import Show, check_targets, leftovers, settle, settle_questions, stage, write_notes
 from .storage import formats
 from .storage.base import Checkpoint
@@ -57,14 +58,17 @@ def load_plan(*arguments: str | Path) -> Plan:
     return Plan.of(load_document([str(argument) for argument in arguments]))
 
 
-def plan_of(content: dict[str, Any], name: str = "plan") -> Plan:
-    """A plan from ordinary Python values.
+def plan_of(content: Mapping[str, Any], name: str = "plan") -> Plan:
+    """A plan from ordinary Python values. Errors name the place of a value as `transforms[5].scale_.target`.
 
     Raises:
         PlanError: not a plan.
     """
-    root = node_of(content, Mark(name, 1, 1))
-    assert isinstance(root, document.Mapping)
+    root = node_of(content, Mark(name, 0, 0))
+    if not isinstance(root, document.Mapping):
+        raise PlanError(
+            "a plan is a mapping", where=name, expected="inputs, transforms, output", found=f"{content!r:.80}"
+        )
     return Plan.of(root)
 
 
@@ -202,6 +206,7 @@ def _amounts(compiled: Compiled) -> dict[str, Any]:
         "bytes_moved": program.bytes_moved,
         "bytes_read": program.bytes_read,
         "bytes_computed": program.bytes_computed,
+        "warnings": tuple(compiled.symbolic.warnings),
     }
 
 
@@ -223,8 +228,9 @@ def inspect(
     """
     from .execute.survey import survey
 
-    wanted = _wanted(filter)
-    return survey(_opened(path), wanted, options, stats=stats, progress=progress)
+    regex = _filter(filter)
+    checkpoint = _opened(path)
+    return survey(checkpoint, _wanted(regex, checkpoint), options, stats=stats, progress=progress)
 
 
 def diff(
@@ -247,9 +253,9 @@ def diff(
 
     if eps is not None and not eps >= 0:
         raise PlanError("not a tolerance", expected="a number that is not negative", found=f"{eps}")
-    wanted = _wanted(filter)
+    regex = _filter(filter)
     sides = [_opened(path) for path in (left, right)]
-    return compare(sides[0], sides[1], wanted, eps, options, progress=progress)
+    return compare(sides[0], sides[1], _wanted(regex, *sides), eps, options, progress=progress)
 
 
 def spectrum(
@@ -269,10 +275,12 @@ def spectrum(
     """
     from .execute.spectrum import measure
 
-    wanted = _wanted(filter)
+    regex = _filter(filter)
+    base = _opened(checkpoint)
     if tuned is None:
-        return measure(None, _opened(checkpoint), wanted, options, progress=progress)
-    return measure(_opened(checkpoint), _opened(tuned), wanted, options, progress=progress)
+        return measure(None, base, _wanted(regex, base), options, progress=progress)
+    other = _opened(tuned)
+    return measure(base, other, _wanted(regex, base, other), options, progress=progress)
 
 
 def convert(
@@ -311,8 +319,15 @@ def _opened(path: str | Path | Checkpoint) -> Checkpoint:
     return path if isinstance(path, Checkpoint) else formats.open_checkpoint(str(path))
 
 
-def _wanted(filter: str) -> Callable[[str], object]:
+def _filter(filter: str) -> re.Pattern[str]:
     try:
-        return re.compile(filter).search
-    except (re.error, RecursionError, OverflowError) as error:
-        raise PlanError(f"not a regular expression: {filter!r}", found=str(error)) from None
+        return compile_regex(filter, None)
+    except PlanError as error:
+        raise PlanError(f"not a regular expression: {filter[:80]!r}", found=error.problem, hint=error.hint) from None
+
+
+def _wanted(regex: re.Pattern[str], *checkpoints: Checkpoint) -> Callable[[str], object]:
+    """The filter, which is known to end in time on all names."""
+    for checkpoint in checkpoints:
+        check_time(regex, checkpoint.entries, None)
+    return regex.search

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .compile.functions import Functions
 from .compiled import Compiled, Outside, compile_with, joined
-from .core.errors import PlanError, SurgeryError, told
+from .core.errors import Notice, PlanError, SurgeryError, told
 from .core.interrupts import check_interrupted, held
 from .core.process import take_back
 from .execute.finished import Entry, FileState, Finished, states_of
@@ -60,11 +60,13 @@ class JobReport:
     num_tensors: int = 0
     bytes_written: int = 0
     printed: str = ""
+    warnings: tuple[Notice, ...] = ()
     error: SurgeryError | None = None
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
         told = {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "error"}
+        told["warnings"] = [warning.as_json() for warning in self.warnings]
         return told | {"problems": [] if self.error is None else [problem.as_json() for problem in self.error.single]}
 
 
@@ -423,6 +425,7 @@ class _Batch:
             report = replace(
                 report,
                 outputs=tuple(output.path for output, _ in ready.compiled.outputs),
+                warnings=tuple(ready.compiled.symbolic.warnings),
                 num_tensors=sum(len(save.tensors) for save in ready.compiled.symbolic.saves),
                 bytes_written=sum(file.size for _, layout in ready.compiled.outputs for file in layout.files),
             )

@@ -120,7 +120,7 @@ class Outside:
 def with_inputs(plan: Plan, inputs: Mapping[str, Checkpoint]) -> tuple[Plan, Held]:
     """A plan with checkpoints in the place of inputs, or as further ones, and these under the paths it now names."""
     held = {f"<{alias} in memory>": checkpoint for alias, checkpoint in inputs.items()}
-    mark = plan.output.mark if plan.output is not None else Mark("plan", 1, 1)
+    mark = Mark("plan", 0, 0, "inputs")  # which the caller gives
     known = {entry.alias: entry for entry in plan.inputs}
     known.update({alias: Input(alias, f"<{alias} in memory>", mark) for alias in inputs})
     return replace(plan, inputs=tuple(known.values())), held

@@ -52,7 +52,7 @@ def apply(
     from .storage.publish import commit_all, unwinding
 
     options = options or Options()
-    mark = plan.output.mark if plan.output is not None else Mark("plan", 1, 1)
+    mark = plan.output.mark if plan.output is not None else Mark("plan", 0, 0)
     plan, given = with_inputs(replace(plan, output=Output(_PLACE, None, None, mark)), inputs or {})
     compiled = compile_with(plan, _Outside(options, given))
     if not compiled.outputs or compiled.outputs[-1][0].format is not _FORMAT:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from ..core.errors import PlanError, nearest
+from ..core.errors import MOST_NAMES, PlanError, listing, nearest
 from ..language.document import Mapping as YamlMapping
-from ..language.document import Node, plain
+from ..language.document import Node
+from ..language.nodes import shown
 from ..ops import base as fields
 from ..ops.base import TensorOp
 
@@ -83,9 +84,10 @@ class Combined:
         if self.how == "not":
             return not settled[0][0], f"not: {settled[0][1]}"
         if self.how == "all":
-            return next((entry for entry in settled if not entry[0]), (True, "all hold"))
+            holds = (True, f"all {len(settled)} hold: {listing((why for _, why in settled), 3)}")
+            return next((entry for entry in settled if not entry[0]), holds)
         found = next((entry for entry in settled if entry[0]), None)
-        return found or (False, "none of any holds: " + "; ".join(why for _, why in settled))
+        return found or (False, "none of any holds: " + "; ".join(why for _, why in settled[:MOST_NAMES]))
 
     def known(self) -> bool:
         return all(part.known() for part in self.parts)
@@ -136,7 +138,7 @@ def parse_predicate(expression: Node) -> Predicate:
             "an assertion is a mapping with exactly one expression",
             where=expression.mark,
             expected="for example { exists: name }",
-            found=f"{plain(expression)!r}",
+            found=shown(expression),
         )
     ((name, payload),) = expression.entries.items()
     cls = predicates().get(name)

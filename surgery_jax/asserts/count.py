@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.errors import MOST_NAMES, listing
 from ..language.document import Node, Scalar
 from ..ops import base
 from ..ops.base import reference
@@ -28,5 +29,8 @@ class Count(Predicate):
 
     def evaluate(self, state: State) -> Outcome:
         ref = state.reference(self.of, key="of")
-        found = len(state.match(ref))
-        return Known(found == self.is_ and found > 0, f"count: {found} tensors match {ref.text}, expected {self.is_}")
+        names = state.match(ref)
+        found = len(names)
+        shown = f": {listing(names, MOST_NAMES)}" if names else ""
+        why = f"count: {found} tensors match {ref.text}, expected {self.is_}{shown}"
+        return Known(found == self.is_ and found > 0, why)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..core.errors import MOST_NAMES, listing
 from ..language.document import Node
 from ..ops.base import reference
 from ..ops.state import State
@@ -23,4 +24,5 @@ class Exists(Predicate):
     def evaluate(self, state: State) -> Outcome:
         ref = state.reference(self.of, key="exists")
         names = state.match(ref)
-        return Known(bool(names), f"exists: {len(names)} tensors match {ref.text}")
+        shown = f": {listing(names, MOST_NAMES)}" if names else ""
+        return Known(bool(names), f"exists: {len(names)} tensors match {ref.text}{shown}")

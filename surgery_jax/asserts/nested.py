@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import PlanError
-from ..language.document import Node, Sequence, plain
+from ..language.document import Node, Sequence
+from ..language.nodes import shown
 from ..ops import base
 from ..ops.state import State
 from .base import Combined, Known, Outcome, Predicate, parse_predicate
@@ -15,7 +16,7 @@ from .base import Combined, Known, Outcome, Predicate, parse_predicate
 def _parse_list(value: Node) -> tuple[Predicate, ...]:
     if not isinstance(value, Sequence) or not value.items:
         raise PlanError(
-            "not a list of assertions", where=value.mark, expected="a list that is not empty", found=f"{plain(value)!r}"
+            "not a list of assertions", where=value.mark, expected="a list that is not empty", found=shown(value)
         )
     return tuple(parse_predicate(item) for item in value.items)
 

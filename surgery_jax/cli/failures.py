@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from ..core.errors import SurgeryError, listing, told
+from ..core.errors import Notice, SurgeryError, listing, told
 from ..core.interrupts import Interrupted
 from .streams import MOST_NAMES, Untold, emit, flush, note
 from .text import json_text, visible
 
-__all__ = ["report"]
+__all__ = ["report", "warn"]
+
+
+def warn(warnings: Iterable[Notice], prefix: str = "") -> None:
+    """Tell the user of what is no error, on stderr."""
+    for warning in warnings:
+        note(f"warning: {prefix}{visible(str(warning))}")
 
 
 def report(error: BaseException, *, as_json: bool, outputs: Sequence[str] = (), is_whole: bool = True) -> int:

@@ -31,10 +31,14 @@ class Display:
         self._bar = stream.isatty()
         self._shown = clock()
         self._samples: deque[tuple[float, int]] = deque([(self._shown, 0)])
+        self._last = 0
         self._drawn = False
 
     def __call__(self, done: int, total: int) -> None:
         now = self._clock()
+        if done < self._last:  # another pass has begun
+            self._samples = deque([(now, done)])
+        self._last = done
         if now - self._shown < (BAR_S if self._bar else LINE_S):
             return
         self._shown = now

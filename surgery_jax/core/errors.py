@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
+    "MOST_NAMES",
     "AssertionFailed",
     "BudgetError",
     "Bug",
     "Mark",
+    "Notice",
     "PlanError",
     "Problems",
     "StorageError",
@@ -26,16 +28,32 @@ __all__ = [
 ]
 
 
+MOST_NAMES = 12  # in one message
+MOST_CHARACTERS = 1200  # of one part of a message
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Mark:
-    """A place in a text: file name as the user gave it, 1-based line and column."""
+    """A place in a text: file name as the user gave it, 1-based line and column.
+
+    In a plan of Python values there are no lines: line and column are 0, and `path` leads to the value, such as
+    `transforms[5].scale_.target`.
+    """
 
     file: str
     line: int
     column: int
+    path: str = ""
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}"
+        return f"{self.file}:{self.line}:{self.column}" if self.line else self.path or self.file
+
+    def within(self, key: str | int) -> Mark:
+        """The place of a value inside that of a container: another one only where places are paths."""
+        if self.line:
+            return self
+        step = f"[{key}]" if isinstance(key, int) else f".{key}" if self.path else key
+        return Mark(self.file, 0, 0, self.path + step)
 
 
 class SurgeryError(Exception):
@@ -75,13 +93,21 @@ class SurgeryError(Exception):
         place: dict[str, Any] = {"where": None if self.where is None else str(self.where)}
         if isinstance(self.where, Mark):
             place |= {"file": self.where.file, "line": self.where.line, "column": self.where.column}
-        parts = {"expected": self.expected, "found": self.found, "hint": self.hint}
-        return {"kind": type(self).__name__, "problem": self.problem, **place, **parts}
+            place |= {"path": self.where.path} if self.where.path else {}
+        parts = {"expected": _cut(self.expected), "found": _cut(self.found), "hint": _cut(self.hint)}
+        return {"kind": type(self).__name__, "problem": _cut(self.problem), **place, **parts}
 
     def __str__(self) -> str:
-        head = f"{self.where}: {self.problem}" if self.where is not None else self.problem
+        head = f"{self.where}: {_cut(self.problem)}" if self.where is not None else _cut(self.problem)
         parts = [("expected", self.expected), ("found", self.found), ("try", self.hint)]
-        return "\n".join([head, *(f"    {word}: {text}" for word, text in parts if text)])
+        return "\n".join([str(head), *(f"    {word}: {_cut(text)}" for word, text in parts if text)])
+
+
+def _cut(text: str | None) -> str | None:
+    """A part of a message without the middle of what is too long to be read: a text of a plan may have any length."""
+    if text is None or len(text) <= MOST_CHARACTERS:
+        return text
+    return f"{text[: MOST_CHARACTERS // 2]} ... {text[-MOST_CHARACTERS // 4 :]}"
 
 
 class PlanError(SurgeryError):
@@ -104,6 +130,12 @@ class BudgetError(SurgeryError):
     """The work does not fit the memory budgets."""
 
     exit_code = 4
+
+
+class Notice(SurgeryError):
+    """What a user should look at although nothing is wrong: it is told and never raised."""
+
+    exit_code = 0
 
 
 class Bug(SurgeryError):
@@ -149,8 +181,8 @@ def _first_line(error: Exception) -> str | None:
     return (str(error).strip().splitlines() or [""])[0][:300] or None
 
 
-def nearest(word: str, candidates: Iterable[str], count: int = 3) -> list[str]:
-    """The candidates most like `word`, best first; at most `count`, none that is unlike it.
+def nearest(word: str, candidates: Iterable[str], count: int = 3, *, likeness: float = 0.5) -> list[str]:
+    """The candidates most like `word`, best first; at most `count`, none that is unlike it (`likeness` 0 to 1).
 
     Long candidate lists are narrowed first, because the exact comparison is quadratic.
     """
@@ -158,7 +190,7 @@ def nearest(word: str, candidates: Iterable[str], count: int = 3) -> list[str]:
     if len(pool) > 2000:
         pieces = set(word.replace("\\", "").split("."))
         pool = sorted(pool, key=lambda name: -len(pieces & set(name.split("."))))[:2000]
-    return difflib.get_close_matches(word, pool, n=count, cutoff=0.5)
+    return difflib.get_close_matches(word, pool, n=count, cutoff=likeness)
 
 
 def listing(words: Iterable[str], count: int = 5) -> str:

@@ -34,8 +34,8 @@ class Spec:
 
 
 _UNITS = {"B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
-_SIZE = re.compile(r"\s*(\d+)\s*(B|KB|MB|GB|TB)\s*", re.IGNORECASE | re.ASCII)
-_BINARY_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])i?B\s*", re.IGNORECASE | re.ASCII)
+_SIZE = re.compile(r"\s*(\d{1,30})\s*(B|KB|MB|GB|TB)\s*", re.IGNORECASE | re.ASCII)
+_BINARY_SIZE = re.compile(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*([KMGT])i?B\s*", re.IGNORECASE | re.ASCII)
 
 
 def parse_size(text: str, binary: bool = False) -> int | None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..core.errors import Notice
+
 __all__ = ["Progress", "Report", "Share", "peak_rss_bytes"]
 
 
@@ -80,6 +82,7 @@ class Report:
     printed: str = ""
     summary: str = ""
     leftovers: tuple[str, ...] = ()
+    warnings: tuple[Notice, ...] = ()
 
     @property
     def overlap(self) -> float:
@@ -88,7 +91,8 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
-        return dataclasses.asdict(self) | {"overlap": self.overlap}
+        warnings = [warning.as_json() for warning in self.warnings]
+        return dataclasses.asdict(self) | {"overlap": self.overlap, "warnings": warnings}
 
 
 def peak_rss_bytes() -> int:

@@ -14,6 +14,7 @@ import numpy as np
 from ..core.dtypes import BY_NAME
 from ..core.errors import AssertionFailed, PlanError, listing
 from ..core.patterns import collapse, split_numbers
+from ..core.quantised import companions
 from ..core.specs import Spec
 from ..graph.node import Graph, Node
 from ..graph.roots import Sink
@@ -202,9 +203,17 @@ def measure(
     left: dict[str, list[str]] = {}
     chosen = {name: entry for name, entry in tuned.entries.items() if wanted(name)}
     pairs: dict[str, tuple[Entry, ...]] = {}
+    scales: dict[str, str] = {}
+    for side in filter(None, (tuned, base)):
+        scales |= companions((name, entry.spec.dtype) for name, entry in side.entries.items())
+    known = set(scales.values())
     for name, entry in chosen.items():
         other = None if base is None else base.entries.get(name)
         reason = _obstacle(entry, base, other)
+        if reason is None and name in scales:
+            reason = f"quantised with scales such as {scales[name].rpartition('.')[2]}"
+        elif reason is None and name in known:
+            reason = "scales of quantised tensors"
         if reason is None:
             pairs[name] = (entry,) if other is None else (entry, other)
         else:

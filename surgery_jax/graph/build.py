@@ -3,6 +3,7 @@ plan."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Mapping as GraphMapping
 from collections.abc import Sequence as AbstractSequence
 from copy import copy
@@ -22,6 +23,8 @@ from .roots import Request, Symbolic
 from .symbolic import BROKEN, Consequence, Files, SymbolicState
 
 __all__ = ["build"]
+
+MAX_ERRORS = 100  # that are told: nobody reads more, and thousands of them take long to find
 
 
 def build(
@@ -46,6 +49,7 @@ def build(
         assertions=builder.assertions,
         executed=builder.executed,
         needs_whole=builder.graph.needs_whole,
+        warnings=list(builder.warnings.values()),
         questions=builder.questions,
         identities=builder.identities,
     )
@@ -69,6 +73,8 @@ def parse_step(step: Node) -> BoundStep:
         )
     ((name, payload),) = step.entries.items()
     word = find_word(name, step.keys[name])
+    if step.fault is not None:
+        raise step.fault
     try:
         return word.parse(payload, step.keys[name])
     except PlanError as error:
@@ -85,7 +91,7 @@ def step_list(steps: Node | None) -> tuple[Node, ...]:
 # What a trial run of a step may change.
 _STATE = (
     *("models", "kept", "inputs", "saves", "checks", "sinks", "prints", "assertions", "flags", "stopped"),
-    *("errors", "executed", "questions", "broken_aliases", "ghosts", "pending", "step", "word", "mark"),
+    *("errors", "warnings", "executed", "questions", "broken_aliases", "ghosts", "pending", "step", "word", "mark"),
 )
 
 
@@ -102,21 +108,28 @@ class _Builder(SymbolicState):
 
     def run(self) -> None:
         """Every step, then the output."""
-        for step in self._parse(step_list(self.plan.steps)):
-            self._contribute(step[1])
-            self._run_step(*step)
+        for node, step in self._parse(step_list(self.plan.steps)):
+            self._contribute(step)
+            self._run_step(node, step)
+            if len(self.errors) >= MAX_ERRORS:
+                self.errors[MAX_ERRORS:] = [
+                    PlanError(
+                        f"after {MAX_ERRORS} errors the rest of the plan was not looked at",
+                        where=node.mark,
+                        hint="mend these first; many are often of one cause",
+                    )
+                ]
+                return
         if self.plan.output is not None:
             self._finish(self.plan.output)
 
-    def _parse(self, steps: AbstractSequence[Node]) -> list[tuple[Node, BoundStep | PlanError]]:
-        """All steps, parsed before any runs; in place of one that is wrong stands its error."""
-        parsed: list[tuple[Node, BoundStep | PlanError]] = []
+    def _parse(self, steps: AbstractSequence[Node]) -> Iterator[tuple[Node, BoundStep | PlanError]]:
+        """The steps, parsed; in place of one that is wrong stands its error."""
         for node in steps:
             try:
-                parsed.append((node, parse_step(node)))
+                yield node, parse_step(node)
             except PlanError as error:
-                parsed.append((node, error))
-        return parsed
+                yield node, error
 
     def _run_step(self, node: Node, step: BoundStep | PlanError) -> None:
         """One step; after the end of the plan it must still be well-formed."""
@@ -129,6 +142,7 @@ class _Builder(SymbolicState):
             return
         self.step += 1
         self.word, self.mark = step.word.name, step.mark
+        self.where, self.raw = step.where, step.raw
         self.recent.clear()
         if self.flags["preview"] and self._preview(step):
             return
@@ -218,6 +232,8 @@ class _Builder(SymbolicState):
         try:
             for step in self._parse(steps):
                 self._run_step(*step)
+                if len(self.errors) >= MAX_ERRORS:
+                    break
         finally:
             self.nested = False
             (self.word, self.mark), self.default_alias = outer, outer_default

@@ -6,30 +6,37 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.errors import PlanError
 from ..core.exact import exact
+from ..core.quantised import can_be_quantised
 from ..core.specs import Spec
 from ..ops.base import TensorOp
 
 __all__ = ["Graph", "Node", "Source"]
 
+MAX_BYTES = 2**63 - 1  # of a tensor: no file is longer
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
-    """A stored tensor: the checkpoint's key, the name there, and the storage layer's entry (opaque here)."""
+    """A stored tensor: the checkpoint's key, the name there, the storage layer's entry (opaque here), and, if it is
+    quantised, the name of its scales."""
 
     checkpoint: Hashable
     name: str
     entry: Any
+    companion: str = ""
 
 
 class Node:
     """One version of a tensor: a stored tensor, or result number `index` of an operation on other versions.
 
     `kind` is `read` for stored tensors, else that of the operation; `origin` is the plan position that made it first.
-    Nodes are compared by identity; `Graph` makes the same one once.
+    `quantised` is the stored tensor whose numbers these are, wherever they were moved to, if they mean something only
+    with its companion. Nodes are compared by identity; `Graph` makes the same one once.
     """
 
-    __slots__ = ("index", "kind", "number", "op", "operands", "origin", "spec")
+    __slots__ = ("index", "kind", "number", "op", "operands", "origin", "quantised", "spec")
 
     def __init__(
         self, number: int, op: TensorOp | Source, operands: tuple[Node, ...], index: int, spec: Spec, origin: Any
@@ -41,6 +48,15 @@ class Node:
         self.index = index
         self.spec = spec
         self.origin = origin
+        self.quantised = self._quantised()
+
+    def _quantised(self) -> Source | None:
+        if isinstance(self.op, Source):
+            return self.op if self.op.companion else None
+        if not can_be_quantised(self.spec.dtype):
+            return None
+        from_ = (operand.quantised for operand in self.operands if operand.spec.dtype is self.spec.dtype)
+        return next((source for source in from_ if source is not None), None)
 
     def __repr__(self) -> str:
         what = self.op.name if isinstance(self.op, Source) else type(self.op).__name__
@@ -85,6 +101,9 @@ class Graph:
         if op.kind not in ("elementwise", "check", "make"):
             self.needs_whole = True
         specs = op.infer(*(operand.spec for operand in operands))
+        for spec in specs:
+            if spec.nbytes > MAX_BYTES:
+                raise PlanError("larger than any file can be", expected=f"at most {MAX_BYTES} bytes", found=str(spec))
         made = []
         for index, spec in enumerate(specs):
             self.size += 1

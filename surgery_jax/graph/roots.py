@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..core.errors import Mark
+from ..core.errors import Mark, Notice
 from .node import Node
 
 __all__ = ["Check", "Print", "Request", "Save", "Sink", "Symbolic"]
@@ -81,6 +81,7 @@ class Symbolic:
     assertions: Sequence[Assertion]
     executed: Sequence[Any]  # the YAML of the steps that ran
     needs_whole: bool  # whether some work may need whole tensors in memory, or large blocks of them
+    warnings: Sequence[Notice] = ()
     questions: Sequence[Check | Sink] = ()  # what the data must tell before the plan is final; until then it is a bound
     identities: Mapping[str, Any] = field(default_factory=dict)  # of the files whose headers were read, by path
 

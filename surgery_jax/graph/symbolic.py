@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..core.dtypes import BY_NAME
-from ..core.errors import Mark, PlanError, StorageError, SurgeryError, listing, nearest
+from ..core.errors import Mark, Notice, PlanError, StorageError, SurgeryError, listing, nearest
+from ..core.quantised import companions
 from ..core.specs import Spec
 from ..language import names as naming
 from ..language.document import Node as YamlNode
 from ..language.names import Reference, Selector
-from ..ops.base import TensorOp
+from ..language.regexes import compile_regex, ends_in_time
+from ..ops.base import NO_ARITHMETIC, TensorOp
 from ..ops.made import Positions
 from ..ops.structure import Structure, Update, View
+from ..ops.where import Where
 from .namespace import Model, Slot
 from .node import Graph, Node, Source
 from .roots import Assertion, Check, Print, Request, Save, Sink
@@ -45,6 +47,7 @@ class _Broken:
     """Stands for a version that an earlier failed step would have made."""
 
     spec: Any = None
+    quantised: Any = None
 
 
 BROKEN: Any = _Broken()
@@ -77,9 +80,12 @@ class SymbolicState:
         self.kept: dict[str, Model | None] | None = None  # the namespace that dry-run must give back
         self.stopped = False
         self.word = ""
+        self.where: Where | None = None  # of the running step, as is `raw`
+        self.raw = False
         self.mark = Mark("plan", 1, 1)
         self.step = 0
         self.errors: list[SurgeryError] = []
+        self.warnings: dict[str, Notice] = {}  # by their texts: each is told once
         self.broken_aliases: set[str] = set()
         self.ghosts: list[tuple[str, Reference]] = []  # templates of names that failed steps would have made
         self.pending: list[tuple[str, str]] = []  # names that the running step will make
@@ -131,9 +137,23 @@ class SymbolicState:
         return found
 
     def match(self, ref: Reference) -> list[str]:
-        found = self.selector(ref).match(self.model(ref.alias).index)
+        model = self.model(ref.alias)
+        found = self.selector(ref).match(model.index)
         if not found:
             self._check_follows(ref)
+        return found if self.where is None else self._of_dtype(model, found, self.where, ref)
+
+    def _of_dtype(self, model: Model, names: list[str], where: Where, ref: Reference) -> list[str]:
+        """Those that `where` takes; of a tensor that an earlier step failed to make nothing is known, so it stays."""
+        specs: dict[str, Spec | None] = {name: model.slots[name].node.spec for name in names}
+        found = [name for name, spec in specs.items() if spec is None or where.takes(spec.dtype)]
+        if names and not found:
+            dtypes = dict.fromkeys(spec.dtype.name for spec in specs.values() if spec is not None)
+            raise PlanError(
+                f"{self.word}: of {len(names)} tensors that match {ref.text} none is of dtype {where.text}",
+                where=ref.mark,
+                found=listing(dtypes),
+            )
         return found
 
     def select(self, ref: Reference) -> list[str]:
@@ -199,7 +219,15 @@ class SymbolicState:
         except PlanError as error:
             error.problem = f"{self.word}: {error.problem}"
             raise error.located(templates[-1].mark) from None
+        for template in templates:
+            odd = selector.oddity(template)
+            if odd is not None:
+                self.warn(f"{self.word}: {odd.problem}", where=source.mark, hint=odd.hint)
         return rows
+
+    def warn(self, problem: str, *, where: Mark | None = None, hint: str | None = None) -> None:
+        notice = Notice(problem, where=where or self.mark, hint=hint)
+        self.warnings.setdefault(str(notice), notice)
 
     def _check_follows(self, ref: Reference) -> None:
         """That nothing matches may only follow from an earlier failed step."""
@@ -261,12 +289,13 @@ class SymbolicState:
         checkpoint = self._checkpoints[key]
         self.identities |= checkpoint.identities
         model.metadata = dict(checkpoint.metadata)
+        scales = companions((name, entry.spec.dtype) for name, entry in checkpoint.entries.items())
         for name, entry in checkpoint.entries.items():
-            model.add(name, Slot(self._read(key, name, entry), 0, 1))
+            model.add(name, Slot(self._read(key, name, entry, scales.get(name, "")), 0, 1))
 
-    def _read(self, checkpoint: str, name: str, entry: Any) -> Node:
+    def _read(self, checkpoint: str, name: str, entry: Any, companion: str = "") -> Node:
         self.graph.needs_whole |= entry.blocks is not None
-        return self.graph.read(Source(checkpoint, name, entry), entry.spec, self.mark)
+        return self.graph.read(Source(checkpoint, name, entry, companion), entry.spec, self.mark)
 
     def _saved(self, path: str, mark: Mark) -> Save | None:
         """What an earlier step of this plan writes at a path."""
@@ -356,21 +385,40 @@ class SymbolicState:
         if any(operand is BROKEN for operand in operands):
             return (BROKEN,) * op.outputs
         if op.needs_positions:
-            spec = Spec(operands[0].spec.shape, BY_NAME["uint64"])
-            operands = (*operands, *self.graph.apply(Positions(spec), (), self.mark))
-        specs = [operand.spec for operand in operands]
+            places = Spec(operands[0].spec.shape, BY_NAME["uint64"])
+            operands = (*operands, *self.graph.apply(Positions(places), (), self.mark))
         try:
             if op.kind == "template":
-                op, operands = op.made(*specs), ()  # type: ignore[attr-defined]
+                op, operands = op.made(*(operand.spec for operand in operands)), ()  # type: ignore[attr-defined]
             elif hasattr(op, "is_identity") or isinstance(op, Structure):
-                op.infer(*specs)
+                op.infer(*(operand.spec for operand in operands))
                 source = _passes_through(op, operands)
                 if source is not None:
                     return (source,)
+        except PlanError as error:
+            raise self._told(error) from None
+        if op.kind not in NO_ARITHMETIC:
+            self.check_plain(*operands)
+        try:
             return self.graph.apply(op, operands, self.mark)
         except PlanError as error:
-            error.problem = ": ".join([self.word, *self._recently_read(), error.problem])
-            raise error.located(self.mark) from None
+            raise self._told(error) from None
+
+    def _told(self, error: PlanError) -> SurgeryError:
+        """An error of an operation with the step and the tensors that it works on."""
+        error.problem = ": ".join([self.word, *self._recently_read(), error.problem])
+        return error.located(self.mark)
+
+    def check_plain(self, *nodes: Node) -> None:
+        found = None if self.raw else next((node.quantised for node in nodes if node.quantised is not None), None)
+        if found is not None:
+            raise PlanError(
+                f"{self.word}: {found.name} is quantised: its numbers mean nothing without {found.companion}",
+                where=self.mark,
+                expected="a tensor whose numbers are its values",
+                found=str(found.entry.spec),
+                hint="dequantise the checkpoint first; with raw: true this step computes with the stored numbers",
+            )
 
     def _recently_read(self) -> list[str]:
         """The tensors that the step is working on, for messages."""
@@ -586,10 +634,12 @@ def _matching_hint(ref: Reference, names: Mapping[str, Any], near: Sequence[str]
     """What may have been meant by a pattern that matches nothing."""
     if isinstance(ref.expr, str):
         try:
-            inside = re.compile(ref.expr)
-        except re.error:
+            inside = compile_regex(ref.expr, ref.mark)
+        except PlanError:
             return None
-        found = next((name for name in names if inside.search(name)), None)
+        if not ref.expr.isprintable():
+            return "in double quotes YAML reads the backslashes: put the pattern in single quotes"
+        found = next(filter(inside.search, names), None) if ends_in_time(inside, names) else None
         if found is not None:
             return f"a pattern must match a whole name; it matches a part of {found}: add .* at its ends"
     return f"did you mean {near[0]}?" if near else None

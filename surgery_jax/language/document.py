@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ import yaml
 from ..core.errors import Mark, PlanError, nearest
 from .interpolate import interpolate as resolve_references
 from .merge import is_override, merge, nested, parse_path
-from .nodes import Mapping, Node, Scalar, Sequence, check_keys, node_of, plain
+from .nodes import MAX_DEPTH, Mapping, Node, Scalar, Sequence, check_keys, check_text, node_of, plain
 from .scalars import parse_bool, parse_float, parse_int, parse_plain
 
 __all__ = [
@@ -35,10 +36,9 @@ __all__ = [
 ]
 
 # Bounds on untrusted plans. A plan that renames every tensor of a very large model by hand has a few MiB and some
-# hundred thousand values; the depth keeps every later recursion far from Python's limit.
+# hundred thousand values.
 MAX_BYTES = 16 * 2**20
 MAX_NODES = 2_000_000
-MAX_DEPTH = 100
 
 # The parser in C accepts the same and is ten times as fast; it is missing where PyYAML was built without libyaml.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -49,7 +49,6 @@ _SCALARS: dict[str, Callable[[str], bool | int | float | str]] = {
     _TAG + "float": parse_float,
     _TAG + "bool": parse_bool,
 }
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _SUFFIXES = (".yaml", ".yml")
 LANGUAGE = {"inputs", "transforms", "output"}  # every other key of a plan is a variable
 
@@ -76,7 +75,10 @@ def parse_plan_file(path: str | Path, *, interpolate: bool = True) -> Node:
     """
     file = str(path)
     try:
-        with Path(path).open("rb") as stream:
+        # a pipe would be waited for: it is opened without that, and refused
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise PlanError("cannot read the plan file: it is no regular file", where=file)
             data = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
         near = [str(Path(path).with_name(name)) for name in nearest(Path(path).name, _siblings(Path(path)))]
@@ -172,6 +174,7 @@ def read_part(token: str) -> Part:
         return Part(_checked_root(parse_plan_file(token, interpolate=False)), True)
     if "=" in token:
         mark = Mark(token, 1, 1)
+        check_text(token, ascii(token)[1:-1])
         path = parse_path(token)
         return Part(_checked_root(nested(path, _override(path, token.partition("=")[2], mark), mark)), False)
     forgotten = next((token + suffix for suffix in _SUFFIXES if _exists(token + suffix)), None)
@@ -311,8 +314,7 @@ class _Builder:
 
     def _scalar(self, event: Any, mark: Mark) -> Scalar:
         text: str = event.value
-        if _SURROGATE.search(text):
-            raise PlanError("half a character: a surrogate without its partner", where=mark)
+        check_text(text, mark)
         if event.tag is None or event.tag == "!":
             return Scalar(parse_plain(text) if event.implicit[0] else text, mark)
         if event.tag == _TAG + "null":
@@ -397,9 +399,10 @@ class _Builder:
             problem = " ".join(filter(None, (error.problem, error.context)))
             mark = error.problem_mark or error.context_mark
             where = Mark(self._file, mark.line + 1, mark.column + 1) if mark else self._file
+            hint = "in double quotes YAML reads the backslashes: use single quotes" if "escape" in problem else None
             if "nesting depth" in problem:  # the parser looks ahead, and has a limit of its own from PyYAML 6.0.4 on
                 raise PlanError(f"nested more than {MAX_DEPTH} levels deep", where=where) from None
-            raise PlanError(f"not valid YAML: {problem}", where=where) from None
+            raise PlanError(f"not valid YAML: {problem}", where=where, hint=hint) from None
         except yaml.reader.ReaderError as error:
             before = self._text[: error.position]
             where = Mark(self._file, before.count("\n") + 1, len(before) - before.rfind("\n"))

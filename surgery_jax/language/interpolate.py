@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import NoReturn, TypeAlias
 
 from ..core.errors import Mark, PlanError, listing, nearest
-from .nodes import Mapping, Node, Scalar, Sequence, plain
+from .nodes import Mapping, Node, Scalar, Sequence, check_text, plain
 
 __all__ = ["escape", "interpolate"]
 
@@ -21,8 +21,9 @@ MAX_DEPTH = 120
 MAX_NODES = 2_000_000
 MAX_CHARACTERS = 16 * 2**20
 
-_REFERENCE = re.compile(r"(\\*)\$\{")
-_BRACE = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[{}]""", re.DOTALL)
+_REFERENCE = re.compile(r"(?<!\\)(\\*)\$\{")  # from the first backslash on, or a long row of them takes long
+_MARK = re.compile(r"""['"{}]""")
+_QUOTED = {quote: re.compile(rf"{quote}(?:\\.|[^{quote}\\])*{quote}", re.DOTALL) for quote in "'\""}
 _KEYS = re.compile(r"(?P<dots>\.*)(?P<keys>(?:[^.\[\]:]+|\[[^\[\]:]+\])(?:\.[^.\[\]:]+|\[[^\[\]:]+\])*)")
 _KEY = re.compile(r"[^.\[\]]+")
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*(?:_[0-9]+)*)")
@@ -70,8 +71,8 @@ class _Resolver:
         if depth > MAX_DEPTH:
             raise PlanError(f"references lead more than {MAX_DEPTH} levels deep", where=node.mark)
         if isinstance(node, Sequence):
-            items = tuple(self.resolve(item, (*path, i), depth + 1) for i, item in enumerate(node.items))
-            return Sequence(items, node.mark)
+            resolve = self._step if path[-1:] == ("transforms",) and path[0] == "transforms" else self.resolve
+            return Sequence(tuple(resolve(item, (*path, i), depth + 1) for i, item in enumerate(node.items)), node.mark)
         if isinstance(node, Mapping):
             entries = {key: self.resolve(value, (*path, key), depth + 1) for key, value in node.entries.items()}
             return Mapping(entries, node.keys, node.mark)
@@ -81,6 +82,15 @@ class _Resolver:
         if _is_whole(parts):
             return replace(self._value(parts[0][1], node.mark, path, depth), mark=node.mark)
         return Scalar(self._text(parts, node.mark, path, depth), node.mark)
+
+    def _step(self, node: Node, path: Path, depth: int) -> Node:
+        """A step of a plan. What is wrong with its references may be that it is none; others know the steps."""
+        try:
+            return self.resolve(node, path, depth)
+        except PlanError as error:
+            if not isinstance(node, Mapping):
+                raise
+            return replace(node, fault=error)
 
     def _text(self, parts: list[tuple[bool, str]], mark: Mark, path: Path, depth: int) -> str:
         text = "".join(str(plain(self._value(p, mark, path, depth))) if is_ref else p for is_ref, p in parts)
@@ -102,6 +112,8 @@ class _Resolver:
         before = self._nodes
         with self._entered(target, mark):
             node = self.resolve(node, target, depth + 1)
+        if isinstance(node, Mapping) and node.fault is not None:
+            raise node.fault
         self._done[target] = node, self._nodes - before
         return node
 
@@ -170,6 +182,7 @@ def _split(text: str, mark: Mark) -> list[tuple[bool, str]]:
     """The pieces of a string: (is it a reference, its text). Backslashes count only just before `${`, in pairs."""
     parts: list[tuple[bool, str]] = []
     literal: list[str] = []
+    unclosed: set[str] = set()
     at = 0
     while (start := text.find("${", at)) >= 0:
         head = text[at:start]
@@ -180,7 +193,7 @@ def _split(text: str, mark: Mark) -> list[tuple[bool, str]]:
         if slashes % 2:
             literal.append("${")
             continue
-        end = _closing(text, at, mark)
+        end = _closing(text, at, mark, unclosed)
         parts += [(False, "".join(literal)), (True, text[at:end])]
         literal = []
         at = end + 1
@@ -188,10 +201,22 @@ def _split(text: str, mark: Mark) -> list[tuple[bool, str]]:
     return [part for part in parts if part[0] or part[1]]
 
 
-def _closing(text: str, at: int, mark: Mark) -> int:
-    depth = 1
-    for found in _BRACE.finditer(text, at):
-        depth += {"{": 1, "}": -1}.get(found[0], 0)
+def _closing(text: str, at: int, mark: Mark, unclosed: set[str]) -> int:
+    """Where the brace is that closes a reference. What stands in quotes counts for nothing.
+
+    `unclosed` are quotes of which no more is closed: so the rest of the text is looked through only once."""
+    depth, place = 1, at
+    while (found := _MARK.search(text, place)) is not None:
+        place = found.end()
+        word = found[0]
+        if word in _QUOTED:
+            quoted = None if word in unclosed else _QUOTED[word].match(text, found.start())
+            if quoted is None:
+                unclosed.add(word)
+            else:
+                place = quoted.end()
+            continue
+        depth += 1 if word == "{" else -1
         if depth == 0:
             return found.start()
     raise PlanError(
@@ -247,7 +272,7 @@ def _environment(inner: str, mark: Mark) -> str | None:
     if not name:
         raise PlanError(f"no variable named in ${{{inner}}}", where=mark)
     if name in os.environ:
-        return os.environ[name]
+        return check_text(os.environ[name], mark)
     if not comma:
         raise PlanError(
             f"environment variable {name!r} is not set",

@@ -37,12 +37,15 @@ from .document import (
 )
 from .interpolate import escape, interpolate
 from .merge import merge
+from .nodes import shown
 from .plan import Plan
+from .regexes import ends_in_time
 
 __all__ = ["Job", "load_jobs"]
 
 MAX_JOBS = 10_000
 MAX_TEXT = 100_000  # characters of all values of a job: they are kept for its report
+MAX_PATTERN = 4096  # characters
 MAX_NAME = 200  # characters: names are parts of paths
 JOB = "job"  # stands for the name
 _FILE_SUFFIX = re.compile(r"\.[A-Za-z]+")  # what follows the dot of `v1.5` is no suffix
@@ -194,7 +197,7 @@ def _entries(root: Mapping) -> list[_Entry]:
             "jobs is a list",
             where=node.mark,
             expected="a list of mappings with `set` and `name`",
-            found=f"{plain(node)!r}",
+            found=shown(node),
         )
     entries = []
     for number, item in enumerate(node.items, 1):
@@ -203,7 +206,7 @@ def _entries(root: Mapping) -> list[_Entry]:
                 "a job is a mapping",
                 where=item.mark,
                 expected="for example { name: a, set: { rank: 8 } }",
-                found=f"{plain(item)!r}",
+                found=shown(item),
             )
         check_keys(item, ("name", "set"), "a job")
         settings = item.entries.get("set")
@@ -222,7 +225,7 @@ def _settings(node: Node | None, what: str) -> Mapping:
             f"{what} is a mapping",
             where=node.mark,
             expected="keys of the plan and their values",
-            found=f"{plain(node)!r}",
+            found=shown(node),
         )
     document = Mapping({}, {}, node.mark)
     for key, value in node.entries.items():
@@ -248,7 +251,7 @@ def _axes(node: Node | None) -> list[_Axis]:
             "matrix is a mapping",
             where=node.mark,
             expected="keys of the plan and lists of values",
-            found=f"{plain(node)!r}",
+            found=shown(node),
         )
     axes = []
     for key, value in node.entries.items():
@@ -276,12 +279,14 @@ def _choices(key: str, node: Node) -> list[_Choice]:
         f"matrix.{key} gives no values",
         where=node.mark,
         expected="a list of values, or { glob: 'runs/*' }",
-        found=f"{plain(node)!r}",
+        found=shown(node),
     )
 
 
 def _matching(pattern: str, mark: Mark) -> Iterator[_Choice]:
     """The paths that match a pattern, in order."""
+    if len(pattern) > MAX_PATTERN:
+        raise PlanError("a pattern longer than any path", where=mark, expected=f"at most {MAX_PATTERN} characters")
     try:
         # not Path.glob, whose wildcards match hidden names too
         found = sorted(islice(glob.iglob(pattern, recursive=True), MAX_JOBS + 1))  # noqa: PTH207
@@ -291,7 +296,7 @@ def _matching(pattern: str, mark: Mark) -> Iterator[_Choice]:
         raise PlanError(f"nothing matches {pattern!r}", where=mark, hint="paths are relative to the working directory")
     if len(found) > MAX_JOBS:
         raise PlanError(f"more than {MAX_JOBS} paths match {pattern!r}", where=mark)
-    matched = _wildcards(pattern)
+    matched = _wildcards(pattern, found)
     for path in found:
         label = matched(path) or PurePath(path).name
         if label.endswith(PurePath(path).suffix) and not Path(path).is_dir():
@@ -299,8 +304,8 @@ def _matching(pattern: str, mark: Mark) -> Iterator[_Choice]:
         yield _Choice(escape(Scalar(path, mark)), label)
 
 
-def _wildcards(pattern: str) -> Callable[[str], str]:
-    """Gives what the wildcards of a pattern stand for in a path, joined."""
+def _wildcards(pattern: str, paths: AbstractSequence[str]) -> Callable[[str], str]:
+    """Gives what the wildcards of a pattern stand for in a path, joined; nothing if they are too many to tell."""
     tokens = re.compile(r"\*\*/|\*+|\?|\[!?\]?[^\]]*\]")
     known = {"**/": r"((?:.*/)?)", "?": "([^/])"}
     text, at = "", 0
@@ -313,6 +318,9 @@ def _wildcards(pattern: str) -> Callable[[str], str]:
             text += known.get(word, "(.*)" if word == "**" else "([^/]*)")
         at = token.end()
     whole = re.compile(text + re.escape(pattern[at:]), re.DOTALL)
+
+    if not ends_in_time(whole, paths):
+        return lambda path: ""
 
     def matched(path: str) -> str:
         found = whole.fullmatch(path)
@@ -358,12 +366,13 @@ def _job(
     for key, value in entry.settings.entries.items():
         labels.setdefault(key, escape(Scalar(_label(value, 1), mark)))
     name = _named(template, labels, mark) if template is not None else "-".join(varying) or "1"
-    if not name or len(name) > MAX_NAME or not name.isprintable():
+    if not name or len(name) > MAX_NAME or not name.isprintable() or {"", ".", ".."} & set(name.split("/")):
         raise PlanError(
             "not a name of a job",
             where=mark,
-            expected=f"1 to {MAX_NAME} printable characters",
+            expected=f"1 to {MAX_NAME} printable characters; as a part of paths it must not lead out of a folder",
             found=f"{name[:MAX_NAME]!r}",
+            hint="no .. in it, and no / at its ends: names are put in the place of ${job}",
         )
     return Job(name, mark, Mapping(values.entries, values.keys, mark), parts)
 
@@ -376,7 +385,7 @@ def _named(template: str, labels: dict[str, Node], mark: Mark) -> str:
 
 def _text(node: Node, what: str) -> str:
     if not isinstance(node, Scalar) or node.value is None or isinstance(node.value, bool):
-        raise PlanError(f"{what} is a string", where=node.mark, found=f"{plain(node)!r}")
+        raise PlanError(f"{what} is a string", where=node.mark, found=shown(node))
     return str(node.value)
 
 

@@ -31,7 +31,7 @@ def merge(earlier: Mapping, later: Mapping) -> Mapping:
         entries[key] = value if before is None else _merged(before, value)
         if entries[key] is value:
             keys[key] = later.keys[key]
-    return Mapping(entries, keys, earlier.mark)
+    return Mapping(entries, keys, earlier.mark, earlier.fault or later.fault)
 
 
 def _merged(earlier: Node, later: Node) -> Node:

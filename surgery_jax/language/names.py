@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from ..core.errors import Mark, PlanError
 from .nodes import Node, Scalar, Sequence
-from .regexes import compile_regex, literal_prefix, without_warnings
+from .regexes import check_time, compile_regex, literal_prefix, without_warnings
 from .segments import SegmentPattern, fill_template
 from .slices import Range, Slice, parse_slice, resolve_slice
 
@@ -32,9 +32,8 @@ __all__ = [
 INDEX = "index"  # the group or variable that numbers tensors
 _NUMBER = "\U0010ffff"  # stands for the number in names that are made before it is known: no character, so in no name
 
-_STEPPED_SLICE = re.compile(r"(?P<head>.*)::(?P<slice>\[[^\[\]]*::[^\[\]]*\])", re.DOTALL)
 _SLICE_TEXT = re.compile(r"\[[0-9:,+\-_\s]*\]")
-_GROUP = re.compile(r"\\\\|\\g<[^>]*>|\\[0-9]{1,2}")
+_GROUP = re.compile(r"\\\\|\\g<[^<>]*>|\\[0-9]{1,2}")
 _INDEX_GROUP = re.compile(rf"((?<!\\)(?:\\\\)*)\\g<{INDEX}>")
 _VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 
@@ -96,8 +95,7 @@ def _string(text: str, default_alias: str | None, mark: Mark) -> Reference:
     try:
         parts = None if slice_text is None else parse_slice(slice_text)
     except PlanError as error:
-        if slice_text and slice_text[0] == "[" and not _SLICE_TEXT.fullmatch(slice_text):
-            error.hint = f"a character class after :: is written {expr or alias}::(?:{slice_text})"
+        error.hint = error.hint or _slice_hint(slice_text or "", expr, alias)
         raise error.located(mark) from None
     if not expr:
         raise PlanError(f"the reference {text!r} names no tensor: it must not be empty", where=mark)
@@ -105,11 +103,29 @@ def _string(text: str, default_alias: str | None, mark: Mark) -> Reference:
     return Reference(alias, expr, parts, mark, text)
 
 
+def _slice_hint(text: str, expr: str, alias: str) -> str | None:
+    """What may have been meant by a text in brackets that is no slice."""
+    if _SLICE_TEXT.fullmatch(text) or text[:1] != "[":
+        return None
+    if "[" in text[1:]:
+        inner, _, rest = text[2:].partition("]")
+        numbers = [int(word) for word in inner.split(",") if re.fullmatch(r"\s*-?[0-9]{1,18}\s*", word)]
+        parts = [f"'{expr}::[{n}:{n + 1 or ''}{rest}'" for n in numbers[:3]] + ["..."] * (len(numbers) > 3)
+        example = f": concat: {{ from: [{', '.join(parts)}], to: ... }}" if text[1] == "[" and numbers else ""
+        return "there are no lists of indices: join slices of consecutive ones with concat" + example
+    if "..." in text or "None" in text:
+        return "write a : for every axis that stays whole, and use reshape for axes that are added"
+    if any(mark in text[1:-1] for mark in "[:,"):
+        return None
+    return f"a character class after :: is written {expr or alias}::(?:{text})"
+
+
 def _parts(text: str, default_alias: str | None, mark: Mark) -> tuple[str, str, str | None]:
     """Alias (may be empty), expression and slice text. `::` inside a final slice does not separate."""
-    stepped = _STEPPED_SLICE.fullmatch(text)
-    if stepped is not None and _SLICE_TEXT.fullmatch(stepped["slice"]):
-        words = [*stepped["head"].split("::"), stepped["slice"]]
+    begin = text.rfind("[")
+    tail = text[begin:] if begin >= 2 and text[begin - 2 : begin] == "::" else ""
+    if "::" in tail and _SLICE_TEXT.fullmatch(tail):
+        words = [*text[: begin - 2].split("::"), tail]
         if len(words) == 2:
             return "", words[0], words[1]
     else:
@@ -149,6 +165,14 @@ def _found(node: Node) -> str:
         word = str(node.value).lower() if isinstance(node.value, bool) else repr(node.value)
         return f"{word} ({type(node.value).__name__})"
     return "a list" if isinstance(node, Sequence) else "a mapping"
+
+
+@dataclass(frozen=True, slots=True)
+class Oddity:
+    """What a user should look at, and what to write instead."""
+
+    problem: str
+    hint: str | None
 
 
 class NameIndex:
@@ -224,6 +248,7 @@ class Selector:
     def __init__(self, ref: Reference) -> None:
         self.reference = ref
         self._templates: set[str] = set()
+        self._pieces: dict[str, tuple[str, str, int]] = {}  # by template: the first name that was replaced in pieces
         self._segments: SegmentPattern | None = None
         if isinstance(ref.expr, str):
             self._regex = compile_regex(ref.expr, ref.mark)
@@ -235,11 +260,14 @@ class Selector:
         """The names that the whole pattern matches, by code point."""
         if self._segments is not None:
             pattern = self._segments
-            near = (name for name in names.with_prefix(pattern.prefix) if name.endswith(pattern.suffix))
+            near = [name for name in names.with_prefix(pattern.prefix) if name.endswith(pattern.suffix)]
+            pattern.check_time(near)
             return [name for name in near if pattern.bind(name) is not None]
         if self._is_literal:
             return [self._prefix] if self._prefix in names else []
-        return list(filter(self._regex.fullmatch, names.with_prefix(self._prefix)))
+        near = names.with_prefix(self._prefix)
+        check_time(self._regex, near, self.reference.mark)
+        return list(filter(self._regex.fullmatch, near))
 
     def rewrite(self, name: str, template: Reference) -> str:
         """The destination for a name that this selector matched.
@@ -288,10 +316,10 @@ class Selector:
     def _substitute(self, name: str, expr: str, template: Reference) -> str:
         try:
             if expr in self._templates:
-                return self._regex.sub(expr, name)
-            # Only the first use parses the template and may warn; `re` remembers the result.
-            with without_warnings():
-                result = self._regex.sub(expr, name)
+                result, count = self._regex.subn(expr, name)
+            else:  # only the first use parses the template and may warn; `re` remembers the result
+                with without_warnings():
+                    result, count = self._regex.subn(expr, name)
         except (re.error, IndexError) as error:
             raise PlanError(
                 f"invalid destination {template.text!r}: {error}",
@@ -300,7 +328,46 @@ class Selector:
                 hint="a dot needs no backslash in a destination",
             ) from None
         self._templates.add(expr)
+        if count > 1 and expr not in self._pieces and result != self._expanded_once(name, expr):
+            self._pieces[expr] = (name, result, count)
         return result
+
+    def _expanded_once(self, name: str, expr: str) -> str | None:
+        """What would come of a name if the pattern were replaced once, as a whole."""
+        found = self._regex.fullmatch(name)
+        return found.expand(expr) if found else None
+
+    def oddity(self, template: Reference) -> Oddity | None:
+        """What is odd about the names that a template gave, although it is what the language says."""
+        if not isinstance(template.expr, str):
+            return None
+        pieces = self._pieces.get(template.expr)
+        if pieces is not None:
+            return self._in_pieces(*pieces, self._expanded_once(pieces[0], template.expr), template.expr)
+        if "\\" in _GROUP.sub("", template.expr):
+            return Oddity(
+                f"{template.text!r} keeps its backslash: a destination is no pattern",
+                "write its dots as they are, without backslashes",
+            )
+        return None
+
+    def _in_pieces(self, name: str, result: str, count: int, once: str | None, template: str) -> Oddity:
+        expr = self._regex.pattern
+        is_empty = self._regex.match(name, len(name)) is not None
+        what = "also the empty text at the end" if is_empty else f"{name} in {count} pieces"
+        remedy = next(
+            (other for other in (expr.replace(".*", ".+"), f"^(?:{expr})$") if _gives(other, template, name, once)),
+            None,
+        )
+        return Oddity(
+            f"{expr!r} matches {what}, and each match is replaced: {name} becomes {result}",
+            f"write {remedy!r}, which gives {once}" if remedy else None,
+        )
+
+
+def _gives(expr: str, template: str, name: str, wanted: str | None) -> bool:
+    with without_warnings():
+        return re.sub(expr, template, name) == wanted
 
 
 def literal(ref: Reference) -> str:
@@ -338,28 +405,32 @@ def numbered_by(template: Reference) -> tuple[Reference, Callable[[str, int], st
 
 def placeholder(template: Reference) -> str:
     """The template with 0 for every group or variable: what a name made by it would look like."""
-    return _expanded(template, "0", str)
+    return _expanded(template, "0")
 
 
 def could_produce(template: Reference, name: str) -> bool:
     """Whether the template makes `name` for some values of its groups or variables."""
-    return re.fullmatch(_expanded(template, ".*", re.escape), name, re.DOTALL) is not None
+    first, *others = _expanded(template, _NUMBER).split(_NUMBER)
+    if not others:
+        return name == first
+    *inner, last = others
+    if not (name.startswith(first) and name.endswith(last) and len(name) >= len(first) + len(last)):
+        return False
+    at = len(first)
+    for text in inner:
+        at = name.find(text, at, len(name) - len(last))
+        if at < 0:
+            return False
+        at += len(text)
+    return True
 
 
-def _expanded(template: Reference, wildcard: str, text: Callable[[str], str]) -> str:
-    """The template with a wildcard for each group or variable and `text` applied to all between."""
+def _expanded(template: Reference, wildcard: str) -> str:
+    """The template with a wildcard for each group or variable."""
     if isinstance(template.expr, str):
-        return _replaced(_GROUP, template.expr, wildcard, text)
+        return _GROUP.sub(lambda found: "\\" if found[0] == "\\\\" else wildcard, template.expr)
     tokens = [
-        wildcard if len(token) > 1 and token[0] in "$*" else _replaced(_VARIABLE, token, wildcard, text)
+        wildcard if len(token) > 1 and token[0] in "$*" else _VARIABLE.sub(lambda found: wildcard, token)
         for token in template.expr
     ]
-    return text(".").join(tokens)
-
-
-def _replaced(pattern: re.Pattern[str], source: str, wildcard: str, text: Callable[[str], str]) -> str:
-    pieces, at = [], 0
-    for found in pattern.finditer(source):
-        pieces += [text(source[at : found.start()]), text("\\") if found[0] == "\\\\" else wildcard]
-        at = found.end()
-    return "".join([*pieces, text(source[at:])])
+    return ".".join(tokens)

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from collections.abc import Mapping as AnyMapping
 from dataclasses import dataclass
+from os import PathLike, fspath
 from typing import TypeAlias
 
 from ..core.errors import Mark, PlanError, nearest
+from .scalars import MAX_BITS
 
-__all__ = ["Mapping", "Node", "Scalar", "Sequence", "check_keys", "node_of", "plain", "words_of"]
+__all__ = [
+    "MAX_DEPTH",
+    "Mapping",
+    "Node",
+    "Scalar",
+    "Sequence",
+    "check_keys",
+    "check_text",
+    "node_of",
+    "plain",
+    "shown",
+    "words_of",
+]
+
+MAX_DEPTH = 100  # of values: far from Python's limit in every later recursion
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +49,16 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """Nodes by key, in the order of the plan; `keys` says where each key was written."""
+    """Nodes by key, in the order of the plan; `keys` says where each key was written.
+
+    `fault` is what is wrong with a step that speaks of an unknown variable: it is told only when the step is known, for
+    a step that does not exist has no variables either.
+    """
 
     entries: dict[str, Node]
     keys: dict[str, Mark]
     mark: Mark
+    fault: PlanError | None = None
 
 
 Node: TypeAlias = Scalar | Sequence | Mapping
@@ -49,20 +73,59 @@ def plain(node: Node) -> object:
     return {key: plain(value) for key, value in node.entries.items()}
 
 
-def node_of(value: object, mark: Mark) -> Node:
-    """Ordinary Python values as nodes that all lie at `mark`; keys become their text.
+def shown(node: Node, length: int = 120) -> str:
+    """The node as messages show it: a long one is cut."""
+    text = repr(plain(node))
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
+def node_of(value: object, mark: Mark, depth: int = 0) -> Node:
+    """Ordinary Python values as nodes at `mark` or, if that is a path, below it.
+
+    Keys become their text, paths too. Numbers and arrays of NumPy, JAX and PyTorch become plain numbers and lists.
 
     Raises:
-        TypeError: a value that YAML has no plain form for.
+        PlanError: a value that YAML has no plain form for, or nested without end.
     """
-    if isinstance(value, dict):
-        entries = {str(key): node_of(item, mark) for key, item in value.items()}
-        return Mapping(entries, dict.fromkeys(entries, mark), mark)
+    if depth > MAX_DEPTH:
+        raise PlanError(f"nested more than {MAX_DEPTH} levels deep", where=mark)
+    if isinstance(value, AnyMapping):
+        entries = {str(key): node_of(item, mark.within(str(key)), depth + 1) for key, item in value.items()}
+        return Mapping(entries, {key: mark.within(key) for key in entries}, mark)
     if isinstance(value, list | tuple):
-        return Sequence(tuple(node_of(item, mark) for item in value), mark)
-    if value is None or isinstance(value, bool | int | float | str):
+        items = (node_of(item, mark.within(number), depth + 1) for number, item in enumerate(value))
+        return Sequence(tuple(items), mark)
+    if value is None or isinstance(value, bool):
         return Scalar(value, mark)
-    raise TypeError(f"no plan value: {type(value).__name__}")
+    if isinstance(value, PathLike):
+        value = fspath(value)
+    # what derives from them, such as members of enumerations, becomes plain
+    if isinstance(value, str):
+        return Scalar(check_text(str.__str__(value), mark), mark)
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        raise PlanError("a number of too many digits", where=mark, expected=f"at most {MAX_BITS} bits")
+    if isinstance(value, int | float):
+        return Scalar(int.__int__(value) if isinstance(value, int) else float.__float__(value), mark)
+    if hasattr(value, "dtype") and hasattr(value, "tolist") and not isinstance(value, type):
+        return node_of(value.tolist(), mark, depth + 1)
+    raise PlanError(
+        "not a value of a plan",
+        where=mark,
+        expected="None, bool, int, float, str, a path, a list or a dict",
+        found=f"{type(value).__name__}: {value!r:.80}",
+        hint="write it as text, such as 'bfloat16' for a dtype",
+    )
+
+
+def check_text(text: str, mark: Mark | str) -> str:
+    """The text, which has no half of a character: nothing could print or write it.
+
+    Raises:
+        PlanError: it has.
+    """
+    if _SURROGATE.search(text):
+        raise PlanError("half a character: a surrogate without its partner", where=mark, found=ascii(text)[:80])
+    return text
 
 
 def words_of(node: Node, what: str) -> dict[str, str]:
@@ -72,11 +135,11 @@ def words_of(node: Node, what: str) -> dict[str, str]:
         PlanError: it is none.
     """
     if not isinstance(node, Mapping):
-        raise PlanError(f"{what} is a mapping", where=node.mark, found=f"{plain(node)!r}")
+        raise PlanError(f"{what} is a mapping", where=node.mark, found=shown(node))
     found: dict[str, str] = {}
     for key, value in node.entries.items():
         if not isinstance(value, Scalar):
-            raise PlanError(f"{what}.{key} is a single value", where=value.mark, found=f"{plain(value)!r}")
+            raise PlanError(f"{what}.{key} is a single value", where=value.mark, found=shown(value))
         if value.value is not None:
             found[key] = str(value.value) if value.text is None else value.text
     return found

@@ -6,8 +6,8 @@ from collections.abc import Mapping as AbstractMapping
 from dataclasses import dataclass, field
 
 from ..core.errors import Mark, PlanError, nearest
-from .document import Mapping, Node, Scalar, Sequence, check_keys, plain
-from .nodes import words_of
+from .document import Mapping, Node, Scalar, Sequence, check_keys
+from .nodes import shown, words_of
 
 __all__ = ["Input", "Output", "Plan"]
 
@@ -75,16 +75,17 @@ def _inputs(node: Node | None, nested: bool) -> tuple[Input, ...]:
         return ()
     if not isinstance(node, Sequence):
         raise PlanError(
-            "inputs is a list", where=node.mark, expected="a list of `path` or `alias::path`", found=f"{plain(node)!r}"
+            "inputs is a list", where=node.mark, expected="a list of `path` or `alias::path`", found=shown(node)
         )
     entries: list[Input] = []
     for number, item in enumerate(node.items):
         if not isinstance(item, Scalar) or not isinstance(item.value, str):
             raise PlanError(
-                "an input is a string", where=item.mark, expected="`path` or `alias::path`", found=f"{plain(item)!r}"
+                "an input is a string", where=item.mark, expected="`path` or `alias::path`", found=shown(item)
             )
         alias, separator, path = item.value.partition("::")
         alias, path = (alias, path) if separator else ("", item.value)
+        _check_path(path, "an input", item.mark)
         if not path:
             raise PlanError("an input has an empty path", where=item.mark, found=f"{item.value!r}")
         if not alias:
@@ -106,9 +107,11 @@ def _output(node: Node | None) -> Output | None:
     if node is None or (isinstance(node, Scalar) and node.value in (None, "")):
         return None
     if isinstance(node, Scalar):
-        return Output(_word(node, "output"), None, None, node.mark)
+        path = _word(node, "output")
+        _check_path(path, "output", node.mark)
+        return Output(path, None, None, node.mark)
     if not isinstance(node, Mapping):
-        raise PlanError("output is a path or a mapping", where=node.mark, found=f"{plain(node)!r}")
+        raise PlanError("output is a path or a mapping", where=node.mark, found=shown(node))
     if not node.entries:
         return None
     check_keys(node, ("path", "format", "shard", "options"), "output")
@@ -120,12 +123,18 @@ def _output(node: Node | None) -> Output | None:
     options = words_of(node.entries["options"], "output.options") if "options" in node.entries else {}
     if "path" not in values:
         raise PlanError("output.path is required", where=node.mark)
+    _check_path(values["path"], "output", node.mark)
     return Output(values["path"], values.get("format"), values.get("shard"), node.mark, options)
+
+
+def _check_path(path: str, what: str, mark: Mark) -> None:
+    if "\0" in path:
+        raise PlanError(f"{what} has a path with NUL, which no file can have", where=mark, found=f"{path[:120]!r}")
 
 
 def _word(node: Node, what: str) -> str:
     if isinstance(node, Scalar) and node.text is not None and node.value is not None:
         return node.text
     if not isinstance(node, Scalar) or not isinstance(node.value, str):
-        raise PlanError(f"{what} is a string", where=node.mark, found=f"{plain(node)!r}")
+        raise PlanError(f"{what} is a string", where=node.mark, found=shown(node))
     return node.value

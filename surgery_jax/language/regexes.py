@@ -1,15 +1,33 @@
-"""Regular expressions over tensor names: compiling, and the literal text that every match must begin with."""
+"""Regular expressions over tensor names: compiling, bounding their time, and the literal text that every match begins
+with.
+
+Python tries an expression such as `(.+)+x` for ever, and cannot be stopped inside a thread. So what could take long, by
+a bound that counts its repeats, is first tried by another process, which can.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from ..core.errors import Mark, PlanError
 
-__all__ = ["compile_regex", "literal_prefix", "without_warnings"]
+__all__ = ["check_time", "compile_regex", "ends_in_time", "literal_prefix", "without_warnings"]
+
+LIMIT_S = 5.0  # for one expression and all names of a checkpoint: ordinary ones take milliseconds
+CHEAP = 1e9  # steps, some seconds at worst, that are taken without a trial
+
+# An expression is seen as repeats, choices, and what lies between: literal characters, and _ANY for what is not one.
+_ANY = "\ue000"
+_WORD = re.compile(r"\\(?P<escaped>.)|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?(?:P<\w+>|[:=!>]|<[=!])?", re.DOTALL)
+_REPEAT = re.compile(r"[*+{][0-9,}]*[?+]?\)*(?P<next>[^\^$.|()?*+{](?![?*{])|$)?")
+_REPEATED_GROUP = re.compile(r"\)[*+{]")
+_MANY_TIMES = re.compile(r"\{[0-9,]*[0-9]{4}")
 
 _LITERALS = re.compile(r"(?:[^\\.^$*+?{}\[\]|()]|\\[^a-zA-Z0-9])*", re.DOTALL)
 _TOKENS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?#(?:\\.|[^)\\])*\)|[()|]", re.DOTALL)
@@ -24,7 +42,7 @@ def without_warnings() -> Iterator[None]:
         yield
 
 
-def compile_regex(expr: str, mark: Mark, context: str = "") -> re.Pattern[str]:
+def compile_regex(expr: str, mark: Mark | None, context: str = "") -> re.Pattern[str]:
     """The compiled pattern; `context` is put behind the pattern in the message.
 
     Raises:
@@ -40,6 +58,89 @@ def compile_regex(expr: str, mark: Mark, context: str = "") -> re.Pattern[str]:
             where=mark,
             hint="put a backslash before a literal ( [ . * + ?",
         ) from None
+
+
+def check_time(regex: re.Pattern[str], texts: Collection[str], where: Mark | str | None) -> None:
+    """Refuse an expression that does not end in time on these texts, whether it is matched, searched or replaced.
+
+    Raises:
+        PlanError: it does not.
+    """
+    if not ends_in_time(regex, texts):
+        raise PlanError(
+            f"the regular expression {regex.pattern[:80]!r} takes too long",
+            where=where,
+            expected=f"names tried within {LIMIT_S:g} s, as ordinary expressions do in milliseconds",
+            hint="repeat no group that repeats something itself, such as (.+)+, and use fewer .+ and .*",
+        )
+
+
+def ends_in_time(regex: re.Pattern[str], texts: Collection[str]) -> bool:
+    """Whether matching, searching and replacing an expression in all texts ends within `LIMIT_S`.
+
+    Raises:
+        PlanError: there is no process to try it in.
+    """
+    if not texts or (_most_steps(regex.pattern, texts) <= CHEAP and not _MANY_TIMES.search(regex.pattern)):
+        return True
+    request = json.dumps([regex.pattern, regex.flags & ~re.UNICODE, list(texts)])
+    command = [sys.executable, "-I", "-S", "-c", _TRIAL]  # what is imported depends on nothing of the user's
+    try:
+        trial = subprocess.run(command, input=request.encode(), timeout=LIMIT_S, capture_output=True)
+    except subprocess.TimeoutExpired:
+        return False
+    except OSError as error:
+        raise PlanError(f"cannot try the regular expression {regex.pattern[:80]!r}", found=str(error)) from None
+    return trial.returncode == 0
+
+
+_TRIAL = """
+import json, re, resource, sys, warnings
+hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+if hard == resource.RLIM_INFINITY or hard > 1 << 30:
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+warnings.simplefilter("ignore")
+expr, flags, texts = json.load(sys.stdin)
+regex = re.compile(expr, flags)
+for text in texts:
+    if regex.fullmatch(text) or regex.search(text):
+        regex.sub("", text)
+"""
+
+
+def _most_steps(expr: str, texts: Collection[str]) -> float:
+    """A bound on the steps of trying an expression at texts: all ways of its repeats and choices, from every place. A
+    repeat before a literal can only end where that is."""
+    length = max(map(len, texts))
+    seen = _WORD.sub(_spelled, expr)
+    bars = seen.count("|")
+    ways = seen.count("?") + (1 + bars).bit_length() * min(bars, seen.count("("))  # powers of two
+    if _REPEATED_GROUP.search(seen):
+        ways += length
+    total = float(len(texts)) * length * length * 2.0 ** min(ways, 500)
+    has_literals = not _VERBOSE.search(expr)  # where blanks mean nothing, nothing is known of what comes next
+    following = [found["next"] for found in _REPEAT.finditer(seen)]
+    if total * (1.0 + length) ** min(sum(after != "" for after in following), 100) <= CHEAP:
+        return total
+    for after in following:
+        if after and after != _ANY and has_literals:
+            letter = chr(ord(after) - ord(_ANY)) if after > _ANY else after
+            total *= (
+                1 + max(text.count(letter) for text in texts) + max(text.count(letter.swapcase()) for text in texts)
+            )
+        elif after != "":
+            total *= 1 + length
+        if total > CHEAP:
+            break
+    return total
+
+
+def _spelled(found: re.Match[str]) -> str:
+    """A word of an expression as one character: what is escaped beyond _ANY, the beginning of a group as a bracket."""
+    escaped = found["escaped"]
+    if escaped is not None:
+        return _ANY if escaped.isalnum() or ord(escaped) > 127 else chr(ord(_ANY) + ord(escaped))
+    return "(" if found[0][0] == "(" else _ANY
 
 
 def literal_prefix(expr: str) -> tuple[str, bool]:

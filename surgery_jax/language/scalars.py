@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["parse_bool", "parse_float", "parse_int", "parse_plain"]
+__all__ = ["MAX_BITS", "parse_bool", "parse_float", "parse_int", "parse_plain"]
 
 _NULLS = frozenset(["", "~", "null", "Null", "NULL"])
 _BOOLS = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
@@ -20,13 +20,14 @@ _INT = re.compile(
 )
 _FLOAT = re.compile(
     r"""[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)? | [-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
-      | \.[0-9_]+(?:[eE][-+][0-9]+)? | [-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*
+      | \.[0-9][0-9_]*(?:[eE][-+][0-9]+)? | [-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*
       | [-+]?\.(?:inf|Inf|INF) | \.(?:nan|NaN|NAN)""",
     re.VERBOSE,
 )
 
 # Python converts no longer ones either, because the time grows with the square of the length.
 _MAX_DIGITS = 4300
+MAX_BITS = 14_000  # a little fewer than so many digits have
 
 
 def parse_plain(text: str) -> bool | int | float | str | None:
@@ -67,7 +68,10 @@ def parse_int(text: str) -> int:
     if digits.startswith("0b"):
         return sign * int(digits[2:], 2)
     if digits.startswith("0x"):
-        return sign * int(digits[2:], 16)
+        value = int(digits[2:], 16)
+        if value.bit_length() > MAX_BITS:
+            raise ValueError("a number of too many digits")
+        return sign * value
     if digits.startswith("0") and digits != "0":
         return sign * int(digits, 8)
     value = 0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NoReturn, TypeAlias
 
 from ..core.errors import Mark, PlanError, listing
-from .regexes import compile_regex
+from .regexes import check_time, compile_regex
 
 __all__ = ["Bindings", "SegmentPattern", "fill_template"]
 
@@ -15,6 +16,7 @@ Bindings: TypeAlias = dict[str, str | tuple[str, ...]]
 
 # The matcher recurses once per token.
 _MAX_TOKENS = 200
+_MAX_STEPS = 100_000  # of one name: only variables that occur several times can need many
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -62,17 +64,31 @@ class SegmentPattern:
         self._tokens = tuple(_token(token, mark) for token in tokens)
         self.prefix = ".".join(_leading(self._tokens))
         self.suffix = ".".join(_leading(self._tokens[::-1])[::-1])
+        self._steps = 0
         names = [name for token in self._tokens for name in _names(token)]
         # A failure at one place is final if no earlier choice can change it, that is, if no name occurs twice.
         self._is_memoizable = len(set(names)) == len(names)
+
+    def check_time(self, names: Iterable[str]) -> None:
+        """Refuse regexes that do not end in time on segments of these names.
+
+        Raises:
+            PlanError: one does not.
+        """
+        regexes = [token.regex for token in self._tokens if isinstance(token, _Regex)]
+        if regexes:
+            segments = {segment for name in names for segment in name.split(".")}
+            for regex in regexes:
+                check_time(regex, segments, self._mark)
 
     def bind(self, name: str) -> Bindings | None:
         """The values of the variables if the pattern covers the whole name; the first `*` takes as much as it can.
 
         Raises:
-            PlanError: a bound group of a regex took no part in the match.
+            PlanError: a bound group of a regex took no part in the match, or there are too many ways to try.
         """
         segments = tuple(name.split("."))
+        self._steps = 0
         failed: set[tuple[int, int]] | None = set() if self._is_memoizable else None
         return self._match(0, 0, segments, {}, failed)
 
@@ -83,6 +99,14 @@ class SegmentPattern:
             return bound if begin == len(segments) else None
         if failed is not None and (at, begin) in failed:
             return None
+        self._steps += 1
+        if self._steps > _MAX_STEPS:
+            raise PlanError(
+                "a pattern with too many ways to match",
+                where=self._mark,
+                found=f"{len(segments)} segments",
+                hint="fewer * variables that occur twice",
+            )
         token = self._tokens[at]
         # How many segments the token may take, best first.
         lengths = range(len(segments) - begin, -1, -1) if isinstance(token, _Many) else (1,)

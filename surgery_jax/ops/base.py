@@ -23,7 +23,9 @@ from ..core.exact import exact
 from ..core.specs import Spec
 from ..language import document
 from ..language.document import Node, Scalar
+from ..language.nodes import shown
 from ..language.regexes import compile_regex
+from .where import Where, parse_where
 
 if TYPE_CHECKING:
     from .cuts import Cut
@@ -57,6 +59,7 @@ __all__ = [
 ]
 
 REQUIRED: Any = object()
+NO_ARITHMETIC = ("structure", "check", "make", "template")  # kinds that compute with no numbers of operands
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +80,7 @@ class Field:
 
 
 def _wrong(value: Node, expected: str) -> PlanError:
-    shown = document.plain(value)
-    return PlanError(f"not {expected}", where=value.mark, expected=expected, found=f"{shown!r}")
+    return PlanError(f"not {expected}", where=value.mark, expected=expected, found=shown(value))
 
 
 def _parse_number(value: Node) -> float:
@@ -87,13 +89,15 @@ def _parse_number(value: Node) -> float:
         raise _wrong(value, "a number")
     try:
         return float(raw)
-    except ValueError:
+    except (ValueError, OverflowError):  # an integer beyond all floats
         raise _wrong(value, "a number") from None
 
 
 def _parse_int(value: Node) -> int:
     if not isinstance(value, Scalar) or not isinstance(value.value, int) or isinstance(value.value, bool):
         raise _wrong(value, "an integer")
+    if not -(2**63) <= value.value < 2**64:
+        raise _wrong(value, "an integer of 64 bits")
     return value.value
 
 
@@ -115,6 +119,8 @@ def _parse_text(value: Node) -> str:
     raw = value.text if value.text is not None and value.value is not None else value.value
     if not isinstance(raw, str) or not raw:
         raise _wrong(value, "a string that is not empty")
+    if "\0" in raw:
+        raise _wrong(value, "a string without NUL")
     return raw
 
 
@@ -129,7 +135,7 @@ def _parse_epsilon(value: Node) -> float:
     raw = value.value if isinstance(value, Scalar) else None
     if not isinstance(raw, int | float) or isinstance(raw, bool) or raw < 0:
         raise _wrong(value, "a number that is not negative")
-    return float(raw)
+    return _parse_number(value)
 
 
 def _parse_rank(value: Node) -> int:
@@ -159,8 +165,8 @@ def _parse_values(value: Node) -> Any:
             raise _wrong(value, "a rectangular list of numbers")
         return items
     raw = value.value if isinstance(value, Scalar) else None
-    if not isinstance(raw, int | float):
-        raise _wrong(value, "a number or a nested list of numbers")
+    if not isinstance(raw, int | float) or (isinstance(raw, int) and abs(raw) >= 2**64):
+        raise _wrong(value, "a number of at most 64 bits, or a nested list of them")
     return raw
 
 
@@ -321,7 +327,7 @@ def parse_fields(word: str, payload: Node, declared: Mapping[str, tuple[str, Fie
             f"{word} takes a mapping",
             where=payload.mark,
             expected="a mapping with the keys " + ", ".join(declared),
-            found=f"{document.plain(payload)!r}",
+            found=shown(payload),
         )
     unknown = [key for key in payload.entries if key not in declared]
     if unknown:
@@ -443,9 +449,15 @@ class TensorOp:
 
 
 class Directive:
-    """A step that acts on the namespace, prints, or adds a root. Subclasses are frozen dataclasses."""
+    """A step that acts on the namespace, prints, or adds a root. Subclasses are frozen dataclasses.
+
+    `selects`: it works on all tensors that its first reference matches, so it has the key `where`. `computes`: with
+    their numbers, so it has the key `raw`.
+    """
 
     word: ClassVar[str]
+    selects: ClassVar[bool] = False
+    computes: ClassVar[bool] = False
     examples: ClassVar[tuple[str, ...]] = ()
     takes: ClassVar[str] = ""  # attribute that a payload which is no mapping fills
 
@@ -458,6 +470,10 @@ class Directive:
         return None
 
 
+WHERE = Field("condition", "only tensors of these dtypes, such as { dtype: float }", parse_where, None)
+RAW = Field("boolean", "compute with the stored numbers of quantised tensors, without their scales", _parse_bool, False)
+
+
 @dataclass(frozen=True, slots=True)
 class Word:
     """One step word: what it builds."""
@@ -466,6 +482,14 @@ class Word:
     cls: type[TensorOp] | type[Directive]
     form: Form | None
     fields: Mapping[str, tuple[str, Field]]
+
+    @property
+    def shared(self) -> Mapping[str, tuple[str, Field]]:
+        """The keys that it has in common with other steps."""
+        chooser = self.cls if self.form is None else self.form
+        computes = self.cls.computes if issubclass(self.cls, Directive) else self.cls.kind not in NO_ARITHMETIC
+        known = {"where": (chooser.selects, WHERE), "raw": (computes, RAW)}  # type: ignore[union-attr]
+        return {key: (key, field) for key, (is_taken, field) in known.items() if is_taken}
 
     @property
     def doc(self) -> str:
@@ -489,7 +513,8 @@ class Word:
             if not absent and (len(self.fields) == 1 or not isinstance(payload, document.Mapping)):
                 key = next(key for key, (attribute, _) in self.fields.items() if attribute == directive.takes)  # type: ignore[union-attr]
                 payload = document.Mapping({key: payload}, {key: payload.mark}, payload.mark)
-        parsed = parse_fields(self.name, payload, self.fields)
+        parsed = parse_fields(self.name, payload, {**self.fields, **self.shared})
+        where, raw = parsed.pop("where", None), parsed.pop("raw", False)
         own = {attribute for attribute, _ in fields_of(self.cls).values()}
         refs = {key: value for key, value in parsed.items() if key not in own}
         try:
@@ -497,7 +522,7 @@ class Word:
         except PlanError as error:
             error.problem = f"{self.name}: {error.problem}"
             raise error.located(mark) from None
-        return BoundStep(self, thing, refs, mark)
+        return BoundStep(self, thing, refs, mark, where, raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -508,6 +533,8 @@ class BoundStep:
     thing: TensorOp | Directive
     refs: Mapping[str, Node]
     mark: Mark
+    where: Where | None = None
+    raw: bool = False
 
     def build(self, state: State) -> None:
         """Run on the symbolic state."""
@@ -560,11 +587,11 @@ def find_word(name: str, where: Mark | None = None) -> Word:
     """
     found = words().get(name)
     if found is None:
-        near = nearest(name, words())
+        near = nearest(name, words(), likeness=0.65)
         raise PlanError(
             f"unknown transform {name!r}",
             where=where,
             expected="one of the transforms of `surgery-jax ops`",
-            hint=f"did you mean {listing(near)}?" if near else None,
+            hint=f"did you mean {listing(near)}?" if near else "one step works on all tensors that a pattern matches",
         )
     return found

@@ -20,6 +20,8 @@ from .structure import Run, Structure, worthwhile
 class _Join(Form):
     """`from` (a list), `to`: one new tensor."""
 
+    selects = False
+
     def __init__(self, word: str) -> None:
         super().__init__(word)
         self.fields = {

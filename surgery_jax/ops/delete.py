@@ -14,6 +14,7 @@ class Delete(Directive):
     """Remove every match."""
 
     word = "delete"
+    selects = True
     examples = ("delete: { target: '.*\\.rotary_emb\\.inv_freq' }",)
 
     target: Node = reference("tensors to remove")

@@ -35,7 +35,9 @@ def describe(word: str | None = None, assertion: str | None = None) -> str:
         declared = {} if cls.takes and len(fields_of(cls)) == 1 else fields_of(cls)
         return _page(f"assert: {name}", doc, declared, [f"assert: {{ {text} }}" for text in cls.examples])
     entry = find_word(word)
-    page = _page(word, "\n".join(_paragraphs(entry.cls.__doc__ or "")), entry.fields, entry.examples)
+    page = _page(
+        word, "\n".join(_paragraphs(entry.cls.__doc__ or "")), {**entry.fields, **entry.shared}, entry.examples
+    )
     return page if word != "assert" else "\n".join([page, "", "expressions:", *_table(_predicate_docs())])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import PlanError
+from ..core.specs import Spec
 from ..language.document import Sequence
 from . import base
 from .base import BoundStep, Field, TensorOp
@@ -25,7 +26,12 @@ def _sliced(name: str, ref: Any) -> str:
 
 
 class Form:
-    """One spelling: a plan word, its reference keys, and how its operands and destinations are found."""
+    """One spelling: a plan word, its reference keys, and how its operands and destinations are found.
+
+    `selects`: the step works on all tensors that its first reference matches, so it has the key `where`.
+    """
+
+    selects = True
 
     def __init__(self, word: str, *, renamed: dict[str, str] | None = None) -> None:
         self.word = word
@@ -151,8 +157,19 @@ class Ternary(Form):
                 state.create(dest.alias, name, value)
             else:
                 before = state.slot(dest.alias, name, reads=2).node
+                self._check_fits(state.view(before, dest).spec, value.spec, _sliced(name, dest))
                 state.rebind(dest.alias, name, state.store(before, dest, value))
             state.tell(f"{self.word}: {_sliced(a, first)}, {_sliced(b, second)} -> {_sliced(name, dest)}")
+
+    def _check_fits(self, there: Spec | None, value: Spec | None, name: str) -> None:
+        """What exists keeps its shape and dtype; None: an earlier step that failed would have made it."""
+        if there is not None and value is not None and there != value:
+            raise PlanError(
+                f"{self.word}: {name} has another {'shape' if there.shape != value.shape else 'dtype'} than the result",
+                expected=str(there),
+                found=str(value),
+                hint="slice, reshape or cast the operands first, or copy one to a new name and write there",
+            )
 
 
 class Several(Form):
@@ -193,6 +210,8 @@ class Several(Form):
 
 class Create(Form):
     """`target`: one new tensor of a literal name."""
+
+    selects = False
 
     def __init__(self, word: str, **options: Any) -> None:
         super().__init__(word, **options)

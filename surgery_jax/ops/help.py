@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import PlanError
-from ..language.document import Mapping, Node, Scalar, plain
+from ..language.document import Mapping, Node, Scalar
+from ..language.nodes import shown
 from . import base
 from .base import Directive, Field
 from .state import State
@@ -19,9 +20,7 @@ def _parse_topic(value: Node) -> tuple[str, str | None]:
             return name, inner.value
     if isinstance(value, Scalar) and isinstance(value.value, str):
         return value.value, None
-    raise PlanError(
-        "not a topic", where=value.mark, expected="a transform, or { assert: NAME }", found=f"{plain(value)!r}"
-    )
+    raise PlanError("not a topic", where=value.mark, expected="a transform, or { assert: NAME }", found=shown(value))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from ..core.errors import PlanError, listing
 from ..language import names as naming
 from ..language.document import Node, Scalar
 from ..language.names import Reference
+from ..language.regexes import check_time
 from .base import Directive, boolean, choice, dtype_name, expressions, fraction, reference, text, texts
 from .base import rank as whole
 from .lora_factors import Spectrum
@@ -52,6 +53,7 @@ class LoraExtract(Directive):
     """
 
     word = "lora_extract"
+    computes = True
     examples = (
         "lora_extract: { base: 'base::(.+)', tuned: 'tuned::\\1', to: adapter, rank: 16 }",
         "lora_extract: { base: 'base::(.+)', tuned: 'tuned::\\1', to: adapter, energy: 0.9, max_rank: 64 }",
@@ -130,7 +132,7 @@ class LoraExtract(Directive):
         state.say_later(told.as_table)
         if self.serving == "peft" and not state.waits():
             for warning in warnings(rows, found):
-                state.say(f"lora_extract: warning: {warning}")
+                state.warn(f"lora_extract: {warning}", where=self.base.mark)
 
     def contributes(self, state: State) -> str | None:
         return self._destination(state).alias
@@ -150,10 +152,10 @@ class LoraExtract(Directive):
         """
         base = state.reference(self.base, key="base", slices=False)
         tuned = state.reference(self.tuned, key="tuned", slices=False)
-        triples = [
-            (name, other, dest, self._is_skipped(dest))
-            for name, other, dest in state.pairs(base, tuned, self._destination(state))
-        ]
+        pairs = state.pairs(base, tuned, self._destination(state))
+        for pattern in (*self.skip, *self.modules_to_save, *self.embedding, *self.linear, *self.expert):
+            check_time(pattern, [dest for *_, dest in pairs], self.base.mark)
+        triples = [(name, other, dest, self._is_skipped(dest)) for name, other, dest in pairs]
         triples = [row for row in triples if not row[3] or state.has(tuned.alias, row[1])]
         state.expect_present(tuned.alias, [row[1] for row in triples], kind="tuned")
         self._check_extra(state, base, tuned, {row[1] for row in triples})
@@ -165,6 +167,8 @@ class LoraExtract(Directive):
             right = state.slot(tuned.alias, other, reads=1).node
             if left.spec is None or right.spec is None:
                 continue  # an earlier step that failed would have made it
+            if not is_skipped:
+                state.check_plain(left, right)
             if left.spec.shape != right.spec.shape and not is_skipped:
                 raise PlanError(
                     f"lora_extract: {name} has another shape in {tuned.alias}",

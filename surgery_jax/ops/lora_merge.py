@@ -17,6 +17,7 @@ from ..core.specs import Spec
 from ..language import document
 from ..language.document import Node, Scalar
 from ..language.names import Reference
+from ..language.regexes import check_time
 from .add import Add
 from .base import Directive, choice, pattern, reference
 from .base import node as any_node
@@ -51,6 +52,7 @@ class LoraMerge(Directive):
     """
 
     word = "lora_merge"
+    computes = True
     examples = (
         "lora_merge: { adapters: style, to: base }",
         "lora_merge: { adapters: { style: 0.7, task: 1.0 }, to: base }",
@@ -137,6 +139,7 @@ class LoraMerge(Directive):
             StorageError: it is no plain LoRA adapter, or does not agree with itself.
         """
         names = state.names(alias)
+        check_time(self.names, names, self.to.mark)
         text = state.metadata(alias).get(adapters.CONFIG)
         if text is None:
             raise StorageError(
@@ -234,6 +237,7 @@ class LoraMerge(Directive):
         spec = node.spec
         if spec is None:
             return node
+        state.check_plain(node)
         if change.replaced:
             node = self._replaced(state, node, change.replaced)
         if change.factors:

@@ -17,6 +17,7 @@ class Move(Directive):
     """
 
     word = "move"
+    selects = True
     examples = ("move: { from: 'blk\\.(\\d+)\\.(.+)', to: 'layers.\\1.\\2' }",)
 
     source: Node = reference("tensors to rename", key="from")

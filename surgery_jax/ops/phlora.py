@@ -102,6 +102,8 @@ class Phlora(Directive):
     """
 
     word = "phlora"
+    selects = True
+    computes = True
     examples = (
         "phlora: { target: '(.+)\\.weight', target_a: '\\1.lora_a', target_b: '\\1.lora_b', rank: 8 }",
         "phlora: { target: w, target_a: a, target_b: b, rank: 4, delete_original: false }",

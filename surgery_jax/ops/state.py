@@ -92,11 +92,18 @@ class State(Protocol):
     def apply(self, op: TensorOp, *operands: Any) -> tuple[Any, ...]:
         """New versions computed from others; shapes and dtypes are checked."""
 
+    def check_plain(self, *nodes: Any) -> None:
+        """Refuse versions that are quantised, unless the step says `raw`: their numbers mean something only with
+        scales. What `apply` computes with is checked there."""
+
     def view(self, node: Any, ref: Reference) -> Any:
         """The slice of a version that a reference selects."""
 
     def store(self, base: Any, ref: Reference, value: Any) -> Any:
         """The version `base` with the slice that a reference selects replaced by `value`."""
+
+    def warn(self, problem: str, *, where: Mark | None = None, hint: str | None = None) -> None:
+        """Tell the user, on stderr and once, of something at this place of the plan that is no error."""
 
     def say(self, line: str) -> None:
         """Print, at this place of the plan."""

@@ -20,6 +20,7 @@ class Unstack(Directive):
     """
 
     word = "unstack"
+    selects = True
     examples = (
         "unstack: { from: 'model\\.layers\\.(.+)', to: 'model.layers.\\g<index>.\\1' }",
         "unstack: { from: [decoder, layers, '*rest'], to: [model, layers, $index, '*rest'], dim: 1 }",

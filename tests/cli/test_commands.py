@@ -201,3 +201,29 @@ def test_a_summary_that_cannot_be_written_at_the_end_says_that_the_output_is_the
     assert main(["run", name, "--summary", "s.yaml", "--no-sync"]) == 3
     assert "the output of the plan is there" in capsys.readouterr().err
     assert "x" in load_file("out.safetensors") and not (here / "s.yaml").exists()
+
+
+TWICE = "inputs: [ a.safetensors ]\ntransforms: [ { move: { from: '(.*)', to: 'x.\\1' } } ]\noutput: o.safetensors\n"
+
+
+@pytest.mark.parametrize("command", ["check", "explain", "run"])
+def test_a_warning_is_told_once_on_stderr_and_is_no_failure(command, plan, here, capsys):
+    assert main([command, plan(TWICE)]) == 0
+    told = capsys.readouterr().err
+    assert told.count("warning: plan.yaml:2:") == 1 and "write '(.+)'" in told
+    (here / "o.safetensors").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_json_has_the_warnings(command, plan, here, capsys):
+    assert main([command, plan(TWICE), "--json"]) == 0
+    (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert (warning["file"], warning["line"]) == ("plan.yaml", 2) and "(.+)" in warning["hint"]
+
+
+def test_a_batch_tells_the_warnings_of_its_jobs(plan, here, capsys):
+    plan(TWICE)
+    assert main(["batch", plan("plan: plan.yaml\njobs: [ { name: one } ]\n", "jobs.yaml"), "--json", "--no-sync"]) == 0
+    told = capsys.readouterr()
+    assert told.err.count("warning: job one: plan.yaml:2:") == 1
+    assert len(json.loads(told.out)["jobs"][0]["warnings"]) == 1

@@ -44,3 +44,16 @@ def test_a_log_gets_a_line_every_ten_seconds():
 def test_short_work_shows_nothing():
     assert show(False, 3) == ""
     assert show(True, 0.1) == ""
+
+
+def test_the_rate_of_another_pass_starts_anew():
+    now = [100.0]
+    screen = Screen(False)
+    display = Display(screen, clock=lambda: now[0])
+    for _ in range(3):
+        for mebibytes in range(240):
+            now[0] += 0.1
+            display(mebibytes << 20, 240 << 20)
+    rates = [line.split("  ")[2] for line in screen.getvalue().splitlines()]
+    assert len(rates) >= 6 and not any(rate.startswith("-") for rate in rates)
+    assert {rate for rate in rates if rate != "0 B/s"} <= {"10 MiB/s", "9.9 MiB/s", "10.1 MiB/s"}

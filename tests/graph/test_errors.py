@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from running import write_checkpoint
+from running import read_checkpoint, write_checkpoint
 
 from surgery_jax import AssertionFailed, Options, PlanError, Problems, SurgeryError, check, load_plan, run
 
@@ -198,3 +200,168 @@ def test_a_name_that_is_too_long_for_the_system_is_an_error(place: str, bench: P
     with pytest.raises(SurgeryError, match="File name too long") as found:
         check(load_plan("plan.yaml"))
     assert found.value.exit_code == 3
+
+
+def test_after_a_hundred_errors_the_rest_is_not_looked_at(bench: Path) -> None:
+    wrong = [f"  - copy: {{ from: none.{n}, to: new.{n} }}" for n in range(4000)]
+    began = time.monotonic()
+    found = problems("\n".join(wrong))
+    assert time.monotonic() - began < 10  # 4 000 take minutes
+    assert len(found) == 101
+    assert found[-1].where.line == 102 and "not looked at" in found[-1].problem
+    nested = problems("  - execute:\n      transforms:\n" + "\n".join(f"    {step}" for step in wrong))
+    assert len(nested) == 101
+
+
+def test_a_step_that_does_not_exist_is_told_before_its_variables(bench: Path) -> None:
+    found = problems(
+        "  - foreach: { n: [0, 1], do: { copy: { from: 'h.${n}.w', to: x } } }\n"
+        "  - copy: { from: 'h.${m}.w', to: y }\n"
+        "  - execute: { transforms: [ { repeat: { times: '${t}' } }, { delete: { target: '${u}' } } ] }"
+    )
+    assert [error.problem.split(":")[0] for error in found] == [
+        "unknown transform 'foreach'",
+        "unknown reference ${m}",
+        "unknown transform 'repeat'",
+        "unknown reference ${u}",
+    ]
+
+
+def test_a_step_with_an_unknown_variable_is_wrong_even_where_it_is_merged(bench: Path) -> None:
+    Path("plan.yaml").write_text("inputs: [ m.safetensors ]\ntransforms: [ { copy: { from: embed, to: '${x}' } } ]\n")
+    with pytest.raises(SurgeryError, match=r"unknown reference \$\{x\}"):
+        check(load_plan("plan.yaml", "transforms[0].copy.from=ids"))
+
+
+def test_patterns_in_double_quotes_are_told_to_take_single_ones(bench: Path) -> None:
+    for pattern in ('"h\\.0"', '"\\bh"'):
+        (error,) = problems(f"  - delete: {{ target: {pattern} }}")
+        assert "single quotes" in str(error.hint)
+    assert not [error for error in problems("  - delete: { target: '\\bh' }") if "quotes" in str(error.hint)]
+
+
+@pytest.mark.parametrize(
+    ("expression", "names"),
+    [
+        ("{ exists: '.+weight' }", ["h.0.attn.k_proj.weight", "ln.weight"]),
+        ("{ count: { of: embed, is: 1 } }", ["embed"]),
+        ("{ dimensions: { of: 'embed|ids', ge: 1 } }", ["embed", "ids"]),
+        ("{ all: [ { exists: ids }, { dtype: { of: embed, is: float16 } } ] }", ["embed", "ids"]),
+    ],
+)
+def test_a_negation_that_fails_names_what_matches(bench: Path, expression: str, names: list[str]) -> None:
+    (error,) = problems(f"  - assert: {{ not: {expression} }}")
+    assert all(name in error.problem for name in names)
+
+
+def test_a_negation_names_at_most_a_dozen(bench: Path) -> None:
+    write_checkpoint(bench / "m.safetensors", {f"layer.{n}": np.zeros(1) for n in range(24)})
+    (error,) = problems("  - assert: { not: { exists: 'layer.+' } }")
+    assert error.problem.count("layer.") == 13 and error.problem.endswith("and 12 more")  # the pattern too
+
+
+SLICES = {
+    "embed::[[3, 7, -1], 0:2]": "there are no lists of indices",
+    "embed::[:, [0, 2]]": "there are no lists of indices",
+    "embed::[..., 0]": "write a : for every axis",
+    "m::[ab]": "m::(?:[ab])",
+}
+
+
+@pytest.mark.parametrize("text", SLICES)
+def test_what_is_no_slice_is_advised_by_what_it_looks_like(bench: Path, text: str) -> None:
+    (error,) = problems(f"  - copy: {{ from: '{text}', to: part }}")
+    assert SLICES[text] in str(error.hint)
+    assert ("character class" in str(error.hint)) == ("ab" in text)
+
+
+def test_the_advice_for_a_list_of_indices_works(bench: Path) -> None:
+    embed = np.arange(48, dtype=np.float16).reshape(8, 6)
+    write_checkpoint(bench / "m.safetensors", {"embed": embed})
+    (error,) = problems("  - copy: { from: 'embed::[[3, 7, -1], 0:2]', to: part }")
+    step = str(error.hint)[str(error.hint).index("concat: {") :].replace("to: ...", "to: part")
+    Path("good.yaml").write_text(f"inputs: [ m.safetensors ]\ntransforms: [ {{ {step} }} ]\noutput: out.safetensors\n")
+    run(load_plan("good.yaml"))
+    np.testing.assert_array_equal(read_checkpoint(bench / "out.safetensors")["part"], embed[[3, 7, -1], 0:2])
+
+
+IMPOSSIBLE = [
+    "  - zeroes: { target: x, shape: [1" + "0" * 290 + "] }",
+    "  - zeroes: { target: x, shape: [4611686018427387904, 4611686018427387904] }",
+    "  - scale: { from: embed, to: x, by: 1" + "0" * 400 + " }",
+    "  - fill: { from: embed, to: x, mode: tensor, values: [1" + "0" * 100 + "] }",
+    "  - rand: { target: x, shape: [2], seed: 1" + "0" * 100 + " }",
+    "  - concat: { from: [embed, embed], to: x, dim: 1" + "0" * 100 + " }",
+    '  - save: { path: "a\\0b" }',
+    '  - load: { path: "a\\0b", alias: x }',
+    '  - execute: { path: "a\\0b" }',
+    "  - save: { path: x, shard: " + "9" * 5000 + "GB }",
+    "  - scale: { from: embed, to: x, by: 0x" + "f" * 4200 + " }",
+    '  - move: { from: embed, to: "\\ud800" }',
+]
+
+
+@pytest.mark.parametrize("step", IMPOSSIBLE, ids=lambda step: step[:40])
+def test_what_no_machine_can_hold_or_no_file_be_called_is_an_error_of_the_plan(bench: Path, step: str) -> None:
+    (error,) = problems(step)
+    assert isinstance(error, PlanError) and str(error.where).startswith("plan.yaml:3:")
+    assert len(str(error)) < 1500
+
+
+def test_products_larger_than_any_file_are_refused(bench: Path) -> None:
+    steps = (
+        "  - zeroes: { target: x, shape: [1099511627776, 1] }\n  - zeroes: { target: y, shape: [1, 1099511627776] }\n"
+    )
+    (error,) = problems(steps + "  - matmul: { from_a: x, from_b: y, to: z }")
+    assert "larger than any file can be" in error.problem
+
+
+@pytest.mark.parametrize("output", ["'output=a\0b'", "inputs[0]=a\0b", "output.path=a\0b", "output=a\udcffb"])
+def test_paths_of_overrides_that_no_file_has_are_errors(bench: Path, output: str) -> None:
+    Path("plan.yaml").write_text("inputs: [ m.safetensors ]\n")
+    with pytest.raises(PlanError, match=r"NUL|half a character"):
+        check(load_plan("plan.yaml", output.strip("'")))
+
+
+WARNED = {
+    "'(.*)', to: 'x.\\1x.'": "'(.+)'",
+    "'.*', to: 'p.\\g<0>'": "'.+'",
+    "'e|embed', to: 'z'": "'^(?:e|embed)$'",
+    "'(.+?)', to: '<\\1>'": "'^(?:(.+?))$'",
+}
+
+
+@pytest.mark.parametrize("step", WARNED)
+def test_a_pattern_that_is_replaced_in_pieces_keeps_its_meaning_and_warns_with_a_remedy(bench: Path, step: str) -> None:
+    def compiled(text: str) -> Any:
+        plan = f"inputs: [ m.safetensors ]\ntransforms: [ {{ copy: {{ from: {text} }} }} ]\noutput: out.safetensors\n"
+        Path("plan.yaml").write_text(plan)
+        return check(load_plan("plan.yaml"))
+
+    found = compiled(step)
+    (warning,) = found.symbolic.warnings
+    assert str(warning.where).startswith("plan.yaml:2:") and f"write {WARNED[step]}" in str(warning.hint)
+    regex, template = re.fullmatch(r"'(.+)', to: '(.+)'", step).groups()
+    names = {name for name, _ in found.symbolic.saves[0].tensors}
+    old = [name for name in names if re.fullmatch(regex, name) and re.sub(regex, template, name) in names]
+    assert old
+    remedy = WARNED[step].replace("\\\\", "\\")
+    again = compiled(step.replace(f"'{regex}'", remedy))
+    assert not again.symbolic.warnings
+    for name in old:
+        assert re.fullmatch(regex, name).expand(template) in {name for name, _ in again.symbolic.saves[0].tensors}
+
+
+@pytest.mark.parametrize("step", ["'(.*)', to: 'y::\\1'", "'(.+)', to: 'x.\\1'", "'embed', to: 'e'"])
+def test_ordinary_templates_do_not_warn(bench: Path, step: str) -> None:
+    Path("plan.yaml").write_text(
+        "inputs: [ m.safetensors ]\ntransforms: [ { prefixes: { mode: add, alias: y } }, "
+        f"{{ copy: {{ from: {step} }} }} ]\n"
+    )
+    assert not check(load_plan("plan.yaml")).symbolic.warnings
+
+
+def test_a_backslash_that_a_destination_keeps_is_warned_of(bench: Path) -> None:
+    Path("plan.yaml").write_text("inputs: [ m.safetensors ]\ntransforms: [ { copy: { from: embed, to: 'a\\.b' } } ]\n")
+    (warning,) = check(load_plan("plan.yaml")).symbolic.warnings
+    assert "backslash" in warning.problem

@@ -286,3 +286,18 @@ def test_bad_references_are_plan_errors_with_a_place(text, words, monkeypatch):
 
 def test_an_unknown_reference_names_the_nearest_key():
     assert "did you mean factor?" in str(fails("factor: 1\na: ${facto}", "unknown reference", (2, 4)))
+
+
+def test_a_pipe_is_no_plan_file_and_is_not_waited_for(tmp_path):
+    path = tmp_path / "plan.yaml"
+    os.mkfifo(path)
+    with pytest.raises(PlanError, match="no regular file"):
+        parse_plan_file(path)
+
+
+@pytest.mark.parametrize("word", ['a: "h\\.0"', 'a: "\\d"'])
+def test_an_escape_that_yaml_does_not_know_is_advised_to_be_put_in_single_quotes(word):
+    with pytest.raises(PlanError) as caught:
+        read(word)
+    assert "single quotes" in caught.value.hint
+    assert read(word.replace('"', "'"))["a"]

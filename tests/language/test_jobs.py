@@ -199,3 +199,22 @@ def test_more_jobs_than_anybody_means_are_refused_before_they_are_made(place):
     row = "[" + ",".join(map(str, range(101))) + "]"
     with pytest.raises(PlanError, match=f"10201 jobs[^$]*at most {MAX_JOBS}"):
         load(place, f"plan: plan.yaml\nmatrix: {{ rank: {row}, tuned: {row} }}\n")
+
+
+@pytest.mark.parametrize("name", ["../../evil", "..", "a/../../b", "/etc", "a//b", "a/", "./a"])
+def test_a_name_that_leads_out_of_a_folder_is_refused(place, name):
+    with pytest.raises(PlanError, match=r"not a name of a job[^$]*lead out of a folder"):
+        load(place, f"plan: plan.yaml\njobs: [ {{ name: '{name}', set: {{ output: 'o/${{job}}' }} }} ]\n")
+
+
+def test_a_name_may_lie_in_folders(place):
+    (job,) = load(place, "plan: plan.yaml\nset: { output: 'o/${job}' }\njobs: [ { name: a/b } ]\n")
+    assert job.plan().output.path == "o/a/b"
+
+
+def test_a_pattern_with_many_wildcards_gives_names_soon(place):
+    (place / ("a" * 60)).write_text("")
+    (job,) = load(place, f"plan: plan.yaml\nmatrix: {{ tuned: {{ glob: '{'*a' * 12}*' }} }}\n")
+    assert job.parameters["tuned"] == "a" * 60
+    with pytest.raises(PlanError, match="longer than any path"):
+        load(place, f"plan: plan.yaml\nmatrix: {{ tuned: {{ glob: '{'[' * 50_000}' }} }}\n")

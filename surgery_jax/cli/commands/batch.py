@@ -46,6 +46,7 @@ class Batch(Command):
 
     def run(self, args: Namespace) -> int:
         from ...bulk import batch
+        from ..failures import warn
         from ..progress import shown
 
         with shown(args.quiet) as display:
@@ -55,6 +56,7 @@ class Batch(Command):
                     display.clear()
                 for problem in job.error.single if job.error is not None else ():
                     note(f"error: job {visible(job.name)}: {visible(str(problem))}")
+                warn(job.warnings, f"job {visible(job.name)}: ")
                 if not args.quiet and not args.check and job.status == "done":
                     note(visible(f"done: {job.name}"))
 

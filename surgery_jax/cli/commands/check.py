@@ -24,11 +24,13 @@ class Check(Command):
         from ...api import check, load_plan
         from ...core.specs import format_bytes
         from ...passes import leftovers
+        from ..failures import warn
 
         options = options_of(args)
         plan = load_plan(*args.items)
         name_leftovers(named := leftovers(plan))
         compiled = check(plan, options)
+        warn(compiled.symbolic.warnings)
         left = leftovers(plan, compiled.outputs)
         read = compiled.symbolic.stored()
         steps = len(compiled.symbolic.executed)
@@ -45,7 +47,9 @@ class Check(Command):
         asked = len(compiled.symbolic.questions)
         if args.json:
             amounts = {"num_tensors_read": len(read), "bytes_read": nbytes, "num_questions": asked}
-            emit(json_text({"ok": True, "num_steps": steps, **amounts, "outputs": outputs, "leftovers": left}))
+            told = {"outputs": outputs, "leftovers": left}
+            told["warnings"] = [warning.as_json() for warning in compiled.symbolic.warnings]
+            emit(json_text({"ok": True, "num_steps": steps, **amounts, **told}))
             return 0
         parts = [count(steps, "step"), f"{count(len(read), 'tensor')} read ({format_bytes(nbytes)})"]
         parts += [f"{o['num_tensors']} written to {o['path']} ({format_bytes(o['nbytes'])})" for o in outputs]

@@ -40,15 +40,17 @@ class Explain(Command):
     def run(self, args: Namespace) -> int:
         from ...api import compile_plan, explain, load_plan
         from ...execute.simulate import parse_machines, simulate
+        from ..failures import warn
 
         options = options_of(args)
-        if args.simulate is not None:
-            machines = parse_machines(args.simulate)
-            compiled = compile_plan(load_plan(*args.items), options)
+        machines = None if args.simulate is None else parse_machines(args.simulate)
+        compiled = compile_plan(load_plan(*args.items), options)
+        warn(compiled.symbolic.warnings)
+        if machines is not None:
             forecast = simulate(compiled.passes, options, machines)
             emit(json_text(forecast.as_json()) if args.json else "\n".join(_forecast(forecast)))
             return 0
-        account = explain(compile_plan(load_plan(*args.items), options), options)
+        account = explain(compiled, options)
         emit(json_text(account.as_json()) if args.json else visible("\n".join(_lines(account))))
         return 0
 

@@ -69,6 +69,7 @@ class Run(Command):
     def run(self, args: Namespace) -> int:
         from ...api import compile_plan, join, load_plan, run
         from ...execute.hosts import together
+        from ..failures import warn
         from ..progress import shown
 
         options = options_of(args)
@@ -77,6 +78,8 @@ class Run(Command):
             left = _leftovers(plan, (), peers, remove=True)
             compiled = compile_plan(plan, options, peers=peers)
             together(peers, lambda: _check_summary(plan, compiled, args, is_writer=peers.rank == 0))
+            if peers.rank == 0:
+                warn(compiled.symbolic.warnings)
             left += _leftovers(plan, compiled.outputs, peers, remove=False)
             with shown(args.quiet or peers.rank > 0) as display:
                 report = run(plan, options, progress=display, compiled=compiled, peers=peers)
