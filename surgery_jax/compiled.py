@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from .compile.program import Program, compile_program
@@ -21,6 +22,7 @@ from .language.document import Node, parse_plan_file
 from .language.plan import Input, Plan
 from .storage import formats
 from .storage.base import Checkpoint, Entry, Layout
+from .storage.files import read_text
 from .storage.formats import OutputPlan
 
 __all__ = ["Answers", "Compiled", "Outputs", "Outside", "asking", "compile_with", "joined", "with_inputs"]
@@ -76,6 +78,9 @@ class Outside:
 
     def open_plan(self, path: str) -> Node:
         return parse_plan_file(path, interpolate=False)
+
+    def read_document(self, path: str) -> str:
+        return read_text(Path(path), "it")
 
     def check_request(self, request: Request) -> None:
         self.resolve(request)

@@ -32,6 +32,8 @@ class Files(Protocol):
 
     def open_plan(self, path: str) -> YamlNode: ...
 
+    def read_document(self, path: str) -> str: ...
+
     def check_request(self, request: Request) -> None: ...
 
 
@@ -256,7 +258,7 @@ class SymbolicState:
             self.broken_aliases.add(alias)
             raise _asked_for_at(mark, error) from None
         checkpoint = self._checkpoints[key]
-        model.metadata = dict(checkpoint.metadata)
+        model.metadata, model.documents = dict(checkpoint.metadata), checkpoint.documents
         for name, entry in checkpoint.entries.items():
             model.add(name, Slot(self._read(key, name, entry), 0, 1))
 
@@ -367,7 +369,8 @@ class SymbolicState:
 
     def _recently_read(self) -> list[str]:
         """The tensors that the step is working on, for messages."""
-        return [" and ".join(dict.fromkeys(self.recent))] if self.recent else []
+        names = list(dict.fromkeys(self.recent))
+        return [" and ".join(names) if len(names) <= 3 else listing(names, 3)] if names else []
 
     def view(self, node: Node, ref: Reference) -> Node:
         if ref.slice is None or node is BROKEN:
@@ -511,6 +514,10 @@ class SymbolicState:
 
     def metadata(self, alias: str) -> Mapping[str, str]:
         return self.model(alias).metadata
+
+    def document(self, alias: str, name: str) -> str | None:
+        path = self.model(alias).documents.get(name)
+        return None if path is None else self.files.read_document(path)
 
     def annotate(
         self,

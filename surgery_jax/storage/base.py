@@ -80,7 +80,8 @@ class Checkpoint:
     """The headers of one checkpoint: nothing of a tensor has been read.
 
     `entries` is in order of arrival: data order within a file, files in index or name order. `metadata` is the text
-    metadata of the (first) file. `files` are all files that belong to it.
+    metadata of the (first) file. `files` are all files that belong to it; `documents` the paths of texts beside them
+    that tell of the model, by file name.
     """
 
     path: str
@@ -88,6 +89,7 @@ class Checkpoint:
     entries: Mapping[str, Entry]
     metadata: Mapping[str, str] = field(default_factory=dict)
     files: tuple[str, ...] = ()
+    documents: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

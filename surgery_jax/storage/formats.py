@@ -10,7 +10,7 @@ import os
 import pkgutil
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 _DEFAULT = "safetensors"  # what is written where nothing else is said
+_DOCUMENTS = ("config.json",)
 _FALLBACK = "torch"  # what a single tensor is read as where its suffix says nothing
 
 
@@ -76,8 +77,14 @@ def open_checkpoint(path: str) -> Checkpoint:
     else:
         check_regular(target)
         format = _file_format(target)
-    checkpoint = format.read_header(target)
+    checkpoint = replace(format.read_header(target), documents=_documents(target))
     return format.part(checkpoint, part) if part else checkpoint
+
+
+def _documents(path: Path) -> dict[str, str]:
+    """The texts about a model that lie in the directory of its checkpoint."""
+    directory = path if path.is_dir() else path.parent
+    return {name: str(found) for name in _DOCUMENTS if (found := directory / name).is_file()}
 
 
 def split_part(path: str) -> tuple[str, str]:

@@ -93,7 +93,7 @@ def cases() -> dict[str, tuple[TensorOp, list[np.ndarray]]]:
         out, inner = shape[-2:][:: -1 if turned else 1]
         many = shape[0] if len(shape) == 3 else 1
         adapter = [drawn("float32", 4 * many, inner), drawn("float32", out, 4 * many)]
-        found.append((AddFactors(turned, (0.5,)), [base.astype(ml_dtypes.bfloat16), *adapter]))
+        found.append((AddFactors((turned,), (0.5,)), [base.astype(ml_dtypes.bfloat16), *adapter]))
     base = drawn("bfloat16", 901, 50)
     found.append((Spectrum(4, "auto"), [base, (base + near(4, "bfloat16", 901, 50)).astype(base.dtype)]))
     named = {}

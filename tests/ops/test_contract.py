@@ -324,7 +324,7 @@ REFERENCES: dict[str, tuple[list[Case], Callable[..., Any], str]] = {
     ),
     "AddFactors": (
         [
-            (AddFactors(turned, (0.5, -2.0)[:adapters]), added(n, experts, turned, adapters))
+            (AddFactors((turned,) * adapters, (0.5, -2.0)[:adapters]), added(n, experts, turned, adapters))
             for n, experts in (("bfloat16", 0), ("float32", 3))
             for turned in (False, True)
             for adapters in (1, 2)
