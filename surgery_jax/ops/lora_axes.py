@@ -1,7 +1,7 @@
 """Whether a square weight that an adapter changes is stored as [out, in] or as [in, out].
 
-PEFT goes by the class of the module, which no file tells. What tells: weights beside it that are not square, biases, which
-are as long as the outputs are many, the version of PEFT, and the type of the model. Nothing is guessed beyond that.
+PEFT goes by the class of the module, which no file tells. What tells: weights beside it that are not square; biases,
+which are as long as the outputs are many; the version of PEFT; the type of the model. Beyond that nothing is guessed.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Axes:
                 f"nothing tells which axis of {target.place} belongs to the inputs",
                 expected="an adapter with peft_version, and config.json beside the base",
                 found=f"{target.base}, A {target.a}, B {target.b}, peft_version {config.get('peft_version')}",
-                hint="experts: out_in, or experts: in_out if PEFT was older than 0.19, or if the class of the experts has "
+                hint="experts: out_in, or experts: in_out if PEFT was older than 0.19 or the class of the experts has "
                 "is_transposed, as that of gpt-oss",
             )
         return axis == 1
@@ -153,7 +153,7 @@ class Axes:
                 f"the factors of the convolution {target.pair.module} cannot be added to its weight {list(shape)}",
                 expected=f"A [rank, {', '.join(map(str, shape[1:]))}] and B [{shape[0]}, rank, 1, ...]",
                 found=shown,
-                hint="its groups are mixed by the adapter, so no weight in groups computes the same; PEFT refuses it too"
+                hint="the adapter mixes its groups, so no weight in groups computes the same; PEFT refuses it too"
                 if in_groups
                 else None,
             )

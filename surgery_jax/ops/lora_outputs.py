@@ -1,8 +1,8 @@
 """Output layers that share the weight of the embedding, and modules that only an adapter has.
 
-A checkpoint whose outputs are computed with the embedding holds one tensor for both. PEFT changes one of the two, unless
-the adapter was made with `ensure_weight_tying`: then the merged model needs a tensor for each, and `config.json` must no
-longer say `tie_word_embeddings`. Only the user knows that there is such a layer, so the plan must say so.
+A checkpoint whose outputs are computed with the embedding holds one tensor for both. PEFT changes one of the two, so
+that the merged model needs a tensor for each, and `config.json` must no longer say `tie_word_embeddings`; or both, if
+the adapter was made with `ensure_weight_tying`. A checkpoint does not tell that there is such a layer: the plan must.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from ..core import adapter_facts, adapters
+from ..core import adapter_facts
 from ..core.errors import StorageError, listing
 from .lora_targets import Adapter, Places, is_output
 

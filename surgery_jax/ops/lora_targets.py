@@ -176,8 +176,8 @@ def _given(config: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _wanted(config: Mapping[str, Any], module: str) -> list[str]:
-    """The parameters of a module that are targets, whether the base has them or not; without those that are named alone,
-    which may be of any module."""
+    """The parameters of a module that are targets, also those that the base lacks; without those that are named alone,
+    for they may be of any module."""
     own = [leaf for owner, leaf in _given(config) if owner and f".{module}".endswith(f".{owner}")]
     return [f"{module}.{leaf}" for leaf in dict.fromkeys(own)]
 
@@ -196,7 +196,7 @@ def _assigned(
     leaves: Sequence[str],
     order: Sequence[re.Pattern[str]],
 ) -> list[Target]:
-    """The pairs of a module, each with its parameter. PEFT wraps the parameters in the order in which the class declares
+    """The pairs of a module, each with its parameter. PEFT wraps parameters in the order in which their class declares
     them: the first lies deepest. Shapes and ranks tell which is which, or the order that all known classes have."""
     if sorted(pair.depth for pair in own) != list(range(len(leaves))):
         raise StorageError(
@@ -212,7 +212,7 @@ def _assigned(
         for trial in _orders(leaves, order)
         if _suits(adapter, made := _made(adapter, places, module, pairs, trial))
     ]
-    usual = [made for made in suited if is_in_declared_order(target.key for target in made)]
+    usual = [made for made in suited if is_in_declared_order(target.key.rpartition(".")[2] for target in made)]
     choices = usual or suited
     if len(choices) == 1:
         return choices[0]
@@ -227,8 +227,12 @@ def _assigned(
         f"nothing tells which factors of {module} are of which of its parameters {listing(leaves)}",
         expected="the order in which the model's class declares them, which PEFT goes by",
         found="shapes and ranks that fit several orders",
-        hint=f"order: [{', '.join(sorted(leaves, key=lambda leaf: ('down' in leaf, leaf)))}], as the class declares them",
+        hint=f"order: [{', '.join(sorted(leaves, key=_guess))}] if the class declares them so",
     )
+
+
+def _guess(leaf: str) -> tuple[bool, str]:
+    return "down" in leaf, leaf
 
 
 def _orders(leaves: Sequence[str], order: Sequence[re.Pattern[str]]) -> Iterable[Sequence[str]]:

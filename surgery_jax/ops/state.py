@@ -144,7 +144,7 @@ class State(Protocol):
         """The text metadata of an alias."""
 
     def document(self, alias: str, name: str) -> str | None:
-        """A text about the model that lies beside the checkpoint of an alias, such as `config.json`, if there is one."""
+        """A text about the model beside the checkpoint of an alias, such as `config.json`, if there is one."""
 
     def annotate(
         self,
