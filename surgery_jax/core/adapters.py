@@ -62,6 +62,7 @@ class Pair:
     a: str
     b: str
     bias: str | None = None
+    times: int = 1  # how often PEFT adds the product: twice for the out_proj that lies within a MultiheadAttention
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +103,15 @@ def contents(names: Iterable[str]) -> tuple[list[Pair], dict[str, str]]:
         depth = 0
         while module.endswith(_BASE):
             module, depth = module.removesuffix(_BASE), depth + 1
-        module = module.replace(_BASE + ".", ".")  # a module within one that PEFT wraps too
         found.setdefault((module, depth, part.startswith("embedding")), {})[part.removeprefix("embedding_")] = name
     pairs = []
     for (module, depth, is_embedding), parts in found.items():
         if not {"a", "b"} <= parts.keys():
             there = next(iter(parts.values()))
             raise StorageError(f"{module} has only one of its two factors", expected="A and B", found=there)
-        pairs.append(Pair(module, depth, is_embedding, parts["a"], parts["b"], parts.get("bias")))
+        path = module.replace(_BASE + ".", ".")
+        times = 1 if path == module else 2
+        pairs.append(Pair(path, depth, is_embedding, parts["a"], parts["b"], parts.get("bias"), times))
     return pairs, {parameter: name for parameter, (order, name) in whole.items() if order < len(_COPIES)}
 
 

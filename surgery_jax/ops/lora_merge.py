@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,22 +82,16 @@ class LoraMerge(Directive):
             base.alias,
             lambda parameter: self._renamed(base, parameter),
             dict.fromkeys(state.names(base.alias)),
-            lambda name: state.slot(base.alias, name).node.spec,
+            _specs(state, base.alias),
         )
-        with self._located("to"):
-            model = adapter_facts.describe(state.document(base.alias, "config.json"))
+        model = adapter_facts.describe(state.document(base.alias, "config.json"))
         changes: dict[str, Changes] = {}
         outputs = Outputs(places, self.tied, model)
         for alias, weight in self._weights().items():
             self._check_alias(state, alias)
+            text, names = state.metadata(alias).get(adapters.CONFIG), state.names(alias)
             with self._located(alias):
-                adapter = Adapter.read(
-                    alias,
-                    weight,
-                    state.metadata(alias).get(adapters.CONFIG),
-                    state.names(alias),
-                    lambda name, alias=alias: state.slot(alias, name).node.spec,  # type: ignore[misc]
-                )
+                adapter = Adapter.read(alias, weight, text, names, _specs(state, alias))
                 self._collect(adapter, places, model, outputs, changes)
         self._rebind(state, base.alias, outputs, changes)
 
@@ -224,20 +218,22 @@ class LoraMerge(Directive):
         """
         known = outputs.with_tied(places)
         adapter = outputs.of_one_kind(adapter)
-        targets, missing = targets_of(adapter, known, self.order)
+        targets, missing = targets_of(adapter, known, self.order, model)
         outputs.check_tied(adapter, missing)
         if missing:
             raise known.missing(adapter.alias, missing)
         axes = Axes(adapter, targets, known, model, Asked(self.fan_in_fan_out, self.experts))
         for target in targets:
-            scale = adapters.scaling(adapter.config, target.key, target.rank) if target.rank else 0.0
-            changes.setdefault(target.place, Changes()).factors.append((axes, target, scale * adapter.weight))
+            scale = adapter.weight * target.pair.times
+            if target.rank:  # else its factors do not fit, which is told where they are added
+                scale *= adapters.scaling(adapter.config, target.key, target.rank)
+            changes.setdefault(target.place, Changes()).factors.append((axes, target, scale))
             outputs.note(adapter, target.place, target.pair.is_embedding)
             if target.pair.bias is not None:
                 bias = known.find(f"{target.pair.module}.bias")
                 if bias is None:
                     raise known.missing(adapter.alias, [f"{target.pair.module}.bias"])
-                changes.setdefault(bias, Changes()).added.append((adapter, target.pair.bias, scale * adapter.weight))
+                changes.setdefault(bias, Changes()).added.append((adapter, target.pair.bias, scale))
         for parameter, held in adapter.whole.items():
             place = known.find(parameter) or outputs.new(adapter, parameter)
             changes.setdefault(place, Changes()).replaced.append((adapter, held))
@@ -322,6 +318,11 @@ class LoraMerge(Directive):
             found=f"{'none in the base' if node is None else f'{node.spec} in the base'}; {listed}",
             hint="give the base as many rows first, as the model for the adapter was given" if fits and node else None,
         )
+
+
+def _specs(state: State, alias: str) -> Callable[[str], Spec | None]:
+    """Shape and dtype of every tensor of an alias; None of one that an earlier step failed to make."""
+    return lambda name: state.slot(alias, name).node.spec
 
 
 def _matrix(spec: Spec) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from itertools import permutations
 from typing import Any
 
 from ..core import adapters
-from ..core.adapter_facts import is_in_declared_order
+from ..core.adapter_facts import Model, axis_of_inputs, is_in_declared_order
 from ..core.adapters import Pair
 from ..core.errors import StorageError, listing, nearest
 from ..core.specs import Spec
@@ -132,7 +132,9 @@ class Places:
         )
 
 
-def targets_of(adapter: Adapter, places: Places, order: Sequence[re.Pattern[str]]) -> tuple[list[Target], list[str]]:
+def targets_of(
+    adapter: Adapter, places: Places, order: Sequence[re.Pattern[str]], model: Model
+) -> tuple[list[Target], list[str]]:
     """Every pair with the parameter that it changes, and the parameters that the base has not, with the pairs' names.
 
     Raises:
@@ -144,10 +146,11 @@ def targets_of(adapter: Adapter, places: Places, order: Sequence[re.Pattern[str]
         modules.setdefault(pair.module, []).append(pair)
     found: list[Target] = []
     missing: list[str] = []
+    axis = axis_of_inputs(adapter.config, model.is_transposed)
     for module, own in modules.items():
         leaves = _leaves(adapter.config, module, places)
         if leaves:
-            found += _assigned(adapter, places, module, own, leaves, order)
+            found += _assigned(adapter, places, module, own, leaves, order, axis)
         elif len(own) > 1 or own[0].depth:
             missing += _wanted(adapter.config, module) or [f"{module}.weight"]
         else:
@@ -195,6 +198,7 @@ def _assigned(
     own: Sequence[Pair],
     leaves: Sequence[str],
     order: Sequence[re.Pattern[str]],
+    axis: int | None,
 ) -> list[Target]:
     """The pairs of a module, each with its parameter. PEFT wraps parameters in the order in which their class declares
     them: the first lies deepest. Shapes and ranks tell which is which, or the order that all known classes have."""
@@ -207,16 +211,18 @@ def _assigned(
     pairs = sorted(own, key=lambda pair: -pair.depth)
     if len(leaves) == 1:  # what does not fit is told where it is added
         return _made(adapter, places, module, pairs, leaves)
-    suited = [
-        made
-        for trial in _orders(leaves, order)
-        if _suits(adapter, made := _made(adapter, places, module, pairs, trial))
-    ]
-    usual = [made for made in suited if is_in_declared_order(target.key.rpartition(".")[2] for target in made)]
-    choices = usual or suited
-    if len(choices) == 1:
-        return choices[0]
-    if not choices:
+    trials = [_made(adapter, places, module, pairs, trial) for trial in _orders(leaves, order)]
+
+    def suited_to(axis: int | None) -> list[list[Target]]:
+        return [made for made in trials if _suits(adapter, made, axis)]
+
+    suited = suited_to(axis) or suited_to(None)
+    usual = suited if axis else suited_to(2)  # few classes store the inputs first
+    usual = [made for made in usual if is_in_declared_order(target.key.rpartition(".")[2] for target in made)]
+    for choices in (suited, usual):
+        if len(choices) == 1:
+            return choices[0]
+    if not suited:
         sides = [f"A {adapter.spec(pair.a)}, B {adapter.spec(pair.b)}" for pair in pairs]
         raise StorageError(
             f"the factors of {module} do not fit its parameters {listing(leaves)}",
@@ -259,9 +265,12 @@ def _made(adapter: Adapter, places: Places, module: str, pairs: Sequence[Pair], 
     return found
 
 
-def _suits(adapter: Adapter, targets: Sequence[Target]) -> bool:
-    """Whether shapes and ranks allow that these factors are of these parameters."""
-    return all(
-        target.fits(target.base.shape) and target.rank == adapters.rank_of(adapter.config, target.key)
-        for target in targets
-    )
+def _suits(adapter: Adapter, targets: Sequence[Target], axis: int | None) -> bool:
+    """Whether shapes and ranks allow that these factors are of these parameters, `axis` being that of the inputs in
+    experts in one tensor, if it is known."""
+    for target in targets:
+        fits = target.fits(target.base.shape)
+        is_turned = None if axis is None or target.many == 1 else axis == 1
+        if not fits or is_turned not in (None, *fits) or target.rank != adapters.rank_of(adapter.config, target.key):
+            return False
+    return True

@@ -171,7 +171,7 @@ def error_of(op: TensorOp, arrays: list[np.ndarray], found: list[np.ndarray]) ->
         pairs = [(made[0], merged(op, *wide))]
     elif isinstance(op, ExtractFactors):
         change = wide[1] - wide[0]
-        change = np.swapaxes(change, -1, -2) if op.transposed else change
+        change = np.swapaxes(change, -1, -2) if op.transposed[0] else change
         change = change.reshape(-1, *change.shape[-2:])
         many, out, inner = change.shape
         product = made[1].reshape(out, -1, many).transpose(2, 0, 1) @ made[0].reshape(many, -1, inner)
@@ -189,7 +189,7 @@ def error_of(op: TensorOp, arrays: list[np.ndarray], found: list[np.ndarray]) ->
 def merged(op: AddFactors, base: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     many = base.shape[0] if base.ndim == 3 else 1
     change = b.reshape(b.shape[0], -1, many).transpose(2, 0, 1) @ a.reshape(many, -1, a.shape[1])
-    change = np.swapaxes(change, 1, 2) if op.transposed else change
+    change = np.swapaxes(change, 1, 2) if op.transposed[0] else change
     return base + op.scales[0] * change.reshape(base.shape)
 
 
