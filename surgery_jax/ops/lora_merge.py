@@ -21,6 +21,7 @@ from .base import Directive, boolean, choice, expressions, pattern, reference, t
 from .base import node as any_node
 from .cast import Cast
 from .lora_axes import Asked, Axes
+from .lora_experts import Piece, factors_of, fused, with_fused
 from .lora_factors import AddFactors
 from .lora_outputs import Outputs
 from .lora_targets import Adapter, Places, Target, targets_of
@@ -32,11 +33,22 @@ from .subtract import Subtract
 WIDE = BY_NAME["float32"]
 
 
+@dataclass(frozen=True)
+class Factors:
+    """A pair of factors, the evidence of how its weight is stored, its scale, and if the base holds that weight as one
+    of a fused parameter, which."""
+
+    axes: Axes
+    target: Target
+    scale: float
+    piece: Piece | None = None
+
+
 @dataclass(eq=False)
 class Changes:
     """What the adapters do to one parameter of the base, in their order."""
 
-    factors: list[tuple[Axes, Target, float]] = field(default_factory=list)  # with the scale
+    factors: list[Factors] = field(default_factory=list)
     added: list[tuple[Adapter, str, float]] = field(default_factory=list)  # changes of a bias, with the scale
     replaced: list[tuple[Adapter, str]] = field(default_factory=list)  # the whole parameter
     start: Any = None  # what it begins as if the base has it not
@@ -216,7 +228,8 @@ class LoraMerge(Directive):
         Raises:
             StorageError: it does not agree with itself, or with the base.
         """
-        known = outputs.with_tied(places)
+        made = fused(places.names, places.spec) if adapter.config.get("target_parameters") else {}
+        known = outputs.with_tied(with_fused(places, made))
         adapter = outputs.of_one_kind(adapter)
         targets, missing = targets_of(adapter, known, self.order, model)
         outputs.check_tied(adapter, missing)
@@ -227,7 +240,9 @@ class LoraMerge(Directive):
             scale = adapter.weight * target.pair.times
             if target.rank:  # else its factors do not fit, which is told where they are added
                 scale *= adapters.scaling(adapter.config, target.key, target.rank)
-            changes.setdefault(target.place, Changes()).factors.append((axes, target, scale))
+            for piece in made[target.place][1] if target.place in made else (None,):
+                place = target.place if piece is None else piece.place
+                changes.setdefault(place, Changes()).factors.append(Factors(axes, target, scale, piece))
             outputs.note(adapter, target.place, target.pair.is_embedding)
             if target.pair.bias is not None:
                 bias = known.find(f"{target.pair.module}.bias")
@@ -263,15 +278,19 @@ class LoraMerge(Directive):
         """A weight with the products of factors; those of a convolution are of its weight as a matrix."""
         shape = node.spec.shape
         turned, scales, parts = [], [], []
-        for axes, target, scale in change.factors:
-            with self._located(axes.adapter.alias):
-                turned.append(axes.is_transposed(target, shape))
-            scales.append(scale)
-            for held in (target.pair.a, target.pair.b):
-                part = state.slot(axes.adapter.alias, held, reads=1).node
-                parts.append(state.apply(Reshape(_matrix(part.spec)), part)[0] if len(part.spec.shape) > 2 else part)
+        for one in change.factors:
+            alias, target = one.axes.adapter.alias, one.target
+            with self._located(alias):
+                turned.append(one.axes.is_transposed(target, target.base.shape if one.piece else shape))
+            scales.append(one.scale)
+            pair = [state.slot(alias, held, reads=1).node for held in (target.pair.a, target.pair.b)]
+            if one.piece is not None:
+                pair = factors_of(state, one.piece, target, turned[-1], *pair)
+            if len(target.a.shape) > 2:
+                pair = [state.apply(Reshape(_matrix(part.spec)), part)[0] for part in pair]
+            parts += pair
         op = AddFactors(tuple(turned), tuple(scales))
-        if len(change.factors[0][1].a.shape) == 2:
+        if len(change.factors[0].target.a.shape) == 2:
             return state.apply(op, node, *parts)[0]
         flat = state.apply(Reshape(_matrix(node.spec)), node)[0]
         return state.apply(Reshape(shape), state.apply(op, flat, *parts)[0])[0]

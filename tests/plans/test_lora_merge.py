@@ -210,14 +210,51 @@ def test_parameters_named_without_their_module_are_found_as_peft_finds_them(tmp_
     assert_close(merge(tmp_path), wanted, base)
 
 
-def test_experts_one_by_one_are_to_be_stacked_for_an_adapter_of_fused_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ["0.18.1", "0.21.2"])
+def test_experts_one_by_one_get_their_parts_of_fused_factors(tmp_path: Path, version: str) -> None:
+    """transformers stores experts as the checkpoints of the model type have them, and fuses them when it loads them."""
+    mixture().save_pretrained(tmp_path / "base")
+    base = read_checkpoint(tmp_path / "base")
+    assert "model.layers.0.mlp.experts.2.up_proj.weight" in base
+    targets = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    adapted(mixture(), tmp_path / "one", target_parameters=targets)
+    merged = mixture()
+    if version == "0.21.2":
+        merged = peft.PeftModel.from_pretrained(merged, tmp_path / "one").merge_and_unload()
+    else:  # the second axis, of the outputs, was taken for the inputs
+        path = tmp_path / "one" / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"peft_version": version}))
+        rng = np.random.default_rng(5)
+        lengths = {"": (16, 12), ".base_layer": (24, 16)}  # of the second axis, and the third
+        write_checkpoint(
+            tmp_path / "one" / "adapter_model.safetensors",
+            {
+                f"{PREFIX}model.layers.0.mlp.experts{key}.lora_{side}.weight": rng.standard_normal(
+                    (6, second) if side == "A" else (third, 6)
+                ).astype(np.float32)
+                for key, (second, third) in lengths.items()
+                for side in "AB"
+            },
+        )
+        with torch.no_grad():
+            for key, leaf in ((".base_layer", "gate_up_proj"), ("", "down_proj")):
+                parameter = merged.get_parameter(f"model.layers.0.mlp.experts.{leaf}")
+                change = products(tmp_path / "one", f"model.layers.0.mlp.experts{key}", 3, "ore,eri->eio")
+                parameter += torch.tensor(change.astype(np.float32))
+    merged.save_pretrained(tmp_path / "wanted")
+    assert_close(merge(tmp_path), read_checkpoint(tmp_path / "wanted"), base)
+
+
+def test_experts_one_by_one_of_which_one_is_missing_are_refused(tmp_path: Path) -> None:
     shapes = {"gate_up_proj": (2, 12, 8), "down_proj": (2, 8, 6)}
     adapted(Experts(shapes), tmp_path / "one", target_parameters=["experts.gate_up_proj", "experts.down_proj"])
     sides = {"gate_proj": (6, 8), "up_proj": (6, 8), "down_proj": (8, 6)}
-    parts = {f"experts.{n}.{leaf}.weight": np.ones(side, np.float32) for n in range(2) for leaf, side in sides.items()}
+    parts = {f"experts.0.{leaf}.weight": np.ones(side, np.float32) for leaf, side in sides.items()}
     write_checkpoint(tmp_path / "base" / "model.safetensors", parts)
-    message = refused(tmp_path)
-    assert "there is no base::experts.gate_up_proj" in message and "stack them first" in message
+    assert "do not fit its parameters gate_up_proj, down_proj" in refused(tmp_path)
+    parts = {name.replace("_proj", "_layer"): value for name, value in parts.items()}
+    write_checkpoint(tmp_path / "base" / "model.safetensors", parts)
+    assert "the base holds the experts one by one: stack them first" in refused(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------ convolutions
