@@ -166,6 +166,7 @@ _REFUSED = {
     "layer_replication": "layers are repeated by it",
     "trainable_token_indices": "rows of the embedding are replaced by it",
     "alora_invocation_tokens": "aLoRA changes some tokens only",
+    "enable_lora": "its factors are of parts of a weight",
     "kasa_config": "KaSA has singular values between the factors, and another base",
     "monteclora_config": "its factors are drawn at random",
     "use_bdlora": "its factors are block-diagonal",

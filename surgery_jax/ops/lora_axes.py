@@ -53,15 +53,16 @@ class Axes:
     def _of_parameter(self, target: Target) -> bool:
         if len(target.base.shape) == 2 or target.many == 1:
             return False  # PEFT computes as with a Linear
-        if self.asked.experts is not None:
-            return self.asked.experts == "in_out"
         config = self.adapter.config
         others = {
             fits[0] for other in self.targets if other.many > 1 and len(fits := other.fits(other.base.shape)) == 1
         }
         if len(others) == 1:
             return others.pop()
-        axis = adapter_facts.axis_of_inputs(config, self._is_transposed_class(target))
+        axis = adapter_facts.axis_of_inputs(config, None)
+        if axis is None and self.asked.experts is not None:
+            return self.asked.experts == "in_out"
+        axis = axis or adapter_facts.axis_of_inputs(config, self._is_transposed_class(target))
         if axis is None:
             raise StorageError(
                 f"nothing tells which axis of {target.place} belongs to the inputs",
@@ -94,15 +95,18 @@ class Axes:
     # -- modules ------------------------------------------------------------------------------------------------------
 
     def _of_module(self, target: Target) -> bool:
-        if self.asked.fan_in_fan_out is not None:
-            return self.asked.fan_in_fan_out
         beside = self._shown_beside(target)
         if beside is not None:
             return beside
         leaves = {other.pair.module.rpartition(".")[2] for other in self.targets if not other.pair.is_embedding}
         told = bool(self.adapter.config.get("fan_in_fan_out"))
-        if target.pair.module.rpartition(".")[2] not in adapter_facts.CONV1D_LEAVES:
-            return told and leaves.isdisjoint(adapter_facts.CONV1D_LEAVES)
+        is_named_so = target.pair.module.rpartition(".")[2] in adapter_facts.CONV1D_LEAVES
+        if not is_named_so and not leaves.isdisjoint(adapter_facts.CONV1D_LEAVES):
+            return False  # a Linear beside Conv1D modules
+        if self.asked.fan_in_fan_out is not None:
+            return self.asked.fan_in_fan_out
+        if not is_named_so:
+            return told
         if self.model.has_conv1d is not None:
             return self.model.has_conv1d
         if told or leaves <= adapter_facts.CONV1D_LEAVES:  # of one class, so what is told of the last holds for all
@@ -161,7 +165,9 @@ class Axes:
             f"the adapter does not fit the weight {target.place} {list(shape)}",
             expected=" or ".join(_wanted(target, shape)) or "factors of two axes for a weight of two axes",
             found=shown,
-            hint="the vocabulary was another one: give the base as many rows, or use the base that the adapter is for"
+            hint="the factors were saved without gathering them from all devices (ZeRO-3): save the adapter again"
+            if 0 in (*a, *b)
+            else "the vocabulary was another one: give the base as many rows, or use the base that the adapter is for"
             if target.pair.is_embedding
             else None,
         )

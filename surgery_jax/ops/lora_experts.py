@@ -1,7 +1,7 @@
 """Experts that a base holds one by one, and an adapter's model in one tensor.
 
-Checkpoints hold `experts.0.gate_proj.weight` and so on. Models that compute with all experts at once fuse them when they
-load them: gate above up, experts first. Factors of the fused parameter [experts, out, in] are cut into those of each.
+Checkpoints hold `experts.0.gate_proj.weight` and so on. Models that compute with all experts at once fuse them when
+they load them: gate above up, experts first. Factors of what is fused, [experts, out, in], are cut into those of each.
 Source: transformers 5, `conversion_mapping.py`.
 """
 

@@ -251,6 +251,8 @@ class LoraMerge(Directive):
                 changes.setdefault(bias, Changes()).added.append((adapter, target.pair.bias, scale))
         for parameter, held in adapter.whole.items():
             place = known.find(parameter) or outputs.new(adapter, parameter)
+            if place in made:
+                raise places.missing(adapter.alias, [parameter])
             changes.setdefault(place, Changes()).replaced.append((adapter, held))
             outputs.note(adapter, place, False)
 

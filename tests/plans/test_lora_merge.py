@@ -77,6 +77,7 @@ def test_a_linear_beside_conv1d_modules_is_no_conv1d(tmp_path: Path) -> None:
     wanted = adapted(Mixed(), tmp_path / "one", target_modules=["query", "c_attn"])
     assert json.loads((tmp_path / "one" / "adapter_config.json").read_text())["fan_in_fan_out"]
     assert_close(merge(tmp_path), wanted, base)
+    assert_close(merge(tmp_path, fan_in_fan_out=True), wanted, base)  # the key is for what nothing tells
 
 
 # ---------------------------------------------------------------------------------------------- experts in one tensor
