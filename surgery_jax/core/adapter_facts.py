@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["CONV1D_LEAVES", "Model", "axis_of_inputs", "describe", "is_in_declared_order"]
+__all__ = ["CONV1D_LEAVES", "Model", "axis_of_inputs", "describe", "is_in_declared_order", "ties_factors"]
 
 CONV1D_LEAVES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})  # modules that are Conv1D wherever any are
 _CONV1D_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"})
@@ -58,15 +58,26 @@ def describe(text: str | None) -> Model:
 def axis_of_inputs(config: Mapping[str, Any], is_transposed: bool | None) -> int | None:
     """The axis of experts in one tensor that A takes for the inputs, 1 or 2; None if nothing tells. `is_transposed` is
     that of the experts' class."""
-    version = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", str(config.get("peft_version")))  # a build between may be either
-    if version is None:
+    number = _version(config)
+    if number is None:
         return None
-    number = tuple(int(part) for part in version.groups())
     if number < (0, 19, 0):
         return 1
     if is_transposed is None:
         return None
     return 1 if is_transposed == (number > (0, 19, 0)) else 2
+
+
+def ties_factors(config: Mapping[str, Any]) -> bool:
+    """Whether factors of an embedding are those of the output layer that shares it too: since 0.19, if asked for."""
+    number = _version(config)
+    return bool(config.get("ensure_weight_tying")) and (number is None or number >= (0, 19, 0))
+
+
+def _version(config: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The release of PEFT that made an adapter; None if none is told, or a build between two, which may be either."""
+    found = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", str(config.get("peft_version")))
+    return tuple(int(part) for part in found.groups()) if found else None
 
 
 def is_in_declared_order(leaves: Iterable[str]) -> bool:

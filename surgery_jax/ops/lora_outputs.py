@@ -62,7 +62,7 @@ class Outputs:
         Raises:
             StorageError: the base has a tensor for each, and the adapter does not.
         """
-        if not adapter.config.get("ensure_weight_tying"):
+        if not _is_tying(adapter):
             return adapter
         pairs = [pair for pair in adapter.pairs if pair.is_embedding or not is_output(pair.module)]
         whole = {name: held for name, held in adapter.whole.items() if not is_output(name.rpartition(".")[0])}
@@ -111,7 +111,7 @@ class Outputs:
         if is_shared:
             self.embeddings[place] = None
         if is_shared or place == self.layer:
-            kind = self.together if adapter.config.get("ensure_weight_tying") else self.alone
+            kind = self.together if _is_tying(adapter) else self.alone
             kind[adapter.alias] = None
 
     def untied(self) -> tuple[str, str] | None:
@@ -169,6 +169,13 @@ class Outputs:
                 f"to: '{self.places.alias}::{self.tied}.weight' }}",
             )
         return found[0]
+
+
+def _is_tying(adapter: Adapter) -> bool:
+    """Whether an adapter changes embedding and outputs alike."""
+    if any(pair.is_embedding for pair in adapter.pairs):
+        return adapter_facts.ties_factors(adapter.config)
+    return bool(adapter.config.get("ensure_weight_tying"))
 
 
 def _is_end(one: str, other: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from surgery_jax.core.adapter_facts import axis_of_inputs, describe, is_in_declared_order
+from surgery_jax.core.adapter_facts import axis_of_inputs, describe, is_in_declared_order, ties_factors
 
 TEXTS: dict[str, tuple[Any, bool | None, bool | None, bool | None]] = {  # Conv1D, is_transposed, tied
     "nothing": (None, None, None, None),
@@ -45,6 +45,12 @@ def test_a_configuration_tells_the_classes_of_a_model_or_nothing(what: str) -> N
 def test_the_version_tells_the_axis_of_the_inputs(version: str | None, axes: tuple[int | None, ...]) -> None:
     config = {} if version is None else {"peft_version": version}
     assert tuple(axis_of_inputs(config, flag) for flag in (False, True, None)) == axes
+
+
+def test_factors_are_tied_since_a_release_that_can_do_it() -> None:
+    versions = {"0.18.1": False, "0.19.0": True, "0.21.2": True, None: True}
+    found = {version: ties_factors({"ensure_weight_tying": True, "peft_version": version}) for version in versions}
+    assert found == versions and not ties_factors({"peft_version": "0.21.2"})
 
 
 def test_down_is_declared_last() -> None:
