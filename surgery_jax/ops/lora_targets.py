@@ -152,11 +152,11 @@ def targets_of(
         if leaves:
             found += _assigned(adapter, places, module, own, leaves, order, axis)
         elif len(own) > 1 or own[0].depth:
-            missing += _wanted(adapter.config, module) or [f"{module}.weight"]
+            missing += _wanted(adapter.config, module, True) or [f"{module}.weight"]
         else:
             place = places.find(f"{module}.weight") or places.find(f"{module}.in_proj_weight")
             if place is None:
-                missing += _wanted(adapter.config, module) or [f"{module}.weight"]
+                missing += _wanted(adapter.config, module, False) or [f"{module}.weight"]
             else:
                 found += _target(adapter, places, own[0], module, place, False)
     return found, missing
@@ -178,17 +178,17 @@ def _given(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [target.rpartition(".")[::2] for target in given]
 
 
-def _wanted(config: Mapping[str, Any], module: str) -> list[str]:
-    """The parameters of a module that are targets, also those that the base lacks; without those that are named alone,
-    for they may be of any module."""
-    own = [leaf for owner, leaf in _given(config) if owner and f".{module}".endswith(f".{owner}")]
+def _wanted(config: Mapping[str, Any], module: str, also_alone: bool) -> list[str]:
+    """The parameters of a module that are targets, also those that the base lacks; those that are named alone, which may
+    be of any module, only on demand."""
+    own = [leaf for owner, leaf in _given(config) if (f".{module}".endswith(f".{owner}") if owner else also_alone)]
     return [f"{module}.{leaf}" for leaf in dict.fromkeys(own)]
 
 
 def _leaves(config: Mapping[str, Any], module: str, places: Places) -> list[str]:
     """The parameters of a module that are targets themselves, and that the base has."""
-    own = [leaf for owner, leaf in _given(config) if not owner or f".{module}".endswith(f".{owner}")]
-    return [leaf for leaf in dict.fromkeys(own) if places.find(f"{module}.{leaf}")]
+    wanted = [parameter for parameter in _wanted(config, module, True) if places.find(parameter)]
+    return [parameter.rpartition(".")[2] for parameter in wanted]
 
 
 def _assigned(

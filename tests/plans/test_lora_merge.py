@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,33 @@ def test_experts_one_by_one_get_their_parts_of_fused_factors(tmp_path: Path, ver
                 parameter += torch.tensor(change.astype(np.float32))
     merged.save_pretrained(tmp_path / "wanted")
     assert_close(merge(tmp_path), read_checkpoint(tmp_path / "wanted"), base)
+
+
+def mixtral() -> Any:
+    torch.manual_seed(3)
+    config = transformers.MixtralConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=40, num_local_experts=3, num_experts_per_tok=2, max_position_embeddings=32,
+    )  # fmt: skip
+    return transformers.MixtralForCausalLM(config)
+
+
+def test_a_list_of_projections_reaches_experts_that_are_stored_under_other_names(tmp_path: Path) -> None:
+    mixtral().save_pretrained(tmp_path / "base")
+    base = read_checkpoint(tmp_path / "base")
+    config = peft.LoraConfig(
+        r=2, lora_alpha=3, init_lora_weights=False, target_modules=["w1", "w2", "w3", "gate", "q_proj"]
+    )
+    model = peft.get_peft_model(mixtral(), config)
+    model.save_pretrained(tmp_path / "one")
+    told = json.loads((tmp_path / "one" / "adapter_config.json").read_text())
+    assert sorted(told["target_parameters"]) == ["down_proj", "gate.weight", "gate_up_proj"]
+    model.merge_and_unload().save_pretrained(tmp_path / "wanted")
+    assert re.search(r"there is no base::\S+mlp\.experts\.\w+_proj", refused(tmp_path))
+    renamed = {"move": {"from": r"base::(.+)\.block_sparse_moe\.(.+)", "to": r"base::\1.mlp.\2"}}
+    found = merge(tmp_path, "one", renamed)
+    found = {name.replace(".mlp.", ".block_sparse_moe."): value for name, value in found.items()}
+    assert_close(found, read_checkpoint(tmp_path / "wanted"), base)
 
 
 def test_experts_one_by_one_of_which_one_is_missing_are_refused(tmp_path: Path) -> None:
