@@ -19,7 +19,7 @@ __all__ = ["Outputs"]
 
 _POSITIONS = re.compile(r"(wpe|w?pos(ition)?_?.*|.*position.*|.*token_type.*|.*relative.*)")
 _HEADS = ("score", "classifier")  # outputs of tasks, of which an adapter brings its own
-_TOKENS = ("embed_tokens", "wte", "embed_in", "tok_embeddings", "word_embeddings", "shared")
+_TOKENS = frozenset({"embed_tokens", "wte", "embed_in", "tok_embeddings", "word_embeddings", "shared"})
 
 
 class Outputs:
@@ -66,7 +66,7 @@ class Outputs:
             return adapter
         pairs = [pair for pair in adapter.pairs if pair.is_embedding or not is_output(pair.module)]
         whole = {name: held for name, held in adapter.whole.items() if not is_output(name.rpartition(".")[0])}
-        if not self.has_output:
+        if not self.has_output or self.layer is not None:
             return replace(adapter, pairs=pairs, whole=whole)
         if len(pairs) == len(adapter.pairs) and len(whole) == len(adapter.whole):
             raise StorageError(
@@ -120,7 +120,7 @@ class Outputs:
         Raises:
             StorageError: an embedding changes, and outputs may be computed with it; or adapters differ in that.
         """
-        if self.has_output or not self.alone:
+        if not self.alone or (self.has_output and self.layer is None):
             return None
         if self.together:
             raise StorageError(
@@ -163,7 +163,7 @@ class Outputs:
         if len(found) != 1:
             raise StorageError(
                 f"it is not clear whose weight {self.tied} shares",
-                expected=f"one embedding: {', '.join(_TOKENS)}",
+                expected=f"one embedding: {', '.join(sorted(_TOKENS))}",
                 found=listing(found),
                 hint=f"copy it first: copy: {{ from: '{self.places.alias}::<embedding>.weight', "
                 f"to: '{self.places.alias}::{self.tied}.weight' }}",
@@ -175,7 +175,8 @@ def _is_tying(adapter: Adapter) -> bool:
     """Whether an adapter changes embedding and outputs alike."""
     if any(pair.is_embedding for pair in adapter.pairs):
         return adapter_facts.ties_factors(adapter.config)
-    return bool(adapter.config.get("ensure_weight_tying"))
+    whole = [name.rpartition(".")[0].rpartition(".")[2] for name in adapter.whole]
+    return bool(adapter.config.get("ensure_weight_tying")) and not _TOKENS.isdisjoint(whole)
 
 
 def _is_end(one: str, other: str) -> bool:

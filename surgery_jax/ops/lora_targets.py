@@ -179,8 +179,8 @@ def _given(config: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _wanted(config: Mapping[str, Any], module: str, also_alone: bool) -> list[str]:
-    """The parameters of a module that are targets, also those that the base lacks; those that are named alone, which may
-    be of any module, only on demand."""
+    """The parameters of a module that are targets, also those that the base lacks. Those that are named alone, which
+    may be of any module, only on demand."""
     own = [leaf for owner, leaf in _given(config) if (f".{module}".endswith(f".{owner}") if owner else also_alone)]
     return [f"{module}.{leaf}" for leaf in dict.fromkeys(own)]
 

@@ -161,3 +161,12 @@ def test_long_lists_of_names_are_cut_short(tmp_path: Path, monkeypatch: pytest.M
     write_checkpoint(Path("m.safetensors"), {f"h.{n}.weight": np.ones(1, np.float32) for n in range(5000)})
     (error,) = problems("  - delete: { target: 'h.77.wieght' }")
     assert len(str(error)) < 500 and "h.77.weight" in str(error) and "5000 tensors" in str(error)
+
+
+def test_an_error_of_a_step_that_read_many_tensors_names_a_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tensors = {f"layer.{n}.weight": np.ones((2, 3 + n // 29), np.float32) for n in range(30)}
+    write_checkpoint(tmp_path / "m.safetensors", tensors)
+    names = ", ".join(f"'layer\\.{n}\\.weight'" for n in range(30))
+    (error,) = problems(f"  - concat: {{ from: [ {names} ], to: all }}")
+    assert "concat: layer.0.weight, layer.1.weight, layer.2.weight and 27 more: parts differ" in str(error)

@@ -123,6 +123,15 @@ def test_adapters_that_change_embedding_and_outputs_alike_do_so(tmp_path: Path) 
     merged = llama(tied=True)
     merged.load_state_dict({name: torch.tensor(value) for name, value in found.items()}, strict=False)
     np.testing.assert_allclose(logits(merged), logits(model), rtol=1e-4, atol=1e-5)
+    own = stored(llama(), tmp_path / "base")  # with an output layer
+    assert merge(tmp_path).keys() == own.keys()
+    factors = {name: held for name, held in read_checkpoint(tmp_path / "one").items() if "lm_head" not in name}
+    write_checkpoint(tmp_path / "one" / "adapter_model.safetensors", factors)
+    assert "but the base has an output layer of its own" in refused(tmp_path)
+    wanted = adapted(llama(tied=True), tmp_path / "one", target_modules=["q_proj"], ensure_weight_tying=True)
+    assert_close(merge(tmp_path), wanted | {"lm_head.weight": own["lm_head.weight"]}, own)  # ties nothing
+    stored(llama(tied=True), tmp_path / "base")
+    adapted(llama(tied=True), tmp_path / "one", **keys)
     adapted(llama(tied=True), tmp_path / "two", 6, target_modules=["embed_tokens"])
     assert "merge them in two steps, two first" in refused(tmp_path, ["one", "two"], tied="lm_head")
 
