@@ -171,7 +171,7 @@ def error_of(op: TensorOp, arrays: list[np.ndarray], found: list[np.ndarray]) ->
         pairs = [(made[0], merged(op, *wide))]
     elif isinstance(op, ExtractFactors):
         change = wide[1] - wide[0]
-        change = np.swapaxes(change, -1, -2) if op.transposed[0] else change
+        change = np.swapaxes(change, -1, -2) if op.transposed else change
         change = change.reshape(-1, *change.shape[-2:])
         many, out, inner = change.shape
         product = made[1].reshape(out, -1, many).transpose(2, 0, 1) @ made[0].reshape(many, -1, inner)
