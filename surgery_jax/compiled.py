@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from .compile.program import Program, compile_program
@@ -21,7 +22,7 @@ from .language.document import Node, parse_plan_file
 from .language.plan import Input, Plan
 from .storage import formats
 from .storage.base import Checkpoint, Layout, Single
-from .storage.files import paused_gc
+from .storage.files import paused_gc, read_text
 from .storage.formats import OutputPlan
 from .storage.identity import Identity, add_all
 
@@ -99,6 +100,9 @@ class Outside:
     def open_plan(self, path: str) -> Node:
         found = self.sources[path] = parse_plan_file(path, interpolate=False)
         return found
+
+    def read_document(self, path: str) -> str:
+        return read_text(Path(path), "it")
 
     def check_request(self, request: Request) -> None:
         self.resolve(request)

@@ -35,6 +35,7 @@ __all__ = [
     "endings",
     "parse_config",
     "pattern_value",
+    "rank_of",
     "scaling",
     "taken_for",
 ]
@@ -62,6 +63,7 @@ class Pair:
     a: str
     b: str
     bias: str | None = None
+    times: int = 1  # how often PEFT adds the product: twice for the out_proj that lies within a MultiheadAttention
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ def contents(names: Iterable[str]) -> tuple[list[Pair], dict[str, str]]:
         StorageError: a name that is not of a LoRA adapter, or half of a pair.
     """
     found: dict[tuple[str, int, bool], dict[str, str]] = {}
-    whole: dict[str, str] = {}
+    whole: dict[str, tuple[int, str]] = {}  # by parameter, of its copies that which counts
     for name in names:
         path = name.removeprefix(PREFIX)
         if path == name:
@@ -93,12 +95,9 @@ def contents(names: Iterable[str]) -> tuple[list[Pair], dict[str, str]]:
         ending = next((ending for ending in _PARTS if path.endswith(ending)), None)
         if ending is None:
             if ".lora_" in path:
-                raise StorageError(
-                    f"{name} is not of a plain LoRA adapter",
-                    expected="names ending in " + ", ".join(_PARTS) + ", or modules stored whole",
-                    hint="DoRA and other variants are not read: merge them with PEFT, model.merge_and_unload()",
-                )
-            whole[path.replace(_BASE + ".", ".")] = name  # PEFT stores resized embeddings below their wrapper
+                raise _variant(name)
+            order, parameter = _stored_whole(path)
+            whole[parameter] = min(whole.get(parameter, (order, name)), (order, name))
             continue
         part = _PARTS[ending]
         module = path.removesuffix(ending)
@@ -111,8 +110,34 @@ def contents(names: Iterable[str]) -> tuple[list[Pair], dict[str, str]]:
         if not {"a", "b"} <= parts.keys():
             there = next(iter(parts.values()))
             raise StorageError(f"{module} has only one of its two factors", expected="A and B", found=there)
-        pairs.append(Pair(module, depth, is_embedding, parts["a"], parts["b"], parts.get("bias")))
-    return pairs, whole
+        path = module.replace(_BASE + ".", ".")
+        times = 1 if path == module else 2
+        pairs.append(Pair(path, depth, is_embedding, parts["a"], parts["b"], parts.get("bias"), times))
+    return pairs, {parameter: name for parameter, (order, name) in whole.items() if order < len(_COPIES)}
+
+
+# Copies of one module stored whole, those that count most first. PEFT reads the plain name; `original_module` is what
+# the base had.
+_COPIES = ("", ".modules_to_save.", _BASE + ".")
+_ORIGINAL = ".original_module."
+
+
+def _stored_whole(path: str) -> tuple[int, str]:
+    """How much a tensor of a module stored whole counts, the lowest number most, and the parameter that it is for."""
+    if _ORIGINAL in path:
+        return len(_COPIES), path.replace(_ORIGINAL, ".")
+    order = next((order for order, words in enumerate(_COPIES) if order and words in path), 0)
+    return order, path.replace(_COPIES[order], ".") if order else path
+
+
+def _variant(name: str) -> StorageError:
+    """The error of a name that has `lora_` in it, but is not one of those of a plain adapter."""
+    is_dora = "lora_magnitude_vector" in name
+    return StorageError(
+        f"{name} is of DoRA" if is_dora else f"{name} is not of a plain LoRA adapter",
+        expected="names ending in " + ", ".join(_PARTS) + ", or modules stored whole",
+        hint="DoRA and other variants are not read: merge them with PEFT, model.merge_and_unload()",
+    )
 
 
 # ------------------------------------------------------------------------------------------------- configurations
@@ -142,6 +167,9 @@ _REFUSED = {
     "layer_replication": "layers are repeated by it",
     "trainable_token_indices": "rows of the embedding are replaced by it",
     "alora_invocation_tokens": "aLoRA changes some tokens only",
+    "enable_lora": "its factors are of parts of a weight",
+    "kasa_config": "KaSA has singular values between the factors, and another base",
+    "monteclora_config": "its factors are drawn at random",
     "use_bdlora": "its factors are block-diagonal",
     "arrow_config": "several adapters are routed by it",
     "megatron_config": "its layers are those of Megatron",
@@ -206,13 +234,18 @@ def pattern_value(patterns: Mapping[str, Any], key: str, default: Any) -> Any:
     return default
 
 
+def rank_of(config: Mapping[str, Any], key: str) -> Any:
+    """The rank that the configuration tells for a module."""
+    return pattern_value(config.get("rank_pattern") or {}, key, config.get("r", 8))
+
+
 def scaling(config: Mapping[str, Any], key: str, rank: int) -> float:
     """The factor of B @ A for a module whose factors have this rank.
 
     Raises:
         StorageError: the configuration tells another rank.
     """
-    told = pattern_value(config.get("rank_pattern") or {}, key, config.get("r", 8))
+    told = rank_of(config, key)
     if told != rank:
         raise StorageError(f"the factors of {key} are not of the rank that the configuration tells",
                            expected=f"rank {told}", found=f"rank {rank}")  # fmt: skip

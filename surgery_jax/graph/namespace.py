@@ -24,13 +24,15 @@ class Slot:
 @dataclass(slots=True)
 class Model:
     """One alias: slots by name in order, the text metadata of the checkpoint it came from, texts that are to be written
-    beside it by file name, and the format it is written in where a plan names none."""
+    beside it by file name, the format it is written in where a plan names none, and the paths of texts that lie beside
+    the checkpoint by file name."""
 
     slots: dict[str, Slot] = field(default_factory=dict)
     index: NameIndex = field(default_factory=NameIndex)
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: dict[str, Render] = field(default_factory=dict)
     format: str | None = None
+    documents: Mapping[str, str] = field(default_factory=dict)
 
     def add(self, name: str, slot: Slot) -> None:
         """A new name, at the end."""
@@ -44,7 +46,7 @@ class Model:
 
     def copy(self) -> Model:
         """An independent copy: versions are immutable, slots are not."""
-        twin = Model(metadata=self.metadata, notes=dict(self.notes), format=self.format)
+        twin = Model(metadata=self.metadata, notes=dict(self.notes), format=self.format, documents=self.documents)
         for name, slot in self.slots.items():
             twin.add(name, Slot(slot.node, slot.reads, slot.writes))
         return twin

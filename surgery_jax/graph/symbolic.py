@@ -36,6 +36,8 @@ class Files(Protocol):
 
     def open_plan(self, path: str) -> YamlNode: ...
 
+    def read_document(self, path: str) -> str: ...
+
     def check_request(self, request: Request) -> None: ...
 
 
@@ -288,7 +290,7 @@ class SymbolicState:
             raise _asked_for_at(mark, error) from None
         checkpoint = self._checkpoints[key]
         self.identities |= checkpoint.identities
-        model.metadata = dict(checkpoint.metadata)
+        model.metadata, model.documents = dict(checkpoint.metadata), checkpoint.documents
         scales = companions((name, entry.spec.dtype) for name, entry in checkpoint.entries.items())
         for name, entry in checkpoint.entries.items():
             model.add(name, Slot(self._read(key, name, entry, scales.get(name, "")), 0, 1))
@@ -422,7 +424,8 @@ class SymbolicState:
 
     def _recently_read(self) -> list[str]:
         """The tensors that the step is working on, for messages."""
-        return [" and ".join(dict.fromkeys(self.recent))] if self.recent else []
+        names = list(dict.fromkeys(self.recent))
+        return [" and ".join(names) if len(names) <= 3 else listing(names, 3)] if names else []
 
     def view(self, node: Node, ref: Reference) -> Node:
         if ref.slice is None or node is BROKEN:
@@ -567,6 +570,10 @@ class SymbolicState:
 
     def metadata(self, alias: str) -> Mapping[str, str]:
         return self.model(alias).metadata
+
+    def document(self, alias: str, name: str) -> str | None:
+        path = self.model(alias).documents.get(name)
+        return None if path is None else self.files.read_document(path)
 
     def annotate(
         self,

@@ -197,19 +197,19 @@ def _power(k: Any, x: Any) -> Any:
 class AddFactors(TensorOp):
     """A weight with the changes of adapters: base + sum of scale * B @ A, in the order of the adapters.
 
-    base: float[out, in] ([in, out] if transposed), or [experts, ...]; then A and B of every adapter, as in
-    `ExtractFactors` -> the shape and dtype of base. Computed in float32 (float64 for float64), rounded once.
+    base: float[out, in] ([in, out] for a pair that is transposed), or [experts, ...]; then A and B of every adapter, as
+    in `ExtractFactors` -> the shape and dtype of base. Computed in float32 (float64 for float64), rounded once.
     """
 
     kind = "whole"
-    transposed: bool
+    transposed: tuple[bool, ...]
     scales: tuple[float, ...]
 
     def infer(self, base: Spec, *given: Spec) -> tuple[Spec, ...]:
         for spec in (base, *given):
             check_floats(spec)
-        number, out, inner = matrices(base, self.transposed)
-        for a, b in zip(given[::2], given[1::2], strict=True):
+        for a, b, transposed in zip(given[::2], given[1::2], self.transposed, strict=True):
+            number, out, inner = matrices(base, transposed)
             rank = a.shape[0] // number if len(a.shape) == 2 else 0
             if a.shape != (rank * number, inner) or b.shape != (out, rank * number) or not rank:
                 raise PlanError("the adapter does not fit the weight", expected=str(base), found=f"A {a}, B {b}")
@@ -220,9 +220,9 @@ class AddFactors(TensorOp):
 
     def cut(self, base: Spec, *given: Spec) -> Cut:
         axis = longer_side(base)
-        is_inner = (len(base.shape) - 1 - axis) == (1 if self.transposed else 0)
-        sides = (1, None) if is_inner else (None, 0)
-        return Cut((axis, *sides * (len(given) // 2)), (axis,))
+        is_last = axis == len(base.shape) - 1
+        sides = [(1, None) if is_last != transposed else (None, 0) for transposed in self.transposed]
+        return Cut((axis, *(side for pair in sides for side in pair)), (axis,))
 
     def cut_workspace_bytes(self, count: int, cut: Cut, base: Spec, *given: Spec) -> int:
         return 5 * base.size * 8 // count + 2 * 8 * max(spec.size for spec in given)
@@ -230,14 +230,14 @@ class AddFactors(TensorOp):
     def apply(self, k: Any, base: Any, *given: Any) -> Any:
         wide = _wide(base, *given)
         total = k.convert(base, wide)
-        number, out, inner = matrices(base, self.transposed)
-        for a, b, scale in zip(given[::2], given[1::2], self.scales, strict=True):
+        for a, b, transposed, scale in zip(given[::2], given[1::2], self.transposed, self.scales, strict=True):
+            number, out, inner = matrices(base, transposed)
             a, b = k.convert(a, wide), k.convert(b, wide)
             if base.ndim == 2:
                 change = k.matmul(b, a)
             else:
                 parts = k.xp.transpose(b.reshape(out, -1, number), (2, 0, 1))  # [experts, out, rank]
                 change = k.matmul(parts, a.reshape(number, -1, inner))
-            change = k.xp.swapaxes(change, -1, -2) if self.transposed else change
+            change = k.xp.swapaxes(change, -1, -2) if transposed else change
             total = total + k.mul(change, k.number(scale, change))
         return k.narrow(total, base)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..core import adapters
-from ..core.adapters import Pair
+from ..core import adapter_facts, adapters
 from ..core.dtypes import BY_NAME
 from ..core.errors import PlanError, StorageError, listing, nearest
 from ..core.specs import Spec
@@ -19,10 +18,15 @@ from ..language.document import Node, Scalar
 from ..language.names import Reference
 from ..language.regexes import check_time
 from .add import Add
-from .base import Directive, choice, pattern, reference
+from .base import Directive, boolean, choice, expressions, pattern, reference, text
 from .base import node as any_node
 from .cast import Cast
+from .lora_axes import Asked, Axes
+from .lora_experts import Piece, factors_of, fused, with_fused
 from .lora_factors import AddFactors
+from .lora_outputs import Outputs
+from .lora_targets import Adapter, Places, Target, targets_of
+from .reshape import Reshape
 from .scale import Scale
 from .state import State
 from .subtract import Subtract
@@ -30,15 +34,25 @@ from .subtract import Subtract
 WIDE = BY_NAME["float32"]
 
 
+@dataclass(frozen=True)
+class Factors:
+    """A pair of factors, the evidence of how its weight is stored, its scale, and if the base holds that weight as one
+    of a fused parameter, which."""
+
+    axes: Axes
+    target: Target
+    scale: float
+    piece: Piece | None = None
+
+
 @dataclass(eq=False)
 class Changes:
     """What the adapters do to one parameter of the base, in their order."""
 
-    factors: list[tuple[Any, Any, float]] = field(default_factory=list)  # A, B, scale
-    added: list[tuple[Any, float]] = field(default_factory=list)  # changes of a bias, scale
-    replaced: list[tuple[Any, float]] = field(default_factory=list)  # the whole parameter, weight
-    is_embedding: bool = False
-    fan_in_fan_out: bool = False
+    factors: list[Factors] = field(default_factory=list)
+    added: list[tuple[Adapter, str, float]] = field(default_factory=list)  # changes of a bias, with the scale
+    replaced: list[tuple[Adapter, str]] = field(default_factory=list)  # the whole parameter
+    start: Any = None  # what it begins as if the base has it not
 
 
 @dataclass(frozen=True)
@@ -46,9 +60,11 @@ class LoraMerge(Directive):
     """Merge LoRA adapters of PEFT into the weights they change.
 
     Every changed weight becomes base + sum of weight * scaling * B @ A, computed in float32 (float64 for float64) and
-    rounded once to the dtype it has; alpha, the patterns of ranks and alphas, rsLoRA, fan_in_fan_out, embeddings and
-    fused experts are respected. Of a module stored whole the difference to the base is added, with the weight; one
-    adapter of weight 1 replaces it. Parameters that the base has not, and adapters that are no plain LoRA, are errors.
+    rounded once to the dtype it has; alpha, the patterns of ranks and alphas, rsLoRA, the axes of the layer's class,
+    embeddings, convolutions and fused experts are respected. Of a module stored whole the difference to the base is
+    added, with the weight; one adapter of weight 1 replaces it, also by another number of rows, and adds it where the
+    base has none. Factors for what the base has not, and adapters that are no plain LoRA, are errors. Where shapes do
+    not tell how a square weight is stored, files beside the adapter and the base must, or the step.
     """
 
     word = "lora_merge"
@@ -57,6 +73,7 @@ class LoraMerge(Directive):
         "lora_merge: { adapters: style, to: base }",
         "lora_merge: { adapters: { style: 0.7, task: 1.0 }, to: base }",
         "lora_merge: { adapters: style, from: 'transformer\\.(.+)', to: 'base::\\1' }",
+        "lora_merge: { adapters: style, to: base, tied: lm_head }",
     )
 
     adapters: Node = any_node(
@@ -66,38 +83,82 @@ class LoraMerge(Directive):
     names: re.Pattern[str] = pattern(
         "of the adapters' parameters, for a template in `to`", re.compile("(.+)"), key="from"
     )
-    experts: str = choice("axes of fused experts' weights, where both would fit", ("out_in", "in_out"), "out_in")
+    fan_in_fan_out: bool | None = boolean("square weights are stored as [in, out] (Conv1D), where nothing tells", None)
+    experts: str | None = choice("axes of fused experts' weights, where nothing tells", ("out_in", "in_out"), None)
+    order: tuple[re.Pattern[str], ...] = expressions(
+        "parameters of fused experts as their class declares them, where nothing tells"
+    )
+    tied: str | None = text("output layer of the base that shares the weight of the embedding; none if none does", None)
 
     def build(self, state: State) -> None:
-        changes: dict[str, Changes] = {}
         base = self._base(state)
+        places = Places(
+            base.alias,
+            lambda parameter: self._renamed(base, parameter),
+            dict.fromkeys(state.names(base.alias)),
+            _specs(state, base.alias),
+        )
+        model = adapter_facts.describe(state.document(base.alias, "config.json"))
+        changes: dict[str, Changes] = {}
+        outputs = Outputs(places, self.tied, model)
         for alias, weight in self._weights().items():
-            if alias not in state.aliases():
-                near = nearest(alias, state.aliases(), 1)
-                raise PlanError(
-                    f"lora_merge.adapters: unknown model alias: {alias!r}",
-                    where=self.adapters.mark,
-                    expected="one of " + ", ".join(state.aliases()),
-                    hint=f"did you mean {near[0]}?" if near else "name the adapter's directory in inputs",
-                )
-            try:
-                self._collect(state, alias, weight, base.alias, changes)
-            except StorageError as error:
-                raise PlanError(
-                    f"lora_merge: {alias}: {error.problem}",
-                    where=self.adapters.mark,
-                    expected=error.expected,
-                    found=error.found,
-                    hint=error.hint,
-                ) from None
+            self._check_alias(state, alias)
+            text, names = state.metadata(alias).get(adapters.CONFIG), state.names(alias)
+            with self._located(alias):
+                adapter = Adapter.read(alias, weight, text, names, _specs(state, alias))
+                self._collect(adapter, places, model, outputs, changes)
+        self._rebind(state, base.alias, outputs, changes)
+
+    def _rebind(self, state: State, base: str, outputs: Outputs, changes: dict[str, Changes]) -> None:
+        """Give every changed parameter its new version, and those that are new their first."""
+        with self._located(base):
+            untied = outputs.untied()
+        if untied:
+            name, source = untied
+            changes.setdefault(name, Changes()).start = state.slot(base, source, reads=1).node
+        for line in outputs.told():
+            state.say(f"lora_merge: {line}")
         for name, change in changes.items():
-            state.rebind(
-                base.alias, name, self._changed(state, state.slot(base.alias, name, reads=1).node, name, change)
-            )
+            node = change.start
+            if node is None and state.has(base, name):
+                node = state.slot(base, name, reads=1).node
+            node = self._changed(state, node, name, change)
+            if state.has(base, name):
+                state.rebind(base, name, node)
+            else:
+                state.create(base, name, node)
             state.tell(f"lora_merge: {name}")
+        if untied:
+            self._check_rows(state, base, *untied)
+
+    def _check_rows(self, state: State, base: str, layer: str, embedding: str) -> None:
+        """Raise a PlanError if an adapter gave new rows to an embedding, but not to the output layer that shared it."""
+        one, other = (state.slot(base, name).node.spec for name in (layer, embedding))
+        if one is not None and other is not None and one.shape != other.shape:
+            raise PlanError(
+                f"lora_merge: {embedding} gets another number of rows, but {layer}, which shares it, does not",
+                where=self.adapters.mark,
+                expected=str(other),
+                found=str(one),
+                hint="give the base as many rows first, as the model for the adapter was given",
+            )
 
     def contributes(self, state: State) -> str | None:
         return self._base(state).alias
+
+    @contextmanager
+    def _located(self, what: str) -> Iterator[None]:
+        """Errors of what adapters say, at the place of the plan that names them."""
+        try:
+            yield
+        except StorageError as error:
+            raise PlanError(
+                f"lora_merge: {what}: {error.problem}",
+                where=self.adapters.mark,
+                expected=error.expected,
+                found=error.found,
+                hint=error.hint,
+            ) from None
 
     def _base(self, state: State) -> Reference:
         """The template of the parameters' names, with the alias that changes."""
@@ -105,6 +166,30 @@ class LoraMerge(Directive):
         if isinstance(to, Scalar) and isinstance(to.value, str) and "::" not in to.value:
             to = Scalar(f"{to.value}::\\g<0>", to.mark)
         return state.reference(to, key="to", slices=False)
+
+    def _renamed(self, base: Reference, parameter: str) -> str | None:
+        """The name that a parameter of an adapter has in the base; None if `from` does not match it.
+
+        Raises:
+            PlanError: `from` and `to` do not go together.
+        """
+        if not isinstance(base.expr, str):
+            raise PlanError("lora_merge: to is a string here", where=self.to.mark)
+        try:
+            match = self.names.fullmatch(parameter)
+            return match.expand(base.expr) if match else None
+        except (re.error, IndexError) as error:
+            raise PlanError(f"lora_merge: from and to do not fit: {error}", where=self.to.mark) from None
+
+    def _check_alias(self, state: State, alias: str) -> None:
+        if alias not in state.aliases():
+            near = nearest(alias, state.aliases(), 1)
+            raise PlanError(
+                f"lora_merge.adapters: unknown model alias: {alias!r}",
+                where=self.adapters.mark,
+                expected="one of " + ", ".join(state.aliases()),
+                hint=f"did you mean {near[0]}?" if near else "name the adapter's directory in inputs",
+            )
 
     def _weights(self) -> dict[str, float]:
         """The weight of each adapter, by alias.
@@ -132,161 +217,140 @@ class LoraMerge(Directive):
 
     # -- what the adapters say ----------------------------------------------------------------------------------
 
-    def _collect(self, state: State, alias: str, weight: float, base: str, changes: dict[str, Changes]) -> None:
+    def _collect(
+        self,
+        adapter: Adapter,
+        places: Places,
+        model: adapter_facts.Model,
+        outputs: Outputs,
+        changes: dict[str, Changes],
+    ) -> None:
         """Note what an adapter does to each parameter.
 
         Raises:
-            StorageError: it is no plain LoRA adapter, or does not agree with itself.
+            StorageError: it does not agree with itself, or with the base.
         """
-        names = state.names(alias)
-        check_time(self.names, names, self.to.mark)
-        text = state.metadata(alias).get(adapters.CONFIG)
-        if text is None:
-            raise StorageError(
-                "not an adapter", expected="a directory with adapter_config.json", found=listing(names, 3)
-            )
-        config = adapters.parse_config(text)
-        pairs, whole = adapters.contents(names)
-        if config.get("ensure_weight_tying"):  # the output layer gets what the embedding gets
-            pairs = [pair for pair in pairs if pair.is_embedding or not _is_output(pair.module)]
-            whole = {name: held for name, held in whole.items() if not _is_output(name.rpartition(".")[0])}
-
-        def held(name: str) -> Any:
-            return state.slot(alias, name, reads=1).node
-
-        def at(parameter: str) -> Changes:
-            return changes.setdefault(self._place(state, parameter, alias), Changes())
-
-        for pair, key, parameter in self._parameters(state, config, pairs, alias):
-            a, b = held(pair.a), held(pair.b)
-            if a.spec is None or b.spec is None:
-                continue  # an earlier step that failed would have made them
-            rank = a.spec.shape[0] if a.spec.shape else 0
-            place = self._place(state, parameter, alias)
-            spec = state.slot(base, place).node.spec
-            if spec is not None and len(spec.shape) == 3:
-                rank //= spec.shape[0]
-            scale = adapters.scaling(config, key, rank) * weight
-            change = at(parameter)
-            change.factors.append((a, b, scale))
-            change.is_embedding = pair.is_embedding
-            change.fan_in_fan_out |= bool(config.get("fan_in_fan_out"))
-            if pair.bias is not None:
-                at(f"{pair.module}.bias").added.append((held(pair.bias), scale))
-        for parameter, name in whole.items():
-            at(parameter).replaced.append((held(name), weight))
-
-    def _parameters(
-        self, state: State, config: Mapping[str, Any], pairs: list[Pair], alias: str
-    ) -> list[tuple[Pair, str, str]]:
-        """Every pair with its key for patterns and the parameter that it changes."""
-        found = []
-        modules: dict[str, list[Pair]] = {}
-        for pair in pairs:
-            modules.setdefault(pair.module, []).append(pair)
-        for module, own in modules.items():
-            leaves = _targeted(config, module)
-            if not leaves and len(own) == 1 and not own[0].depth:
-                found.append((own[0], module, f"{module}.weight"))
-                continue
-            if sorted(pair.depth for pair in own) != list(range(len(leaves))):
-                raise StorageError(
-                    f"the factors of {module} are not those of its target_parameters",
-                    expected=f"{len(leaves)} pairs: {listing(leaves)}",
-                    found=f"{len(own)} pairs",
-                )
-            for pair in own:
-                leaf = leaves[len(leaves) - 1 - pair.depth]
-                found.append((pair, f"{module}.{leaf}", f"{module}.{leaf}"))
-        return found
-
-    def _place(self, state: State, parameter: str, alias: str) -> str:
-        """The name that a parameter has in the base.
-
-        Raises:
-            PlanError: there is none.
-        """
-        base = self._base(state)
-        if not isinstance(base.expr, str):
-            raise PlanError("lora_merge: to is a string here", where=self.to.mark)
-        try:
-            match = self.names.fullmatch(parameter)
-            name = match.expand(base.expr) if match else None
-        except (re.error, IndexError) as error:
-            raise PlanError(f"lora_merge: from and to do not fit: {error}", where=self.to.mark) from None
-        if name is None:
-            raise PlanError(
-                f"lora_merge: {alias} changes {parameter}, which `from` does not match",
-                where=self.adapters.mark,
-                found=self.names.pattern,
-            )
-        if not state.has(base.alias, name):
-            near = nearest(name, state.names(base.alias))
-            raise PlanError(
-                f"lora_merge: {alias} changes {parameter}, but there is no {base.alias}::{name}",
-                where=self.to.mark,
-                found=f"nearest: {listing(near)}" if near else None,
-                hint="give from and to as patterns if the names differ",
-            )
-        return name
+        check_time(self.names, [*(pair.module for pair in adapter.pairs), *adapter.whole], self.to.mark)
+        made = fused(places.names, places.spec) if adapter.config.get("target_parameters") else {}
+        known = outputs.with_tied(with_fused(places, made))
+        adapter = outputs.of_one_kind(adapter)
+        targets, missing = targets_of(adapter, known, self.order, model)
+        outputs.check_tied(adapter, missing)
+        if missing:
+            raise known.missing(adapter.alias, missing)
+        axes = Axes(adapter, targets, known, model, Asked(self.fan_in_fan_out, self.experts))
+        for target in targets:
+            scale = adapter.weight * target.pair.times
+            if target.rank:  # else its factors do not fit, which is told where they are added
+                scale *= adapters.scaling(adapter.config, target.key, target.rank)
+            for piece in made[target.place][1] if target.place in made else (None,):
+                place = target.place if piece is None else piece.place
+                changes.setdefault(place, Changes()).factors.append(Factors(axes, target, scale, piece))
+            outputs.note(adapter, target.place, target.pair.is_embedding)
+            if target.pair.bias is not None:
+                bias = known.find(f"{target.pair.module}.bias")
+                if bias is None:
+                    raise known.missing(adapter.alias, [f"{target.pair.module}.bias"])
+                changes.setdefault(bias, Changes()).added.append((adapter, target.pair.bias, scale))
+        for parameter, held in adapter.whole.items():
+            place = known.find(parameter) or outputs.new(adapter, parameter)
+            if place in made:
+                raise places.missing(adapter.alias, [parameter])
+            changes.setdefault(place, Changes()).replaced.append((adapter, held))
+            outputs.note(adapter, place, False)
 
     # -- what becomes of a parameter ----------------------------------------------------------------------------
 
     def _changed(self, state: State, node: Any, name: str, change: Changes) -> Any:
         """The new version of a parameter."""
-        spec = node.spec
-        if spec is None:
+        if node is not None and node.spec is None:
             return node
-        state.check_plain(node)
+        if node is not None:
+            state.check_plain(node)
         if change.replaced:
-            node = self._replaced(state, node, change.replaced)
-        if change.factors:
-            a, b, _ = change.factors[0]
-            op = AddFactors(self._is_transposed(spec, a.spec, b.spec, change), tuple(s for _, _, s in change.factors))
-            node = state.apply(op, node, *(part for a, b, _ in change.factors for part in (a, b)))[0]
-        if change.added:
+            node = self._replaced(state, node, name, change.replaced)
+        if node.spec is not None and change.factors:
+            node = self._with_factors(state, node, change)
+        if node.spec is not None and change.added:
+            dtype = node.spec.dtype
             total = state.apply(Cast(WIDE), node)[0]
-            for part, scale in change.added:
+            for adapter, held, scale in change.added:
+                part = state.slot(adapter.alias, held, reads=1).node
                 scaled = state.apply(Scale(scale), state.apply(Cast(WIDE), part)[0])[0]
                 total = state.apply(Add(), total, scaled)[0]
-            node = state.apply(Cast(spec.dtype), total)[0]
+            node = state.apply(Cast(dtype), total)[0]
         return node
 
-    def _is_transposed(self, spec: Spec, a: Spec, b: Spec, change: Changes) -> bool:
-        """Whether the weight is stored as [in, out]: its shape tells, unless it is square."""
-        if change.is_embedding:
-            return True
-        out, inner = b.shape[0], a.shape[-1]
-        fits = [spec.shape[-2:] == (out, inner), spec.shape[-2:] == (inner, out)]
-        if all(fits):
-            return self.experts == "in_out" if len(spec.shape) == 3 else change.fan_in_fan_out
-        return fits[1]
+    def _with_factors(self, state: State, node: Any, change: Changes) -> Any:
+        """A weight with the products of factors; those of a convolution are of its weight as a matrix."""
+        shape = node.spec.shape
+        turned, scales, parts = [], [], []
+        for one in change.factors:
+            alias, target = one.axes.adapter.alias, one.target
+            with self._located(alias):
+                turned.append(one.axes.is_transposed(target, target.base.shape if one.piece else shape))
+            scales.append(one.scale)
+            pair = [state.slot(alias, held, reads=1).node for held in (target.pair.a, target.pair.b)]
+            if one.piece is not None:
+                pair = factors_of(state, one.piece, target, turned[-1], *pair)
+            if len(target.a.shape) > 2:
+                pair = [state.apply(Reshape(_matrix(part.spec)), part)[0] for part in pair]
+            parts += pair
+        op = AddFactors(tuple(turned), tuple(scales))
+        if len(change.factors[0].target.a.shape) == 2:
+            return state.apply(op, node, *parts)[0]
+        flat = state.apply(Reshape(_matrix(node.spec)), node)[0]
+        return state.apply(Reshape(shape), state.apply(op, flat, *parts)[0])[0]
 
-    def _replaced(self, state: State, node: Any, parts: list[tuple[Any, float]]) -> Any:
+    def _replaced(self, state: State, node: Any, name: str, given: list[tuple[Adapter, str]]) -> Any:
         """The base with the differences to modules stored whole."""
+        parts = [(adapter, state.slot(adapter.alias, held, reads=1).node) for adapter, held in given]
+        broken = next((part for _, part in parts if part.spec is None), None)
+        if broken is not None:
+            return broken
+        (first, part), *more = parts
+        if node is None or part.spec.shape != node.spec.shape or (first.weight == 1.0 and not more):
+            self._check_alone(node, name, parts)
+            if node is not None and part.spec.shape != node.spec.shape:
+                state.say(
+                    f"lora_merge: {name} is that of {first.alias}, {list(part.spec.shape)} for {list(node.spec.shape)}"
+                    + (f": set vocab_size: {part.spec.shape[0]} in config.json" if len(part.spec.shape) == 2 else "")
+                )
+            return part if node is None else state.apply(Cast(node.spec.dtype), part)[0]
         spec = node.spec
-        if len(parts) == 1 and parts[0][1] == 1.0 and parts[0][0].spec.shape == spec.shape:
-            return state.apply(Cast(spec.dtype), parts[0][0])[0]
         base = total = state.apply(Cast(WIDE), node)[0]
-        for part, weight in parts:
+        for adapter, part in parts:
+            if part.spec.shape != spec.shape:
+                self._check_alone(node, name, parts)
             change = state.apply(Subtract(), state.apply(Cast(WIDE), part)[0], base)[0]
-            total = state.apply(Add(), total, state.apply(Scale(weight), change)[0])[0]
+            total = state.apply(Add(), total, state.apply(Scale(adapter.weight), change)[0])[0]
         return state.apply(Cast(spec.dtype), total)[0]
 
+    def _check_alone(self, node: Any, name: str, parts: list[tuple[Adapter, Any]]) -> None:
+        """Raise a PlanError unless one adapter, of weight 1, gives a tensor that cannot be mixed with the base's, and
+        differs from it in no more than its rows."""
+        adapter, part = parts[0]
+        shapes = None if node is None else (node.spec.shape, part.spec.shape)
+        fits = shapes is None or (len(shapes[0]) == len(shapes[1]) and shapes[0][1:] == shapes[1][1:])
+        if len(parts) == 1 and adapter.weight == 1.0 and fits:
+            return
+        listed = listing(f"{one.alias} (weight {one.weight:g}): {held.spec}" for one, held in parts)
+        raise PlanError(
+            f"lora_merge: {name} is stored whole in {adapter.alias}, and cannot be mixed with that of the base",
+            where=self.adapters.mark,
+            expected="one adapter, of weight 1, with the same lengths but for the rows"
+            if node is not None
+            else "one adapter, of weight 1",
+            found=f"{'none in the base' if node is None else f'{node.spec} in the base'}; {listed}",
+            hint="give the base as many rows first, as the model for the adapter was given" if fits and node else None,
+        )
 
-def _is_output(module: str) -> bool:
-    return module.rpartition(".")[2] in adapters.OUTPUTS
+
+def _specs(state: State, alias: str) -> Callable[[str], Spec | None]:
+    """Shape and dtype of every tensor of an alias; None of one that an earlier step failed to make."""
+    return lambda name: state.slot(alias, name).node.spec
 
 
-def _targeted(config: Mapping[str, Any], module: str) -> list[str]:
-    """The parameters of a module that are targets themselves, in the order in which PEFT wraps them: as the module
-    declares them, up before down."""
-    given = config.get("target_parameters") or []
-    if not isinstance(given, list) or not all(isinstance(target, str) for target in given):
-        raise StorageError("target_parameters is not a list of names", found=repr(given)[:80])
-    leaves = []
-    for target in given:
-        owner, _, leaf = target.rpartition(".")
-        if owner == module or module.endswith(f".{owner}"):
-            leaves.append(leaf)
-    return sorted(dict.fromkeys(leaves), key=lambda leaf: "down" in leaf)
+def _matrix(spec: Spec) -> tuple[int, int]:
+    """The shape of a convolution's weight as a matrix."""
+    return spec.shape[0], math.prod(spec.shape[1:])

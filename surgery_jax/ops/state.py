@@ -150,6 +150,9 @@ class State(Protocol):
     def metadata(self, alias: str) -> Mapping[str, str]:
         """The text metadata of an alias."""
 
+    def document(self, alias: str, name: str) -> str | None:
+        """A text about the model beside the checkpoint of an alias, such as `config.json`, if there is one."""
+
     def annotate(
         self,
         alias: str,

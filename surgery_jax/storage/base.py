@@ -81,8 +81,9 @@ class Checkpoint:
     """The headers of one checkpoint: nothing of a tensor has been read.
 
     `entries` is in order of arrival: data order within a file, files in index or name order. `metadata` is the text
-    metadata of the (first) file. `files` are all files that belong to it. `identities` has what these and others that
-    were read with the headers, such as an index, were then.
+    metadata of the (first) file. `files` are all files that belong to it; `documents` the paths of texts beside them
+    that tell of the model, by file name. `identities` has what these files and others that were read with the headers,
+    such as an index, were then.
     """
 
     path: str
@@ -91,6 +92,7 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     identities: Mapping[str, Identity] = field(default_factory=dict)
+    documents: Mapping[str, str] = field(default_factory=dict)
 
 
 class Single(NamedTuple):

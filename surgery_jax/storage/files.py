@@ -24,6 +24,7 @@ __all__ = [
     "check_regular",
     "parse_json",
     "paused_gc",
+    "read_text",
     "storage_error",
     "write_whole",
 ]
@@ -157,6 +158,25 @@ class File:
             parts.append(part)
             offset, count = offset + len(part), count - len(part)
         return b"".join(parts)
+
+
+_MAX_TEXT = 1 << 24  # bytes
+
+
+def read_text(path: Path, what: str) -> str:
+    """A whole text file: UTF-8, and no longer than anybody writes one.
+
+    Raises:
+        StorageError: it is not that, or cannot be read.
+    """
+    with File(path) as file:
+        if file.size > _MAX_TEXT:
+            raise StorageError(f"{what} is too long", where=str(path), found=f"{file.size} bytes")
+        raw = file.at(0, file.size)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise StorageError(f"{what} is not text", where=str(path)) from None
 
 
 @contextmanager

@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 _DEFAULT = "safetensors"  # what is written where nothing else is said
+_DOCUMENTS = ("config.json",)
 _FALLBACK = "torch"  # what a single tensor is read as where its suffix says nothing
 
 
@@ -86,7 +87,14 @@ def open_checkpoint(path: str) -> Checkpoint:
         error.hint = kept_copy(Path(place)) or error.hint
         raise
     checkpoint = replace(checkpoint, path=str(Path(place)), identities=identities_of(checkpoint.files, opened))
+    checkpoint = replace(checkpoint, documents=_documents(Path(place)))
     return format.part(checkpoint, part) if part else checkpoint
+
+
+def _documents(path: Path) -> dict[str, str]:
+    """The texts about a model that lie in the directory of its checkpoint."""
+    directory = path if path.is_dir() else path.parent
+    return {name: str(found) for name in _DOCUMENTS if (found := directory / name).is_file()}
 
 
 def split_part(path: str) -> tuple[str, str]:

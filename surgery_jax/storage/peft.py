@@ -1,6 +1,7 @@
 """LoRA adapters as PEFT stores them: a directory of `adapter_model.safetensors` and `adapter_config.json`.
 
-The configuration travels as JSON in the text metadata, under the key `adapter_config`.
+Also read is `adapter_model.bin` of older versions, without executing anything, and names are spelled as PEFT spells
+them, whoever saved the adapter. The configuration travels as JSON in the text metadata, under the key `adapter_config`.
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..core import adapters
+from ..core.adapter_names import spelled
 from ..core.errors import StorageError
 from ..core.specs import Spec
 from .base import Checkpoint, Format, LaidFile, Layout
-from .files import File
+from .files import read_text
 from .safetensors import SafetensorsFormat
+from .torch_files import TorchFormat
 
 __all__ = ["PeftFormat"]
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"  # PEFT reads it where the other is not
 NOTES = "extraction.json"
-_MAX_CONFIG = 1 << 24  # bytes
 
 
 class PeftFormat(Format):
@@ -36,29 +39,26 @@ class PeftFormat(Format):
 
     def probe_directory(self, path: Path) -> bool:
         """Whether both files are there."""
-        return (path / CONFIG).is_file() and (path / TENSORS).is_file()
+        return (path / CONFIG).is_file() and any((path / name).is_file() for name in (TENSORS, PICKLED))
 
     def stale(self, path: Path) -> list[Path]:
         """The files of an adapter, and what was told of them."""
-        return [found for name in (CONFIG, TENSORS, NOTES) if (found := path / name).is_file()]
+        return [found for name in (CONFIG, TENSORS, PICKLED, NOTES) if (found := path / name).is_file()]
 
     def read_header(self, path: Path) -> Checkpoint:
-        """Tensors, and the configuration as metadata."""
-        with File(path / CONFIG) as file:
-            if file.size > _MAX_CONFIG:
-                raise StorageError(
-                    "the configuration is too long", where=str(path / CONFIG), found=f"{file.size} bytes"
-                )
-            raw = bytes(file.at(0, file.size))
-        try:
-            text = raw.decode()
-        except UnicodeDecodeError:
-            raise StorageError("the configuration is not text", where=str(path / CONFIG)) from None
+        """Tensors under the names that PEFT gives them, and the configuration as metadata."""
+        text = read_text(path / CONFIG, "the configuration")
         adapters.parse_config(text, str(path / CONFIG))
-        found = SafetensorsFormat().read_header(path / TENSORS)
+        tensors = path / (TENSORS if (path / TENSORS).is_file() else PICKLED)
+        found = (SafetensorsFormat() if tensors.name == TENSORS else TorchFormat()).read_header(tensors)
+        try:
+            names = spelled(found.entries)
+        except StorageError as error:
+            raise error.located(str(tensors)) from None
+        entries = {names[name]: entry for name, entry in found.entries.items()}
         metadata = {**found.metadata, adapters.CONFIG: text}
         files = (str(path / CONFIG), *found.files)
-        return replace(found, path=str(path), format=self.name, metadata=metadata, files=files)
+        return replace(found, path=str(path), format=self.name, entries=entries, metadata=metadata, files=files)
 
     def layout(
         self,

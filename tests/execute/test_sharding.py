@@ -94,7 +94,7 @@ def cases() -> dict[str, tuple[TensorOp, list[np.ndarray]]]:
         out, inner = shape[-2:][:: -1 if turned else 1]
         many = shape[0] if len(shape) == 3 else 1
         adapter = [drawn("float32", 4 * many, inner), drawn("float32", out, 4 * many)]
-        found.append((AddFactors(turned, (0.5,)), [base.astype(ml_dtypes.bfloat16), *adapter]))
+        found.append((AddFactors((turned,), (0.5,)), [base.astype(ml_dtypes.bfloat16), *adapter]))
     base = drawn("bfloat16", 901, 50)
     found.append((Spectrum(4, "auto"), [base, (base + near(4, "bfloat16", 901, 50)).astype(base.dtype)]))
     named = {}
@@ -190,7 +190,7 @@ def error_of(op: TensorOp, arrays: list[np.ndarray], found: list[np.ndarray]) ->
 def merged(op: AddFactors, base: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     many = base.shape[0] if base.ndim == 3 else 1
     change = b.reshape(b.shape[0], -1, many).transpose(2, 0, 1) @ a.reshape(many, -1, a.shape[1])
-    change = np.swapaxes(change, 1, 2) if op.transposed else change
+    change = np.swapaxes(change, 1, 2) if op.transposed[0] else change
     return base + op.scales[0] * change.reshape(base.shape)
 
 

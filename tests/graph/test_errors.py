@@ -365,3 +365,12 @@ def test_a_backslash_that_a_destination_keeps_is_warned_of(bench: Path) -> None:
     Path("plan.yaml").write_text("inputs: [ m.safetensors ]\ntransforms: [ { copy: { from: embed, to: 'a\\.b' } } ]\n")
     (warning,) = check(load_plan("plan.yaml")).symbolic.warnings
     assert "backslash" in warning.problem
+
+
+def test_an_error_of_a_step_that_read_many_tensors_names_a_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tensors = {f"layer.{n}.weight": np.ones((2, 3 + n // 29), np.float32) for n in range(30)}
+    write_checkpoint(tmp_path / "m.safetensors", tensors)
+    names = ", ".join(f"'layer\\.{n}\\.weight'" for n in range(30))
+    (error,) = problems(f"  - concat: {{ from: [ {names} ], to: all }}")
+    assert "concat: layer.0.weight, layer.1.weight, layer.2.weight and 27 more: parts differ" in str(error)

@@ -208,10 +208,10 @@ def merged(op: AddFactors, base: np.ndarray, *given: np.ndarray) -> np.ndarray:
     """As PEFT says it (`get_delta_weight`): experts first in A, ranks first in B."""
     many = base.shape[0] if base.ndim == 3 else 1
     total = base.astype(np.float64).reshape(many, *base.shape[-2:])
-    for a, b, scale in zip(given[::2], given[1::2], op.scales, strict=True):
+    for a, b, turned, scale in zip(given[::2], given[1::2], op.transposed, op.scales, strict=True):
         left = b.astype(np.float64).reshape(b.shape[0], -1, many)
         right = a.astype(np.float64).reshape(many, -1, a.shape[1])
-        total = total + scale * np.einsum("ore,eri->eio" if op.transposed else "ore,eri->eoi", left, right)
+        total = total + scale * np.einsum("ore,eri->eio" if turned else "ore,eri->eoi", left, right)
     return oracle.round_float(total, base.dtype).reshape(base.shape)
 
 
@@ -326,10 +326,16 @@ REFERENCES: dict[str, tuple[list[Case], Callable[..., Any], str]] = {
     ),
     "AddFactors": (
         [
-            (AddFactors(turned, (0.5, -2.0)[:adapters]), added(n, experts, turned, adapters))
+            (AddFactors((turned,) * adapters, (0.5, -2.0)[:adapters]), added(n, experts, turned, adapters))
             for n, experts in (("bfloat16", 0), ("float32", 3))
             for turned in (False, True)
             for adapters in (1, 2)
+        ]
+        + [
+            (  # square, and of two opinions
+                AddFactors((True, False), (0.5, -2.0)),
+                [gaussian("float32", seed, *shape) for seed, shape in enumerate([(3, 6, 6), *[(6, 6)] * 4], 1)],
+            )
         ],
         lambda op, base, *given: merged(op, base, *given),
         "close",

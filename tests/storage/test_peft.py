@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from running import assert_same_bits, read_checkpoint, write_checkpoint
 
 from surgery_jax import Options, convert
+from surgery_jax.core.adapter_names import spelled
 from surgery_jax.core.adapters import Factored, configuration, contents, pattern_value, scaling
 from surgery_jax.core.errors import StorageError, SurgeryError
 from surgery_jax.storage.formats import open_checkpoint
@@ -59,6 +62,8 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "deep": ("[" * 100_000, "is not JSON"),
     "another kind": (CONFIG | {"peft_type": "IA3"}, "not a LoRA adapter"),
     "dora": (CONFIG | {"use_dora": True}, "use_dora"),
+    "between the factors": (CONFIG | {"kasa_config": {"beta": 1}}, "kasa_config"),
+    "parts": (CONFIG | {"enable_lora": [True, False, True]}, "enable_lora"),
     "replicated layers": (CONFIG | {"layer_replication": [[0, 2]]}, "layer_replication"),
     "another base": (CONFIG | {"init_lora_weights": "pissa_niter_4"}, "changes the weights of the base model"),
     "rank": (CONFIG | {"r": -1}, "r is not a positive number"),
@@ -119,3 +124,60 @@ def test_peft_finds_the_rank_and_only_the_modules_that_were_meant() -> None:
     assert [name for name in (*ranks, "c.v", "b.v.q", "z") if exists(made, name)] == list(ranks)
     with pytest.raises(StorageError, match="PEFT would take other modules"):
         configuration([], ["norm"], ["layers.0.norm"])
+
+
+def test_copies_of_a_module_stored_whole_count_in_the_order_of_peft() -> None:
+    names = [PREFIX + f"{module}.{middle}weight" for module, middle in (
+        ("a", "original_module."), ("a", "modules_to_save."), ("a", ""), ("b", "original_module."),
+        ("b", "modules_to_save."), ("c", "base_layer."), ("d", "original_module."),
+    )]  # fmt: skip
+    _, whole = contents(names)
+    assert whole == {
+        "a.weight": PREFIX + "a.weight",
+        "b.weight": PREFIX + "b.modules_to_save.weight",
+        "c.weight": PREFIX + "c.base_layer.weight",
+    }
+
+
+WORDS = st.text("abcdefghij_", min_size=1, max_size=6).filter(lambda word: not word.startswith("lora_"))
+MODULES = st.lists(st.lists(WORDS, min_size=1, max_size=4).map(".".join), min_size=1, max_size=4, unique=True)
+ENDINGS = (".lora_A.weight", ".lora_B.weight", ".lora_B.bias", ".lora_embedding_A", ".modules_to_save.weight")
+
+
+@given(MODULES, WORDS, st.lists(st.sampled_from(["_orig_mod", "_fsdp_wrapped_module"]), max_size=2))
+def test_names_are_spelled_as_peft_spells_them_whatever_was_put_into_them(
+    modules: list[str], adapter_name: str, wrappers: list[str]
+) -> None:
+    wanted = [f"{PREFIX}{module}{ending}" for module in modules for ending in ENDINGS]
+    assert list(spelled(wanted).values()) == wanted
+    inside = "".join(f"{word}." for word in wrappers)
+    given_names = [
+        "module." + name.replace(PREFIX, PREFIX + inside)
+        .replace(".modules_to_save.", f".modules_to_save.{adapter_name}.")
+        .replace(".lora_A", f".lora_A.{adapter_name}")
+        .replace(".lora_B", f".lora_B.{adapter_name}")
+        .replace(".lora_embedding_A", f".lora_embedding_A.{adapter_name}")
+        for name in wanted
+    ]  # fmt: skip
+    assert list(spelled(given_names).values()) == wanted
+    assert list(spelled(name.removeprefix(PREFIX) for name in wanted).values()) == wanted
+
+
+def test_what_torch_saved_is_an_adapter_too_and_is_replaced_by_the_new_one(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    source = adapter(tmp_path / "one")
+    tensors = read_checkpoint(source)
+    (source / "adapter_model.safetensors").unlink()
+    torch.save({name: torch.tensor(value) for name, value in tensors.items()}, source / "adapter_model.bin")
+    convert(source, source, Options(overwrite=True, sync=False), format="peft")
+    assert sorted(path.name for path in source.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    for name, array in read_checkpoint(source).items():
+        assert_same_bits(tensors[name], array, name)
+
+
+def test_a_checkpoint_knows_the_texts_that_lie_beside_it(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "model.safetensors", {"a.w": np.ones(3, np.float32)})
+    assert open_checkpoint(str(tmp_path)).documents == {}
+    (tmp_path / "config.json").write_text("{}")
+    for path in (tmp_path, tmp_path / "model.safetensors", f"{tmp_path}#a"):
+        assert open_checkpoint(str(path)).documents == {"config.json": str(tmp_path / "config.json")}
