@@ -174,12 +174,16 @@ def _find(path: Path) -> Path:
 
 def _choices(path: Path) -> list[Path]:
     """The items in a directory, or if there are none those of the steps in it."""
-    below = [entry for entry in path.iterdir() if _UNFINISHED not in entry.name and entry.is_dir()]
+    below = _finished(path)
     items = [entry for entry in below if (entry / _TREE).is_file()]
     if not items:
         steps = [entry for entry in below if any((entry / name).is_file() for name in _STEP)]
-        items = [item for step in steps for item in step.iterdir() if (item / _TREE).is_file()]
+        items = [item for step in steps for item in _finished(step) if (item / _TREE).is_file()]
     return sorted(items, key=_by_number)
+
+
+def _finished(path: Path) -> list[Path]:
+    return [entry for entry in path.iterdir() if _UNFINISHED not in entry.name and entry.is_dir()]
 
 
 def _check_no_steps(path: Path) -> None:
@@ -203,24 +207,33 @@ def _by_number(path: Path) -> tuple[Any, ...]:
 
 
 def _check_committed(item: Path) -> None:
-    """Orbax writes a marker last. Releases that had none wrote no `_CHECKPOINT_METADATA` either."""
+    """Whether Orbax finished it. On a disk Orbax renames a directory last, and so judges by its name. A checkpoint that
+    was written in place, as in a bucket, has its last name from the beginning: there the marker counts, or that the
+    time of the end is told."""
     absolute = item.resolve()
-    if any(_UNFINISHED in part.name for part in (absolute, absolute.parent)):
-        raise StorageError(
-            "the checkpoint was never finished",
-            where=str(item),
-            expected="a directory that Orbax has renamed to its final name",
-            found=absolute.name,
-        )
     places = [absolute, absolute.parent]
-    if not any((place / _COMMIT).is_file() for place in places) and any(
-        (place / name).is_file() for place in places for name in _STEP
-    ):
+    has_marker = any((place / _COMMIT).is_file() for place in places)
+    for place in places:
+        if _UNFINISHED in place.name:
+            final = place.with_name(place.name.split(_UNFINISHED)[0])
+            raise StorageError(
+                "the checkpoint was never finished: its directory has the name of a temporary one",
+                where=str(item),
+                expected=f"{final.name}, the name that Orbax gives it last, and {_COMMIT} in it by newer releases",
+                found=f"{place.name}, {'with' if has_marker else 'without'} {_COMMIT}",
+                hint=f"take another step; if you know that it is complete, rename it to {final.name}",
+            )
+    step = next((place for place in places if (place / _STEP[0]).is_file()), None)
+    if has_marker or step is None:
+        return
+    table = _read_table(step / _STEP[0], "the table of the step")
+    if isinstance(table, dict) and table.get("init_timestamp_nsecs") and not table.get("commit_timestamp_nsecs"):
         raise StorageError(
-            "the checkpoint has no commit marker: it was not finished, or not copied as a whole",
+            "the checkpoint was begun and never finished, or not copied as a whole",
             where=str(item),
-            expected=f"a file {_COMMIT} in it or beside it",
-            hint="fetch it again; if you know that it is complete, make an empty file of that name",
+            expected=f"a file {_COMMIT}, or a time 'commit_timestamp_nsecs' in {_STEP[0]}",
+            found="neither",
+            hint=f"fetch it again; if you know that it is complete, make an empty file {step / _COMMIT}",
         )
 
 

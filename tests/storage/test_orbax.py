@@ -283,18 +283,58 @@ def refuse(path: Path, words: str, out: Path) -> None:
     assert not out.exists()
 
 
-@pytest.mark.parametrize("way", ["v1", "standard", "step", "v0-files-zarr2"])
-def test_a_checkpoint_without_its_commit_marker_is_refused(
-    way: str, mine: Callable[[str], Path], tmp_path: Path
-) -> None:
-    path = mine(way)
+def without_markers(path: Path) -> Path:
+    """What a release before 0.12.3 would have left on a disk."""
     for marker in list(path.rglob("commit_success.txt")):
         marker.unlink()
-    refuse(path, "(?s)commit marker.*commit_success.txt", tmp_path / "out.safetensors")
+    return path
+
+
+@pytest.mark.parametrize("way", ["v1", "standard", "step", "v0-files-zarr2"])
+def test_a_directory_that_was_renamed_last_needs_no_commit_marker(
+    way: str, mine: Callable[[str], Path], saved: Callable[[str], Path]
+) -> None:
+    found = open_checkpoint(str(without_markers(mine(way)))).entries
+    expected = open_checkpoint(str(saved(way))).entries
+    assert {name: bytes_of(entry) for name, entry in found.items()} == {
+        name: bytes_of(entry) for name, entry in expected.items()
+    }
+
+
+@pytest.mark.parametrize("ending", ["", "-1700000000"])
+@pytest.mark.parametrize("has_marker", [True, False])
+@pytest.mark.parametrize("way", ["v1", "standard", "step"])
+def test_a_temporary_name_is_refused_as_orbax_does(
+    way: str, has_marker: bool, ending: str, mine: Callable[[str], Path], tmp_path: Path
+) -> None:
+    import orbax.checkpoint
+
+    path = mine(way) if has_marker else without_markers(mine(way))
     place = path / "12" if way == "step" else path
-    unfinished = tmp_path / f"{place.name}.orbax-checkpoint-tmp"
-    place.rename(unfinished)
-    refuse(unfinished, "never finished", tmp_path / "out.safetensors")
+    unfinished = place.rename(tmp_path / f"{place.name}.orbax-checkpoint-tmp{ending}")
+    with pytest.raises(ValueError, match="incomplete"):
+        orbax.checkpoint.StandardCheckpointer().restore(unfinished)
+    refuse(unfinished, f"(?s)never finished.*{'with' if has_marker else 'without'} commit_success", tmp_path / "o.pt")
+    open_checkpoint(str(unfinished.rename(tmp_path / "finished")))  # which is what the message advises
+
+
+def test_of_steps_the_unfinished_ones_do_not_count(mine: Callable[[str], Path]) -> None:
+    path = without_markers(mine("step"))
+    shutil.copytree(path / "12", path / "13.orbax-checkpoint-tmp-3")
+    shutil.copytree(path / "12" / "items", path / "12" / "more.orbax-checkpoint-tmp-4")
+    assert open_checkpoint(str(path)).files[0].startswith(f"{path}/12/items/")
+
+
+@pytest.mark.parametrize("way", ["standard", "step"])
+def test_what_was_written_in_place_needs_the_marker_or_the_time_of_its_end(
+    way: str, mine: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = without_markers(mine(way))
+    step = path / "12" if way == "step" else path
+    change(step / "_CHECKPOINT_METADATA", commit_timestamp_nsecs=None)
+    refuse(path, f"(?s)never finished.*commit_timestamp_nsecs.*{step}/commit_success.txt", tmp_path / "out.pt")
+    (step / "commit_success.txt").touch()
+    open_checkpoint(str(path))
 
 
 @pytest.mark.parametrize("save", [save_v1, save_standard])
