@@ -76,8 +76,7 @@ def open_checkpoint(path: str) -> Checkpoint:
     else:
         check_regular(target)
         format = _file_format(target)
-    checkpoint = format.read_header(target)
-    return format.part(checkpoint, part) if part else checkpoint
+    return format.read_part(target, part) if part else format.read_header(target)
 
 
 def split_part(path: str) -> tuple[str, str]:

@@ -1,0 +1,28 @@
+"""What of a file is not read, in words: it is told, for nothing may be lost without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..core.errors import listing
+from ..core.patterns import collapse
+
+__all__ = ["in_words"]
+
+_MANY = 1000  # names of one kind that are looked at for what they have in common
+
+
+def in_words(others: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """One sentence about values that are no tensors, at most a dozen; `others` are their names and what they are.
+
+    >>> in_words([("step", "a number"), ("h.0._extra_state", "None"), ("h.1._extra_state", "None")])
+    ('no tensors: step (a number), h.{0,1}._extra_state (None)',)
+    """
+    kinds: dict[str, list[str]] = {}
+    for name, kind in others:
+        kinds.setdefault(kind, []).append(name)
+    words = [f"{name[:120]} ({kind})" for kind, names in kinds.items() for name in collapse(names[:_MANY])]
+    more = sum(max(len(names) - _MANY, 0) for names in kinds.values())
+    if not words:
+        return ()
+    return (f"no tensors: {listing(words, 12)}" + (f", and {more} like these" if more else ""),)
