@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 from ..core.errors import listing
 from ..core.patterns import collapse
@@ -10,10 +10,11 @@ from ..core.patterns import collapse
 __all__ = ["in_words"]
 
 _MANY = 1000  # names of one kind that are looked at for what they have in common
+_FEW = 3  # names with one parent that are written out
 
 
 def in_words(others: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """One sentence about values that are no tensors, at most a dozen; `others` are their names and what they are.
+    """One sentence with at most a dozen names about values that are no tensors; `others` are names and what they are.
 
     >>> in_words([("step", "a number"), ("h.0._extra_state", "None"), ("h.1._extra_state", "None")])
     ('no tensors: step (a number), h.{0,1}._extra_state (None)',)
@@ -21,8 +22,17 @@ def in_words(others: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     kinds: dict[str, list[str]] = {}
     for name, kind in others:
         kinds.setdefault(kind, []).append(name)
-    words = [f"{name[:120]} ({kind})" for kind, names in kinds.items() for name in collapse(names[:_MANY])]
+    words = [f"{name[:120]} ({kind})" for kind, names in kinds.items() for name in _folded(names[:_MANY])]
     more = sum(max(len(names) - _MANY, 0) for names in kinds.values())
     if not words:
         return ()
     return (f"no tensors: {listing(words, 12)}" + (f", and {more} like these" if more else ""),)
+
+
+def _folded(names: Sequence[str]) -> Iterator[str]:
+    """Patterns for the names: equal numbers are folded, and many names with one parent are `parent.*`."""
+    parents: dict[str, list[str]] = {}
+    for name in collapse(names):
+        parents.setdefault(name.rpartition(".")[0], []).append(name)
+    for parent, below in parents.items():
+        yield from below if len(below) <= _FEW or not parent else [f"{parent}.*"]

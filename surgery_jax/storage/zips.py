@@ -165,9 +165,8 @@ class Archive:
         at = 0
         while at < len(data):
             signature, flags, method, crc, packed, size, *lengths, disk, header = _CENTRAL.unpack_from(data, at)
-            name_length, extra_length, comment_length = lengths
             at += _CENTRAL.size
-            raw, extra = data[at : at + name_length], data[at + name_length : at + name_length + extra_length]
+            raw, extra = data[at : at + lengths[0]], data[at + lengths[0] : at + lengths[0] + lengths[1]]
             at += sum(lengths)
             if signature != b"PK\1\2" or at > len(data) or disk not in (0, _WIDE):
                 raise self.refusal("the list of the archive's members is not sound", f"at its byte {at}")
