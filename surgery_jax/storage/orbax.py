@@ -21,11 +21,22 @@ from typing import Any, ClassVar
 from ..core.errors import PlanError, StorageError, listing
 from ..core.ranges import Parts
 from ..core.specs import Spec, parse_size
-from .base import Checkpoint, Entry, Format, LaidFile, Layout
+from .base import Checkpoint, Entry, Format, LaidFile, Layout, no_part
 from .files import File, parse_json, storage_error
 from .keys import MAX_DEPTH, join_keys, nest, split_name
+from .leftovers import in_words
 from .shards import check_inside
-from .zarr import METADATA, chunk_of, chunks, describe, encode_chunk, entry_of, parse_array
+from .zarr import (
+    METADATA,
+    UnknownDtype,
+    ZarrArray,
+    chunk_of,
+    chunks,
+    describe,
+    encode_chunk,
+    entry_of,
+    parse_array,
+)
 
 __all__ = ["OrbaxFormat"]
 
@@ -86,12 +97,20 @@ class OrbaxFormat(Format):
 
     def read_header(self, path: Path) -> Checkpoint:
         """The tree of the only item of the only step, or of the one that the path names."""
+        return self._read(path, "")
+
+    def read_part(self, path: Path, prefix: str) -> Checkpoint:
+        """Of the leaves of the part alone."""
+        return self.part(self._read(path, prefix), prefix)
+
+    def _read(self, path: Path, prefix: str) -> Checkpoint:
         if not path.is_dir():
             raise StorageError("an Orbax checkpoint is a directory", where=str(path))
         try:
+            _check_name(path, path.resolve())
             item = _find(path)
             _check_committed(item)
-            return _read_item(path, item)
+            return _read_item(path, item, prefix)
         except OSError as error:
             raise storage_error(error, path, "read it") from None
 
@@ -206,23 +225,27 @@ def _by_number(path: Path) -> tuple[Any, ...]:
     return (int(digits[:18] or 0), str(path))
 
 
+def _check_name(item: Path, place: Path) -> None:
+    """On a disk Orbax renames a directory last, and so judges by its name."""
+    if _UNFINISHED in place.name:
+        final = place.name.split(_UNFINISHED)[0]
+        raise StorageError(
+            "the checkpoint was never finished: its directory has the name of a temporary one",
+            where=str(item),
+            expected=f"{final}, the name that Orbax gives it last, and {_COMMIT} in it by newer releases",
+            found=f"{place.name}, {'with' if (place / _COMMIT).is_file() else 'without'} {_COMMIT}",
+            hint=f"take another step; if you know that it is complete, rename it to {final}",
+        )
+
+
 def _check_committed(item: Path) -> None:
-    """Whether Orbax finished it. On a disk Orbax renames a directory last, and so judges by its name. A checkpoint that
-    was written in place, as in a bucket, has its last name from the beginning: there the marker counts, or that the
-    time of the end is told."""
+    """Whether Orbax finished it. What was written in place, as in a bucket, has its last name from the beginning: there
+    the marker counts, or that the time of the end is told."""
     absolute = item.resolve()
     places = [absolute, absolute.parent]
-    has_marker = any((place / _COMMIT).is_file() for place in places)
     for place in places:
-        if _UNFINISHED in place.name:
-            final = place.with_name(place.name.split(_UNFINISHED)[0])
-            raise StorageError(
-                "the checkpoint was never finished: its directory has the name of a temporary one",
-                where=str(item),
-                expected=f"{final.name}, the name that Orbax gives it last, and {_COMMIT} in it by newer releases",
-                found=f"{place.name}, {'with' if has_marker else 'without'} {_COMMIT}",
-                hint=f"take another step; if you know that it is complete, rename it to {final.name}",
-            )
+        _check_name(item, place)
+    has_marker = any((place / _COMMIT).is_file() for place in places)
     step = next((place for place in places if (place / _STEP[0]).is_file()), None)
     if has_marker or step is None:
         return
@@ -310,11 +333,14 @@ def _read_table(path: Path, what: str) -> Any:
         return parse_json(file.at(0, file.size), path, what)
 
 
-def _read_item(path: Path, item: Path) -> Checkpoint:
+def _read_item(path: Path, item: Path, prefix: str) -> Checkpoint:
+    """The checkpoint of an item, or of the branch `prefix` of its tree, under full names."""
     table = _read_table(item / _TREE, "the table of the tree")
     if (item / "_sharding").is_file():
         _read_table(item / "_sharding", "the table of shardings")
-    leaves, note = _tree(item / _TREE, table)
+    leaves, note = _tree(item / _TREE, table, f"{prefix}." if prefix else "")
+    if prefix and not leaves:
+        raise no_part(str(path), prefix, (leaf.name for leaf in _tree(item / _TREE, table, "")[0]))
     metadata, note.step = _step_metadata(item)
     texts = _read_table(item / _STRINGS, "the table of texts") if (item / _STRINGS).is_file() else {}
     for name, stored in note.texts.items():
@@ -326,10 +352,14 @@ def _read_item(path: Path, item: Path) -> Checkpoint:
     note.random = {by_stored[key]: kind for key, kind in _random_kinds(item).items() if key in by_stored}
     has_holes = table.get("store_array_data_equal_to_fill_value") is not True
     is_together = (item / _MANIFEST).is_file()
-    entries = _entries_together(item, leaves, has_holes) if is_together else _entries_apart(item, leaves, has_holes)
+    others: list[tuple[str, str]] = []
+    read = _entries_together if is_together else _entries_apart
+    entries = read(item, leaves, has_holes, others)
+    told = in_words((name[len(prefix) + 1 :] if prefix else name, word) for name, word in others)
     if not entries:
-        raise StorageError("the checkpoint holds no tensors", where=str(path))
-    return Checkpoint(str(path), OrbaxFormat.name, entries, metadata | note.metadata(), tuple(_files(str(item))))
+        raise StorageError("the checkpoint holds no tensors", where=str(path), found="; ".join(told) or None)
+    files = tuple(_files(str(item)))
+    return Checkpoint(str(path), OrbaxFormat.name, entries, metadata | note.metadata(), files, left_out=told)
 
 
 def _files(folder: str) -> list[str]:
@@ -351,8 +381,8 @@ def _step_metadata(item: Path) -> tuple[dict[str, str], Any]:
     return {}, None
 
 
-def _tree(where: Path, table: Any) -> tuple[list[_Leaf], _Note]:
-    """The leaves and all that is no leaf, from the table of a checkpoint."""
+def _tree(where: Path, table: Any, start: str) -> tuple[list[_Leaf], _Note]:
+    """The leaves and all that is no leaf, from the table of a checkpoint, as far as names begin with `start`."""
     note = _Note()
     leaves: list[_Leaf] = []
     rows = table.get("tree_metadata") if isinstance(table, dict) else None
@@ -373,6 +403,8 @@ def _tree(where: Path, table: Any) -> tuple[list[_Leaf], _Note]:
             raise _refusal(where, shown, "a leaf without a name, or too deep", f"{len(keys)} keys")
         words = [key for key, _ in keys]
         name, stored = join_keys(words), ".".join(words)
+        if not name.startswith(start):
+            continue
         if seen.setdefault(stored, shown) != shown or name in note.empty:
             raise StorageError(
                 "two leaves have the same name when their keys are joined",
@@ -434,8 +466,10 @@ def _directory(path: Path) -> dict[str, Any]:
     return {"driver": "file", "path": f"{path.resolve()}/"}
 
 
-def _entries_apart(item: Path, leaves: Sequence[_Leaf], has_holes: bool) -> dict[str, Entry]:
-    """Arrays that are directories of files."""
+def _entries_apart(
+    item: Path, leaves: Sequence[_Leaf], has_holes: bool, others: list[tuple[str, str]]
+) -> dict[str, Entry]:
+    """Arrays that are directories of files; those that are no tensors here go to `others`."""
     entries: dict[str, Entry] = {}
     base = _directory(item)
     for leaf in leaves:
@@ -455,10 +489,22 @@ def _entries_apart(item: Path, leaves: Sequence[_Leaf], has_holes: bool) -> dict
             raise _missing(item, leaf.name, f"{folder}/{METADATA[0]} or {METADATA[1]}")
         path, size = files.pop(METADATA[version - 2])
         with File(Path(path)) as file:
-            array = parse_array(file.at(0, min(size, 1 << 21)), version, Path(path))
+            raw = file.at(0, min(size, 1 << 21))
+        array = _parsed(leaf, raw, version, Path(path), others)
+        if array is None:
+            continue
         opened = partial(_open, version, {**base, "path": f"{base['path']}{leaf.stored}/"})
         entries[leaf.name] = entry_of(array, files, has_holes, opened, Path(path))
     return entries
+
+
+def _parsed(leaf: _Leaf, raw: bytes, version: int, where: Path, others: list[tuple[str, str]]) -> ZarrArray | None:
+    """The description of an array; None if it is no tensor here, which `others` then tells."""
+    try:
+        return parse_array(raw, version, where)
+    except UnknownDtype as error:
+        others.append((leaf.name, f"an array of {error}"))
+        return None
 
 
 def _missing(item: Path, name: str, expected: str) -> StorageError:
@@ -493,11 +539,13 @@ def _files_below(item: Path, folder: Path) -> dict[str, tuple[str, int]]:
     return found
 
 
-def _entries_together(item: Path, leaves: Sequence[_Leaf], has_holes: bool) -> dict[str, Entry]:
+def _entries_together(
+    item: Path, leaves: Sequence[_Leaf], has_holes: bool, others: list[tuple[str, str]]
+) -> dict[str, Entry]:
     """Arrays in an OCDBT store."""
     base = {"driver": "ocdbt", "base": _directory(item), "cache_pool": "cache_pool#ocdbt"}
     try:
-        return _from_store(item, leaves, has_holes, base)
+        return _from_store(item, leaves, has_holes, base, others)
     except StorageError:
         raise
     except Exception as error:  # of TensorStore, which raises ValueError and OSError for whatever is wrong
@@ -509,7 +557,9 @@ def _entries_together(item: Path, leaves: Sequence[_Leaf], has_holes: bool) -> d
         ) from None
 
 
-def _from_store(item: Path, leaves: Sequence[_Leaf], has_holes: bool, base: Mapping[str, Any]) -> dict[str, Entry]:
+def _from_store(
+    item: Path, leaves: Sequence[_Leaf], has_holes: bool, base: Mapping[str, Any], others: list[tuple[str, str]]
+) -> dict[str, Entry]:
     import tensorstore
 
     store = tensorstore.KvStore.open(dict(base), context=_context()).result()
@@ -524,7 +574,9 @@ def _from_store(item: Path, leaves: Sequence[_Leaf], has_holes: bool, base: Mapp
     entries: dict[str, Entry] = {}
     for leaf, version, read in reads:
         where = item / leaf.stored / METADATA[version - 2]
-        array = parse_array(read.result().value, version, where)
+        array = _parsed(leaf, read.result().value, version, where, others)
+        if array is None:
+            continue
         keys = below[leaf.stored]
         del keys[METADATA[version - 2]]
         opened = partial(_open, version, {**base, "path": f"{leaf.stored}/"})

@@ -272,6 +272,51 @@ def test_a_large_compressed_array_is_read_block_by_block_within_the_budget(tmp_p
     assert not (tmp_path / "small.safetensors").exists()
 
 
+@pytest.mark.parametrize("use_zarr3", [False, True])
+@pytest.mark.parametrize("use_ocdbt", [False, True])
+def test_leaves_of_dtypes_that_are_not_here_are_left_out_and_told(
+    use_ocdbt: bool, use_zarr3: bool, tmp_path: Path
+) -> None:
+    import jax.numpy as jnp
+
+    tree = {
+        "params": {"w": jnp.ones((2, 3)), "packed": jnp.ones((2, 4), jnp.int4), "four": jnp.ones(4, jnp.float4_e2m1fn)},
+        "wide": np.ones(3, np.complex128),
+        "only": {"packed": jnp.ones(4, jnp.float8_e3m4)},
+    }
+    save_v0(tmp_path / "in", tree, use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
+    found = open_checkpoint(str(tmp_path / "in"))
+    assert list(found.entries) == ["params.w"]
+    (told,) = found.left_out
+    for name, dtype in [
+        ("params.packed", "int4"),
+        ("params.four", "float4_e2m1fn"),
+        ("wide", "complex128"),
+        ("only.packed", "float8_e3m4"),
+    ]:
+        assert f"{name} (an array of {dtype})" in told
+    part = open_checkpoint(f"{tmp_path}/in#params")
+    assert list(part.entries) == ["w"]
+    assert "packed (an array of int4)" in part.left_out[0]
+    assert "wide" not in part.left_out[0]
+    with pytest.raises(StorageError, match=r"no tensors(.|\n)*packed \(an array of float8_e3m4\)"):
+        open_checkpoint(f"{tmp_path}/in#only")
+
+
+def test_a_part_of_a_tree_is_chosen_before_anything_is_refused(
+    mine: Callable[[str], Path], saved: Callable[[str], Path]
+) -> None:
+    path = mine("v1-files-zarr2-raw")
+    shutil.rmtree(path / "state" / "host")
+    with pytest.raises(StorageError, match="'host' is missing"):
+        open_checkpoint(str(path))
+    found = open_checkpoint(f"{path}#params").entries
+    expected = open_checkpoint(f"{saved('v1-files-zarr2-raw')}#params").entries
+    assert {name: bytes_of(entry) for name, entry in found.items()} == {
+        name: bytes_of(entry) for name, entry in expected.items()
+    }
+
+
 # --- bad input
 
 
