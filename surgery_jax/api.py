@@ -130,6 +130,7 @@ def run(
     from .execute.hosts import agree, agreed_options
     from .execute.perform import figures, perform
     from .execute.report import Report, peak_rss_bytes
+    from .storage.identity import check_all
     from .storage.publish import commit_all
 
     began = time.perf_counter()
@@ -160,6 +161,7 @@ def run(
         peers.gather()
         if peers.rank == 0:
             peers.disregard()
+            check_all(compiled.symbolic.identities)
             commit_all(stagings, options.sync)
         peers.share()
     return Report(

@@ -31,8 +31,8 @@ from .language.jobs import Job, load_jobs
 from .language.plan import Plan
 from .passes import Show, settle, settle_questions, stage, write_notes
 from .storage import formats
-from .storage.base import Checkpoint
-from .storage.base import Entry as Stored
+from .storage.base import Checkpoint, Single
+from .storage.identity import check_all
 
 if TYPE_CHECKING:
     from .storage.publish import Staging
@@ -153,7 +153,7 @@ class _Headers(Outside):
         found, self.opened[path] = self._known[key]
         return found
 
-    def open_single(self, path: str, format: str) -> tuple[str | None, Stored]:
+    def open_single(self, path: str, format: str) -> Single:
         self.opened[path] = states_of([path])
         return super().open_single(path, format)
 
@@ -360,6 +360,7 @@ class _Batch:
             write_notes(ready.compiled, own, findings)
             for staging in own:
                 staging.finish(self.options.sync)
+            check_all(ready.compiled.symbolic.identities)
             return printed
 
         with ThreadPoolExecutor(max(len(jobs), 1)) as pool:

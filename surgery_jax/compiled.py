@@ -20,8 +20,9 @@ from .graph.roots import Check, Request, Sink, Symbolic
 from .language.document import Node, parse_plan_file
 from .language.plan import Input, Plan
 from .storage import formats
-from .storage.base import Checkpoint, Entry, Layout
+from .storage.base import Checkpoint, Layout, Single
 from .storage.formats import OutputPlan
+from .storage.identity import Identity, add_all
 
 __all__ = ["Answers", "Compiled", "Outputs", "Outside", "asking", "compile_with", "joined", "with_inputs"]
 
@@ -62,17 +63,28 @@ class Compiled:
 
 
 class Outside:
-    """The outside world as the graph may see it: headers, nested plans, and what output paths mean."""
+    """The outside world as the graph may see it: headers, nested plans, and what output paths mean. Each header is
+    read once, also for a plan that is built again: what was asked of the data belongs to it."""
 
     def __init__(self, options: Options, held: Held | None = None) -> None:
         self.options = options
-        self.held = held or {}
+        self.held = dict(held or {})
+        self._singles: dict[tuple[str, str], Single] = {}
+        self._identities: dict[str, Identity] = {}
 
     def open_checkpoint(self, path: str) -> Checkpoint:
-        return self.held[path] if path in self.held else formats.open_checkpoint(path)
+        if path not in self.held:
+            found = formats.open_checkpoint(path)
+            add_all(self._identities, found.identities)
+            self.held[path] = found
+        return self.held[path]
 
-    def open_single(self, path: str, format: str) -> tuple[str | None, Entry]:
-        return formats.open_single(path, format)
+    def open_single(self, path: str, format: str) -> Single:
+        if (path, format) not in self._singles:
+            found = formats.open_single(path, format)
+            add_all(self._identities, found.identities)
+            self._singles[path, format] = found
+        return self._singles[path, format]
 
     def open_plan(self, path: str) -> Node:
         return parse_plan_file(path, interpolate=False)
@@ -152,6 +164,7 @@ def joined(parts: Sequence[Compiled]) -> Compiled:
         assertions=(),
         executed=(),
         needs_whole=any(plan.needs_whole for plan in plans),
+        identities={path: known for plan in plans for path, known in plan.identities.items()},
     )
     return Compiled(symbolic, tuple(output for part in parts for output in part.outputs))
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ..core.errors import PlanError, nearest
 from .command import PROGRAM, commands, parse
 from .failures import report
+from .notes import notes_shown
 from .signals import interruptible
 
 __all__ = ["main"]
@@ -16,7 +17,7 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; gives the exit code. May be called many times in one process."""
     words = list(sys.argv[1:] if argv is None else argv)
-    with interruptible():
+    with interruptible(), notes_shown():
         try:
             code = _dispatch(words)
             sys.stdout.flush()

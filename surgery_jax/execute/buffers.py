@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from ..core.errors import StorageError
+from ..storage.identity import notice
 from .pace import MIN_DIRECT
 from .pagecache import is_cached
 from .reservations import PAGE, footprint, rounded, too_large
@@ -96,7 +97,8 @@ def aligned(size: int) -> np.ndarray:
 
 class Files:
     """Open input files by path. Every thread has its own descriptors, of the files it was at last: there may be more
-    files than a process may have open, and none may be closed while another thread reads.
+    files than a process may have open, and none may be closed while another thread reads. A file that is opened must be
+    the one that the thread remembers (`storage.identity`).
 
     What lies in the page cache is taken from there; the rest is read past it. Every byte is needed once: the cache
     would only have to find fresh memory for it, copy it once more, and forget what somebody else has use for.
@@ -110,7 +112,11 @@ class Files:
         self._lock = threading.Lock()
 
     def fd(self, path: str) -> int:
-        """A descriptor for reading, for this thread until it has opened many others."""
+        """A descriptor for reading, for this thread until it has opened many others.
+
+        Raises:
+            StorageError: the operating system refuses, or the file is not what it was.
+        """
         try:
             return self._descriptor(path, os.O_RDONLY)
         except OSError as error:
@@ -127,6 +133,11 @@ class Files:
             if len(mine) >= KEPT:
                 os.close(mine.pop(next(iter(mine))))
             fd = os.open(path, flags)
+            try:
+                notice(path, fd)
+            except BaseException:
+                os.close(fd)
+                raise
         mine[path, flags] = fd  # the latest is the last
         return fd
 

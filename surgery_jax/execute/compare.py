@@ -14,6 +14,7 @@ from ..core.specs import Spec
 from ..graph.node import Graph
 from ..graph.roots import Check
 from ..storage.base import Checkpoint, Entry
+from ..storage.identity import add_all
 from .options import Options
 from .survey import evaluate, stored
 
@@ -104,7 +105,9 @@ def compare(
                 break
         else:
             checks[name] = _check(graph, name, a, b, eps)
-    found = evaluate(tuple(checks.values()), (), options or Options(), progress)
+    identities = dict(left.identities)
+    add_all(identities, right.identities)
+    found = evaluate(tuple(checks.values()), (), options or Options(), progress, identities)
     for name, check in checks.items():
         verdict = found[check]
         if not verdict[0]:

@@ -4,7 +4,7 @@ chosen by looking."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from ..graph.roots import Sink
 from ..ops.base import TensorOp
 from ..ops.lowrank import singular_values, workspace_bytes
 from ..storage.base import Checkpoint, Entry
+from ..storage.identity import Identity, add_all
 from .options import Options
 from .survey import evaluate, stored
 
@@ -220,7 +221,9 @@ def measure(
             expected="floating-point tensors of two axes" + ("" if base is None else ", with the same shapes in both"),
             found="; ".join(reasons) or "none",
         )
-    modules = _measured(pairs, options or Options(), progress)
+    identities = dict(tuned.identities)
+    add_all(identities, {} if base is None else base.identities)
+    modules = _measured(pairs, identities, options or Options(), progress)
     return Spectrum(
         None if base is None else base.path,
         tuned.path,
@@ -247,7 +250,10 @@ def _is_matrix(spec: Spec) -> bool:
 
 
 def _measured(
-    pairs: dict[str, tuple[Entry, ...]], options: Options, progress: Callable[[int, int], None] | None
+    pairs: dict[str, tuple[Entry, ...]],
+    identities: Mapping[str, Identity],
+    options: Options,
+    progress: Callable[[int, int], None] | None,
 ) -> list[ModuleSpectrum]:
     graph = Graph()
     sinks: dict[str, list[Sink]] = {}
@@ -256,7 +262,7 @@ def _measured(
         results: Sequence[Node] = graph.apply(SingularValues(len(operands) == 1), operands, name)
         sinks[name] = [Sink(node, "array") for node in results]
     try:
-        found = evaluate((), [sink for both in sinks.values() for sink in both], options, progress)
+        found = evaluate((), [sink for both in sinks.values() for sink in both], options, progress, identities)
     except AssertionFailed as error:
         error.where = None  # the operation is ours, not a place of a plan
         error.problem = error.problem.replace("cannot be factored", "no singular values")

@@ -24,6 +24,7 @@ from ..compile.stacked import StackFunction
 from ..core.errors import AssertionFailed
 from ..graph.node import Source
 from ..ops.made import Made
+from ..storage.identity import check_all, remembering
 from .blas import one_thread_each
 from .buffers import Budget, Files
 from .decoded import BlockCache, cache_bytes, decode
@@ -87,6 +88,7 @@ class Executor:
         self.device_budgets = [Budget(limits.device) for _ in range(num_devices or MOST_DEVICES)]
         self.findings = Findings()
         self.files = Files()
+        self._known = dict(program.symbolic.identities)  # what the input files were when their headers were read
         self.timeline = timeline or Timeline()
         self.num_fallbacks = 0
         self._choose = choose
@@ -130,10 +132,15 @@ class Executor:
             raise
         finally:
             self.files.close()
+        check_all(self._known)  # first: a changed input is the cause of whatever came of it
         if self._failure is not None:
             raise self._failure
 
     def _work(self, pending: Iterator[Task], finished: threading.Event) -> None:
+        with remembering(self._known):
+            self._work_on(pending, finished)
+
+    def _work_on(self, pending: Iterator[Task], finished: threading.Event) -> None:
         try:
             while self._failure is None:
                 with self._lock:

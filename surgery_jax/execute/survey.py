@@ -14,6 +14,7 @@ from ..graph.node import Graph, Node, Source
 from ..graph.roots import Check, Sink, Symbolic
 from ..storage.base import Checkpoint, Entry
 from ..storage.files import paused_gc
+from ..storage.identity import Identity
 from .options import Options
 from .report import Progress
 
@@ -99,7 +100,7 @@ def survey(
         SurgeryError: they cannot be read.
     """
     chosen = {name: entry for name, entry in checkpoint.entries.items() if wanted(name)}
-    found = _statistics(chosen, options or Options(), progress) if stats else {}
+    found = _statistics(chosen, checkpoint.identities, options or Options(), progress) if stats else {}
     tensors = tuple(
         TensorInfo(
             name,
@@ -116,13 +117,16 @@ def survey(
 
 
 def _statistics(
-    entries: Mapping[str, Entry], options: Options, progress: Callable[[int, int], None] | None
+    entries: Mapping[str, Entry],
+    identities: Mapping[str, Identity],
+    options: Options,
+    progress: Callable[[int, int], None] | None,
 ) -> dict[str, Statistics]:
     graph = Graph()
     sinks = {
         name: Sink(stored(graph, 0, name, entry), "stat") for name, entry in entries.items() if entry.spec.dtype.array
     }
-    found = evaluate((), tuple(sinks.values()), options, progress)
+    found = evaluate((), tuple(sinks.values()), options, progress, identities)
     return {name: Statistics(**found[sink]) for name, sink in sinks.items()}
 
 
@@ -136,8 +140,9 @@ def evaluate(
     sinks: Sequence[Sink],
     options: Options,
     progress: Callable[[int, int], None] | None = None,
+    identities: Mapping[str, Identity] | None = None,
 ) -> Mapping[Any, Any]:
-    """What checks and sinks come to: a program that writes nothing.
+    """What checks and sinks come to: a program that writes nothing. `identities` are those of the files that it reads.
 
     Raises:
         SurgeryError: a tensor cannot be read, or the work does not fit the budget.
@@ -145,7 +150,7 @@ def evaluate(
     from .devices import check_fits_here
     from .stream import Executor
 
-    symbolic = Symbolic((), checks, sinks, (), (), (), False)
+    symbolic = Symbolic((), checks, sinks, (), (), (), False, identities=identities or {})
     with paused_gc():
         program = compile_program(symbolic, [])
     check_fits_here(program, options.limits)

@@ -47,6 +47,7 @@ def build(
         executed=builder.executed,
         needs_whole=builder.graph.needs_whole,
         questions=builder.questions,
+        identities=builder.identities,
     )
 
 

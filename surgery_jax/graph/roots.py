@@ -82,6 +82,7 @@ class Symbolic:
     executed: Sequence[Any]  # the YAML of the steps that ran
     needs_whole: bool  # whether some work may need whole tensors in memory, or large blocks of them
     questions: Sequence[Check | Sink] = ()  # what the data must tell before the plan is final; until then it is a bound
+    identities: Mapping[str, Any] = field(default_factory=dict)  # of the files whose headers were read, by path
 
     def stored(self) -> list[Node]:
         """The stored tensors that anything demanded comes from, in the order of the plan's reading."""

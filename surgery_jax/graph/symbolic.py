@@ -28,7 +28,7 @@ class Files(Protocol):
 
     def open_checkpoint(self, path: str) -> Any: ...
 
-    def open_single(self, path: str, format: str) -> tuple[str | None, Any]: ...
+    def open_single(self, path: str, format: str) -> Any: ...
 
     def open_plan(self, path: str) -> YamlNode: ...
 
@@ -83,6 +83,7 @@ class SymbolicState:
         self.pending: list[tuple[str, str]] = []  # names that the running step will make
         self.recent: list[str] = []  # names that the running step has read since it last wrote one
         self.touched: dict[str, list[str]] = {"changed": [], "created": [], "deleted": []}
+        self.identities: dict[str, Any] = {}  # of all files whose headers were read, by path
         self._checkpoints: dict[str, Any] = {}
         self._selectors: dict[Any, Selector] = {}
 
@@ -249,13 +250,14 @@ class SymbolicState:
                 model.add(name, Slot(node, 0, 1))
             return
         try:
-            key = os.path.realpath(path)
+            key = _real_path(path)
             if key not in self._checkpoints:
                 self._checkpoints[key] = self.files.open_checkpoint(path)
         except SurgeryError as error:
             self.broken_aliases.add(alias)
             raise _asked_for_at(mark, error) from None
         checkpoint = self._checkpoints[key]
+        self.identities |= checkpoint.identities
         model.metadata = dict(checkpoint.metadata)
         for name, entry in checkpoint.entries.items():
             model.add(name, Slot(self._read(key, name, entry), 0, 1))
@@ -266,7 +268,7 @@ class SymbolicState:
 
     def _saved(self, path: str, mark: Mark) -> Save | None:
         """What an earlier step of this plan writes at a path."""
-        wanted = os.path.realpath(path)
+        wanted = _real_path(path)
         for save in reversed(self.saves):
             written = _written_path(save.request)
             if written == wanted:
@@ -473,10 +475,11 @@ class SymbolicState:
                 )
             return saved.tensors[0][1]
         try:
-            name, entry = self.files.open_single(path, format)
+            single = self.files.open_single(path, format)
         except SurgeryError as error:
             raise _asked_for_at(self.mark, error) from None
-        return self._read(f"{os.path.realpath(path)} as {format}", name or path, entry)
+        self.identities |= single.identities
+        return self._read(f"{_real_path(path)} as {format}", single.name or path, single.entry)
 
     # -- aliases and flags --------------------------------------------------------------------------------------
 
@@ -603,4 +606,16 @@ def _written_path(request: Request) -> str:
     path = request.path
     if request.kind == "tensor" and request.format == "numpy" and not path.endswith(".npy"):
         path += ".npy"
-    return os.path.realpath(path)
+    return _real_path(path)
+
+
+def _real_path(path: str) -> str:
+    """The path without links.
+
+    Raises:
+        StorageError: no file can be called so.
+    """
+    try:
+        return os.path.realpath(path)
+    except ValueError as error:  # a NUL byte
+        raise StorageError(f"not a path: {error}", found=repr(path)[:120]) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     import numpy
 
 __all__ = ["Constant", "Given", "Made", "Random", "check_distribution", "check_shape", "drawn"]
+
+MAX_ELEMENTS = 1 << 60  # no file is so long
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,8 @@ def drawn(
 
 
 def check_shape(shape: tuple[int, ...]) -> None:
-    """Raise a PlanError unless every length is positive."""
+    """Raise a PlanError unless every length is positive, and the bytes of the tensor can be counted."""
     if not shape or min(shape) < 1:
-        raise PlanError("not a shape", expected="a list of positive lengths", found=str(list(shape)))
+        raise PlanError("not a shape", expected="a list of positive lengths", found=str(list(shape))[:120])
+    if math.prod(shape) >= MAX_ELEMENTS:
+        raise PlanError("the shape is too large", expected="fewer than 2^60 elements", found=str(list(shape))[:120])

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 from ..core.errors import PlanError, StorageError, listing, nearest
 from ..core.ranges import Parts, ranges
 from ..core.specs import Spec
+from .identity import Identity
 
 if TYPE_CHECKING:
     import numpy
 
-__all__ = ["Blocks", "Checkpoint", "Entry", "Extent", "Format", "LaidFile", "Layout", "no_part"]
+__all__ = ["Blocks", "Checkpoint", "Entry", "Extent", "Format", "LaidFile", "Layout", "Single", "no_part"]
 
 
 class Extent(NamedTuple):
@@ -80,8 +81,9 @@ class Checkpoint:
     """The headers of one checkpoint: nothing of a tensor has been read.
 
     `entries` is in order of arrival: data order within a file, files in index or name order. `metadata` is the text
-    metadata of the (first) file. `files` are all files that belong to it. `left_out` tells in short sentences, each
-    with at most a dozen names, what lies there and is not read.
+    metadata of the (first) file. `files` are all files that belong to it. `identities` has what these and others that
+    were read with the headers, such as an index, were then. `left_out` tells in short sentences, each with at most a
+    dozen names, what lies there and is not read.
     """
 
     path: str
@@ -89,7 +91,16 @@ class Checkpoint:
     entries: Mapping[str, Entry]
     metadata: Mapping[str, str] = field(default_factory=dict)
     files: tuple[str, ...] = ()
+    identities: Mapping[str, Identity] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+
+
+class Single(NamedTuple):
+    """The only tensor of a file, its name if it has one, and what the file was."""
+
+    name: str | None
+    entry: Entry
+    identities: Mapping[str, Identity]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +155,8 @@ class Format:
     takes_shards: ClassVar[bool] = False  # whether a directory may be cut into shards
     takes_notes: ClassVar[bool] = False  # whether texts about the tensors may lie beside them
     owns_directories: ClassVar[bool] = False  # a directory that has it is this format, whatever else lies there
+    folder_rank: ClassVar[int | None] = None  # the turn of a format whose checkpoints are also directories of its files
+    tables: ClassVar[tuple[str, ...]] = ()  # files of which a directory of this format has one, and that stand for it
     options: ClassVar[Mapping[str, str]] = {}  # what an output may choose, with an explanation
 
     def configured(self, options: Mapping[str, str]) -> Format:
@@ -174,6 +187,21 @@ class Format:
         """
         return False
 
+    def weights(self, directory: Path) -> list[Path]:
+        """The files of a directory that may be of a checkpoint, if its checkpoints are directories of such files.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        if self.folder_rank is None:
+            return []
+        found = (path for path in sorted(directory.iterdir()) if path.suffix.lower() in self.suffixes)
+        return [path for path in found if not path.name.startswith(".") and path.is_file()]
+
+    def indexed_name(self, name: str) -> str:
+        """The name here of a tensor that an index calls `name`."""
+        return name
+
     def stale(self, path: Path) -> list[Path]:
         """The files of an existing output directory that a new checkpoint of this format replaces."""
         return []
@@ -185,6 +213,14 @@ class Format:
             StorageError: it cannot be read, or what it says of itself is not true.
         """
         raise StorageError(f"format {self.name} cannot be read", where=str(path))
+
+    def read_file(self, path: Path) -> Checkpoint:
+        """The headers of one of the files of a directory; it may hold no tensors.
+
+        Raises:
+            StorageError: see `read_header`.
+        """
+        return self.read_header(path)
 
     def part(self, checkpoint: Checkpoint, prefix: str) -> Checkpoint:
         """The tensors whose names begin with `prefix` and a dot, under the rest of their names.

@@ -55,6 +55,7 @@ class DcpFormat(Format):
     writes_files = False
     writes_directories = True
     owns_directories = True
+    tables = (_TABLE,)
 
     def probe_directory(self, path: Path) -> bool:
         """Whether there are the table and any data."""
@@ -194,9 +195,8 @@ def _chosen(path: Path, table: _Table, prefix: str | None) -> _Names:
     if not inner:
         return _Names(table, {name: name for name in table.tensors}, told)
     beside = dict.fromkeys(name.split(".")[0] for name in table.tensors if name not in inner.values())
-    told = ("the key 'state_dict' before all names", *told)
     if beside:
-        told += (f"tensors that are read with a part such as #{next(iter(beside))}: {listing(beside, 12)}",)
+        told += (f"tensors, read with a part such as #{next(iter(beside))}: {listing(beside, 12)}",)
     return _Names(table, inner, told)
 
 

@@ -11,9 +11,10 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from ..core.errors import StorageError, nearest
+from .identity import notice
 
 __all__ = [
     "File",
@@ -86,14 +87,22 @@ class File:
     """A regular file open for reading at positions; every failure is a StorageError."""
 
     def __init__(self, path: Path) -> None:
-        """Open `path`."""
+        """Open `path`.
+
+        Raises:
+            StorageError: there is no such file, or it is not the one that is remembered.
+        """
         check_regular(path)
         self.path = path
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise storage_error(error, path, "open it") from None
-        self.size = os.fstat(self._fd).st_size
+        try:
+            self.size = notice(str(path), self._fd).size
+        except StorageError:
+            os.close(self._fd)
+            raise
 
     def __enter__(self) -> File:
         return self
@@ -113,6 +122,12 @@ class File:
             return mmap.mmap(self._fd, 0, prot=mmap.PROT_READ)
         except (OSError, ValueError) as error:  # ValueError: an empty file
             raise StorageError(f"cannot read it: {error}", where=str(self.path)) from None
+
+    def stream(self) -> IO[bytes]:
+        """The file from its beginning, for those who want to read it as a stream; closing it does not close this."""
+        stream = os.fdopen(os.dup(self._fd), "rb")
+        stream.seek(0)
+        return stream
 
     def check_range(self, offset: int, count: int) -> None:
         """Whether the file has these bytes.
@@ -210,7 +225,7 @@ def write_whole(path: str, text: str) -> None:
     Raises:
         StorageError: the operating system refuses; what was there stays.
     """
-    target = Path(os.path.realpath(path))
+    target = Path(path)  # a link is replaced, never followed
     part = target.with_name(f".{target.name[:40]}.surgery-{os.getpid()}")
     try:
         part.write_text(text, encoding="utf-8")

@@ -56,6 +56,11 @@ class FlaxFormat(Format):
     name = "flax"
     suffixes = (".msgpack",)
     writes_tensors = True
+    folder_rank = 2
+
+    def indexed_name(self, name: str) -> str:
+        """An index of shards has slashes between the keys."""
+        return join_keys(name.split("/"))
 
     def probe_file(self, path: Path) -> bool:
         """Whether it begins with a map whose first key is a short text and whose first value a map or an array, or

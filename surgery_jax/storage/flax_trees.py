@@ -13,6 +13,7 @@ from ..core.specs import Spec
 from .base import Blocks, Checkpoint, Entry
 from .files import File
 from .formats import open_checkpoint
+from .identity import remembering
 from .keys import MAX_DEPTH, Plain, describe_leaves, join_keys, nest, told_leaves
 
 if TYPE_CHECKING:
@@ -147,9 +148,10 @@ def to_flax(source: Checkpoint | str | Path) -> dict[str, Any]:
     names = list(checkpoint.entries)
     scalars, others = told_leaves(checkpoint.metadata, names, checkpoint.path)
     leaves: list[tuple[str, Any]] = []
-    for name, entry in checkpoint.entries.items():
-        array = _array(checkpoint.path, name, entry, maps)
-        leaves.append((name, Plain(array[()] if name in scalars and not array.shape else array)))
+    with remembering(dict(checkpoint.identities)):
+        for name, entry in checkpoint.entries.items():
+            array = _array(checkpoint.path, name, entry, maps)
+            leaves.append((name, Plain(array[()] if name in scalars and not array.shape else array)))
     return _opened(nest([*leaves, *others.items()], checkpoint.path))
 
 

@@ -10,14 +10,18 @@ import os
 import pkgutil
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from ..core.errors import PlanError, StorageError, listing, nearest
+from ..core.notes import note
 from ..core.specs import Spec, parse_size
-from .base import Checkpoint, Entry, Format, Layout
+from .base import Checkpoint, Format, Layout, Single
+from .choice import Choice, choose, choose_matching, is_pattern, of_index
 from .files import check_exists, check_regular, storage_error
+from .identity import identities_of, remembering
+from .shards import read_index, read_parts
 
 __all__ = [
     "OutputPlan",
@@ -64,19 +68,18 @@ def _by_suffix(suffix: str) -> Format | None:
 
 def open_checkpoint(path: str) -> Checkpoint:
     """The headers of the checkpoint at a path, whatever its format; `path#a.b` is the part of it whose names begin
-    with `a.b.`, under the rest of their names.
+    with `a.b.`, under the rest of their names. `directory/pattern` are the files that match, and an index or a table
+    stands for the checkpoint that it describes.
 
     Raises:
         StorageError: there is none, it is not clear which, or it cannot be read.
     """
     place, part = split_part(path)
-    target = Path(place)
-    if stat.S_ISDIR(check_exists(target).st_mode):
-        format = _directory_format(target)
-    else:
-        check_regular(target)
-        format = _file_format(target)
-    return format.read_part(target, part) if part else format.read_header(target)
+    with remembering() as opened:
+        checkpoint = _open(place, part)
+    for sentence in checkpoint.left_out:
+        note(f"{path}: left out: {sentence}")
+    return replace(checkpoint, path=str(Path(place)), identities=identities_of(checkpoint.files, opened))
 
 
 def split_part(path: str) -> tuple[str, str]:
@@ -85,28 +88,85 @@ def split_part(path: str) -> tuple[str, str]:
     return (place, part) if separator and not os.path.lexists(path) else (path, "")
 
 
-def _directory_format(path: Path) -> Format:
+def _open(place: str, part: str) -> Checkpoint:
+    target = Path(place)
+    if is_pattern(place) and not os.path.lexists(place):
+        directory, pattern = (Path(target.parent), target.name)
+        check_exists(directory)
+        try:
+            return _read_choice(directory, choose_matching(directory, pattern, _folder_formats()), part)
+        except OSError as error:
+            raise storage_error(error, directory, "read the directory") from None
+    if stat.S_ISDIR(check_exists(target).st_mode):
+        return _read_directory(target, part)
+    check_regular(target)
+    described = next((format for format in formats().values() if target.name in format.tables), None)
+    if described is not None:
+        return _read(described, target.parent, part)
+    if target.suffix.lower() == ".json":
+        return _read_choice(target.parent, of_index(target, _folder_formats()), part)
+    return _read(_file_format(target), target, part)
+
+
+def _read(format: Format, path: Path, part: str) -> Checkpoint:
+    return format.read_part(path, part) if part else format.read_header(path)
+
+
+def _folder_formats() -> list[Format]:
+    """The formats whose checkpoints may be directories of plain files, those first that are preferred."""
+    found = [(format.folder_rank, format) for format in formats().values() if format.folder_rank is not None]
+    return [format for _, format in sorted(found, key=lambda row: row[0])]
+
+
+def _read_choice(directory: Path, choice: Choice, part: str) -> Checkpoint:
+    """The headers of the files of a directory that are its checkpoint; tells what is left out."""
+    index = None
+    if choice.index is not None:
+        index = {choice.format.indexed_name(name): value for name, value in read_index(choice.index).items()}
+    if choice.left_out:
+        note(f"{directory}: not a part of the checkpoint and left out: {listing(choice.left_out)}")
+    format = choice.format
+    if part and index is None and len(choice.files) == 1:
+        return format.read_part(choice.files[0], part)
+    checkpoint = read_parts(directory, choice.files, format.read_file, index, format.name)
+    return format.part(checkpoint, part) if part else checkpoint
+
+
+def _read_directory(path: Path, part: str) -> Checkpoint:
     try:
         names = sorted(entry.name for entry in path.iterdir())
-        found = [format for format in formats().values() if format.probe_directory(path)]
+        found = [format for format in formats().values() if format.folder_rank is None and format.probe_directory(path)]
+        weights = [file for format in _folder_formats() for file in format.weights(path)]
+        owners = [format for format in found if format.owns_directories]
+        if len(owners) == 1:
+            return _read(owners[0], path, part)
+        if len(found) == 1 and not weights:
+            return _read(found[0], path, part)
+        if found:
+            raise _several_formats(path, owners or found, [] if owners else weights)
+        choice = choose(path, _folder_formats())
+        if choice is not None:
+            return _read_choice(path, choice, part)
     except OSError as error:
         raise storage_error(error, path, "read the directory") from None
-    found = [format for format in found if format.owns_directories] or found
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise StorageError(
-            "the directory holds checkpoints of several formats",
-            where=str(path),
-            expected="files of one format",
-            found=" and ".join(format.name for format in found),
-            hint="give one of the files, or move the others away",
-        )
     raise StorageError(
         "the directory holds no checkpoint",
         where=str(path),
         expected="files " + " ".join(f"*{suffix}" for format in formats().values() for suffix in format.suffixes),
         found=listing(names),
+    )
+
+
+def _several_formats(path: Path, found: Sequence[Format], weights: Sequence[Path]) -> StorageError:
+    tables = [path / name for format in found for name in format.tables if (path / name).is_file()]
+    patterns = dict.fromkeys(path / f"*{file.suffix}" for file in weights)
+    kinds = dict.fromkeys([*(format.name for format in found), *(f"*{file.suffix}" for file in weights)])
+    return StorageError(
+        "the directory holds checkpoints of several formats",
+        where=str(path),
+        expected="files of one format",
+        found=" and ".join(kinds),
+        hint="say which: " + " or ".join(map(str, [*tables, *patterns])),
     )
 
 
@@ -137,8 +197,8 @@ def _file_format(path: Path) -> Format:
     return probed
 
 
-def open_single(path: str, format: str) -> tuple[str | None, Entry]:
-    """The one tensor of a file, and its name if it has one; `format` is a word of the step `load`.
+def open_single(path: str, format: str) -> Single:
+    """The one tensor of a file; `format` is a word of the step `load`.
 
     Raises:
         PlanError: no such format.
@@ -152,7 +212,9 @@ def open_single(path: str, format: str) -> tuple[str | None, Entry]:
     else:
         chosen = _known(format, words, "auto")
         check_regular(target)
-    return chosen.read_single(target)
+    with remembering() as opened:
+        name, entry = chosen.read_single(target)
+    return Single(name, entry, identities_of([path], opened))
 
 
 # ---------------------------------------------------------------------------------------------------------- writing

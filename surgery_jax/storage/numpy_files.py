@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ..core.dtypes import DTYPES, by_numpy
 from ..core.errors import StorageError
 from ..core.specs import Spec
 from .base import Blocks, Checkpoint, Entry, Extent, Format, LaidFile, Layout
-from .files import check_regular, storage_error
+from .files import File, storage_error
 
 if TYPE_CHECKING:
     import numpy
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["NumpyFormat"]
 
 _MAGIC = b"\x93NUMPY"
+_MAX_HEADER = 1 << 16  # bytes, of which NumPy takes 10 000
 
 
 class NumpyFormat(Format):
@@ -34,40 +37,34 @@ class NumpyFormat(Format):
     def probe_file(self, path: Path) -> bool:
         """Whether it is an array, or an archive of arrays."""
         with path.open("rb") as stream:
-            if stream.read(len(_MAGIC)) == _MAGIC:
-                return True
-        return zipfile.is_zipfile(path) and path.suffix.lower() == ".npz"
+            head = stream.read(len(_MAGIC))
+        return head == _MAGIC or (head[:2] == b"PK" and path.suffix.lower() == ".npz")
 
     def read_header(self, path: Path) -> Checkpoint:
         """The headers of an archive. An array of its own has no name."""
-        check_regular(path)
-        with _refusing(path):
-            if not zipfile.is_zipfile(path):
+        with _refusing(path), File(path) as file:
+            if not _is_archive(file):
                 raise StorageError(
                     "an array without a name is no checkpoint",
                     where=str(path),
                     hint="load it under a name: load: {path: ..., to: ...}",
                 )
-            with zipfile.ZipFile(path) as archive:
-                entries = {
-                    info.filename.removesuffix(".npy"): _archived(path, archive, info) for info in archive.infolist()
-                }
+            entries = _archived(file)
         if not entries:
             raise StorageError("the archive holds no arrays", where=str(path))
         return Checkpoint(str(path), self.name, entries, {}, (str(path),))
 
     def read_single(self, path: Path) -> tuple[str | None, Entry]:
         """The array of a `.npy` file, or the only one of a `.npz` file."""
-        size = check_regular(path).st_size
-        with _refusing(path):
-            if zipfile.is_zipfile(path):
+        with _refusing(path), File(path) as file:
+            if _is_archive(file):
                 return super().read_single(path)
-            with path.open("rb") as stream:
-                spec, dtype, is_fortran = _read_array_header(path, "the array", stream)
-                begin = stream.tell()
-        _check_size(path, "the array", begin + spec.nbytes, size)
+            with file.stream() as stream:
+                spec, dtype, is_fortran, begin = _read_array_header(path, "the array", stream)
+            _check_size(path, "the array", begin + spec.nbytes, file.size)
         if is_fortran or not dtype.isnative:
-            return None, Entry(spec, blocks=Blocks.whole(spec, lambda: _load(path, spec)))
+            stored = _Stored(path, dtype, "F" if is_fortran else "C", begin)
+            return None, Entry(spec, blocks=Blocks.whole(spec, partial(_load, stored, spec)))
         return None, Entry(spec, Extent(str(path), begin))
 
     def single_path(self, path: str) -> str:
@@ -108,10 +105,15 @@ def _refusing(path: Path) -> Iterator[None]:
         raise StorageError("not a valid NumPy file", where=str(path), found=str(error)[:200]) from None
 
 
-def _read_array_header(path: Path, what: str, stream: IO[bytes]) -> tuple[Spec, numpy.dtype[Any], bool]:
-    """(spec, the dtype as stored, whether it is column-major and that matters)."""
+def _is_archive(file: File) -> bool:
+    return file.at(0, min(2, file.size)) == b"PK"
+
+
+def _read_array_header(path: Path, what: str, source: IO[bytes]) -> tuple[Spec, numpy.dtype[Any], bool, int]:
+    """(spec, the dtype as stored, whether it is column-major and that matters, where the data begins)."""
     import numpy as np
 
+    stream = io.BytesIO(source.read(_MAX_HEADER))  # a packed one could become anything
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
@@ -127,7 +129,9 @@ def _read_array_header(path: Path, what: str, stream: IO[bytes]) -> tuple[Spec, 
         raise StorageError(f"{what} does not hold numbers of a known kind", where=str(path), found=kind)
     if any(type(length) is not int or length < 0 for length in shape) or len(shape) > 64:
         raise StorageError(f"{what} has an impossible shape", where=str(path), found=str(shape)[:120])
-    return Spec(tuple(shape), known), dtype, is_fortran and len(shape) > 1
+    if math.prod(filter(None, shape)) * known.bits >= 1 << 63:
+        raise StorageError(f"the shape of {what} is too large", where=str(path), found=str(shape)[:120])
+    return Spec(tuple(shape), known), dtype, is_fortran and len(shape) > 1, stream.tell()
 
 
 def _check_size(path: Path, what: str, expected: int, found: int) -> None:
@@ -140,28 +144,55 @@ def _check_size(path: Path, what: str, expected: int, found: int) -> None:
         )
 
 
-def _archived(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Entry:
+def _archived(file: File) -> dict[str, Entry]:
+    """The arrays of an archive by name."""
+    entries: dict[str, Entry] = {}
+    with file.stream() as stream, zipfile.ZipFile(stream) as archive:
+        for info in archive.infolist():
+            name = info.filename.removesuffix(".npy")
+            if name == info.filename:
+                raise StorageError(f"{info.filename!r} in the archive is not an array", where=str(file.path))
+            if name in entries:
+                raise StorageError(
+                    f"the array {name!r} is in the archive twice",
+                    where=str(file.path),
+                    hint="write the file again, with every name once",
+                )
+            entries[name] = _member(file.path, archive, info)
+    return entries
+
+
+def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Entry:
     what = f"the array {info.filename!r}"
-    if not info.filename.endswith(".npy"):
-        raise StorageError(f"{info.filename!r} in the archive is not an array", where=str(path))
     with archive.open(info) as stream:
-        spec, _, _ = _read_array_header(path, what, stream)
-        _check_size(path, what, stream.tell() + spec.nbytes, info.file_size)
+        spec, _, _, begin = _read_array_header(path, what, stream)
+    _check_size(path, what, begin + spec.nbytes, info.file_size)
 
     def read() -> numpy.ndarray[Any, Any]:
         import numpy as np
 
-        with _refusing(path), zipfile.ZipFile(path) as again, again.open(info.filename) as stream:
-            return _packed(np.lib.format.read_array(stream, allow_pickle=False), spec)
+        with _refusing(path), File(path) as again, again.stream() as whole, zipfile.ZipFile(whole) as opened:
+            with opened.open(info.filename) as stream:
+                return _packed(np.lib.format.read_array(stream, allow_pickle=False), spec)
 
     return Entry(spec, blocks=Blocks.whole(spec, read))
 
 
-def _load(path: Path, spec: Spec) -> numpy.ndarray[Any, Any]:
+class _Stored(NamedTuple):
+    """How the elements of an array that has to be turned lie in a file."""
+
+    path: Path
+    dtype: numpy.dtype[Any]
+    order: Literal["C", "F"]
+    begin: int
+
+
+def _load(stored: _Stored, spec: Spec) -> numpy.ndarray[Any, Any]:
     import numpy as np
 
-    with _refusing(path):  # mapped, so that there is one copy in memory and not two
-        return _packed(np.load(path, mmap_mode="r" if spec.size else None, allow_pickle=False), spec)
+    with _refusing(stored.path), File(stored.path) as file:
+        data = file.view()  # mapped, so that there is one copy in memory and not two
+        return _packed(np.ndarray(spec.shape, stored.dtype, data, stored.begin, order=stored.order), spec)
 
 
 def _packed(array: numpy.ndarray[Any, Any], spec: Spec) -> numpy.ndarray[Any, Any]:

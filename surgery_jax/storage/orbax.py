@@ -36,6 +36,7 @@ class OrbaxFormat(Format):
     name = "orbax"
     writes_files = False
     writes_directories = True
+    tables = (TREE, *STEP)
     options: ClassVar[Mapping[str, str]] = {
         "chunk": "largest chunk of an array, such as 64MB (default), or none; chunks are cut along the leading axis",
         "compression": "none (default) or zstd, of every chunk",

@@ -12,8 +12,8 @@ from typing import Any
 from ..core.errors import StorageError
 from .base import Entry
 from .files import File
-from .orbax_tree import MANIFEST, TREE, Leaf
-from .shards import check_inside
+from .orbax_tree import MANIFEST, Leaf
+from .shards import is_name
 from .zarr import METADATA, UnknownDtype, ZarrArray, entry_of, parse_array
 
 __all__ = ["entries_apart", "entries_together"]
@@ -47,19 +47,16 @@ def entries_apart(
     base = _directory(item)
     for leaf in leaves:
         relative = PurePosixPath(leaf.stored)
-        if not leaf.stored or "\0" in leaf.stored or relative.is_absolute() or ".." in relative.parts:
+        if not leaf.stored or not is_name(leaf.stored) or relative.is_absolute() or ".." in relative.parts:
             raise StorageError(
                 f"the directory of {leaf.name!r} is not one inside of the checkpoint",
                 where=str(item),
-                found=repr(leaf.stored),
+                found=repr(leaf.stored)[:120],
             )
-        folder = item / leaf.stored
-        if os.path.realpath(folder) != f"{base['path']}{leaf.stored}" and folder.exists():
-            check_inside(item / TREE, leaf.name, leaf.stored)
-        files = _files_below(item, folder)
+        files = _files_below(item / leaf.stored)
         version = next((number for number, name in ((2, METADATA[0]), (3, METADATA[1])) if name in files), None)
         if version is None:
-            raise _missing(item, leaf.name, f"{folder}/{METADATA[0]} or {METADATA[1]}")
+            raise _missing(item, leaf.name, f"{item / leaf.stored}/{METADATA[0]} or {METADATA[1]}")
         path, size = files.pop(METADATA[version - 2])
         with File(Path(path)) as file:
             raw = file.at(0, min(size, 1 << 21))
@@ -89,9 +86,10 @@ def _missing(item: Path, name: str, expected: str) -> StorageError:
     )
 
 
-def _files_below(item: Path, folder: Path) -> dict[str, tuple[str, int]]:
-    """The files of an array by their key."""
+def _files_below(folder: Path) -> dict[str, tuple[str, int]]:
+    """The files of an array by their key. A link is the file that it leads to."""
     found: dict[str, tuple[str, int]] = {}
+    seen: set[tuple[int, int]] = set()  # links may lead round and round
     pending = [("", str(folder))]
     while pending:
         prefix, place = pending.pop()
@@ -100,15 +98,15 @@ def _files_below(item: Path, folder: Path) -> dict[str, tuple[str, int]]:
         except FileNotFoundError:
             return found
         for entry in entries:
-            if entry.is_symlink():
-                check_inside(item / TREE, folder.name, str(Path(entry.path).relative_to(item)))
-            if entry.is_dir():
-                pending.append((f"{prefix}{entry.name}/", entry.path))
-                continue
             status = entry.stat()
-            if not stat.S_ISREG(status.st_mode):
+            if stat.S_ISDIR(status.st_mode):
+                if (status.st_dev, status.st_ino) not in seen:
+                    seen.add((status.st_dev, status.st_ino))
+                    pending.append((f"{prefix}{entry.name}/", entry.path))
+            elif stat.S_ISREG(status.st_mode):
+                found[prefix + entry.name] = entry.path, status.st_size
+            else:
                 raise StorageError("not a regular file", where=entry.path, expected="a chunk of an array")
-            found[prefix + entry.name] = entry.path, status.st_size
     return found
 
 

@@ -32,6 +32,7 @@ class PeftFormat(Format):
     writes_files = False
     writes_directories = True
     owns_directories = True
+    tables = (CONFIG,)
     takes_notes = True
 
     def probe_directory(self, path: Path) -> bool:

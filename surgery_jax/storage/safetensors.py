@@ -42,6 +42,7 @@ class SafetensorsFormat(Format):
     writes_directories = True
     writes_tensors = True
     takes_shards = True
+    folder_rank = 0
 
     def probe_directory(self, path: Path) -> bool:
         """Whether there is an index or any safetensors file."""
@@ -64,12 +65,12 @@ class SafetensorsFormat(Format):
         return [path / INDEX, *found]
 
     def read_header(self, path: Path) -> Checkpoint:
-        """The headers of a file or directory."""
-        if not path.is_dir():
-            return read_parts(path, [path], _read_file, None, self.name)
-        index = read_index(path / INDEX) if (path / INDEX).is_file() else None
-        files = _files(path) if index is None else [path / name for name in sorted(set(index.values()))]
-        return read_parts(path, files, _read_file, index, self.name)
+        """The headers of a file."""
+        return read_parts(path, [path], _read_file, None, self.name)
+
+    def read_file(self, path: Path) -> Checkpoint:
+        """The headers of one of several files."""
+        return _read_file(path)
 
     def layout(
         self,
@@ -133,7 +134,10 @@ def _parse_file(path: Path, file: File) -> Checkpoint:
         raise _refusal(path, "the header is too long", f"at most {MAX_HEADER} bytes", f"a length of {length}")
     if 8 + length > file.size:
         raise _refusal(path, "the header is cut off", f"{length} bytes", f"{file.size - 8} bytes in the file")
-    table = parse_json(raw := file.at(8, length), path, "the header")
+    raw = file.at(8, length) if length <= _most_text(file.size - 8 - length) else b""
+    if (problem := _excess(length, raw, file.size - 8 - length)) is not None:
+        raise _refusal(path, *problem)
+    table = parse_json(raw, path, "the header")
     if not isinstance(table, dict):
         raise _refusal(path, "the header is not a JSON object", "{...}", type(table).__name__)
     if b"\\u" in raw:  # only escapes can make halves of surrogate pairs, which are no text
@@ -156,6 +160,21 @@ def _parse_file(path: Path, file: File) -> Checkpoint:
         kind = "the file is cut off" if data + end > file.size else "there are bytes after the last tensor"
         raise _refusal(path, kind, f"a file of {data + end} bytes", f"{file.size} bytes")
     return Checkpoint(where, SafetensorsFormat.name, entries, metadata, (where,))
+
+
+def _most_text(data: int) -> int:
+    """How many bytes of header there may be above so many bytes of data: read, they take many times their length."""
+    return (32 << 20) + data
+
+
+def _excess(length: int, text: bytes, data: int) -> tuple[str, str, str] | None:
+    """Why a header is too much for the data that it describes: (problem, expected, found); None if it is not."""
+    if length > (most := _most_text(data)):
+        return "the header is too long for so little data", f"at most {most} bytes", f"{length} bytes"
+    values, most = sum(text.count(mark) for mark in b":,"), 2_000_000 + data // 256
+    if values > most:
+        return "the header holds too much for so little data", f"at most {most} values", f"{values}"
+    return None
 
 
 def _rows(path: Path, table: Mapping[str, Any]) -> list[tuple[int, int, str, Spec]]:
@@ -251,6 +270,14 @@ def _lay_file(
             where=str(path),
             expected=f"at most {MAX_HEADER} bytes",
             found=f"{data - 8} bytes for {len(tensors)} tensors",
+            hint="write shards: set 'shard' to a smaller size",
+        )
+    if (problem := _excess(data - 8, text, end)) is not None:
+        raise StorageError(
+            problem[0],
+            where=str(path),
+            expected=problem[1],
+            found=f"{problem[2]}, {len(tensors)} tensors",
             hint="write shards: set 'shard' to a smaller size",
         )
     header = struct.pack("<Q", data - 8) + text.ljust(data - 8)

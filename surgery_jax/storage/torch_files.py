@@ -13,7 +13,7 @@ from ..core.errors import StorageError
 from ..core.specs import Spec
 from .base import Checkpoint, Entry, Format, LaidFile, Layout
 from .pickles import Writer
-from .shards import cut, index_bytes, read_index, read_parts
+from .shards import cut, index_bytes
 from .torch_tables import read_table
 from .torch_tensors import STORAGES, UNTYPED, Tensor, entry_of, read_file
 from .zips import LaidZip, complete_checksums, lay_zip
@@ -34,6 +34,11 @@ class TorchFormat(Format):
     writes_tensors = True
     writes_directories = True
     takes_shards = True
+    folder_rank = 1
+
+    def weights(self, directory: Path) -> list[Path]:
+        """Without what trainers leave beside."""
+        return [path for path in _files(directory) if path.name[0] != "."]
 
     def probe_directory(self, path: Path) -> bool:
         """Whether there is an index or any file of weights."""
@@ -50,16 +55,16 @@ class TorchFormat(Format):
         return [*_files(path), *([path / INDEX] if (path / INDEX).is_file() else [])]
 
     def read_header(self, path: Path) -> Checkpoint:
-        """The tensors of a file or directory."""
-        if not path.is_dir():
-            return _read_file(path)
-        index = read_index(path / INDEX) if (path / INDEX).is_file() else None
-        files = _files(path) if index is None else [path / name for name in sorted(set(index.values()))]
-        return read_parts(path, files, _read_file, index, self.name)
+        """The tensors of a file."""
+        return read_table(path).checkpoint(self.name)
+
+    def read_file(self, path: Path) -> Checkpoint:
+        """The tensors of one of several files."""
+        return read_table(path).checkpoint(self.name, may_be_empty=True)
 
     def read_part(self, path: Path, prefix: str) -> Checkpoint:
         """Also of what lies beside the model's table."""
-        return super().read_part(path, prefix) if path.is_dir() else read_table(path).part(prefix, self.name)
+        return read_table(path).part(prefix, self.name)
 
     def read_single(self, path: Path) -> tuple[str | None, Entry]:
         """A bare tensor, or the only tensor of a dictionary."""
@@ -101,14 +106,12 @@ class TorchFormat(Format):
 
 def _files(path: Path) -> list[Path]:
     found = [entry for suffix in TorchFormat.suffixes for entry in sorted(path.glob("*" + suffix))]
-    return [entry for entry in found if entry.is_file() and not _NOT_WEIGHTS.fullmatch(entry.name)]
+    return [
+        entry for entry in found if entry.is_file() and entry.name[0] != "." and not _NOT_WEIGHTS.fullmatch(entry.name)
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
-
-
-def _read_file(path: Path) -> Checkpoint:
-    return read_table(path).checkpoint(TorchFormat.name)
 
 
 # ---------------------------------------------------------------------------------------------------------- writing

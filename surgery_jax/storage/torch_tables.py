@@ -39,13 +39,13 @@ class Table:
     others: tuple[tuple[str, str], ...]
     model: str
 
-    def checkpoint(self, format: str) -> Checkpoint:
+    def checkpoint(self, format: str, may_be_empty: bool = False) -> Checkpoint:
         """The checkpoint that the file is.
 
         Raises:
             StorageError: there are no tensors, two have one name, or one cannot be read.
         """
-        if not self.tensors:
+        if not self.tensors and not may_be_empty:
             raise StorageError(
                 "the torch file holds no tensors",
                 where=str(self.path),
@@ -58,9 +58,7 @@ class Table:
         start = f"{self.model}."
         outside = [name for name, _ in self.tensors if not name.startswith(start)]
         tops = list(dict.fromkeys(name.split(".")[0] for name in outside))
-        told = [f"the key {self.model!r} before all names"]
-        if tops:
-            told.append(f"tensors that are read with a part such as #{tops[0]}: {listing(tops, 12)}")
+        told = [f"tensors, read with a part such as #{tops[0]}: {listing(tops, 12)}"] if tops else []
         told += in_words((name, word) for name, word in self.others if not name.startswith(start))
         return self._below(start, format, told)
 

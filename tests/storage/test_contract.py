@@ -209,7 +209,7 @@ def test_a_file_of_one_tensor_comes_back(name: str, tmp_path: Path) -> None:
     plan = resolve_save_tensor(str(tmp_path / "deep/w"), name)
     for made, data in [sample("float64", 2, 3), sample("bool"), sample("int32", 0)]:
         write(plan, {"w": (made, data)}, overwrite=True)
-        found, entry = open_single(plan.path, name)
+        found, entry, _ = open_single(plan.path, name)
         assert found in (None, "w")
         assert (entry.spec, bytes_of(entry)) == (made, data)
 

@@ -221,7 +221,7 @@ def test_a_leaf_beyond_the_limit_of_flax_is_written_in_chunks(tmp_path: Path) ->
 
 def test_an_array_of_its_own_is_a_tensor_without_a_name(tmp_path: Path) -> None:
     (tmp_path / "w.msgpack").write_bytes(flax.to_bytes(np.arange(3)))
-    name, entry = open_single(str(tmp_path / "w.msgpack"), "auto")
+    name, entry, _ = open_single(str(tmp_path / "w.msgpack"), "auto")
     assert name is None and bytes_of(entry) == np.arange(3).tobytes()
     with pytest.raises(StorageError, match="load"):
         open_checkpoint(str(tmp_path / "w.msgpack"))

@@ -33,7 +33,7 @@ def test_numpy_reads_what_we_write_and_we_read_what_numpy_writes(
     theirs = np.load(tmp_path / "ours.npy", allow_pickle=False)
     assert (theirs.shape, theirs.dtype, theirs.tobytes()) == (shape, made.dtype.numpy, data)
     np.save(tmp_path / "theirs.npy", theirs)
-    name, entry = open_single(str(tmp_path / "theirs.npy"), "auto")
+    name, entry, _ = open_single(str(tmp_path / "theirs.npy"), "auto")
     assert (name, entry.spec, bytes_of(entry)) == (None, made, data)
     assert entry.extent is not None
 
@@ -68,7 +68,7 @@ def test_archives_are_checkpoints_and_one_array_is_a_tensor(save: object, tmp_pa
     assert {name: bytes_of(entry) for name, entry in found.items()} == {n: a.tobytes("C") for n, a in arrays.items()}
     assert "2" in refusal(tmp_path / "many.npz")
     save(tmp_path / "one.npz", w=arrays["c"])
-    name, entry = open_single(str(tmp_path / "one.npz"), "numpy")
+    name, entry, _ = open_single(str(tmp_path / "one.npz"), "numpy")
     assert (name, bytes_of(entry)) == ("w", arrays["c"].tobytes())
 
 

@@ -1,0 +1,144 @@
+"""What a file is, so that other bytes under its name are noticed before they count.
+
+Headers and data are read at different times. The identity of every file whose header is read is kept; each time it is
+opened again, and once before an output appears, it must be the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import NamedTuple
+
+from ..core.errors import StorageError
+
+__all__ = [
+    "Identity",
+    "add_all",
+    "check_all",
+    "check_unchanged",
+    "identities_of",
+    "identity_of",
+    "notice",
+    "remembering",
+]
+
+
+class Identity(NamedTuple):
+    """Which file it is, its size in bytes, and when its content and its inode changed, in ns since 1970."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+
+def identity_of(place: str | int) -> Identity:
+    """The identity of the file at a path, or of an open one by its descriptor.
+
+    Raises:
+        OSError: there is none.
+    """
+    status = os.fstat(place) if isinstance(place, int) else Path(place).stat()
+    return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def check_unchanged(path: str, known: Identity, found: Identity) -> None:
+    """Whether a file is still the one that it was.
+
+    Raises:
+        StorageError: it is another one, or was written to.
+    """
+    if known == found:
+        return
+    if known[:2] != found[:2]:
+        how = "another file under its name"
+    elif known.size != found.size:
+        how = f"{found.size} bytes, after {known.size}"
+    else:
+        how = "the same file, changed since"
+    raise _changed(path, how)
+
+
+def check_all(known: Mapping[str, Identity]) -> None:
+    """Whether all of these files are still what they were.
+
+    Raises:
+        StorageError: one is not, or is gone.
+    """
+    for path, identity in known.items():
+        try:
+            found = identity_of(path)
+        except OSError as error:
+            raise _changed(path, error.strerror or str(error)) from None
+        check_unchanged(path, identity, found)
+
+
+def add_all(known: dict[str, Identity], more: Mapping[str, Identity]) -> None:
+    """Add the identities that other headers were read with.
+
+    Raises:
+        StorageError: a file of both was not the same.
+    """
+    for path, found in more.items():
+        check_unchanged(path, known.setdefault(path, found), found)
+
+
+def _changed(path: str, how: str) -> StorageError:
+    return StorageError(
+        "the file changed after its header was read",
+        where=path,
+        expected="the same file until the end",
+        found=how,
+        hint="run it again when nothing writes to it any more",
+    )
+
+
+# ---------------------------------------------------------------------------------------- what is opened meanwhile
+
+_REMEMBERED: ContextVar[dict[str, Identity] | None] = ContextVar("remembered", default=None)
+
+
+@contextmanager
+def remembering(known: dict[str, Identity] | None = None) -> Iterator[dict[str, Identity]]:
+    """Remember every file that this thread opens for reading meanwhile, by path, in `known` or a new table; those that
+    are in it already must be what they were. Threads may share a table."""
+    found = {} if known is None else known
+    token = _REMEMBERED.set(found)
+    try:
+        yield found
+    finally:
+        _REMEMBERED.reset(token)
+
+
+def notice(path: str, descriptor: int) -> Identity:
+    """The identity of a file that was just opened for reading.
+
+    Raises:
+        StorageError: it is remembered as another one.
+    """
+    identity = identity_of(descriptor)
+    remembered = _REMEMBERED.get()
+    if remembered is not None:
+        check_unchanged(path, remembered.setdefault(path, identity), identity)
+    return identity
+
+
+def identities_of(files: Iterable[str], opened: Mapping[str, Identity]) -> dict[str, Identity]:
+    """The identities of the files that were opened, and of others whose presence and size a header relies on.
+
+    Raises:
+        StorageError: one of them is gone.
+    """
+    found = dict(opened)
+    for path in files:
+        if path not in found:
+            try:
+                found[path] = identity_of(path)
+            except OSError as error:
+                raise _changed(path, error.strerror or str(error)) from None
+    return found
