@@ -17,7 +17,7 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; gives the exit code. May be called many times in one process."""
     words = list(sys.argv[1:] if argv is None else argv)
-    with interruptible(), notes_shown():
+    with interruptible(), notes_shown(quiet="--quiet" in words):
         try:
             code = _dispatch(words)
             sys.stdout.flush()

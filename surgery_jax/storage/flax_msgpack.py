@@ -7,7 +7,6 @@ travels as text metadata, so that it is still there when the tree is written as 
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,8 +20,10 @@ from ..core.errors import StorageError, nearest
 from ..core.ranges import Parts
 from ..core.specs import Spec
 from .base import Blocks, Checkpoint, Entry, Extent, Format, LaidFile, Layout
+from .bounds import MAX_NDIM, Allowance, TooLarge, is_possible
 from .files import File, paused_gc
 from .keys import MAX_DEPTH, describe_leaves, join_keys, leaves_below, nest, told_leaves
+from .leftovers import foreign_dtype, in_words
 
 if TYPE_CHECKING:
     import mmap
@@ -34,8 +35,7 @@ __all__ = ["MAX_CHUNK", "FlaxFormat", "lay_tree"]
 MAX_CHUNK = 1 << 30  # bytes; leaves above are chunked: `flax.serialization.MAX_CHUNK_SIZE`
 _MARK = "__msgpack_chunked_array__"
 _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3  # codes of Flax's extension types
-_MAX_NDIM = 64
-_MAX_TEXT = 1 << 28  # of all names together: a long key above many leaves would make names without end
+_LEAF = 700  # bytes that a leaf takes in memory, without its name
 # https://github.com/msgpack/msgpack/blob/master/spec.md: first byte -> kind and what follows it
 _HEADS = {
     0xC4: ("bin", ">B"), 0xC5: ("bin", ">H"), 0xC6: ("bin", ">I"),
@@ -83,19 +83,16 @@ class FlaxFormat(Format):
 
     def read_header(self, path: Path) -> Checkpoint:
         """The structure of a file. An array of its own has no name."""
-        found = _read(path)
-        if isinstance(found, Entry):
-            raise StorageError(
-                "an array without a name is no checkpoint",
-                where=str(path),
-                hint="load it under a name: load: {path: ..., to: ...}",
-            )
-        return found
+        return _read_tree(path, "")
 
     def read_single(self, path: Path) -> tuple[str | None, Entry]:
         """An array of its own, or the only one of a tree."""
         found = _read(path)
         return (None, found) if isinstance(found, Entry) else super().read_single(path)
+
+    def read_part(self, path: Path, prefix: str) -> Checkpoint:
+        """As `part` does; of what is left out, that of the part is told."""
+        return self.part(_read_tree(path, f"{prefix}."), prefix)
 
     def part(self, checkpoint: Checkpoint, prefix: str) -> Checkpoint:
         """Also its leaves that are no tensors."""
@@ -118,9 +115,21 @@ class FlaxFormat(Format):
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def _read(path: Path) -> Checkpoint | Entry:
+def _read(path: Path, start: str = "") -> Checkpoint | Entry:
+    """The tree of a file, or its only array; of what is left out, that is told whose names begin with `start`."""
     with paused_gc(), File(path) as file, file.mapped() as data:
-        return _Parser(path, data, file.size).read()
+        return _Parser(path, data, file.size).read(start)
+
+
+def _read_tree(path: Path, start: str) -> Checkpoint:
+    found = _read(path, start)
+    if isinstance(found, Entry):
+        raise StorageError(
+            "an array without a name is no checkpoint",
+            where=str(path),
+            hint="load it under a name: load: {path: ..., to: ...}",
+        )
+    return found
 
 
 class _Array(NamedTuple):
@@ -139,19 +148,22 @@ class _Parser:
         self.entries: dict[str, Entry] = {}
         self.scalars: list[str] = []
         self.others: dict[str, Any] = {}
-        self.text = 0
+        self.left: list[tuple[str, str]] = []
+        self.allowance = Allowance(size)
 
-    def read(self) -> Checkpoint | Entry:
+    def read(self, start: str) -> Checkpoint | Entry:
         """The checkpoint, or the array that is not in a map."""
         self.value(None, 1)
         if self.at != self.end:
             raise self.refusal("there are bytes after the tree", f"a file of {self.at} bytes", f"{self.end} bytes")
         if None in self.entries:
             return self.entries[None]  # type: ignore[index]
+        told = in_words((name[len(start) :], kind) for name, kind in self.left if name.startswith(start))
         if not self.entries:
-            raise StorageError("the checkpoint holds no tensors", where=str(self.path))
+            raise StorageError("the checkpoint holds no tensors", where=str(self.path), found="; ".join(told) or None)
         metadata = describe_leaves(self.entries, self.scalars, self.others)
-        return Checkpoint(str(self.path), FlaxFormat.name, self.entries, metadata, (str(self.path),))
+        where = str(self.path)
+        return Checkpoint(where, FlaxFormat.name, self.entries, metadata, (where,), left_out=told)
 
     def value(self, name: str | None, depth: int) -> None:
         """One value and all below it; `name` is None at the top."""
@@ -165,9 +177,10 @@ class _Parser:
                 self.keep(name, {})
         elif kind == "ext" and code in (_ARRAY, _SCALAR):
             array = self.array(name, value)
-            self.entries[self.named(name)] = Entry(array.spec, Extent(str(self.path), array.offset))
-            if code == _SCALAR:
-                self.scalars.append(self.named(name))
+            if array is not None:
+                self.entries[self.named(name)] = Entry(array.spec, Extent(str(self.path), array.offset))
+                if code == _SCALAR:
+                    self.scalars.append(self.named(name))
         elif kind in ("int", "float", "bool"):
             word = (
                 "uint64" if kind == "int" and value >= 1 << 63 else {"int": "int64", "float": "float64"}.get(kind, kind)
@@ -181,9 +194,15 @@ class _Parser:
             self.keep(name, self.decode(value))
         elif kind == "ext" and code == _COMPLEX:
             self.keep(name, self.complex(name, value))
+        elif name is None:
+            raise self.refusal("there is no tree", "nested maps", kind)
         else:
-            found = f"extension type {code}" if kind == "ext" else "bytes"
-            raise self.refusal(f"{name!r} is no tensor", "arrays, numbers and texts in nested maps", found)
+            self.skip(value)
+            self.leave(name, f"extension type {code}" if kind == "ext" else "bytes")
+
+    def leave(self, name: str | None, kind: str) -> None:
+        """A leaf that is not read."""
+        self.left.append((self.named(name) or "the file", kind))
 
     def below(self, name: str | None, key: str, depth: int) -> None:
         """The value of a key of the map or list `name`."""
@@ -204,13 +223,14 @@ class _Parser:
             if key == _MARK:
                 if number or count != 3:
                     raise self.refusal(f"{name!r} is not chunked as Flax does it", f"{_MARK}, shape, chunks", "others")
-                self.entries[self.named(name)] = self.chunked(name)
+                if (entry := self.chunked(name)) is not None:
+                    self.entries[self.named(name)] = entry
                 return
             seen.add(key)
             self.below(name, key, depth)
 
-    def chunked(self, name: str | None) -> Entry:
-        """The array whose flat pieces follow."""
+    def chunked(self, name: str | None) -> Entry | None:
+        """The array whose flat pieces follow; None if it is left out."""
         if (mark := self.head()[:2]) != ("bool", True):
             raise self.refusal(f"{name!r} is not chunked as Flax does it", f"{_MARK}: true", mark[0])
         shape, arrays = [], []
@@ -223,8 +243,11 @@ class _Parser:
             kind, length, code = self.head()
             if kind != "ext" or code != _ARRAY:
                 raise self.refusal(f"a chunk of {name!r} is no array", "an array", kind)
-            self.spend(64)
-            arrays.append(self.array(name, length))
+            self.spend(_LEAF)
+            if (array := self.array(name, length)) is not None:
+                arrays.append(array)
+        if not arrays and self.left and self.left[-1][0] == name:
+            return None
         dtypes = {array.spec.dtype for array in arrays}
         if len(dtypes) != 1 or any(len(array.spec.shape) != 1 for array in arrays):
             raise self.refusal(f"the chunks of {name!r} do not fit together", "flat arrays of one dtype", "others")
@@ -248,19 +271,25 @@ class _Parser:
         if (key := self.key(name)) != str(index):
             raise self.refusal(f"the parts of {name!r} are not in order", repr(str(index)), repr(key)[:80])
 
-    def array(self, name: str | None, length: int) -> _Array:
-        """An array in an extension value of `length` bytes: (shape, name of the dtype, bytes)."""
+    def array(self, name: str | None, length: int) -> _Array | None:
+        """An array in an extension value of `length` bytes: (shape, name of the dtype, bytes). None if it is left out,
+        since there are no tensors of its dtype here."""
         end = self.at + length
         kind, count, _ = self.head()
         axes_kind, axes, _ = self.head() if (kind, count) == ("array", 3) else ("", 0, 0)
-        if axes_kind != "array" or axes > _MAX_NDIM:
+        if axes_kind != "array" or axes > MAX_NDIM:
             raise self.refusal(f"the array {name!r} is not complete", "a shape, a dtype and bytes", axes_kind or kind)
         lengths = [self.head() for _ in range(axes)]
         shape = tuple(value if kind == "int" else -1 for kind, value, _ in lengths)
         kind, count, _ = self.head()
         word = self.decode(count) if kind == "str" else ""
         dtype = BY_NAME.get(word)
-        if dtype is None or dtype.name != word:
+        if dtype is None or dtype.name != word or not dtype.array:
+            foreign = foreign_dtype(word)
+            if foreign is not None and name is not None and self.at <= end:
+                self.skip(end - self.at)
+                self.leave(name, f"an array of {foreign}")
+                return None
             near = nearest(word, [dtype.name for dtype in DTYPES if dtype.array])
             raise self.refusal(f"the dtype of {name!r} is not known", " ".join(near) or "one of NumPy", repr(word)[:80])
         spec = self.spec(name, shape, dtype)
@@ -272,10 +301,9 @@ class _Parser:
         return found
 
     def spec(self, name: str | None, shape: tuple[Any, ...], dtype: Any) -> Spec:
-        if any(length < 0 for length in shape) or len(shape) > _MAX_NDIM:
+        if any(length < 0 for length in shape) or len(shape) > MAX_NDIM:
             raise self.refusal(f"{name!r} has an impossible shape", "lengths of 0 or more", str(list(shape))[:120])
-        # An empty tensor says nothing through its bytes: without this bound its other axes could be anything.
-        if math.prod(filter(None, shape)) * dtype.bits >= 1 << 63:
+        if not is_possible(shape, dtype):
             raise self.refusal(f"the shape of {name!r} is too large", "fewer than 2^63 bits", str(list(shape))[:120])
         return Spec(shape, dtype)
 
@@ -292,15 +320,16 @@ class _Parser:
             self.others[self.named(name)] = value
 
     def named(self, name: str | None) -> str:
-        """The name, counted; the top has none."""
+        """The name of a leaf, counted; the top has none."""
         if name is not None:
-            self.spend(len(name) + 1)
+            self.spend(4 * len(name) + _LEAF)
         return name  # type: ignore[return-value]
 
     def spend(self, count: int) -> None:
-        self.text += count
-        if self.text > _MAX_TEXT:
-            raise self.refusal("its names are too long", f"at most {_MAX_TEXT} characters in all", "more")
+        try:
+            self.allowance.spend(count)
+        except TooLarge as error:
+            raise self.refusal("it holds too many or too long names", "a tree of tensors", str(error)) from None
 
     def key(self, name: str | None) -> str:
         kind, value, _ = self.head()

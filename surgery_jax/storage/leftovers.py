@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from ..core.dtypes import BY_NAME
 from ..core.errors import listing
 from ..core.patterns import collapse
 
-__all__ = ["in_words"]
+__all__ = ["foreign_dtype", "in_words"]
 
 _MANY = 1000  # names of one kind that are looked at for what they have in common
 _FEW = 3  # names with one parent that are written out
@@ -36,3 +37,16 @@ def _folded(names: Sequence[str]) -> Iterator[str]:
         parents.setdefault(name.rpartition(".")[0], []).append(name)
     for parent, below in parents.items():
         yield from below if len(below) <= _FEW or not parent else [f"{parent}.*"]
+
+
+def foreign_dtype(word: str) -> str | None:
+    """The name of a dtype of NumPy or JAX that `word` spells, although there are no tensors of it here; None if it
+    spells none."""
+    import ml_dtypes
+    import numpy as np
+
+    try:
+        name = np.dtype(getattr(ml_dtypes, word, word)).name
+    except (TypeError, ValueError, SyntaxError):
+        return None
+    return None if name in BY_NAME and BY_NAME[name].array else name

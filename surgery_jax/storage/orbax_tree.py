@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import StorageError
+from .bounds import Allowance, TooLarge
 from .files import File, parse_json
 from .keys import MAX_DEPTH, join_keys
 
@@ -40,7 +41,8 @@ MANIFEST = "manifest.ocdbt"
 KEYS = "array_metadatas"
 OWN = (TREE, *STEP, COMMIT, STRINGS, "_sharding", KEYS, MANIFEST, "d")
 NOTE = "orbax"  # the key of the metadata of a checkpoint
-_MAX_TABLE = 1 << 29  # bytes; the table of a million leaves has half of that
+_MAX_TABLE = 1 << 28  # bytes; the table of a million leaves has as many
+_COSTS = {b"{": 184, b"[": 64, b",": 32}  # bytes of memory that a mark of JSON stands for
 
 
 @dataclass
@@ -114,7 +116,12 @@ def read_table(path: Path, what: str) -> Any:
             raise StorageError(
                 f"{what} is too long", where=str(path), expected=f"at most {_MAX_TABLE} bytes", found=str(file.size)
             )
-        return parse_json(file.at(0, file.size), path, what)
+        raw = file.at(0, file.size)
+    try:
+        Allowance(len(raw)).spend(sum(raw.count(mark) * cost for mark, cost in _COSTS.items()))
+    except TooLarge as error:
+        raise StorageError(f"{what} holds too much", where=str(path), found=str(error)) from None
+    return parse_json(raw, path, what)
 
 
 def read_tree(where: Path, table: Any, start: str) -> tuple[list[Leaf], Note]:

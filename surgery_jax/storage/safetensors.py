@@ -28,6 +28,9 @@ __all__ = ["SafetensorsFormat"]
 INDEX = "model.safetensors.index.json"
 MAX_HEADER = 100_000_000  # bytes, as in the library
 _METADATA = "__metadata__"
+_SHARDING = "DCP_SHARDING_INFO"  # the metadata of files of PyTorch's distributed saves
+_VERSION = "DCP_VERSION"
+_WHOLE = re.compile(r"model-\d+-of-\d+\.safetensors")  # those that a single process writes
 _SHARD = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _PAGE = 4096
 _SMALL = 1 << 20  # files with less data than this are not padded to a page
@@ -146,6 +149,9 @@ def _parse_file(path: Path, file: File) -> Checkpoint:
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _refusal(path, f"{_METADATA} is not a table of texts", '{"key": "text"}', repr(metadata)[:80])
+    if _SHARDING in metadata:
+        _check_not_a_part(path, table, metadata)
+        metadata = {key: text for key, text in metadata.items() if key not in (_SHARDING, _VERSION)}  # of that file
     rows = _rows(path, table)
     end = 0
     data, where = 8 + length, str(path)
@@ -160,6 +166,36 @@ def _parse_file(path: Path, file: File) -> Checkpoint:
         kind = "the file is cut off" if data + end > file.size else "there are bytes after the last tensor"
         raise _refusal(path, kind, f"a file of {data + end} bytes", f"{file.size} bytes")
     return Checkpoint(where, SafetensorsFormat.name, entries, metadata, (where,))
+
+
+def _check_not_a_part(path: Path, table: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """PyTorch's distributed saves to safetensors write a file per rank, with its part of every tensor under the whole
+    tensor's name. Nothing in the file of the first rank tells it from a whole checkpoint, but for its name.
+
+    Raises:
+        StorageError: it is such a file, or may be one.
+    """
+    told = parse_json(metadata[_SHARDING].encode(), path, f"the metadata {_SHARDING!r}")
+    rows = told if isinstance(told, dict) else {}
+    parts = [name for name in table if not _begins_at_zero(rows.get(name))]
+    if not parts and _WHOLE.fullmatch(path.name):
+        return
+    is_part = bool(parts) or path.name.startswith("shard-")
+    rename = "" if is_part else "if it is whole, name it model-00001-of-00001.safetensors, as its writer does; else "
+    raise StorageError(
+        f"the file {'holds' if is_part else 'may hold'} one rank's part of a distributed checkpoint",
+        where=str(path),
+        expected="whole tensors",
+        found=f"parts of {listing(parts or table)}",
+        hint=f"{rename}put the parts together with consolidate_safetensors_files of torch.distributed.checkpoint, "
+        "or save again with HuggingFaceStorageWriter(enable_consolidation=True)",
+    )
+
+
+def _begins_at_zero(row: Any) -> bool:
+    """Whether a tensor, by what is told of it, is not the second or a later part of one."""
+    begins = row.get("saved_offsets") if isinstance(row, dict) else []
+    return isinstance(begins, list) and not any(begins)
 
 
 def _most_text(data: int) -> int:

@@ -21,6 +21,7 @@ from ..core.errors import StorageError, listing
 from ..core.specs import Spec
 from .base import Blocks, Entry, Extent
 from .files import File, parse_json
+from .leftovers import foreign_dtype
 
 if TYPE_CHECKING:
     import numpy
@@ -137,13 +138,8 @@ def _dtype_v2(word: Any) -> tuple[DType, bool]:
 
 def _unknown(word: str) -> ValueError:
     """The error for a dtype of which there are no tensors here: others may have it, or nobody."""
-    import ml_dtypes
-    import numpy as np
-
-    try:
-        return UnknownDtype(str(np.dtype(getattr(ml_dtypes, word, word))))
-    except (TypeError, ValueError):
-        return ValueError(f"dtype {word!r} is not known")
+    name = foreign_dtype(word)
+    return ValueError(f"dtype {word[:80]!r} is not known") if name is None else UnknownDtype(name)
 
 
 def _parse_v3(table: Mapping[str, Any]) -> ZarrArray:
