@@ -37,7 +37,8 @@ class Allowance:
         """
         self.left -= count
         if self.left < 0:
-            raise TooLarge(f"it describes more than {format_bytes(self.nbytes)} of a table soundly can")
+            size = format_bytes(self.nbytes)
+            raise TooLarge(f"its values take far more memory than those of a sound table of {size}")
 
 
 def is_possible(shape: Sequence[int], dtype: DType) -> bool:

@@ -189,8 +189,8 @@ def _chosen(path: Path, table: _Table, prefix: str | None) -> _Names:
                 return _Names(table, found, in_words(others))
         raise no_part(str(path), prefix, table.tensors)
     if not table.tensors:
-        found = listing((f"{name} ({word})" for name, word in table.others.items()), 12)
-        raise StorageError("the checkpoint holds no tensors", where=str(path), found=found)
+        words = listing((f"{name} ({word})" for name, word in table.others.items()), 12)
+        raise StorageError("the checkpoint holds no tensors", where=str(path), found=words)
     told = in_words(table.others.items())
     if not inner:
         return _Names(table, {name: name for name in table.tensors}, told)

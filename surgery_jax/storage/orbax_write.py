@@ -11,6 +11,7 @@ from ..core.errors import StorageError
 from ..core.specs import Spec
 from .keys import nest, split_name
 from .orbax_tree import COMMIT, KEYS, OWN, STEP, STRINGS, TREE, Note
+from .shards import is_name
 
 __all__ = ["Written"]
 
@@ -115,7 +116,7 @@ _HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheck
 def _check_directory_name(where: str, name: str, stored: str) -> None:
     """The name of an array's directory is the joined path of keys, so not every name is one."""
     problem = None
-    if not stored or stored in (".", "..") or "/" in stored or "\0" in stored:
+    if not stored or stored in (".", "..") or "/" in stored or not is_name(stored):
         problem = "it cannot be the name of a directory"
     elif len(stored.encode("utf-8", "surrogatepass")) > 255:
         problem = "it is longer than the name of a directory can be"

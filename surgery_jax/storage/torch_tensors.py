@@ -285,7 +285,7 @@ def describe(value: Any) -> str:
     if value is None or isinstance(value, Tensor):
         return "None" if value is None else "a tensor"
     words = {bool: "true or false", int: "a number", float: "a number", str: "a text", bytes: "bytes"}
-    return words.get(type(value), "an empty table")
+    return words.get(type(value), "a table" if value else "an empty table")
 
 
 def entry_of(tensor: Tensor, what: str) -> Entry:
