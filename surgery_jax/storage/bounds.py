@@ -11,7 +11,7 @@ from ..core.specs import format_bytes
 __all__ = ["MAX_NDIM", "Allowance", "TooLarge", "is_possible"]
 
 MAX_NDIM = 64  # what NumPy can hold
-_LEAST, _PER_BYTE = 32 << 20, 24  # the objects of a sound table take about 10, in a distributed checkpoint 16
+_LEAST, _PER_BYTE = 16 << 20, 24  # the objects of a sound table take about 10, in a distributed checkpoint 16
 _MOST = 384 << 20
 
 

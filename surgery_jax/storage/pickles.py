@@ -13,7 +13,8 @@ from mmap import mmap
 from sys import getsizeof
 from typing import Any, NamedTuple
 
-from .bounds import Allowance
+from .bounds import Allowance, TooLarge
+from .files import paused_gc
 
 __all__ = ["Built", "PickleRefused", "Symbol", "Writer", "read_pickle"]
 
@@ -75,9 +76,12 @@ def read_pickle(
     end = len(data) if limit is None else min(limit, len(data))
     machine = _Machine(data, calls, persistent, start, end, allowance or Allowance(end - start))
     try:
-        value = machine.run()
+        with paused_gc():
+            value = machine.run()
     except PickleRefused:
         raise
+    except TooLarge as error:
+        raise PickleRefused(str(error)) from None
     except RecursionError:
         raise PickleRefused("it is nested without end") from None
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, struct.error) as error:

@@ -16,7 +16,6 @@ from .base import Checkpoint, Entry, no_part
 from .bounds import Allowance, TooLarge
 from .keys import MAX_DEPTH
 from .leftovers import in_words
-from .pickles import Symbol
 from .torch_tensors import Tensor, describe, entry_of, read_file
 
 __all__ = ["Table", "read_table"]
@@ -152,7 +151,7 @@ class _Walk:
         if isinstance(value, Tensor):
             self.tensors.append((name, value))
             return True
-        if isinstance(value, dict | list | tuple) and value and not isinstance(value, Symbol):
+        if type(value) in (dict, list, tuple) and value:
             if id(value) in self._above:
                 self.others.append((name, "a table that is in itself"))
                 return False

@@ -189,7 +189,10 @@ def test_tensors_that_are_more_than_bytes_are_left_out_and_told(tmp_path: Path) 
     own = torch.ones(2).as_subclass(Doubled)
     torch.save({"w": torch.ones(2), "own": own, **kinds}, tmp_path / "a.pt")
     assert set(read(tmp_path / "a.pt")) == {"w", "own"}
-    assert all(f"{name} (" in left_out(tmp_path / "a.pt") for name in kinds)
+    told = left_out(tmp_path / "a.pt")
+    assert "wide (a tensor in a torch.ComplexDoubleStorage)" in told
+    assert "conjugate (a tensor that is stored conjugated or negated)" in told
+    assert all(f"{name} (" in told for name in kinds)
 
 
 def training_state() -> dict[str, Any]:
