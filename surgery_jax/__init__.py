@@ -4,7 +4,8 @@ Names are brought in when they are first used, so that importing this package co
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+
+TYPE_CHECKING = False  # as in typing, which takes longer to import than all of this
 
 if TYPE_CHECKING:
     from .api import (
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     )
     from .bulk import BatchReport, JobReport, batch
     from .core.errors import AssertionFailed, BudgetError, PlanError, Problems, StorageError, SurgeryError
+    from .core.notes import Note
     from .execute.compare import Change, Difference
     from .execute.explain import Explanation
     from .execute.report import Report
@@ -47,6 +49,7 @@ __all__ = [
     "Explanation",
     "JobReport",
     "ModuleSpectrum",
+    "Note",
     "Options",
     "PlanError",
     "Problems",
@@ -77,6 +80,7 @@ _HOMES = {
     "api": "Compiled Options check compile_plan convert diff explain inspect join load_plan plan_of run spectrum",
     "bulk": "BatchReport JobReport batch",
     "core.errors": "AssertionFailed BudgetError PlanError Problems StorageError SurgeryError",
+    "core.notes": "Note",
     "execute.compare": "Change Difference",
     "execute.explain": "Explanation",
     "execute.report": "Report",

@@ -9,7 +9,6 @@ import gc
 import re
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from .execute.reservations import UNLIMITED
 from .language import document
 from .language.document import load_document, node_of
 from .language.plan import Plan
-from .passes import Show, check_targets, settle, settle_questions, stage, write_notes
+from .passes import Show, check_targets, leftovers, settle, settle_questions, stage, write_notes
 from .storage import formats
 from .storage.base import Checkpoint
 
@@ -123,6 +122,9 @@ def run(
     `inputs` are those of `compile_plan`. `peers` are the processes that share the work, from `join(options)`; each of
     them calls this with the same plan, and each gets the report of all, but what is printed only process 0.
 
+    What runs that were killed have left beside the outputs is removed, and named in the report; what may be the only
+    copy of what was there is only named.
+
     Raises:
         SurgeryError: what went wrong; nothing appears under an output's name, and nothing temporary is left.
     """
@@ -131,13 +133,15 @@ def run(
     from .execute.perform import figures, perform
     from .execute.report import Report, peak_rss_bytes
     from .storage.identity import check_all
-    from .storage.publish import commit_all
+    from .storage.publish import commit_all, unwinding
 
     began = time.perf_counter()
     options = agreed_options(peers, options or Options())
+    left = leftovers(plan, remove=True) if peers.rank == 0 else ()
     compiled = compiled or compile_plan(plan, options, inputs=inputs)
     agree(peers, compiled.symbolic, compiled.outputs)
     if peers.rank == 0:
+        left += leftovers(plan, compiled.outputs, remove=True)
         check_targets(compiled, options, compiled.outputs)
     (compiled,), passes = settle_questions([compiled], options, progress, peers)
     if passes:
@@ -146,9 +150,9 @@ def run(
             check_targets(compiled, options, compiled.outputs)
     if options.limits.device < UNLIMITED:
         check_fits_here(compiled.program, options.limits)
-    with ExitStack() as stack:
+    with unwinding() as stack:
         stack.callback(gc.unfreeze)
-        stagings = stage(compiled.outputs, stack, peers)
+        stagings = stage(compiled.outputs, stack, options.overwrite, peers)
         done = perform(compiled.program, stagings, options, progress, peers)
         printed = ""
         if peers.rank == 0:
@@ -170,6 +174,7 @@ def run(
         peak_rss_bytes=peak_rss_bytes(),
         wall_s=time.perf_counter() - began,
         printed=printed,
+        leftovers=tuple(dict.fromkeys(left)),
     )
 
 

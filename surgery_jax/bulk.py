@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from .compile.lower import Functions
 from .compiled import Compiled, Outside, compile_with, joined
 from .core.errors import PlanError, SurgeryError, told
+from .core.interrupts import check_interrupted, held
 from .execute.finished import Entry, FileState, Finished, states_of
 from .execute.options import Options
 from .execute.report import peak_rss_bytes
@@ -29,7 +29,7 @@ from .graph.node import Graph
 from .language.document import plain
 from .language.jobs import Job, load_jobs
 from .language.plan import Plan
-from .passes import Show, settle, settle_questions, stage, write_notes
+from .passes import Show, leftovers, settle, settle_questions, stage, write_notes
 from .storage import formats
 from .storage.base import Checkpoint, Single
 from .storage.identity import check_all
@@ -70,7 +70,10 @@ class JobReport:
 
 @dataclass(frozen=True)
 class BatchReport:
-    """The account of a batch. The amounts are those of all passes together, also of those that were tried again."""
+    """The account of a batch. The amounts are those of all passes together, also of those that were tried again.
+
+    `leftovers` says, a sentence each, what runs that were killed had left beside the outputs.
+    """
 
     jobs: tuple[JobReport, ...]
     num_passes: int
@@ -83,6 +86,7 @@ class BatchReport:
     wall_s: float
     stream_s: float
     compile_s: float
+    leftovers: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -132,6 +136,7 @@ def batch(
     return BatchReport(
         tuple(work.reports[number] for number in range(len(jobs))),
         **work.figures,
+        leftovers=tuple(dict.fromkeys(work.leftovers)),
         peak_rss_bytes=peak_rss_bytes(),
         wall_s=time.perf_counter() - began,
     )
@@ -204,6 +209,7 @@ class _Batch:
         self.progress = progress
         self.tell = tell
         self.reports: dict[int, JobReport] = {}
+        self.leftovers: list[str] = []
         self.figures: dict[str, Any] = {
             "num_passes": 0,
             **dict.fromkeys(("num_compilations", "bytes_moved", "bytes_read", "bytes_computed"), 0),
@@ -224,7 +230,8 @@ class _Batch:
                 self._end(number, "not run")
                 continue
             try:
-                ready = self._prepare(number, current, again)
+                check_interrupted()
+                ready = self._prepare(number, current, again, only_check)
             except Exception as error:
                 self._fail(number, error)
                 continue
@@ -240,7 +247,7 @@ class _Batch:
                 current = _Pass(self.options)
         self._run(current.jobs)
 
-    def _prepare(self, number: int, current: _Pass, again: bool) -> _Ready | None:
+    def _prepare(self, number: int, current: _Pass, again: bool, only_check: bool) -> _Ready | None:
         """The compiled job; None if it is finished.
 
         Raises:
@@ -256,8 +263,10 @@ class _Batch:
             self._end(number, "skipped", outputs=tuple(known.outputs))
             return None
         current.headers.opened = {}
+        self.leftovers += leftovers(plan, remove=not only_check)
         compiled = compile_with(plan, current.headers, current.graph)
         self._claim(number, [output.path for output, _ in compiled.outputs], current.headers.opened)
+        self.leftovers += leftovers(plan, compiled.outputs, remove=not only_check)
         for output, _ in compiled.outputs:
             check_target(output, self.options.overwrite)
         return _Ready(number, key, compiled, dict(current.headers.opened))
@@ -295,13 +304,14 @@ class _Batch:
             self._readers.setdefault(path, number)
 
     def _files_of(self, path: str) -> Sequence[str]:
-        """The files of an input as it is now; of a base they are looked up once for all jobs."""
+        """The files of an input as it is now; of a base they are looked up once for all jobs.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
         if path not in self._files:
-            try:
-                place, _ = formats.split_part(path)
-                self._files[path] = formats.open_checkpoint(path).files if Path(place).is_dir() else (place,)
-            except SurgeryError:
-                self._files[path] = ()
+            place, _ = formats.split_part(path)
+            self._files[path] = (place,) if formats.is_one_file(place) else formats.open_checkpoint(path).files
         return self._files[path]
 
     # -- passes -------------------------------------------------------------------------------------------------
@@ -328,7 +338,7 @@ class _Batch:
         """One program for all; what it raises is of any of them, and none has ended."""
         from .execute.devices import check_fits_here
         from .execute.perform import figures, perform
-        from .storage.publish import check_space
+        from .storage.publish import check_space, unwinding
 
         asking = [ready.compiled for ready in jobs]
         settled, passes = settle_questions(asking, self.options, self.progress, functions=self._functions)
@@ -336,9 +346,9 @@ class _Batch:
         whole = joined(settled)
         check_space(whole.outputs)
         check_fits_here(whole.program, self.options.limits)
-        with ExitStack() as stack:
+        with unwinding() as stack:
             stack.callback(gc.unfreeze)
-            stagings = [stage(ready.compiled.outputs, stack) for ready in jobs]
+            stagings = [stage(ready.compiled.outputs, stack, self.options.overwrite) for ready in jobs]
             self.figures["num_passes"] += 1
             targets = [one for each in stagings for one in each]
             done = perform(whole.program, targets, self.options, self.progress, functions=self._functions)
@@ -374,21 +384,22 @@ class _Batch:
                 self._fail(ready.number, error)
             else:
                 raise error
-        entries = {ready.key: (self.jobs[ready.number].name, _entry(ready, own)) for ready, own, _ in whole}
         unrecorded: Exception | None = None
         try:
+            entries = {ready.key: (self.jobs[ready.number].name, _entry(ready, own)) for ready, own, _ in whole}
             self.finished.add(entries, self.options.sync)
         except SurgeryError as error:
             unrecorded = error
         for ready, own, printed in whole:
-            try:
-                if unrecorded is not None:
-                    raise unrecorded
-                commit_all(own, self.options.sync)
-            except Exception as error:
-                self._fail(ready.number, error)
-            else:
-                self._end(ready.number, "done", ready, printed=printed)
+            with held():  # what is there is also told
+                try:
+                    if unrecorded is not None:
+                        raise unrecorded
+                    commit_all(own, self.options.sync)
+                except Exception as error:
+                    self._fail(ready.number, error)
+                else:
+                    self._end(ready.number, "done", ready, printed=printed)
 
     # -- reports ------------------------------------------------------------------------------------------------
 

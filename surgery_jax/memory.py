@@ -7,7 +7,6 @@ import mmap
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from .execute.options import Options
 from .graph.node import Node, Source
 from .graph.roots import Request
 from .language.plan import Output, Plan
-from .passes import Show, check_targets, settle, settle_questions, stage, write_notes
+from .passes import Show, check_targets, leftovers, settle, settle_questions, stage, write_notes
 from .storage.base import Checkpoint, Entry, Format, LaidFile, Layout
 from .storage.flax_trees import MEMORY, held
 from .storage.formats import OutputPlan
@@ -48,7 +47,7 @@ def apply(
         SurgeryError: what is wrong, or an assertion that does not hold.
     """
     from .execute.perform import perform
-    from .storage.publish import commit_all
+    from .storage.publish import commit_all, unwinding
 
     options = options or Options()
     mark = plan.output.mark if plan.output is not None else Mark("plan", 1, 1)
@@ -61,10 +60,11 @@ def apply(
     compiled, kept = _without(
         compiled, {id(entry) for checkpoint in given.values() for entry in checkpoint.entries.values()}
     )
+    leftovers(replace(plan, output=None), compiled.outputs[:-1], remove=True)
     check_targets(compiled, options, compiled.outputs[:-1])
-    with ExitStack() as stack:
+    with unwinding() as stack:
         stack.callback(gc.unfreeze)
-        stagings = stage(compiled.outputs[:-1], stack)
+        stagings = stage(compiled.outputs[:-1], stack, options.overwrite)
         result = _Result(*compiled.outputs[-1])
         stack.callback(result.close)
         done = perform(compiled.program, [*stagings, result], options, progress)

@@ -20,9 +20,12 @@ from .graph.roots import Symbolic
 if TYPE_CHECKING:
     from .compile.lower import Functions
     from .execute.perform import Performed
+    from .language.plan import Plan
+    from .storage.base import Layout
+    from .storage.formats import OutputPlan
     from .storage.publish import Staging
 
-__all__ = ["Show", "check_targets", "settle", "settle_questions", "stage", "write_notes"]
+__all__ = ["Show", "check_targets", "leftovers", "settle", "settle_questions", "stage", "write_notes"]
 
 Show = Callable[[int, int], None]  # progress: bytes done, bytes in all
 MAX_PASSES = 16  # over the data, before the last one: far more than steps build upon each other
@@ -48,9 +51,25 @@ def check_targets(compiled: Compiled, options: Options, outputs: Outputs) -> Non
         try:
             test()
         except SurgeryError as error:
-            errors.append(error)
+            if str(error) not in map(str, errors):  # several of them may stumble over one thing
+                errors.append(error)
     if errors:
         raise errors[0] if len(errors) == 1 else Problems(errors)
+
+
+def leftovers(plan: Plan, outputs: Outputs = (), *, remove: bool = False) -> tuple[str, ...]:
+    """What runs that were killed have left beside the output of a plan, and beside all `outputs` once these are known,
+    a sentence each; `remove` what nobody can miss. Before anything is read: it may be the input that is put back.
+
+    Raises:
+        StorageError: an output is no path.
+    """
+    from .storage.stages import clear
+    from .storage.targets import final_place
+
+    paths = [output.path for output, _ in outputs] or ([plan.output.path] if plan.output is not None else [])
+    places = dict.fromkeys(final_place(path) for path in paths)
+    return tuple(told for place in places for told in clear(place, remove=remove))
 
 
 def settle_questions(
@@ -103,29 +122,32 @@ def write_notes(compiled: Compiled, stagings: Sequence[Staging], findings: Any) 
                 staging.add(name, render(findings))
 
 
-def stage(outputs: Outputs, stack: ExitStack, peers: Peers = ALONE) -> list[Staging]:
+def stage(outputs: Outputs, stack: ExitStack, overwrite: bool, peers: Peers = ALONE) -> list[Staging]:
     """Outputs in their hidden places, made by the first of the processes and opened by the others; what is not
-    committed when the stack closes is removed.
+    committed when the stack closes is removed. What lies at their places now may be replaced, if `overwrite`.
 
     Raises:
         StorageError: the operating system refuses, or this process does not see what the first one made.
     """
+    from .core.interrupts import held
     from .storage.publish import Staging
 
     stagings: list[Staging] = []
 
-    def add(staging: Staging) -> None:
-        stagings.append(staging)
-        stack.callback(staging.abort)
-        peers.rescue(staging.abort)
+    def add(output: OutputPlan, layout: Layout, told: dict[str, Any] | None = None) -> None:
+        with held():  # from the moment when there is something, it is known that it must be removed
+            staging = Staging(output, layout, told, overwrite=overwrite)
+            stagings.append(staging)
+            stack.callback(staging.abort)
+            peers.rescue(staging.abort)
 
     if peers.rank == 0:
         for output, layout in outputs:
-            add(Staging(output, layout))
+            add(output, layout)
     told = json.loads(peers.share(json.dumps([staging.tell() for staging in stagings]).encode()))
     if peers.rank:
         for (output, layout), place in zip(outputs, told, strict=True):
-            add(Staging(output, layout, place))
+            add(output, layout, place)
     return stagings
 
 

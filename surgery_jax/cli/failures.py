@@ -4,42 +4,49 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from ..core.errors import SurgeryError, told
-from .signals import Interrupted
+from ..core.errors import SurgeryError, listing, told
+from ..core.interrupts import Interrupted
+from .streams import MOST_NAMES, Untold, emit, flush, note
 from .text import json_text, visible
 
 __all__ = ["report"]
 
 
-def report(error: BaseException, *, as_json: bool) -> int:
-    """Tell the user; gives the exit code."""
+def report(error: BaseException, *, as_json: bool, outputs: Sequence[str] = (), is_whole: bool = True) -> int:
+    """Tell the user; gives the exit code.
+
+    outputs: those that are there nevertheless. is_whole: whether they are all that the command would have written, as
+    they are unless it runs many jobs.
+    """
     if os.environ.get("SURGERY_JAX_TRACEBACK"):
         import traceback
 
-        traceback.print_exception(error)
-    if isinstance(error, BrokenPipeError):
-        _silence_stdout()
+        note("".join(traceback.format_exception(error)), end="")
+    if isinstance(error.__cause__, BrokenPipeError) and not outputs:
         return 128 + signal.SIGPIPE
     code, problems = _understood(error)
+    if outputs and is_whole:
+        code = Untold.exit_code
     printed = getattr(error, "printed", "")
-    try:
+    there = f"the outputs are there: {listing(outputs, MOST_NAMES)}" if outputs else ""
+    with suppress(Untold):  # stderr still says what happened
         if as_json:
-            print(json_text(_as_json(code, problems, printed)))
+            emit(json_text(_as_json(code, problems, printed, outputs)))
         elif printed:
-            print(printed)
-        sys.stdout.flush()
-    except OSError:  # nobody reads it, or there is no room for it: stderr still says what happened
-        _silence_stdout()
+            emit(printed)
+        flush()
     for problem in problems:
-        print(f"error: {visible(str(problem))}", file=sys.stderr)
+        note(f"error: {visible(str(problem))}")
     if len(problems) > 1:
-        print(f"error: {len(problems)} problems", file=sys.stderr)
+        note(f"error: {len(problems)} problems")
     if not problems:
-        print("interrupted", file=sys.stderr)
+        note("interrupted")
+    if there:
+        note(visible(there))
     return code
 
 
@@ -51,14 +58,7 @@ def _understood(error: BaseException) -> tuple[int, list[SurgeryError]]:
     return 128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT), []
 
 
-def _as_json(code: int, problems: list[SurgeryError], printed: str) -> dict[str, Any]:
+def _as_json(code: int, problems: list[SurgeryError], printed: str, outputs: Sequence[str]) -> dict[str, Any]:
     text = "\n".join(map(str, problems)) or "interrupted"
-    return {"error": text, "exit_code": code, "problems": [p.as_json() for p in problems], "printed": printed}
-
-
-def _silence_stdout() -> None:
-    """Let nothing complain at exit about what could not be written."""
-    with suppress(OSError, ValueError):
-        sink = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(sink, sys.stdout.fileno())
-        os.close(sink)
+    found = {"error": text, "exit_code": code, "problems": [p.as_json() for p in problems], "printed": printed}
+    return found | ({"outputs": list(outputs)} if outputs else {})

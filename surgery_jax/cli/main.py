@@ -2,40 +2,80 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
-from ..core.errors import PlanError, nearest
-from .command import PROGRAM, commands, parse
-from .failures import report
-from .notes import notes_shown
-from .signals import interruptible
+TYPE_CHECKING = False  # as in typing, which takes long to import
+if TYPE_CHECKING:
+    from ..core.interrupts import Watch
 
-__all__ = ["main"]
+__all__ = ["entry", "main"]
+
+
+def entry() -> None:
+    """Be the program of a process: run its command line, and end with the exit code.
+
+    A signal that comes before the command has begun, or while Python shuts down, ends the process at once.
+    """
+    import signal
+
+    code: int | None = None
+
+    def end(number: int, frame: object) -> None:
+        if code is None:
+            os.write(2, b"interrupted\n")
+        os._exit(128 + number if code is None else code)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            signal.signal(number, end)
+    code = main()
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; gives the exit code. May be called many times in one process."""
+    # Here and not above: what is imported before somebody listens to signals is quickly done.
+    from .notes import notes_shown
+    from .signals import interruptible
+
     words = list(sys.argv[1:] if argv is None else argv)
-    with interruptible(), notes_shown(quiet="--quiet" in words):
+    with interruptible() as watch, notes_shown(quiet="--quiet" in words):
         try:
+            from .streams import flush, open_closed
+
+            open_closed()
             code = _dispatch(words)
-            sys.stdout.flush()
+            flush()
             return code
         except SystemExit as end:  # of argparse, after help
             return end.code if isinstance(end.code, int) else 0
         except BaseException as error:
-            return report(error, as_json="--json" in words)
+            return _report(error, words, watch)
+
+
+def _report(error: BaseException, words: Sequence[str], watch: Watch) -> int:
+    from ..core.interrupts import held
+    from .failures import report
+
+    with held():
+        is_whole = words[:1] != ["batch"]  # whose jobs appear one by one
+        return report(error, as_json="--json" in words, outputs=watch.outputs, is_whole=is_whole)
 
 
 def _dispatch(words: list[str]) -> int:
+    from ..core.errors import PlanError, nearest
+    from .command import PROGRAM, commands, parse
+    from .streams import emit, note
+
     if not words or words[0] in ("-h", "--help"):
-        print(_overview(), file=sys.stdout if words else sys.stderr)
+        (emit if words else note)(_overview())
         return 0 if words else 2
     if words[0] == "--version":
         from .. import __version__
 
-        print(f"{PROGRAM} {__version__}")
+        emit(f"{PROGRAM} {__version__}")
         return 0
     known = commands()
     if words[0] not in known:
@@ -50,6 +90,8 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _overview() -> str:
+    from .command import PROGRAM, commands
+
     known = commands()
     width = max(map(len, known))
     return "\n".join(
@@ -63,10 +105,11 @@ def _overview() -> str:
             "",
             f"{PROGRAM} COMMAND --help says more about one; {PROGRAM} --version gives the version.",
             "exit codes: 0 done; 1 an assertion or a job failed, or diff found differences; 2 the plan or the command",
-            "line is wrong; 3 a checkpoint cannot be read or written; 4 it does not fit the budgets.",
+            "line is wrong; 3 a checkpoint cannot be read or written; 4 it does not fit the budgets; 5 the outputs are",
+            "there, but the result could not be printed.",
         ]
     )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from ..core.specs import format_bytes
+from .streams import note
 from .text import seconds
 
 __all__ = ["Display", "shown"]
@@ -43,11 +44,9 @@ class Display:
         text = self._text(done, total)
         if self._bar:
             width = shutil.get_terminal_size().columns - 1
-            self._stream.write("\r" + text[:width] + "\x1b[K")
+            text = "\r" + text[:width] + "\x1b[K"
             self._drawn = True
-        else:
-            self._stream.write(text + "\n")
-        self._stream.flush()
+        note(text, "" if self._bar else "\n", self._stream)
 
     def _text(self, done: int, total: int) -> str:
         share = done / total if total else 0.0
@@ -62,8 +61,7 @@ class Display:
     def clear(self) -> None:
         """Remove the bar."""
         if self._drawn:
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
+            note("\r\x1b[K", "", self._stream)
             self._drawn = False
 
 

@@ -9,43 +9,39 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Interrupted", "interruptible"]
+from ..core.interrupts import NUMBERS, Interrupted, Watch, watched
+
+__all__ = ["interruptible"]
 
 PATIENCE_S = 2.0  # a signal that repeats sooner is the same wish, and must not disturb the cleaning up
 
 
-class Interrupted(KeyboardInterrupt):
-    """A signal asked to stop."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
-
-
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Signals that end a process raise `Interrupted` in here; afterwards they do what they did before.
+def interruptible() -> Iterator[Watch]:
+    """Signals that end a process raise `Interrupted` in here, and are noted in case something swallows that;
+    afterwards they do what they did before.
 
     A signal that the caller ignores (as `nohup` does) stays ignored; outside the main thread nothing changes.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    last = -PATIENCE_S
+    with watched() as watch:
+        if threading.current_thread() is not threading.main_thread():
+            yield watch
+            return
+        last = -PATIENCE_S
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal last
-        before, last = last, time.monotonic()
-        if last - before >= PATIENCE_S:
-            raise Interrupted(number)
+        def handle(number: int, frame: FrameType | None) -> None:
+            nonlocal last
+            watch.asked = number
+            before, last = last, time.monotonic()
+            if last - before >= PATIENCE_S:
+                raise Interrupted(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in numbers}
-    changed = [number for number in numbers if before[number] not in (signal.SIG_IGN, None)]
-    for number in changed:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number in changed:
-            signal.signal(number, before[number])
+        before = {number: signal.getsignal(number) for number in NUMBERS}
+        changed = [number for number in NUMBERS if before[number] not in (signal.SIG_IGN, None)]
+        try:
+            for number in changed:
+                signal.signal(number, handle)
+            yield watch
+        finally:
+            for number in changed:
+                signal.signal(number, before[number])

@@ -137,6 +137,10 @@ def told(error: Exception) -> SurgeryError:
     if isinstance(error, OSError):
         where = error.filename or error.filename2
         return StorageError(error.strerror or str(error), where=None if where is None else os.fsdecode(where))
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return BudgetError(
+            "the system allows no more threads", hint="fewer --workers, or raise the limit: ulimit -u, -v"
+        )
     hint = "this is a bug; run with SURGERY_JAX_TRACEBACK=1 and report it"
     return Bug(f"{type(error).__name__}: {_first_line(error) or 'no message'}", hint=hint)
 

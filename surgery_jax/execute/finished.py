@@ -22,6 +22,7 @@ from ..storage.files import check_regular, parse_json, storage_error
 
 __all__ = ["Entry", "FileState", "Finished", "states_of"]
 
+_ATTEMPTS = 10
 MAX_BYTES = 256 << 20  # of an untrusted record: 10 000 jobs of 100 files take 10 MB
 _BEGIN = b'{"job": "'
 FileState = tuple[str, int, int]  # path, size in bytes, time of change in ns
@@ -35,7 +36,11 @@ class Entry:
     outputs: Mapping[str, tuple[FileState, ...]]
 
     def holds(self, files_of: Callable[[str], Iterable[str]]) -> bool:
-        """Whether nothing has changed since; `files_of` gives the files that an input consists of now."""
+        """Whether nothing has changed since; `files_of` gives the files that an input consists of now.
+
+        Raises:
+            StorageError: that cannot be found out.
+        """
         written = {os.path.realpath(state[0]) for states in self.outputs.values() for state in states}
         for states in self.outputs.values():
             if any(_file_state(state[0]) != state for state in states):
@@ -62,23 +67,19 @@ class Finished:
         self.path = path
         self.entries: dict[str, Entry] = {}
         self._fd: int | None = None
+        self._is_locked = False
         try:
             if is_kept:
-                self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-                self._lock(self._fd)
+                self._open()
             elif not Path(path).exists():
                 return
             check_regular(Path(path))
             with Path(path).open("rb") as stream:
                 raw = stream.read(MAX_BYTES + 1)
+            self._read(raw)
         except OSError as error:
             self.close()
             raise storage_error(error, path, "open the record of finished jobs") from None
-        except BaseException:
-            self.close()
-            raise
-        try:
-            self._read(raw)
         except BaseException:
             self.close()
             raise
@@ -89,18 +90,22 @@ class Finished:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _lock(self, fd: int) -> None:
-        busy = False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            busy = True
-        except OSError:  # a file system without locks
-            return
-        if busy or not Path(self.path).exists() or not os.path.samestat(os.fstat(fd), Path(self.path).stat()):
-            raise StorageError(
-                "another batch is at work", where=self.path, hint="wait for it, or name another --record"
-            )
+    def _open(self) -> None:
+        """Open the file that lies there, and lock it; one that its last user removes meanwhile is made again."""
+        for _ in range(_ATTEMPTS):
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                break
+            except OSError:  # a file system without locks
+                return
+            if _is_at(self._fd, self.path):
+                self._is_locked = True
+                return
+            os.close(self._fd)
+            self._fd = None
+        raise StorageError("another batch is at work", where=self.path, hint="wait for it, or name another --record")
 
     def _read(self, raw: bytes) -> None:
         if len(raw) > MAX_BYTES:
@@ -137,21 +142,26 @@ class Finished:
             json.dumps({"job": job, "name": name, "inputs": entry.inputs, "outputs": entry.outputs}) + "\n"
             for job, (name, entry) in jobs.items()
         ]
+        length = os.fstat(self._fd).st_size
         try:
             rest = "".join(lines).encode()
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
             if sync:
                 os.fsync(self._fd)
-        except OSError as error:
+        except BaseException as error:
+            with suppress(OSError):  # half a line would spoil what is added after it
+                os.ftruncate(self._fd, length)
+            if not isinstance(error, OSError):
+                raise
             raise storage_error(error, self.path, "write the record of finished jobs") from None
         self.entries.update({job: entry for job, (_, entry) in jobs.items()})
 
     def close(self) -> None:
-        """Let others use it; an empty record is removed."""
+        """Let others use it; an empty record is removed, if it is ours."""
         if self._fd is not None:
             with suppress(OSError):
-                if os.fstat(self._fd).st_size == 0:
+                if self._is_locked and os.fstat(self._fd).st_size == 0 and _is_at(self._fd, self.path):
                     Path(self.path).unlink()
             os.close(self._fd)
             self._fd = None
@@ -172,13 +182,28 @@ def _state(path: Any, size: Any, changed: Any) -> FileState:
 
 
 def states_of(paths: Iterable[str]) -> tuple[FileState, ...]:
-    """What files are now, without those that are not there."""
+    """What files are now, without those that are not there.
+
+    Raises:
+        StorageError: that cannot be found out.
+    """
     return tuple(state for state in map(_file_state, paths) if state is not None)
 
 
 def _file_state(path: str) -> FileState | None:
+    """None for what is not there. Whatever else goes wrong does not mean that a file has changed."""
     try:
         status = Path(path).stat()
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    except OSError as error:
+        raise storage_error(error, path, "find out whether it has changed") from None
     return path, status.st_size, status.st_mtime_ns
+
+
+def _is_at(descriptor: int, path: str) -> bool:
+    """Whether an open file is the one that lies there."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), Path(path).stat())
+    except FileNotFoundError:
+        return False

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from ..core.errors import StorageError, SurgeryError
+from ..core.interrupts import check_interrupted
 
 __all__ = ["ALONE", "Alone", "Peers", "Star"]
 
@@ -257,6 +258,7 @@ class Star(Peers):
             self._lose(rank)
 
     def check(self) -> None:
+        check_interrupted()
         if self._failure is not None:
             raise self._failure
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from ..compile.lower import Functions
 from ..compile.program import Program
+from ..core.interrupts import check_interrupted
 from ..storage.base import Layout
 from ..storage.formats import OutputPlan
 from .devices import CompileClock, device_trace
@@ -98,6 +99,7 @@ def perform(
     part = Part(peers, program)
 
     def show(done: int, total: int) -> None:
+        check_interrupted()
         peers.check()
         if progress is not None:
             progress(done, part.nbytes or total)

@@ -58,7 +58,8 @@ class Report:
     `stream_s` is the time of reading, computing and writing; `busy_s` the part of it in which a stage was at work, and
     `overlap` the busiest stage's share of it: near 1 the other stages cost nothing. `compile_s` is the part in which
     JAX traced and compiled, or loaded what it had compiled before. `processes` are those that shared the work; of
-    several, times and peaks are the largest.
+    several, times and peaks are the largest. `leftovers` says, a sentence each, what runs that were killed had left
+    beside the outputs.
     """
 
     outputs: tuple[str, ...]
@@ -78,6 +79,7 @@ class Report:
     processes: tuple[Share, ...] = ()
     printed: str = ""
     summary: str = ""
+    leftovers: tuple[str, ...] = ()
 
     @property
     def overlap(self) -> float:

@@ -31,7 +31,11 @@ class Load(Directive):
     def build(self, state: State) -> None:
         if self.to is None:
             if self.format != "auto":
-                raise PlanError("load.format needs load.to", expected="no format, or auto, for a whole checkpoint")
+                raise PlanError(
+                    "load.format needs load.to",
+                    expected="no format, or auto, for a whole checkpoint",
+                    hint=f"write the format before the path: {self.format}:{self.path}",
+                )
             state.add_alias(self._target(state), self.path)
             return
         dest = state.reference(self.to, key="to", slices=False, literal=True, default=self.alias, new_alias=True)

@@ -156,7 +156,6 @@ class Format:
     takes_notes: ClassVar[bool] = False  # whether texts about the tensors may lie beside them
     owns_directories: ClassVar[bool] = False  # a directory that has it is this format, whatever else lies there
     folder_rank: ClassVar[int | None] = None  # the turn of a format whose checkpoints are also directories of its files
-    tables: ClassVar[tuple[str, ...]] = ()  # files of which a directory of this format has one, and that stand for it
     options: ClassVar[Mapping[str, str]] = {}  # what an output may choose, with an explanation
 
     def configured(self, options: Mapping[str, str]) -> Format:
@@ -188,7 +187,8 @@ class Format:
         return False
 
     def weights(self, directory: Path) -> list[Path]:
-        """The files of a directory that may be of a checkpoint, if its checkpoints are directories of such files.
+        """The files of a directory that may be of a checkpoint, if its checkpoints are directories of such files. Links
+        that lead nowhere count: what they stand for is missing.
 
         Raises:
             OSError: it cannot be read.
@@ -196,7 +196,7 @@ class Format:
         if self.folder_rank is None:
             return []
         found = (path for path in sorted(directory.iterdir()) if path.suffix.lower() in self.suffixes)
-        return [path for path in found if not path.name.startswith(".") and path.is_file()]
+        return [path for path in found if path.name[0] != "." and (path.is_file() or _is_dangling(path))]
 
     def indexed_name(self, name: str) -> str:
         """The name here of a tensor that an index calls `name`."""
@@ -285,3 +285,7 @@ class Format:
             StorageError: a dtype or a name that the format cannot hold.
         """
         return self.layout(path, [(name, spec)], is_directory=False, shard_bytes=None, metadata=metadata)
+
+
+def _is_dangling(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()

@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from ..core.errors import StorageError, listing
 from .base import Format
 from .shards import read_index
 
-__all__ = ["Choice", "choose", "choose_matching", "is_pattern", "of_index"]
+__all__ = ["Choice", "check_first", "choose", "choose_matching", "is_pattern", "of_index"]
 
 _KNOWN = ("model", "diffusion_pytorch_model", "pytorch_model", "flax_model", "adapter_model", "consolidated")
 _INDEX = re.compile(r"(?P<stem>.+?)\.(?P<suffix>[^.]+)\.index(\.(?P<variant>[^.]+))?\.json")
@@ -115,7 +116,7 @@ def choose_matching(directory: Path, pattern: str, formats: Sequence[Format]) ->
             where=where,
             expected="files of one format",
             found=" and ".join(kinds),
-            hint=f"say which: {' or '.join(_example(directory, shard) for shard in _one_each(found))}",
+            hint=f"say which: {' or '.join(_examples(directory, found))}",
         )
     _check_whole(directory, found, shards)
     return _chosen(directory, found, formats)
@@ -139,7 +140,9 @@ def choose(directory: Path, formats: Sequence[Format]) -> Choice | None:
     if best[0] == len(_KNOWN):
         first = [family for family in first if family in indices]
     if len({family.label for family in first}) > 1:
-        raise _unclear(directory, [shard for shard in shards if shard.family in first])
+        indexed = [str(indices[family]) for family in first if family in indices]
+        others = [shard for shard in shards if shard.family in first and shard.family not in indices]
+        raise _unclear(directory, indexed + _examples(directory, others))
     order = [format.name for format in formats]
     family = min(first, key=lambda family: order.index(family.format))
     if family in indices:
@@ -152,10 +155,11 @@ def choose(directory: Path, formats: Sequence[Format]) -> Choice | None:
 def _beside_index(directory: Path, index: Path, shards: Sequence[Shard], formats: Sequence[Format]) -> Choice:
     """What an index names, if that is all of its series."""
     choice = of_index(index, formats)
-    named = [shard for shard in shards if directory / shard.name in choice.files]
+    files = set(choice.files)
+    named = [shard for shard in shards if directory / shard.name in files]
     series = {(shard.family, shard.total) for shard in named if shard.total}
-    rest = [shard for shard in shards if shard not in named]
-    forgotten = [shard.name for shard in rest if (shard.family, shard.total) in series]
+    names = _others(named, shards)
+    forgotten = [shard.name for shard in shards if shard.name in names and (shard.family, shard.total) in series]
     if forgotten:
         raise StorageError(
             "the index does not name all shards",
@@ -164,7 +168,7 @@ def _beside_index(directory: Path, index: Path, shards: Sequence[Shard], formats
             found=f"not in it: {listing(forgotten)}",
             hint=f"fetch the index again; or read what it names: {index}",
         )
-    return replace(choice, left_out=_others(named, shards))
+    return replace(choice, left_out=names)
 
 
 def _all_of_one_format(directory: Path, shards: Sequence[Shard], formats: Sequence[Format]) -> Choice:
@@ -173,9 +177,26 @@ def _all_of_one_format(directory: Path, shards: Sequence[Shard], formats: Sequen
     first = next(format.name for format in formats if format.name in kinds)
     found = [shard for shard in shards if shard.family.format == first]
     if {shard.family.label for shard in shards} != {shard.family.label for shard in found}:
-        raise _unclear(directory, shards)
+        raise _unclear(directory, _examples(directory, shards))
     _check_whole(directory, found, shards)
     return _chosen(directory, found, formats, _others(found, shards))
+
+
+def check_first(directory: Path, stem: str, stay: Iterable[Path]) -> None:
+    """Whether a checkpoint of the name `stem` is what a reader takes, beside files that stay in a directory.
+
+    Raises:
+        StorageError: others would be read in its place, or as a part of it.
+    """
+    own = Family(stem, "", "").rank
+    others = sorted(path.name for path in stay if _shard(path.name, path.stem, "").family.rank <= own)
+    if others:
+        raise StorageError(
+            "other files in the directory would be read as the checkpoint",
+            where=str(directory),
+            found=listing(others),
+            hint="remove them, or choose another directory",
+        )
 
 
 # --------------------------------------------------------------------------------------------------------- names
@@ -212,37 +233,48 @@ def _indices(directory: Path, formats: Sequence[Format]) -> dict[Family, Path]:
     for path in sorted(directory.glob("*.index*.json")):
         name = _INDEX.fullmatch(path.name)
         format = next((format for format in formats if name and f".{name['suffix']}" in format.suffixes), None)
-        if name is not None and format is not None and path.is_file():
+        if name is not None and format is not None and not path.is_dir():
             found.setdefault(_family(name["stem"], name["variant"] or "", format.name), path)
     return found
 
 
 def _check_whole(directory: Path, found: Iterable[Shard], there: Iterable[Shard]) -> None:
-    """All shards of the series that is read must be there.
+    """All shards of the series that is read must be there, each once.
 
     Raises:
-        StorageError: one is missing, or there are shards of several ways to cut.
+        StorageError: they are not, or there are shards of several ways to cut.
     """
     for family in dict.fromkeys(shard.family for shard in found if shard.total):
-        totals = {shard.total for shard in found if shard.family == family}
+        own = [shard for shard in found if shard.family == family]
+        totals = {shard.total for shard in own}
         if len(totals) > 1:
             raise StorageError(
-                "the directory holds shards of several checkpoints",
+                f"the directory holds {family.label} more than once: whole, or cut into shards",
                 where=str(directory),
-                expected=f"one number of shards of {family.label}",
-                found=listing(shard.name for shard in found if shard.family == family),
-                hint=f"say which: {directory}/{family.label}*-of-*{max(totals)}*",
+                expected="one of them",
+                found=listing(shard.name for shard in own),
+                hint=f"say which: {' or '.join(_examples(directory, own)[:3])}",
             )
         (total,) = totals
-        numbers = {shard.number for shard in there if (shard.family, shard.total) == (family, total)}
-        wanted = range(total) if 0 in numbers else range(1, total + 1)
-        if missing := [number for number in wanted if number not in numbers]:
+        series = [shard for shard in there if (shard.family, shard.total) == (family, total)]
+        numbers = {shard.number for shard in series}
+        first = 0 if 0 in numbers else 1
+        absent = (number for number in range(first, first + total) if number not in numbers)
+        if missing := list(islice(absent, 12)):  # the total may be any number
             raise StorageError(
                 "the checkpoint is not whole: a shard is missing",
                 where=str(directory),
                 expected=f"{total} shards of {family.label}",
-                found=f"no number {listing(map(str, missing))}",
+                found=f"{len(series)} of them; no number {', '.join(map(str, missing))}",
                 hint="fetch the missing files; to read one shard alone, give its file",
+            )
+        if len(series) != total:
+            raise StorageError(
+                "the checkpoint has too many shards",
+                where=str(directory),
+                expected=f"{total} shards of {family.label}",
+                found=f"{len(series)}: {listing(shard.name for shard in series)}",
+                hint="remove those that do not belong to it",
             )
 
 
@@ -258,27 +290,22 @@ def _chosen(
     return Choice(format, tuple(directory / shard.name for shard in found), left_out=left_out)
 
 
-def _unclear(directory: Path, shards: Sequence[Shard]) -> StorageError:
+def _unclear(directory: Path, examples: Sequence[str]) -> StorageError:
     return StorageError(
-        "the directory holds several checkpoints",
+        "the directory holds several checkpoints, and their names do not say which is meant",
         where=str(directory),
         expected="one of them",
-        found=listing(shard.name for shard in _one_each(shards)),
-        hint=f"say which: {' or '.join(_example(directory, shard) for shard in _one_each(shards)[:3])}",
+        found=listing(PurePath(example).name for example in examples),
+        hint=f"say which: {' or '.join(examples[:3])}",
     )
 
 
-def _one_each(shards: Iterable[Shard]) -> list[Shard]:
-    """The first file of every family."""
-    first: dict[Family, Shard] = {}
+def _examples(directory: Path, shards: Iterable[Shard]) -> list[str]:
+    """For every family, and every way in which it is cut, a path that means its files."""
+    first: dict[tuple[Family, int], Shard] = {}
     for shard in shards:
-        first.setdefault(shard.family, shard)
-    return list(first.values())
-
-
-def _example(directory: Path, shard: Shard) -> str:
-    """A pattern for the files that belong together with one."""
-    return f"{directory}/{_NUMBER.sub('*', shard.name)}"
+        first.setdefault((shard.family, shard.total), shard)
+    return [f"{directory}/{_NUMBER.sub('*', shard.name)}" for shard in first.values()]
 
 
 def _suffixes(formats: Iterable[Format]) -> str:

@@ -8,8 +8,9 @@ does without PyTorch; for writing, PyTorch makes the table, whose classes are it
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,6 +35,8 @@ __all__ = ["DcpFormat"]
 
 _TABLE = ".metadata"
 _DATA = "__0_0.distcp"
+_OWN = re.compile(r"__\d+_\d+\.distcp")
+_UNSOUND = (PickleRefused, KeyError, TypeError, AttributeError, ValueError)  # what a table that is none raises
 _MAX_TABLE = 1 << 30
 _MAX_PAIRS = 1 << 23  # of chunks of a tensor that are compared: a grid of 500 by 500 has as many
 
@@ -55,15 +58,18 @@ class DcpFormat(Format):
     writes_files = False
     writes_directories = True
     owns_directories = True
-    tables = (_TABLE,)
 
     def probe_directory(self, path: Path) -> bool:
         """Whether there are the table and any data."""
         return (path / _TABLE).is_file() and any(path.glob("*.distcp"))
 
     def stale(self, path: Path) -> list[Path]:
-        """The table and all data."""
-        return [entry for entry in [path / _TABLE, *sorted(path.glob("*.distcp"))] if entry.is_file()]
+        """The table, the data that it names, and data of the names that PyTorch gives."""
+        named: set[Path] = set()
+        with suppress(*_UNSOUND, StorageError):
+            named = {path / str(place["relative_path"]) for place in _Table.of(path).places.values()}
+        data = sorted(entry for entry in path.glob("*.distcp") if entry in named or _OWN.fullmatch(entry.name))
+        return [entry for entry in [path / _TABLE, *data] if entry.is_file()]
 
     def read_header(self, path: Path) -> Checkpoint:
         """The table, and the little headers of the chunks that are whole tensors."""
@@ -80,7 +86,7 @@ class DcpFormat(Format):
             names = _chosen(path, _Table.of(path), prefix)
             inside: set[str] = set()
             tensors = {name: _tensor(path, names.table, full, inside) for name, full in names.tensors.items()}
-        except (PickleRefused, KeyError, TypeError, AttributeError, ValueError) as error:
+        except _UNSOUND as error:
             raise StorageError(
                 "the table of the distributed checkpoint cannot be read",
                 where=str(path / _TABLE),

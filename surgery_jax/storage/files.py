@@ -225,7 +225,7 @@ def write_whole(path: str, text: str) -> None:
     Raises:
         StorageError: the operating system refuses; what was there stays.
     """
-    target = Path(path)  # a link is replaced, never followed
+    target = Path(os.path.realpath(path))
     part = target.with_name(f".{target.name[:40]}.surgery-{os.getpid()}")
     try:
         part.write_text(text, encoding="utf-8")

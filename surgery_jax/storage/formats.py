@@ -9,7 +9,7 @@ import importlib
 import os
 import pkgutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,10 +22,12 @@ from .choice import Choice, choose, choose_matching, is_pattern, of_index
 from .files import check_exists, check_regular, storage_error
 from .identity import identities_of, remembering
 from .shards import read_index, read_parts
+from .stages import kept_copy
 
 __all__ = [
     "OutputPlan",
     "formats",
+    "is_one_file",
     "open_checkpoint",
     "open_single",
     "resolve_output",
@@ -67,16 +69,22 @@ def _by_suffix(suffix: str) -> Format | None:
 
 
 def open_checkpoint(path: str) -> Checkpoint:
-    """The headers of the checkpoint at a path, whatever its format; `path#a.b` is the part of it whose names begin
-    with `a.b.`, under the rest of their names. `directory/pattern` are the files that match, and an index or a table
-    stands for the checkpoint that it describes.
+    """The headers of the checkpoint at a path, whatever its format.
+
+    `path#a.b` is the part of it whose names begin with `a.b.`, under the rest of their names; `directory/pattern` are
+    the files that match, an index means what it describes, and `torch:path` is what is there of one format.
 
     Raises:
         StorageError: there is none, it is not clear which, or it cannot be read.
     """
     place, part = split_part(path)
-    with remembering() as opened:
-        checkpoint = _open(place, part)
+    allowed, place = _split_format(place)
+    try:
+        with remembering() as opened:
+            checkpoint = _open(place, allowed, part)
+    except StorageError as error:
+        error.hint = kept_copy(Path(place)) or error.hint
+        raise
     for sentence in checkpoint.left_out:
         note(f"{path}: left out: {sentence}")
     return replace(checkpoint, path=str(Path(place)), identities=identities_of(checkpoint.files, opened))
@@ -88,33 +96,47 @@ def split_part(path: str) -> tuple[str, str]:
     return (place, part) if separator and not os.path.lexists(path) else (path, "")
 
 
-def _open(place: str, part: str) -> Checkpoint:
+def is_one_file(place: str) -> bool:
+    """Whether a path of a checkpoint is that of the only file of it."""
+    return Path(place).is_file() and not _is_index(Path(place))
+
+
+def _is_index(path: Path) -> bool:
+    return path.suffix.lower() == ".json"
+
+
+def _open(place: str, allowed: Sequence[Format], part: str) -> Checkpoint:
     target = Path(place)
     if is_pattern(place) and not os.path.lexists(place):
-        directory, pattern = (Path(target.parent), target.name)
-        check_exists(directory)
+        check_exists(target.parent)
         try:
-            return _read_choice(directory, choose_matching(directory, pattern, _folder_formats()), part)
+            choice = choose_matching(target.parent, target.name, _folder_formats(allowed))
+            return _read_choice(target.parent, choice, part)
         except OSError as error:
-            raise storage_error(error, directory, "read the directory") from None
+            raise storage_error(error, target.parent, "read the directory") from None
     if stat.S_ISDIR(check_exists(target).st_mode):
-        return _read_directory(target, part)
+        return _read_directory(target, allowed, part)
     check_regular(target)
-    described = next((format for format in formats().values() if target.name in format.tables), None)
-    if described is not None:
-        return _read(described, target.parent, part)
-    if target.suffix.lower() == ".json":
-        return _read_choice(target.parent, of_index(target, _folder_formats()), part)
-    return _read(_file_format(target), target, part)
+    if _is_index(target):
+        return _read_choice(target.parent, of_index(target, _folder_formats(allowed)), part)
+    return _read(_file_format(target) if len(allowed) > 1 else allowed[0], target, part)
 
 
 def _read(format: Format, path: Path, part: str) -> Checkpoint:
     return format.read_part(path, part) if part else format.read_header(path)
 
 
-def _folder_formats() -> list[Format]:
+def _split_format(place: str) -> tuple[Sequence[Format], str]:
+    """The formats that a path allows: all, or the one whose name stands before it; and the path itself."""
+    name, _, rest = place.partition(":")
+    if rest and name in formats() and not os.path.lexists(place):
+        return [formats()[name]], rest
+    return list(formats().values()), place
+
+
+def _folder_formats(allowed: Iterable[Format]) -> list[Format]:
     """The formats whose checkpoints may be directories of plain files, those first that are preferred."""
-    found = [(format.folder_rank, format) for format in formats().values() if format.folder_rank is not None]
+    found = [(format.folder_rank, format) for format in allowed if format.folder_rank is not None]
     return [format for _, format in sorted(found, key=lambda row: row[0])]
 
 
@@ -123,50 +145,56 @@ def _read_choice(directory: Path, choice: Choice, part: str) -> Checkpoint:
     index = None
     if choice.index is not None:
         index = {choice.format.indexed_name(name): value for name, value in read_index(choice.index).items()}
-    if choice.left_out:
-        note(f"{directory}: not a part of the checkpoint and left out: {listing(choice.left_out)}")
     format = choice.format
     if part and index is None and len(choice.files) == 1:
-        return format.read_part(choice.files[0], part)
-    checkpoint = read_parts(directory, choice.files, format.read_file, index, format.name)
-    return format.part(checkpoint, part) if part else checkpoint
+        checkpoint = format.read_part(choice.files[0], part)
+    else:
+        checkpoint = read_parts(directory, choice.files, format.read_file, index, format.name)
+        checkpoint = format.part(checkpoint, part) if part else checkpoint
+    _tell_left_out(directory, choice.left_out)
+    return checkpoint
 
 
-def _read_directory(path: Path, part: str) -> Checkpoint:
+def _tell_left_out(directory: Path, names: Sequence[str]) -> None:
+    if names:
+        note(f"{directory}: not a part of the checkpoint and left out: {listing(names)}")
+
+
+def _read_directory(path: Path, allowed: Sequence[Format], part: str) -> Checkpoint:
+    folders = _folder_formats(allowed)
     try:
         names = sorted(entry.name for entry in path.iterdir())
-        found = [format for format in formats().values() if format.folder_rank is None and format.probe_directory(path)]
-        weights = [file for format in _folder_formats() for file in format.weights(path)]
-        owners = [format for format in found if format.owns_directories]
-        if len(owners) == 1:
-            return _read(owners[0], path, part)
-        if len(found) == 1 and not weights:
-            return _read(found[0], path, part)
+        found = [format for format in allowed if format.folder_rank is None and format.probe_directory(path)]
+        found = [format for format in found if format.owns_directories] or found
+        plain = [format for format in folders if format.weights(path)]
+        if len(found) == 1 and (found[0].owns_directories or not plain):
+            checkpoint = _read(found[0], path, part)
+            rest = {str(file) for format in plain for file in format.weights(path)}.difference(checkpoint.files)
+            _tell_left_out(path, sorted(Path(file).name for file in rest))
+            return checkpoint
         if found:
-            raise _several_formats(path, owners or found, [] if owners else weights)
-        choice = choose(path, _folder_formats())
+            raise _several_formats(path, found if len(found) > 1 else [*found, *plain])
+        choice = choose(path, folders)
         if choice is not None:
             return _read_choice(path, choice, part)
     except OSError as error:
         raise storage_error(error, path, "read the directory") from None
     raise StorageError(
-        "the directory holds no checkpoint",
+        "the directory holds no checkpoint" + (f" of the format {allowed[0].name}" if len(allowed) == 1 else ""),
         where=str(path),
-        expected="files " + " ".join(f"*{suffix}" for format in formats().values() for suffix in format.suffixes),
+        expected="files " + " ".join(f"*{suffix}" for format in allowed for suffix in format.suffixes),
         found=listing(names),
     )
 
 
-def _several_formats(path: Path, found: Sequence[Format], weights: Sequence[Path]) -> StorageError:
-    tables = [path / name for format in found for name in format.tables if (path / name).is_file()]
-    patterns = dict.fromkeys(path / f"*{file.suffix}" for file in weights)
-    kinds = dict.fromkeys([*(format.name for format in found), *(f"*{file.suffix}" for file in weights)])
+def _several_formats(path: Path, found: Iterable[Format]) -> StorageError:
+    names = [format.name for format in found]
     return StorageError(
         "the directory holds checkpoints of several formats",
         where=str(path),
         expected="files of one format",
-        found=" and ".join(kinds),
-        hint="say which: " + " or ".join(map(str, [*tables, *patterns])),
+        found=" and ".join(names),
+        hint="say which: " + " or ".join(f"{name}:{path}" for name in names),
     )
 
 
@@ -184,7 +212,7 @@ def _file_format(path: Path) -> Format:
             raise StorageError(
                 f"the file is named like {named.name}, but holds {probed.name}",
                 where=str(path),
-                hint=f"rename it to {path.with_suffix(probed.suffixes[0]).name}",
+                hint=f"rename it to {path.with_suffix(probed.suffixes[0]).name}, or write {probed.name}:{path}",
             )
         return named  # its reader says best what is wrong
     if probed is None:

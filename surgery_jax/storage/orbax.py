@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,20 @@ from .base import Checkpoint, Format, LaidFile, Layout, no_part
 from .files import storage_error
 from .leftovers import in_words
 from .orbax_arrays import entries_apart, entries_together
-from .orbax_tree import COMMIT, MANIFEST, NOTE, OWN, STEP, STRINGS, TREE, Note, read_random_kinds, read_table, read_tree
+from .orbax_tree import (
+    COMMIT,
+    DATA,
+    MANIFEST,
+    NOTE,
+    OWN,
+    STEP,
+    STRINGS,
+    TREE,
+    Note,
+    read_random_kinds,
+    read_table,
+    read_tree,
+)
 from .orbax_write import Written
 from .zarr import METADATA, chunk_of, chunks, describe, encode_chunk
 
@@ -36,7 +50,6 @@ class OrbaxFormat(Format):
     name = "orbax"
     writes_files = False
     writes_directories = True
-    tables = (TREE, *STEP)
     options: ClassVar[Mapping[str, str]] = {
         "chunk": "largest chunk of an array, such as 64MB (default), or none; chunks are cut along the leading axis",
         "compression": "none (default) or zstd, of every chunk",
@@ -66,13 +79,20 @@ class OrbaxFormat(Format):
         return bool(names) and all(entry.is_dir() for entry in names) and bool(_choices(path))
 
     def stale(self, path: Path) -> list[Path]:
-        """The tables and arrays of a checkpoint that is the directory itself."""
-        if not self.probe_directory(path):
+        """The tables and arrays of a checkpoint that is the directory itself, or the items of a step."""
+        is_item = (path / TREE).is_file()
+        if not is_item and not any((path / name).is_file() for name in STEP):
             return []
-        own = [path / name for name in OWN] + sorted(path.glob("ocdbt.process_*"))
-        arrays = (entry for entry in sorted(path.iterdir()) if any((entry / name).is_file() for name in METADATA))
-        items = (entry for entry in sorted(path.iterdir()) if (entry / TREE).is_file())
-        return [entry for entry in dict.fromkeys([*own, *arrays, *items]) if entry.exists()]
+        own = [path / name for name in OWN if name != DATA]
+        if (path / MANIFEST).is_file():
+            own += [path / DATA, *sorted(path.glob("ocdbt.process_*"))]
+        if is_item:
+            with suppress(StorageError):  # a broken table is replaced like a sound one; it names nothing to remove
+                leaves, _ = read_tree(path / TREE, read_table(path / TREE, "the table of the tree"), "")
+                own += [path / leaf.stored for leaf in leaves if _is_array(path, leaf.stored)]
+        else:
+            own += [entry for entry in sorted(path.iterdir()) if (entry / TREE).is_file()]
+        return [entry for entry in dict.fromkeys(own) if entry.exists()]
 
     def read_header(self, path: Path) -> Checkpoint:
         """The tree of the only item of the only step, or of the one that the path names."""
@@ -185,17 +205,22 @@ def _finished(path: Path) -> list[Path]:
 
 
 def _check_no_steps(path: Path) -> None:
-    """A checkpoint beside the steps of a `CheckpointManager` would hide them."""
+    """A checkpoint beside others, such as the steps of a `CheckpointManager`, would hide them."""
     if not path.is_dir() or any((path / name).is_file() for name in (TREE, *STEP)):
         return
-    steps = [choice for choice in _choices(path) if choice.parent != path]
-    if steps:
+    if choices := _choices(path):
+        is_managed = choices[0].parent != path
         raise StorageError(
-            "the directory holds steps of a CheckpointManager",
+            "the directory holds steps of a CheckpointManager" if is_managed else "the directory holds checkpoints",
             where=str(path),
-            found=listing(str(step.relative_to(path)) for step in steps),
-            hint=f"name a step or an item, such as {steps[-1]}",
+            found=listing(str(choice.relative_to(path)) for choice in choices),
+            hint=f"name a step or an item, such as {choices[-1]}, or another directory",
         )
+
+
+def _is_array(path: Path, stored: str) -> bool:
+    """Whether there is an array under a name of the table, right in the directory."""
+    return Path(stored).name == stored and any((path / stored / name).is_file() for name in METADATA)
 
 
 def _by_number(path: Path) -> tuple[Any, ...]:

@@ -19,6 +19,7 @@ from .keys import MAX_DEPTH, join_keys
 
 __all__ = [
     "COMMIT",
+    "DATA",
     "KEYS",
     "MANIFEST",
     "NOTE",
@@ -39,7 +40,8 @@ COMMIT = "commit_success.txt"
 STRINGS = "_strings.json"
 MANIFEST = "manifest.ocdbt"
 KEYS = "array_metadatas"
-OWN = (TREE, *STEP, COMMIT, STRINGS, "_sharding", KEYS, MANIFEST, "d")
+DATA = "d"  # of the key-value store
+OWN = (TREE, *STEP, COMMIT, STRINGS, "_sharding", KEYS, MANIFEST, DATA)
 NOTE = "orbax"  # the key of the metadata of a checkpoint
 _MAX_TABLE = 1 << 28  # bytes; the table of a million leaves has as many
 _COSTS = {b"{": 184, b"[": 64, b",": 32}  # bytes of memory that a mark of JSON stands for

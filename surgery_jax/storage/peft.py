@@ -32,7 +32,6 @@ class PeftFormat(Format):
     writes_files = False
     writes_directories = True
     owns_directories = True
-    tables = (CONFIG,)
     takes_notes = True
 
     def probe_directory(self, path: Path) -> bool:

@@ -207,9 +207,11 @@ class _Machine:
             if not all(isinstance(part, _SCALARS) for part in parts):
                 raise PickleRefused("a key that is neither text nor number")
         if type(target) is dict:
-            before = getsizeof(target)
+            before, count = getsizeof(target), len(target) + len(items) // 2
             target.update(zip(items[::2], items[1::2], strict=True))
             self.spend(getsizeof(target) - before)
+            if len(target) != count:
+                raise PickleRefused("a key twice in one dictionary")
 
     def stack_global(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()

@@ -1,7 +1,8 @@
 """Making a whole output appear at once, or not at all.
 
-An output is built in a hidden directory beside its final place, then renamed. Renames are remembered, so that a commit
-that fails half way, or whose neighbour fails, can be taken back.
+An output is built in a hidden directory beside its final place, then renamed; a directory is exchanged with the old one
+in one step, after the files in it that are not of the old checkpoint have been linked into the new one. Renames are
+remembered, so that a commit that fails half way, or whose neighbour fails, can be taken back.
 """
 
 from __future__ import annotations
@@ -10,159 +11,62 @@ import errno
 import os
 import shutil
 import stat
-import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import StorageError, listing
+from ..core.errors import Problems, StorageError, told
+from ..core.interrupts import check_interrupted, held, note_published
 from ..core.specs import format_bytes
 from .base import Layout
 from .files import storage_error
-from .formats import OutputPlan, formats
+from .formats import OutputPlan
+from .renames import Renames, link
+from .stages import Stage, is_stage
+from .targets import check_space, check_target, final_place
 
-__all__ = ["Staging", "check_space", "check_target", "commit_all", "storage_error"]
-
+__all__ = ["Staging", "check_space", "check_target", "commit_all", "storage_error", "unwinding"]
 
 _SYNCING = 16  # files that are brought to the disk at the same time
-
-
-# ----------------------------------------------------------------------------------------------------------- checks
-
-
-def check_target(plan: OutputPlan, overwrite: bool) -> None:
-    """Whether an output may and can be written to its place, before any work is done.
-
-    Raises:
-        StorageError: something is in the way, or the place cannot be written.
-    """
-    final = _final(plan)
-    try:
-        mode = final.stat().st_mode if final.exists() else None
-        if mode is not None and stat.S_ISDIR(mode):
-            _check_directory(plan, final, overwrite)
-        elif mode is not None:
-            _check_file(plan, final, stat.S_ISREG(mode), overwrite)
-        above = next(parent for parent in final.parents if parent.exists())
-        if not above.is_dir():
-            raise StorageError("a file is where a directory is needed", where=plan.path, found=f"the file {above}")
-        place = above if os.access(above, os.W_OK | os.X_OK) or not final.is_dir() else final
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise StorageError("the directory cannot be written", where=plan.path, found=f"no permission for {place}")
-    except OSError as error:
-        raise storage_error(error, plan.path, "write there") from None
-
-
-def _check_directory(plan: OutputPlan, final: Path, overwrite: bool) -> None:
-    if not plan.is_directory:
-        raise StorageError(
-            "a directory is where the file would be",
-            where=plan.path,
-            hint="give the name of a file in it, or a 'shard' size to write a directory",
-        )
-    for format in formats().values():
-        # Beside the new checkpoint, these would be read instead of it or make it unclear. They are not ours to delete.
-        own = set(plan.format.stale(final)) if plan.format.owns_directories else set()
-        is_other = format.name != plan.format.name and format.probe_directory(final)
-        if is_other and not own.issuperset(format.stale(final)):
-            raise StorageError(
-                f"the directory holds a {format.name} checkpoint",
-                where=plan.path,
-                found=listing(str(path.relative_to(final)) for path in format.stale(final)),
-                hint="choose another directory, or remove these files",
-            )
-    stale = plan.format.stale(final)
-    if stale and not overwrite:
-        raise StorageError(
-            "the directory holds a checkpoint already",
-            where=plan.path,
-            found=listing(str(path.relative_to(final)) for path in stale),
-            hint="add --overwrite to replace it; other files in the directory stay",
-        )
-
-
-def _check_file(plan: OutputPlan, final: Path, is_regular: bool, overwrite: bool) -> None:
-    if plan.is_directory:
-        raise StorageError("a file is where the directory would be", where=plan.path)
-    if not is_regular:
-        raise StorageError("this is neither a file nor a directory", where=plan.path, expected="a file to write")
-    if not overwrite:
-        raise StorageError("the file exists already", where=plan.path, hint="add --overwrite to replace it")
-
-
-def check_space(outputs: Iterable[tuple[OutputPlan, Layout]]) -> None:
-    """Whether the disks have room for all outputs beside what is there now.
-
-    Raises:
-        StorageError: a disk has not.
-    """
-    need: dict[int, int] = {}
-    place: dict[int, tuple[str, Path]] = {}
-    for plan, layout in outputs:
-        final = _final(plan)
-        above = next(parent for parent in final.parents if parent.is_dir())
-        disk = above.stat().st_dev
-        need[disk] = need.get(disk, 0) + sum(file.size for file in layout.files)
-        place[disk] = plan.path, above
-    for disk, count in need.items():
-        path, above = place[disk]
-        status = os.statvfs(above)
-        free = status.f_bavail * status.f_frsize
-        if count > free:
-            raise StorageError(
-                "not enough room on the disk",
-                where=path,
-                expected=f"needs {format_bytes(count)}",
-                found=f"has {format_bytes(free)}",
-                hint="free some space, or write to another disk",
-            )
-
-
-def _final(plan: OutputPlan) -> Path:
-    """The real place: links are followed, so that the link stays and the renames stay on one disk."""
-    try:
-        return Path(os.path.realpath(plan.path))
-    except ValueError as error:  # a NUL byte in the name
-        raise StorageError(f"not a path: {error}", where=repr(plan.path)) from None
-
-
-# ---------------------------------------------------------------------------------------------------------- staging
+_State = tuple[int, int, int]  # node, size and time of change: what tells a file from any other
 
 
 class Staging:
     """One output while it is being written. Others write to `fd(index)`; then `commit_all`, and `abort` in any case."""
 
-    def __init__(self, plan: OutputPlan, layout: Layout, told: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, plan: OutputPlan, layout: Layout, told: Mapping[str, Any] | None = None, *, overwrite: bool = True
+    ) -> None:
         """Make the hidden directory and all files in their full length; or open those that another process has made,
         by what its `tell` told. That other process publishes; this one only helps to write.
 
+        What lies at the place now is what may be replaced, if `overwrite`, and nothing that comes later.
+
         Raises:
-            StorageError: the operating system refuses; nothing is left behind.
+            StorageError: something is in the way, or the operating system refuses; nothing is left behind.
         """
         self.plan = plan
         self.layout = layout
-        self._final = _final(plan)
+        self._final = final_place(plan.path)
         self._descriptors: dict[int, int] = {}
         self._direct: dict[int, int] = {}
         self._parents: list[Path] = []
-        self._renames = _Renames()
-        self._stage: Path | None = None
+        self._renames = Renames()
+        self._stage: Stage | None = None
         self._finished = self._synced = False
-        self._stale: list[Path] = []
+        self._seen: dict[str, _State] = {}
+        self._kept: dict[str, _State] = {}  # what was linked into the new directory, by name
         if told is not None:
             self._join(told)
             return
         try:
             # Now, and not when publishing: until then, other outputs of the same run may appear in the directory.
-            self._stale = plan.format.stale(self._final) if self._final.is_dir() else []
-            # The place itself may not be renamed if it is a mount point, the user's working directory, or in
-            # a directory that we may not write: then its files are exchanged one by one.
-            self._in_place = self._final.is_dir() and (
-                self._final.is_mount() or self._final == Path.cwd() or not os.access(self._final.parent, os.W_OK)
-            )
+            self._seen = self._state(self._final)
+            check_target(plan, overwrite)
+            self._in_place = _stays(self._final)
             self._make()
         except OSError as error:
             self.abort()
@@ -177,9 +81,8 @@ class Staging:
         for parent in reversed(missing):
             parent.mkdir()
             self._parents.append(parent)
-        prefix = f".{self._final.name[:40]}.surgery-"  # file names have at most 255 bytes
-        self._stage = Path(tempfile.mkdtemp(prefix=prefix, dir=above))
-        self._built = self._stage / "new"
+        self._stage = Stage.make(self._final, above)
+        self._built = self._stage.new
         if self.layout.is_directory:
             self._built.mkdir()
             if self._final.is_dir():
@@ -200,11 +103,12 @@ class Staging:
 
     def tell(self) -> dict[str, Any]:
         """What another process must know to write here too."""
-        return {"stage": str(self._stage), "parents": [str(parent) for parent in self._parents]}
+        assert self._stage is not None
+        return {"stage": str(self._stage.path), "parents": [str(parent) for parent in self._parents]}
 
     def _join(self, told: Mapping[str, Any]) -> None:
-        self._stage = Path(told["stage"])
-        self._built = self._stage / "new"
+        self._stage = Stage(Path(told["stage"]))
+        self._built = self._stage.new
         self._parents = [Path(parent) for parent in told["parents"]]
         try:
             for index, file in enumerate(self.layout.files):
@@ -294,136 +198,255 @@ class Staging:
         found = sorted(path for path in self._built.rglob("*") if path.is_file())
         return {str(Path(self.plan.path) / path.relative_to(self._built)): path for path in found}
 
+    # -- what is there ------------------------------------------------------------------------------------------
+
+    def _state(self, place: Path) -> dict[str, _State]:
+        """What there is to be replaced: a file, or those of a directory that are of the old checkpoint."""
+        if not os.path.lexists(place):
+            return {}
+        if not place.is_dir() or not self.layout.is_directory:
+            return {".": _state_of(place)}
+        return {
+            str(path.relative_to(place)): _state_of(path)
+            for path in self.plan.format.stale(place)
+            if os.path.lexists(path)
+        }
+
+    def _check_seen(self, place: Path, fresh: Set[Path]) -> dict[str, _State]:
+        """What is there and is to go; `fresh` are the places of this run's outputs, which are not old.
+
+        Raises:
+            StorageError: somebody else has changed it since the beginning.
+        """
+        own = {str(path.relative_to(self._final)) for path in fresh if path.is_relative_to(self._final)} - {"."}
+        seen, found = (
+            {name: state for name, state in states.items() if name not in own}
+            for states in (self._seen, self._state(place))
+        )
+        if seen != found:
+            raise self._disturbed()
+        return seen
+
+    def _disturbed(self) -> StorageError:
+        return StorageError(
+            "cannot publish it: what is there was changed by somebody else while this run was at work",
+            where=self.plan.path,
+            hint="what is there stays; run again, with --overwrite if it is to be replaced",
+        )
+
+    # -- publishing ---------------------------------------------------------------------------------------------
+
+    def _prepare(self, sync: bool, fresh: Set[Path]) -> None:
+        """Link into the new directory what stays of the old one."""
+        try:
+            old = self._check_seen(self._final, fresh)
+            if not self._in_place and self.layout.is_directory and self._final.is_dir():
+                self._kept = _link_others(self._final, self._built, {self._final / name for name in old})
+                _give_to_owner(self._final, self._built)
+                if sync:
+                    _sync_all([*(path for path in self._built.rglob("*") if path.is_dir()), self._built])
+        except OSError as error:
+            raise storage_error(error, self.plan.path, "publish it") from None
+
     def _publish(self, sync: bool, fresh: Set[Path]) -> None:
-        """Rename all into its place; `fresh` are the places of this run's outputs, which are not old."""
+        """Rename all into its place."""
         assert self._stage is not None
         try:
-            self._stale = [path for path in self._stale if path not in fresh and path.exists()]
-            if not self._final.is_dir():
-                self._renames.replace(self._built, self._final, self._stage / "old")
+            old = self._check_seen(self._final, fresh)
+            if not os.path.lexists(self._final):
+                self._renames.move(self._built, self._final)
             elif self._in_place:
-                self._exchange_files()
+                self._exchange_files(list(old))
             else:
-                self._exchange_directory()
+                before = self._renames.swap(self._built, self._final, self._stage.old)
+                self._check_seen(before, fresh)
+                if self.layout.is_directory:
+                    self._carry(before, old)
             if sync:
                 _sync(self._final.parent)
                 if self._final.is_dir():
                     _sync(self._final)
                 for parent in self._parents:
                     _sync(parent.parent)
+        except FileExistsError:
+            raise self._disturbed() from None
         except OSError as error:
             raise storage_error(error, self.plan.path, "publish it") from None
 
-    def _exchange_directory(self) -> None:
-        """The old directory goes away as a whole; what is not of the old checkpoint moves into the new one."""
+    def _carry(self, before: Path, old: Mapping[str, _State]) -> None:
+        """Bring along what came into the old directory since its files were linked, and the hidden directories of
+        outputs within it."""
+        for entry in sorted(before.iterdir()):
+            if entry.name in old or (entry.name in self._kept and _state_of(entry) == self._kept[entry.name]):
+                continue
+            place = self._final / entry.name
+            if entry.name in self._kept and not place.is_dir():
+                place.unlink()
+            if not place.is_dir():
+                self._renames.move(entry, place)
+
+    def _exchange_files(self, old: Sequence[str]) -> None:
+        """The directory stays, its files change one by one. What names the others is the last of the old ones to go,
+        and the first of the new ones to come: until all are there, what is there cannot be read."""
         assert self._stage is not None
-        old = self._stage / "old"
-        self._renames.move(self._final, old)
-        self._put_away(old / path.relative_to(self._final) for path in self._stale)
-        for entry in sorted(old.iterdir()):
-            self._renames.move(entry, self._built / entry.name)
-        self._renames.move(self._built, self._final)
+        laid = list(dict.fromkeys(Path(file.name).parts[0] for file in self.layout.files))
+        names = [entry.name for entry in sorted(self._built.iterdir())]
+        if names == list(old) and len(names) == 1:
+            self._renames.swap(self._built / names[0], self._final / names[0], self._stage.old)
+            return
+        self._stage.old.mkdir()
+        for name in reversed(old):
+            place = self._stage.old / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            self._renames.move(self._final / name, place)
+        for name in sorted(names, key=lambda name: -laid.index(name) if name in laid else -len(laid)):
+            self._renames.move(self._built / name, self._final / name)
 
-    def _exchange_files(self) -> None:
-        """The directory stays, its files change one by one; a reader may see a mixture for a moment."""
-        self._put_away(self._stale)
-        for entry in sorted(self._built.iterdir()):
-            self._renames.move(entry, self._final / entry.name)
-
-    def _put_away(self, paths: Iterable[Path]) -> None:
-        assert self._stage is not None
-        (self._stage / "stale").mkdir()
-        for number, path in enumerate(paths):
-            self._renames.move(path, self._stage / "stale" / str(number))
-
-    def _clean(self) -> None:
-        """After success: nothing of the old can be wanted back."""
-        self._renames.forget()
-        self._parents.clear()
-        if self._stage is not None:
-            shutil.rmtree(self._stage, ignore_errors=True)
-            self._stage = None
-
-    def abort(self) -> None:
-        """Take everything back that is not committed; does nothing the second time.
-
-        Of several outputs abort the last one first: an earlier one may have made the directory of a later one.
-
-        Raises:
-            StorageError: what was there before could not be put back; says where it is.
-        """
-        self._close()
-        stage, self._stage = self._stage, None
+    def _take_back(self) -> StorageError | None:
+        """Put back what was there before; gives what to say if that cannot be done."""
         try:
             self._renames.undo()
         except OSError as error:
             problem = storage_error(error, self.plan.path, "put back what was there before")
-            problem.hint = f"it is kept in {stage}"
-            raise problem from None
-        if stage is not None:
-            shutil.rmtree(stage, ignore_errors=True)
-        while self._parents:
-            with suppress(OSError):  # somebody else may have put something there
-                self._parents.pop().rmdir()
+            self._renames.forget()
+            if self._stage is not None:
+                problem.hint = f"it is kept in {self._stage.path}"
+                self._stage.close()
+                self._stage = None
+            return problem
+        return None
+
+    def _clean(self) -> None:
+        """After success: nothing of the old can be wanted back. Does not fail: what cannot be removed is left."""
+        self._renames.forget()
+        self._parents.clear()
+        if self._stage is not None:
+            self._stage.remove()
+            self._stage = None
+
+    def abort(self) -> StorageError | None:
+        """Take everything back that is not committed; does nothing the second time. Does not fail: gives what to say
+        if what was there before could not be put back.
+
+        Of several outputs abort the last one first: an earlier one may have made the directory of a later one.
+        """
+        with held():
+            self._close()
+            problem = self._take_back()
+            if self._stage is not None:
+                self._stage.remove()
+                self._stage = None
+            while self._parents:
+                with suppress(OSError):  # somebody else may have put something there
+                    self._parents.pop().rmdir()
+        return problem
 
 
 def commit_all(stagings: Sequence[Staging], sync: bool = True) -> None:
     """Publish several outputs: all are complete before the first appears; if one fails, all are taken back.
 
+    Who asks to stop before the first appears is heard; after that, only when all are there.
+
     Raises:
         StorageError: an output could not be completed or published.
     """
+    # A directory before what lies within it, which comes into the new one.
+    order = sorted(stagings, key=lambda staging: len(staging._final.parts))
+    fresh = {staging._final for staging in stagings}
     try:
         for staging in stagings:
             staging.finish(sync)
-        fresh = {staging._final for staging in stagings}
-        for staging in stagings:
-            staging._publish(sync, fresh)
+        for staging in order:
+            staging._prepare(sync, fresh)
+        check_interrupted()
+        with held():
+            _publish_all(order, sync, fresh)
+            note_published(staging.plan.path for staging in stagings)
+            for staging in stagings:
+                staging._clean()
     except BaseException:
         for staging in reversed(stagings):
             staging.abort()
         raise
-    for staging in stagings:
-        staging._clean()
+
+
+def _publish_all(order: Sequence[Staging], sync: bool, fresh: Set[Path]) -> None:
+    stages = [staging._stage for staging in order if staging._stage is not None]
+    try:
+        for stage in stages:
+            stage.begin(len(stages) > 1)
+        for staging in order:
+            staging._publish(sync, fresh)
+    except BaseException as error:
+        lost = [problem for staging in reversed(order) if (problem := staging._take_back())]
+        if lost and isinstance(error, Exception):
+            raise Problems([told(error), *lost]) from None
+        raise
+    for stage in stages:
+        stage.end()
+
+
+@contextmanager
+def unwinding() -> Iterator[ExitStack]:
+    """A stack of what must be done at the end, whatever happens: a signal that comes meanwhile waits."""
+    stack = ExitStack()
+    try:
+        yield stack
+    finally:
+        with held():
+            stack.close()
 
 
 # ---------------------------------------------------------------------------------------------------------- details
 
 
-class _Renames:
-    """Renames that can be taken back."""
+def _stays(final: Path) -> bool:
+    """Whether a directory may not be exchanged as a whole: it is a mount point or has one in it, is the user's working
+    directory, or in a directory that we may not write. Then its files are exchanged one by one."""
+    return final.is_dir() and (
+        final.is_mount()
+        or final == Path.cwd()
+        or not os.access(final.parent, os.W_OK)
+        or any(entry.is_mount() for entry in final.iterdir())
+    )
 
-    def __init__(self) -> None:
-        self._done: list[tuple[Path, Path]] = []
 
-    def move(self, source: Path, target: Path) -> None:
-        """Rename; refuses to replace, because that could not be taken back."""
-        if target.exists() or target.is_symlink():
-            raise FileExistsError(17, f"{target.name} is in the way", str(target))
-        self._done.append((source, target))  # before it is done: an interrupt in between must not lose it
-        source.rename(target)
+def _state_of(path: Path) -> _State:
+    status = path.lstat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
-    def replace(self, source: Path, target: Path, backup: Path) -> None:
-        """Rename over a file in one step, so that at every moment there is one; the old file stays as `backup`."""
-        if not target.exists():
-            self.move(source, target)
-            return
-        self._done.append((target, backup))
-        try:
-            backup.hardlink_to(target)
-        except OSError:  # a file system without hard links
-            target.rename(backup)
-        source.replace(target)
 
-    def undo(self) -> None:
-        while self._done:
-            source, target = self._done[-1]
-            if target.exists() or target.is_symlink():
-                target.replace(source)
-            self._done.pop()
+def _link_others(old: Path, new: Path, without: Set[Path]) -> dict[str, _State]:
+    """Give all files below a directory but some a second name in another one; where the file system has no such thing
+    they are copied. Gives what they were.
 
-    def forget(self) -> None:
-        self._done.clear()
+    Raises:
+        OSError: that cannot be done, or a name is taken.
+    """
+    done = {}
+    for entry in sorted(old.iterdir()):
+        if entry in without or is_stage(entry.name):
+            continue
+        target = new / entry.name
+        done[entry.name] = _state_of(entry)
+        if entry.is_dir() and not entry.is_symlink():
+            target.mkdir(exist_ok=True)
+            _link_others(entry, target, without)
+            _give_to_owner(entry, target)
+            shutil.copystat(entry, target)
+        elif os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, f"{entry.name} is in the way", str(target))
+        elif not link(entry, target):
+            shutil.copy2(entry, target, follow_symlinks=False)
+            if not entry.is_symlink():
+                _sync(target)
+    return done
+
+
+def _give_to_owner(old: Path, new: Path) -> None:
+    status = old.stat()
+    with suppress(PermissionError):  # only root may give away
+        os.chown(new, status.st_uid, status.st_gid)
 
 
 def _write_at(descriptor: int, data: bytes, offset: int) -> None:

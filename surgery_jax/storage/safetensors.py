@@ -12,7 +12,6 @@ import math
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from ..core.dtypes import BY_CODE
 from ..core.errors import StorageError, listing, nearest
 from ..core.specs import Spec
 from .base import Checkpoint, Entry, Extent, Format, LaidFile, Layout
+from .choice import check_first
 from .files import File, parse_json, paused_gc
-from .shards import cut, index_bytes, read_index, read_parts
+from .shards import cut, index_bytes, own_files, read_parts
 
 __all__ = ["SafetensorsFormat"]
 
@@ -58,14 +58,8 @@ class SafetensorsFormat(Format):
         return len(head) == 9 and head[8:] in b"{ \t\r\n" and 2 <= struct.unpack("<Q", head[:8])[0] <= MAX_HEADER
 
     def stale(self, path: Path) -> list[Path]:
-        """What a reader of the directory takes for the checkpoint: with an index, only the files that it names."""
-        if not (path / INDEX).is_file():
-            return _files(path)
-        found = {file: None for file in _files(path) if _SHARD.fullmatch(file.name)}
-        # A broken index is replaced like a sound one; it names nothing to remove.
-        with suppress(StorageError):
-            found.update(dict.fromkeys(path / value for value in read_index(path / INDEX).values()))
-        return [path / INDEX, *found]
+        """The index, the files that it names, and those of the names that a checkpoint's own files have."""
+        return own_files(path, INDEX, _files(path), _SHARD)
 
     def read_header(self, path: Path) -> Checkpoint:
         """The headers of a file."""
@@ -87,7 +81,7 @@ class SafetensorsFormat(Format):
         """One file, a directory of one file, or shards and an index; data in the order of `tensors`."""
         text = dict(sorted(({"format": "pt"} | dict(metadata)).items()))
         if is_directory and shard_bytes is None:
-            self._check_alone(path)
+            check_first(path, "model", set(_files(path)).difference(self.stale(path)))
         if not is_directory or shard_bytes is None:
             file, offsets = _lay_file(path, "model.safetensors" if is_directory else "", tensors, text)
             return Layout((file,), {name: (0, offset) for name, offset in offsets.items()}, is_directory)
@@ -104,17 +98,6 @@ class SafetensorsFormat(Format):
         )
         files.append(LaidFile(INDEX, len(index), ((0, index),)))
         return Layout(tuple(files), places, True)
-
-    def _check_alone(self, path: Path) -> None:
-        """Without an index, every safetensors file of the directory counts, also those that nobody replaces."""
-        stay = sorted(set(_files(path)) - set(self.stale(path)))
-        if stay:
-            raise StorageError(
-                "other files in the directory would be read as a part of the checkpoint",
-                where=str(path),
-                found=listing(file.name for file in stay),
-                hint="write shards with an index: set 'shard' to a size; or choose another directory",
-            )
 
 
 def _files(path: Path) -> list[Path]:

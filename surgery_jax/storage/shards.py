@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from ..core.errors import StorageError, listing, nearest
@@ -13,7 +15,7 @@ from ..core.specs import Spec
 from .base import Checkpoint, Entry
 from .files import File, parse_json
 
-__all__ = ["check_inside", "cut", "index_bytes", "is_name", "read_index", "read_parts"]
+__all__ = ["ANY_SHARD", "check_inside", "cut", "index_bytes", "is_name", "own_files", "read_index", "read_parts"]
 
 _MAX_INDEX = 1 << 28  # bytes
 _MAX_NAMES = 1 << 20  # ten times as many as the largest models have; each takes some 300 bytes of memory
@@ -107,7 +109,7 @@ def read_parts(
                 f"the tensor {name!r} is in two files",
                 where=str(path),
                 found=f"{holder[name].name} and {part.name}",
-                hint="remove the one that does not belong to the checkpoint",
+                hint=f"say which belong to the checkpoint, with a pattern or a file: {path}/{part.name}",
             )
         entries.update(header.entries)
         left_out.update(dict.fromkeys(header.left_out))
@@ -136,6 +138,28 @@ def _check_index(path: Path, index: Mapping[str, str], holder: Mapping[str, Path
                 expected=f"the tensor in {value}",
                 found=f"it is in {holder[name].relative_to(path)}",
             )
+
+
+ANY_SHARD = re.compile(r"(.+)-\d+(-of-\d+\.\w+)")  # how the shards of any checkpoint are named
+
+
+def own_files(path: Path, index: str, files: Sequence[Path], own: re.Pattern[str]) -> list[Path]:
+    """Which files of a directory are its checkpoint, and go when it is replaced: the index, which comes first, the
+    files that it names, and those with names like ours (`own`).
+
+    Without any of them it is the only file, or the shards of one name. Of several others nobody can tell what they are,
+    so they stay.
+    """
+    is_indexed = (path / index).is_file()
+    found = {file: None for file in files if own.fullmatch(file.name)}
+    if is_indexed:
+        # A broken index is replaced like a sound one; it names nothing to remove.
+        with suppress(StorageError):
+            found.update(dict.fromkeys(path / value for value in read_index(path / index).values()))
+    elif not found:
+        kinds = {match.groups() if (match := ANY_SHARD.fullmatch(file.name)) else file.name for file in files}
+        found = dict.fromkeys(files) if len(kinds) == 1 else {}
+    return [*([path / index] if is_indexed else []), *found]
 
 
 def cut(tensors: Sequence[tuple[str, Spec]], limit: int) -> list[list[tuple[str, Spec]]]:

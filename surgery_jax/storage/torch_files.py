@@ -12,8 +12,9 @@ from pathlib import Path
 from ..core.errors import StorageError
 from ..core.specs import Spec
 from .base import Checkpoint, Entry, Format, LaidFile, Layout
+from .choice import check_first
 from .pickles import Writer
-from .shards import cut, index_bytes
+from .shards import ANY_SHARD, cut, index_bytes, own_files
 from .torch_tables import read_table
 from .torch_tensors import STORAGES, UNTYPED, Tensor, entry_of, read_file
 from .zips import LaidZip, complete_checksums, lay_zip
@@ -21,6 +22,7 @@ from .zips import LaidZip, complete_checksums, lay_zip
 __all__ = ["TorchFormat", "lay_torch"]
 
 INDEX = "pytorch_model.bin.index.json"
+_SHARD = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 _NOT_WEIGHTS = re.compile(
     r"training_args\.bin|(optimizer|scheduler)\.(pt|bin)|rng_state.*\.pth|scaler\.pt"
 )  # what trainers leave beside
@@ -37,8 +39,9 @@ class TorchFormat(Format):
     folder_rank = 1
 
     def weights(self, directory: Path) -> list[Path]:
-        """Without what trainers leave beside."""
-        return [path for path in _files(directory) if path.name[0] != "."]
+        """Without what trainers leave beside; by suffix, then by name."""
+        found = [path for path in super().weights(directory) if not _NOT_WEIGHTS.fullmatch(path.name)]
+        return sorted(found, key=lambda path: self.suffixes.index(path.suffix.lower()))
 
     def probe_directory(self, path: Path) -> bool:
         """Whether there is an index or any file of weights."""
@@ -51,8 +54,11 @@ class TorchFormat(Format):
         return head == b"PK" or (len(head) == 2 and head[0] == 0x80 and head[1] <= 5)
 
     def stale(self, path: Path) -> list[Path]:
-        """The files of weights in a directory."""
-        return [*_files(path), *([path / INDEX] if (path / INDEX).is_file() else [])]
+        """The index, the files that it names, and those of the names that a checkpoint's own files have.
+
+        A file of any other name may be anything: a tokenizer, averaged weights.
+        """
+        return own_files(path, INDEX, _named(path), _SHARD)
 
     def read_header(self, path: Path) -> Checkpoint:
         """The tensors of a file."""
@@ -89,6 +95,7 @@ class TorchFormat(Format):
         if not is_directory:
             return _archives(path, {"": tensors}, None, False)
         if shard_bytes is None:
+            check_first(path, "pytorch_model", set(_files(path)).difference(self.stale(path)))
             return _archives(path, {"pytorch_model.bin": tensors}, None, True)
         shards = cut(tensors, shard_bytes)
         named = {f"pytorch_model-{n:05d}-of-{len(shards):05d}.bin": shard for n, shard in enumerate(shards, 1)}
@@ -109,6 +116,11 @@ def _files(path: Path) -> list[Path]:
     return [
         entry for entry in found if entry.is_file() and entry.name[0] != "." and not _NOT_WEIGHTS.fullmatch(entry.name)
     ]
+
+
+def _named(path: Path) -> list[Path]:
+    """Those whose names say that they are a checkpoint or a part of one."""
+    return [file for file in _files(path) if _SHARD.fullmatch(file.name) or ANY_SHARD.fullmatch(file.name)]
 
 
 # ---------------------------------------------------------------------------------------------------------- reading

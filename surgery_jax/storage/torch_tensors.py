@@ -130,7 +130,10 @@ def _from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
 def _ordered(pairs: Any = ()) -> dict[Any, Any]:
     if any(type(pair) not in (list, tuple) or len(pair) != 2 or type(pair[0]) not in (str, int) for pair in pairs):
         raise PickleRefused("an OrderedDict of other keys than texts and numbers")
-    return dict(pairs)
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise PickleRefused("a key twice in one OrderedDict")
+    return found
 
 
 def _default(factory: Any = None) -> dict[Any, Any]:

@@ -175,3 +175,14 @@ def test_calls_leave_signal_handlers_as_they_were(capsys):
     for words in (["--help"], ["ops", "scale"], ["nope"], ["ops", "--help"]):
         main(words)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_what_is_left_out_is_told_once_on_stderr_also_quietly_and_beside_json(surgery, place):
+    (place / "m").mkdir()
+    (place / "a.safetensors").rename(place / "m/model.safetensors")
+    (place / "b.safetensors").rename(place / "m/consolidated.safetensors")
+    for words in (("inspect", "m", "--json"), ("convert", "m", "out.safetensors", "--quiet")):
+        done = surgery(*words)
+        assert done.returncode == 0
+        assert done.stderr == "note: m: not a part of the checkpoint and left out: consolidated.safetensors\n"
+        assert done.stdout == "" or json.loads(done.stdout)

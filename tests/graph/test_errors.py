@@ -161,3 +161,40 @@ def test_long_lists_of_names_are_cut_short(tmp_path: Path, monkeypatch: pytest.M
     write_checkpoint(Path("m.safetensors"), {f"h.{n}.weight": np.ones(1, np.float32) for n in range(5000)})
     (error,) = problems("  - delete: { target: 'h.77.wieght' }")
     assert len(str(error)) < 500 and "h.77.weight" in str(error) and "5000 tensors" in str(error)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        'inputs: [ "a\\0b" ]\ntransforms: [ { delete: { target: x } } ]\noutput: out\n',
+        'inputs: [ m.safetensors ]\ntransforms: [ load: { path: "a\\0b", alias: x }, delete: { target: "x::w" } ]\n',
+        'inputs: [ m.safetensors ]\ntransforms: [ { load: { path: "a\\0b", to: x } } ]\noutput: out\n',
+        'inputs: [ m.safetensors ]\ntransforms: [ { save: { path: "a\\0b" } } ]\noutput: out\n',
+        'inputs: [ m.safetensors ]\noutput: "a\\0b"\n',
+    ],
+    ids=["input", "load", "load a tensor", "save", "output"],
+)
+def test_a_nul_in_a_path_is_an_error_with_its_place(plan: str, bench: Path) -> None:
+    Path("plan.yaml").write_text(plan)
+    with pytest.raises(SurgeryError, match="not a path") as found:
+        check(load_plan("plan.yaml"))
+    assert str(found.value).startswith("plan.yaml:")
+    assert found.value.exit_code == 3
+
+
+@pytest.mark.parametrize("shape", [f"[ {10**290} ]", f"[ {10**290}, {10**290} ]", "[ 4611686018427387904 ]"])
+@pytest.mark.parametrize("step", ["zeroes", "ones", "rand"])
+def test_a_tensor_that_is_larger_than_any_file_is_an_error_of_the_plan(step: str, shape: str, bench: Path) -> None:
+    (error,) = problems(f"  - {step}: {{ target: x, shape: {shape} }}")
+    assert isinstance(error, PlanError) and "too large" in str(error)
+    assert len(str(error)) < 500
+
+
+@pytest.mark.parametrize("place", ["input", "output"])
+def test_a_name_that_is_too_long_for_the_system_is_an_error(place: str, bench: Path) -> None:
+    long = "n" * 4000
+    names = {"input": f"inputs: [ {long} ]\noutput: out\n", "output": f"inputs: [ m.safetensors ]\noutput: {long}\n"}
+    Path("plan.yaml").write_text(names[place] + "transforms: []\n")
+    with pytest.raises(SurgeryError, match="File name too long") as found:
+        check(load_plan("plan.yaml"))
+    assert found.value.exit_code == 3

@@ -142,6 +142,11 @@ def test_a_missing_shard_is_missed(numbers: Iterable[int], tmp_path: Path) -> No
         assert read(tmp_path / f"model-0000{number}-of-00003.safetensors") == [f"w{number}"]
 
 
+def test_a_name_that_promises_any_number_of_shards_takes_no_memory(tmp_path: Path) -> None:
+    file(tmp_path / f"model-1-of-{10**200}.safetensors", "w")
+    assert "no number 2, 3, 4" in refusal(tmp_path)
+
+
 @pytest.mark.parametrize("first", [0, 1])
 def test_shards_are_counted_from_one_or_from_zero(first: int, tmp_path: Path) -> None:
     for number in (first, first + 1):
@@ -149,11 +154,21 @@ def test_shards_are_counted_from_one_or_from_zero(first: int, tmp_path: Path) ->
     assert read(tmp_path) == [f"w{first}", f"w{first + 1}"]
 
 
+@pytest.mark.parametrize("more", ["model-00003-of-00002", "model-00000-of-00002", "model-2-of-2"])
+def test_a_shard_too_many_is_noticed(more: str, tmp_path: Path) -> None:
+    for name in ("model-00001-of-00002", "model-00002-of-00002", more):
+        file(tmp_path / f"{name}.safetensors", name)
+    assert more in refusal(tmp_path)
+    (tmp_path / f"{more}.safetensors").unlink()
+    assert read(tmp_path) == ["model-00001-of-00002", "model-00002-of-00002"]
+
+
 def test_shards_of_two_ways_to_cut_are_not_mixed(tmp_path: Path) -> None:
     for number, total in [(1, 1), (1, 2), (2, 2)]:
         file(tmp_path / f"model-0000{number}-of-0000{total}.safetensors", f"w{number}{total}")
-    (remedy,) = remedies(tmp_path)
-    assert read(remedy) == ["w12", "w22"]
+    assert [read(path) for path in remedies(tmp_path)] == [["w11"], ["w12", "w22"]]
+    file(tmp_path / "model.safetensors", "whole")
+    assert [read(path) for path in remedies(tmp_path)] == [["w11"], ["w12", "w22"], ["whole"]]
 
 
 def test_a_shard_that_the_index_forgets_is_missed(tmp_path: Path) -> None:
@@ -217,6 +232,13 @@ def test_two_indexes_are_told_apart_by_the_same_rule(tmp_path: Path) -> None:
     assert read(tmp_path / "pytorch_model.bin.index.json") == ["pytorch_model"]
 
 
+def test_of_two_indexes_of_other_names_the_path_says_which(tmp_path: Path) -> None:
+    for stem in "ab":
+        file(tmp_path / f"{stem}/1.safetensors", stem)
+        index(tmp_path / f"{stem}.safetensors.index.json", {stem: f"{stem}/1.safetensors"})
+    assert [read(path) for path in sorted(remedies(tmp_path))] == [["a"], ["b"]]
+
+
 @pytest.mark.parametrize("text", ["{}", "[]", "", '{"weight_map": {"a": "x.txt"}}', '{"weight_map": {"a": "x.npz"}}'])
 def test_another_json_file_is_no_checkpoint(text: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", a=np.zeros(1))
@@ -259,15 +281,50 @@ def test_a_pattern_of_two_formats_is_unclear(tmp_path: Path) -> None:
     assert [read(path) for path in remedies(f"{tmp_path}/a*")] == [["a"], ["b"]]
 
 
-def test_a_table_stands_for_its_directory(tmp_path: Path) -> None:
+def test_a_format_before_the_path_chooses_of_several(tmp_path: Path) -> None:
     from surgery_jax import Options, convert
 
-    source = file(tmp_path / "s.safetensors", "w")
+    source = file(tmp_path / "s.safetensors", "w.x")
     convert(source, tmp_path / "both", Options(sync=False), format="orbax")
-    file(tmp_path / "both/model.safetensors", "v")
+    file(tmp_path / "both/model.safetensors", "v.x")
     found = remedies(tmp_path / "both")
-    assert [open_checkpoint(path).format for path in found] == ["orbax", "orbax", "safetensors"]
-    assert [read(path) for path in found] == [["w"], ["w"], ["v"]]
+    assert found == [f"orbax:{tmp_path}/both", f"safetensors:{tmp_path}/both"]
+    assert [read(path) for path in found] == [["w.x"], ["v.x"]]
+    assert read(f"{found[0]}#w") == ["x"]
+    assert "no checkpoint of the format torch" in refusal(f"torch:{tmp_path}/both")
+    assert "no file of a checkpoint matches" in refusal(f"torch:{tmp_path}/both/*.safetensors")
+
+
+def test_files_beside_an_adapter_are_left_out(tmp_path: Path) -> None:
+    file(tmp_path / "model.safetensors", "w")
+    file(tmp_path / "adapter_model.safetensors", "base_model.model.a.lora_A.weight")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 3, "lora_alpha": 3}')
+    assert read(tmp_path, "model.safetensors") == ["base_model.model.a.lora_A.weight"]
+    told = "adapter_model.safetensors"
+    assert read(f"safetensors:{tmp_path}", told) == ["w"]
+
+
+def test_a_format_before_the_path_chooses_among_the_files_of_a_directory(tmp_path: Path) -> None:
+    file(tmp_path / "model.safetensors", "w")
+    file(tmp_path / "pytorch_model.bin", "v")
+    file(tmp_path / "pytorch_model.fp16.bin", "u")
+    assert read(f"torch:{tmp_path}", "pytorch_model.fp16.bin") == ["v"]
+    assert read(f"torch:{tmp_path}/*16*") == ["u"]
+    assert read(f"torch:{tmp_path}/pytorch_model.bin") == ["v"]
+
+
+def test_a_format_before_the_path_of_a_file_is_taken_at_its_word(tmp_path: Path) -> None:
+    shutil.copy(file(tmp_path / "a.safetensors", "w"), tmp_path / "a.bin")
+    told = refusal(tmp_path / "a.bin")
+    assert read(told.rpartition("or write ")[2]) == ["w"]
+    assert "not a torch file" in refusal(f"torch:{tmp_path}/a.bin")
+
+
+def test_a_path_that_only_looks_like_it_has_a_format_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file(tmp_path / "torch:a/model.safetensors", "w")
+    assert read("torch:a") == ["w"]
+    assert "does not exist" in refusal("other:a")
 
 
 # --- links
@@ -302,6 +359,14 @@ def test_links_that_the_user_made_are_followed_with_and_without_an_index(has_ind
     (tmp_path / "elsewhere/w.safetensors").unlink()
     told = refusal(tmp_path / "m")
     assert "model.safetensors" in told
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+def test_a_link_that_leads_nowhere_is_not_taken_for_nothing(name: str, tmp_path: Path) -> None:
+    file(tmp_path / "pytorch_model.bin", "w")
+    (tmp_path / name).symlink_to("blobs/0123")
+    assert name in refusal(tmp_path)
+    assert "does not exist" in refusal(tmp_path)
 
 
 def test_a_link_to_a_directory_is_the_directory(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """NumPy files: against `numpy.load` and `numpy.save`."""
 
 import io
+import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -120,3 +122,45 @@ def test_an_array_without_a_name_is_no_checkpoint(tmp_path: Path) -> None:
     np.save(tmp_path / "w.npy", np.arange(3))
     with pytest.raises(StorageError, match="load"):
         open_checkpoint(str(tmp_path / "w.npy"))
+
+
+def test_a_name_that_is_twice_in_an_archive_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        for value in (1, 2):
+            stream = io.BytesIO()
+            np.save(stream, np.full(3, value))
+            archive.writestr("a.npy", stream.getvalue())
+    with pytest.raises(StorageError, match="'a' is in the archive twice"):
+        open_checkpoint(str(tmp_path / "w.npz"))
+    refusal(tmp_path / "w.npz")
+
+
+def test_an_archive_of_several_disks_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "w.npz", a=np.arange(3))
+    whole = (tmp_path / "w.npz").read_bytes()
+    at = whole.rindex(b"PK\5\6")
+    locator = b"PK\6\7" + struct.pack("<IQI", 1, at, 2)
+    (tmp_path / "w.npz").write_bytes(whole[:at] + locator + whole[at:])
+    with pytest.raises(StorageError, match="multiple disks"):
+        open_checkpoint(str(tmp_path / "w.npz"))
+    assert "multiple disks" in refusal(tmp_path / "w.npz")
+
+
+@pytest.mark.parametrize("shape", [(10**290,), (10**290, 0), (1 << 62, 8)])
+def test_shapes_beyond_any_file_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(501) + b"\n"
+    (tmp_path / "w.npy").write_bytes(b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text)
+    assert "too large" in refusal(tmp_path / "w.npy")
+
+
+def test_a_packed_header_without_end_takes_no_memory(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        head = b"\x93NUMPY\2\0" + (64 << 20).to_bytes(4, "little")
+        archive.writestr("a.npy", head + b" " * (64 << 20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(StorageError):
+            open_checkpoint(str(tmp_path / "w.npz"))
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()

@@ -16,6 +16,7 @@ from surgery_jax.core.notes import Note
 from surgery_jax.storage.base import LaidFile, Layout
 from surgery_jax.storage.formats import OutputPlan, open_checkpoint, resolve_output, resolve_save
 from surgery_jax.storage.publish import Staging, check_space, check_target, commit_all
+from surgery_jax.storage.stages import clear
 
 OLD = {"old": sample("uint8", 3)}
 NEW = {"new": sample("float32", 5)}
@@ -205,8 +206,23 @@ def test_files_that_the_old_index_does_not_name_stay(tmp_path: Path) -> None:
     with pytest.warns(Note, match="adapter"):
         assert list(open_checkpoint(str(tmp_path / "out")).entries) == ["new"]
     assert list(open_checkpoint(str(tmp_path / "out/adapter.safetensors")).entries) == ["old"]
-    with pytest.raises(StorageError, match="adapter"):  # without an index, it would be read too
-        write(tmp_path / "out", NEW, overwrite=True, shard="none")
+    write(tmp_path / "out", OLD, overwrite=True, shard="none")
+    with pytest.warns(Note, match="adapter"):
+        assert list(open_checkpoint(str(tmp_path / "out")).entries) == ["old"]
+
+
+def test_a_checkpoint_is_not_written_beside_files_that_would_be_read_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for name in ("model.bin", "ema.pt", "pytorch_model.fp16.bin"):
+        write(resolve_save(str(tmp_path / "out" / name), "torch", None), OLD)
+    plan = resolve_output(str(tmp_path / "out"), "torch", "none", "5GB")
+    with pytest.raises(StorageError, match="would be read as the checkpoint") as caught:
+        write(plan, NEW, overwrite=True)
+    assert caught.value.found == "model.bin"
+    (tmp_path / "out/model.bin").unlink()  # the remedy
+    write(plan, NEW, overwrite=True)
+    with pytest.warns(Note, match=r"ema\.pt, pytorch_model\.fp16\.bin"):
+        assert list(open_checkpoint(str(tmp_path / "out")).entries) == ["new"]
 
 
 @pytest.mark.parametrize("name", ["file/out.safetensors", "file/deep/out"])
@@ -254,3 +270,177 @@ def test_what_the_system_refuses_is_a_storage_error_and_leaves_nothing(tmp_path:
     with pytest.raises(StorageError):
         Staging(plan, Layout((LaidFile("a" * 300, 1),), {}, True))
     assert tree(tmp_path) == {}
+
+
+def test_what_is_not_of_the_old_checkpoint_is_the_same_file_afterwards(tmp_path: Path) -> None:
+    write(tmp_path / "out", OLD)
+    (tmp_path / "out/sub").mkdir(mode=0o750)
+    (tmp_path / "out/sub/tokenizer.json").write_text("{}")
+    (tmp_path / "out/link").symlink_to("sub/tokenizer.json")
+    node = (tmp_path / "out/sub/tokenizer.json").stat().st_ino
+    write(tmp_path / "out", NEW, overwrite=True)
+    assert (tmp_path / "out/sub/tokenizer.json").stat().st_ino == node
+    assert (tmp_path / "out/sub/tokenizer.json").stat().st_nlink == 1
+    assert (tmp_path / "out/link").readlink() == Path("sub/tokenizer.json")
+    assert stat.S_IMODE((tmp_path / "out/sub").stat().st_mode) == 0o750
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "out"])
+def test_what_appears_during_the_run_is_not_replaced(name: str, tmp_path: Path) -> None:
+    staging = staged(output(tmp_path / name))
+    write(tmp_path / name, OLD)
+    before = (tmp_path / name).stat().st_ino
+    with pytest.raises(StorageError, match="changed by somebody else"):
+        commit_all([staging])
+    assert (tmp_path / name).stat().st_ino == before
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "out"])
+def test_of_two_runs_that_replace_one_output_the_second_fails(name: str, tmp_path: Path) -> None:
+    write(tmp_path / name, OLD)
+    if name == "out":
+        (tmp_path / "out/config.json").write_text("{}")
+    first, second = staged(output(tmp_path / name)), staged(output(tmp_path / name))
+    commit_all([first])
+    before = tree(tmp_path / name) if name == "out" else (tmp_path / name).read_bytes()
+    with pytest.raises(StorageError, match="changed by somebody else"):
+        commit_all([second])
+    assert (tree(tmp_path / name) if name == "out" else (tmp_path / name).read_bytes()) == before
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_what_is_there_before_the_run_is_replaced_only_on_demand(tmp_path: Path) -> None:
+    write(tmp_path / "out", OLD)
+    plan = output(tmp_path / "out")
+    with pytest.raises(StorageError, match="--overwrite"):
+        Staging(plan, plan.layout([("new", spec("float32", 5))], {}), overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def killed(place: Path, code: str = "") -> None:
+    """Let a process build an output at a place, do some more, and die."""
+    program = (
+        "import os, sys; sys.path[:0] = sys.argv[2:]; from test_publish import *; "
+        f"staging = staged(output(Path(sys.argv[1]))); {code or 'pass'}; os.kill(os.getpid(), 9)"
+    )
+    paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent), str(Path(__file__).parents[2])]
+    assert subprocess.run([sys.executable, "-c", program, str(place), *paths]).returncode == -9
+
+
+def test_what_a_killed_process_was_building_is_named_and_then_removed(tmp_path: Path) -> None:
+    for _ in range(2):
+        killed(tmp_path / "out")
+    killed(tmp_path / "other")
+    staging = staged(output(tmp_path / "out"))  # at work, and not to be touched
+    before = tree(tmp_path)
+    named = clear(tmp_path / "out", remove=False)
+    assert tree(tmp_path) == before
+    assert len(named) == 2
+    assert all("KiB left by a run that was killed" in sentence for sentence in named)
+    assert clear(tmp_path / "out", remove=True) == named
+    left = sorted(path.name.rpartition("-")[0] for path in tmp_path.iterdir())
+    assert left == [".other.surgery", ".out.surgery"]
+    commit_all([staging])
+    assert clear(tmp_path / "out", remove=True) == []
+
+
+def test_targets_whose_names_begin_alike_do_not_clear_each_other(tmp_path: Path) -> None:
+    killed(tmp_path / ("x" * 60 + "1"))
+    assert clear(tmp_path / ("x" * 60 + "2"), remove=True) == []
+    assert len(clear(tmp_path / ("x" * 60 + "1"), remove=True)) == 1
+
+
+def test_what_was_there_is_kept_if_a_process_dies_while_several_outputs_appear(tmp_path: Path) -> None:
+    write(tmp_path / "one.safetensors", OLD)
+    killed(
+        tmp_path / "one.safetensors",
+        "staging.finish(); staging._stage.begin(is_together=True); staging._publish(False, set())",
+    )
+    assert list(open_checkpoint(str(tmp_path / "one.safetensors")).entries) == ["new"]
+    (sentence,) = clear(tmp_path / "one.safetensors", remove=True)
+    assert "not all of which may be new" in sentence
+    kept = next(path for path in tmp_path.iterdir() if path.is_dir())
+    assert (kept / "new").read_bytes()[8:].startswith(b'{"__metadata__":{"format":"pt"},"old"')
+
+
+def test_a_stage_of_which_nobody_can_tell_is_kept(tmp_path: Path) -> None:
+    killed(tmp_path / "out")
+    (stage,) = tmp_path.iterdir()
+    said = (stage / "lock").read_text()
+    (stage / "lock").write_text(said.replace('"host": "', '"host": "elsewhere-'))
+    (sentence,) = clear(tmp_path / "out", remove=True)
+    assert "made on elsewhere-" in sentence
+    (stage / "lock").unlink()
+    (sentence,) = clear(tmp_path / "out", remove=True)
+    assert "cannot be told to be dead" in sentence
+    assert stage.exists()
+
+
+def test_a_missing_checkpoint_says_where_a_killed_run_has_put_it(tmp_path: Path) -> None:
+    write(tmp_path / "out", OLD)
+    killed(tmp_path / "out", "staging._final.rename(staging._stage.old)")
+    with pytest.raises(StorageError) as caught:
+        open_checkpoint(str(tmp_path / "out"))
+    assert "a run that replaced it was killed: it is in" in str(caught.value)
+    (sentence,) = clear(tmp_path / "out", remove=True)
+    assert "run puts it back" in sentence
+    assert list(open_checkpoint(str(tmp_path / "out")).entries) == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_root_of_the_file_system_is_no_output() -> None:
+    with pytest.raises(StorageError, match="root of the file system"):
+        check_target(output(Path("/")), True)
+
+
+@pytest.mark.parametrize(
+    ("format", "shard", "unrelated"),
+    [
+        ("torch", "8B", ["tokenizer.bin", "ema.pt", "weights.pth", "pytorch_model.bin.old"]),
+        ("safetensors", "8B", ["ema.safetensors", "model.safetensors.bak", "weights.pt.txt"]),
+        ("torch", None, ["tokenizer.txt"]),
+        ("dcp", None, ["other.distcp", "run.metadata"]),
+        ("orbax", None, ["d", "array_metadata", "manifest"]),
+    ],
+)
+def test_only_files_of_the_old_checkpoint_go(
+    format: str, shard: str | None, unrelated: list[str], tmp_path: Path
+) -> None:
+    if format == "dcp":
+        pytest.importorskip("torch")
+    plan = resolve_output(str(tmp_path / "out"), format, shard, "5GB")
+    tensors = {"a": sample("uint8", 8), "b": sample("uint8", 8), "c": sample("uint8", 8)}
+    write(plan, tensors)
+    for name in unrelated:
+        (tmp_path / "out" / name).write_text("mine")
+    again = resolve_output(str(tmp_path / "out"), format, shard, "5GB")
+    write(again, {"a": sample("int8", 16)}, overwrite=True)
+    assert {name: (tmp_path / "out" / name).read_text() for name in unrelated} == dict.fromkeys(unrelated, "mine")
+    write(resolve_output(str(tmp_path / "fresh"), format, shard, "5GB"), {"a": sample("int8", 16)})
+    assert tree(tmp_path / "out").keys() - set(unrelated) == tree(tmp_path / "fresh").keys()
+
+
+def test_checkpoints_in_a_folder_of_them_are_not_deleted(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(resolve_output(str(tmp_path / "runs" / name), "orbax", None, "5GB"), OLD)
+    before = tree(tmp_path)
+    with pytest.raises(StorageError, match="the directory holds checkpoints"):
+        write(resolve_output(str(tmp_path / "runs"), "orbax", None, "5GB"), NEW, overwrite=True)
+    assert tree(tmp_path) == before
+
+
+def test_a_checkpoint_within_another_one_stays(tmp_path: Path) -> None:
+    write(resolve_output(str(tmp_path / "out"), "orbax", None, "5GB"), OLD)
+    write(resolve_output(str(tmp_path / "out/ema"), "orbax", None, "5GB"), OLD)
+    write(resolve_output(str(tmp_path / "out"), "orbax", None, "5GB"), NEW, overwrite=True)
+    assert list(open_checkpoint(str(tmp_path / "out")).entries) == ["new"]
+    assert list(open_checkpoint(str(tmp_path / "out/ema")).entries) == ["old"]
+
+
+def test_files_of_nobody_knows_what_are_not_shadowed_without_permission(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for name in ("one.safetensors", "two.safetensors"):
+        write(tmp_path / "out" / name, OLD if name == "one.safetensors" else NEW)
+    with pytest.raises(StorageError, match=r"one\.safetensors, two\.safetensors"):
+        write(tmp_path / "out", NEW)

@@ -3,6 +3,7 @@
 import json
 import struct
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,9 @@ LIES: dict[str, tuple[object, bytes]] = {
     "an unknown dtype": (one(dtype="F7"), bytes(4)),
     "a dtype that is a list": (one(dtype=["U8"]), bytes(4)),
     "a shape beyond all memory": (one(shape=[2**62, 2**62, 0], end=0), b""),
+    "a shape of 10^290": (one(shape=[10**290]), bytes(4)),
+    "an empty shape of 10^290": (one(shape=[10**290, 0], end=0), b""),
+    "an offset of 10^290": (one("w", 10**290, 10**290 + 4), bytes(4)),
     "seventy axes": (one(shape=[1] * 70, end=1), bytes(1)),
     "an entry without shape": ({"w": {"dtype": "U8", "data_offsets": [0, 4]}}, bytes(4)),
     "three offsets": ({"w": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4, 4]}}, bytes(4)),
@@ -211,6 +215,31 @@ def test_a_header_that_lies_is_refused(lie: str, tmp_path: Path) -> None:
 def test_a_length_beyond_the_file_is_refused_before_it_is_read(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(content)
     refusal(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{f"k{n}": "" for n in range(1_100_000)}, {"k": "x" * (33 << 20)}],
+    ids=["many values", "one long text"],
+)
+def test_a_long_header_over_few_data_is_refused_before_it_takes_memory(
+    metadata: dict[str, str], tmp_path: Path
+) -> None:
+    path = raw(tmp_path / "a.safetensors", {"__metadata__": metadata} | one(), bytes(4))
+    del metadata
+    tracemalloc.start()
+    try:
+        assert "for so little data" in refusal(path)
+        assert tracemalloc.get_traced_memory()[1] < 3 * path.stat().st_size
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    plan = resolve_output(str(tmp_path / "a.safetensors"), None, None, "5GB")
+    with pytest.raises(StorageError, match="for so little data") as caught:
+        plan.layout([("w" * 40_000_000, spec("uint8", 3))], {})
+    assert "shard" in str(caught.value.hint)
 
 
 def test_blanks_around_the_header_and_unknown_fields_are_accepted(tmp_path: Path) -> None:

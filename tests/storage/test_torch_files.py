@@ -568,3 +568,18 @@ def test_shards_of_torch_files_have_an_index_and_load_in_torch(tmp_path):
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
     assert not surgery_jax.diff(tmp_path / "parts", tmp_path / "whole.pt").changed
+
+
+@pytest.mark.parametrize("table", [dict, OrderedDict])
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_name_that_is_twice_in_a_table_is_refused(
+    table: type[dict[str, object]], is_old: bool, tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    tensors = table({"aa": torch.ones(2), "ab": torch.zeros(2)})
+    torch.save(tensors, tmp_path / "a.pt", _use_new_zipfile_serialization=not is_old)
+    whole = (tmp_path / "a.pt").read_bytes()
+    assert list(open_checkpoint(str(tmp_path / "a.pt")).entries) == ["aa", "ab"]
+    assert whole.count(b"X\2\0\0\0ab") == 1
+    (tmp_path / "a.pt").write_bytes(whole.replace(b"X\2\0\0\0ab", b"X\2\0\0\0aa"))
+    assert "twice" in refusal(tmp_path / "a.pt")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..command import BUDGETS, JSON, OVERWRITE, QUIET, SHARD_SIZE, SYNC, Argument, Command, options_of, whole
+from ..streams import emit, flush, name_leftovers, note
 from ..text import count, json_text, seconds, some, table, visible
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ class Batch(Command):
                 if display is not None:
                     display.clear()
                 for problem in job.error.single if job.error is not None else ():
-                    print(f"error: job {visible(job.name)}: {visible(str(problem))}", file=sys.stderr)
+                    note(f"error: job {visible(job.name)}: {visible(str(problem))}")
                 if not args.quiet and not args.check and job.status == "done":
-                    print(visible(f"done: {job.name}"), file=sys.stderr)
+                    note(visible(f"done: {job.name}"))
 
             report = batch(
                 args.jobs,
@@ -71,12 +71,13 @@ class Batch(Command):
                 tell=tell,
             )
         if args.json:
-            print(json_text(report.as_json()))
+            emit(json_text(report.as_json()))
         else:
-            print(visible("\n".join(_lines(report))))
-            sys.stdout.flush()
+            name_leftovers(report.leftovers)
+            emit(visible("\n".join(_lines(report))))
+            flush()
             if not args.quiet and report.num_passes:
-                print(_account(report), file=sys.stderr)
+                note(_account(report))
         return 1 if report.has_failed else 0
 
 

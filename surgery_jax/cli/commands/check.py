@@ -6,6 +6,7 @@ from argparse import Namespace
 from typing import Any
 
 from ..command import BUDGETS, JSON, OVERWRITE, PLANS, SHARD_SIZE, Command, options_of
+from ..streams import emit, name_leftovers
 from ..text import count, json_text
 
 
@@ -22,9 +23,13 @@ class Check(Command):
     def run(self, args: Namespace) -> int:
         from ...api import check, load_plan
         from ...core.specs import format_bytes
+        from ...passes import leftovers
 
         options = options_of(args)
-        compiled = check(load_plan(*args.items), options)
+        plan = load_plan(*args.items)
+        name_leftovers(named := leftovers(plan))
+        compiled = check(plan, options)
+        left = leftovers(plan, compiled.outputs)
         read = compiled.symbolic.stored()
         steps = len(compiled.symbolic.executed)
         outputs: list[dict[str, Any]] = [
@@ -40,7 +45,7 @@ class Check(Command):
         asked = len(compiled.symbolic.questions)
         if args.json:
             amounts = {"num_tensors_read": len(read), "bytes_read": nbytes, "num_questions": asked}
-            print(json_text({"ok": True, "num_steps": steps, **amounts, "outputs": outputs}))
+            emit(json_text({"ok": True, "num_steps": steps, **amounts, "outputs": outputs, "leftovers": left}))
             return 0
         parts = [count(steps, "step"), f"{count(len(read), 'tensor')} read ({format_bytes(nbytes)})"]
         parts += [f"{o['num_tensors']} written to {o['path']} ({format_bytes(o['nbytes'])})" for o in outputs]
@@ -48,5 +53,6 @@ class Check(Command):
             parts.append(
                 f"{count(asked, 'question')} that the data answers in a first pass; until then sizes are bounds"
             )
-        print("ok: " + ", ".join(parts))
+        name_leftovers([sentence for sentence in left if sentence not in named])
+        emit("ok: " + ", ".join(parts))
         return 0

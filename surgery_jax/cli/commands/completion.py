@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 
 from ..command import Argument, Command
+from ..streams import emit
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -22,5 +23,5 @@ class Completion(Command):
     def run(self, args: Namespace) -> int:
         from .. import shells
 
-        print(shells.script(args.shell), end="")
+        emit(shells.script(args.shell), end="")
         return 0

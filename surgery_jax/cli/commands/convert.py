@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 
 from ..command import BUDGETS, JSON, OVERWRITE, QUIET, SYNC, Argument, Command, options_of, shard_size, words
+from ..streams import emit, name_leftovers, note
 from ..text import json_text
 from .run import account
 
@@ -49,7 +49,9 @@ class Convert(Command):
                 progress=display,
             )
         if args.json:
-            print(json_text(report.as_json()))
-        elif not args.quiet:
-            print(account(report), file=sys.stderr)
+            emit(json_text(report.as_json()))
+        else:
+            name_leftovers(report.leftovers)
+            if not args.quiet:
+                note(account(report))
         return 0

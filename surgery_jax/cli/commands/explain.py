@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from ..command import BUDGETS, JSON, PLANS, SHARD_SIZE, Argument, Command, options_of
+from ..streams import emit
 from ..text import count, json_text, seconds, some, table, visible
 
 if TYPE_CHECKING:
@@ -45,10 +46,10 @@ class Explain(Command):
             machines = parse_machines(args.simulate)
             compiled = compile_plan(load_plan(*args.items), options)
             forecast = simulate(compiled.passes, options, machines)
-            print(json_text(forecast.as_json()) if args.json else "\n".join(_forecast(forecast)))
+            emit(json_text(forecast.as_json()) if args.json else "\n".join(_forecast(forecast)))
             return 0
         account = explain(compile_plan(load_plan(*args.items), options), options)
-        print(json_text(account.as_json()) if args.json else visible("\n".join(_lines(account))))
+        emit(json_text(account.as_json()) if args.json else visible("\n".join(_lines(account))))
         return 0
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..command import BUDGETS, FILTER, JSON, QUIET, Argument, Command, options_of
+from ..streams import emit
 from ..text import count, json_text, table, visible
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Inspect(Command):
             info = inspect(args.checkpoint, options_of(args), filter=args.filter, stats=args.stats, progress=display)
             as_json = args.json or args.format == "json"
             text = json_text(info.as_json()) if as_json else "\n".join(_lines(info, args))
-        print(text)
+        emit(text)
         return 0
 
 

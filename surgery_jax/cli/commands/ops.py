@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 
 from ..command import Argument, Command
+from ..streams import emit
 
 
 class Ops(Command):
@@ -20,5 +21,5 @@ class Ops(Command):
     def run(self, args: Namespace) -> int:
         from ...ops.describe import describe
 
-        print(describe(args.operation))
+        emit(describe(args.operation))
         return 0

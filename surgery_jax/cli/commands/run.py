@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..command import BUDGETS, JSON, OVERWRITE, PLANS, QUIET, SHARD_SIZE, SYNC, Argument, Command, options_of, whole
+from ..streams import emit, flush, name_leftovers, note
 from ..text import count, json_text, seconds, some
 
 if TYPE_CHECKING:
     from ...api import Compiled
+    from ...compiled import Outputs
+    from ...execute.peers import Peers
     from ...execute.report import Report
     from ...language.plan import Plan
 
@@ -65,21 +67,33 @@ class Run(Command):
         options = options_of(args)
         with join(options) as peers:
             plan = load_plan(*args.items)
+            left = _leftovers(plan, (), peers, remove=True)
             compiled = together(peers, lambda: compile_plan(plan, options))
+            left += _leftovers(plan, compiled.outputs, peers, remove=False)
             with shown(args.quiet or peers.rank > 0) as display:
                 report = run(plan, options, progress=display, compiled=compiled, peers=peers)
             if peers.rank:
                 return 0
-        report = dataclasses.replace(report, summary=_summary(plan, compiled, args))
+        report = dataclasses.replace(report, summary=_summary(plan, compiled, args), leftovers=left)
         if args.json:
-            print(json_text(report.as_json()))
+            emit(json_text(report.as_json()))
             return 0
         for text in filter(None, (report.printed, report.summary)):
-            print(text)
-        sys.stdout.flush()
+            emit(text)
+        flush()
         if not args.quiet:
-            print(account(report), file=sys.stderr)
+            note(account(report))
         return 0
+
+
+def _leftovers(plan: Plan, outputs: Outputs, peers: Peers, remove: bool) -> tuple[str, ...]:
+    """Name what runs that were killed have left: the output of the plan is looked at before its inputs, which it may
+    be, and all outputs once they are known."""
+    from ...passes import leftovers
+
+    found = leftovers(plan, outputs, remove=remove) if peers.rank == 0 else ()
+    name_leftovers(found)
+    return found
 
 
 def _summary(plan: Plan, compiled: Compiled, args: Namespace) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..command import BUDGETS, FILTER, JSON, OVERWRITE, QUIET, Argument, Command, options_of
+from ..streams import emit, flush, note
 from ..text import count, json_text, some, table, visible
 
 if TYPE_CHECKING:
@@ -49,10 +49,10 @@ class SpectrumCommand(Command):
             found = spectrum(args.checkpoint, args.tuned, options_of(args), filter=args.filter, progress=display)
         if args.html is not None:
             write_whole(args.html, found.as_html())
-        print(json_text(found.as_json()) if args.json else visible("\n".join(_lines(found))))
-        sys.stdout.flush()
+        emit(json_text(found.as_json()) if args.json else visible("\n".join(_lines(found))))
+        flush()
         if args.html is not None and not args.quiet:
-            print(f"wrote {args.html}", file=sys.stderr)
+            note(f"wrote {args.html}")
         return 0
 
 

@@ -1,0 +1,125 @@
+"""Whether an output may be written to its place, before any work is done."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..core.errors import StorageError, listing
+from ..core.specs import format_bytes
+from .base import Format, Layout
+from .files import storage_error
+from .formats import OutputPlan, formats
+
+__all__ = ["check_space", "check_target", "final_place"]
+
+
+def check_target(plan: OutputPlan, overwrite: bool) -> None:
+    """Whether an output may and can be written to its place, before any work is done.
+
+    Raises:
+        StorageError: something is in the way, or the place cannot be written.
+    """
+    final = final_place(plan.path)
+    try:
+        mode = final.stat().st_mode if final.exists() else None
+        if mode is not None and stat.S_ISDIR(mode):
+            _check_directory(plan, final, overwrite)
+        elif mode is not None:
+            _check_file(plan, final, stat.S_ISREG(mode), overwrite)
+        above = next(parent for parent in final.parents if parent.exists())
+        if not above.is_dir():
+            raise StorageError("a file is where a directory is needed", where=plan.path, found=f"the file {above}")
+        place = above if os.access(above, os.W_OK | os.X_OK) or not final.is_dir() else final
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise StorageError("the directory cannot be written", where=plan.path, found=f"no permission for {place}")
+    except OSError as error:
+        raise storage_error(error, plan.path, "write there") from None
+
+
+def _check_directory(plan: OutputPlan, final: Path, overwrite: bool) -> None:
+    if not plan.is_directory:
+        raise StorageError(
+            "a directory is where the file would be",
+            where=plan.path,
+            hint="give the name of a file in it, or a 'shard' size to write a directory",
+        )
+    for format in formats().values():
+        # Beside the new checkpoint, these would be read instead of it or make it unclear. They are not ours to delete.
+        own = set(plan.format.stale(final)) if plan.format.owns_directories else set()
+        is_other = format.name != plan.format.name and format.probe_directory(final)
+        if is_other and not (own and own.issuperset(_weights(format, final))):
+            raise StorageError(
+                f"the directory holds a {format.name} checkpoint",
+                where=plan.path,
+                found=listing(str(path.relative_to(final)) for path in _weights(format, final)),
+                hint="choose another directory, or remove these files",
+            )
+    if not overwrite and (plan.format.stale(final) or plan.format.probe_directory(final)):
+        raise StorageError(
+            "the directory holds a checkpoint already",
+            where=plan.path,
+            found=listing(str(path.relative_to(final)) for path in _weights(plan.format, final)),
+            hint="add --overwrite to replace it; other files in the directory stay",
+        )
+
+
+def _weights(format: Format, final: Path) -> list[Path]:
+    """The files of a checkpoint in a directory; if nobody can tell which they are, all that may be."""
+    return format.stale(final) or sorted(path for path in final.iterdir() if path.suffix in format.suffixes)
+
+
+def _check_file(plan: OutputPlan, final: Path, is_regular: bool, overwrite: bool) -> None:
+    if plan.is_directory:
+        raise StorageError("a file is where the directory would be", where=plan.path)
+    if not is_regular:
+        raise StorageError("this is neither a file nor a directory", where=plan.path, expected="a file to write")
+    if not overwrite:
+        raise StorageError("the file exists already", where=plan.path, hint="add --overwrite to replace it")
+
+
+def check_space(outputs: Iterable[tuple[OutputPlan, Layout]]) -> None:
+    """Whether the disks have room for all outputs beside what is there now.
+
+    Raises:
+        StorageError: a disk has not.
+    """
+    need: dict[int, int] = {}
+    place: dict[int, tuple[str, Path]] = {}
+    for plan, layout in outputs:
+        final = final_place(plan.path)
+        above = next(parent for parent in final.parents if parent.is_dir())
+        disk = above.stat().st_dev
+        need[disk] = need.get(disk, 0) + sum(file.size for file in layout.files)
+        place[disk] = plan.path, above
+    for disk, count in need.items():
+        path, above = place[disk]
+        status = os.statvfs(above)
+        free = status.f_bavail * status.f_frsize
+        if count > free:
+            raise StorageError(
+                "not enough room on the disk",
+                where=path,
+                expected=f"needs {format_bytes(count)}",
+                found=f"has {format_bytes(free)}",
+                hint="free some space, or write to another disk",
+            )
+
+
+def final_place(path: str) -> Path:
+    """The real place: links are followed, so that the link stays and the renames stay on one disk.
+
+    Raises:
+        StorageError: it is no path, or the root of the file system, beside which nothing can be built.
+    """
+    try:
+        final = Path(os.path.realpath(path))
+    except ValueError as error:  # a NUL byte in the name
+        raise StorageError(f"not a path: {error}", where=repr(path)) from None
+    if final == final.parent:
+        raise StorageError(
+            "the root of the file system is no place for an output", where=path, hint="name a directory in it"
+        )
+    return final

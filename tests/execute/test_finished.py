@@ -1,0 +1,70 @@
+"""The record of finished jobs: one user at a time, whole lines, and what cannot be found out is no change."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from surgery_jax.core.errors import StorageError
+from surgery_jax.execute.finished import Entry, Finished, states_of
+
+
+def test_one_who_is_refused_leaves_the_record_to_its_user(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.done"
+    with Finished(str(path)):
+        for _ in range(2):  # the second time, the file of the first user must still be there
+            with pytest.raises(StorageError, match="another batch is at work"):
+                Finished(str(path))
+            assert path.exists()
+    assert not path.exists()
+
+
+def test_an_empty_record_that_somebody_else_has_replaced_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.done"
+    with Finished(str(path)):
+        path.unlink()
+        path.write_text("")
+    assert path.exists()
+
+
+def entry_of(path: Path) -> Entry:
+    path.write_text("x")
+    return Entry({}, {str(path): states_of([str(path)])})
+
+
+def test_a_file_that_cannot_be_looked_at_has_not_changed(tmp_path: Path) -> None:
+    entry = entry_of(tmp_path / "out")
+    assert entry.holds(lambda path: ())
+    (tmp_path / "out").unlink()
+    assert not entry.holds(lambda path: ())
+    (tmp_path / "out").symlink_to("out")  # any error but that it is missing: here, a link to itself
+    with pytest.raises(StorageError, match="cannot find out whether it has changed"):
+        entry.holds(lambda path: ())
+    with pytest.raises(StorageError, match="cannot find out whether it has changed"):
+        states_of([str(tmp_path / "out")])
+
+
+@contextmanager
+def largest_file(nbytes: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_half_a_line_that_was_written_is_taken_back(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.done"
+    entry = entry_of(tmp_path / "out")
+    with Finished(str(path)) as finished:
+        finished.add({"one": ("1", entry)}, sync=False)
+        length = path.stat().st_size
+        with largest_file(length + 20), pytest.raises(StorageError, match="cannot write the record"):
+            finished.add({"two": ("2", entry)}, sync=False)
+        assert path.stat().st_size == length
+        finished.add({"three": ("3", entry)}, sync=False)
+    with Finished(str(path)) as finished:
+        assert list(finished.entries) == ["one", "three"]
