@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import json
 import pickle
 import struct
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from storing import bytes_of, sample, spec, write
 
+from surgery_jax.cli.main import main
 from surgery_jax.core.dtypes import DTYPES
 from surgery_jax.core.errors import StorageError
 from surgery_jax.storage.formats import open_checkpoint, open_single, resolve_output, resolve_save_tensor
@@ -160,6 +162,19 @@ def test_a_value_that_is_no_tensor_is_left_out_and_told(tmp_path: Path) -> None:
     assert left_out(tmp_path / "a.pt") == "no tensors: step (a number), args (an object argparse.Namespace)"
     torch.save({"w": torch.ones(1)}, tmp_path / "a.pt")
     assert left_out(tmp_path / "a.pt") == ""
+
+
+def test_what_is_left_out_is_told_once_and_in_json_and_not_if_quiet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"w": torch.ones(1), "step": 5}, tmp_path / "a.pt")
+    command = ["convert", str(tmp_path / "a.pt"), str(tmp_path / "o.safetensors"), "--overwrite"]
+    assert main(command) == 0
+    assert capsys.readouterr().err.count("left out: no tensors: step (a number)") == 1
+    assert main([*command, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["inspect", str(tmp_path / "a.pt"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["left_out"] == ["no tensors: step (a number)"]
 
 
 @pytest.mark.parametrize("is_zip", [True, False])
