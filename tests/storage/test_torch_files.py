@@ -562,7 +562,6 @@ def test_every_mutilated_archive_is_refused_or_read(tmp_path: Path) -> None:
 
 def test_shards_of_torch_files_have_an_index_and_load_in_torch(tmp_path):
     """A directory as other tools write it: every file loads by itself, and the index says the truth."""
-    import json
 
     import surgery_jax
 
