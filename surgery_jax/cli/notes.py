@@ -15,8 +15,8 @@ __all__ = ["notes_shown"]
 
 
 @contextmanager
-def notes_shown() -> Iterator[None]:
-    """Print every note once; other warnings stay what they are."""
+def notes_shown(quiet: bool) -> Iterator[None]:
+    """Print every note once, or none if quiet; other warnings stay what they are."""
     told: set[str] = set()
     with warnings.catch_warnings():
         others = warnings.showwarning
@@ -24,7 +24,7 @@ def notes_shown() -> Iterator[None]:
         def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if not issubclass(category, Note):
                 others(message, category, *where, **more)
-            elif str(message) not in told:
+            elif not quiet and str(message) not in told:
                 told.add(str(message))
                 print(f"note: {visible(str(message))}", file=sys.stderr)
 

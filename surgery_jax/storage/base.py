@@ -7,7 +7,7 @@ bytes belong; the execute layer moves and computes the bytes in any order, `stor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -20,7 +20,7 @@ from .identity import Identity
 if TYPE_CHECKING:
     import numpy
 
-__all__ = ["Blocks", "Checkpoint", "Entry", "Extent", "Format", "LaidFile", "Layout", "Single"]
+__all__ = ["Blocks", "Checkpoint", "Entry", "Extent", "Format", "LaidFile", "Layout", "Single", "no_part"]
 
 
 class Extent(NamedTuple):
@@ -83,7 +83,8 @@ class Checkpoint:
     `entries` is in order of arrival: data order within a file, files in index or name order. `metadata` is the text
     metadata of the (first) file. `files` are all files that belong to it; `documents` the paths of texts beside them
     that tell of the model, by file name. `identities` has what these files and others that were read with the headers,
-    such as an index, were then.
+    such as an index, were then. `left_out` tells in short sentences, each with at most a dozen names, what lies there
+    and is not read.
     """
 
     path: str
@@ -93,6 +94,7 @@ class Checkpoint:
     files: tuple[str, ...] = ()
     identities: Mapping[str, Identity] = field(default_factory=dict)
     documents: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
 
 class Single(NamedTuple):
@@ -134,6 +136,16 @@ class Layout:
     is_directory: bool
     finish: Callable[[Path], None] | None = None
     rest: Mapping[str, Parts[int]] = field(default_factory=dict)
+
+
+def no_part(path: str, prefix: str, names: Iterable[str]) -> StorageError:
+    """The error for a part that no name begins with."""
+    tops = dict.fromkeys(name.split(".")[0] for name in names)
+    return StorageError(
+        f"the checkpoint has no part {prefix!r}",
+        where=path,
+        expected=f"the beginning of names, up to a dot: {listing(nearest(prefix, tops) or tops)}",
+    )
 
 
 class Format:
@@ -223,13 +235,16 @@ class Format:
         start = f"{prefix}."
         found = {name[len(start) :]: entry for name, entry in checkpoint.entries.items() if name.startswith(start)}
         if not found:
-            tops = dict.fromkeys(name.split(".")[0] for name in checkpoint.entries)
-            raise StorageError(
-                f"the checkpoint has no part {prefix!r}",
-                where=checkpoint.path,
-                expected=f"the beginning of names, up to a dot: {listing(nearest(prefix, tops) or tops)}",
-            )
+            raise no_part(checkpoint.path, prefix, checkpoint.entries)
         return replace(checkpoint, entries=found)
+
+    def read_part(self, path: Path, prefix: str) -> Checkpoint:
+        """The headers of a part of what lies at `path`, as `part` gives it; what is in no way read does not matter.
+
+        Raises:
+            StorageError: see `read_header` and `part`.
+        """
+        return self.part(self.read_header(path), prefix)
 
     def read_single(self, path: Path) -> tuple[str | None, Entry]:
         """The only tensor of a file, and its name if it has one.

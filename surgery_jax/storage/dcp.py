@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..core.dtypes import BY_NAME
 from ..core.errors import StorageError, listing
 from ..core.specs import Spec
-from .base import Blocks, Checkpoint, Entry, Format, LaidFile, Layout
+from .base import Blocks, Checkpoint, Entry, Format, LaidFile, Layout, no_part
+from .bounds import Allowance, is_possible
 from .files import File
+from .leftovers import in_words
 from .pickles import Built, PickleRefused, Symbol, read_pickle
 from .shards import check_inside
 from .torch_files import lay_torch
@@ -36,6 +38,7 @@ _DATA = "__0_0.distcp"
 _OWN = re.compile(r"__\d+_\d+\.distcp")
 _UNSOUND = (PickleRefused, KeyError, TypeError, AttributeError, ValueError)  # what a table that is none raises
 _MAX_TABLE = 1 << 30
+_MAX_PAIRS = 1 << 23  # of chunks of a tensor that are compared: a grid of 500 by 500 has as many
 
 
 class Chunk(NamedTuple):
@@ -64,24 +67,31 @@ class DcpFormat(Format):
         """The table, the data that it names, and data of the names that PyTorch gives."""
         named: set[Path] = set()
         with suppress(*_UNSOUND, StorageError):
-            named = {
-                chunk.path for _, chunks in _tensors(path, _read_table(path / _TABLE)).values() for chunk in chunks
-            }
+            named = {path / str(place["relative_path"]) for place in _Table.of(path).places.values()}
         data = sorted(entry for entry in path.glob("*.distcp") if entry in named or _OWN.fullmatch(entry.name))
         return [entry for entry in [path / _TABLE, *data] if entry.is_file()]
 
     def read_header(self, path: Path) -> Checkpoint:
         """The table, and the little headers of the chunks that are whole tensors."""
+        return self._read(path, None)
+
+    def read_part(self, path: Path, prefix: str) -> Checkpoint:
+        """Of the tensors of the part alone."""
+        return self._read(path, prefix)
+
+    def _read(self, path: Path, prefix: str | None) -> Checkpoint:
         if not path.is_dir():
             raise StorageError("a distributed checkpoint is a directory", where=str(path))
         try:
-            tensors = _tensors(path, _read_table(path / _TABLE))
+            names = _chosen(path, _Table.of(path), prefix)
+            inside: set[str] = set()
+            tensors = {name: _tensor(path, names.table, full, inside) for name, full in names.tensors.items()}
         except _UNSOUND as error:
             raise StorageError(
-                "the table of the distributed checkpoint cannot be read", where=str(path / _TABLE), found=str(error)
+                "the table of the distributed checkpoint cannot be read",
+                where=str(path / _TABLE),
+                found=str(error)[:200],
             ) from None
-        if not tensors:
-            raise StorageError("the checkpoint holds no tensors", where=str(path))
         entries: dict[str, Entry] = {}
         with ExitStack() as stack:
             files: dict[Path, File] = {}
@@ -95,7 +105,8 @@ class DcpFormat(Format):
                     entries[name] = _chunk_entry(files[chunks[0].path], name, spec, chunks[0])
                 else:
                     entries[name] = Entry(spec, blocks=Blocks.whole(spec, partial(_assemble, name, spec, chunks)))
-        return Checkpoint(str(path), self.name, entries, {}, (str(path / _TABLE), *map(str, files)))
+        where = (str(path / _TABLE), *map(str, files))
+        return Checkpoint(str(path), self.name, entries, {}, where, left_out=names.left_out)
 
     def layout(
         self,
@@ -128,11 +139,81 @@ class DcpFormat(Format):
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
+class _Table(NamedTuple):
+    """What the table says: tensors and others by name, the keys that a name was made of, and where chunks lie."""
+
+    tensors: Mapping[str, Mapping[str, Any]]
+    others: Mapping[str, str]
+    keys: Mapping[Any, Any]
+    places: Mapping[tuple[Any, Any], Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, path: Path) -> _Table:
+        table = _read_table(path)
+        tensors: dict[str, Mapping[str, Any]] = {}
+        others: dict[str, str] = {}
+        for name, item in table["state_dict_metadata"].items():
+            if type(name) is not str:
+                raise PickleRefused("a name that is no text")
+            kind = str(getattr(getattr(item, "symbol", None), "name", ""))
+            fields = _fields(item, kind) if kind == "TensorStorageMetadata" else {}
+            dtype = _dtype(fields) if fields else "a pickled value"
+            if dtype in BY_NAME:
+                tensors[name] = fields
+            else:
+                others[name] = f"a tensor of {dtype}"[:120] if fields else dtype
+        places: dict[tuple[Any, Any], Mapping[str, Any]] = {}
+        for index, info in table["storage_data"].items():
+            key = _fields(index, "MetadataIndex")
+            places[key["fqn"], key.get("offset")] = _fields(info, "_StorageInfo")
+        keys = table.get("planner_data")
+        return cls(tensors, others, keys if isinstance(keys, dict) else {}, places)
+
+
+class _Names(NamedTuple):
+    """The tensors that are read: the name of each in the table by its name here."""
+
+    table: _Table
+    tensors: Mapping[str, str]
+    left_out: tuple[str, ...]
+
+
+def _chosen(path: Path, table: _Table, prefix: str | None) -> _Names:
+    """Which tensors are read. Beside a state dict under a key of its own, anything may lie, as in torch files."""
+    inner: dict[str, str] = {}
+    if table.others:
+        for name in table.tensors:
+            keys = table.keys.get(name)
+            if type(keys) is tuple and len(keys) == 2 and keys[0] == "state_dict" and type(keys[1]) is str:
+                inner[keys[1]] = name
+    if prefix is not None:
+        for names in (inner, {name: name for name in table.tensors}):
+            start = f"{prefix}."
+            found = {name[len(start) :]: full for name, full in names.items() if name.startswith(start)}
+            if found:
+                others = ((name[len(start) :], word) for name, word in table.others.items() if name.startswith(start))
+                return _Names(table, found, in_words(others))
+        raise no_part(str(path), prefix, table.tensors)
+    if not table.tensors:
+        words = listing((f"{name} ({word})" for name, word in table.others.items()), 12)
+        raise StorageError("the checkpoint holds no tensors", where=str(path), found=words)
+    told = in_words(table.others.items())
+    if not inner:
+        return _Names(table, {name: name for name in table.tensors}, told)
+    beside = dict.fromkeys(name.split(".")[0] for name in table.tensors if name not in inner.values())
+    if beside:
+        told += (f"tensors, read with a part such as #{next(iter(beside))}: {listing(beside, 12)}",)
+    return _Names(table, inner, told)
+
+
 def _read_table(path: Path) -> Mapping[str, Any]:
-    with File(path) as file:
+    with File(path / _TABLE) as file:
         if file.size > _MAX_TABLE:
             raise PickleRefused(f"a table of {file.size} bytes")
-        value, _ = read_pickle(file.at(0, file.size), CALLS, _no_reference)
+        # A table says where data lies, of which there is much more; so a long table beside little data is none.
+        data = sum(part.stat().st_size for part in path.glob("*.distcp"))
+        allowance = Allowance(min(file.size, data), _MAX_TABLE * 32)
+        value, _ = read_pickle(file.at(0, file.size), CALLS, _no_reference, allowance=allowance)
     return _fields(value, "Metadata")
 
 
@@ -147,74 +228,46 @@ def _fields(value: Any, kind: str) -> Mapping[str, Any]:
     return value.state if isinstance(value.state, dict) else {}
 
 
-def _tensors(path: Path, table: Mapping[str, Any]) -> dict[str, tuple[Spec, list[Chunk]]]:
-    places: dict[tuple[str, tuple[int, ...] | None], tuple[Path, int, int]] = {}
-    checked: dict[str, Path] = {}
-    for index, info in table["storage_data"].items():
-        key, place = _fields(index, "MetadataIndex"), _fields(info, "_StorageInfo")
-        relative, begin, length = place["relative_path"], place["offset"], place["length"]
-        if place.get("transform_descriptors"):
-            raise PickleRefused(f"{key['fqn']!r} is compressed, which is not supported")
-        if type(relative) is not str or type(begin) is not int or type(length) is not int or min(begin, length) < 0:
-            raise PickleRefused(f"no sound place of {key['fqn']!r}")
-        if relative not in checked:
-            check_inside(path / _TABLE, key["fqn"], relative)
-            checked[relative] = path / relative
-        corner = key.get("offset")
-        places[key["fqn"], None if corner is None else _numbers(corner)] = (checked[relative], begin, length)
-    found: dict[str, tuple[Spec, list[Chunk]]] = {}
-    others: list[str] = []
-    for name, item in table["state_dict_metadata"].items():
-        if type(name) is not str:
-            raise PickleRefused("a name that is no text")
-        if isinstance(item, Built) and str(getattr(item.symbol, "name", "")) == "BytesStorageMetadata":
-            others.append(name)
-            continue
-        fields = _fields(item, "TensorStorageMetadata")
-        chunks = []
-        for part in fields["chunks"]:
-            block = _fields(part, "ChunkStorageMetadata")
-            corner = _numbers(block["offsets"])
-            chunks.append(Chunk(corner, _numbers(block["sizes"]), *places[name, corner]))
-        found[name] = _spec(name, fields), chunks
-    return _without_others(path, found, others, table.get("planner_data")) if others else found
+def _dtype(fields: Mapping[str, Any]) -> str:
+    """The name of the dtype of a tensor."""
+    properties = fields["properties"]
+    _fields(properties, "TensorProperties")
+    state = properties.state
+    symbol = state[0] if isinstance(state, tuple) and state else (state or {}).get("dtype")
+    return symbol.name if isinstance(symbol, Symbol) else f"no dtype: {type(symbol).__name__}"
+
+
+def _tensor(path: Path, table: _Table, name: str, inside: set[str]) -> tuple[Spec, list[Chunk]]:
+    """A tensor of the table, and where it lies; `inside` has the files that are known to lie in the directory."""
+    fields = table.tensors[name]
+    spec = Spec(_numbers(fields["size"]), BY_NAME[_dtype(fields)])
+    if not is_possible(spec.shape, spec.dtype):
+        raise PickleRefused(f"an impossible shape of {name!r}")
+    chunks = []
+    for part in fields["chunks"]:
+        block = _fields(part, "ChunkStorageMetadata")
+        corner = _numbers(block["offsets"])
+        chunks.append(Chunk(corner, _numbers(block["sizes"]), *_place(path, name, table.places[name, corner], inside)))
+    return spec, chunks
+
+
+def _place(path: Path, name: str, place: Mapping[str, Any], inside: set[str]) -> tuple[Path, int, int]:
+    """The file of a chunk, and its bytes there."""
+    relative, begin, length = place["relative_path"], place["offset"], place["length"]
+    if place.get("transform_descriptors"):
+        raise PickleRefused(f"{name!r} is compressed, which is not supported")
+    if type(relative) is not str or type(begin) is not int or type(length) is not int or min(begin, length) < 0:
+        raise PickleRefused(f"no sound place of {name!r}")
+    if relative not in inside:
+        check_inside(path / _TABLE, name, relative)
+        inside.add(relative)
+    return path / relative, begin, length
 
 
 def _numbers(value: Any) -> tuple[int, ...]:
     if type(value) is not tuple or any(type(number) is not int or number < 0 for number in value):
         raise PickleRefused("a shape that is none")
     return value
-
-
-def _spec(name: str, fields: Mapping[str, Any]) -> Spec:
-    properties = fields["properties"]
-    _fields(properties, "TensorProperties")
-    state = properties.state
-    symbol = state[0] if isinstance(state, tuple) and state else (state or {}).get("dtype")
-    dtype = BY_NAME.get(symbol.name) if isinstance(symbol, Symbol) else None
-    if dtype is None:
-        raise PickleRefused(f"{name!r} has the dtype {symbol}, which is not supported")
-    return Spec(_numbers(fields["size"]), dtype)
-
-
-def _without_others(
-    path: Path, found: Mapping[str, tuple[Spec, list[Chunk]]], others: Sequence[str], keys: Any
-) -> dict[str, tuple[Spec, list[Chunk]]]:
-    """As in torch files: beside a state dict under a key of its own, anything may lie."""
-    keys = keys if isinstance(keys, dict) else {}
-    inner = {
-        keys[name][1]: item
-        for name, item in found.items()
-        if type(keys.get(name)) is tuple and len(keys[name]) == 2 and keys[name][0] == "state_dict"
-    }
-    if not inner or not all(type(name) is str for name in inner):
-        raise StorageError(
-            f"the value of {others[0]!r} is no tensor",
-            where=str(path),
-            expected="tensors only, or tensors under the key 'state_dict'",
-            found=f"other values: {listing(others)}",
-        )
-    return inner
 
 
 def _check_cover(path: Path, name: str, spec: Spec, chunks: Sequence[Chunk]) -> None:
@@ -235,13 +288,27 @@ def _check_cover(path: Path, name: str, spec: Spec, chunks: Sequence[Chunk]) -> 
 
 
 def _overlap(chunks: Sequence[Chunk]) -> bool:
-    """Whether two chunks share an element. Sorted by corner, few pairs have rows in common."""
-    solid = sorted(chunk for chunk in chunks if all(chunk.sizes))
+    """Whether two chunks share an element. Sorted along the axis that they differ most on, few pairs have to be
+    compared; where these are very many, the chunks are none that a program cut."""
+    solid = [chunk for chunk in chunks if all(chunk.sizes)]
+    if len(solid) < 2:
+        return False
+    axes = range(len(solid[0].offsets))
+    if not axes:
+        return True
+    along = max(axes, key=lambda axis: len({chunk.offsets[axis] for chunk in solid}))
+    solid.sort(key=lambda chunk: chunk.offsets[along])
+    compared = 0
     for number, one in enumerate(solid):
-        for other in solid[number + 1 :]:
-            if one.offsets and other.offsets[0] >= one.offsets[0] + one.sizes[0]:
+        end = one.offsets[along] + one.sizes[along]
+        for at in range(number + 1, len(solid)):
+            other = solid[at]
+            if other.offsets[along] >= end:
                 break
-            if all(a < b + m and b < a + n for a, n, b, m in zip(*one[:2], *other[:2], strict=True)):
+            compared += 1
+            if compared > _MAX_PAIRS or all(
+                a < b + m and b < a + n for a, n, b, m in zip(*one[:2], *other[:2], strict=True)
+            ):
                 return True
     return False
 

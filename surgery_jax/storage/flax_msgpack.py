@@ -7,7 +7,6 @@ travels as text metadata, so that it is still there when the tree is written as 
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,24 +17,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core.dtypes import BY_NAME, DTYPES
 from ..core.errors import StorageError, nearest
-from ..core.ranges import Parts
 from ..core.specs import Spec
-from .base import Blocks, Checkpoint, Entry, Extent, Format, LaidFile, Layout
+from .base import Blocks, Checkpoint, Entry, Extent, Format, Layout
+from .bounds import MAX_NDIM, Allowance, TooLarge, is_possible
 from .files import File, paused_gc
-from .keys import MAX_DEPTH, describe_leaves, join_keys, leaves_below, nest, told_leaves
+from .flax_write import ARRAY, MARK, SCALAR, lay_tree
+from .keys import MAX_DEPTH, describe_leaves, join_keys, leaves_below
+from .leftovers import foreign_dtype, in_words
 
 if TYPE_CHECKING:
     import mmap
 
     import numpy
 
-__all__ = ["MAX_CHUNK", "FlaxFormat", "lay_tree"]
+__all__ = ["FlaxFormat"]
 
-MAX_CHUNK = 1 << 30  # bytes; leaves above are chunked: `flax.serialization.MAX_CHUNK_SIZE`
-_MARK = "__msgpack_chunked_array__"
-_ARRAY, _COMPLEX, _SCALAR = 1, 2, 3  # codes of Flax's extension types
-_MAX_NDIM = 64
-_MAX_TEXT = 1 << 28  # of all names together: a long key above many leaves would make names without end
+_COMPLEX = 2  # the code of Flax's extension type of Python's complex numbers
+_LEAF = 700  # bytes that a leaf takes in memory, without its name
 # https://github.com/msgpack/msgpack/blob/master/spec.md: first byte -> kind and what follows it
 _HEADS = {
     0xC4: ("bin", ">B"), 0xC5: ("bin", ">H"), 0xC6: ("bin", ">I"),
@@ -68,7 +66,7 @@ class FlaxFormat(Format):
         with path.open("rb") as stream:
             head = stream.read(300).ljust(300, b"\0")
         if head[0] in _EXTS:
-            return _ARRAY in head[1:6]
+            return ARRAY in head[1:6]
         if head[0] not in _MAPS:
             return False
         at = {0xDE: 3, 0xDF: 5}.get(head[0], 1)
@@ -83,19 +81,16 @@ class FlaxFormat(Format):
 
     def read_header(self, path: Path) -> Checkpoint:
         """The structure of a file. An array of its own has no name."""
-        found = _read(path)
-        if isinstance(found, Entry):
-            raise StorageError(
-                "an array without a name is no checkpoint",
-                where=str(path),
-                hint="load it under a name: load: {path: ..., to: ...}",
-            )
-        return found
+        return _read_tree(path, "")
 
     def read_single(self, path: Path) -> tuple[str | None, Entry]:
         """An array of its own, or the only one of a tree."""
         found = _read(path)
         return (None, found) if isinstance(found, Entry) else super().read_single(path)
+
+    def read_part(self, path: Path, prefix: str) -> Checkpoint:
+        """As `part` does; of what is left out, that of the part is told."""
+        return self.part(_read_tree(path, f"{prefix}."), prefix)
 
     def part(self, checkpoint: Checkpoint, prefix: str) -> Checkpoint:
         """Also its leaves that are no tensors."""
@@ -118,9 +113,21 @@ class FlaxFormat(Format):
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def _read(path: Path) -> Checkpoint | Entry:
+def _read(path: Path, start: str = "") -> Checkpoint | Entry:
+    """The tree of a file, or its only array; of what is left out, that is told whose names begin with `start`."""
     with paused_gc(), File(path) as file, file.mapped() as data:
-        return _Parser(path, data, file.size).read()
+        return _Parser(path, data, file.size).read(start)
+
+
+def _read_tree(path: Path, start: str) -> Checkpoint:
+    found = _read(path, start)
+    if isinstance(found, Entry):
+        raise StorageError(
+            "an array without a name is no checkpoint",
+            where=str(path),
+            hint="load it under a name: load: {path: ..., to: ...}",
+        )
+    return found
 
 
 class _Array(NamedTuple):
@@ -139,19 +146,22 @@ class _Parser:
         self.entries: dict[str, Entry] = {}
         self.scalars: list[str] = []
         self.others: dict[str, Any] = {}
-        self.text = 0
+        self.left: list[tuple[str, str]] = []
+        self.allowance = Allowance(size)
 
-    def read(self) -> Checkpoint | Entry:
+    def read(self, start: str) -> Checkpoint | Entry:
         """The checkpoint, or the array that is not in a map."""
         self.value(None, 1)
         if self.at != self.end:
             raise self.refusal("there are bytes after the tree", f"a file of {self.at} bytes", f"{self.end} bytes")
         if None in self.entries:
             return self.entries[None]  # type: ignore[index]
+        told = in_words((name[len(start) :], kind) for name, kind in self.left if name.startswith(start))
         if not self.entries:
-            raise StorageError("the checkpoint holds no tensors", where=str(self.path))
+            raise StorageError("the checkpoint holds no tensors", where=str(self.path), found="; ".join(told) or None)
         metadata = describe_leaves(self.entries, self.scalars, self.others)
-        return Checkpoint(str(self.path), FlaxFormat.name, self.entries, metadata, (str(self.path),))
+        where = str(self.path)
+        return Checkpoint(where, FlaxFormat.name, self.entries, metadata, (where,), left_out=told)
 
     def value(self, name: str | None, depth: int) -> None:
         """One value and all below it; `name` is None at the top."""
@@ -163,11 +173,12 @@ class _Parser:
                 self.below(name, str(index), depth)
             if not value:
                 self.keep(name, {})
-        elif kind == "ext" and code in (_ARRAY, _SCALAR):
+        elif kind == "ext" and code in (ARRAY, SCALAR):
             array = self.array(name, value)
-            self.entries[self.named(name)] = Entry(array.spec, Extent(str(self.path), array.offset))
-            if code == _SCALAR:
-                self.scalars.append(self.named(name))
+            if array is not None:
+                self.entries[self.named(name)] = Entry(array.spec, Extent(str(self.path), array.offset))
+                if code == SCALAR:
+                    self.scalars.append(self.named(name))
         elif kind in ("int", "float", "bool"):
             word = (
                 "uint64" if kind == "int" and value >= 1 << 63 else {"int": "int64", "float": "float64"}.get(kind, kind)
@@ -181,9 +192,15 @@ class _Parser:
             self.keep(name, self.decode(value))
         elif kind == "ext" and code == _COMPLEX:
             self.keep(name, self.complex(name, value))
+        elif name is None:
+            raise self.refusal("there is no tree", "nested maps", kind)
         else:
-            found = f"extension type {code}" if kind == "ext" else "bytes"
-            raise self.refusal(f"{name!r} is no tensor", "arrays, numbers and texts in nested maps", found)
+            self.skip(value)
+            self.leave(name, f"extension type {code}" if kind == "ext" else "bytes")
+
+    def leave(self, name: str | None, kind: str) -> None:
+        """A leaf that is not read."""
+        self.left.append((self.named(name) or "the file", kind))
 
     def below(self, name: str | None, key: str, depth: int) -> None:
         """The value of a key of the map or list `name`."""
@@ -201,18 +218,19 @@ class _Parser:
             key = self.key(name)
             if key in seen:
                 raise self.refusal(f"a key of {name!r} comes twice", "every key once", repr(key)[:80])
-            if key == _MARK:
+            if key == MARK:
                 if number or count != 3:
-                    raise self.refusal(f"{name!r} is not chunked as Flax does it", f"{_MARK}, shape, chunks", "others")
-                self.entries[self.named(name)] = self.chunked(name)
+                    raise self.refusal(f"{name!r} is not chunked as Flax does it", f"{MARK}, shape, chunks", "others")
+                if (entry := self.chunked(name)) is not None:
+                    self.entries[self.named(name)] = entry
                 return
             seen.add(key)
             self.below(name, key, depth)
 
-    def chunked(self, name: str | None) -> Entry:
-        """The array whose flat pieces follow."""
+    def chunked(self, name: str | None) -> Entry | None:
+        """The array whose flat pieces follow; None if it is left out."""
         if (mark := self.head()[:2]) != ("bool", True):
-            raise self.refusal(f"{name!r} is not chunked as Flax does it", f"{_MARK}: true", mark[0])
+            raise self.refusal(f"{name!r} is not chunked as Flax does it", f"{MARK}: true", mark[0])
         shape, arrays = [], []
         for index, length in enumerate(range(self.indexed(name, "shape"))):
             self.index(name, index)
@@ -221,10 +239,13 @@ class _Parser:
         for index in range(self.indexed(name, "chunks")):
             self.index(name, index)
             kind, length, code = self.head()
-            if kind != "ext" or code != _ARRAY:
+            if kind != "ext" or code != ARRAY:
                 raise self.refusal(f"a chunk of {name!r} is no array", "an array", kind)
-            self.spend(64)
-            arrays.append(self.array(name, length))
+            self.spend(_LEAF)
+            if (array := self.array(name, length)) is not None:
+                arrays.append(array)
+        if not arrays and self.left and self.left[-1][0] == name:
+            return None
         dtypes = {array.spec.dtype for array in arrays}
         if len(dtypes) != 1 or any(len(array.spec.shape) != 1 for array in arrays):
             raise self.refusal(f"the chunks of {name!r} do not fit together", "flat arrays of one dtype", "others")
@@ -248,19 +269,25 @@ class _Parser:
         if (key := self.key(name)) != str(index):
             raise self.refusal(f"the parts of {name!r} are not in order", repr(str(index)), repr(key)[:80])
 
-    def array(self, name: str | None, length: int) -> _Array:
-        """An array in an extension value of `length` bytes: (shape, name of the dtype, bytes)."""
+    def array(self, name: str | None, length: int) -> _Array | None:
+        """An array in an extension value of `length` bytes: (shape, name of the dtype, bytes). None if it is left out,
+        since there are no tensors of its dtype here."""
         end = self.at + length
         kind, count, _ = self.head()
         axes_kind, axes, _ = self.head() if (kind, count) == ("array", 3) else ("", 0, 0)
-        if axes_kind != "array" or axes > _MAX_NDIM:
+        if axes_kind != "array" or axes > MAX_NDIM:
             raise self.refusal(f"the array {name!r} is not complete", "a shape, a dtype and bytes", axes_kind or kind)
         lengths = [self.head() for _ in range(axes)]
         shape = tuple(value if kind == "int" else -1 for kind, value, _ in lengths)
         kind, count, _ = self.head()
         word = self.decode(count) if kind == "str" else ""
         dtype = BY_NAME.get(word)
-        if dtype is None or dtype.name != word:
+        if dtype is None or dtype.name != word or not dtype.array:
+            foreign = foreign_dtype(word)
+            if foreign is not None and name is not None and self.at <= end:
+                self.skip(end - self.at)
+                self.leave(name, f"an array of {foreign}")
+                return None
             near = nearest(word, [dtype.name for dtype in DTYPES if dtype.array])
             raise self.refusal(f"the dtype of {name!r} is not known", " ".join(near) or "one of NumPy", repr(word)[:80])
         spec = self.spec(name, shape, dtype)
@@ -272,10 +299,9 @@ class _Parser:
         return found
 
     def spec(self, name: str | None, shape: tuple[Any, ...], dtype: Any) -> Spec:
-        if any(length < 0 for length in shape) or len(shape) > _MAX_NDIM:
+        if any(length < 0 for length in shape) or len(shape) > MAX_NDIM:
             raise self.refusal(f"{name!r} has an impossible shape", "lengths of 0 or more", str(list(shape))[:120])
-        # An empty tensor says nothing through its bytes: without this bound its other axes could be anything.
-        if math.prod(filter(None, shape)) * dtype.bits >= 1 << 63:
+        if not is_possible(shape, dtype):
             raise self.refusal(f"the shape of {name!r} is too large", "fewer than 2^63 bits", str(list(shape))[:120])
         return Spec(shape, dtype)
 
@@ -292,15 +318,16 @@ class _Parser:
             self.others[self.named(name)] = value
 
     def named(self, name: str | None) -> str:
-        """The name, counted; the top has none."""
+        """The name of a leaf, counted; the top has none."""
         if name is not None:
-            self.spend(len(name) + 1)
+            self.spend(4 * len(name) + _LEAF)
         return name  # type: ignore[return-value]
 
     def spend(self, count: int) -> None:
-        self.text += count
-        if self.text > _MAX_TEXT:
-            raise self.refusal("its names are too long", f"at most {_MAX_TEXT} characters in all", "more")
+        try:
+            self.allowance.spend(count)
+        except TooLarge as error:
+            raise self.refusal("it holds too many or too long names", "a tree of tensors", str(error)) from None
 
     def key(self, name: str | None) -> str:
         kind, value, _ = self.head()
@@ -359,141 +386,3 @@ def _number(value: complex, spec: Spec) -> numpy.ndarray[Any, Any]:
     import numpy as np
 
     return np.array(value, spec.dtype.numpy)
-
-
-# ---------------------------------------------------------------------------------------------------------- writing
-
-
-def lay_tree(
-    path: Path, tensors: Sequence[tuple[str, Spec]], metadata: Mapping[str, str], max_chunk: int = MAX_CHUNK
-) -> Layout:
-    """One file: the tree of the names, leaves of more than `max_chunk` bytes in chunks.
-
-    Raises:
-        StorageError: a dtype that NumPy arrays do not have; names that make no tree.
-    """
-    scalars, others = told_leaves(metadata, [name for name, _ in tensors], str(path))
-    writer = _Writer(path, max_chunk)
-    leaves: list[tuple[str, Any]] = [(name, _Tensor(name, spec, name in scalars)) for name, spec in tensors]
-    leaves += others.items()
-    writer.tree(nest(leaves, str(path)))
-    writer.flush()
-    places = {name: (0, parts[0][2]) for name, parts in writer.parts.items()}
-    rest = {name: parts[1:] for name, parts in writer.parts.items() if len(parts) > 1}
-    return Layout((LaidFile("", writer.at, tuple(writer.fixed)),), places, False, rest=rest)
-
-
-class _Tensor(NamedTuple):
-    name: str
-    spec: Spec
-    is_scalar: bool
-
-
-def _plain(value: Any) -> bytes:
-    """None, a text, an empty map or a complex number."""
-    if isinstance(value, complex):
-        return b"\xc7\x13\x02" + struct.pack(">BBdBd", 0x92, 0xCB, value.real, 0xCB, value.imag)
-    return b"\xc0" if value is None else _text(value) if isinstance(value, str) else b"\x80"
-
-
-class _Writer:
-    """msgpack in the shortest forms, as its library writes it, with room for the bytes of tensors."""
-
-    def __init__(self, path: Path, max_chunk: int) -> None:
-        self.path = path
-        self.max_chunk = max_chunk
-        self.at = 0
-        self.begin = 0
-        self.pending = bytearray()
-        self.fixed: list[tuple[int, bytes]] = []
-        self.parts: dict[str, Parts[int]] = {}
-
-    def put(self, raw: bytes) -> None:
-        self.pending += raw
-        self.at += len(raw)
-
-    def flush(self) -> None:
-        """What was put is one range of known bytes."""
-        if self.pending:
-            self.fixed.append((self.begin, bytes(self.pending)))
-            self.pending.clear()
-
-    def leave(self, count: int) -> int:
-        """Room for the bytes of a tensor; gives where they begin."""
-        self.flush()
-        found = self.at
-        self.at = self.begin = self.at + count
-        return found
-
-    def tree(self, node: Mapping[str, Any]) -> None:
-        self.put(_head(len(node), 0x80, 15, "HI", 0xDE))
-        for key, child in node.items():
-            try:
-                self.put(_text(key))
-            except UnicodeEncodeError:
-                raise StorageError("a name is not valid text", where=str(self.path), found=ascii(key)[:120]) from None
-            if isinstance(child, dict):
-                self.tree(child)
-            elif isinstance(child, _Tensor):
-                self.tensor(child)
-            else:
-                self.put(_plain(child.value))
-
-    def tensor(self, tensor: _Tensor) -> None:
-        name, spec, is_scalar = tensor
-        if not spec.dtype.array:
-            raise StorageError(
-                f"Flax msgpack files cannot hold {spec.dtype}",
-                where=str(self.path),
-                expected="a dtype that arrays have",
-                found=f"{name!r} is {spec}",
-            )
-        if spec.nbytes <= self.max_chunk:
-            code = _SCALAR if is_scalar and not spec.shape else _ARRAY
-            self.parts[name] = ((0, 0, self.array(spec, code)),)
-            return
-        self.put(_head(3, 0x80, 15, "HI", 0xDE) + _text(_MARK) + b"\xc3" + _text("shape"))
-        self.put(_head(len(spec.shape), 0x80, 15, "HI", 0xDE))
-        for axis, length in enumerate(spec.shape):
-            self.put(_text(str(axis)) + _integer(length))
-        step = max(1, self.max_chunk // spec.dtype.itemsize)
-        begins = range(0, spec.size, step)
-        self.put(_text("chunks") + _head(len(begins), 0x80, 15, "HI", 0xDE))
-        parts = []
-        for index, begin in enumerate(begins):
-            self.put(_text(str(index)))
-            offset = self.array(Spec((min(step, spec.size - begin),), spec.dtype), _ARRAY)
-            parts.append((begin * spec.dtype.itemsize, 0, offset))
-        self.parts[name] = tuple(parts)
-
-    def array(self, spec: Spec, code: int) -> int:
-        """An array without its bytes; gives where they belong."""
-        inner = b"\x93" + _head(len(spec.shape), 0x90, 15, "HI", 0xDC) + b"".join(map(_integer, spec.shape))
-        inner += _text(spec.dtype.name) + _sized(spec.nbytes, 0xC4)
-        length = len(inner) + spec.nbytes
-        fixed = {1 << power: 0xD4 + power for power in range(5)}.get(length)
-        self.put((bytes([fixed]) if fixed else _sized(length, 0xC7)) + bytes([code]) + inner)
-        return self.leave(spec.nbytes)
-
-
-def _head(count: int, short: int, most: int, forms: str, first: int) -> bytes:
-    """A kind and a count: in one byte up to `most`, else in the first of the wider forms that holds it."""
-    if count <= most:
-        return bytes([short + count])
-    for number, form in enumerate(forms):
-        if count < 1 << 8 * struct.calcsize(">" + form):
-            return struct.pack(">B" + form, first + number, count)
-    raise ValueError(f"{count} is too many for msgpack")
-
-
-def _sized(count: int, first: int) -> bytes:
-    return _head(count, 0, -1, "BHI", first)
-
-
-def _text(text: str) -> bytes:
-    raw = text.encode()
-    return _head(len(raw), 0xA0, 31, "BHI", 0xD9) + raw
-
-
-def _integer(value: int) -> bytes:
-    return _head(value, 0, 127, "BHIQ", 0xCC)

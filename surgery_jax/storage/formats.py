@@ -82,13 +82,14 @@ def open_checkpoint(path: str) -> Checkpoint:
     allowed, place = _split_format(place)
     try:
         with remembering() as opened:
-            format, checkpoint = _open(place, allowed)
+            checkpoint = _open(place, allowed, part)
     except StorageError as error:
         error.hint = kept_copy(Path(place)) or error.hint
         raise
+    for sentence in checkpoint.left_out:
+        note(f"{path}: left out: {sentence}")
     checkpoint = replace(checkpoint, path=str(Path(place)), identities=identities_of(checkpoint.files, opened))
-    checkpoint = replace(checkpoint, documents=_documents(Path(place)))
-    return format.part(checkpoint, part) if part else checkpoint
+    return replace(checkpoint, documents=_documents(Path(place)))
 
 
 def _documents(path: Path) -> dict[str, str]:
@@ -112,21 +113,25 @@ def _is_index(path: Path) -> bool:
     return path.suffix.lower() == ".json"
 
 
-def _open(place: str, allowed: Sequence[Format]) -> tuple[Format, Checkpoint]:
+def _open(place: str, allowed: Sequence[Format], part: str) -> Checkpoint:
     target = Path(place)
     if is_pattern(place) and not os.path.lexists(place):
         check_exists(target.parent)
         try:
-            return _read_choice(target.parent, choose_matching(target.parent, target.name, _folder_formats(allowed)))
+            choice = choose_matching(target.parent, target.name, _folder_formats(allowed))
+            return _read_choice(target.parent, choice, part)
         except OSError as error:
             raise storage_error(error, target.parent, "read the directory") from None
     if stat.S_ISDIR(check_exists(target).st_mode):
-        return _read_directory(target, allowed)
+        return _read_directory(target, allowed, part)
     check_regular(target)
     if _is_index(target):
-        return _read_choice(target.parent, of_index(target, _folder_formats(allowed)))
-    format = _file_format(target) if len(allowed) > 1 else allowed[0]
-    return format, format.read_header(target)
+        return _read_choice(target.parent, of_index(target, _folder_formats(allowed)), part)
+    return _read(_file_format(target) if len(allowed) > 1 else allowed[0], target, part)
+
+
+def _read(format: Format, path: Path, part: str) -> Checkpoint:
+    return format.read_part(path, part) if part else format.read_header(path)
 
 
 def _split_format(place: str) -> tuple[Sequence[Format], str]:
@@ -143,15 +148,19 @@ def _folder_formats(allowed: Iterable[Format]) -> list[Format]:
     return [format for _, format in sorted(found, key=lambda row: row[0])]
 
 
-def _read_choice(directory: Path, choice: Choice) -> tuple[Format, Checkpoint]:
+def _read_choice(directory: Path, choice: Choice, part: str) -> Checkpoint:
     """The headers of the files of a directory that are its checkpoint; tells what is left out."""
     index = None
     if choice.index is not None:
         index = {choice.format.indexed_name(name): value for name, value in read_index(choice.index).items()}
     format = choice.format
-    found = read_parts(directory, choice.files, format.read_file, index, format.name)
+    if part and index is None and len(choice.files) == 1:
+        checkpoint = format.read_part(choice.files[0], part)
+    else:
+        checkpoint = read_parts(directory, choice.files, format.read_file, index, format.name)
+        checkpoint = format.part(checkpoint, part) if part else checkpoint
     _tell_left_out(directory, choice.left_out)
-    return format, found
+    return checkpoint
 
 
 def _tell_left_out(directory: Path, names: Sequence[str]) -> None:
@@ -159,7 +168,7 @@ def _tell_left_out(directory: Path, names: Sequence[str]) -> None:
         note(f"{directory}: not a part of the checkpoint and left out: {listing(names)}")
 
 
-def _read_directory(path: Path, allowed: Sequence[Format]) -> tuple[Format, Checkpoint]:
+def _read_directory(path: Path, allowed: Sequence[Format], part: str) -> Checkpoint:
     folders = _folder_formats(allowed)
     try:
         names = sorted(entry.name for entry in path.iterdir())
@@ -167,15 +176,15 @@ def _read_directory(path: Path, allowed: Sequence[Format]) -> tuple[Format, Chec
         found = [format for format in found if format.owns_directories] or found
         plain = [format for format in folders if format.weights(path)]
         if len(found) == 1 and (found[0].owns_directories or not plain):
-            checkpoint = found[0].read_header(path)
+            checkpoint = _read(found[0], path, part)
             rest = {str(file) for format in plain for file in format.weights(path)}.difference(checkpoint.files)
             _tell_left_out(path, sorted(Path(file).name for file in rest))
-            return found[0], checkpoint
+            return checkpoint
         if found:
             raise _several_formats(path, found if len(found) > 1 else [*found, *plain])
         choice = choose(path, folders)
         if choice is not None:
-            return _read_choice(path, choice)
+            return _read_choice(path, choice, part)
     except OSError as error:
         raise storage_error(error, path, "read the directory") from None
     raise StorageError(

@@ -10,7 +10,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from mmap import mmap
+from sys import getsizeof
 from typing import Any, NamedTuple
+
+from .bounds import Allowance, TooLarge
+from .files import paused_gc
 
 __all__ = ["Built", "PickleRefused", "Symbol", "Writer", "read_pickle"]
 
@@ -47,6 +51,10 @@ class _Mark:
 
 _MARK = _Mark()
 _SCALARS = (str, int, float, bytes, type(None), Symbol, Built)  # what may be a key: hashing deep tuples can crash
+_MAX_STACK = 1 << 22  # values that wait; a table of a million tensors pushed at once has half of that
+_MAX_NUMBER = 255  # bytes of an integer; longer ones cannot even be printed
+_MAX_TEXT = 1 << 24  # bytes of one
+_PLACE = 8  # bytes that a value takes in what holds it
 
 
 def read_pickle(
@@ -55,21 +63,29 @@ def read_pickle(
     persistent: Callable[[Any], Any],
     start: int = 0,
     limit: int | None = None,
+    allowance: Allowance | None = None,
 ) -> tuple[Any, int]:
     """The value of the pickle that begins at `start`, and where it ends.
 
-    `calls` has the only functions that are called, by full name; `persistent` resolves persistent ids.
+    `calls` has the only functions that are called, by full name; `persistent` resolves persistent ids. The memory that
+    it takes is bounded by `allowance`, or else by the number of bytes from `start` to `limit`.
 
     Raises:
         PickleRefused: see there.
     """
-    machine = _Machine(data, calls, persistent, start, len(data) if limit is None else min(limit, len(data)))
+    end = len(data) if limit is None else min(limit, len(data))
+    machine = _Machine(data, calls, persistent, start, end, allowance or Allowance(end - start))
     try:
-        value = machine.run()
+        with paused_gc():
+            value = machine.run()
     except PickleRefused:
         raise
+    except TooLarge as error:
+        raise PickleRefused(str(error)) from None
+    except RecursionError:
+        raise PickleRefused("it is nested without end") from None
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, struct.error) as error:
-        raise PickleRefused(f"not a sound pickle at byte {machine.at}: {error}") from None
+        raise PickleRefused(f"not a sound pickle at byte {machine.at}: {str(error)[:200]}") from None
     return value, machine.at
 
 
@@ -81,6 +97,7 @@ class _Machine:
         persistent: Callable[[Any], Any],
         start: int,
         end: int,
+        allowance: Allowance,
     ) -> None:
         self.data = data
         self.calls = calls
@@ -89,6 +106,7 @@ class _Machine:
         self.end = end
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.spend = allowance.spend
 
     def run(self) -> Any:
         data, table = self.data, _INSTRUCTIONS
@@ -114,6 +132,16 @@ class _Machine:
     def number(self, count: int) -> int:
         return int.from_bytes(self.take(count), "little")
 
+    def text(self, count: int, encoding: str = "utf-8") -> str:
+        if count > _MAX_TEXT:
+            raise PickleRefused(f"a text of {count} bytes")
+        return self.take(count).decode(encoding, "surrogatepass" if encoding == "utf-8" else "strict")
+
+    def signed(self, count: int) -> int:
+        if count > _MAX_NUMBER:
+            raise PickleRefused(f"an integer of {count} bytes")
+        return int.from_bytes(self.take(count), "little", signed=True)
+
     def line(self) -> str:
         stop = self.data.find(b"\n", self.at, self.end)
         if stop < 0:
@@ -135,12 +163,16 @@ class _Machine:
         if type(args) is not tuple:
             raise PickleRefused("arguments that are no tuple")
         known = self.calls.get(str(function)) if type(function) is Symbol else None
-        return Built(function, args) if known is None else known(*args)
+        made = Built(function, args) if known is None else known(*args)
+        self.spend(getsizeof(made) + _PLACE)
+        return made
 
     # What follows are the instructions, in the order of the documentation in the module pickletools.
 
     def memoize(self, key: int) -> None:
+        before = getsizeof(self.memo)
         self.memo[key] = self.stack[-1]
+        self.spend(getsizeof(self.memo) - before)
 
     def reduce(self) -> None:
         args = self.stack.pop()
@@ -161,6 +193,7 @@ class _Machine:
     def append(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) is list:
+            self.spend(8 * len(items))
             target.extend(items)
         elif type(target) is not Built:
             raise PickleRefused("appending to what is no list")
@@ -174,8 +207,9 @@ class _Machine:
             if not all(isinstance(part, _SCALARS) for part in parts):
                 raise PickleRefused("a key that is neither text nor number")
         if type(target) is dict:
-            count = len(target) + len(items) // 2
+            before, count = getsizeof(target), len(target) + len(items) // 2
             target.update(zip(items[::2], items[1::2], strict=True))
+            self.spend(getsizeof(target) - before)
             if len(target) != count:
                 raise PickleRefused("a key twice in one dictionary")
 
@@ -183,16 +217,36 @@ class _Machine:
         name, module = self.stack.pop(), self.stack.pop()
         if type(name) is not str or type(module) is not str:
             raise PickleRefused("a name that is no text")
+        self.spend(64)
         self.stack.append(Symbol(module, name))
 
     def tuple_of(self, count: int) -> None:
         if len(self.stack) < count:
             raise PickleRefused("not enough on the stack")
-        self.stack[-count:] = [tuple(self.stack[-count:])]
+        made = tuple(self.stack[-count:])
+        self.spend(getsizeof(made) + _PLACE)
+        self.stack[-count:] = [made]
+
+    def push(self, value: Any) -> None:
+        if len(self.stack) >= _MAX_STACK:
+            raise PickleRefused(f"more than {_MAX_STACK} values at once")
+        self.stack.append(value)
 
 
 def _push(value: Callable[[_Machine], Any]) -> Callable[[_Machine], None]:
-    return lambda machine: machine.stack.append(value(machine))
+    """What exists already."""
+    return lambda machine: machine.push(value(machine))
+
+
+def _make(value: Callable[[_Machine], Any]) -> Callable[[_Machine], None]:
+    """What takes memory of its own."""
+
+    def made(machine: _Machine) -> None:
+        new = value(machine)
+        machine.spend(getsizeof(new) + _PLACE)
+        machine.push(new)
+
+    return made
 
 
 _INSTRUCTIONS: dict[int, Callable[[_Machine], Any]] = {
@@ -207,27 +261,27 @@ _INSTRUCTIONS: dict[int, Callable[[_Machine], Any]] = {
         "N": _push(lambda m: None),
         "\x88": _push(lambda m: True),
         "\x89": _push(lambda m: False),
-        "J": _push(lambda m: int.from_bytes(m.take(4), "little", signed=True)),
+        "J": _make(lambda m: m.signed(4)),
         "K": _push(lambda m: m.number(1)),
-        "M": _push(lambda m: m.number(2)),
-        "\x8a": _push(lambda m: int.from_bytes(m.take(m.number(1)), "little", signed=True)),
-        "\x8b": _push(lambda m: int.from_bytes(m.take(m.number(4)), "little", signed=True)),
-        "G": _push(lambda m: struct.unpack(">d", m.take(8))[0]),
-        "X": _push(lambda m: m.take(m.number(4)).decode("utf-8", "surrogatepass")),
-        "\x8c": _push(lambda m: m.take(m.number(1)).decode("utf-8", "surrogatepass")),
-        "\x8d": _push(lambda m: m.take(m.number(8)).decode("utf-8", "surrogatepass")),
-        "T": _push(lambda m: m.take(m.number(4)).decode("latin-1")),
-        "U": _push(lambda m: m.take(m.number(1)).decode("latin-1")),
-        "B": _push(lambda m: m.take(m.number(4))),
-        "C": _push(lambda m: m.take(m.number(1))),
-        "\x8e": _push(lambda m: m.take(m.number(8))),
+        "M": _make(lambda m: m.number(2)),
+        "\x8a": _make(lambda m: m.signed(m.number(1))),
+        "\x8b": _make(lambda m: m.signed(m.number(4))),
+        "G": _make(lambda m: struct.unpack(">d", m.take(8))[0]),
+        "X": _make(lambda m: m.text(m.number(4))),
+        "\x8c": _make(lambda m: m.text(m.number(1))),
+        "\x8d": _make(lambda m: m.text(m.number(8))),
+        "T": _make(lambda m: m.text(m.number(4), "latin-1")),
+        "U": _make(lambda m: m.text(m.number(1), "latin-1")),
+        "B": _make(lambda m: m.take(m.number(4))),
+        "C": _make(lambda m: m.take(m.number(1))),
+        "\x8e": _make(lambda m: m.take(m.number(8))),
         ")": _push(lambda m: ()),
-        "]": _push(lambda m: []),
-        "}": _push(lambda m: {}),
-        "\x8f": _push(lambda m: []),  # EMPTY_SET: no set is wanted anywhere, so its members stay a list
-        "t": _push(lambda m: tuple(m.since_mark())),
-        "l": _push(lambda m: m.since_mark()),
-        "\x91": _push(lambda m: m.since_mark()),  # FROZENSET
+        "]": _make(lambda m: []),
+        "}": _make(lambda m: {}),
+        "\x8f": _make(lambda m: []),  # EMPTY_SET: no set is wanted anywhere, so its members stay a list
+        "t": _make(lambda m: tuple(m.since_mark())),
+        "l": _make(lambda m: m.since_mark()),
+        "\x91": _make(lambda m: m.since_mark()),  # FROZENSET
         "\x85": lambda m: m.tuple_of(1),
         "\x86": lambda m: m.tuple_of(2),
         "\x87": lambda m: m.tuple_of(3),
@@ -241,7 +295,7 @@ _INSTRUCTIONS: dict[int, Callable[[_Machine], Any]] = {
         "\x94": lambda m: m.memoize(len(m.memo)),
         "h": _push(lambda m: m.memo[m.number(1)]),
         "j": _push(lambda m: m.memo[m.number(4)]),
-        "c": _push(lambda m: Symbol(m.line(), m.line())),
+        "c": _make(lambda m: Symbol(m.line(), m.line())),
         "\x93": lambda m: m.stack_global(),
         "R": lambda m: m.reduce(),
         "\x81": lambda m: m.reduce(),  # NEWOBJ

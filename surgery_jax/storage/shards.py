@@ -15,7 +15,7 @@ from ..core.specs import Spec
 from .base import Checkpoint, Entry
 from .files import File, parse_json
 
-__all__ = ["ANY_SHARD", "check_inside", "cut", "index_bytes", "own_files", "read_index", "read_parts"]
+__all__ = ["ANY_SHARD", "check_inside", "cut", "index_bytes", "is_name", "own_files", "read_index", "read_parts"]
 
 _MAX_INDEX = 1 << 28  # bytes
 _MAX_NAMES = 1 << 20  # ten times as many as the largest models have; each takes some 300 bytes of memory
@@ -60,7 +60,7 @@ def check_inside(index: Path, name: str, value: str) -> None:
     """
     relative = PurePosixPath(value)
     is_inside = not relative.is_absolute() and ".." not in relative.parts
-    if not value or not is_inside or value != value.strip() or not _is_name(value):
+    if not value or not is_inside or value != value.strip() or not is_name(value):
         raise StorageError(
             f"the file of {name!r} is not a path inside of the directory",
             where=str(index),
@@ -78,7 +78,7 @@ def check_inside(index: Path, name: str, value: str) -> None:
         ) from None
 
 
-def _is_name(text: str) -> bool:
+def is_name(text: str) -> bool:
     """Whether a text can be the name of a file at all."""
     try:
         return b"\0" not in os.fsencode(text)
@@ -97,6 +97,7 @@ def read_parts(
     entries: dict[str, Entry] = {}
     holder: dict[str, Path] = {}
     metadata: Mapping[str, str] = {}
+    left_out: dict[str, None] = {}
     parts = list(files)
     for number, part in enumerate(parts):
         header = read(part)
@@ -111,12 +112,13 @@ def read_parts(
                 hint=f"say which belong to the checkpoint, with a pattern or a file: {path}/{part.name}",
             )
         entries.update(header.entries)
+        left_out.update(dict.fromkeys(header.left_out))
         holder.update(dict.fromkeys(header.entries, part))
     if index is not None:
         _check_index(path, index, holder)
     if not entries:
         raise StorageError("the checkpoint holds no tensors", where=str(path), found=listing(p.name for p in parts))
-    return Checkpoint(str(path), format, entries, metadata, tuple(map(str, parts)))
+    return Checkpoint(str(path), format, entries, metadata, tuple(map(str, parts)), left_out=tuple(left_out)[:12])
 
 
 def _check_index(path: Path, index: Mapping[str, str], holder: Mapping[str, Path]) -> None:

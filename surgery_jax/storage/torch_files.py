@@ -8,15 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..core.errors import StorageError
 from ..core.specs import Spec
 from .base import Checkpoint, Entry, Format, LaidFile, Layout
 from .choice import check_first
 from .pickles import Writer
-from .shards import ANY_SHARD, cut, index_bytes, own_files, read_parts
-from .torch_tensors import STORAGES, UNTYPED, Tensor, describe, entry_of, read_file
+from .shards import ANY_SHARD, cut, index_bytes, own_files
+from .torch_tables import read_table
+from .torch_tensors import STORAGES, UNTYPED, Tensor, entry_of, read_file
 from .zips import LaidZip, complete_checksums, lay_zip
 
 __all__ = ["TorchFormat", "lay_torch"]
@@ -62,25 +62,22 @@ class TorchFormat(Format):
 
     def read_header(self, path: Path) -> Checkpoint:
         """The tensors of a file."""
-        return read_parts(path, [path], _read_file, None, self.name)
+        return read_table(path).checkpoint(self.name)
 
     def read_file(self, path: Path) -> Checkpoint:
         """The tensors of one of several files."""
-        return _read_file(path)
+        return read_table(path).checkpoint(self.name, may_be_empty=True)
+
+    def read_part(self, path: Path, prefix: str) -> Checkpoint:
+        """Also of what lies beside the model's table."""
+        return read_table(path).part(prefix, self.name)
 
     def read_single(self, path: Path) -> tuple[str | None, Entry]:
         """A bare tensor, or the only tensor of a dictionary."""
-        value = _inner(read_file(path))
+        value = read_file(path)
         if isinstance(value, Tensor):
             return None, entry_of(value, "the tensor")
-        tensors = {k: v for k, v in value.items() if isinstance(v, Tensor)} if isinstance(value, dict) else {}
-        if len(tensors) != 1:
-            found = f"{len(tensors)} tensors" if isinstance(value, dict) else describe(value)
-            raise StorageError(
-                "a file of one tensor is needed here", where=str(path), expected="exactly one tensor", found=found
-            )
-        ((name, tensor),) = tensors.items()
-        return str(name), entry_of(tensor, repr(name))
+        return super().read_single(path)
 
     def layout(
         self,
@@ -127,34 +124,6 @@ def _named(path: Path) -> list[Path]:
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
-
-
-def _inner(value: Any) -> Any:
-    """Training frameworks put the state dict under a key of its own, beside other things."""
-    inner = value.get("state_dict") if isinstance(value, dict) else None
-    return inner if isinstance(inner, dict) else value
-
-
-def _read_file(path: Path) -> Checkpoint:
-    table = _inner(read_file(path))
-    if not isinstance(table, dict):
-        raise StorageError(
-            "the torch file holds no table of tensors",
-            where=str(path),
-            expected="a dictionary from names to tensors",
-            found=describe(table),
-        )
-    entries: dict[str, Entry] = {}
-    for name, value in table.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise StorageError(
-                f"the value of {name!r} is no tensor" if isinstance(name, str) else "a name is no text",
-                where=str(path),
-                expected="a dictionary from names to tensors, or one under the key 'state_dict'",
-                found=describe(value if isinstance(name, str) else name),
-            )
-        entries[name] = entry_of(value, repr(name))
-    return Checkpoint(str(path), TorchFormat.name, entries, {}, (str(path),))
 
 
 # ---------------------------------------------------------------------------------------------------------- writing

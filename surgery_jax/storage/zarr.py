@@ -21,12 +21,14 @@ from ..core.errors import StorageError, listing
 from ..core.specs import Spec
 from .base import Blocks, Entry, Extent
 from .files import File, parse_json
+from .leftovers import foreign_dtype
 
 if TYPE_CHECKING:
     import numpy
 
 __all__ = [
     "METADATA",
+    "UnknownDtype",
     "ZarrArray",
     "chunk_of",
     "chunks",
@@ -46,6 +48,10 @@ _INDEX = struct.Struct("<QQ")  # of a shard: where its only chunk lies
 
 # What stands for the keys of an array below its directory: file and size; None where it cannot be told
 Places = Mapping[str, tuple[str, int] | None]
+
+
+class UnknownDtype(ValueError):
+    """An array of elements that there are, but not here."""
 
 
 class ZarrArray(NamedTuple):
@@ -87,6 +93,7 @@ def parse_array(raw: bytes, version: int, where: Path) -> ZarrArray:
 
     Raises:
         StorageError: it is not valid, or says something that is not supported.
+        UnknownDtype: all but the dtype of its elements is known here; the text of the error is its name.
     """
     if len(raw) > MAX_METADATA:
         raise _refusal(where, "it is too long", f"at most {MAX_METADATA} bytes", f"{len(raw)} bytes")
@@ -95,6 +102,8 @@ def parse_array(raw: bytes, version: int, where: Path) -> ZarrArray:
         if not isinstance(table, dict) or table["zarr_format"] != version:
             raise ValueError(f"zarr_format {version} is expected")
         return (_parse_v2 if version == 2 else _parse_v3)(table)
+    except UnknownDtype:
+        raise
     except KeyError as error:
         raise _refusal(where, "it is not complete", f"the key {error}", listing(map(str, table))) from None
     except (TypeError, ValueError, AttributeError) as error:
@@ -120,21 +129,29 @@ def _parse_v2(table: Mapping[str, Any]) -> ZarrArray:
 def _dtype_v2(word: Any) -> tuple[DType, bool]:
     if not isinstance(word, str):
         raise ValueError(f"dtype {word!r}")
-    if word in BY_NAME and BY_NAME[word].name == word:
+    if word in BY_NAME and BY_NAME[word].name == word and BY_NAME[word].array:
         return BY_NAME[word], True
     for dtype in DTYPES:
         if dtype.array and dtype.numpy.isbuiltin == 1 and _v2_dtype(dtype)[1:] == word[1:]:
             return dtype, word[0] in "<|"
-    raise ValueError(f"dtype {word!r} is not supported")
+    raise _unknown(word)
+
+
+def _unknown(word: str) -> ValueError:
+    """The error for a dtype of which there are no tensors here: others may have it, or nobody."""
+    name = foreign_dtype(word)
+    return ValueError(f"dtype {word[:80]!r} is not known") if name is None else UnknownDtype(name)
 
 
 def _parse_v3(table: Mapping[str, Any]) -> ZarrArray:
     if table.get("node_type") != "array" or table["chunk_grid"]["name"] != "regular":
         raise ValueError("only arrays of regular chunks are supported")
     word = table["data_type"]
-    dtype = BY_NAME.get(word) if isinstance(word, str) else None
+    if not isinstance(word, str):
+        raise ValueError(f"data_type {word!r}")
+    dtype = BY_NAME.get(word)
     if dtype is None or dtype.name != word or not dtype.array:
-        raise ValueError(f"data_type {word!r} is not supported")
+        raise _unknown(word)
     spec, chunk, grid = _geometry(table["shape"], table["chunk_grid"]["configuration"]["chunk_shape"], dtype)
     encoding = table["chunk_key_encoding"]
     if encoding["name"] not in ("default", "v2"):

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import io
 import os
 import struct
-import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ..core.errors import StorageError
+from .bounds import Allowance, TooLarge
 from .files import File
 from .writing import write_at
 
 __all__ = ["Archive", "LaidZip", "Member", "complete_checksums", "lay_zip"]
 
-_MAX_WHOLE = 1 << 30  # bytes of a member that is read as a whole: no table of tensors is that long
+_STORED, _DEFLATED = 0, 8  # how members may be packed
+_MAX_DIRECTORY = 1 << 27  # bytes of the list of members: a million of them
+_MAX_RATIO = 64  # of a packed table to its unpacked bytes; those of real ones are about 20
+_MEMBER = 320  # bytes that a member takes in memory, without its name
+_END = struct.Struct("<4s4H2IH")
+_LOCATOR = struct.Struct("<4sIQI")
+_END_64 = struct.Struct("<4sQ2H2I4Q")
+_CENTRAL = struct.Struct("<4s4x2H4x3I3HH6xI")
+_WIDE, _WIDER = 0xFFFF, 0xFFFFFFFF  # instead of a number that stands at another place
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +36,17 @@ class Member:
     name: str
     size: int
     offset: int | None
+
+
+class _Listed(NamedTuple):
+    """What the list of members says of one: `header` is where it begins, and `packed` how long it is there."""
+
+    flags: int
+    method: int
+    crc: int
+    packed: int
+    size: int
+    header: int
 
 
 class Archive:
@@ -41,18 +60,12 @@ class Archive:
         """
         self._file = file
         self._begin = begin
-        self._window = _Window(file, begin, file.size - begin if length is None else length)
+        self._length = file.size - begin if length is None else length
+        file.check_range(begin, self._length)
         try:
-            self._zip = zipfile.ZipFile(self._window)
-        except StorageError:
-            raise
-        except Exception as error:  # whatever zipfile says about a file from elsewhere
-            raise self.refusal("not a zip archive", str(error)) from None
-        self._infos: dict[str, zipfile.ZipInfo] = {}
-        for info in self._zip.infolist():
-            if info.filename in self._infos:
-                raise self.refusal(f"the member {info.filename!r} is there twice")
-            self._infos[info.filename] = info
+            self._listed = dict(self._members())
+        except (struct.error, UnicodeDecodeError, TooLarge) as error:
+            raise self.refusal("the list of the archive's members is not sound", str(error)) from None
 
     def refusal(self, problem: str, found: str | None = None) -> StorageError:
         """An error about this file."""
@@ -61,7 +74,7 @@ class Archive:
     @property
     def names(self) -> Iterable[str]:
         """The names of all members."""
-        return self._infos.keys()
+        return self._listed.keys()
 
     def member(self, name: str) -> Member:
         """Where a member lies.
@@ -69,81 +82,123 @@ class Archive:
         Raises:
             StorageError: it does not exist, or lies outside of the archive.
         """
-        info = self._infos.get(name)
-        if info is None:
+        listed = self._listed.get(name)
+        if listed is None:
             raise self.refusal("a part of the archive is missing", f"no member {name!r}")
-        if info.flag_bits & 1:
+        if listed.flags & 1:
             raise self.refusal(f"the member {name!r} is encrypted")
-        if info.compress_type != zipfile.ZIP_STORED:
-            return Member(name, info.file_size, None)
-        # The central directory does not tell how long the member's own header is.
-        head = self._window.at(info.header_offset, 30)
-        signature, name_length, extra_length = struct.unpack("<4s22xHH", head)
-        data = info.header_offset + 30 + name_length + extra_length
-        is_inside = data + info.file_size <= self._window.length and info.compress_size == info.file_size
-        if signature != b"PK\3\4" or not is_inside:
+        # The list does not tell how long the member's own header is.
+        signature, name_length, extra_length = struct.unpack("<4s22xHH", self._at(listed.header, 30))
+        data = listed.header + 30 + name_length + extra_length
+        is_whole = listed.method != _STORED or listed.packed == listed.size
+        if signature != b"PK\3\4" or data + listed.packed > self._length or not is_whole:
             raise self.refusal(f"the member {name!r} is not where the archive says")
-        return Member(name, info.file_size, self._begin + data)
+        return Member(name, listed.size, self._begin + data if listed.method == _STORED else None)
 
-    def read(self, name: str) -> bytes:
-        """All bytes of a member.
+    def read(self, name: str, limit: int) -> bytes:
+        """All bytes of a member that is a table.
 
         Raises:
-            StorageError: it cannot be read, or is far too long for what is read whole.
+            StorageError: it cannot be read, or is longer than `limit`, or packed as no table is.
         """
         member = self.member(name)
-        if member.offset is not None:
-            if member.size > _MAX_WHOLE:
-                raise self.refusal(f"the member {name!r} is too long", f"{member.size} bytes")
-            return self._file.at(member.offset, member.size)
-        return self.unpack(name, _MAX_WHOLE)
+        if member.offset is None:
+            return self.unpack(name, min(limit, (1 << 20) + _MAX_RATIO * self._listed[name].packed))
+        self._check_limit(name, limit)
+        return self._file.at(member.offset, member.size)
 
     def unpack(self, name: str, limit: int) -> bytes:
-        """All bytes of a packed member, at most `limit`."""
-        if self._infos[name].file_size > limit:
-            raise self.refusal(f"the member {name!r} is too long", f"{self._infos[name].file_size} bytes")
+        """All bytes of a packed member, at most `limit`.
+
+        Raises:
+            StorageError: it cannot be unpacked, or is not what the archive says.
+        """
+        self._check_limit(name, limit)
+        listed = self._listed[name]
+        if listed.method != _DEFLATED:
+            raise self.refusal(f"the member {name!r} is packed by method {listed.method}, which is not supported")
+        _, name_length, extra_length = struct.unpack("<4s22xHH", self._at(listed.header, 30))
+        packed = self._at(listed.header + 30 + name_length + extra_length, listed.packed)
         try:
-            return self._zip.read(name)
-        except StorageError:
-            raise
-        except Exception as error:
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, listed.size + 1)
+        except zlib.error as error:
             raise self.refusal(f"the member {name!r} cannot be unpacked", str(error)) from None
+        if len(data) != listed.size or zlib.crc32(data) != listed.crc:
+            raise self.refusal(f"the member {name!r} is damaged: other bytes than the archive says")
+        return data
 
+    def _check_limit(self, name: str, limit: int) -> None:
+        size = self._listed[name].size
+        if size > limit:
+            raise self.refusal(f"the member {name!r} is too long", f"{size} bytes, of at most {limit}")
 
-class _Window(io.RawIOBase):
-    """A range of a file as a file of its own, as zipfile wants it."""
-
-    def __init__(self, file: File, begin: int, length: int) -> None:
-        file.check_range(begin, length)
-        self._file, self._begin, self.length, self._at = file, begin, length, 0
-
-    def at(self, offset: int, count: int) -> bytes:
-        if offset < 0 or offset + count > self.length:
+    def _at(self, offset: int, count: int) -> bytes:
+        if offset < 0 or offset + count > self._length:
             raise StorageError("the archive is cut off", where=str(self._file.path))
         return self._file.at(self._begin + offset, count)
 
-    def readable(self) -> bool:
-        return True
+    def _directory(self) -> tuple[bytes, int]:
+        """The list of members as it is stored, and how many there are."""
+        tail = self._at(max(self._length - _END.size - _WIDE, 0), min(self._length, _END.size + _WIDE))
+        place = tail.rfind(b"PK\5\6")
+        if place < 0 or place + _END.size > len(tail):
+            raise self.refusal("not a zip archive", "no end of a list of members")
+        end = self._length - len(tail) + place
+        _, disk, first, _, count, size, begin, _ = _END.unpack_from(tail, place)
+        disks = 1
+        if end >= _LOCATOR.size:
+            signature, _, further, disks = _LOCATOR.unpack(self._at(end - _LOCATOR.size, _LOCATOR.size))
+            if signature == b"PK\6\7":
+                signature, *_, disk, first, _, count, size, begin = _END_64.unpack(self._at(further, _END_64.size))
+                if signature != b"PK\6\6":
+                    raise self.refusal("not a sound zip archive", "no end of its list of members where it should be")
+            else:
+                disks = 1
+        if disk or first or disks != 1:
+            raise self.refusal("a zip archive over several disks is not supported", f"{max(disks, disk + 1)} disks")
+        if size > _MAX_DIRECTORY or begin + size > end:
+            raise self.refusal("the list of the archive's members is not where the archive says", f"{size} bytes")
+        return self._at(begin, size), count
 
-    def seekable(self) -> bool:
-        return True
+    def _members(self) -> Iterator[tuple[str, _Listed]]:
+        data, count = self._directory()
+        allowance, seen = Allowance(len(data)), set[str]()
+        at = 0
+        while at < len(data):
+            signature, flags, method, crc, packed, size, *lengths, disk, header = _CENTRAL.unpack_from(data, at)
+            at += _CENTRAL.size
+            raw, extra = data[at : at + lengths[0]], data[at + lengths[0] : at + lengths[0] + lengths[1]]
+            at += sum(lengths)
+            if signature != b"PK\1\2" or at > len(data) or disk not in (0, _WIDE):
+                raise self.refusal("the list of the archive's members is not sound", f"at its byte {at}")
+            size, packed, header = _wide(extra, size, packed, header)
+            name = raw.decode("utf-8" if flags & 0x800 else "cp437")
+            allowance.spend(_MEMBER + 2 * len(raw))
+            if name in seen:
+                raise self.refusal(f"the member {name!r} is there twice")
+            seen.add(name)
+            yield name, _Listed(flags, method, crc, packed, size, header)
+        if len(seen) != count:
+            raise self.refusal("the list of the archive's members is not whole", f"{len(seen)} of {count}")
 
-    def tell(self) -> int:
-        return self._at
 
-    def seek(self, offset: int, whence: int = 0) -> int:
-        position = offset + (0, self._at, self.length)[whence]
-        if position < 0:
-            raise OSError(22, "a position before the beginning")
-        self._at = position
-        return position
+def _wide(extra: bytes, *numbers: int) -> list[int]:
+    """Numbers of 32 bits, where all bits are set those of 64 bits from the extra field of a member.
 
-    def read(self, count: int = -1) -> bytes:
-        rest = max(0, self.length - self._at)
-        count = rest if count < 0 else min(count, rest)
-        data = self.at(self._at, count) if count else b""
-        self._at += count
-        return data
+    Raises:
+        struct.error: they are not there.
+    """
+    if _WIDER not in numbers:
+        return list(numbers)
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<HH", extra, at)
+        if kind == 1:
+            count = numbers.count(_WIDER)
+            wide = iter(struct.unpack_from(f"<{count}Q", extra[at + 4 : at + 4 + length]))
+            return [next(wide) if number == _WIDER else number for number in numbers]
+        at += 4 + length
+    return list(numbers)
 
 
 # ---------------------------------------------------------------------------------------------------------- writing

@@ -272,6 +272,51 @@ def test_a_large_compressed_array_is_read_block_by_block_within_the_budget(tmp_p
     assert not (tmp_path / "small.safetensors").exists()
 
 
+@pytest.mark.parametrize("use_zarr3", [False, True])
+@pytest.mark.parametrize("use_ocdbt", [False, True])
+def test_leaves_of_dtypes_that_are_not_here_are_left_out_and_told(
+    use_ocdbt: bool, use_zarr3: bool, tmp_path: Path
+) -> None:
+    import jax.numpy as jnp
+
+    tree = {
+        "params": {"w": jnp.ones((2, 3)), "packed": jnp.ones((2, 4), jnp.int4), "four": jnp.ones(4, jnp.float4_e2m1fn)},
+        "wide": np.ones(3, np.complex128),
+        "only": {"packed": jnp.ones(4, jnp.float8_e3m4)},
+    }
+    save_v0(tmp_path / "in", tree, use_ocdbt=use_ocdbt, use_zarr3=use_zarr3)
+    found = open_checkpoint(str(tmp_path / "in"))
+    assert list(found.entries) == ["params.w"]
+    (told,) = found.left_out
+    for name, dtype in [
+        ("params.packed", "int4"),
+        ("params.four", "float4_e2m1fn"),
+        ("wide", "complex128"),
+        ("only.packed", "float8_e3m4"),
+    ]:
+        assert f"{name} (an array of {dtype})" in told
+    part = open_checkpoint(f"{tmp_path}/in#params")
+    assert list(part.entries) == ["w"]
+    assert "packed (an array of int4)" in part.left_out[0]
+    assert "wide" not in part.left_out[0]
+    with pytest.raises(StorageError, match=r"no tensors(.|\n)*packed \(an array of float8_e3m4\)"):
+        open_checkpoint(f"{tmp_path}/in#only")
+
+
+def test_a_part_of_a_tree_is_chosen_before_anything_is_refused(
+    mine: Callable[[str], Path], saved: Callable[[str], Path]
+) -> None:
+    path = mine("v1-files-zarr2-raw")
+    shutil.rmtree(path / "state" / "host")
+    with pytest.raises(StorageError, match="'host' is missing"):
+        open_checkpoint(str(path))
+    found = open_checkpoint(f"{path}#params").entries
+    expected = open_checkpoint(f"{saved('v1-files-zarr2-raw')}#params").entries
+    assert {name: bytes_of(entry) for name, entry in found.items()} == {
+        name: bytes_of(entry) for name, entry in expected.items()
+    }
+
+
 # --- bad input
 
 
@@ -283,18 +328,58 @@ def refuse(path: Path, words: str, out: Path) -> None:
     assert not out.exists()
 
 
-@pytest.mark.parametrize("way", ["v1", "standard", "step", "v0-files-zarr2"])
-def test_a_checkpoint_without_its_commit_marker_is_refused(
-    way: str, mine: Callable[[str], Path], tmp_path: Path
-) -> None:
-    path = mine(way)
+def without_markers(path: Path) -> Path:
+    """What a release before 0.12.3 would have left on a disk."""
     for marker in list(path.rglob("commit_success.txt")):
         marker.unlink()
-    refuse(path, "(?s)commit marker.*commit_success.txt", tmp_path / "out.safetensors")
+    return path
+
+
+@pytest.mark.parametrize("way", ["v1", "standard", "step", "v0-files-zarr2"])
+def test_a_directory_that_was_renamed_last_needs_no_commit_marker(
+    way: str, mine: Callable[[str], Path], saved: Callable[[str], Path]
+) -> None:
+    found = open_checkpoint(str(without_markers(mine(way)))).entries
+    expected = open_checkpoint(str(saved(way))).entries
+    assert {name: bytes_of(entry) for name, entry in found.items()} == {
+        name: bytes_of(entry) for name, entry in expected.items()
+    }
+
+
+@pytest.mark.parametrize("ending", ["", "-1700000000"])
+@pytest.mark.parametrize("has_marker", [True, False])
+@pytest.mark.parametrize("way", ["v1", "standard", "step"])
+def test_a_temporary_name_is_refused_as_orbax_does(
+    way: str, has_marker: bool, ending: str, mine: Callable[[str], Path], tmp_path: Path
+) -> None:
+    import orbax.checkpoint
+
+    path = mine(way) if has_marker else without_markers(mine(way))
     place = path / "12" if way == "step" else path
-    unfinished = tmp_path / f"{place.name}.orbax-checkpoint-tmp"
-    place.rename(unfinished)
-    refuse(unfinished, "never finished", tmp_path / "out.safetensors")
+    unfinished = place.rename(tmp_path / f"{place.name}.orbax-checkpoint-tmp{ending}")
+    with pytest.raises(ValueError, match="incomplete"):
+        orbax.checkpoint.StandardCheckpointer().restore(unfinished)
+    refuse(unfinished, f"(?s)never finished.*{'with' if has_marker else 'without'} commit_success", tmp_path / "o.pt")
+    open_checkpoint(str(unfinished.rename(tmp_path / "finished")))  # which is what the message advises
+
+
+def test_of_steps_the_unfinished_ones_do_not_count(mine: Callable[[str], Path]) -> None:
+    path = without_markers(mine("step"))
+    shutil.copytree(path / "12", path / "13.orbax-checkpoint-tmp-3")
+    shutil.copytree(path / "12" / "items", path / "12" / "more.orbax-checkpoint-tmp-4")
+    assert open_checkpoint(str(path)).files[0].startswith(f"{path}/12/items/")
+
+
+@pytest.mark.parametrize("way", ["standard", "step"])
+def test_what_was_written_in_place_needs_the_marker_or_the_time_of_its_end(
+    way: str, mine: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = without_markers(mine(way))
+    step = path / "12" if way == "step" else path
+    change(step / "_CHECKPOINT_METADATA", commit_timestamp_nsecs=None)
+    refuse(path, f"(?s)never finished.*commit_timestamp_nsecs.*{step}/commit_success.txt", tmp_path / "out.pt")
+    (step / "commit_success.txt").touch()
+    open_checkpoint(str(path))
 
 
 @pytest.mark.parametrize("save", [save_v1, save_standard])
@@ -359,24 +444,30 @@ def test_a_table_cannot_lead_out_of_the_directory(mine: Callable[[str], Path], t
     path = mine("v1-files-zarr2-raw")
     table = path / "state" / "_METADATA"
     shutil.copytree(path / "state" / "params.head.kernel", tmp_path / "outside")
-    for key in (f"{tmp_path}/outside", "../../outside", "params/../../../outside", "\x00"):
+    for key in (f"{tmp_path}/outside", "../../outside", "params/../../../outside", "\x00", "\ud800"):
         row = {"key_metadata": [{"key": key, "key_type": 2}]}
         row["value_metadata"] = {"value_type": "jax.Array", "skip_deserialize": False}  # type: ignore[assignment]
         table.write_text(json.dumps({"tree_metadata": {"('x',)": row}}))
         refuse(path, "inside of the checkpoint", tmp_path / "out.safetensors")
 
 
-def test_links_that_lie_in_the_directory_are_followed(mine: Callable[[str], Path], tmp_path: Path) -> None:
-    path = mine("v1-files-zarr2-raw")
-    expected = bytes_of(open_checkpoint(str(path)).entries["params.head.kernel"])
-    array = path / "state" / "params.head.kernel"
-    shutil.copytree(array, tmp_path / "outside")
-    (array / "0.0").unlink()
-    (array / "0.0").symlink_to(tmp_path / "outside" / "0.0")
-    assert bytes_of(open_checkpoint(str(path)).entries["params.head.kernel"]) == expected
-    shutil.rmtree(array)
-    array.symlink_to(tmp_path / "outside")
-    assert bytes_of(open_checkpoint(str(path)).entries["params.head.kernel"]) == expected
+@pytest.mark.parametrize("what", ["chunk", "array"])
+def test_links_that_lie_in_the_directory_are_followed(
+    what: str, mine: Callable[[str], Path], saved: Callable[[str], Path], tmp_path: Path
+) -> None:
+    array = mine("v1-files-zarr2-raw") / "state" / "params.head.kernel"
+    place = array / "0.0" if what == "chunk" else array
+    place.rename(tmp_path / "outside")
+    place.symlink_to(tmp_path / "outside")
+    (array / "round").symlink_to(array)
+    (array / "about").symlink_to(array)
+    name = "params.head.kernel"
+    with pytest.raises(StorageError, match="not those of its shape"):  # and not a search without end
+        open_checkpoint(str(array.parent.parent))
+    (array / "round").unlink()
+    (array / "about").unlink()
+    found = open_checkpoint(str(array.parent.parent)).entries[name]
+    assert bytes_of(found) == bytes_of(open_checkpoint(str(saved("v1-files-zarr2-raw"))).entries[name])
 
 
 @pytest.mark.parametrize(

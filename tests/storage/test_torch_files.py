@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import json
 import pickle
 import struct
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from storing import bytes_of, sample, spec, write
 
+from surgery_jax.cli.main import main
 from surgery_jax.core.dtypes import DTYPES
 from surgery_jax.core.errors import StorageError
 from surgery_jax.storage.formats import open_checkpoint, open_single, resolve_output, resolve_save_tensor
@@ -142,27 +144,155 @@ def test_beside_a_state_dict_of_its_own_key_anything_may_lie_unexecuted(tmp_path
 
 
 @pytest.mark.parametrize(
-    "value", [3, "text", None, [1], {"w": 1}, {"inner": {"w": 1}}, argparse.Namespace(a=1), {}, {1: 2}]
+    "value",
+    [3, "text", None, [1], [torch.ones(1)], {"w": 1}, {"inner": {"w": 1}}, argparse.Namespace(a=1), {}, {1: 2}],
 )
 def test_what_is_no_table_of_tensors_is_refused(value: object, tmp_path: Path) -> None:
     torch.save(value, tmp_path / "a.pt")
     refusal(tmp_path / "a.pt")
 
 
-def test_a_value_that_is_no_tensor_is_named(tmp_path: Path) -> None:
+def left_out(path: Path | str) -> str:
+    return "\n".join(open_checkpoint(str(path)).left_out)
+
+
+def test_a_value_that_is_no_tensor_is_left_out_and_told(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(1), "step": 5, "args": argparse.Namespace(a=1)}, tmp_path / "a.pt")
+    assert list(read(tmp_path / "a.pt")) == ["w"]
+    assert left_out(tmp_path / "a.pt") == "no tensors: step (a number), args (an object argparse.Namespace)"
+    torch.save({"w": torch.ones(1)}, tmp_path / "a.pt")
+    assert left_out(tmp_path / "a.pt") == ""
+
+
+def test_what_is_left_out_is_told_once_and_in_json_and_not_if_quiet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.save({"w": torch.ones(1), "step": 5}, tmp_path / "a.pt")
-    assert "'step'" in refusal(tmp_path / "a.pt")
+    command = ["convert", str(tmp_path / "a.pt"), str(tmp_path / "o.safetensors"), "--overwrite"]
+    assert main(command) == 0
+    assert capsys.readouterr().err.count("left out: no tensors: step (a number)") == 1
+    assert main([*command, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["inspect", str(tmp_path / "a.pt"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["left_out"] == ["no tensors: step (a number)"]
 
 
-def test_tensors_that_are_more_than_bytes_are_refused(tmp_path: Path) -> None:
-    for value in (
-        torch.ones(2, 2).to_sparse(),
-        torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8),
-        torch.ones(2, dtype=torch.complex64).conj(),
-        torch.ones(2, dtype=torch.complex128),
-    ):
-        torch.save({"w": value}, tmp_path / "a.pt")
-        refusal(tmp_path / "a.pt")
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_states_of_modules_that_are_bytes_or_nothing_are_left_out(is_zip: bool, tmp_path: Path) -> None:
+    state: dict[str, Any] = {}
+    for layer in range(40):
+        state[f"layers.{layer}.weight"] = torch.ones(2)
+        state[f"layers.{layer}._extra_state"] = io.BytesIO(b"scales") if layer % 2 else None
+    torch.save(state, tmp_path / "a.pt", _use_new_zipfile_serialization=is_zip)
+    assert list(read(tmp_path / "a.pt")) == [f"layers.{layer}.weight" for layer in range(40)]
+    assert "_extra_state (an object _io.BytesIO)" in left_out(tmp_path / "a.pt")
+    assert len(left_out(tmp_path / "a.pt")) < 300
+
+
+class Doubled(torch.Tensor):
+    """A tensor of a class of its own, with its bytes."""
+
+
+def test_tensors_that_are_more_than_bytes_are_left_out_and_told(tmp_path: Path) -> None:
+    kinds = {
+        "sparse": torch.ones(2, 2).to_sparse(),
+        "quantised": torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8),
+        "conjugate": torch.ones(2, dtype=torch.complex64).conj(),
+        "wide": torch.ones(2, dtype=torch.complex128),
+        "meta": torch.ones(2, device="meta"),
+    }
+    own = torch.ones(2).as_subclass(Doubled)
+    torch.save({"w": torch.ones(2), "own": own, **kinds}, tmp_path / "a.pt")
+    assert set(read(tmp_path / "a.pt")) == {"w", "own"}
+    told = left_out(tmp_path / "a.pt")
+    assert "wide (a tensor in a torch.ComplexDoubleStorage)" in told
+    assert "conjugate (a tensor that is stored conjugated or negated)" in told
+    assert all(f"{name} (" in told for name in kinds)
+
+
+def training_state() -> dict[str, Any]:
+    """A model and an optimizer that has seen a step."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2, bias=False))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_nested_tables_become_dotted_names(is_zip: bool, tmp_path: Path) -> None:
+    state = training_state()
+    kept = {**state, "model_args": {"n_layer": 2}, "iter_num": 3, "config": {"lr": 0.1}}
+    torch.save(kept, tmp_path / "ckpt.pt", _use_new_zipfile_serialization=is_zip)
+    expected = {f"model.{name}": raw(value) for name, value in state["model"].items()}
+    for number, held in state["optimizer"]["state"].items():
+        expected |= {f"optimizer.state.{number}.{name}": raw(value) for name, value in held.items()}
+    assert read(tmp_path / "ckpt.pt") == expected
+    told = left_out(tmp_path / "ckpt.pt")
+    assert "model_args (a table without tensors)" in told
+    assert "optimizer.param_groups (a table without tensors)" in told
+    assert "iter_num (a number)" in told
+    model = {name: raw(value) for name, value in state["model"].items()}
+    assert read(Path(f"{tmp_path}/ckpt.pt#model")) == model
+    assert left_out(f"{tmp_path}/ckpt.pt#model") == ""
+    assert len(read(Path(f"{tmp_path}/ckpt.pt#optimizer.state.1"))) == 3
+
+
+@pytest.mark.parametrize("key", ["model", "module", "model_state_dict", "params_ema"])
+def test_the_only_table_of_tensors_is_the_model(key: str, tmp_path: Path) -> None:
+    state = training_state()["model"]
+    torch.save({key: state, "epoch": 3, "optimizer": {"state": {}, "lr": 0.1}}, tmp_path / "a.pt")
+    expected = {name: raw(value) for name, value in state.items()}
+    assert read(tmp_path / "a.pt") == expected == read(Path(f"{tmp_path}/a.pt#{key}"))
+    assert "epoch (a number)" in left_out(tmp_path / "a.pt")
+    torch.save({"encoder": state}, tmp_path / "a.pt")
+    assert list(read(tmp_path / "a.pt")) == [f"encoder.{name}" for name in state]
+
+
+def test_one_of_two_sets_of_weights_is_chosen(tmp_path: Path) -> None:
+    torch.save({"params": {"w": torch.zeros(2)}, "params_ema": {"w": torch.ones(2)}}, tmp_path / "net.pth")
+    assert list(read(tmp_path / "net.pth")) == ["params.w", "params_ema.w"]
+    assert read(Path(f"{tmp_path}/net.pth#params_ema")) == {"w": raw(torch.ones(2))}
+
+
+def test_beside_a_state_dict_other_tensors_are_told_and_can_be_chosen(tmp_path: Path) -> None:
+    state = training_state()
+    lightning = {
+        "state_dict": {"model.weight": torch.ones(2)},
+        "optimizer_states": [state["optimizer"]],
+        "hyper_parameters": argparse.Namespace(a=1),
+        "epoch": 2,
+    }
+    torch.save(lightning, tmp_path / "last.ckpt")
+    assert list(read(tmp_path / "last.ckpt")) == ["model.weight"]
+    assert "tensors, read with a part such as #optimizer_states" in left_out(tmp_path / "last.ckpt")
+    assert "hyper_parameters (an object argparse.Namespace)" in left_out(tmp_path / "last.ckpt")
+    assert read(Path(f"{tmp_path}/last.ckpt#model")) == {"weight": raw(torch.ones(2))}
+    assert list(read(Path(f"{tmp_path}/last.ckpt#state_dict"))) == ["model.weight"]
+    held = read(Path(f"{tmp_path}/last.ckpt#optimizer_states.0.state"))
+    assert held["1.exp_avg"] == raw(state["optimizer"]["state"][1]["exp_avg"])
+
+
+def test_a_part_is_chosen_before_anything_is_refused(tmp_path: Path) -> None:
+    content = {
+        "good": {"w": torch.ones(2)},
+        "twice": {"a.b": torch.ones(1), "a": {"b": torch.zeros(1)}},
+    }
+    torch.save(content, tmp_path / "a.pt")
+    assert "two tensors are named 'twice.a.b'" in refusal(tmp_path / "a.pt")
+    assert list(read(Path(f"{tmp_path}/a.pt#good"))) == ["w"]
+    assert "no part 'god'" in refusal(Path(f"{tmp_path}/a.pt#god"))
+
+
+def test_a_table_in_itself_is_left_out(tmp_path: Path) -> None:
+    loop: dict[str, Any] = {"w": torch.ones(1)}
+    loop["self"] = loop
+    ring: list[Any] = [torch.ones(1)]
+    ring.append((ring,))
+    torch.save({"loop": loop, "ring": ring}, tmp_path / "a.pt")
+    assert list(read(tmp_path / "a.pt")) == ["loop.w", "ring.0"]
+    assert "loop.self (a table that is in itself)" in left_out(tmp_path / "a.pt")
 
 
 def test_programs_and_whole_models_are_refused(tmp_path: Path) -> None:
@@ -179,9 +309,14 @@ class Bomb:
         return print, ("executed",)
 
 
+PRINTS = {f"no tensors: b (an object {module}.print)" for module in ("builtins", "__builtin__")}
+
+
 @pytest.mark.parametrize("is_zip", [True, False])
 def test_code_in_a_pickle_is_not_executed(is_zip: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"w": torch.ones(1), "b": Bomb()}, tmp_path / "a.pt", _use_new_zipfile_serialization=is_zip)
+    assert left_out(tmp_path / "a.pt") in PRINTS
+    torch.save(Bomb(), tmp_path / "a.pt", _use_new_zipfile_serialization=is_zip)
     assert "print" in refusal(tmp_path / "a.pt")
     assert capsys.readouterr().out == ""
 
@@ -193,7 +328,7 @@ def test_single_tensors_are_read_bare_or_alone_in_a_table(tmp_path: Path) -> Non
         found, entry, _ = open_single(str(tmp_path / "w.dat"), "auto")
         assert (found, bytes_of(entry)) == (name, raw(value))
     torch.save({"a": value, "b": value}, tmp_path / "w.dat")
-    with pytest.raises(StorageError, match="2 tensors"):
+    with pytest.raises(StorageError, match=r"(?s)exactly one tensor.*2: a, b"):
         open_single(str(tmp_path / "w.dat"), "torch")
 
 
@@ -320,8 +455,39 @@ def test_a_distributed_checkpoint_of_torch_is_read(tmp_path: Path) -> None:
 def test_other_values_are_left_out_only_beside_a_state_dict(tmp_path: Path) -> None:
     dcp().save({"state_dict": {"a.b": torch.ones(2)}, "epoch": 3}, checkpoint_id=tmp_path / "a", no_dist=True)
     assert list(open_checkpoint(str(tmp_path / "a")).entries) == ["a.b"]
+    assert "epoch (a pickled value)" in left_out(tmp_path / "a")
     dcp().save({"w": torch.ones(2), "epoch": 3}, checkpoint_id=tmp_path / "b", no_dist=True)
-    assert "'epoch'" in refusal(tmp_path / "b")
+    assert list(open_checkpoint(str(tmp_path / "b")).entries) == ["w"]
+    assert left_out(tmp_path / "b") == "no tensors: epoch (a pickled value)"
+
+
+def test_a_whole_training_state_in_a_distributed_checkpoint_is_read(tmp_path: Path) -> None:
+    state = training_state()
+    state["model"]["0._extra_state"] = io.BytesIO(b"scales")
+    state["optimizer"]["state"] = {str(number): held for number, held in state["optimizer"]["state"].items()}
+    kept = {**state, "step": 3, "wide": torch.ones(2, dtype=torch.complex128)}
+    dcp().save(kept, checkpoint_id=tmp_path / "a", no_dist=True)
+    expected = {f"model.{name}": raw(value) for name, value in state["model"].items() if "extra" not in name}
+    for number, held in state["optimizer"]["state"].items():
+        expected |= {f"optimizer.state.{number}.{name}": raw(value) for name, value in held.items()}
+    assert read(tmp_path / "a") == expected
+    told = left_out(tmp_path / "a")
+    for words in (
+        "step (a pickled value)",
+        "model.0._extra_state",
+        "optimizer.param_groups.0.* (",
+        "wide (a tensor of complex128)",
+    ):
+        assert words in told
+    assert set(read(Path(f"{tmp_path}/a#model"))) == {"0.weight", "0.bias", "1.weight"}
+    assert left_out(f"{tmp_path}/a#model") == "no tensors: 0._extra_state (a pickled value)"
+    assert set(read(Path(f"{tmp_path}/a#optimizer.state.1"))) == {"step", "exp_avg", "exp_avg_sq"}
+    assert "no part 'modle'" in refusal(Path(f"{tmp_path}/a#modle"))
+
+
+def test_a_distributed_checkpoint_without_tensors_says_what_it_has(tmp_path: Path) -> None:
+    dcp().save({"step": 3}, checkpoint_id=tmp_path / "a", no_dist=True)
+    assert "step (a pickled value)" in refusal(tmp_path / "a")
 
 
 def write_chunks(path: Path, sizes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> Any:
@@ -396,7 +562,6 @@ def test_every_mutilated_archive_is_refused_or_read(tmp_path: Path) -> None:
 
 def test_shards_of_torch_files_have_an_index_and_load_in_torch(tmp_path):
     """A directory as other tools write it: every file loads by itself, and the index says the truth."""
-    import json
 
     import surgery_jax
 
