@@ -1,7 +1,7 @@
 """What tensors drawn at random share: their spellings, and the statistics of a tensor that they are to resemble.
 
 Every element depends on the seed, the name of the tensor and its own position, so that equal seeds give tensors of
-other names other numbers, and nothing depends on order, tiles or devices (`compile.threefry`).
+other names other numbers, and nothing depends on order, tiles or devices (`core.threefry`).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Drawn(TensorOp):
 
     def of(self, name: str, seed: int, dtype: DType) -> TensorOp:
         """The operation for a tensor of this name and dtype."""
-        from ..compile.threefry import key_of
+        from ..core.threefry import key_of
 
         first, second = key_of(seed, name)
         return replace(self, dtype=dtype, first=float(first), second=float(second))

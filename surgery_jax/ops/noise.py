@@ -16,7 +16,7 @@ from .rules import check_floats
 class Noise(TensorOp):
     """Add normal noise of mean 0, which depends on the seed, the name of the result and the position alone.
 
-    source: float, any shape -> the same. The noise is made in float64 (`compile.threefry`) and multiplied by `std`; the
+    source: float, any shape -> the same. The noise is made in float64 (`core.threefry`) and multiplied by `std`; the
     sum is that of float64 too, rounded once. Equal seeds give tensors of other names other noise.
     """
 
@@ -37,7 +37,7 @@ class Noise(TensorOp):
             raise PlanError("std must not be negative", found=f"{self.std:g}")
 
     def named(self, name: str) -> TensorOp:
-        from ..compile.threefry import key_of
+        from ..core.threefry import key_of
 
         first, second = key_of(self.seed, name)
         return replace(self, seed=0, first=float(first), second=float(second))
@@ -47,7 +47,7 @@ class Noise(TensorOp):
         return (source,)
 
     def apply(self, k: Any, source: Any, position: Any) -> Any:
-        from ..compile.threefry import normal
+        from ..core.threefry import normal
 
         noise = k.mul(normal(k, (self.first, self.second), position), k.xp.asarray(self.std, "float64"))
         return k.cast(source.astype("float64") + noise, k.dtype(source))

@@ -36,7 +36,7 @@ class Normal(Drawn):
         return self.mean is None or self.std is None
 
     def apply(self, k: Any, position: Any, *statistics: Any, **_: Any) -> Any:
-        from ..compile.threefry import normal
+        from ..core.threefry import normal
 
         mean, std = statistics[0] if statistics else (None, None)
         mean = k.xp.asarray(mean if self.mean is None else self.mean, "float64")

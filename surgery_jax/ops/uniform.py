@@ -31,7 +31,7 @@ class Uniform(Drawn):
             raise PlanError("low must be below high", found=f"low {self.low:g}, high {self.high:g}")
 
     def apply(self, k: Any, position: Any, *statistics: Any, **_: Any) -> Any:
-        from ..compile.threefry import uniform
+        from ..core.threefry import uniform
 
         low, high = (k.xp.asarray(bound, "float64") for bound in (self.low, self.high))
         return k.cast(k.mul(uniform(k, (self.first, self.second), position), high - low) + low, self.dtype)
