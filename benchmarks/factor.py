@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from surgery_jax.execute.blas import one_thread_each
+from surgery_jax.numerics.blas import one_thread_each
 
 Matrix = npt.NDArray[np.float32]
 Triplets = tuple[Any, Any, Any]
@@ -32,8 +32,8 @@ LIMIT = 1.001
 
 def ours(method: str, rank: int) -> Callable[[Matrix], Triplets]:
     """The kernel of this package."""
-    from surgery_jax.compile.kernels import HostKernel
-    from surgery_jax.ops.lowrank import factors
+    from surgery_jax.numerics.kernels import HostKernel
+    from surgery_jax.numerics.lowrank import factors
 
     return lambda w: factors(HostKernel(), w, rank, method)
 
@@ -89,7 +89,7 @@ def residual(w: Matrix) -> Callable[[Triplets], float]:
 
 def operations(w: Matrix, rank: int) -> float:
     """Multiplications and additions of the products with a matrix that the kernel makes, if these are all it needs."""
-    from surgery_jax.compile import lanczos
+    from surgery_jax.numerics import lanczos
 
     columns = 0
     both = lanczos._both

@@ -33,7 +33,7 @@ import numpy as np
 
 from surgery_jax import Options, compile_plan, plan_of
 from surgery_jax.core.specs import parse_size
-from surgery_jax.execute.simulate import Machines, simulate
+from surgery_jax.reports.simulate import Machines, simulate
 
 HERE = Path(__file__).resolve().parent
 HEADERS = HERE.parent / "tests" / "make_headers.py"

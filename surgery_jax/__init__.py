@@ -23,17 +23,17 @@ if TYPE_CHECKING:
         run,
         spectrum,
     )
-    from .bulk import BatchReport, JobReport, batch
     from .core.errors import AssertionFailed, BudgetError, PlanError, Problems, StorageError, SurgeryError
     from .core.notes import Note
-    from .execute.compare import Change, Difference
-    from .execute.explain import Explanation
     from .execute.report import Report
-    from .execute.spectrum import ModuleSpectrum, Spectrum
-    from .execute.survey import CheckpointInfo, TensorInfo
-    from .memory import apply
+    from .reports.compare import Change, Difference
+    from .reports.explain import Explanation
+    from .reports.spectrum import ModuleSpectrum, Spectrum
+    from .reports.survey import CheckpointInfo, TensorInfo
+    from .session.batch import BatchReport, JobReport, batch
+    from .session.memory import apply
     from .storage.base import Checkpoint
-    from .storage.flax_trees import from_flax, to_flax
+    from .storage.flax.trees import from_flax, to_flax
 
     __version__: str
 

@@ -11,26 +11,26 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .compiled import Compiled, Outside, compile_with, with_inputs
 from .core.errors import Mark, PlanError, Problems, SurgeryError
 from .core.process import take_back
-from .execute.cluster import join
 from .execute.options import Options
-from .execute.peers import ALONE, Peers
+from .hosts.cluster import join
+from .hosts.peers import ALONE, Peers
 from .language import document
 from .language.document import load_document, node_of
 from .language.plan import Plan
 from .language.regexes import check_time, compile_regex
-from .passes import Show, check_targets, leftovers, settle, settle_questions, stage, write_notes
+from .session.compiled import Compiled, Outside, compile_with, with_inputs
+from .session.passes import Show, check_targets, leftovers, settle, settle_questions, stage, write_notes
 from .storage import formats
 from .storage.base import Checkpoint
 
 if TYPE_CHECKING:
-    from .execute.compare import Difference
-    from .execute.explain import Explanation
     from .execute.report import Report
-    from .execute.spectrum import Spectrum
-    from .execute.survey import CheckpointInfo
+    from .reports.compare import Difference
+    from .reports.explain import Explanation
+    from .reports.spectrum import Spectrum
+    from .reports.survey import CheckpointInfo
 
 __all__ = [
     "Compiled",
@@ -92,8 +92,8 @@ def compile_plan(
     outside = Outside(options or Options(), held)
     if peers.size == 1:
         return compile_with(plan, outside)
-    from .execute.agreement import compare, facts_of_plan, facts_of_sources
-    from .execute.hosts import together
+    from .hosts.agreement import compare, facts_of_plan, facts_of_sources
+    from .hosts.sharing import together
 
     compare(peers, facts_of_plan(plan))
     return together(
@@ -120,7 +120,7 @@ def explain(plan: Plan | Compiled, options: Options | None = None) -> Explanatio
     Raises:
         Problems: all that is wrong with the plan.
     """
-    from .execute.explain import explain
+    from .reports.explain import explain
 
     compiled = plan if isinstance(plan, Compiled) else compile_plan(plan, options)
     return explain(compiled.program, options)
@@ -147,9 +147,9 @@ def run(
         SurgeryError: what went wrong; nothing appears under an output's name, and nothing temporary is left.
     """
     from .execute.devices import check_fits_here
-    from .execute.hosts import agree, agreed_options
-    from .execute.perform import figures, perform
     from .execute.report import Report, peak_rss_bytes
+    from .hosts.sharing import agree, agreed_options
+    from .session.perform import figures, perform
     from .storage.identity import check_all
     from .storage.publish import commit_all, unwinding
 
@@ -226,7 +226,7 @@ def inspect(
     Raises:
         SurgeryError: it cannot be read, or the filter is no regular expression.
     """
-    from .execute.survey import survey
+    from .reports.survey import survey
 
     regex = _filter(filter)
     checkpoint = _opened(path)
@@ -249,7 +249,7 @@ def diff(
     Raises:
         SurgeryError: one of them cannot be read, or the filter is no regular expression.
     """
-    from .execute.compare import compare
+    from .reports.compare import compare
 
     if eps is not None and not eps >= 0:
         raise PlanError("not a tolerance", expected="a number that is not negative", found=f"{eps}")
@@ -273,7 +273,7 @@ def spectrum(
     Raises:
         SurgeryError: one of them cannot be read, there is no matrix, or one holds NaN or infinity.
     """
-    from .execute.spectrum import measure
+    from .reports.spectrum import measure
 
     regex = _filter(filter)
     base = _opened(checkpoint)

@@ -413,8 +413,8 @@ sys.exit(main(["ops", "negate_"]) or main(["run", "opposite.yaml", "--quiet"]))
 
 def tables() -> dict[str, str]:
     """What the registry says, for docs/plans.md."""
-    from surgery_jax.asserts.base import predicates
-    from surgery_jax.ops.base import REQUIRED, fields_of, words
+    from surgery_jax.kit.base import REQUIRED, fields_of, words
+    from surgery_jax.kit.predicates import predicates
 
     def row(name: str, doc: str, declared: dict, bare: bool = False) -> str:
         keys = [f"`{key}`" if field.default is REQUIRED else f"[`{key}`]" for key, (_, field) in declared.items()]

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import MOST_NAMES, listing
+from ..kit import base
+from ..kit.base import reference
+from ..kit.predicates import Known, Outcome, Predicate
+from ..kit.state import State
 from ..language.document import Node, Scalar
-from ..ops import base
-from ..ops.base import reference
-from ..ops.state import State
-from .base import Known, Outcome, Predicate
 
 
 def _parse_count(value: Node) -> int:

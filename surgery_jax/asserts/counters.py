@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.errors import PlanError
-from .selecting import Bounds, bound
+from ..kit.selecting import Bounds, bound
 
 __all__ = ["Counter"]
 

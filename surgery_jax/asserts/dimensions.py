@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..kit.predicates import Known, Outcome
+from ..kit.selecting import Bounds
+from ..kit.state import State
 from ..language.names import Reference
-from ..ops.state import State
-from .base import Known, Outcome
-from .selecting import Bounds
 
 
 @dataclass(frozen=True)

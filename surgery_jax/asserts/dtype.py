@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.dtypes import DType
+from ..kit.base import dtype_name
+from ..kit.predicates import Known, Outcome
+from ..kit.selecting import Selecting
+from ..kit.state import State
 from ..language.names import Reference
-from ..ops.base import dtype_name
-from ..ops.state import State
-from .base import Known, Outcome
-from .selecting import Selecting
 
 
 @dataclass(frozen=True)

@@ -6,35 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import PlanError
-from ..core.specs import Spec
+from ..kit.base import epsilon, reference
+from ..kit.masks import EqualMask
+from ..kit.predicates import Known, Outcome, Pending, Predicate, settle_all
+from ..kit.state import State
 from ..language.document import Node
-from ..ops.base import epsilon, number, reference
-from ..ops.rules import check_arrays
-from ..ops.state import State
-from .base import Known, Mask, Outcome, Pending, Predicate, settle_all
-
-
-@dataclass(frozen=True)
-class EqualMask(Mask):
-    """Where a equals b exactly (NaN never does), or |a - b| is at most eps in float64."""
-
-    eps: float | None = number("tolerance", None, traced=True)
-
-    def infer(self, a: Spec, b: Spec) -> tuple[Spec, ...]:
-        check_arrays(a)
-        return (a,)
-
-    def apply(self, k: Any, a: Any, b: Any) -> Any:
-        return k.same(a, b) if self.eps is None else k.distance(a, b) <= self.eps
-
-    def measure(self, k: Any, a: Any, b: Any) -> Any:
-        return k.distance(a, b)
-
-    def by_bits(self, *operands: Spec) -> bool:
-        return self.eps is None and operands[0].dtype.bits >= 16
-
-    def smallest(self, a: Any, b: Any) -> Any:
-        return a.either(b)
 
 
 @dataclass(frozen=True)

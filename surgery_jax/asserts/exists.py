@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.errors import MOST_NAMES, listing
+from ..kit.base import reference
+from ..kit.predicates import Known, Outcome, Predicate
+from ..kit.state import State
 from ..language.document import Node
-from ..ops.base import reference
-from ..ops.state import State
-from .base import Known, Outcome, Predicate
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.specs import Spec
+from ..kit.base import epsilon, number
+from ..kit.predicates import Mask, Outcome, Pending
+from ..kit.rules import check_arrays
+from ..kit.selecting import Selecting
+from ..kit.state import State
 from ..language.names import Reference
-from ..ops.base import epsilon, number
-from ..ops.rules import check_arrays
-from ..ops.state import State
-from .base import Mask, Outcome, Pending
-from .selecting import Selecting
 
 
 @dataclass(frozen=True)

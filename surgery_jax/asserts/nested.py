@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import PlanError
+from ..kit import base
+from ..kit.predicates import Combined, Known, Outcome, Predicate, parse_predicate
+from ..kit.state import State
 from ..language.document import Node, Sequence
 from ..language.nodes import shown
-from ..ops import base
-from ..ops.state import State
-from .base import Combined, Known, Outcome, Predicate, parse_predicate
 
 
 def _parse_list(value: Node) -> tuple[Predicate, ...]:

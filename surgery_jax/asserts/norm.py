@@ -8,13 +8,13 @@ from typing import Any
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
+from ..kit.base import number
+from ..kit.predicates import Measured, Outcome
+from ..kit.reduction import Reduction
+from ..kit.rules import check_floats
+from ..kit.selecting import Selecting
+from ..kit.state import State
 from ..language.names import Reference
-from ..ops.base import number
-from ..ops.reduction import Reduction
-from ..ops.rules import check_floats
-from ..ops.state import State
-from .base import Measured, Outcome
-from .selecting import Selecting
 
 
 @dataclass(frozen=True)

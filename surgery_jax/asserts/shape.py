@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..kit.base import integers
+from ..kit.predicates import Known, Outcome
+from ..kit.selecting import Selecting
+from ..kit.state import State
 from ..language.names import Reference
-from ..ops.base import integers
-from ..ops.state import State
-from .base import Known, Outcome
-from .selecting import Selecting
 
 
 @dataclass(frozen=True)

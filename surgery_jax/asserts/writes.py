@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..kit.predicates import Known, Outcome
+from ..kit.state import State
 from ..language.names import Reference
-from ..ops.state import State
-from .base import Known, Outcome
 from .counters import Counter
 
 

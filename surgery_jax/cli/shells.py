@@ -19,8 +19,8 @@ def script(shell: str) -> str:
 def _words(argument: Argument) -> tuple[str, ...] | None:
     """The words that a value can be, if they are known."""
     if argument.completes == "operation":
-        from ..asserts.base import predicates
-        from ..ops.base import words
+        from ..kit.base import words
+        from ..kit.predicates import predicates
 
         return tuple(sorted({*words(), *predicates()}))
     return argument.choices or None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.specs import Spec
-from ..ops.cuts import STRANDS
+from ..numerics.cuts import STRANDS
 from .program import Component, Eqn, Group
 
 __all__ = [

@@ -13,13 +13,12 @@ import numpy as np
 
 from ..core.exact import exact
 from ..core.specs import Spec
-from ..ops.base import TensorOp
-from ..ops.reshape import Reshape
-from . import magnitude
+from ..kit.base import TensorOp
+from ..numerics import magnitude
+from ..numerics.kernels import DeviceKernel, HostKernel
+from ..numerics.magnitude import Bound, has_zero
 from .blueprint import Blueprint, stack_size
-from .kernels import DeviceKernel, HostKernel
-from .magnitude import Bound, has_zero
-from .program import Group
+from .program import Group, keeps_order
 from .sharding import Layout, layout, mesh_size
 
 __all__ = ["GroupFunction"]
@@ -112,7 +111,7 @@ class GroupFunction:
 
     def _results(self, kernel: Any, op: TensorOp, arrays: Sequence[Any], count: int) -> Sequence[Any]:
         """The results of one operation, of which there are so many."""
-        if self.flat and isinstance(op, Reshape):
+        if self.flat and keeps_order(op):
             return [arrays[0]]
         results = op.apply(kernel, *arrays)
         return results if count > 1 else [results]
@@ -159,7 +158,7 @@ class GroupFunction:
         """The compiled function for some devices, and where it wants its inputs: padded shapes and shardings."""
         import jax
 
-        from .mesh_kernel import AXIS
+        from ..numerics.mesh_kernel import AXIS
 
         assert self.layout is not None
         mesh = jax.sharding.Mesh(np.array(devices), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
@@ -189,7 +188,7 @@ class GroupFunction:
         import jax.numpy as jnp
         from jax.lax import with_sharding_constraint
 
-        from .mesh_kernel import MeshKernel
+        from ..numerics.mesh_kernel import MeshKernel
 
         constrain: Any = with_sharding_constraint
         assert self.layout is not None

@@ -13,8 +13,7 @@ from itertools import accumulate, count
 from typing import NamedTuple
 
 from ..graph.node import Node
-from ..ops.permute import Permute
-from ..ops.structure import MAX_RUNS, Structure, View
+from ..kit.structure import MAX_RUNS, Structure, View
 
 __all__ = ["Geometry", "Interleaved", "Piece"]
 
@@ -88,7 +87,7 @@ class Geometry:
         if piece.nbytes < max(node.spec.nbytes, MIN_INTERLEAVED) or not node.spec.dtype.array:
             return None
         if node not in self.parts and isinstance(node.op, Structure):
-            self.parts[node] = self._permuted(node, node.op) if isinstance(node.op, Permute) else self._joined(node)
+            self.parts[node] = self._permuted(node, node.op) if node.op.axes_order else self._joined(node)
         return self.parts.get(node)
 
     def _joined(self, node: Node) -> list[Interleaved] | None:
@@ -105,10 +104,10 @@ class Geometry:
             found.append(Interleaved(first.node, length * node.spec.dtype.itemsize))
         return found
 
-    def _permuted(self, node: Node, op: Permute) -> list[Interleaved] | None:
+    def _permuted(self, node: Node, op: Structure) -> list[Interleaved] | None:
         """The same permutation of some rows of its source at a time, if these are read and not computed."""
         (source,) = node.operands
-        total, place = source.spec.shape[0], op.order.index(0)
+        total, place = source.spec.shape[0], (op.axes_order or ()).index(0)
         rows = max(PART_BYTES * total // source.spec.nbytes, 1)
         row = math.prod(node.spec.shape[place + 1 :]) * node.spec.dtype.itemsize
         if rows * 2 > total or place == 0 or rows * row < MIN_PART_BLOCK or not self.is_input(source):

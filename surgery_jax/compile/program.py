@@ -18,11 +18,23 @@ from ..core.ranges import Parts, ranges, run_length
 from ..core.specs import Spec
 from ..graph.node import Node, Source
 from ..graph.roots import Check, Sink, Symbolic
-from ..ops.base import TensorOp
-from ..ops.reshape import Reshape
+from ..kit.base import TensorOp
+from ..kit.structure import Structure
 from .pieces import Geometry, Interleaved, Piece
 
-__all__ = ["Component", "Decode", "Dest", "Eqn", "Group", "Move", "Output", "Program", "compile_program", "spread"]
+__all__ = [
+    "Component",
+    "Decode",
+    "Dest",
+    "Eqn",
+    "Group",
+    "Move",
+    "Output",
+    "Program",
+    "compile_program",
+    "keeps_order",
+    "spread",
+]
 
 MAX_JOINED = 32  # operations of a component that shared inputs may join: keeps compiled functions small
 Place = tuple[int, int, Parts[int]]  # (number of the output file, offset, where the bytes go on elsewhere)
@@ -465,7 +477,7 @@ class _Collector:
         on_host = on_host or any(spec.dtype.name == "float64" for spec in squared)
         shape = [spec.dtype if flat else spec for spec in values]
         eqns = tuple(
-            ("reshape" if flat and isinstance(eqn.op, Reshape) else self._static_key(eqn.op), eqn.args)
+            ("reshape" if flat and keeps_order(eqn.op) else self._static_key(eqn.op), eqn.args)
             for eqn in component.eqns
         )
         leaving = tuple(output.value for output in component.outputs)
@@ -479,12 +491,17 @@ class _Collector:
         return found
 
 
+def keeps_order(op: Any) -> bool:
+    """Whether an operation leaves every element at its number."""
+    return isinstance(op, Structure) and op.keeps_order
+
+
 def _is_flat(calls: list[list[Node]]) -> bool:
     """Whether all values are elementwise of one size."""
     sizes = set()
     for call in calls:
         node = call[0]
-        if node.kind not in ("elementwise", "check", "reduce") and not isinstance(node.op, Reshape):
+        if node.kind not in ("elementwise", "check", "reduce") and not keeps_order(node.op):
             return False
         if node.kind != "reduce":
             sizes.add(node.spec.size)

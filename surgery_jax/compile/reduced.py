@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ..ops.reduction import BLOCK, Reduction, combined
+from ..kit.reduction import BLOCK, Reduction, combined
+from ..numerics.kernels import HostKernel
 from .blueprint import Blueprint
-from .kernels import HostKernel
 from .lower import GroupFunction
 from .program import Group
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..core.specs import Spec
-from ..ops.cuts import BLOCKS, STRANDS, Cut
+from ..numerics.cuts import BLOCKS, STRANDS, Cut
 from .blueprint import Blueprint
 
 __all__ = ["Layout", "layout", "mesh_size"]

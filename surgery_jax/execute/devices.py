@@ -56,7 +56,8 @@ def check_fits_here(program: Program, limits: Limits) -> None:
         BudgetError: a task cannot be granted what it needs.
         PlanError: there are fewer devices than are asked for.
     """
-    from .reservations import check_fits, is_sharded
+    from .fits import check_fits
+    from .reservations import is_sharded
     from .schedule import blueprints
 
     check_fits(program, limits)

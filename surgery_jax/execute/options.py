@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.specs import parse_size
-from .reservations import UNLIMITED, Limits, default_workers
+from ..io.needs import UNLIMITED
+from .reservations import Limits, default_workers
 
 __all__ = ["Options"]
 

@@ -15,8 +15,9 @@ from ..compile.reduced import tile_length
 from ..core.exact import exact
 from ..core.specs import Spec
 from ..graph.node import Source
-from .decoded import cache_bytes, covering
-from .reservations import LEAST_PIECE, PAGE, Limits, device_limit, tile_limit
+from ..io.decoded import cache_bytes, covering
+from ..io.needs import LEAST_PIECE, PAGE
+from .reservations import Limits, device_limit, tile_limit
 
 __all__ = [
     "DecodeTask",

@@ -26,14 +26,14 @@ from ..compile.stacked import StackFunction
 from ..core.errors import AssertionFailed, listing
 from ..core.patterns import collapse
 from ..graph.node import Source
-from ..ops.made import Made
+from ..io.buffers import Budget, Files
+from ..io.decoded import BlockCache, cache_bytes, decode
+from ..io.encoded import EncodedFile
+from ..io.outputs import OutputFile
+from ..kit.made import Made
+from ..numerics.blas import one_thread_each
 from ..storage.identity import check_all, remembering
-from .blas import one_thread_each
-from .buffers import Budget, Files
-from .decoded import BlockCache, cache_bytes, decode
 from .devices import local_devices
-from .encoded import EncodedFile
-from .outputs import OutputFile
 from .report import Progress
 from .reservations import (
     Limits,

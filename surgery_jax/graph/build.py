@@ -10,12 +10,12 @@ from copy import copy
 from typing import Any
 
 from ..core.errors import AssertionFailed, Mark, PlanError, Problems, SurgeryError, listing
+from ..kit.base import BoundStep, find_word, words
 from ..language import document
 from ..language import names as naming
 from ..language.document import Mapping, Node, Scalar, Sequence, plain
 from ..language.nodes import node_of
 from ..language.plan import Input, Plan
-from ..ops.base import BoundStep, find_word, words
 from .namespace import Model
 from .node import Graph
 from .node import Node as GraphNode

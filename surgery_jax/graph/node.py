@@ -10,7 +10,7 @@ from ..core.errors import PlanError
 from ..core.exact import exact
 from ..core.quantised import can_be_quantised
 from ..core.specs import Spec
-from ..ops.base import TensorOp
+from ..kit.base import TensorOp
 
 __all__ = ["Graph", "Node", "Source"]
 

@@ -1,4 +1,4 @@
-"""Symbolic execution of steps: implements what `ops.state.State` promises, over versions instead of data."""
+"""Symbolic execution of steps: implements what `kit.state.State` promises, over versions instead of data."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ..core.dtypes import BY_NAME
 from ..core.errors import Mark, Notice, PlanError, StorageError, SurgeryError, listing, nearest
 from ..core.quantised import companions
 from ..core.specs import Spec
+from ..kit.base import NO_ARITHMETIC, TensorOp
+from ..kit.made import Positions
+from ..kit.structure import Structure, Update, View
+from ..kit.where import Where
 from ..language import names as naming
 from ..language.document import Node as YamlNode
 from ..language.names import Reference, Selector
 from ..language.regexes import compile_regex, ends_in_time
-from ..ops.base import NO_ARITHMETIC, TensorOp
-from ..ops.made import Positions
-from ..ops.structure import Structure, Update, View
-from ..ops.where import Where
 from .namespace import Model, Slot
 from .node import Graph, Node, Source
 from .roots import Assertion, Check, Print, Request, Save, Sink
@@ -56,7 +56,7 @@ BROKEN: Any = _Broken()
 
 
 class SymbolicState:
-    """The namespace while a plan runs symbolically. See `ops.state.State` for the promises of the methods."""
+    """The namespace while a plan runs symbolically. See `kit.state.State` for the promises of the methods."""
 
     def __init__(
         self,
@@ -654,10 +654,8 @@ def _matching_hint(ref: Reference, names: Mapping[str, Any], near: Sequence[str]
 
 def _passes_through(op: TensorOp, operands: Sequence[Node]) -> Node | None:
     """The operand that an operation returns unchanged, if it does."""
-    from ..ops.assign import Assign
-
-    if isinstance(op, Assign):
-        return operands[1]
+    if isinstance(op, Structure) and op.passes is not None:
+        return operands[op.passes]
     identity = getattr(op, "is_identity", None)
     if identity is not None and identity(operands[0].spec):
         return operands[0]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from . import base
-from .base import Directive, Field
-from .state import State
+from ..kit import base
+from ..kit.base import Directive, Field
+from ..kit.state import State
 
 
 def _parse(value: Any) -> Any:
-    from ..asserts.base import parse_predicate  # the predicates build on this package
+    from ..kit.predicates import parse_predicate  # the predicates build on this package
 
     return parse_predicate(value), value
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.specs import Spec
-from .forms import Accumulate
-from .rules import check_same
-from .structure import Run, Structure
+from ..kit.forms import Accumulate
+from ..kit.rules import check_same
+from ..kit.structure import Run, Structure
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Assign(Structure):
     to, from: equal shape and dtype -> `to` holds the bits of `from`.
     """
 
+    passes = 1
     spellings = (Accumulate("assign"),)
     examples = ("assign: { from: 'w::[0]', to: 'w::[3]' }",)
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from ..core.dtypes import DType
 from ..core.specs import Spec
-from .base import TensorOp, dtype_name
-from .forms import InPlace, New
-from .rules import check_arrays
+from ..kit.base import TensorOp, dtype_name
+from ..kit.forms import InPlace, New
+from ..kit.rules import check_arrays
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 from ..core.dtypes import BY_NAME
 from ..core.errors import PlanError
 from ..core.specs import Spec
-from .base import BoundStep, TensorOp, number
-from .forms import InPlace, New
-from .rules import check_arrays
-from .state import State
+from ..kit.base import BoundStep, TensorOp, number
+from ..kit.forms import InPlace, New
+from ..kit.rules import check_arrays
+from ..kit.state import State
 
 
 class _ClampInPlace(InPlace):

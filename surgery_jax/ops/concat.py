@@ -8,13 +8,13 @@ from typing import Any
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
+from ..kit import base
+from ..kit.base import BoundStep, integer
+from ..kit.forms import Form
+from ..kit.rules import check_arrays, check_axis
+from ..kit.state import State
+from ..kit.structure import Run, Structure, worthwhile
 from ..language.document import Node, Sequence
-from . import base
-from .base import BoundStep, integer
-from .forms import Form
-from .rules import check_arrays, check_axis
-from .state import State
-from .structure import Run, Structure, worthwhile
 
 
 class _Join(Form):

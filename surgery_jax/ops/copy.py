@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.specs import Spec
-from .forms import New
-from .structure import Run, Structure
+from ..kit.forms import New
+from ..kit.structure import Run, Structure
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ..core.errors import PlanError, nearest
-from .base import REQUIRED, Field, fields_of, find_word, words
+from ..kit.base import REQUIRED, Field, fields_of, find_word, words
 
 __all__ = ["describe"]
 
@@ -16,7 +16,7 @@ def describe(word: str | None = None, assertion: str | None = None) -> str:
     Raises:
         PlanError: no such name.
     """
-    from ..asserts.base import predicates  # the predicates build on this package
+    from ..kit.predicates import predicates  # the predicates build on this package
 
     if word is None:
         table = {name: entry.doc for name, entry in words().items()}
@@ -42,7 +42,7 @@ def describe(word: str | None = None, assertion: str | None = None) -> str:
 
 
 def _predicate_docs() -> dict[str, str]:
-    from ..asserts.base import predicates
+    from ..kit.predicates import predicates
 
     return {name: " ".join((cls.__doc__ or "").split("\n\n")[0].split()) for name, cls in predicates().items()}
 

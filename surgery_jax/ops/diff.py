@@ -8,9 +8,9 @@ from typing import Any
 
 from ..core.errors import PlanError
 from ..core.trees import format_number
+from ..kit.base import Directive, choice, epsilon, reference, text
+from ..kit.state import State
 from ..language.document import Node
-from .base import Directive, choice, epsilon, reference, text
-from .state import State
 
 KEYS = {"refs": ("left", "right"), "aliases": ("left_alias", "right_alias")}
 
@@ -45,7 +45,7 @@ class Diff(Directive):
             )
 
     def build(self, state: State) -> None:
-        from ..asserts.equal import EqualMask  # the predicates build on this package
+        from ..kit.masks import EqualMask  # the predicates build on this package
 
         sides = [self._side(state, key) for key in KEYS[self.mode]]
         shared = [name for name in sides[0] if name in sides[1]]

@@ -9,10 +9,10 @@ from typing import Any
 
 from ..core.errors import PlanError
 from ..core.trees import format_number, render_json, render_tree
+from ..kit.base import Directive, choice, reference
+from ..kit.state import State
 from ..language.document import Node
 from ..language.names import Reference
-from .base import Directive, choice, reference
-from .state import State
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .base import Directive
-from .state import State
+from ..kit.base import Directive
+from ..kit.state import State
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
-from .base import TensorOp, choice, integer, number, values
-from .forms import InPlace, New
-from .made import Constant, Given, check_distribution, drawn
-from .rules import check_arrays, check_floats
+from ..kit.base import TensorOp, choice, integer, number, values
+from ..kit.forms import InPlace, New
+from ..kit.made import Constant, Given, check_distribution, drawn
+from ..kit.rules import check_arrays, check_floats
 
 
 @dataclass(frozen=True)

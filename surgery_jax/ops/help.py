@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import PlanError
+from ..kit import base
+from ..kit.base import Directive, Field
+from ..kit.state import State
 from ..language.document import Mapping, Node, Scalar
 from ..language.nodes import shown
-from . import base
-from .base import Directive, Field
-from .state import State
 
 
 def _parse_topic(value: Node) -> tuple[str, str | None]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.errors import PlanError
+from ..kit.base import Directive, choice, reference, text
+from ..kit.state import State
 from ..language.document import Node
-from .base import Directive, choice, reference, text
-from .state import State
 
 FORMATS = ("auto", "torch", "safetensors", "numpy")
 

@@ -11,20 +11,30 @@ from typing import Any
 from ..core import adapters
 from ..core.dtypes import BY_NAME, DType
 from ..core.errors import PlanError, listing
+from ..kit.base import (
+    Directive,
+    boolean,
+    choice,
+    dtype_name,
+    expressions,
+    fraction,
+    reference,
+    text,
+    texts,
+)
+from ..kit.base import rank as whole
+from ..kit.state import State
 from ..language import names as naming
 from ..language.document import Node, Scalar
 from ..language.names import Reference
 from ..language.regexes import check_time
-from .base import Directive, boolean, choice, dtype_name, expressions, fraction, reference, text, texts
-from .base import rank as whole
-from .lora_factors import Spectrum
-from .lora_fates import Modules, Wishes, demand_equal, patterns_of, sort_modules
-from .lora_kinds import Entry, Said, arranged, one_by_one, sorted_out
-from .lora_told import Row, Told, warnings
-from .lora_written import Writer
-from .lowrank import METHODS
-from .ranks import Choice, Measured, choose_ranks
-from .state import State
+from ..lora.factors import Spectrum
+from ..lora.fates import Modules, Wishes, demand_equal, patterns_of, sort_modules
+from ..lora.kinds import Entry, Said, arranged, one_by_one, sorted_out
+from ..lora.ranks import Choice, Measured, choose_ranks
+from ..lora.told import Row, Told, warnings
+from ..lora.written import Writer
+from ..numerics.lowrank import METHODS
 
 TIED = "modules that share the weight of the embedding, such as lm_head; none if there is no such output layer"
 TO = "a new alias for the adapter; or with :: a template of the names that parameters have in the model for PEFT"

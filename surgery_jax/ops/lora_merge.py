@@ -9,26 +9,27 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..core import adapter_facts, adapters
+from ..core import adapters
 from ..core.dtypes import BY_NAME
 from ..core.errors import PlanError, StorageError, listing, nearest
 from ..core.specs import Spec
+from ..kit.base import Directive, boolean, choice, expressions, pattern, reference, text
+from ..kit.base import node as any_node
+from ..kit.state import State
 from ..language import document
 from ..language.document import Node, Scalar
 from ..language.names import Reference
 from ..language.regexes import check_time
+from ..lora import facts as adapter_facts
+from ..lora.axes import Asked, Axes
+from ..lora.experts import Piece, factors_of, fused, with_fused
+from ..lora.factors import AddFactors
+from ..lora.outputs import Outputs
+from ..lora.targets import Adapter, Places, Target, targets_of
 from .add import Add
-from .base import Directive, boolean, choice, expressions, pattern, reference, text
-from .base import node as any_node
 from .cast import Cast
-from .lora_axes import Asked, Axes
-from .lora_experts import Piece, factors_of, fused, with_fused
-from .lora_factors import AddFactors
-from .lora_outputs import Outputs
-from .lora_targets import Adapter, Places, Target, targets_of
 from .reshape import Reshape
 from .scale import Scale
-from .state import State
 from .subtract import Subtract
 
 WIDE = BY_NAME["float32"]

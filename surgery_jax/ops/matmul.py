@@ -7,10 +7,10 @@ from typing import Any
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
-from .base import TensorOp
-from .cuts import BLOCKS, STRANDS, Cut
-from .forms import Ternary
-from .rules import check_arrays
+from ..kit.base import TensorOp
+from ..kit.forms import Ternary
+from ..kit.rules import check_arrays
+from ..numerics.cuts import BLOCKS, STRANDS, Cut
 
 INNER = 4  # an inner axis so many times as long as the others is the one that is cut
 SMALL = 16  # an operand with so much fewer columns than the other has rows is not cut

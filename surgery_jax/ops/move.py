@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..kit.base import Directive, reference
+from ..kit.state import State
 from ..language.document import Node
-from .base import Directive, reference
-from .state import State
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.specs import Spec
-from .base import TensorOp
-from .forms import Ternary
-from .rules import check_arrays, check_same
+from ..kit.base import TensorOp
+from ..kit.forms import Ternary
+from ..kit.rules import check_arrays, check_same
 
 
 @dataclass(frozen=True)

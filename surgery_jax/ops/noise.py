@@ -7,17 +7,17 @@ from typing import Any
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
-from .base import TensorOp, integer, number, word
-from .forms import InPlace, New
-from .rules import check_floats
+from ..kit.base import TensorOp, integer, number, word
+from ..kit.forms import InPlace, New
+from ..kit.rules import check_floats
 
 
 @dataclass(frozen=True)
 class Noise(TensorOp):
     """Add normal noise of mean 0, which depends on the seed, the name of the result and the position alone.
 
-    source: float, any shape -> the same. The noise is made in float64 (`core.threefry`) and multiplied by `std`; the
-    sum is that of float64 too, rounded once. Equal seeds give tensors of other names other noise.
+    source: float, any shape -> the same. The noise is made in float64 (`numerics.threefry`) and multiplied by `std`;
+    the sum is that of float64 too, rounded once. Equal seeds give tensors of other names other noise.
     """
 
     needs_positions = True
@@ -37,7 +37,7 @@ class Noise(TensorOp):
             raise PlanError("std must not be negative", found=f"{self.std:g}")
 
     def named(self, name: str) -> TensorOp:
-        from ..core.threefry import key_of
+        from ..numerics.threefry import key_of
 
         first, second = key_of(self.seed, name)
         return replace(self, seed=0, first=float(first), second=float(second))
@@ -47,7 +47,7 @@ class Noise(TensorOp):
         return (source,)
 
     def apply(self, k: Any, source: Any, position: Any) -> Any:
-        from ..core.threefry import normal
+        from ..numerics.threefry import normal
 
         noise = k.mul(normal(k, (self.first, self.second), position), k.xp.asarray(self.std, "float64"))
         return k.cast(source.astype("float64") + noise, k.dtype(source))

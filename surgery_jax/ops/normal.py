@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import PlanError
-from .draws import Draw, Drawn, Redraw, number_or_like
+from ..kit.draws import Draw, Drawn, Redraw, number_or_like
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Normal(Drawn):
         return self.mean is None or self.std is None
 
     def apply(self, k: Any, position: Any, *statistics: Any, **_: Any) -> Any:
-        from ..core.threefry import normal
+        from ..numerics.threefry import normal
 
         mean, std = statistics[0] if statistics else (None, None)
         mean = k.xp.asarray(mean if self.mean is None else self.mean, "float64")

@@ -7,10 +7,10 @@ from typing import Any
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
-from .base import integers
-from .forms import New
-from .rules import check_arrays
-from .structure import Run, Structure, row_major, strided_runs
+from ..kit.base import integers
+from ..kit.forms import New
+from ..kit.rules import check_arrays
+from ..kit.structure import Run, Structure, row_major, strided_runs
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class Permute(Structure):
 
     def is_identity(self, source: Spec) -> bool:
         return self.order == tuple(range(len(self.order)))
+
+    @property
+    def axes_order(self) -> tuple[int, ...]:
+        return self.order
 
     def runs(self, source: Spec) -> list[Run] | None:
         strides = row_major(source.shape)

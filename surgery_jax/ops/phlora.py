@@ -7,13 +7,13 @@ from typing import Any
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
+from ..kit.base import Directive, TensorOp, boolean, choice, rank, reference
+from ..kit.forms import InPlace
+from ..kit.rules import check_floats, check_matrix
+from ..kit.state import State
 from ..language.document import Node
-from .base import Directive, TensorOp, boolean, choice, rank, reference
-from .cuts import Cut, factoring_bytes, longer_side
-from .forms import InPlace
-from .lowrank import METHODS, factors, workspace_bytes
-from .rules import check_floats, check_matrix
-from .state import State
+from ..numerics.cuts import Cut, factoring_bytes, longer_side
+from ..numerics.lowrank import METHODS, factors, workspace_bytes
 
 METHOD = "how: exact, randomized, or whichever gives 1.001 of the least error soonest"
 

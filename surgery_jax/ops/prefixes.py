@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.errors import PlanError
-from .base import Directive, choice, text
-from .state import State
+from ..kit.base import Directive, choice, text
+from ..kit.state import State
 
 KEYS = {"list": (), "add": ("alias",), "remove": ("alias",), "rename": ("from", "to")}
 

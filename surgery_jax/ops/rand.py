@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from ..core.dtypes import BY_NAME
 from ..core.specs import Spec
-from .base import TensorOp, choice, integer, integers, number
-from .forms import Create
-from .made import check_distribution, check_shape, drawn
+from ..kit.base import TensorOp, choice, integer, integers, number
+from ..kit.forms import Create
+from ..kit.made import check_distribution, check_shape, drawn
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
-from .base import integers
-from .forms import InPlace, New
-from .structure import Run, Structure
+from ..kit.base import integers
+from ..kit.forms import InPlace, New
+from ..kit.structure import Run, Structure
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Reshape(Structure):
     source: any dtype, any shape -> `shape`, in which one length may be -1.
     """
 
+    keeps_order = True
     spellings = (New("reshape"), InPlace("reshape_", slices=False))
     examples = (
         "reshape: { from: qkv, to: heads, shape: [12, -1, 768] }",

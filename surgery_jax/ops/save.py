@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.errors import PlanError
+from ..kit.base import Directive, node, reference, text
+from ..kit.state import State
 from ..language.nodes import Node, words_of
-from .base import Directive, node, reference, text
-from .state import State
 
 
 @dataclass(frozen=True)

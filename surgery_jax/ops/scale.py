@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.specs import Spec
-from .base import TensorOp, number
-from .forms import InPlace, New
-from .rules import check_floats
+from ..kit.base import TensorOp, number
+from ..kit.forms import InPlace, New
+from ..kit.rules import check_floats
 
 
 @dataclass(frozen=True)

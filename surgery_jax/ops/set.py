@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import PlanError
+from ..kit import base
+from ..kit.base import Directive, Field
+from ..kit.state import State
 from ..language.document import Node, Scalar
-from . import base
-from .base import Directive, Field
-from .state import State
 
 
 def _parse_flag(value: Node) -> bool:

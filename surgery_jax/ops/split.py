@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.errors import PlanError
+from ..kit.base import Directive, integer, integers, node, reference
+from ..kit.rules import check_axis
+from ..kit.state import State
+from ..kit.structure import View
 from ..language.document import Node
-from .base import Directive, integer, integers, node, reference
 from .concat import _at_least_two
-from .rules import check_axis
-from .state import State
-from .structure import View
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from typing import Any
 
 from ..core.errors import PlanError, listing
 from ..core.specs import Spec
+from ..kit import base
+from ..kit.base import BoundStep, integer
+from ..kit.forms import Form
+from ..kit.rules import check_arrays
+from ..kit.state import State
+from ..kit.structure import Run, Structure, worthwhile
 from ..language.names import Reference
-from . import base
-from .base import BoundStep, integer
-from .forms import Form
-from .rules import check_arrays
-from .state import State
-from .structure import Run, Structure, worthwhile
 
 
 class _Gather(Form):

@@ -7,9 +7,9 @@ from functools import reduce
 from typing import Any
 
 from ..core.specs import Spec
-from .base import TensorOp
-from .forms import Several
-from .rules import check_arrays, check_same
+from ..kit.base import TensorOp
+from ..kit.forms import Several
+from ..kit.rules import check_arrays, check_same
 
 
 @dataclass(frozen=True)

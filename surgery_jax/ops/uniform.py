@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import PlanError
-from .base import number
-from .draws import Draw, Drawn, Redraw
+from ..kit.base import number
+from ..kit.draws import Draw, Drawn, Redraw
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Uniform(Drawn):
             raise PlanError("low must be below high", found=f"low {self.low:g}, high {self.high:g}")
 
     def apply(self, k: Any, position: Any, *statistics: Any, **_: Any) -> Any:
-        from ..core.threefry import uniform
+        from ..numerics.threefry import uniform
 
         low, high = (k.xp.asarray(bound, "float64") for bound in (self.low, self.high))
         return k.cast(k.mul(uniform(k, (self.first, self.second), position), high - low) + low, self.dtype)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.errors import PlanError
+from ..kit.base import Directive, integer, reference
+from ..kit.rules import check_axis
+from ..kit.state import State
+from ..kit.structure import View
 from ..language.document import Node
-from .base import Directive, integer, reference
-from .rules import check_axis
-from .state import State
-from .structure import View
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from ..core.dtypes import BY_NAME
 from ..core.specs import Spec
-from .base import TensorOp, integers
-from .forms import Create
-from .made import Constant, check_shape
+from ..kit.base import TensorOp, integers
+from ..kit.forms import Create
+from ..kit.made import Constant, check_shape
 
 
 @dataclass(frozen=True)

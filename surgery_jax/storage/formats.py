@@ -5,15 +5,14 @@ Formats are found, not listed: every module of this package that defines a `Form
 
 from __future__ import annotations
 
-import importlib
 import os
-import pkgutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+from ..core.discover import import_all
 from ..core.errors import PlanError, StorageError, listing, nearest
 from ..core.notes import note
 from ..core.specs import Spec, parse_size
@@ -43,13 +42,11 @@ _FALLBACK = "torch"  # what a single tensor is read as where its suffix says not
 
 @lru_cache(maxsize=1)
 def formats() -> Mapping[str, Format]:
-    """All formats of this package by name."""
-    package = __name__.rpartition(".")[0]
-    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        importlib.import_module(f"{package}.{module.name}")
+    """All formats by name: those of this package, and those that entry points name."""
+    given = import_all("surgery_jax.storage", "surgery_jax.formats")
     found: dict[str, Format] = {}
     for kind in sorted(_subclasses(Format), key=lambda kind: kind.__module__):
-        if kind.__module__.startswith(package + "."):
+        if kind.__module__.startswith("surgery_jax.storage.") or kind.__module__ in given:
             if kind.name in found:
                 raise TypeError(f"two formats are named {kind.name!r}")
             found[kind.name] = kind()

@@ -18,7 +18,7 @@ from ..core.specs import Spec
 from .base import Checkpoint, Format, LaidFile, Layout
 from .files import read_text
 from .safetensors import SafetensorsFormat
-from .torch_files import TorchFormat
+from .torch.files import TorchFormat
 
 __all__ = ["PeftFormat"]
 

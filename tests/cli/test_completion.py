@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from surgery_jax.cli.main import main
-from surgery_jax.ops.base import words as step_words
+from surgery_jax.kit.base import words as step_words
 
 
 def complete(script, cwd, *words):

@@ -16,11 +16,11 @@ from surgery_jax.core.dtypes import BY_NAME
 from surgery_jax.core.ranges import ranges
 from surgery_jax.core.specs import Spec
 from surgery_jax.graph.node import Graph, Node, Source
+from surgery_jax.kit.structure import MAX_RUNS, MIN_RUN_BYTES, Update, View
 from surgery_jax.ops.concat import Concat
 from surgery_jax.ops.copy import Copy
 from surgery_jax.ops.permute import Permute
 from surgery_jax.ops.reshape import Reshape
-from surgery_jax.ops.structure import MAX_RUNS, MIN_RUN_BYTES, Update, View
 
 shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 DTYPES = ("int8", "int16", "float32", "float64")

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from surgery_jax.compile import lapack
+from surgery_jax.numerics import lapack
 
 
 def symmetric(n: int, dtype: str, shift: float = 0.0) -> np.ndarray:

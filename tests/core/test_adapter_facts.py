@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from surgery_jax.core.adapter_facts import axis_of_inputs, describe, is_in_declared_order, ties_factors
+from surgery_jax.lora.facts import axis_of_inputs, describe, is_in_declared_order, ties_factors
 
 TEXTS: dict[str, tuple[Any, bool | None, bool | None, bool | None]] = {  # Conv1D, is_transposed, tied
     "nothing": (None, None, None, None),

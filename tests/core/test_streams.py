@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgery_jax.core import streams
 from surgery_jax.core.dtypes import BY_NAME
 from surgery_jax.core.errors import PlanError
 from surgery_jax.core.specs import Spec
-from surgery_jax.ops.made import Random
+from surgery_jax.kit.made import Random
+from surgery_jax.numerics import streams
 
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
 BITS = {2: np.uint16, 4: np.uint32, 8: np.uint64}

@@ -17,7 +17,7 @@ import numpy as np
 from ops.test_contract import COMPUTED, REFERENCES
 from running import CODES, write_checkpoint
 from surgery_jax import Options
-from surgery_jax.execute.survey import evaluate, stored
+from surgery_jax.reports.survey import evaluate, stored
 from surgery_jax.graph.node import Graph
 from surgery_jax.graph.roots import Sink
 from surgery_jax.storage.formats import open_checkpoint

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from surgery_jax.core.errors import StorageError
-from surgery_jax.execute.buffers import Files, aligned
-from surgery_jax.execute.pace import MIN_DIRECT, WINDOW, Pace
-from surgery_jax.execute.pagecache import is_cached
+from surgery_jax.io.buffers import Files, aligned
+from surgery_jax.io.pace import MIN_DIRECT, WINDOW, Pace
+from surgery_jax.io.pagecache import is_cached
 
 SIZE = 5 * MIN_DIRECT + 123
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from surgery_jax.core.errors import StorageError
-from surgery_jax.execute.finished import Entry, Finished, states_of
+from surgery_jax.session.finished import Entry, Finished, states_of
 
 
 def test_one_who_is_refused_leaves_the_record_to_its_user(tmp_path: Path) -> None:

@@ -28,13 +28,13 @@ from surgery_jax import (
 )
 from surgery_jax.compile.program import Move
 from surgery_jax.core.errors import Problems
-from surgery_jax.execute.agreement import compare, facts_of_sources
-from surgery_jax.execute.cluster import join, meet
-from surgery_jax.execute.hosts import together
-from surgery_jax.execute.meeting import Patience, Place
-from surgery_jax.execute.peers import ALONE
-from surgery_jax.execute.reservations import PAGE
 from surgery_jax.execute.schedule import MoveTask, shares
+from surgery_jax.hosts.agreement import compare, facts_of_sources
+from surgery_jax.hosts.cluster import join, meet
+from surgery_jax.hosts.meeting import Patience, Place
+from surgery_jax.hosts.peers import ALONE
+from surgery_jax.hosts.sharing import together
+from surgery_jax.io.needs import PAGE
 from surgery_jax.language.document import parse_plan_file
 from surgery_jax.storage.formats import open_checkpoint
 from surgery_jax.storage.publish import Staging

@@ -15,10 +15,10 @@ from running import write_checkpoint
 
 from surgery_jax import Options, PlanError, StorageError, SurgeryError
 from surgery_jax.core.interrupts import Interrupted, watched
-from surgery_jax.execute import cluster
-from surgery_jax.execute.cluster import meet
-from surgery_jax.execute.gathering import MOST_GUESTS
-from surgery_jax.execute.meeting import Patience, Place
+from surgery_jax.hosts import cluster
+from surgery_jax.hosts.cluster import meet
+from surgery_jax.hosts.gathering import MOST_GUESTS
+from surgery_jax.hosts.meeting import Patience, Place
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from running import Bench, write_checkpoint
 
 from surgery_jax import Options, plan_of
 from surgery_jax.compile.program import Group, Move, Program
-from surgery_jax.compiled import Outside, compile_with, joined
 from surgery_jax.execute.schedule import MOVE_BYTES, SMALLEST_TILE, MoveTask, Tile, blueprint, plan_tasks, shares
 from surgery_jax.graph.node import Graph
+from surgery_jax.session.compiled import Outside, compile_with, joined
 
 
 def group_of(root: Path, sizes: list[tuple[int, float]]) -> Group:

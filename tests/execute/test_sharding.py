@@ -17,12 +17,12 @@ from surgery_jax.compile.sharding import Layout, layout, mesh_size
 from surgery_jax.core.dtypes import BY_NAME, by_numpy
 from surgery_jax.core.specs import Spec, parse_size
 from surgery_jax.execute.reservations import device_bytes
-from surgery_jax.execute.simulate import Machines, simulate
-from surgery_jax.ops.base import TensorOp
-from surgery_jax.ops.lora_factors import AddFactors, ExtractFactors, Spectrum
+from surgery_jax.kit.base import TensorOp
+from surgery_jax.lora.factors import AddFactors, ExtractFactors, Spectrum
 from surgery_jax.ops.matmul import Matmul
 from surgery_jax.ops.permute import Permute
 from surgery_jax.ops.phlora import Factors, LowRank
+from surgery_jax.reports.simulate import Machines, simulate
 
 __all__ = ["Bench", "read_checkpoint"]  # what the programs below take from here
 COUNTS = (2, 4, 8)
@@ -126,7 +126,7 @@ import jax, numpy as np
 import test_sharding as given
 from surgery_jax.compile.blueprint import whole_blueprint
 from surgery_jax.compile.lower import GroupFunction
-from surgery_jax.execute.blas import one_thread_each
+from surgery_jax.numerics.blas import one_thread_each
 
 jax.config.update("jax_compilation_cache_dir", "compiled")  # every function is compiled once
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -255,7 +255,7 @@ BOTH = """
 import json
 import jax, numpy as np
 import test_sharding as given
-from surgery_jax.compile.mesh_kernel import AXIS, MeshKernel
+from surgery_jax.numerics.mesh_kernel import AXIS, MeshKernel
 
 w, x = given.drawn("float32", 640, 50), given.drawn("float32", 50, 7)
 found = []

@@ -8,7 +8,7 @@ from make_headers import make_headers
 from running import Bench, write_checkpoint
 
 from surgery_jax import BudgetError, Options, PlanError, compile_plan, load_plan, plan_of, run
-from surgery_jax.execute.simulate import Machines, Simulation, parse_machines, simulate
+from surgery_jax.reports.simulate import Machines, Simulation, parse_machines, simulate
 
 from .test_hosts import STEPS, TENSORS, on_all, stars
 

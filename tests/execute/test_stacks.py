@@ -8,7 +8,7 @@ import pytest
 from running import Bench, assert_same_bits, read_checkpoint, simulated
 
 from surgery_jax import AssertionFailed, Options, Problems, explain, plan_of
-from surgery_jax.execute.simulate import Machines, simulate
+from surgery_jax.reports.simulate import Machines, simulate
 
 __all__ = ["Bench", "read_checkpoint"]  # what the program below takes from here
 MANY = 75  # components: no multiple of what a stack holds

@@ -19,7 +19,7 @@ import pytest
 from running import Bench, simulated, write_checkpoint
 
 from surgery_jax import Options, StorageError, plan_of, run
-from surgery_jax.execute.openfiles import SPARE, room_for_files
+from surgery_jax.io.openfiles import SPARE, room_for_files
 from surgery_jax.storage.files import write_whole
 
 MIB = 1 << 20

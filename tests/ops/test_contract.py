@@ -16,27 +16,27 @@ import pytest
 from running import assert_same_bits, assert_same_values
 from strategies import FLOATS, NUMBERS, SMALL_FLOATS, array_of
 
-import surgery_jax.asserts.base as asserts
-from surgery_jax.asserts.equal import EqualMask
+import surgery_jax.kit.predicates as asserts
 from surgery_jax.asserts.iszero import ZeroMask
-from surgery_jax.compile.kernels import DeviceKernel, HostKernel
 from surgery_jax.core.dtypes import BY_NAME, by_numpy
 from surgery_jax.core.errors import Mark, PlanError
 from surgery_jax.core.specs import Spec
-from surgery_jax.execute.spectrum import SingularValues
 from surgery_jax.graph.build import parse_step
+from surgery_jax.kit.base import TensorOp, find_word, words
+from surgery_jax.kit.made import Constant, Given, Made, Random
+from surgery_jax.kit.masks import EqualMask
+from surgery_jax.kit.structure import Structure, Update, View
 from surgery_jax.language.document import parse_yaml
+from surgery_jax.lora.factors import AddFactors, ExtractFactors, Spectrum
+from surgery_jax.numerics.kernels import DeviceKernel, HostKernel
 from surgery_jax.ops.add import Add
 from surgery_jax.ops.assign import Assign
-from surgery_jax.ops.base import TensorOp, find_word, words
 from surgery_jax.ops.cast import Cast
 from surgery_jax.ops.clamp import Clamp
 from surgery_jax.ops.concat import Concat
 from surgery_jax.ops.copy import Copy
 from surgery_jax.ops.describe import describe
 from surgery_jax.ops.fill import Fill
-from surgery_jax.ops.lora_factors import AddFactors, ExtractFactors, Spectrum
-from surgery_jax.ops.made import Constant, Given, Made, Random
 from surgery_jax.ops.matmul import Matmul
 from surgery_jax.ops.multiply import Multiply
 from surgery_jax.ops.permute import Permute
@@ -44,8 +44,8 @@ from surgery_jax.ops.phlora import Factors, LowRank
 from surgery_jax.ops.reshape import Reshape
 from surgery_jax.ops.scale import Scale
 from surgery_jax.ops.stack import Stack
-from surgery_jax.ops.structure import Structure, Update, View
 from surgery_jax.ops.subtract import Subtract
+from surgery_jax.reports.spectrum import SingularValues
 
 ABSTRACT = {"Structure", "Made", "Mask", "Reduction", "Drawn"}
 TEMPLATES = {"Fill", "Ones", "Zeroes", "Rand"}  # they stand for operations of made.py

@@ -12,9 +12,9 @@ from running import Bench, assert_same_bits, dtype
 from scipy import stats
 
 from surgery_jax import Options, Problems, explain, plan_of
-from surgery_jax.compile.kernels import HostKernel
 from surgery_jax.core.dtypes import BY_NAME
-from surgery_jax.ops.draws import Moments
+from surgery_jax.kit.draws import Moments
+from surgery_jax.numerics.kernels import HostKernel
 from surgery_jax.ops.normal import Normal
 from surgery_jax.ops.uniform import Uniform
 

@@ -16,8 +16,8 @@ import oracle
 import pytest
 from running import Bench, assert_same_bits, assert_same_values, bits, dtype, read_checkpoint
 
-from surgery_jax.compile.kernels import DeviceKernel, HostKernel
 from surgery_jax.core.dtypes import BY_NAME
+from surgery_jax.numerics.kernels import DeviceKernel, HostKernel
 
 torch = pytest.importorskip("torch")
 

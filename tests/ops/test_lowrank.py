@@ -19,13 +19,12 @@ from hypothesis import strategies as st
 from running import Bench, assert_same_bits, read_checkpoint
 from scipy.stats import chi2
 
-from surgery_jax.compile import lanczos
-from surgery_jax.compile.kernels import DeviceKernel, HostKernel
 from surgery_jax.core.dtypes import BY_NAME
 from surgery_jax.core.errors import SurgeryError
-from surgery_jax.execute.blas import one_thread_each
-from surgery_jax.ops import lowrank
-from surgery_jax.ops.lowrank import METHODS, factors, singular_values
+from surgery_jax.numerics import lanczos, lowrank
+from surgery_jax.numerics.blas import one_thread_each
+from surgery_jax.numerics.kernels import DeviceKernel, HostKernel
+from surgery_jax.numerics.lowrank import METHODS, factors, singular_values
 
 SPECTRA = {
     "equal": lambda i: np.ones(len(i)),

@@ -11,11 +11,11 @@ from running import Bench, assert_same_bits, dtype
 from scipy import stats
 
 from surgery_jax import Problems
-from surgery_jax.compile.kernels import HostKernel
-from surgery_jax.core import threefry
 from surgery_jax.core.dtypes import BY_NAME
 from surgery_jax.core.specs import Spec
-from surgery_jax.ops.made import Positions
+from surgery_jax.kit.made import Positions
+from surgery_jax.numerics import threefry
+from surgery_jax.numerics.kernels import HostKernel
 from surgery_jax.ops.noise import Noise
 
 RNG = np.random.default_rng(11)

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgery_jax.ops.ranks import Choice, Measured, choose_ranks
+from surgery_jax.lora.ranks import Choice, Measured, choose_ranks
 
 NOISE = st.sampled_from([0.0, 0.01, 0.3])
 

@@ -13,11 +13,11 @@ from running import Bench, dtype, simulated
 
 from surgery_jax import Options, Problems, explain, plan_of
 from surgery_jax.asserts.norm import Norm2
-from surgery_jax.compile.kernels import HostKernel
-from surgery_jax.execute.survey import evaluate
 from surgery_jax.graph.node import Graph, Source
 from surgery_jax.graph.roots import Sink
-from surgery_jax.ops.reduction import BLOCK, combined
+from surgery_jax.kit.reduction import BLOCK, combined
+from surgery_jax.numerics.kernels import HostKernel
+from surgery_jax.reports.survey import evaluate
 from surgery_jax.storage.formats import open_checkpoint
 
 RNG = np.random.default_rng(2)

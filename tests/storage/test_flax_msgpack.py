@@ -24,7 +24,7 @@ from surgery_jax import Options, convert, diff, plan_of, run
 from surgery_jax.core.dtypes import DTYPES, by_numpy
 from surgery_jax.core.errors import StorageError
 from surgery_jax.core.ranges import ranges
-from surgery_jax.storage.flax_write import MAX_CHUNK, lay_tree
+from surgery_jax.storage.flax.write import MAX_CHUNK, lay_tree
 from surgery_jax.storage.formats import open_checkpoint, open_single, resolve_save_tensor
 from surgery_jax.storage.keys import MAX_DEPTH, join_keys
 

@@ -19,7 +19,7 @@ from storing import bytes_of, sample, spec
 from surgery_jax.core.dtypes import DTYPES
 from surgery_jax.core.errors import StorageError
 from surgery_jax.storage.formats import open_checkpoint, open_single, resolve_output
-from surgery_jax.storage.pickles import PickleRefused, read_pickle
+from surgery_jax.storage.torch.pickles import PickleRefused, read_pickle
 
 many = settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 

@@ -17,7 +17,7 @@ from storing import bytes_of, sample, write
 from surgery_jax.core.errors import StorageError
 from surgery_jax.storage.bounds import Allowance, TooLarge
 from surgery_jax.storage.formats import open_checkpoint, resolve_output
-from surgery_jax.storage.pickles import PickleRefused, read_pickle
+from surgery_jax.storage.torch.pickles import PickleRefused, read_pickle
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*left out")
 

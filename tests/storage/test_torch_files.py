@@ -20,9 +20,9 @@ from surgery_jax.cli.main import main
 from surgery_jax.core.dtypes import DTYPES
 from surgery_jax.core.errors import StorageError
 from surgery_jax.storage.formats import open_checkpoint, open_single, resolve_output, resolve_save_tensor
-from surgery_jax.storage.pickles import Built, PickleRefused, read_pickle
-from surgery_jax.storage.torch_tensors import STORAGES, UNTYPED
-from surgery_jax.storage.zips import lay_zip
+from surgery_jax.storage.torch.pickles import Built, PickleRefused, read_pickle
+from surgery_jax.storage.torch.tensors import STORAGES, UNTYPED
+from surgery_jax.storage.torch.zips import lay_zip
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings("ignore")  # PyTorch warns about itself

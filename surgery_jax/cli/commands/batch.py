@@ -11,7 +11,7 @@ from ..streams import emit, flush, name_leftovers, note
 from ..text import count, json_text, seconds, some, table, visible
 
 if TYPE_CHECKING:
-    from ...bulk import BatchReport, JobReport
+    from ...session.batch import BatchReport, JobReport
 
 
 class Batch(Command):
@@ -45,7 +45,7 @@ class Batch(Command):
     )
 
     def run(self, args: Namespace) -> int:
-        from ...bulk import batch
+        from ...session.batch import batch
         from ..failures import warn
         from ..progress import shown
 

@@ -23,7 +23,7 @@ class Check(Command):
     def run(self, args: Namespace) -> int:
         from ...api import check, load_plan
         from ...core.specs import format_bytes
-        from ...passes import leftovers
+        from ...session.passes import leftovers
         from ..failures import warn
 
         options = options_of(args)

@@ -12,7 +12,7 @@ from ..streams import emit
 from ..text import count, json_text, visible
 
 if TYPE_CHECKING:
-    from ...execute.compare import Change, Difference
+    from ...reports.compare import Change, Difference
 
 
 class Diff(Command):

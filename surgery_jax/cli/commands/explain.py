@@ -12,8 +12,8 @@ from ..streams import emit
 from ..text import count, json_text, seconds, some, table, visible
 
 if TYPE_CHECKING:
-    from ...execute.explain import Explanation, GroupAccount
-    from ...execute.simulate import Pass, Simulation
+    from ...reports.explain import Explanation, GroupAccount
+    from ...reports.simulate import Pass, Simulation
 
 ROWS = 20  # of moves; more say nothing that the totals do not
 
@@ -39,7 +39,7 @@ class Explain(Command):
 
     def run(self, args: Namespace) -> int:
         from ...api import compile_plan, explain, load_plan
-        from ...execute.simulate import parse_machines, simulate
+        from ...reports.simulate import parse_machines, simulate
         from ..failures import warn
 
         options = options_of(args)

@@ -11,7 +11,7 @@ from ..streams import emit
 from ..text import count, json_text, table, visible
 
 if TYPE_CHECKING:
-    from ...execute.survey import CheckpointInfo, TensorInfo
+    from ...reports.survey import CheckpointInfo, TensorInfo
 
 
 class Inspect(Command):

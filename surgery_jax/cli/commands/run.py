@@ -14,10 +14,10 @@ from ..text import count, json_text, seconds, some
 
 if TYPE_CHECKING:
     from ...api import Compiled
-    from ...compiled import Outputs
-    from ...execute.peers import Peers
     from ...execute.report import Report
+    from ...hosts.peers import Peers
     from ...language.plan import Plan
+    from ...session.compiled import Outputs
 
 __all__ = ["account"]
 
@@ -68,7 +68,7 @@ class Run(Command):
 
     def run(self, args: Namespace) -> int:
         from ...api import compile_plan, join, load_plan, run
-        from ...execute.hosts import together
+        from ...hosts.sharing import together
         from ..failures import warn
         from ..progress import shown
 
@@ -121,7 +121,7 @@ def _check_summary(plan: Plan, compiled: Compiled, args: Namespace, *, is_writer
 def _leftovers(plan: Plan, outputs: Outputs, peers: Peers, remove: bool) -> tuple[str, ...]:
     """Name what runs that were killed have left: the output of the plan is looked at before its inputs, which it may
     be, and all outputs once they are known."""
-    from ...passes import leftovers
+    from ...session.passes import leftovers
 
     found = leftovers(plan, outputs, remove=remove) if peers.rank == 0 else ()
     name_leftovers(found)

@@ -12,7 +12,7 @@ from ..streams import emit, flush, note
 from ..text import count, json_text, some, table, visible
 
 if TYPE_CHECKING:
-    from ...execute.spectrum import ModuleSpectrum, Spectrum
+    from ...reports.spectrum import ModuleSpectrum, Spectrum
 
 BARS = "▁▂▃▄▅▆▇█"
 POINTS = 8  # of the bars: ranks 1, 2, 4, ... 128
@@ -58,7 +58,7 @@ class SpectrumCommand(Command):
 
 def _lines(found: Spectrum) -> Iterator[str]:
     from ...core.patterns import collapse
-    from ...execute.spectrum import FRACTIONS, doubling
+    from ...reports.figures import FRACTIONS, doubling
 
     heads = ["module", "shape", "norm", *(["of base"] if found.base is not None else []), "decay"]
     heads += [*(f"{fraction:.0%}" for fraction in FRACTIONS), "of"]

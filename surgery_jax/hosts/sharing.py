@@ -1,0 +1,160 @@
+"""One run on several processes: they make sure that they mean the same, take shares of the tasks, and bring together
+what they found. Every exchange here is one that all processes make."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..compile.blueprint import Blueprint
+from ..compile.program import Program
+from ..core.errors import PlanError, SurgeryError
+from ..execute.options import Options
+from ..execute.schedule import DecodeTask, MoveTask, Task, plan_tasks, shares
+from ..execute.verdicts import Findings
+from ..graph.roots import Symbolic
+from .agreement import compare, facts_of_options, facts_of_outputs
+from .peers import Peers
+
+if TYPE_CHECKING:
+    from ..storage.base import Layout
+    from ..storage.formats import OutputPlan
+
+__all__ = ["Part", "agree", "agreed_options", "bring_together", "together"]
+
+T = TypeVar("T")
+Outputs = Sequence[tuple["OutputPlan", "Layout"]]
+
+
+def together(peers: Peers, make: Callable[[], T], tried: Callable[[], object] | None = None) -> T:
+    """What `make` gives, once it has succeeded in all processes. `tried` is called when it has not succeeded too, and
+    before anyone hears of that: what differs between the processes explains why only some of them failed.
+
+    Raises:
+        SurgeryError: it failed in this one, or in another.
+    """
+    error, made = None, None
+    try:
+        made = make()
+    except SurgeryError as found:
+        if peers.size == 1:
+            raise
+        error = found
+    if tried is not None:
+        tried()
+    said = {} if error is None else {"exit_code": error.exit_code, "problem": str(error)}
+    for rank, message in enumerate(peers.gather(json.dumps(said).encode())):
+        if error is not None:
+            raise error
+        other = json.loads(message)
+        if other:
+            failure = SurgeryError(f"{peers.name(rank)}: {other['problem']}")
+            failure.exit_code = other["exit_code"]
+            raise failure
+    peers.share()
+    assert made is not None
+    return made
+
+
+def agreed_options(peers: Peers, options: Options) -> Options:
+    """The options of this process, with as many workers as process 0 has where it leaves that open.
+
+    Raises:
+        PlanError: those that decide how the work is cut differ.
+    """
+    if peers.size == 1:
+        return options
+    compare(peers, facts_of_options(options))
+    workers = int(peers.share(str(options.num_workers).encode()))
+    return dataclasses.replace(options, workers=options.workers or workers)
+
+
+def agree(peers: Peers, outputs: Outputs) -> None:
+    """Make sure that all processes write the same outputs.
+
+    Raises:
+        PlanError: they do not, or an output is one that a single process must write.
+    """
+    if peers.size > 1:
+        for output, layout in outputs:
+            if any(file.encode is not None for file in layout.files):  # the last byte may come from any process
+                raise PlanError(
+                    f"{output.path}: files that are compressed as a whole cannot be written by several processes",
+                    found=f"{peers.size} processes",
+                    hint="leave out the compression, or use one process",
+                )
+        compare(peers, facts_of_outputs(outputs))
+
+
+@dataclass
+class Part:
+    """The tasks of one process of several, and what they amount to."""
+
+    peers: Peers
+    program: Program
+    nbytes: int = 0  # read for them
+    written: int = 0
+    files: frozenset[int] = frozenset()  # written to
+
+    def tasks(self, plans: Sequence[Blueprint]) -> Sequence[Task]:
+        """The share of this process.
+
+        Raises:
+            PlanError: another process has planned other tasks.
+        """
+        tasks = plan_tasks(self.program, plans)
+        compare(self.peers, {"the tasks": lambda: ((line, "") for line in _spelled(self.program, tasks))})
+        own = shares(tasks, plans, self.peers.size)[self.peers.rank]
+        self.nbytes = sum(entry.read for entry in own)
+        self.written = sum(entry.written for entry in own)
+        self.files = frozenset(file for entry in own for file in _files(entry.task))
+        return [entry.task for entry in own]
+
+
+def _files(task: Task) -> Iterable[int]:
+    if isinstance(task, MoveTask):
+        yield task.moves[0].file
+    elif isinstance(task, DecodeTask):
+        yield from (file for _, file, _, _ in task.parts)
+    else:
+        for component, _, _ in task.segments:
+            for output in component.outputs:
+                yield from (dest.file for dest in output.dests)
+
+
+def _spelled(program: Program, tasks: Sequence[Task]) -> Iterable[str]:
+    numbers = {id(component): n for group in program.groups for n, component in enumerate(group.components)}
+    for group in program.groups:
+        yield f"group {group.flat} {group.on_host} {[type(eqn.op).__name__ for eqn in group.sample.eqns]}"
+        for component in group.components:
+            yield f"{component.specs} {component.numbers} {[output.dests for output in component.outputs]}"
+    for task in tasks:
+        if isinstance(task, MoveTask):
+            yield f"{task.moves}"
+        elif isinstance(task, DecodeTask):
+            yield f"{task.source.name} {task.first} {task.count} {task.parts}"
+        else:
+            segments = [(numbers[id(component)], first, count) for component, first, count in task.segments]
+            yield f"{task.group} {segments} {task.seen}"
+
+
+def bring_together(
+    peers: Peers, symbolic: Symbolic, findings: Findings, account: Mapping[str, Any]
+) -> tuple[Findings, list[dict[str, Any]]]:
+    """What all processes found, and their accounts, as JSON has them."""
+    head = json.dumps(account).encode()
+    accounts = []
+    for rank, message in enumerate(peers.gather(len(head).to_bytes(8, "little") + head + findings.pack(symbolic))):
+        end = 8 + int.from_bytes(message[:8], "little")
+        accounts.append(json.loads(message[8:end]))
+        if rank:
+            findings.unpack(symbolic, message[end:])
+    said = peers.share(json.dumps(accounts).encode())
+    packed = peers.share(findings.pack(symbolic) if peers.rank == 0 else b"")
+    if peers.rank:
+        findings = Findings()
+        findings.unpack(symbolic, packed)
+    return findings, json.loads(said)

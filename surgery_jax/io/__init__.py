@@ -1,0 +1,1 @@
+"""Open inputs and outputs of a run."""

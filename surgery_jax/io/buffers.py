@@ -1,0 +1,208 @@
+"""Memory: reusable aligned buffers under one byte budget; and input files, read by position."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from ..core.errors import StorageError
+from ..storage.identity import notice
+from .needs import PAGE, footprint, rounded, too_large
+from .pace import MIN_DIRECT
+from .pagecache import is_cached
+
+__all__ = ["Budget", "Files", "aligned"]
+
+O_DIRECT = getattr(os, "O_DIRECT", 0)
+KEPT = 64  # descriptors of input files that a thread keeps
+
+
+class Budget:
+    """Hands out buffers, never more than `limit` bytes at once; freed ones are used again, because touching fresh
+    memory costs many times more than filling it."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        self.peak = 0
+        self._kept: dict[int, list[np.ndarray]] = defaultdict(list)
+        self._kept_bytes = 0
+        self._changed = threading.Condition()
+        self._broken = False
+
+    @contextmanager
+    def reserve(self, sizes: list[int], extra: int = 0) -> Iterator[list[np.ndarray]]:
+        """Buffers of at least these sizes, plus `extra` bytes that others will allocate; waits until they fit.
+
+        Raises:
+            BudgetError: they can never fit.
+        """
+        total = footprint((sizes, extra))
+        if total > self.limit:
+            raise too_large(total, self.limit)
+        wanted = [rounded(size) for size in sizes]
+        with self._changed:
+            self._changed.wait_for(lambda: self._broken or self.used + total <= self.limit)
+            if self._broken:
+                raise InterruptedError
+            self.used += total
+            self.peak = max(self.peak, self.used)
+            buffers = [self._take(size) for size in wanted]
+            self._trim()
+        given: list[np.ndarray] = []
+        try:
+            given += [
+                buffer if buffer is not None else aligned(size) for buffer, size in zip(buffers, wanted, strict=True)
+            ]
+            yield given
+        finally:
+            with self._changed:
+                self.used -= total
+                for buffer in given:
+                    self._kept[buffer.nbytes].append(buffer)
+                    self._kept_bytes += buffer.nbytes
+                self._changed.notify_all()
+
+    def _take(self, size: int) -> np.ndarray | None:
+        if self._kept[size]:
+            self._kept_bytes -= size
+            return self._kept[size].pop()
+        return None
+
+    def _trim(self) -> None:
+        """Forget kept buffers that would not fit beside those in use."""
+        for size in sorted(self._kept, reverse=True):
+            while self._kept[size] and self.used + self._kept_bytes > self.limit:
+                self._kept[size].pop()
+                self._kept_bytes -= size
+
+    def stop(self) -> None:
+        """Wake and refuse everyone who waits: the run has failed."""
+        with self._changed:
+            self._broken = True
+            self._changed.notify_all()
+
+
+def aligned(size: int) -> np.ndarray:
+    """Fresh memory that begins at a page."""
+    raw = np.empty(size + PAGE, np.uint8)
+    skip = -raw.ctypes.data % PAGE
+    return raw[skip : skip + size]
+
+
+class Files:
+    """Open input files by path. Every thread has its own descriptors, of the files it was at last: there may be more
+    files than a process may have open, and none may be closed while another thread reads. A file that is opened must be
+    the one that the thread remembers (`storage.identity`).
+
+    What lies in the page cache is taken from there; the rest is read past it. Every byte is needed once: the cache
+    would only have to find fresh memory for it, copy it once more, and forget what somebody else has use for.
+    """
+
+    def __init__(self) -> None:
+        self.num_bytes = 0  # read or copied so far
+        self._local = threading.local()
+        self._opened: list[dict[tuple[str, int], int]] = []  # by thread
+        self._refused: set[str] = set()  # files whose direct descriptor does not read
+        self._lock = threading.Lock()
+
+    def fd(self, path: str) -> int:
+        """A descriptor for reading, for this thread until it has opened many others.
+
+        Raises:
+            StorageError: the operating system refuses, or the file is not what it was.
+        """
+        try:
+            return self._descriptor(path, os.O_RDONLY)
+        except OSError as error:
+            raise StorageError(f"cannot read: {error.strerror}", where=path) from None
+
+    def _descriptor(self, path: str, flags: int) -> int:
+        mine: dict[tuple[str, int], int] | None = getattr(self._local, "opened", None)
+        if mine is None:
+            mine = self._local.opened = {}
+            with self._lock:
+                self._opened.append(mine)
+        fd = mine.pop((path, flags), None)
+        if fd is None:
+            if len(mine) >= KEPT:
+                os.close(mine.pop(next(iter(mine))))
+            fd = os.open(path, flags)
+            try:
+                notice(path, fd)
+            except BaseException:
+                os.close(fd)
+                raise
+        mine[path, flags] = fd  # the latest is the last
+        return fd
+
+    def count(self, nbytes: int) -> None:
+        """Note that bytes were read, or copied or decoded without being seen here."""
+        with self._lock:
+            self.num_bytes += nbytes
+
+    def read(self, path: str, offset: int, target: np.ndarray, scratch: np.ndarray | None = None) -> None:
+        """Fill a buffer from a file; `scratch` is a buffer of whole pages to read through past the page cache.
+
+        Raises:
+            StorageError: the operating system refuses, or the file is too short.
+        """
+        self.count(target.nbytes)
+        view = target.data
+        if scratch is not None and view.nbytes >= MIN_DIRECT and not is_cached(self.fd(path), offset, view.nbytes):
+            done = self._read_direct(path, offset, view, scratch)
+            offset, view = offset + done, view[done:]
+        self._read_all(path, offset, view)
+
+    def _read_all(self, path: str, offset: int, view: memoryview) -> None:
+        fd = self.fd(path)
+        while view.nbytes:
+            try:
+                count = os.preadv(fd, [view], offset)
+            except OSError as error:
+                raise StorageError(f"cannot read: {error.strerror}", where=path) from None
+            if count == 0:
+                raise StorageError(
+                    "the file became shorter while it was read", where=path, expected=f"bytes at {offset}"
+                )
+            offset, view = offset + count, view[count:]
+
+    def _read_direct(self, path: str, offset: int, view: memoryview, scratch: np.ndarray) -> int:
+        """Bytes read from the beginning past the page cache; fewer than all where that does not work."""
+        fd = self._direct_fd(path)
+        done = 0
+        while fd is not None and done < view.nbytes:
+            skip = (offset + done) % PAGE
+            wanted = min(-(-(skip + view.nbytes - done) // PAGE) * PAGE, scratch.nbytes)
+            try:
+                count = os.preadv(fd, [scratch.data[:wanted]], offset + done - skip) - skip
+            except OSError:
+                self._refused.add(path)
+                break
+            if count <= 0:
+                break
+            count = min(count, view.nbytes - done)
+            view[done : done + count] = scratch.data[skip : skip + count]
+            done += count
+        return done
+
+    def _direct_fd(self, path: str) -> int | None:
+        if not O_DIRECT or path in self._refused:
+            return None
+        try:
+            return self._descriptor(path, os.O_RDONLY | O_DIRECT)
+        except OSError:  # a file system without direct reads
+            self._refused.add(path)
+            return None
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        with self._lock:
+            for opened in self._opened:
+                while opened:
+                    os.close(opened.popitem()[1])

@@ -1,0 +1,1 @@
+"""How operations and assertions are declared."""

@@ -1,0 +1,176 @@
+"""What tensors drawn at random share: their spellings, and the statistics of a tensor that they are to resemble.
+
+Every element depends on the seed, the name of the tensor and its own position, so that equal seeds give tensors of
+other names other numbers, and nothing depends on order, tiles or devices (`numerics.threefry`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..core.dtypes import BY_NAME, DType
+from ..core.errors import PlanError
+from ..core.specs import Spec
+from ..language.document import Scalar
+from . import base
+from .base import BoundStep, TensorOp, word
+from .forms import Form, reference_field
+from .made import Positions, check_shape
+from .reduction import Reduction
+from .rules import check_floats
+
+if TYPE_CHECKING:
+    from ..language.document import Node
+    from .state import State
+
+__all__ = ["Draw", "Drawn", "Moments", "Redraw", "number_or_like"]
+
+LIKE = "like"
+
+
+@dataclass(frozen=True)
+class Moments(Reduction):
+    """Mean and standard deviation of all elements, in float64; the deviation is that of the population.
+
+    source: float, any shape -> float64[2].
+    """
+
+    @property
+    def stages(self) -> int:
+        return 2
+
+    def how(self, stage: int) -> tuple[str, ...]:
+        return ("sum", "sum")
+
+    def terms(self, k: Any, stage: int, before: Any, source: Any) -> tuple[Any, ...]:
+        wide = k.widen(source).astype("float64")
+        off = wide if stage == 0 else wide - before[0]
+        return (wide if stage == 0 else k.mul(off, off)), k.xp.ones(wide.shape, "float64")
+
+    def finish(self, k: Any, stage: int, totals: Sequence[Any], before: Any) -> tuple[Any, ...]:
+        average = totals[0] / totals[1]
+        return (average, totals[1]) if stage == 0 else (before[0], k.xp.sqrt(average))
+
+
+def number_or_like(doc: str, default: Any) -> Any:
+    """A number, or the word `like` (None): the same of the tensor that is named. Traced."""
+
+    def parse(value: Node) -> float | None:
+        is_like = isinstance(value, Scalar) and value.value == LIKE
+        return None if is_like else base._parse_number(value)
+
+    return base._field(base.Field("number or `like`", doc, parse, default, traced=True))
+
+
+@dataclass(frozen=True)
+class Drawn(TensorOp):
+    """Random numbers; a subclass says which.
+
+    position: uint64, any shape; and where a parameter is `like`, what `Moments` gives -> `dtype`, the same shape.
+    """
+
+    dtype: DType = BY_NAME["float32"]
+    first: float = word()
+    second: float = word()
+
+    @property
+    def is_like(self) -> bool:
+        """Whether parameters are those of a tensor."""
+        return False
+
+    def of(self, name: str, seed: int, dtype: DType) -> TensorOp:
+        """The operation for a tensor of this name and dtype."""
+        from ..numerics.threefry import key_of
+
+        first, second = key_of(seed, name)
+        return replace(self, dtype=dtype, first=float(first), second=float(second))
+
+    def infer(self, position: Spec, *statistics: Spec, **_: Any) -> tuple[Spec, ...]:
+        made = Spec(position.shape, self.dtype)
+        check_floats(made)
+        return (made,)
+
+    def smallest(self, position: Any, *statistics: Any, **_: Any) -> Any:
+        return position
+
+
+class _Drawing(Form):
+    """A form that draws tensors."""
+
+    def _draw(self, step: BoundStep, state: State, name: str, spec: Spec, like: Any) -> Any:
+        """The version that is drawn for a name; `like` is the one whose statistics count, None if there is none."""
+        assert isinstance(step.thing, Drawn)
+        if not step.thing.is_like:
+            statistics: tuple[Any, ...] = ()
+        elif like is None:
+            raise PlanError(f"{self.word}: `like` needs a tensor", where=step.mark, hint="name it with `from`")
+        else:
+            statistics = state.apply(Moments(), like)
+        (positions,) = state.apply(Positions(Spec(spec.shape, BY_NAME["uint64"])))
+        op = step.thing.of(name, step.refs.get("seed", 0), spec.dtype)  # type: ignore[arg-type]
+        return state.apply(op, positions, *statistics)[0]
+
+
+_SEED = base.integer("of all tensors of the step, whose names make them differ", 0).metadata["field"]
+
+
+class Draw(_Drawing):
+    """`to`, and either `from`, whose matches give names, shapes and dtypes, or `shape`: new tensors."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__(word)
+        dtype = base.dtype_name("a float dtype; by default that of `from`, or float32", None).metadata["field"]
+        self.fields = {
+            "from": reference_field("tensors that give shape and dtype, may be sliced", "from", None),
+            "to": reference_field("names of the results, must be new", "to"),
+            "shape": ("shape", base.integers("positive lengths, without `from`", None).metadata["field"]),
+            "dtype": ("dtype", dtype),
+            "seed": ("seed", _SEED),
+        }
+
+    def build(self, step: BoundStep, state: State) -> None:
+        """Draw every tensor."""
+        given: Any = step.refs
+        if ("from" in given) == ("shape" in given):
+            raise PlanError(f"{self.word} needs one of `from` and `shape`", where=step.mark)
+        is_single = "shape" in given
+        dest = state.reference(given["to"], key="to", slices=False, literal=is_single)
+        if is_single:
+            check_shape(given["shape"])
+            assert isinstance(dest.expr, str)
+            state.expect_new(dest.alias, [dest.expr])
+            spec = Spec(given["shape"], given.get("dtype", BY_NAME["float32"]))
+            state.create(dest.alias, dest.expr, self._draw(step, state, dest.expr, spec, None))
+            return
+        source = state.reference(given["from"], key="from")
+        pairs = state.pairs(source, dest)
+        state.expect_new(dest.alias, [new for _, new in pairs])
+        for name, new in pairs:
+            like = state.view(state.slot(source.alias, name, reads=1).node, source)
+            spec = state.spec(like)
+            spec = Spec(spec.shape, given.get("dtype", spec.dtype))
+            state.create(dest.alias, new, self._draw(step, state, new, spec, like))
+            state.tell(f"{self.word}: {new}")
+
+
+class Redraw(_Drawing):
+    """`target`: every match gets other numbers; with a slice only that part of it."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__(word)
+        self.fields = {
+            "target": reference_field("tensors to draw anew, may be sliced", "target"),
+            "seed": ("seed", _SEED),
+        }
+
+    def build(self, step: BoundStep, state: State) -> None:
+        """Draw every match."""
+        target = state.reference(step.refs["target"], key="target")
+        for name in state.select(target):
+            before = state.slot(target.alias, name, reads=1).node
+            like = state.view(before, target)
+            value = self._draw(step, state, name, state.spec(like), like)
+            state.rebind(target.alias, name, state.store(before, target, value))
+            state.tell(f"{self.word}: {name}")

@@ -1,0 +1,1 @@
+"""Exact kernels, magnitudes, low rank, random streams, BLAS and LAPACK."""

@@ -1,0 +1,351 @@
+"""What operations compute with: the same exact arithmetic on a device (`DeviceKernel`) and in NumPy (`HostKernel`).
+
+Exact means: every operation by itself, with IEEE rounding to nearest even in the dtype that the plan language names.
+Two things in XLA work against that. It contracts a product and a sum into one fused operation: products pass through a
+fence, an exclusive or with a run-time zero that the compiler cannot remove. And on CPU and TPU it flushes subnormal
+numbers: a device function reports whether its inputs are large enough that none can appear (`numerics.magnitude`);
+where they are not, the same operations run here in NumPy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..core.dtypes import BY_NAME, DType, by_numpy
+from . import lapack
+
+__all__ = ["DeviceKernel", "HostKernel"]
+
+
+def _dtype(array: Any) -> DType:
+    found = by_numpy(np.dtype(array.dtype))
+    assert found is not None, array.dtype
+    return found
+
+
+def _wide(dtype: DType) -> DType:
+    """Floats below 32 bits are computed in float32."""
+    return BY_NAME["float32"] if dtype.is_float and dtype.bits < 32 else dtype
+
+
+class _Kernel:
+    """What both kernels share: written once, in the array module `xp`."""
+
+    xp: Any
+
+    def is_float(self, x: Any) -> bool:
+        return _dtype(x).is_float
+
+    def dtype(self, x: Any) -> DType:
+        """The dtype of an array."""
+        return _dtype(x)
+
+    def widen(self, x: Any) -> Any:
+        """To the dtype in which `x` is computed with; exact."""
+        return self.convert(x, _wide(_dtype(x)))
+
+    def narrow(self, x: Any, like: Any) -> Any:
+        """Back to the dtype of `like`, rounded once."""
+        return self.convert(x, _dtype(like))
+
+    def number(self, value: Any, like: Any) -> Any:
+        """A number of the plan, rounded to the dtype of `like`."""
+        return self.xp.asarray(value, np.float64).astype(like.dtype)
+
+    def add(self, a: Any, b: Any) -> Any:
+        return a | b if a.dtype == bool else a + b
+
+    def sub(self, a: Any, b: Any) -> Any:
+        return a - b
+
+    def mul(self, a: Any, b: Any) -> Any:
+        return a & b if a.dtype == bool else self.fence(a * b)
+
+    def fence(self, product: Any) -> Any:
+        return product
+
+    def expect_finite(self, *operands: Any) -> None:
+        """On the host refuse NaN and infinity; a device function has a verdict about them."""
+
+    def at_least(self, x: Any, bound: Any) -> Any:
+        return self.xp.where(x < bound, bound, x)
+
+    def at_most(self, x: Any, bound: Any) -> Any:
+        return self.xp.where(x > bound, bound, x)
+
+    def cast(self, x: Any, dtype: DType) -> Any:
+        """Conversion as the plan language says: narrow floats from anything but float32 go by way of float32."""
+        source = _dtype(x)
+        if dtype.kind == "b":
+            return ~self.is_zero(x)
+        if source.kind == "c" and dtype.kind != "c":
+            x, source = x.real, BY_NAME["float32"]
+        if source.is_float and source.bits < 32:
+            x, source = self.convert(x, BY_NAME["float32"]), BY_NAME["float32"]
+        if source.is_float and dtype.is_integer:
+            return self.truncate(x, dtype)
+        if dtype.is_float and dtype.bits < 32:
+            x = self.convert(x, BY_NAME["float32"])
+        if dtype.name == "float8_e5m2":  # else the compiler joins two conversions into one with another NaN
+            x = self.xp.where(x != x, np.float32(np.nan), x)
+        return self.convert(x, dtype)
+
+    def truncate(self, x: Any, dtype: DType) -> Any:
+        """Float to integer toward zero; what does not fit becomes the nearest integer that does, NaN becomes 0."""
+        low, high = (
+            (0, 2**dtype.bits - 1) if dtype.kind == "u" else (-(2 ** (dtype.bits - 1)), 2 ** (dtype.bits - 1) - 1)
+        )
+        # the first float above every fitting value: a power of two, exact in every float dtype
+        above, below = float(high + 1), float(low)
+        inside = self.xp.where((x >= below) & (x < above), x, self.xp.zeros((), x.dtype))
+        whole = self.convert(inside, dtype)
+        info = np.dtype(dtype.numpy).type
+        whole = self.xp.where(x >= above, info(high), whole)
+        return self.xp.where(x < below, info(low), whole)
+
+    def magnitude(self, x: Any) -> Any:
+        """Absolute values in float64."""
+        if _dtype(x).kind == "b":
+            return x.astype(np.float64)
+        return self.xp.abs(x.astype(np.complex128 if _dtype(x).kind == "c" else np.float64))
+
+    def distance(self, a: Any, b: Any) -> Any:
+        """Absolute differences in float64."""
+        wide = np.complex128 if _dtype(a).kind == "c" else np.float64
+        return self.xp.abs(a.astype(wide) - b.astype(wide))
+
+    def convert(self, x: Any, dtype: DType) -> Any:
+        return x.astype(dtype.numpy)
+
+    def is_zero(self, x: Any) -> Any:
+        """Elementwise, -0 too, and never fooled by subnormal numbers."""
+        dtype = _dtype(x)
+        if dtype.name == "float8_e8m0fnu":
+            return self.xp.zeros(x.shape, bool)  # it has no zero
+        if not dtype.is_float:
+            return ~x if dtype.kind == "b" else x == 0
+        bits = self.bits(x)
+        if dtype.name.endswith("fnuz"):
+            return bits == 0  # there is no -0: its bits are NaN
+        return (bits << 1) == 0
+
+    def same(self, a: Any, b: Any) -> Any:
+        """Elementwise equality: NaN is unequal, -0 equals 0, and subnormal numbers count."""
+        dtype = _dtype(a)
+        if not dtype.is_float:
+            return a == b
+        left, right = self.bits(a), self.bits(b)
+        return ((left == right) & ~self.is_nan(a)) | (self.is_zero(a) & self.is_zero(b))
+
+    def is_nan(self, x: Any) -> Any:
+        dtype = _dtype(x)
+        if dtype.bits >= 16:
+            magnitude = self.bits(x) & np.dtype(f"u{dtype.itemsize}").type(2 ** (dtype.bits - 1) - 1)
+            infinity = np.array(np.inf, dtype.numpy).view(f"u{dtype.itemsize}")[()]
+            return magnitude > infinity
+        wide = self.convert(x, BY_NAME["float32"])
+        return wide != wide
+
+    def bits(self, x: Any) -> Any:
+        raise NotImplementedError
+
+
+class HostKernel(_Kernel):
+    """Exact arithmetic in NumPy."""
+
+    xp = np
+
+    def convert(self, x: Any, dtype: DType) -> Any:
+        """As NumPy, but NaN gets the bits of a device: which of the two computes must not be seen in the result."""
+        source = _dtype(x)
+        if source is dtype:
+            return x
+        made = x.astype(dtype.numpy)
+        if not source.is_float or not np.isnan(x).any():
+            return made
+        if dtype.name == "float16":  # NumPy leaves signalling NaN as they are
+            raw = self.bits(x.astype(np.float32))
+            quiet = ((raw >> 16) & 0x8000) | 0x7E00 | ((raw >> 13) & 0x1FF)
+            return np.where(np.isnan(x), quiet, self.bits(made)).astype(np.uint16).view(np.float16)
+        if source.name == "float16" and dtype.name == "float32":
+            return np.where(np.isnan(x), self.bits(made) | np.uint32(0x400000), self.bits(made)).view(np.float32)
+        if source.name.endswith("fnuz") and dtype.name == "float32":  # their NaN has no sign
+            return np.where(np.isnan(x), np.float32(np.nan), made)
+        return made
+
+    def bits(self, x: Any) -> Any:
+        return np.asarray(x).view(f"u{x.dtype.itemsize}")
+
+    def row(self, x: Any, number: Any) -> Any:
+        """x[:, number]."""
+        return x[:, number]
+
+    column = row
+
+    def repeat(self, count: int, step: Any, state: Any) -> Any:
+        """What becomes of a state when `step(number, state)` is done for all numbers below `count` in turn."""
+        for number in range(count):
+            state = step(number, state)
+        return state
+
+    def over(self, x: Any, divisor: Any) -> Any:
+        """x divided by a number; x itself if that is 1."""
+        return x if divisor == 1 else x / divisor
+
+    def replace(self, base: Any, index: Any, value: Any) -> Any:
+        """A copy of `base` with a part replaced."""
+        result = np.array(base)
+        result[index] = value
+        return result
+
+    def svd(self, x: Any) -> Any:
+        return np.linalg.svd(x, full_matrices=False)
+
+    def matmul(self, a: Any, b: Any) -> Any:
+        return np.matmul(a, b)
+
+    def expect_finite(self, *operands: Any) -> None:
+        if not all(np.isfinite(x).all() for x in operands):
+            raise np.linalg.LinAlgError
+
+    def gram(self, x: Any, dtype: Any) -> Any:
+        """x'x: [n, n] for x: [m, n], converted to a dtype and multiplied in it, a few rows at a time."""
+        if x.dtype == dtype:
+            return x.T @ x
+        rows = max(x.shape[1], 256)
+        total = np.zeros((x.shape[1],) * 2, dtype)
+        for start in range(0, x.shape[0], rows):
+            part = x[start : start + rows].astype(dtype)
+            total += part.T @ part
+        return total
+
+    def square(self, x: Any) -> Any:
+        """The sum of the squares of x: [m, n], of which only those of a few rows are added in its own dtype."""
+        rows = max((1 << 16) // x.shape[1], 1)
+        return np.float64(sum(float(np.vdot(x[i : i + rows], x[i : i + rows])) for i in range(0, x.shape[0], rows)))
+
+    def qr(self, x: Any) -> Any:
+        return np.linalg.qr(x)
+
+    def eigvalsh(self, x: Any) -> Any:
+        return np.linalg.eigvalsh(x)
+
+    def is_positive(self, x: Any) -> Any:
+        """Whether a symmetric matrix of real numbers is positive definite; x is used up."""
+        return lapack.is_positive(np.ascontiguousarray(x))
+
+    def leading(self, x: Any, count: int) -> tuple[Any, Any]:
+        """The largest eigenvalues of a symmetric matrix, descending, and their vectors as columns.
+
+        Raises:
+            LinAlgError: no convergence.
+        """
+        values, vectors = lapack.leading(x, count)
+        if len(values) < count:  # bisection loses some that are equal
+            values, vectors = (part[..., -count:] for part in np.linalg.eigh(x))
+        return values[::-1], vectors[:, ::-1]
+
+    def search(self, w: Any, r: int, ratio: float, rounding: float) -> Any:
+        """What products with a matrix find and prove; see `lanczos.search`."""
+        from .lanczos import search
+
+        return search(self, w, r, ratio, rounding)
+
+    def choose(self, is_first: Any, first: Any, second: Any) -> Any:
+        return first() if is_first else second()
+
+    def from_bits(self, raw: Any, dtype: Any) -> Any:
+        return raw.view(dtype)
+
+    def each(self, function: Any, *arrays: Any) -> Any:
+        return [np.stack(parts) for parts in zip(*map(function, *arrays), strict=True)]
+
+
+def _complex(real: Any, imag: Any, dtype: Any) -> Any:
+    result = np.empty(np.shape(real), dtype)
+    result.real, result.imag = real, imag
+    return result
+
+
+class DeviceKernel(_Kernel):
+    """Exact arithmetic inside a function that is being traced. `zeros` are run-time zeros of 32 and 64 bits."""
+
+    def __init__(self, zeros: tuple[Any, Any]) -> None:
+        import jax
+        import jax.numpy as jnp
+
+        self.jax, self.xp, self.zeros = jax, jnp, zeros
+
+    def bits(self, x: Any) -> Any:
+        return self.jax.lax.bitcast_convert_type(x, f"uint{x.dtype.itemsize * 8}")
+
+    def convert(self, x: Any, dtype: DType) -> Any:
+        if x.dtype == BY_NAME["bfloat16"].numpy and dtype.name == "float32":
+            # the bits followed by zeros, so that no arithmetic can flush a subnormal number
+            wide = self.jax.lax.convert_element_type(self.bits(x), np.uint32) << np.uint32(16)
+            return self.jax.lax.bitcast_convert_type(wide, np.float32)
+        return super().convert(x, dtype)
+
+    def fence(self, product: Any) -> Any:
+        """Keep the compiler from contracting this product with a sum: an exclusive or with a zero it does not know."""
+        if product.dtype not in (np.float32, np.float64):
+            return product
+        zero = self.zeros[product.dtype.itemsize // 8]
+        raw = self.jax.lax.bitcast_convert_type(product, zero.dtype) ^ zero
+        return self.jax.lax.bitcast_convert_type(raw, product.dtype)
+
+    def over(self, x: Any, divisor: Any) -> Any:
+        return x / divisor
+
+    def row(self, x: Any, number: Any) -> Any:
+        return self.jax.lax.dynamic_index_in_dim(x, number, 1, keepdims=False)
+
+    column = row
+
+    def repeat(self, count: int, step: Any, state: Any) -> Any:
+        return self.jax.lax.fori_loop(0, count, step, state)
+
+    def replace(self, base: Any, index: Any, value: Any) -> Any:
+        return base.at[index].set(value)
+
+    def svd(self, x: Any) -> Any:
+        return self.xp.linalg.svd(x, full_matrices=False)
+
+    def matmul(self, a: Any, b: Any) -> Any:
+        return self.xp.matmul(a, b, precision=self.jax.lax.Precision.HIGHEST)
+
+    def gram(self, x: Any, dtype: Any) -> Any:
+        wide = x.astype(dtype)
+        return self.matmul(wide.T, wide)
+
+    def square(self, x: Any) -> Any:
+        return self.xp.sum(self.xp.square(x), dtype=np.float64)
+
+    def qr(self, x: Any) -> Any:
+        return self.xp.linalg.qr(x)
+
+    def eigvalsh(self, x: Any) -> Any:
+        return self.xp.linalg.eigvalsh(x)
+
+    def is_positive(self, x: Any) -> Any:
+        return self.xp.all(self.xp.isfinite(self.xp.linalg.cholesky(x)))
+
+    def leading(self, x: Any, count: int) -> tuple[Any, Any]:
+        values, vectors = self.xp.linalg.eigh(x)
+        return values[::-1][:count], vectors[:, ::-1][:, :count]
+
+    def search(self, w: Any, r: int, ratio: float, rounding: float) -> None:
+        """Nothing: next to the way there, a device multiplies large matrices at no cost."""
+
+    def choose(self, is_first: Any, first: Any, second: Any) -> Any:
+        """The result of one of two functions; only that one is computed."""
+        return self.jax.lax.cond(is_first, first, second)
+
+    def from_bits(self, raw: Any, dtype: Any) -> Any:
+        return self.jax.lax.bitcast_convert_type(raw, dtype)
+
+    def each(self, function: Any, *arrays: Any) -> Any:
+        """The results of a function for every slice of the leading axis, one after the other, stacked."""
+        return self.jax.lax.map(lambda slices: function(*slices), arrays)

@@ -1,0 +1,1 @@
+"""Accounts: explain, simulate, survey, compare, spectrum."""

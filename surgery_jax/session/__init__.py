@@ -1,0 +1,1 @@
+"""A run from check to commit."""

@@ -1,0 +1,457 @@
+"""Many jobs of one plan: what they have in common is read once and compiled once, and each succeeds or fails by itself.
+
+Jobs are taken in passes. Those of a pass are built in one graph, so that a tensor which several of them read, and what
+several of them make of it, are one node; their work is one program. Then every job settles its assertions and lets its
+outputs appear by itself. If the work of a pass fails, its halves are tried, down to the job that is the cause.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..compile.functions import Functions
+from ..core.errors import Notice, PlanError, SurgeryError, told
+from ..core.interrupts import check_interrupted, held
+from ..core.process import take_back
+from ..execute.options import Options
+from ..execute.report import peak_rss_bytes
+from ..graph.node import Graph
+from ..language.document import plain
+from ..language.jobs import Job, load_jobs
+from ..language.plan import Plan
+from ..storage import formats
+from ..storage.base import Checkpoint, Single
+from ..storage.identity import check_all
+from .compiled import Compiled, Outside, compile_with, joined
+from .finished import Entry, FileState, Finished, states_of
+from .passes import Show, check_targets, leftovers, settle, settle_questions, stage, write_notes
+
+if TYPE_CHECKING:
+    from ..storage.publish import Staging
+
+__all__ = ["BatchReport", "JobReport", "batch"]
+
+TOGETHER = 16  # jobs of a pass: their outputs appear together at its end, and one that fails costs the pass again
+MAX_FILES = 200  # of the outputs of a pass: they are open all the time
+MAX_NODES = 500_000  # of the graph of a pass, some hundred bytes each
+
+
+@dataclass(frozen=True)
+class JobReport:
+    """What became of a job.
+
+    status: `done`, `skipped` (finished by an earlier batch), `failed`, `not run` (after a failure), or `ready` where
+    nothing is to be run. outputs, num_tensors, bytes_written: of what is there now, or would be; those of a skipped job
+    are not counted again.
+    """
+
+    name: str
+    status: str
+    parameters: dict[str, Any]
+    outputs: tuple[str, ...] = ()
+    num_tensors: int = 0
+    bytes_written: int = 0
+    printed: str = ""
+    warnings: tuple[Notice, ...] = ()
+    error: SurgeryError | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        told = {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "error"}
+        told["warnings"] = [warning.as_json() for warning in self.warnings]
+        return told | {"problems": [] if self.error is None else [problem.as_json() for problem in self.error.single]}
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """The account of a batch. The amounts are those of all passes together, also of those that were tried again.
+
+    `leftovers` says, a sentence each, what runs that were killed had left beside the outputs.
+    """
+
+    jobs: tuple[JobReport, ...]
+    num_passes: int
+    num_compilations: int
+    bytes_moved: int
+    bytes_read: int
+    bytes_computed: int
+    peak_buffer_bytes: int
+    peak_rss_bytes: int
+    wall_s: float
+    stream_s: float
+    compile_s: float
+    leftovers: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many jobs have each status."""
+        found = [job.status for job in self.jobs]
+        return {status: found.count(status) for status in dict.fromkeys(found)}
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether any job failed."""
+        return any(job.status == "failed" for job in self.jobs)
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        told = {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "jobs"}
+        return {"jobs": [job.as_json() for job in self.jobs], "counts": self.counts} | told
+
+
+def batch(
+    path: str,
+    options: Options | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    together: int = TOGETHER,
+    again: bool = False,
+    stop_on_failure: bool = False,
+    only_check: bool = False,
+    record: str | None = None,
+    progress: Show | None = None,
+    tell: Callable[[JobReport], None] | None = None,
+) -> BatchReport:
+    """Run the jobs of a job file (`language.jobs`).
+
+    overrides: `key=value` for the plan of every job. together: how many jobs share a pass at most. again: also jobs
+    that are finished, by `record`, a file of finished jobs (by default the name of the job file with `.done`).
+    stop_on_failure: start no more after a failure. only_check: find what headers can tell, and run nothing. tell: is
+    called when a job has ended.
+
+    Raises:
+        SurgeryError: the job file is wrong, or the record cannot be used. What a job raises is in its report.
+    """
+    jobs = load_jobs(path, overrides)
+    began = time.perf_counter()
+    with Finished(record or f"{path}.done", is_kept=not only_check) as finished:
+        work = _Batch(jobs, options or Options(), finished, progress, tell)
+        work.run(max(together, 1), again=again, stop_on_failure=stop_on_failure, only_check=only_check)
+    return BatchReport(
+        tuple(work.reports[number] for number in range(len(jobs))),
+        **work.figures,
+        leftovers=tuple(dict.fromkeys(work.leftovers)),
+        peak_rss_bytes=peak_rss_bytes(),
+        wall_s=time.perf_counter() - began,
+    )
+
+
+class _Headers(Outside):
+    """The outside world of the jobs of a pass: headers are read once, and the files of each job are known."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.opened: dict[str, tuple[FileState, ...]] = {}  # by the current job, before their headers were read
+        self._known: dict[str, tuple[Checkpoint, tuple[FileState, ...]]] = {}
+
+    def open_checkpoint(self, path: str) -> Checkpoint:
+        key = os.path.realpath(path)
+        if key not in self._known:
+            found = super().open_checkpoint(path)
+            self._known[key] = found, states_of(found.files)
+        found, self.opened[path] = self._known[key]
+        return found
+
+    def open_single(self, path: str, format: str) -> Single:
+        self.opened[path] = states_of([path])
+        return super().open_single(path, format)
+
+    def open_plan(self, path: str) -> Any:
+        self.opened[path] = states_of([path])
+        return super().open_plan(path)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A job that headers find nothing wrong with."""
+
+    number: int
+    key: str  # of its plan
+    compiled: Compiled
+    inputs: dict[str, tuple[FileState, ...]]
+
+
+class _Pass:
+    """Jobs that are run together."""
+
+    def __init__(self, options: Options) -> None:
+        self.graph = Graph()
+        self.headers = _Headers(options)
+        self.jobs: list[_Ready] = []
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more jobs would take too much at once."""
+        files = sum(len(layout.files) for ready in self.jobs for _, layout in ready.compiled.outputs)
+        return files >= MAX_FILES or self.graph.size >= MAX_NODES
+
+
+class _Batch:
+    """Jobs, what became of them, and which files they read and write."""
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        options: Options,
+        finished: Finished,
+        progress: Show | None,
+        tell: Callable[[JobReport], None] | None,
+    ) -> None:
+        self.jobs = jobs
+        self.options = options
+        self.finished = finished
+        self.progress = progress
+        self.tell = tell
+        self.reports: dict[int, JobReport] = {}
+        self.leftovers: list[str] = []
+        self.figures: dict[str, Any] = {
+            "num_passes": 0,
+            **dict.fromkeys(("num_compilations", "bytes_moved", "bytes_read", "bytes_computed"), 0),
+            **{"peak_buffer_bytes": 0, "stream_s": 0.0, "compile_s": 0.0},
+        }
+        self._functions = Functions()  # of all passes
+        self._stop_on_failure = self._has_failed = False
+        self._files: dict[str, Sequence[str]] = {}
+        self._writers: dict[str, int] = {}
+        self._readers: dict[str, int] = {}
+
+    def run(self, together: int, *, again: bool, stop_on_failure: bool, only_check: bool) -> None:
+        """Every job, in passes."""
+        self._stop_on_failure = stop_on_failure
+        current = _Pass(self.options)
+        for number in range(len(self.jobs)):
+            if self._is_stopped():
+                self._end(number, "not run")
+                continue
+            try:
+                check_interrupted()
+                ready = self._prepare(number, current, again, only_check)
+                if only_check and ready is not None:
+                    check_targets(ready.compiled, self.options, ready.compiled.outputs)
+            except Exception as error:
+                self._fail(number, error)
+                continue
+            if ready is None:
+                continue
+            if only_check:
+                self._end(number, "ready", ready)
+                current = _Pass(self.options) if current.is_full else current
+                continue
+            current.jobs.append(ready)
+            if len(current.jobs) >= together or current.is_full:
+                self._run(current.jobs)
+                current = _Pass(self.options)
+        self._run(current.jobs)
+
+    def _prepare(self, number: int, current: _Pass, again: bool, only_check: bool) -> _Ready | None:
+        """The compiled job; None if it is finished.
+
+        Raises:
+            SurgeryError: what headers can tell is wrong with it.
+        """
+        from ..storage.publish import check_target
+
+        plan = self.jobs[number].plan()
+        key = _key_of(plan, self.options)
+        known = None if again else self.finished.entries.get(key)
+        if known is not None and known.holds(self._files_of):
+            self._claim(number, list(known.outputs), known.inputs)
+            self._end(number, "skipped", outputs=tuple(known.outputs))
+            return None
+        current.headers.opened = {}
+        self.leftovers += leftovers(plan, remove=not only_check)
+        compiled = compile_with(plan, current.headers, current.graph)
+        self._claim(number, [output.path for output, _ in compiled.outputs], current.headers.opened)
+        self.leftovers += leftovers(plan, compiled.outputs, remove=not only_check)
+        for output, _ in compiled.outputs:
+            check_target(output, self.options.overwrite)
+        return _Ready(number, key, compiled, dict(current.headers.opened))
+
+    def _claim(self, number: int, outputs: Sequence[str], inputs: Any) -> None:
+        """Note what a job reads and writes; jobs that share a pass cannot read what others of it write.
+
+        Raises:
+            PlanError: another job writes the same, or one reads what the other writes.
+        """
+        mark = self.jobs[number].mark
+        writes = [os.path.realpath(path) for path in outputs]
+        reads = {os.path.realpath(path) for path in inputs}
+        for states in inputs.values():
+            for state in states:
+                file = os.path.realpath(state[0])
+                reads |= {file, str(Path(file).parent)}
+        for table, paths, what in (
+            (self._writers, writes, "writes what {} writes: {}"),
+            (self._readers, writes, "writes what {} reads: {}"),
+            (self._writers, reads, "reads what {} writes: {}"),
+        ):
+            for path in paths:
+                other = table.get(path, number)
+                if other != number:
+                    told = what.format(f"job {self.jobs[other].name!r}", os.path.relpath(path))
+                    raise PlanError(
+                        f"job {self.jobs[number].name!r} {told}",
+                        where=mark,
+                        hint="jobs of a batch are independent: give each its own output, with ${job}",
+                    )
+        for path in writes:
+            self._writers.setdefault(path, number)
+        for path in reads:
+            self._readers.setdefault(path, number)
+
+    def _files_of(self, path: str) -> Sequence[str]:
+        """The files of an input as it is now; of a base they are looked up once for all jobs.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        if path not in self._files:
+            place, _ = formats.split_part(path)
+            self._files[path] = (place,) if formats.is_one_file(place) else formats.open_checkpoint(path).files
+        return self._files[path]
+
+    # -- passes -------------------------------------------------------------------------------------------------
+
+    def _run(self, jobs: Sequence[_Ready]) -> None:
+        """Run jobs together; if that fails, their halves."""
+        if not jobs:
+            return
+        if self._is_stopped():
+            for ready in jobs:
+                self._end(ready.number, "not run")
+            return
+        try:
+            self._run_together(jobs)
+        except Exception as error:
+            if len(jobs) == 1:
+                self._fail(jobs[0].number, error)
+                return
+            half = len(jobs) // 2
+            self._run(jobs[:half])
+            self._run(jobs[half:])
+
+    def _run_together(self, jobs: Sequence[_Ready]) -> None:
+        """One program for all; what it raises is of any of them, and none has ended."""
+        from ..execute.devices import check_fits_here
+        from ..storage.publish import check_space, unwinding
+        from .perform import figures, perform
+
+        asking = [ready.compiled for ready in jobs]
+        settled, passes = settle_questions(asking, self.options, self.progress, functions=self._functions)
+        jobs = [replace(ready, compiled=compiled) for ready, compiled in zip(jobs, settled, strict=True)]
+        whole = joined(settled)
+        check_space(whole.outputs)
+        check_fits_here(whole.program, self.options.limits)
+        with unwinding() as stack:
+            stack.callback(take_back)
+            stagings = [stage(ready.compiled.outputs, stack, self.options.overwrite) for ready in jobs]
+            self.figures["num_passes"] += 1
+            targets = [one for each in stagings for one in each]
+            done = perform(whole.program, targets, self.options, self.progress, functions=self._functions)
+            for key in ("bytes_moved", "bytes_read", "bytes_computed"):
+                self.figures[key] += getattr(whole.program, key)
+            account = figures([*passes, done])
+            for key in ("num_compilations", "stream_s", "compile_s"):
+                self.figures[key] += account[key]
+            self.figures["peak_buffer_bytes"] = max(self.figures["peak_buffer_bytes"], account["peak_buffer_bytes"])
+            self._commit(jobs, stagings, done.findings)
+
+    def _commit(self, jobs: Sequence[_Ready], stagings: Sequence[Sequence[Staging]], findings: Any) -> None:
+        """Let the outputs of every job appear if its assertions hold. All are brought to the disk at once, which takes
+        little longer than one, then recorded."""
+        from ..storage.publish import commit_all
+
+        def complete(ready: _Ready, own: Sequence[Staging]) -> str:
+            printed = settle(ready.compiled.symbolic, findings)
+            write_notes(ready.compiled, own, findings)
+            for staging in own:
+                staging.finish(self.options.sync)
+            check_all(ready.compiled.symbolic.identities)
+            return printed
+
+        with ThreadPoolExecutor(max(len(jobs), 1)) as pool:
+            completed = [pool.submit(complete, ready, own) for ready, own in zip(jobs, stagings, strict=True)]
+        whole = []
+        for ready, own, result in zip(jobs, stagings, completed, strict=True):
+            error = result.exception()
+            if error is None:
+                whole.append((ready, own, result.result()))
+            elif isinstance(error, Exception):
+                self._fail(ready.number, error)
+            else:
+                raise error
+        unrecorded: Exception | None = None
+        try:
+            entries = {ready.key: (self.jobs[ready.number].name, _entry(ready, own)) for ready, own, _ in whole}
+            self.finished.add(entries, self.options.sync)
+        except SurgeryError as error:
+            unrecorded = error
+        for ready, own, printed in whole:
+            with held():  # what is there is also told
+                try:
+                    if unrecorded is not None:
+                        raise unrecorded
+                    commit_all(own, self.options.sync)
+                except Exception as error:
+                    self._fail(ready.number, error)
+                else:
+                    self._end(ready.number, "done", ready, printed=printed)
+
+    # -- reports ------------------------------------------------------------------------------------------------
+
+    def _is_stopped(self) -> bool:
+        return self._stop_on_failure and self._has_failed
+
+    def _fail(self, number: int, error: Exception) -> None:
+        self._has_failed = True
+        self._end(number, "failed", error=told(error), printed=getattr(error, "printed", ""))
+
+    def _end(self, number: int, status: str, ready: _Ready | None = None, **more: Any) -> None:
+        job = self.jobs[number]
+        try:
+            parameters = job.parameters
+        except PlanError:
+            parameters = {}  # its report has that error
+        report = JobReport(job.name, status, parameters, **more)
+        if ready is not None:
+            report = replace(
+                report,
+                outputs=tuple(output.path for output, _ in ready.compiled.outputs),
+                warnings=tuple(ready.compiled.symbolic.warnings),
+                num_tensors=sum(len(save.tensors) for save in ready.compiled.symbolic.saves),
+                bytes_written=sum(file.size for _, layout in ready.compiled.outputs for file in layout.files),
+            )
+        self.reports[number] = report
+        if self.tell is not None:
+            self.tell(report)
+
+
+def _entry(ready: _Ready, stagings: Sequence[Staging]) -> Entry:
+    """What is to be recorded of a job whose outputs are complete and will appear."""
+    outputs = {}
+    for staging in stagings:
+        files = staging.finished_files()
+        states = states_of([str(path) for path in files.values()])
+        named = ((path, size, changed) for path, (_, size, changed) in zip(files, states, strict=True))
+        outputs[staging.plan.path] = tuple(named)
+    return Entry(ready.inputs, outputs)
+
+
+def _key_of(plan: Plan, options: Options) -> str:
+    """The hash of all that decides what a job writes, but for the files that it reads."""
+    output = (
+        None
+        if plan.output is None
+        else [plan.output.path, plan.output.format, plan.output.shard, *sorted(plan.output.options.items())]
+    )
+    steps = None if plan.steps is None else plain(plan.steps)
+    content = [1, [[entry.alias, entry.path] for entry in plan.inputs], steps, output, options.shard_size]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -1,0 +1,316 @@
+"""Orbax checkpoints: a directory with a table of the tree, and one zarr array per leaf, in files of its own or together
+in a key-value store (OCDBT).
+
+The tree is read from `_METADATA`, shapes and places from the metadata of the arrays.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ...core.errors import PlanError, StorageError, listing
+from ...core.ranges import Parts
+from ...core.specs import Spec, parse_size
+from ..base import Checkpoint, Format, LaidFile, Layout, no_part
+from ..files import storage_error
+from ..leftovers import in_words
+from .arrays import entries_apart, entries_together
+from .tree import (
+    COMMIT,
+    DATA,
+    MANIFEST,
+    NOTE,
+    OWN,
+    STEP,
+    STRINGS,
+    TREE,
+    Note,
+    read_random_kinds,
+    read_table,
+    read_tree,
+)
+from .write import Written
+from .zarr import METADATA, chunk_of, chunks, describe, encode_bytes, encode_chunk
+
+__all__ = ["OrbaxFormat"]
+
+_UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a directory that is being written
+_COMPRESSORS: dict[str, Mapping[str, Any] | None] = {"none": None, "zstd": {"id": "zstd", "level": 1}}
+
+
+class OrbaxFormat(Format):
+    """Directories that Orbax writes: `StandardCheckpointer`, `CheckpointManager`, `ocp.save`."""
+
+    name = "orbax"
+    writes_files = False
+    writes_directories = True
+    options: ClassVar[Mapping[str, str]] = {
+        "chunk": "largest chunk of an array, such as 64MB (default), or none; chunks are cut along the leading axis",
+        "compression": "none (default) or zstd, of every chunk",
+    }
+
+    def __init__(self, chunk_bytes: int | None = 64 << 20, compression: str = "none") -> None:
+        """As the options say; `chunk_bytes` None does not cut."""
+        self.chunk_bytes = chunk_bytes
+        self.compression = compression
+
+    def configured(self, options: Mapping[str, str]) -> OrbaxFormat:
+        """With the sizes and words of a plan."""
+        super().configured(options)
+        compression = options.get("compression", self.compression)
+        if compression not in _COMPRESSORS:
+            raise PlanError(
+                f"unknown compression {compression!r}", expected=f"one of {', '.join(_COMPRESSORS)}", found=compression
+            )
+        chunk = parse_size(options["chunk"]) if "chunk" in options else self.chunk_bytes
+        return OrbaxFormat(chunk, compression)
+
+    def probe_directory(self, path: Path) -> bool:
+        """Whether it is a checkpoint or a step, or holds nothing but steps."""
+        if any((path / name).is_file() for name in (TREE, *STEP)):
+            return True
+        names = [entry for entry in path.iterdir() if entry.name[0] not in "._"]
+        return bool(names) and all(entry.is_dir() for entry in names) and bool(_choices(path))
+
+    def stale(self, path: Path) -> list[Path]:
+        """The tables and arrays of a checkpoint that is the directory itself, or the items of a step."""
+        is_item = (path / TREE).is_file()
+        if not is_item and not any((path / name).is_file() for name in STEP):
+            return []
+        own = [path / name for name in OWN if name != DATA]
+        if (path / MANIFEST).is_file():
+            own += [path / DATA, *sorted(path.glob("ocdbt.process_*"))]
+        if is_item:
+            with suppress(StorageError):  # a broken table is replaced like a sound one; it names nothing to remove
+                leaves, _ = read_tree(path / TREE, read_table(path / TREE, "the table of the tree"), "")
+                own += [path / leaf.stored for leaf in leaves if _is_array(path, leaf.stored)]
+        else:
+            own += [entry for entry in sorted(path.iterdir()) if (entry / TREE).is_file()]
+        return [entry for entry in dict.fromkeys(own) if entry.exists()]
+
+    def read_header(self, path: Path) -> Checkpoint:
+        """The tree of the only item of the only step, or of the one that the path names."""
+        return self._read(path, "")
+
+    def read_part(self, path: Path, prefix: str) -> Checkpoint:
+        """Of the leaves of the part alone."""
+        return self.part(self._read(path, prefix), prefix)
+
+    def _read(self, path: Path, prefix: str) -> Checkpoint:
+        if not path.is_dir():
+            raise StorageError("an Orbax checkpoint is a directory", where=str(path))
+        try:
+            _check_name(path, path.resolve())
+            item = _find(path)
+            _check_committed(item)
+            return _read_item(path, item, prefix)
+        except OSError as error:
+            raise storage_error(error, path, "read it") from None
+
+    def layout(
+        self,
+        path: Path,
+        tensors: Sequence[tuple[str, Spec]],
+        *,
+        is_directory: bool,
+        shard_bytes: int | None,
+        metadata: Mapping[str, str],
+    ) -> Layout:
+        """One file per chunk, of the layout of `StandardCheckpointer`, which every release of Orbax reads."""
+        _check_no_steps(path)
+        note = Note.of(metadata)
+        written = Written(str(path), tensors, note)
+        files: list[LaidFile] = []
+        places: dict[str, tuple[int, int]] = {}
+        rest: dict[str, Parts[int]] = {}
+        arrays: dict[str, bytes] = {}
+        compressor = _COMPRESSORS[self.compression]
+        for name, spec in tensors:
+            chunk = chunk_of(spec, self.chunk_bytes)
+            described = describe(spec, chunk, compressor)
+            stored = written.stored[name]
+            arrays[stored] = described
+            encode = None if compressor is None else partial(encode_chunk, described, chunk)
+            parts = []
+            for begin, key, size in chunks(spec, chunk):
+                parts.append((begin, len(files), 0))
+                whole, size = size, size if encode is None else min(size, spec.nbytes - begin)
+                workspace = encode_bytes(whole, size) if encode is not None else 0
+                files.append(LaidFile(f"{stored}/{key}", size, encode=encode, workspace=workspace))
+            places[name] = parts[0][1:] if parts else (0, 0)
+            if len(parts) > 1:
+                rest[name] = tuple(parts[1:])
+        tables = written.tables({key: value for key, value in metadata.items() if key != NOTE})
+
+        def finish(root: Path) -> None:
+            for stored, described in arrays.items():
+                (root / stored).mkdir(exist_ok=True)
+                (root / stored / METADATA[0]).write_bytes(described)
+            for name, content in tables.items():
+                (root / name).parent.mkdir(exist_ok=True)
+                (root / name).write_bytes(content)
+
+        return Layout(tuple(files), places, True, finish, rest)
+
+    def part(self, checkpoint: Checkpoint, prefix: str) -> Checkpoint:
+        """Also what the tree has there beside tensors."""
+        found = super().part(checkpoint, prefix)
+        return replace(found, metadata=Note.of(checkpoint.metadata).below(prefix).metadata())
+
+
+# ------------------------------------------------------------------------------------------------ steps and items
+
+
+def _find(path: Path) -> Path:
+    if (path / TREE).is_file():
+        return path
+    found = _choices(path)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = [str(choice.relative_to(path)) for choice in found]
+        raise StorageError(
+            "the directory holds several checkpoints",
+            where=str(path),
+            expected="one of them",
+            found=listing(names, 12),
+            hint=f"say which: {path / names[-1]}",
+        )
+    unfinished = [entry.name for entry in path.iterdir() if _UNFINISHED in entry.name]
+    raise StorageError(
+        "the directory holds no finished checkpoint" if unfinished else "the checkpoint has no table of its tree",
+        where=str(path),
+        expected=f"a file {TREE}, in it or in a directory of a step or an item",
+        found=listing(unfinished or sorted(entry.name for entry in path.iterdir())),
+    )
+
+
+def _choices(path: Path) -> list[Path]:
+    """The items in a directory, or if there are none those of the steps in it."""
+    below = _finished(path)
+    items = [entry for entry in below if (entry / TREE).is_file()]
+    if not items:
+        steps = [entry for entry in below if any((entry / name).is_file() for name in STEP)]
+        items = [item for step in steps for item in _finished(step) if (item / TREE).is_file()]
+    return sorted(items, key=_by_number)
+
+
+def _finished(path: Path) -> list[Path]:
+    return [entry for entry in path.iterdir() if _UNFINISHED not in entry.name and entry.is_dir()]
+
+
+def _check_no_steps(path: Path) -> None:
+    """A checkpoint beside others, such as the steps of a `CheckpointManager`, would hide them."""
+    if not path.is_dir() or any((path / name).is_file() for name in (TREE, *STEP)):
+        return
+    if choices := _choices(path):
+        is_managed = choices[0].parent != path
+        raise StorageError(
+            "the directory holds steps of a CheckpointManager" if is_managed else "the directory holds checkpoints",
+            where=str(path),
+            found=listing(str(choice.relative_to(path)) for choice in choices),
+            hint=f"name a step or an item, such as {choices[-1]}, or another directory",
+        )
+
+
+def _is_array(path: Path, stored: str) -> bool:
+    """Whether there is an array under a name of the table, right in the directory."""
+    return Path(stored).name == stored and any((path / stored / name).is_file() for name in METADATA)
+
+
+def _by_number(path: Path) -> tuple[Any, ...]:
+    """Steps in the order of their numbers: `ckpt_9/items` before `ckpt_10/items`."""
+    digits = "".join(character for character in path.parent.name + path.name if character.isdigit())
+    return (int(digits[:18] or 0), str(path))
+
+
+def _check_name(item: Path, place: Path) -> None:
+    """On a disk Orbax renames a directory last, and so judges by its name."""
+    if _UNFINISHED in place.name:
+        final = place.name.split(_UNFINISHED)[0]
+        raise StorageError(
+            "the checkpoint was never finished: its directory has the name of a temporary one",
+            where=str(item),
+            expected=f"{final}, the name that Orbax gives it last, and {COMMIT} in it by newer releases",
+            found=f"{place.name}, {'with' if (place / COMMIT).is_file() else 'without'} {COMMIT}",
+            hint=f"take another step; if you know that it is complete, rename it to {final}",
+        )
+
+
+def _check_committed(item: Path) -> None:
+    """Whether Orbax finished it. What was written in place, as in a bucket, has its last name from the beginning: there
+    the marker counts, or that the time of the end is told."""
+    absolute = item.resolve()
+    places = [absolute, absolute.parent]
+    for place in places:
+        _check_name(item, place)
+    has_marker = any((place / COMMIT).is_file() for place in places)
+    step = next((place for place in places if (place / STEP[0]).is_file()), None)
+    if has_marker or step is None:
+        return
+    table = read_table(step / STEP[0], "the table of the step")
+    if isinstance(table, dict) and table.get("init_timestamp_nsecs") and not table.get("commit_timestamp_nsecs"):
+        raise StorageError(
+            "the checkpoint was begun and never finished, or not copied as a whole",
+            where=str(item),
+            expected=f"a file {COMMIT}, or a time 'commit_timestamp_nsecs' in {STEP[0]}",
+            found="neither",
+            hint=f"fetch it again; if you know that it is complete, make an empty file {step / COMMIT}",
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def _read_item(path: Path, item: Path, prefix: str) -> Checkpoint:
+    """The checkpoint of an item, or of the branch `prefix` of its tree, under full names."""
+    table = read_table(item / TREE, "the table of the tree")
+    if (item / "_sharding").is_file():
+        read_table(item / "_sharding", "the table of shardings")
+    leaves, note = read_tree(item / TREE, table, f"{prefix}." if prefix else "")
+    if prefix and not leaves:
+        raise no_part(str(path), prefix, (leaf.name for leaf in read_tree(item / TREE, table, "")[0]))
+    metadata, note.step = _step_metadata(item)
+    texts = read_table(item / STRINGS, "the table of texts") if (item / STRINGS).is_file() else {}
+    for name, stored in note.texts.items():
+        text = texts.get(stored) if isinstance(texts, dict) else None
+        if not isinstance(text, str):
+            raise StorageError(f"the text of {name!r} is missing", where=str(item / STRINGS))
+        note.texts[name] = text
+    by_stored = {leaf.stored: leaf.name for leaf in leaves}
+    note.random = {by_stored[key]: kind for key, kind in read_random_kinds(item).items() if key in by_stored}
+    has_holes = table.get("store_array_data_equal_to_fill_value") is not True
+    is_together = (item / MANIFEST).is_file()
+    others: list[tuple[str, str]] = []
+    read = entries_together if is_together else entries_apart
+    entries = read(item, leaves, has_holes, others)
+    told = in_words((name[len(prefix) + 1 :] if prefix else name, word) for name, word in others)
+    if not entries:
+        raise StorageError("the checkpoint holds no tensors", where=str(path), found="; ".join(told) or None)
+    files = tuple(_files(str(item)))
+    return Checkpoint(str(path), OrbaxFormat.name, entries, metadata | note.metadata(), files, left_out=told)
+
+
+def _files(folder: str) -> list[str]:
+    """All files below a directory, in the order of their names."""
+    with os.scandir(folder) as entries:
+        found = sorted((entry.path, entry.is_dir()) for entry in entries)
+    return [path for place, is_folder in found for path in (_files(place) if is_folder else [place])]
+
+
+def _step_metadata(item: Path) -> tuple[dict[str, str], Any]:
+    """What the user put beside the whole checkpoint: texts by name, or something else."""
+    for place in (item, item.parent):
+        if (place / STEP[0]).is_file():
+            table = read_table(place / STEP[0], "the table of the step")
+            found = table.get("custom_metadata") if isinstance(table, dict) else None
+            if isinstance(found, dict) and all(isinstance(value, str) for value in found.values()):
+                return {key: value for key, value in found.items() if key != NOTE}, None
+            return {}, found
+    return {}, None
