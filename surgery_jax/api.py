@@ -123,7 +123,7 @@ def explain(plan: Plan | Compiled, options: Options | None = None) -> Explanatio
     from .reports.explain import explain
 
     compiled = plan if isinstance(plan, Compiled) else compile_plan(plan, options)
-    return explain(compiled.program, options)
+    return explain(compiled.schedules((options or Options()).limits)[-1])
 
 
 def run(
@@ -166,11 +166,12 @@ def run(
         agree(peers, compiled.outputs)
         if peers.rank == 0:
             check_targets(compiled, options, compiled.outputs)
-    check_fits_here(compiled.program, options.limits)
+    work = compiled.schedules(options.limits)[-1]
+    check_fits_here(work)
     with unwinding() as stack:
         stack.callback(take_back)
         stagings = stage(compiled.outputs, stack, options.overwrite, peers)
-        done = perform(compiled.program, stagings, options, progress, peers)
+        done = perform(work, stagings, options, progress, peers)
         printed = ""
         if peers.rank == 0:
             printed = settle(compiled.symbolic, done.findings)

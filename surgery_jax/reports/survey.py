@@ -151,16 +151,16 @@ def evaluate(
         SurgeryError: a tensor cannot be read, or the work does not fit the budget.
     """
     from ..execute.devices import check_fits_here
+    from ..execute.schedule import schedule
     from ..execute.stream import Executor
 
     symbolic = Symbolic((), checks, sinks, (), (), (), False, identities=identities or {})
     with paused_gc():
-        program = compile_program(symbolic, [])
-    check_fits_here(program, options.limits)
+        work = schedule(compile_program(symbolic, []), options.limits)
+    check_fits_here(work)
     executor = Executor(
-        program,
+        work,
         [],
-        limits=options.limits,
         num_devices=options.devices or None,
         progress=Progress(progress),
     )

@@ -349,13 +349,14 @@ class _Batch:
         jobs = [replace(ready, compiled=compiled) for ready, compiled in zip(jobs, settled, strict=True)]
         whole = joined(settled)
         check_space(whole.outputs)
-        check_fits_here(whole.program, self.options.limits)
+        (work,) = whole.schedules(self.options.limits)
+        check_fits_here(work)
         with unwinding() as stack:
             stack.callback(take_back)
             stagings = [stage(ready.compiled.outputs, stack, self.options.overwrite) for ready in jobs]
             self.figures["num_passes"] += 1
             targets = [one for each in stagings for one in each]
-            done = perform(whole.program, targets, self.options, self.progress, functions=self._functions)
+            done = perform(work, targets, self.options, self.progress, functions=self._functions)
             for key in ("bytes_moved", "bytes_read", "bytes_computed"):
                 self.figures[key] += getattr(whole.program, key)
             account = figures([*passes, done])

@@ -14,6 +14,8 @@ from ..core.errors import Mark, Problems, SurgeryError
 from ..core.process import set_aside
 from ..core.specs import Spec
 from ..execute.options import Options
+from ..execute.reservations import Limits
+from ..execute.schedule import Schedule, schedule
 from ..graph.build import build
 from ..graph.node import Graph
 from ..graph.node import Node as GraphNode
@@ -44,7 +46,8 @@ class Compiled:
     @cached_property
     def program(self) -> Program:
         """The work: moves, and groups of components. Found on first use, since many checks need nothing of it."""
-        places, encoded, first = [], [], 0
+        places, encoded = [], []
+        files: list[str] = []
         with _no_collection():
             for output, layout in self.outputs:
                 encoded += [
@@ -52,6 +55,8 @@ class Compiled:
                     for file in layout.files
                     if file.encode is not None
                 ]
+                first = len(files)
+                files += [f"{output.path}/{file.name}" if file.name else output.path for file in layout.files]
                 rest = {
                     name: tuple((begin, first + file, at) for begin, file, at in parts)
                     for name, parts in layout.rest.items()
@@ -59,14 +64,23 @@ class Compiled:
                 places.append(
                     {name: (first + file, at, rest.get(name, ())) for name, (file, at) in layout.places.items()}
                 )
-                first += len(layout.files)
-            return compile_program(self.symbolic, places, encoded)
+            return compile_program(self.symbolic, places, files, encoded)
 
-    @property
+    @cached_property
     def passes(self) -> tuple[Program, ...]:
         """The passes over the data that headers tell of: that which finds what the plan asks, if it asks anything, and
         the last one, which writes."""
         return (*([asking([self])] if self.symbolic.questions else []), self.program)
+
+    def schedules(self, limits: Limits) -> tuple[Schedule, ...]:
+        """How these passes are done within limits, each made once."""
+        if limits not in self._schedules:
+            self._schedules[limits] = tuple(schedule(program, limits) for program in self.passes)
+        return self._schedules[limits]
+
+    @cached_property
+    def _schedules(self) -> dict[Limits, tuple[Schedule, ...]]:
+        return {}
 
 
 class Outside:

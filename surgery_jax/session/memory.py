@@ -69,7 +69,7 @@ def apply(
         stagings = stage(compiled.outputs[:-1], stack, options.overwrite)
         result = _Result(*compiled.outputs[-1])
         stack.callback(result.close)
-        done = perform(compiled.program, [*stagings, result], options, progress)
+        done = perform(compiled.schedules(options.limits)[-1], [*stagings, result], options, progress)
         printed = settle(compiled.symbolic, done.findings)
         made = result.entries(compiled.symbolic.saves[-1].tensors)
         write_notes(replace(compiled, symbolic=replace(compiled.symbolic, saves=others)), stagings, done.findings)

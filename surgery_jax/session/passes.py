@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import AssertionFailed, PlanError, Problems, SurgeryError
 from ..execute.fits import check_fits
 from ..execute.options import Options
+from ..execute.schedule import schedule
 from ..graph.node import Node
 from ..graph.roots import Symbolic
 from ..hosts.peers import ALONE, Peers
@@ -48,7 +49,7 @@ def check_targets(compiled: Compiled, options: Options, outputs: Outputs) -> Non
     is_encoded = any(file.encode is not None for _, layout in outputs for file in layout.files)
     if compiled.symbolic.needs_whole or is_small or is_encoded:
         # of several passes the sizes of the last are only bounds
-        tests.append(partial(check_fits, compiled.passes[0], options.limits))
+        tests.append(partial(check_fits, compiled.schedules(options.limits)[0]))
     errors: list[SurgeryError] = []
     for test in tests:
         try:
@@ -103,10 +104,10 @@ def settle_questions(
                 found=f"{len(questions)} questions after {len(passes)} passes",
                 hint="give random tensors a seed",
             )
-        program = asking(settled)
-        check_fits_here(program, options.limits)
-        passes.append(perform(program, (), options, progress, peers, functions))
-        found, asked = passes[-1].findings, program.symbolic
+        work = schedule(asking(settled), options.limits)
+        check_fits_here(work)
+        passes.append(perform(work, (), options, progress, peers, functions))
+        found, asked = passes[-1].findings, work.program.symbolic
         answers |= {sink.node: found[sink] for sink in asked.sinks}
         answers |= {check.node: found[check].holds for check in asked.checks}
         settled = [part.again(answers) if part.symbolic.questions and part.again else part for part in settled]

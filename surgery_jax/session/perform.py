@@ -15,6 +15,7 @@ from ..core.interrupts import check_interrupted
 from ..execute.devices import CompileClock, device_trace
 from ..execute.options import Options
 from ..execute.report import Progress, Share
+from ..execute.schedule import Schedule
 from ..execute.stream import Executor
 from ..execute.timeline import Timeline
 from ..execute.verdicts import Findings
@@ -77,7 +78,7 @@ def figures(passes: Sequence[Performed]) -> dict[str, Any]:
 
 
 def perform(
-    program: Program,
+    work: Schedule,
     stagings: Sequence[Target],
     options: Options,
     progress: Callable[[int, int], None] | None = None,
@@ -90,19 +91,20 @@ def perform(
     Raises:
         SurgeryError: the first thing that went wrong, here or in another process.
     """
+    program = work.program
     profile = None if options.profile is None else Path(options.profile)
     if profile is not None:
         profile = profile / f"process-{peers.rank}" if peers.size > 1 else profile
         profile.mkdir(parents=True, exist_ok=True)
     timeline = Timeline(keep_events=profile is not None)
     pace = Pace(only_direct=options.sync)
-    part = Part(peers, program)
+    part = Part(peers, work)
 
     def show(done: int, total: int) -> None:
         check_interrupted()
         peers.check()
         if progress is not None:
-            progress(done, part.nbytes or total)
+            progress(done, total)
 
     full: deque[EncodedFile] = deque()
     functions = functions or Functions()
@@ -114,33 +116,30 @@ def perform(
         CompileClock() as clock,
         room_for_files(2 * len(outputs)),
         Executor(
-            program,
+            work,
             outputs,
             full=full,
-            limits=options.limits,
             num_devices=options.devices or None,
             progress=Progress(show),
             timeline=timeline,
-            choose=part.tasks if peers.size > 1 else None,
             functions=functions,
         ) as executor,
         device_trace(traced),
     ):
-        executor.run()
+        executor.run(part.tasks() if peers.size > 1 else None)
         if peers.rank:  # process 0 does so for its own bytes when it publishes
             for number in _to_sync(stagings, options.sync) & part.files:
                 outputs[number].sync()
     stream_s = time.perf_counter() - start
     if profile is not None:
         timeline.write(profile / "stages.trace.json")
-    read = executor.files.num_bytes + executor.blocks.num_bytes
     written = part.written if peers.size > 1 else program.bytes_moved + program.bytes_computed
     own = Performed(
         executor.findings,
-        (Share(peers.name(peers.rank), read, written, stream_s),),
+        (Share(peers.name(peers.rank), executor.inputs.num_bytes, written, stream_s),),
         functions.num_compilations - compiled_before,
-        executor.num_fallbacks,
-        executor.budget.peak + executor.blocks.peak,
+        executor.computing.num_fallbacks,
+        executor.peak_buffer_bytes,
         stream_s,
         clock.seconds,
         timeline.busy_s,
