@@ -11,10 +11,10 @@ from typing import NamedTuple
 from ..compile.blueprint import Blueprint, flat_blueprint, row_bytes, rows_blueprint, stack_blueprint, whole_blueprint
 from ..compile.pieces import Piece, cut
 from ..compile.program import Component, Group, Move, Program
-from ..compile.reduced import tile_length
 from ..core.exact import exact
 from ..core.specs import Spec
 from ..graph.node import Source
+from ..ops.reduction import tile_length
 from .decoded import cache_bytes, covering
 from .reservations import LEAST_PIECE, PAGE, Limits, device_limit, tile_limit
 
