@@ -15,11 +15,16 @@ from ..core.dtypes import BY_NAME
 from ..core.specs import Spec
 from .base import TensorOp
 
-__all__ = ["BLOCK", "LANES", "Reduction", "combined"]
+__all__ = ["BLOCK", "LANES", "Reduction", "combined", "tile_length"]
 
 LANES = 128
 BLOCK = LANES * LANES  # elements
 NEUTRAL = {"sum": 0.0, "max": -float("inf"), "min": float("inf")}
+
+
+def tile_length(length: int) -> int:
+    """Elements of a tile of about so many that has whole blocks."""
+    return max(length // BLOCK, 1) * BLOCK
 
 
 @dataclass(frozen=True)
