@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.specs import Spec
-from ..kit.reduction import BLOCK, LANES, Reduction
+from ..kit.reduction import LANES, Reduction, tile_length
 from ..numerics.cuts import STRANDS
 from .program import Component, Eqn, Group
 
@@ -193,9 +193,3 @@ def _tile_length(group: Group, limit: int) -> int:
     while length > SMALLEST_TILE and length // 2 >= total:
         length //= 2
     return length
-
-
-def tile_length(length: int) -> int:
-    """Elements of a tile of at most so many that has whole blocks, a power of two of them: what a tile comes to is then
-    a branch of the tree in which the blocks of a tensor are combined."""
-    return BLOCK << max(length // BLOCK, 1).bit_length() - 1
