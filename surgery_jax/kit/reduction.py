@@ -15,11 +15,17 @@ from ..core.dtypes import BY_NAME
 from ..core.specs import Spec
 from .base import TensorOp
 
-__all__ = ["BLOCK", "LANES", "Reduction", "combined"]
+__all__ = ["BLOCK", "LANES", "Reduction", "combined", "tile_length"]
 
 LANES = 128
 BLOCK = LANES * LANES  # elements
 NEUTRAL = {"sum": 0.0, "max": -float("inf"), "min": float("inf")}
+
+
+def tile_length(length: int) -> int:
+    """Elements of a tile of at most so many that has whole blocks, a power of two of them: what a tile comes to is then
+    a branch of the tree in which the blocks of a tensor are combined."""
+    return BLOCK << max(length // BLOCK, 1).bit_length() - 1
 
 
 @dataclass(frozen=True)
