@@ -36,7 +36,7 @@ class Files(Protocol):
 
     def open_plan(self, path: str) -> YamlNode: ...
 
-    def read_document(self, path: str) -> str: ...
+    def read_document(self, path: str) -> Any: ...
 
     def check_request(self, request: Request) -> None: ...
 
@@ -573,7 +573,11 @@ class SymbolicState:
 
     def document(self, alias: str, name: str) -> str | None:
         path = self.model(alias).documents.get(name)
-        return None if path is None else self.files.read_document(path)
+        if path is None:
+            return None
+        found = self.files.read_document(path)
+        self.identities |= found.identities
+        return str(found.text)
 
     def annotate(
         self,

@@ -18,6 +18,7 @@ from ..core.notes import note
 from ..core.specs import Spec, parse_size
 from .base import Checkpoint, Format, Layout, Single
 from .choice import Choice, choose, choose_matching, is_pattern, of_index
+from .documents import documents_beside
 from .files import check_exists, check_regular, storage_error
 from .identity import identities_of, remembering
 from .shards import read_index, read_parts
@@ -36,7 +37,6 @@ __all__ = [
 ]
 
 _DEFAULT = "safetensors"  # what is written where nothing else is said
-_DOCUMENTS = ("config.json",)
 _FALLBACK = "torch"  # what a single tensor is read as where its suffix says nothing
 
 
@@ -86,13 +86,7 @@ def open_checkpoint(path: str) -> Checkpoint:
     for sentence in checkpoint.left_out:
         note(f"{path}: left out: {sentence}")
     checkpoint = replace(checkpoint, path=str(Path(place)), identities=identities_of(checkpoint.files, opened))
-    return replace(checkpoint, documents=_documents(Path(place)))
-
-
-def _documents(path: Path) -> dict[str, str]:
-    """The texts about a model that lie in the directory of its checkpoint."""
-    directory = path if path.is_dir() else path.parent
-    return {name: str(found) for name in _DOCUMENTS if (found := directory / name).is_file()}
+    return replace(checkpoint, documents=documents_beside(Path(place), formats()[checkpoint.format], checkpoint.files))
 
 
 def split_part(path: str) -> tuple[str, str]:
