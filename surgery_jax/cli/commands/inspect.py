@@ -80,12 +80,11 @@ def _lines(info: CheckpointInfo, args: Namespace) -> Iterator[str]:
 
 
 def _size(path: str) -> str:
-    from pathlib import Path
-
     from ...core.specs import format_bytes
+    from ...storage.places.found import locate
 
     try:
-        return format_bytes(Path(path).stat().st_size)
+        return format_bytes(locate(path).stat().st_size)
     except OSError as error:  # a link that leads nowhere
         return error.strerror or str(error)
 

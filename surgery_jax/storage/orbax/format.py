@@ -21,6 +21,7 @@ from ..base import Checkpoint, Format, LaidFile, Layout, no_part
 from ..documents import documents_beside
 from ..files import storage_error
 from ..leftovers import in_words
+from ..places.found import check_local
 from .arrays import entries_apart, entries_together
 from .tree import (
     COMMIT,
@@ -108,6 +109,7 @@ class OrbaxFormat(Format):
         return self.part(self._read(path, prefix), prefix)
 
     def _read(self, path: Path, prefix: str) -> Checkpoint:
+        check_local(path, "Orbax checkpoints")
         if not path.is_dir():
             raise StorageError("an Orbax checkpoint is a directory", where=str(path))
         try:
@@ -128,6 +130,7 @@ class OrbaxFormat(Format):
         metadata: Mapping[str, str],
     ) -> Layout:
         """One file per chunk, of the layout of `StandardCheckpointer`, which every release of Orbax reads."""
+        check_local(path, "Orbax checkpoints")
         _check_no_steps(path)
         note = Note.of(metadata)
         written = Written(str(path), tensors, note)
