@@ -14,7 +14,7 @@ from ..language.document import Node, Scalar
 
 
 def _parse_count(value: Node) -> int:
-    return int(value.value) if isinstance(value, Scalar) and isinstance(value.value, bool) else base._parse_int(value)
+    return int(value.value) if isinstance(value, Scalar) and isinstance(value.value, bool) else base.parse_int(value)
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Count(Predicate):
     examples = ("count: { of: '.*\\.bias', is: 12 }",)
 
     of: Node = reference("the tensors")
-    is_: Any = base._field(base.Field("integer", "the number of tensors", _parse_count))
+    is_: Any = base.declare(base.Field("integer", "the number of tensors", _parse_count))
 
     def evaluate(self, state: State) -> Outcome:
         ref = state.reference(self.of, key="of")

@@ -59,9 +59,9 @@ def number_or_like(doc: str, default: Any) -> Any:
 
     def parse(value: Node) -> float | None:
         is_like = isinstance(value, Scalar) and value.value == LIKE
-        return None if is_like else base._parse_number(value)
+        return None if is_like else base.parse_number(value)
 
-    return base._field(base.Field("number or `like`", doc, parse, default, traced=True))
+    return base.declare(base.Field("number or `like`", doc, parse, default, traced=True))
 
 
 @dataclass(frozen=True)

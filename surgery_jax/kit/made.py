@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
-from .base import TensorOp
+from .operations import TensorOp
 from .rules import check_floats
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.specs import Spec
-from .base import number
+from .fields import number
 from .predicates import Mask
 from .rules import check_arrays
 

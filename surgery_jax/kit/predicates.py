@@ -12,8 +12,8 @@ from ..core.errors import MOST_NAMES, PlanError, listing, nearest
 from ..language.document import Mapping as YamlMapping
 from ..language.document import Node
 from ..language.nodes import shown
-from . import base as fields
-from .base import TensorOp
+from . import fields
+from .operations import TensorOp
 
 if TYPE_CHECKING:
     from .state import State

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..core.dtypes import BY_NAME
 from ..core.specs import Spec
-from .base import TensorOp
+from .operations import TensorOp
 
 __all__ = ["BLOCK", "LANES", "Reduction", "combined"]
 

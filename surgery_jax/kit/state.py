@@ -9,7 +9,7 @@ from ..core.errors import Mark
 from ..core.specs import Spec
 from ..language.document import Node as YamlNode
 from ..language.names import Reference
-from .base import TensorOp
+from .operations import TensorOp
 
 __all__ = ["Slot", "State", "Value"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..core.specs import Spec
-from .base import TensorOp
+from .operations import TensorOp
 
 __all__ = ["MAX_RUNS", "Structure", "Update", "View", "strided_runs"]
 

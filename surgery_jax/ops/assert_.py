@@ -27,7 +27,7 @@ class Assert(Directive):
     takes = "expression"
     examples = ("assert: { count: { of: '.*\\.bias', is: 12 } }",)
 
-    expression: Any = base._field(Field("expression", "one assertion", _parse))
+    expression: Any = base.declare(Field("expression", "one assertion", _parse))
 
     def build(self, state: State) -> None:
         predicate, node = self.expression

@@ -31,7 +31,7 @@ class Help(Directive):
     takes = "topic"
     examples = ("help: copy", "help: { assert: equal }")
 
-    topic: Any = base._field(Field("name", "what to explain", _parse_topic, None))
+    topic: Any = base.declare(Field("name", "what to explain", _parse_topic, None))
 
     def build(self, state: State) -> None:
         from .describe import describe

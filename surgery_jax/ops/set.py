@@ -21,7 +21,7 @@ def _parse_flag(value: Node) -> bool:
 
 
 def _flag(doc: str, key: str) -> Any:
-    return base._field(Field("boolean", doc, _parse_flag, None, key=key))
+    return base.declare(Field("boolean", doc, _parse_flag, None, key=key))
 
 
 @dataclass(frozen=True)
