@@ -9,8 +9,9 @@ from typing import Any
 from ..core.errors import PlanError
 from ..core.specs import Spec
 from ..kit.base import number
+from ..kit.kernel import Array, Kernel
 from ..kit.predicates import Measured, Outcome
-from ..kit.reduction import Reduction
+from ..kit.reduction import Before, Reduction
 from ..kit.rules import check_floats
 from ..kit.selecting import Selecting
 from ..kit.state import State
@@ -31,14 +32,14 @@ class Norm2(Reduction):
     def stages(self) -> int:
         return 2 if self.scaled else 1
 
-    def infer(self, *specs: Spec, **_: Any) -> tuple[Spec, ...]:
+    def infer(self, *specs: Spec) -> tuple[Spec, ...]:
         check_floats(specs[0])
         return super().infer(*specs)
 
     def how(self, stage: int) -> tuple[str, ...]:
         return ("sum",) if stage == self.stages - 1 else ("max",)
 
-    def terms(self, k: Any, stage: int, before: Any, source: Any) -> tuple[Any, ...]:
+    def terms(self, k: Kernel, stage: int, before: Before, source: Array) -> tuple[Array, ...]:
         wide = k.magnitude(source)
         if stage < self.stages - 1:
             return (wide,)
@@ -46,14 +47,14 @@ class Norm2(Reduction):
             wide = wide / _divisor(k, before[0])
         return (k.mul(wide, wide),)
 
-    def finish(self, k: Any, stage: int, totals: Sequence[Any], before: Any) -> tuple[Any, ...]:
+    def finish(self, k: Kernel, stage: int, totals: Sequence[Array], before: Before) -> tuple[Array, ...]:
         if stage < self.stages - 1:
             return tuple(totals)
         root = k.xp.sqrt(totals[0])
         return (root if before is None else k.mul(root, _divisor(k, before[0])),)
 
 
-def _divisor(k: Any, largest: Any) -> Any:
+def _divisor(k: Kernel, largest: Array) -> Array:
     """The largest magnitude, 1 where there is nothing to be divided."""
     return k.xp.where(largest > 0, largest, 1.0)
 

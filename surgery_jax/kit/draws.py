@@ -17,8 +17,9 @@ from ..language.document import Scalar
 from . import base
 from .base import BoundStep, TensorOp, word
 from .forms import Form, reference_field
+from .kernel import Array, Bound, Kernel
 from .made import Positions, check_shape
-from .reduction import Reduction
+from .reduction import Before, Reduction
 from .rules import check_floats
 
 if TYPE_CHECKING:
@@ -44,14 +45,14 @@ class Moments(Reduction):
     def how(self, stage: int) -> tuple[str, ...]:
         return ("sum", "sum")
 
-    def terms(self, k: Any, stage: int, before: Any, source: Any) -> tuple[Any, ...]:
+    def terms(self, k: Kernel, stage: int, before: Before, source: Array) -> tuple[Array, ...]:
         wide = k.widen(source).astype("float64")
-        off = wide if stage == 0 else wide - before[0]
-        return (wide if stage == 0 else k.mul(off, off)), k.xp.ones(wide.shape, "float64")
+        off = wide if before is None else wide - before[0]
+        return (wide if before is None else k.mul(off, off)), k.xp.ones(wide.shape, "float64")
 
-    def finish(self, k: Any, stage: int, totals: Sequence[Any], before: Any) -> tuple[Any, ...]:
+    def finish(self, k: Kernel, stage: int, totals: Sequence[Array], before: Before) -> tuple[Array, ...]:
         average = totals[0] / totals[1]
-        return (average, totals[1]) if stage == 0 else (before[0], k.xp.sqrt(average))
+        return (average, totals[1]) if before is None else (before[0], k.xp.sqrt(average))
 
 
 def number_or_like(doc: str, default: Any) -> Any:
@@ -87,12 +88,12 @@ class Drawn(TensorOp):
         first, second = key_of(seed, name)
         return replace(self, dtype=dtype, first=float(first), second=float(second))
 
-    def infer(self, position: Spec, *statistics: Spec, **_: Any) -> tuple[Spec, ...]:
+    def infer(self, position: Spec, *statistics: Spec) -> tuple[Spec, ...]:
         made = Spec(position.shape, self.dtype)
         check_floats(made)
         return (made,)
 
-    def smallest(self, position: Any, *statistics: Any, **_: Any) -> Any:
+    def smallest(self, position: Bound, *statistics: Bound) -> Bound:
         return position
 
 

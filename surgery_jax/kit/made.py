@@ -31,7 +31,7 @@ class Made(TensorOp):
     scratch_bytes: ClassVar[int] = 0  # that making elements takes beside them, at most
     spec: Spec
 
-    def infer(self, *specs: Any, **_: Any) -> tuple[Spec, ...]:
+    def infer(self, *specs: Spec) -> tuple[Spec, ...]:
         return (self.spec,)
 
     def put(self, start: int, out: numpy.ndarray) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..core.exact import exact
 from ..core.specs import Spec
 from .fields import fields_of
+from .kernel import Kernel
 
 if TYPE_CHECKING:
     from ..numerics.cuts import Cut
@@ -51,7 +52,7 @@ class TensorOp:
         """
         raise NotImplementedError
 
-    def apply(self, k: Any, *arrays: Any, **_: Any) -> Any:
+    def apply(self, k: Kernel, *arrays: Any, **_: Any) -> Any:
         """The results. `k` computes exactly, on a device or in NumPy (`numerics.kernels`); traced fields of `self` are
         scalars of float64 while a device function is traced."""
         raise NotImplementedError

@@ -13,6 +13,7 @@ from ..language.document import Mapping as YamlMapping
 from ..language.document import Node
 from ..language.nodes import shown
 from . import fields
+from .kernel import Array, Kernel
 from .operations import TensorOp
 
 if TYPE_CHECKING:
@@ -168,6 +169,6 @@ class Mask(TensorOp):
 
     kind = "check"
 
-    def measure(self, k: Any, *arrays: Any, **_: Any) -> Any:
+    def measure(self, k: Kernel, *arrays: Any, **_: Any) -> Array:
         """How far off every element is, in float64; for messages."""
         raise NotImplementedError

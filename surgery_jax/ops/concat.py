@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
 from ..kit import base
 from ..kit.base import BoundStep, integer
 from ..kit.forms import Form
+from ..kit.kernel import Array, Kernel
 from ..kit.rules import check_arrays, check_axis
 from ..kit.state import State
 from ..kit.structure import Run, Structure, worthwhile
@@ -98,5 +98,5 @@ class Concat(Structure):
     def by_rows(self, rows: int, result: Spec, *operands: Spec) -> Concat | None:
         return self if check_axis(self.dim, result) > 0 else None
 
-    def apply(self, k: Any, *parts: Any) -> Any:
+    def apply(self, k: Kernel, *parts: Array) -> Array:
         return k.xp.concatenate(parts, axis=self.dim)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
 from ..kit.base import Directive, TensorOp, boolean, choice, rank, reference
 from ..kit.forms import InPlace
+from ..kit.kernel import Array, Kernel
 from ..kit.rules import check_floats, check_matrix
 from ..kit.state import State
 from ..language.document import Node
@@ -54,7 +54,7 @@ class Factors(TensorOp):
     def cut_workspace_bytes(self, count: int, cut: Cut, source: Spec) -> int:
         return factoring_bytes(count, source, self.rank, max(source.dtype.itemsize, 4))
 
-    def apply(self, k: Any, source: Any) -> Any:
+    def apply(self, k: Kernel, source: Array) -> tuple[Array, Array]:
         u, s, vt = factors(k, source, self.rank, self.method)
         root = k.xp.sqrt(s)
         return k.narrow(root[:, None] * vt, source), k.narrow(u * root, source)
@@ -89,7 +89,7 @@ class LowRank(TensorOp):
     def cut_workspace_bytes(self, count: int, cut: Cut, source: Spec) -> int:
         return factoring_bytes(count, source, self.rank, max(source.dtype.itemsize, 4))
 
-    def apply(self, k: Any, source: Any) -> Any:
+    def apply(self, k: Kernel, source: Array) -> Array:
         u, s, vt = factors(k, source, self.rank, self.method)
         return k.narrow(k.matmul(u * s, vt), source)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.errors import PlanError, listing
 from ..core.specs import Spec
 from ..kit import base
 from ..kit.base import BoundStep, integer
 from ..kit.forms import Form
+from ..kit.kernel import Array, Kernel
 from ..kit.rules import check_arrays
 from ..kit.state import State
 from ..kit.structure import Run, Structure, worthwhile
@@ -124,5 +124,5 @@ class Stack(Structure):
     def by_rows(self, rows: int, result: Spec, *operands: Spec) -> Stack | None:
         return self if self.axis(operands[0]) > 0 else None
 
-    def apply(self, k: Any, *parts: Any) -> Any:
+    def apply(self, k: Kernel, *parts: Array) -> Array:
         return k.xp.stack(parts, axis=self.dim)
