@@ -48,5 +48,5 @@ class IsZero(Selecting):
     eps: float | None = epsilon("absolute tolerance, in float64")
 
     def test(self, state: State, ref: Reference, name: str) -> Outcome:
-        node = state.view(state.slot(ref.alias, name, reads=1).node, ref)
-        return Pending(state.check(ZeroMask(self.eps), (node,), f"iszero: {name}"))
+        node = state.versions.read(ref, name)
+        return Pending(state.checks.check(ZeroMask(self.eps), (node,), f"iszero: {name}"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
@@ -79,14 +78,14 @@ class Norm(Selecting):
             raise PlanError("norm: at least one bound is needed", expected="ge, gt, le or lt")
 
     def test(self, state: State, ref: Reference, name: str) -> Outcome:
-        node = state.view(state.slot(ref.alias, name, reads=1).node, ref)
-        (found,) = state.apply(Norm2(state.spec(node).dtype.bits == 64), node)
+        node = state.versions.read(ref, name)
+        found = state.versions.compute(Norm2(state.versions.spec(node).dtype.bits == 64), node)
 
-        def judge(measured: Any) -> tuple[bool, str]:
+        def judge(measured: Sequence[float]) -> tuple[bool, str]:
             value = float(measured[0])
             return self._holds(value), f"norm: {name} has norm {value:.9g}, expected {self._described()}"
 
-        return Measured(state.sink(found, "array"), judge)
+        return Measured(state.checks.sink(found, "array"), judge)
 
     def _holds(self, value: float) -> bool:
         return (

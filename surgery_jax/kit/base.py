@@ -9,6 +9,7 @@ read the declarations made here.
 from .fields import (
     REQUIRED,
     Field,
+    Values,
     boolean,
     choice,
     declare,
@@ -43,6 +44,7 @@ __all__ = [
     "Directive",
     "Field",
     "TensorOp",
+    "Values",
     "Word",
     "boolean",
     "choice",

@@ -108,10 +108,10 @@ class _Drawing(Form):
         elif like is None:
             raise PlanError(f"{self.word}: `like` needs a tensor", where=step.mark, hint="name it with `from`")
         else:
-            statistics = state.apply(Moments(), like)
-        (positions,) = state.apply(Positions(Spec(spec.shape, BY_NAME["uint64"])))
+            statistics = state.versions.apply(Moments(), like)
+        positions = state.versions.compute(Positions(Spec(spec.shape, BY_NAME["uint64"])))
         op = step.thing.of(name, step.refs.get("seed", 0), spec.dtype)  # type: ignore[arg-type]
-        return state.apply(op, positions, *statistics)[0]
+        return state.versions.compute(op, positions, *statistics)
 
 
 _SEED = base.integer("of all tensors of the step, whose names make them differ", 0).metadata["field"]
@@ -137,23 +137,23 @@ class Draw(_Drawing):
         if ("from" in given) == ("shape" in given):
             raise PlanError(f"{self.word} needs one of `from` and `shape`", where=step.mark)
         is_single = "shape" in given
-        dest = state.reference(given["to"], key="to", slices=False, literal=is_single)
+        dest = state.names.reference(given["to"], key="to", slices=False, literal=is_single)
         if is_single:
             check_shape(given["shape"])
             assert isinstance(dest.expr, str)
-            state.expect_new(dest.alias, [dest.expr])
+            state.names.expect_new(dest.alias, [dest.expr])
             spec = Spec(given["shape"], given.get("dtype", BY_NAME["float32"]))
-            state.create(dest.alias, dest.expr, self._draw(step, state, dest.expr, spec, None))
+            state.versions.create(dest.alias, dest.expr, self._draw(step, state, dest.expr, spec, None))
             return
-        source = state.reference(given["from"], key="from")
-        pairs = state.pairs(source, dest)
-        state.expect_new(dest.alias, [new for _, new in pairs])
+        source = state.names.reference(given["from"], key="from")
+        pairs = state.names.pairs(source, dest)
+        state.names.expect_new(dest.alias, [new for _, new in pairs])
         for name, new in pairs:
-            like = state.view(state.slot(source.alias, name, reads=1).node, source)
-            spec = state.spec(like)
+            like = state.versions.read(source, name)
+            spec = state.versions.spec(like)
             spec = Spec(spec.shape, given.get("dtype", spec.dtype))
-            state.create(dest.alias, new, self._draw(step, state, new, spec, like))
-            state.tell(f"{self.word}: {new}")
+            state.versions.create(dest.alias, new, self._draw(step, state, new, spec, like))
+            state.speech.tell(f"{self.word}: {new}")
 
 
 class Redraw(_Drawing):
@@ -168,10 +168,10 @@ class Redraw(_Drawing):
 
     def build(self, step: BoundStep, state: State) -> None:
         """Draw every match."""
-        target = state.reference(step.refs["target"], key="target")
-        for name in state.select(target):
-            before = state.slot(target.alias, name, reads=1).node
-            like = state.view(before, target)
-            value = self._draw(step, state, name, state.spec(like), like)
-            state.rebind(target.alias, name, state.store(before, target, value))
-            state.tell(f"{self.word}: {name}")
+        target = state.names.reference(step.refs["target"], key="target")
+        for name in state.names.select(target):
+            before = state.versions.slot(target.alias, name, reads=1).node
+            like = state.versions.view(before, target)
+            value = self._draw(step, state, name, state.versions.spec(like), like)
+            state.versions.rebind(target.alias, name, state.versions.store(before, target, value))
+            state.speech.tell(f"{self.word}: {name}")

@@ -18,6 +18,7 @@ from ..language.regexes import compile_regex
 __all__ = [
     "REQUIRED",
     "Field",
+    "Values",
     "boolean",
     "choice",
     "declare",
@@ -44,6 +45,8 @@ __all__ = [
 ]
 
 REQUIRED: Any = object()
+
+Values = float | tuple["Values", ...]  # a number, or nested tuples of numbers, all rows of a level equally long
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +147,7 @@ def _parse_expressions(value: Node) -> tuple[Any, ...]:
     return tuple(compile_regex(_parse_text(item), item.mark) for item in items)
 
 
-def _parse_values(value: Node) -> Any:
+def _parse_values(value: Node) -> Values:
     """A number, or nested tuples of numbers, all rows of a level equally long."""
     if isinstance(value, document.Sequence):
         items = tuple(_parse_values(item) for item in value.items)

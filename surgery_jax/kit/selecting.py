@@ -23,8 +23,8 @@ class Selecting(Predicate):
     of: Node = reference("the tensors, may be sliced")
 
     def evaluate(self, state: State) -> Outcome:
-        ref = state.reference(self.of, key="of")
-        names = state.match(ref)
+        ref = state.names.reference(self.of, key="of")
+        names = state.names.match(ref)
         if not names:
             return Known(False, f"{self.name}: matched zero tensors: {ref.text}")
         return settle_all("all", [self.test(state, ref, name) for name in names])

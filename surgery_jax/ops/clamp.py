@@ -18,9 +18,9 @@ class _ClampInPlace(InPlace):
     """`clamp_` keeps the dtype, so it takes floats only."""
 
     def build(self, step: BoundStep, state: State) -> None:
-        target = state.reference(step.refs["target"], key="target")
-        for name in state.select(target):
-            spec = state.slot(target.alias, name).node.spec
+        target = state.names.reference(step.refs["target"], key="target")
+        for name in state.names.select(target):
+            spec = state.versions.slot(target.alias, name).node.spec
             if spec is not None and not spec.dtype.is_float:
                 raise PlanError(
                     f"{self.word}: {name} would become float32", found=str(spec), hint="use clamp with a new name"

@@ -118,12 +118,12 @@ class Phlora(Directive):
     require_missing_dest: bool = boolean("refuse to overwrite existing tensors", True)
 
     def build(self, state: State) -> None:
-        target = state.reference(self.target, key="target", slices=False)
+        target = state.names.reference(self.target, key="target", slices=False)
         sides = [
-            state.reference(node, key=key, slices=False, default=target.alias)
+            state.names.reference(node, key=key, slices=False, default=target.alias)
             for key, node in (("target_a", self.target_a), ("target_b", self.target_b))
         ]
-        pairs = [state.pairs(target, side) for side in sides]
+        pairs = [state.names.pairs(target, side) for side in sides]
         for (name, a), (_, b) in zip(*pairs, strict=True):
             if (sides[0].alias, a) == (sides[1].alias, b):
                 raise PlanError(
@@ -131,19 +131,19 @@ class Phlora(Directive):
                 )
         for side, named in zip(sides, pairs, strict=True):
             if self.require_missing_dest:
-                state.expect_new(side.alias, [dest for _, dest in named])
+                state.names.expect_new(side.alias, [dest for _, dest in named])
         for (name, a), (_, b) in zip(*pairs, strict=True):
-            node = state.slot(target.alias, name, reads=2).node
+            node = state.versions.slot(target.alias, name, reads=2).node
             for side, dest, factor in zip(
-                sides, (a, b), state.apply(Factors(self.rank, self.method), node), strict=True
+                sides, (a, b), state.versions.apply(Factors(self.rank, self.method), node), strict=True
             ):
-                if state.has(side.alias, dest):
-                    state.rebind(side.alias, dest, factor)
+                if state.names.has(side.alias, dest):
+                    state.versions.rebind(side.alias, dest, factor)
                 else:
-                    state.create(side.alias, dest, factor)
+                    state.versions.create(side.alias, dest, factor)
             if self.delete_original:
-                state.drop(target.alias, name)
-            state.tell(f"phlora: {name} -> {a}, {b}")
+                state.versions.drop(target.alias, name)
+            state.speech.tell(f"phlora: {name} -> {a}, {b}")
 
     def contributes(self, state: State) -> str | None:
-        return state.reference(self.target, key="target", slices=False).alias
+        return state.names.reference(self.target, key="target", slices=False).alias

@@ -43,6 +43,8 @@ class Set(Directive):
         given = {"dry-run": self.dry_run, "preview": self.preview, "verbose": self.verbose}
         for name, value in given.items():
             if value is not None:
-                state.set_flag(name, value)
+                state.control.set_flag(name, value)
         if all(value is None for value in given.values()):
-            state.say("\n".join(["flags:", *(f"  {name}: {str(state.flag(name)).lower()}" for name in given)]))
+            state.speech.say(
+                "\n".join(["flags:", *(f"  {name}: {str(state.control.flag(name)).lower()}" for name in given)])
+            )
