@@ -102,7 +102,7 @@ class Names:
         return found[0]
 
     def pairs(self, source: Reference, *templates: Reference) -> list[tuple[str, ...]]:
-        rows = self._rows(source, *templates)
+        rows = self.rows(source, *templates)
         seen: dict[str, str] = {}
         for row in rows:
             if row[-1] in seen:
@@ -117,7 +117,7 @@ class Names:
         return rows
 
     def numbered(self, source: Reference, template: Reference) -> list[tuple[str, str, int]]:
-        rows = self._rows(source, template)
+        rows = self.rows(source, template)
         try:
             return [(name, new, self._selector(source).number(name)) for name, new in rows]
         except PlanError as error:
@@ -132,8 +132,7 @@ class Names:
             raise
         return [(name, partial(fill, new)) for name, new in self.pairs(source, open_template)]
 
-    def _rows(self, source: Reference, *templates: Reference) -> list[tuple[str, ...]]:
-        """For every match of `source`: its name and the name each template gives."""
+    def rows(self, source: Reference, *templates: Reference) -> list[tuple[str, ...]]:
         found = self.match(source)
         if not found:
             name = f"{source.alias}::{source.expr}"

@@ -66,6 +66,9 @@ class Names(Protocol):
         """For every match of `source`: its name and the name each template gives; the last template must
         not collide."""
 
+    def rows(self, source: Reference, *templates: Reference) -> list[tuple[str, ...]]:
+        """For every match of `source`: its name and the name each template gives, which may come again."""
+
     def numbered(self, source: Reference, template: Reference) -> list[tuple[str, str, int]]:
         """For every match of `source`: its name, the name that the template gives, and the number that its group or
         variable `index` stands for."""
