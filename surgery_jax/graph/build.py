@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from collections.abc import Mapping as GraphMapping
 from collections.abc import Sequence as AbstractSequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from ..core.errors import AssertionFailed, Mark, PlanError, Problems, SurgeryError, listing
+from ..kit.state import State
 from ..kit.words import BoundStep, find_word, words
 from ..language import document
 from ..language import names as naming
@@ -146,7 +147,7 @@ class _Builder:
             return
         assertions = len(frame.demands.assertions)
         try:
-            step.build(self.state)
+            step.build(cast(State, self.state))
         except SurgeryError as error:
             frame.demands.errors.append(error.located(step.mark))
             self._leave_ghosts(node)
@@ -170,7 +171,7 @@ class _Builder:
         frame.space, frame.demands = space.trial(), demands.copy()
         frame.touched = {"changed": [], "created": [], "deleted": []}
         with suppress(SurgeryError, Consequence):  # the step itself reports it, or is skipped
-            step.build(self.state)
+            step.build(cast(State, self.state))
         frame.space, frame.demands, frame.pending = space, demands, []
         counts = ", ".join(
             f"{what} {len(names)} ({listing(names, 3)})" for what, names in frame.touched.items() if names
@@ -281,7 +282,7 @@ class _Builder:
         space, known = frame.space, frame.space.models
         space.models = _AnyAlias(known)
         try:
-            alias = step.contributes(self.state)
+            alias = step.contributes(cast(State, self.state))
         except PlanError:
             return  # the step itself reports it
         finally:
