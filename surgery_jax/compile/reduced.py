@@ -13,20 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from ..kit.reduction import BLOCK, Reduction, combined
+from ..kit.reduction import Reduction, combined
 from ..numerics.kernels import HostKernel
 from .blueprint import Blueprint
 from .lower import GroupFunction
 from .program import Group
 
-__all__ = ["PassFunction", "ReducedFunction", "tile_length"]
+__all__ = ["PassFunction", "ReducedFunction"]
 
 Statistics = Mapping[int, Sequence[Any]]  # what reductions have come to, by the number of the value
-
-
-def tile_length(length: int) -> int:
-    """Elements of a tile of about so many that has whole blocks."""
-    return max(length // BLOCK, 1) * BLOCK
 
 
 class ReducedFunction:

@@ -16,13 +16,18 @@ from ..core.specs import Spec
 from .kernel import Array, Bound, Kernel
 from .operations import TensorOp
 
-__all__ = ["BLOCK", "LANES", "Before", "Reduction", "combined"]
+__all__ = ["BLOCK", "LANES", "Before", "Reduction", "combined", "tile_length"]
 
 Before = Sequence[Array] | None  # what the stage before came to, None for the first stage
 
 LANES = 128
 BLOCK = LANES * LANES  # elements
 NEUTRAL = {"sum": 0.0, "max": -float("inf"), "min": float("inf")}
+
+
+def tile_length(length: int) -> int:
+    """Elements of a tile of about so many that has whole blocks."""
+    return max(length // BLOCK, 1) * BLOCK
 
 
 @dataclass(frozen=True)

@@ -241,12 +241,12 @@ def check_new_file(path: str, overwrite: bool) -> None:
 
 
 def write_whole(path: str, text: str) -> None:
-    """Write a text file that appears when it is complete and on the disk.
+    """Write a text file that appears when it is complete and on the disk; a link at its place is replaced.
 
     Raises:
         StorageError: the operating system refuses; what was there stays.
     """
-    target = Path(os.path.realpath(path))
+    target = Path(path)
     part = target.with_name(f".{target.name[:40]}.surgery-{os.getpid()}-{os.urandom(4).hex()}")
     try:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
