@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         own()
     words = list(sys.argv[1:] if argv is None else argv)
-    with interruptible() as watch, notes_shown(quiet="--quiet" in words):
+    with interruptible() as watch, notes_shown():
         try:
             from .streams import flush, open_closed
 

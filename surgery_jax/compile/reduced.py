@@ -13,20 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from ..kit.reduction import BLOCK, Reduction, combined
+from ..kit.reduction import Reduction, combined
 from ..numerics.kernels import HostKernel
 from .blueprint import Blueprint
 from .lower import GroupFunction
 from .program import Group
 
-__all__ = ["PassFunction", "ReducedFunction", "tile_length"]
+__all__ = ["PassFunction", "ReducedFunction"]
 
 Statistics = Mapping[int, Sequence[Any]]  # what reductions have come to, by the number of the value
-
-
-def tile_length(length: int) -> int:
-    """Elements of a tile of about so many that has whole blocks."""
-    return max(length // BLOCK, 1) * BLOCK
 
 
 class ReducedFunction:
@@ -65,7 +60,7 @@ class ReducedFunction:
                 stage = self.stage(value, number)
                 if stage is not None:
                     how = op.how(stage)
-                    rows = np.concatenate([np.zeros((0, len(how))), *parts[value]])
+                    rows: Any = np.concatenate([np.zeros((0, len(how))), *parts[value]])
                     found[value] = op.finish(kernel, stage, combined(kernel, rows, how), before.get(value))
         return found
 

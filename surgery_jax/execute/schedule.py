@@ -11,12 +11,12 @@ from typing import NamedTuple
 from ..compile.blueprint import Blueprint, flat_blueprint, row_bytes, rows_blueprint, stack_blueprint, whole_blueprint
 from ..compile.pieces import Piece, cut
 from ..compile.program import Component, Group, Move, Program
-from ..compile.reduced import tile_length
 from ..core.exact import exact
 from ..core.specs import Spec
 from ..graph.node import Source
 from ..io.decoded import cache_bytes, covering
 from ..io.needs import LEAST_PIECE, PAGE
+from ..kit.reduction import tile_length
 from .reservations import Limits, device_limit, tile_limit
 
 __all__ = [

@@ -260,6 +260,7 @@ class _Batch:
         from ..storage.publish import check_target
 
         plan = self.jobs[number].plan()
+        self.leftovers += leftovers(plan, remove=not only_check)  # also of a job that had just ended
         key = _key_of(plan, self.options)
         known = None if again else self.finished.entries.get(key)
         if known is not None and known.holds(self._files_of):
@@ -267,7 +268,6 @@ class _Batch:
             self._end(number, "skipped", outputs=tuple(known.outputs))
             return None
         current.headers.opened = {}
-        self.leftovers += leftovers(plan, remove=not only_check)
         compiled = compile_with(plan, current.headers, current.graph)
         self._claim(number, [output.path for output, _ in compiled.outputs], current.headers.opened)
         self.leftovers += leftovers(plan, compiled.outputs, remove=not only_check)

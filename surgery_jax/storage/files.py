@@ -279,13 +279,12 @@ def check_new_file(path: str, overwrite: bool) -> None:
 
 
 def write_whole(path: str, text: str) -> None:
-    """Write a text file that appears when it is complete and on the disk.
+    """Write a text file that appears when it is complete and on the disk; a link at its place is replaced.
 
     Raises:
         StorageError: the operating system refuses; what was there stays.
     """
-    place, data = place_of(path), text.encode("utf-8")
-    target = locate(os.path.realpath(path) if is_local(path) else path)
+    place, data, target = place_of(path), text.encode("utf-8"), locate(path)
     part = str(target.with_name(f".{target.name[:40]}.surgery-{os.getpid()}-{os.urandom(4).hex()}"))
     try:
         place.create(part, len(data))

@@ -64,6 +64,10 @@ class Stage:
                 lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             except FileNotFoundError:  # somebody who clears away took it for a dead one
                 continue
+            except OSError:
+                with suppress(OSError):
+                    path.rmdir()
+                raise
             stage = cls(path, lock)
             try:
                 is_ours = _try_lock(lock)

@@ -25,6 +25,8 @@ def check_target(plan: OutputPlan, overwrite: bool) -> None:
     """
     final = final_place(plan.path)
     try:
+        if final.is_symlink():
+            _check_link(plan, final, overwrite)
         mode = final.stat().st_mode if final.exists() else None
         if mode is not None and stat.S_ISDIR(mode):
             _check_directory(plan, final, overwrite)
@@ -40,6 +42,25 @@ def check_target(plan: OutputPlan, overwrite: bool) -> None:
             raise StorageError("the directory cannot be written", where=plan.path, found=f"no permission for {place}")
     except OSError as error:
         raise storage_error(error, plan.path, "write there") from None
+
+
+def _check_link(plan: OutputPlan, final: Path, overwrite: bool) -> None:
+    """A link can give way to a file; writing never follows it."""
+    leads = str(final.readlink())
+    if plan.is_directory or final.is_dir():
+        raise StorageError(
+            "a link is where the output would be, and writing follows none",
+            where=plan.path,
+            found=f"a link to {leads}",
+            hint=f"name the directory that it leads to: {os.path.realpath(final)}",
+        )
+    if not overwrite:
+        raise StorageError(
+            "a link is there already",
+            where=plan.path,
+            found=f"a link to {leads}",
+            hint="add --overwrite to replace the link; what it leads to stays",
+        )
 
 
 def _check_directory(plan: OutputPlan, final: Path, overwrite: bool) -> None:
@@ -114,17 +135,21 @@ def check_space(outputs: Iterable[tuple[OutputPlan, Layout]]) -> None:
 
 
 def final_place(path: str) -> Path:
-    """The real place: links are followed, so that the link stays and the renames stay on one disk.
+    """The real place: links that lead to its directory are followed, so that renames stay on one disk; a link at the
+    place itself is not, since what it leads to may be somebody else's.
 
     Raises:
         StorageError: it is no path, or the root of the file system, beside which nothing can be built.
     """
     if not is_local(path):
         return locate(path)
-    try:
+    if "\0" in path:
+        raise StorageError("not a path: it has a NUL", where=repr(path))
+    above, name = os.path.split(path.rstrip("/") or path)
+    if name in ("", ".", ".."):
         final = Path(os.path.realpath(path))
-    except ValueError as error:  # a NUL byte in the name
-        raise StorageError(f"not a path: {error}", where=repr(path)) from None
+    else:
+        final = Path(os.path.realpath(above)) / name
     if final == final.parent:
         raise StorageError(
             "the root of the file system is no place for an output", where=path, hint="name a directory in it"

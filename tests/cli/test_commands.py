@@ -198,7 +198,7 @@ def test_a_summary_that_cannot_be_written_at_the_end_says_that_the_output_is_the
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    assert main(["run", name, "--summary", "s.yaml", "--no-sync"]) == 3
+    assert main(["run", name, "--summary", "s.yaml", "--no-sync"]) == 5
     assert "the output of the plan is there" in capsys.readouterr().err
     assert "x" in load_file("out.safetensors") and not (here / "s.yaml").exists()
 

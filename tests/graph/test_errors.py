@@ -178,17 +178,17 @@ def test_long_lists_of_names_are_cut_short(tmp_path: Path, monkeypatch: pytest.M
 )
 def test_a_nul_in_a_path_is_an_error_with_its_place(plan: str, bench: Path) -> None:
     Path("plan.yaml").write_text(plan)
-    with pytest.raises(SurgeryError, match="not a path") as found:
+    with pytest.raises(SurgeryError, match="NUL") as found:
         check(load_plan("plan.yaml"))
     assert str(found.value).startswith("plan.yaml:")
-    assert found.value.exit_code == 3
+    assert found.value.exit_code == 2
 
 
 @pytest.mark.parametrize("shape", [f"[ {10**290} ]", f"[ {10**290}, {10**290} ]", "[ 4611686018427387904 ]"])
 @pytest.mark.parametrize("step", ["zeroes", "ones", "rand"])
 def test_a_tensor_that_is_larger_than_any_file_is_an_error_of_the_plan(step: str, shape: str, bench: Path) -> None:
     (error,) = problems(f"  - {step}: {{ target: x, shape: {shape} }}")
-    assert isinstance(error, PlanError) and "too large" in str(error)
+    assert isinstance(error, PlanError) and ("too large" in str(error) or "not an integer of 64 bits" in str(error))
     assert len(str(error)) < 500
 
 

@@ -123,7 +123,8 @@ def extract(tmp_path: Path, **keys: Any) -> str:
         "transforms": [{"lora_extract": {key: value for key, value in step.items() if value is not ...}}],
         "output": {"path": str(tmp_path / "adapter"), "format": "peft"},
     }
-    return run(plan_of(plan), Options(sync=False, overwrite=True)).printed
+    report = run(plan_of(plan), Options(sync=False, overwrite=True))
+    return "\n".join([report.printed, *(f"warning: {warning}" for warning in report.warnings)])
 
 
 def refusal(tmp_path: Path, **keys: Any) -> str:
@@ -257,7 +258,7 @@ def test_experts_that_a_pattern_leaves_out_are_said(tmp_path: Path, base: str) -
     prepared(tmp_path, "qwen3-moe", r".*q_proj\.weight" + EXPERT_PARTS)
     told = extract(tmp_path, base=f"base::{base}")
     is_whole = "down" in base  # PEFT stacks these by themselves
-    assert ("warning: PEFT 0.21 loads factors for all experts" in told) == (not is_whole)
+    assert ("lora_extract: PEFT 0.21 loads factors for all experts" in told) == (not is_whole)
     if is_whole:
         loaded(tmp_path, "qwen3-moe")
         return
@@ -286,7 +287,7 @@ def test_what_peft_leaves_out_is_said(tmp_path: Path, case: tuple[str, str, str]
     model = peft.PeftModel.from_pretrained(tiny(kind), tmp_path / "adapter").eval()
     error = np.abs(outputs(kind, model) - after).max()
     assert (error > 0.1 * np.abs(before - after).max()) == GETS_WRONG[case]
-    assert ("lora_extract: warning: PEFT 0.21" in told) == GETS_WRONG[case]
+    assert ("lora_extract: PEFT 0.21" in told) == GETS_WRONG[case]
 
 
 # ---------------------------------------------------------------------------------------- refusals and their remedies
