@@ -70,14 +70,16 @@ class Totals:
 
     def result(self) -> list[Any]:
         """The terms of all tiles."""
-        terms: np.ndarray | None = None
+        terms: Any = None
         for _, branch in reversed(self._branches):
             terms = branch if terms is None else self._together(np.stack([branch, terms]))
-        return combined(self._kernel, np.zeros((0, len(self.how))) if terms is None else terms[None], self.how)
+        rows: Any = np.zeros((0, len(self.how))) if terms is None else terms[None]
+        return combined(self._kernel, rows, self.how)
 
-    def _together(self, rows: np.ndarray) -> np.ndarray:
+    def _together(self, rows: Any) -> np.ndarray:
         with np.errstate(all="ignore"):
-            return np.stack(combined(self._kernel, rows, self.how))
+            terms: list[Any] = combined(self._kernel, rows, self.how)
+            return np.stack(terms)
 
 
 class ReducedFunction:
