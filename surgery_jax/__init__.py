@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from .core.errors import AssertionFailed, BudgetError, PlanError, Problems, StorageError, SurgeryError
     from .core.notes import Note
+    from .execute.observers import Observer
     from .execute.report import Report
     from .reports.compare import Change, Difference
     from .reports.explain import Explanation
@@ -50,6 +51,7 @@ __all__ = [
     "JobReport",
     "ModuleSpectrum",
     "Note",
+    "Observer",
     "Options",
     "PlanError",
     "Problems",
@@ -83,6 +85,7 @@ _HOMES = {
     "core.notes": "Note",
     "reports.compare": "Change Difference",
     "reports.explain": "Explanation",
+    "execute.observers": "Observer",
     "execute.report": "Report",
     "reports.spectrum": "ModuleSpectrum Spectrum",
     "reports.survey": "CheckpointInfo TensorInfo",
