@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.errors import PlanError
 from ..kit.base import epsilon, reference
@@ -11,6 +10,7 @@ from ..kit.masks import EqualMask
 from ..kit.predicates import Known, Outcome, Pending, Predicate, settle_all
 from ..kit.state import State
 from ..language.document import Node
+from ..language.names import Reference
 
 
 @dataclass(frozen=True)
@@ -29,24 +29,24 @@ class Equal(Predicate):
     eps: float | None = epsilon("absolute tolerance, in float64")
 
     def evaluate(self, state: State) -> Outcome:
-        left, right = state.reference(self.left, key="left"), state.reference(self.right, key="right")
-        if not state.match(left):
+        left, right = state.names.reference(self.left, key="left"), state.names.reference(self.right, key="right")
+        if not state.names.match(left):
             return Known(False, f"equal: matched zero tensors: {left.text}")
         try:
-            pairs = state.pairs(left, right)
+            pairs = state.names.pairs(left, right)
         except PlanError as error:
             if "collision" not in error.problem:
                 raise
             return Known(False, error.problem)
         return settle_all("all", [self._test(state, left, right, pair) for pair in pairs])
 
-    def _test(self, state: State, left: Any, right: Any, pair: tuple[str, ...]) -> Outcome:
+    def _test(self, state: State, left: Reference, right: Reference, pair: tuple[str, ...]) -> Outcome:
         name, other = pair
         label = f"equal: {left.alias}::{name} and {right.alias}::{other}"
-        if not state.has(right.alias, other):
+        if not state.names.has(right.alias, other):
             return Known(False, f"{label}: the second does not exist")
-        a = state.view(state.slot(left.alias, name, reads=1).node, left)
-        b = state.view(state.slot(right.alias, other, reads=2).node, right)
+        a = state.versions.read(left, name)
+        b = state.versions.read(right, other, reads=2)
         if a.spec != b.spec:
             return Known(False, f"{label}: {a.spec} against {b.spec}")
-        return Pending(state.check(EqualMask(self.eps), (a, b), label))
+        return Pending(state.checks.check(EqualMask(self.eps), (a, b), label))

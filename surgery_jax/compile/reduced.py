@@ -60,7 +60,7 @@ class ReducedFunction:
                 stage = self.stage(value, number)
                 if stage is not None:
                     how = op.how(stage)
-                    rows = np.concatenate([np.zeros((0, len(how))), *parts[value]])
+                    rows: Any = np.concatenate([np.zeros((0, len(how))), *parts[value]])
                     found[value] = op.finish(kernel, stage, combined(kernel, rows, how), before.get(value))
         return found
 

@@ -12,8 +12,9 @@ from ..core.errors import MOST_NAMES, PlanError, listing, nearest
 from ..language.document import Mapping as YamlMapping
 from ..language.document import Node
 from ..language.nodes import shown
-from . import base as fields
-from .base import TensorOp
+from . import fields
+from .kernel import Array, Kernel
+from .operations import TensorOp
 
 if TYPE_CHECKING:
     from .state import State
@@ -168,6 +169,6 @@ class Mask(TensorOp):
 
     kind = "check"
 
-    def measure(self, k: Any, *arrays: Any, **_: Any) -> Any:
+    def measure(self, k: Kernel, *arrays: Any, **_: Any) -> Array:
         """How far off every element is, in float64; for messages."""
         raise NotImplementedError

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..core.specs import Spec
-from .base import TensorOp
+from .kernel import Array, Kernel
+from .operations import TensorOp
 
 __all__ = ["MAX_RUNS", "Structure", "Update", "View", "strided_runs"]
 
@@ -118,7 +119,7 @@ class View(Structure):
             slice(start, start + max(count - 1, 0) * step + (count > 0), step) for start, step, count in self.axes
         )
 
-    def apply(self, k: Any, source: Any) -> Any:
+    def apply(self, k: Kernel, source: Array) -> Array:
         return source[self.index()].reshape(self.shape)
 
 
@@ -152,7 +153,7 @@ class Update(Structure):
         view = self.view.by_rows(rows, result, operands[0])
         return Update(view) if view is not None else None
 
-    def apply(self, k: Any, base: Any, value: Any) -> Any:
+    def apply(self, k: Kernel, base: Array, value: Array) -> Array:
         index = self.view.index()
         counts = tuple(count for _, _, count in self.view.axes)
         return k.replace(base, index, value.reshape(counts))

@@ -208,6 +208,13 @@ class NameIndex:
         else:
             self._removed.add(name)
 
+    def copy(self) -> NameIndex:
+        """An independent index of the same names."""
+        twin = NameIndex()
+        twin._names, twin._added, twin._removed = dict(self._names), dict(self._added), set(self._removed)
+        twin._sorted = list(self._sorted)
+        return twin
+
     def __contains__(self, name: object) -> bool:
         return name in self._names
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
 from ..kit.base import TensorOp, integer, number, word
 from ..kit.forms import InPlace, New
+from ..kit.kernel import Array, Bound, Kernel
 from ..kit.rules import check_floats
 
 
@@ -46,11 +46,11 @@ class Noise(TensorOp):
         check_floats(source)
         return (source,)
 
-    def apply(self, k: Any, source: Any, position: Any) -> Any:
+    def apply(self, k: Kernel, source: Array, position: Array) -> Array:
         from ..numerics.threefry import normal
 
         noise = k.mul(normal(k, (self.first, self.second), position), k.xp.asarray(self.std, "float64"))
         return k.cast(source.astype("float64") + noise, k.dtype(source))
 
-    def smallest(self, source: Any, position: Any) -> Any:
+    def smallest(self, source: Bound, position: Bound) -> Bound:
         return source

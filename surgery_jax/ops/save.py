@@ -34,18 +34,18 @@ class SaveStep(Directive):
     def build(self, state: State) -> None:
         options = {} if self.options is None else words_of(self.options, "save.options")
         if self.target is None:
-            state.save(self.path, self.format, self.shard, self._alias(state), None, options)
+            state.files.save(self.path, self.format, self.shard, self._alias(state), None, options)
             return
         if self.shard is not None:
             raise PlanError("one tensor cannot be sharded", hint="leave out save.shard or save.target")
-        target = state.reference(self.target, key="target", slices=False, literal=True, default=self.alias)
+        target = state.names.reference(self.target, key="target", slices=False, literal=True, default=self.alias)
         if self.alias is not None and target.alias != self.alias:
             raise PlanError("save.alias and the alias in save.target differ", found=f"{self.alias} and {target.alias}")
-        state.expect_present(target.alias, [str(target.expr)], kind="target")
-        state.save(self.path, self.format, None, target.alias, str(target.expr), options)
+        state.names.expect_present(target.alias, [str(target.expr)], kind="target")
+        state.files.save(self.path, self.format, None, target.alias, str(target.expr), options)
 
     def _alias(self, state: State) -> str:
-        aliases = state.aliases()
+        aliases = state.names.aliases()
         alias = self.alias or state.default_alias or (aliases[0] if len(aliases) == 1 else None)
         if alias is None:
             raise PlanError("save needs an alias", expected="one of " + ", ".join(aliases))
