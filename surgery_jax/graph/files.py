@@ -113,7 +113,11 @@ class Files:
 
     def document(self, alias: str, name: str) -> str | None:
         path = self.model(alias).documents.get(name)
-        return None if path is None else self.frame.outside.read_document(path)
+        if path is None:
+            return None
+        found = self.frame.outside.read_document(path)
+        self.frame.identities |= found.identities
+        return str(found.text)
 
     def annotate(
         self, alias: str, format: str, metadata: Mapping[str, str], notes: Mapping[str, Callable[[Found], str]]

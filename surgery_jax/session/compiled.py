@@ -22,7 +22,8 @@ from ..language.document import Node, parse_plan_file
 from ..language.plan import Input, Plan
 from ..storage import formats
 from ..storage.base import Checkpoint, Layout, Single
-from ..storage.files import paused_gc, read_text
+from ..storage.documents import DocumentText, read_document
+from ..storage.files import paused_gc
 from ..storage.formats import OutputPlan
 from ..storage.identity import Identity, add_all
 
@@ -101,8 +102,10 @@ class Outside:
         found = self.sources[path] = parse_plan_file(path, interpolate=False)
         return found
 
-    def read_document(self, path: str) -> str:
-        return read_text(Path(path), "it")
+    def read_document(self, path: str) -> DocumentText:
+        found = read_document(Path(path))
+        add_all(self._identities, found.identities)
+        return found
 
     def check_request(self, request: Request) -> None:
         self.resolve(request)

@@ -133,13 +133,13 @@ def stage(outputs: Outputs, stack: ExitStack, overwrite: bool, peers: Peers = AL
         StorageError: the operating system refuses, or this process does not see what the first one made.
     """
     from ..core.interrupts import held
-    from ..storage.publish import Staging
+    from ..storage.uploads import open_staging
 
     stagings: list[Staging] = []
 
     def add(output: OutputPlan, layout: Layout, told: dict[str, Any] | None = None) -> None:
         with held():  # from the moment when there is something, it is known that it must be removed
-            staging = Staging(output, layout, told, overwrite=overwrite)
+            staging = open_staging(output, layout, told, overwrite=overwrite)
             stagings.append(staging)
             stack.callback(staging.abort)
             peers.rescue(staging.abort)

@@ -7,6 +7,7 @@ bytes belong; the execute layer moves and computes the bytes in any order, `stor
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -81,10 +82,10 @@ class Checkpoint:
     """The headers of one checkpoint: nothing of a tensor has been read.
 
     `entries` is in order of arrival: data order within a file, files in index or name order. `metadata` is the text
-    metadata of the (first) file. `files` are all files that belong to it; `documents` the paths of texts beside them
-    that tell of the model, by file name. `identities` has what these files and others that were read with the headers,
-    such as an index, were then. `left_out` tells in short sentences, each with at most a dozen names, what lies there
-    and is not read.
+    metadata of the (first) file. `files` are all files that belong to it; `documents` the paths of the small files
+    beside them that tell of the model, by name (`Format.is_document`). `identities` has what these files and others
+    that were read with the headers, such as an index, were then; a document is known once it is read. `left_out` tells
+    in short sentences, each with at most a dozen names, what lies there and is not read.
     """
 
     path: str
@@ -136,6 +137,15 @@ class Layout:
     is_directory: bool
     finish: Callable[[Path], None] | None = None
     rest: Mapping[str, Parts[int]] = field(default_factory=dict)
+
+
+_DOCUMENT = re.compile(  # what model hubs hold beside the weights
+    r"[^.].*\.(json|txt|md|py|jinja|model|tiktoken|spm|bpe|vocab)|(LICEN[CS]E|NOTICE|COPYING|README|USE_POLICY)([-_.].*)?",
+    re.IGNORECASE | re.DOTALL,
+)
+_NO_DOCUMENT = re.compile(
+    r".*\.index(\.[^.]+)?\.json|trainer_state\.json|(all|train|eval)_results\.json", re.IGNORECASE | re.DOTALL
+)
 
 
 def no_part(path: str, prefix: str, names: Iterable[str]) -> StorageError:
@@ -201,6 +211,11 @@ class Format:
             return []
         found = (path for path in sorted(directory.iterdir()) if path.suffix.lower() in self.suffixes)
         return [path for path in found if path.name[0] != "." and (path.is_file() or _is_dangling(path))]
+
+    def is_document(self, name: str) -> bool:
+        """Whether a file of this name that lies beside the tensors is a document of the model: its configuration, its
+        tokenizer, a template, code, a text for people. Not an index, not what trainers note, nothing hidden."""
+        return bool(_DOCUMENT.fullmatch(name)) and not _NO_DOCUMENT.fullmatch(name)
 
     def indexed_name(self, name: str) -> str:
         """The name here of a tensor that an index calls `name`."""

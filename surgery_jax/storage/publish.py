@@ -20,16 +20,16 @@ from ..core.errors import Problems, StorageError, told
 from ..core.interrupts import check_interrupted, held, note_published
 from ..core.specs import format_bytes
 from . import companions
-from .base import Layout
+from .base import LaidFile, Layout
 from .companions import State
 from .files import storage_error
 from .formats import OutputPlan
+from .places.found import place_of
 from .renames import Renames
 from .stages import Stage
 from .targets import check_space, check_target, final_place
-from .writing import write_at
 
-__all__ = ["Staging", "check_space", "check_target", "commit_all", "storage_error", "unwinding"]
+__all__ = ["Staging", "check_space", "check_target", "commit_all", "lay", "storage_error", "unwinding"]
 
 
 class Staging:
@@ -87,18 +87,7 @@ class Staging:
             if self._final.is_dir():
                 self._built.chmod(stat.S_IMODE(self._final.stat().st_mode))
         for index, file in enumerate(self.layout.files):
-            path = Path(self.place(index))
-            if "/" in file.name:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            # The mode 0666 is narrowed by the umask, as for any program; the hidden directory itself is private.
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            descriptor = os.open(path, flags, 0o666)
-            try:
-                os.ftruncate(descriptor, file.size)
-                for offset, data in file.fixed:
-                    write_at(descriptor, data, offset)
-            finally:
-                os.close(descriptor)
+            lay(self.place(index), file)
 
     def tell(self) -> dict[str, Any]:
         """What another process must know to write here too."""
@@ -369,6 +358,23 @@ def unwinding() -> Iterator[ExitStack]:
 
 
 # ---------------------------------------------------------------------------------------------------------- details
+
+
+def lay(path: str, file: LaidFile) -> None:
+    """Create a file in its full length, with the bytes that are known.
+
+    Raises:
+        OSError: its place refuses.
+    """
+    place = place_of(path)
+    place.create(path, file.size)
+    if file.fixed:
+        writer = place.target(path)
+        try:
+            for offset, data in file.fixed:
+                writer.write(offset, data)
+        finally:
+            writer.close()
 
 
 def _stays(final: Path) -> bool:

@@ -12,6 +12,7 @@ from ..core.specs import format_bytes
 from .base import Format, Layout
 from .files import storage_error
 from .formats import OutputPlan, formats
+from .places.found import is_local, locate
 
 __all__ = ["check_space", "check_target", "final_place"]
 
@@ -31,6 +32,8 @@ def check_target(plan: OutputPlan, overwrite: bool) -> None:
             _check_directory(plan, final, overwrite)
         elif mode is not None:
             _check_file(plan, final, stat.S_ISREG(mode), overwrite)
+        if not is_local(final):
+            return
         above = next(parent for parent in final.parents if parent.exists())
         if not above.is_dir():
             raise StorageError("a file is where a directory is needed", where=plan.path, found=f"the file {above}")
@@ -111,6 +114,8 @@ def check_space(outputs: Iterable[tuple[OutputPlan, Layout]]) -> None:
     place: dict[int, tuple[str, Path]] = {}
     for plan, layout in outputs:
         final = final_place(plan.path)
+        if not is_local(final):  # there is no telling how much room there is
+            continue
         above = next(parent for parent in final.parents if parent.is_dir())
         disk = above.stat().st_dev
         need[disk] = need.get(disk, 0) + sum(file.size for file in layout.files)
@@ -136,6 +141,8 @@ def final_place(path: str) -> Path:
     Raises:
         StorageError: it is no path, or the root of the file system, beside which nothing can be built.
     """
+    if not is_local(path):
+        return locate(path)
     if "\0" in path:
         raise StorageError("not a path: it has a NUL", where=repr(path))
     above, name = os.path.split(path.rstrip("/") or path)

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from storing import bytes_of, sample, spec, write
-from surgery_jax.storage.orbax.format.zarr import chunk_of, chunks, describe, parse_array
+from surgery_jax.storage.orbax.zarr import chunk_of, chunks, describe, parse_array
 
 import surgery_jax
 from surgery_jax import Options
