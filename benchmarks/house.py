@@ -44,7 +44,9 @@ def files() -> dict[str, dict[str, Any]]:
     for path in sorted((ROOT / PACKAGE).rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         text = path.read_text()
-        room = found.setdefault(room_of(module.removesuffix(".__init__")), {"files": 0, "longest": 0, "lines": 0, "any": 0})
+        room = found.setdefault(
+            room_of(module.removesuffix(".__init__")), {"files": 0, "longest": 0, "lines": 0, "any": 0}
+        )
         lines = text.count("\n")
         room["files"] += 1
         room["lines"] += lines
@@ -79,9 +81,8 @@ class Way:
 def way() -> dict[str, Any]:
     """The way of a plan with a move, a computation and an assertion, on the main thread and on its workers."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from running import write_checkpoint
-
     import numpy as np
+    from safetensors.numpy import save_file
 
     from surgery_jax import Options, plan_of, run
 
@@ -89,7 +90,7 @@ def way() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         tensors = {key: np.ones((64, 64), np.float32) for key in ("a", "b")}
-        write_checkpoint(root / "m.safetensors", tensors)
+        save_file(tensors, root / "m.safetensors")
         steps = [{"move": {"from": "a", "to": "c"}}, {"scale_": {"target": "b", "by": 2}}, {"assert": {"exists": "c"}}]
         plan = plan_of({"inputs": [str(root / "m.safetensors")], "transforms": steps, "output": str(root / "out")})
         run(plan, Options(sync=False, overwrite=True))  # what is imported and compiled once is not the way
@@ -97,7 +98,7 @@ def way() -> dict[str, Any]:
         sys.setprofile(main.trace)
         run(plan, Options(sync=False, overwrite=True, workers=1))
         sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
     return {
         "stays": len(main.stays),
         "modules": len(set(main.stays)),
@@ -116,7 +117,9 @@ def main() -> None:
         print(json.dumps(found, indent=2))
         return
     for room, row in found["rooms"].items():
-        print(f"{room:12} {row['files']:3} files  longest {row['longest']:4}  lines {row['lines']:5}  Any {row['any']:4}")
+        print(
+            f"{room:12} {row['files']:3} files  longest {row['longest']:4}  lines {row['lines']:5}  Any {row['any']:4}"
+        )
     print(" ".join(f"{key} {value}" for key, value in found["way"].items()))
 
 
