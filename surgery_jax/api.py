@@ -113,7 +113,7 @@ def explain(plan: Plan | Compiled, options: Options | None = None) -> Explanatio
     from .reports.explain import explain
 
     compiled = plan if isinstance(plan, Compiled) else compile_plan(plan, options)
-    return explain(compiled.program, options)
+    return explain(compiled.last((options or Options()).limits))
 
 
 def run(

@@ -10,11 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.specs import Spec
+from ..kit.reduction import LANES, Reduction, tile_length
 from ..numerics.cuts import STRANDS
 from .program import Component, Eqn, Group
 
 __all__ = [
+    "SMALLEST_TILE",
     "Blueprint",
+    "blueprint",
     "flat_blueprint",
     "row_bytes",
     "rows_blueprint",
@@ -22,6 +25,9 @@ __all__ = [
     "stack_size",
     "whole_blueprint",
 ]
+
+TILE = 4 << 20  # bytes of the widest input or output of a tile: enough that what a call costs by itself does not count
+SMALLEST_TILE = 1 << 10
 
 STACK = 8 << 20  # bytes that a stack takes
 LEAST = 2 * STRANDS  # components of a stack, and of what they are a multiple: every device has several of them
@@ -61,8 +67,29 @@ class Blueprint:
         if not self.fused:
             values = self.value_specs()
             spaces = (eqn.op.workspace_bytes(*(values[arg] for arg in eqn.args)) for eqn in self.eqns)
-            return sum(results) + max(spaces, default=0)
-        return sum(self.value_specs()[value].nbytes for value in self.leaving) + max(results, default=0)
+            return sum(results) + max(spaces, default=0) + self._statistics_bytes
+        leaving = sum(self.value_specs()[value].nbytes for value in self.leaving)
+        return leaving + max(results, default=0) + self._statistics_bytes
+
+    @property
+    def _statistics_bytes(self) -> int:
+        """Bytes that statistics take beside results: computed operands, which no loop over all operations spares, and
+        the lanes of every block, those that are added to and those that were."""
+        values = self.value_specs()
+        found = [eqn for eqn in self.eqns if isinstance(eqn.op, Reduction)]
+        computed = {arg for eqn in found for arg in eqn.args if arg >= len(self.specs)} if self.fused else ()
+        terms = max((len(op.how(stage)) for op in self.reductions.values() for stage in range(op.stages)), default=0)
+        return sum(values[arg].nbytes for arg in computed) + 2 * 8 * terms * self.rows // LANES
+
+    @property
+    def reductions(self) -> dict[int, Reduction]:
+        """Operations that give statistics, by the number of their value."""
+        found, at = {}, len(self.specs)
+        for eqn in self.eqns:
+            if isinstance(eqn.op, Reduction):
+                found[at] = eqn.op
+            at += len(eqn.specs)
+        return found
 
 
 def _leaving(group: Group) -> tuple[int, ...]:
@@ -136,3 +163,33 @@ def rows_blueprint(group: Group, rows: int) -> Blueprint | None:
             return None
         eqns.append(Eqn(op, eqn.args, cut(eqn.specs)))
     return Blueprint("rows", rows, cut(group.sample.specs), tuple(eqns), _leaving(group))
+
+
+def blueprint(group: Group, limit: int) -> Blueprint:
+    """What one task of a group computes when its buffers may take `limit` bytes; one blueprint for the whole group."""
+    if group.flat:
+        length = _tile_length(group, limit)
+        return flat_blueprint(group, tile_length(length) if group.reduces else length)
+    whole = whole_blueprint(group)
+    if sum(spec.nbytes for spec in whole.specs) + whole.produced_bytes > limit:
+        per_row = row_bytes(group)
+        if per_row is not None and per_row > 0:
+            length = whole.specs[0].shape[0]
+            return rows_blueprint(group, min(max(limit // per_row, 1), length)) or whole
+        return whole
+    return stack_blueprint(group, limit) or whole
+
+
+def _tile_length(group: Group, limit: int) -> int:
+    """Elements of a tile of a flat group."""
+    sizes = (component.size for component in group.components)
+    total = max(sizes) if group.reduces else sum(sizes)  # statistics are of one component at a time
+    values = group.sample.value_specs()
+    per_element = sum(spec.dtype.itemsize for spec in values)
+    crossing = [*group.sample.specs, *(values[output.value] for output in group.sample.outputs)]
+    length = TILE // max((spec.dtype.itemsize for spec in crossing), default=1)
+    while length > SMALLEST_TILE and length * per_element > limit:
+        length //= 2
+    while length > SMALLEST_TILE and length // 2 >= total:
+        length //= 2
+    return length

@@ -174,6 +174,7 @@ class Program:
     decodes: list[Decode] = field(default_factory=list)
     parts: Mapping[Node, list[Interleaved] | None] = field(default_factory=dict)  # of what is written in blocks
     encoded: Sequence[tuple[str, int, int]] = ()  # files that are encoded at the end: name, bytes, and memory beside
+    files: Sequence[str] = ()  # paths of the outputs' files, by number
 
     @property
     def bytes_moved(self) -> int:
@@ -204,9 +205,12 @@ class Program:
 
 
 def compile_program(
-    symbolic: Symbolic, places: Sequence[Mapping[str, Place]], encoded: Sequence[tuple[str, int, int]] = ()
+    symbolic: Symbolic,
+    places: Sequence[Mapping[str, Place]],
+    files: Sequence[str] = (),
+    encoded: Sequence[tuple[str, int, int]] = (),
 ) -> Program:
-    """The work of a plan whose saves are laid out at `places` (per save: name to place), in files of which some are
+    """The work of a plan whose saves are laid out at `places` (per save: name to place), in `files` of which some are
     `encoded`."""
     collector = _Collector()
     for save, names in zip(symbolic.saves, places, strict=True):
@@ -218,7 +222,8 @@ def compile_program(
         collector.sink(sink)
     groups = collector.group()
     moves = _merge(collector.moves)
-    return Program(symbolic, moves, groups, collector.trivial, collector.decodes, collector.geometry.parts, encoded)
+    parts = collector.geometry.parts
+    return Program(symbolic, moves, groups, collector.trivial, collector.decodes, parts, encoded, files)
 
 
 def _merge(moves: list[Move]) -> list[Move]:

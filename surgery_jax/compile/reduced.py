@@ -9,7 +9,7 @@ sizes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,9 +19,67 @@ from .blueprint import Blueprint
 from .lower import GroupFunction
 from .program import Group
 
-__all__ = ["PassFunction", "ReducedFunction"]
+__all__ = ["PassFunction", "Passes", "ReducedFunction", "Totals", "passes_of"]
 
 Statistics = Mapping[int, Sequence[Any]]  # what reductions have come to, by the number of the value
+
+
+class Passes(NamedTuple):
+    """How often the elements of a reduced group are gone over: the pass in which each value is known, the first one of
+    each reduction, and how many there are."""
+
+    known: tuple[int, ...]
+    first: Mapping[int, int]
+    number: int
+
+
+def passes_of(group: Group, blueprint: Blueprint) -> Passes:
+    """The passes of a reduced group: none that only what nobody wants would need."""
+    known = [0] * len(blueprint.specs)
+    first: dict[int, int] = {}
+    reductions = blueprint.reductions
+    for eqn in blueprint.eqns:
+        begin = max((known[arg] for arg in eqn.args), default=0)
+        if len(known) in reductions:
+            first[len(known)] = begin
+            begin += reductions[len(known)].stages
+        known += [begin] * len(eqn.specs)
+    wanted = [known[value] - (value in reductions) for value in (*blueprint.leaving, *_checked(group))]
+    return Passes(tuple(known), first, max(wanted) + 1)
+
+
+class Totals:
+    """What consecutive tiles of a tensor come to, brought together while they arrive; few numbers are held, whatever
+    the number of tiles.
+
+    All tiles but the last have the same number of blocks, a power of two. So the result of each is a branch of the tree
+    in which `combined` brings all blocks together, and neighbours of equal height make one that is higher.
+    """
+
+    def __init__(self, how: Sequence[str]) -> None:
+        self.how = how
+        self._kernel = HostKernel()
+        self._branches: list[tuple[int, np.ndarray]] = []  # (tiles, terms), from the highest to the lowest
+
+    def add(self, rows: np.ndarray) -> None:
+        """The partial results of the next tile, float64 [blocks, terms]."""
+        tiles, terms = 1, self._together(rows)
+        while self._branches and self._branches[-1][0] == tiles:
+            tiles, terms = 2 * tiles, self._together(np.stack([self._branches.pop()[1], terms]))
+        self._branches.append((tiles, terms))
+
+    def result(self) -> list[Any]:
+        """The terms of all tiles."""
+        terms: np.ndarray | None = None
+        for _, branch in reversed(self._branches):
+            terms = branch if terms is None else self._together(np.stack([branch, terms]))
+        rows: Any = np.zeros((0, len(self.how))) if terms is None else terms[None]
+        return combined(self._kernel, rows, self.how)
+
+    def _together(self, rows: Any) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            joined: Any = combined(self._kernel, rows, self.how)
+            return np.stack(joined)
 
 
 class ReducedFunction:
@@ -29,17 +87,9 @@ class ReducedFunction:
 
     def __init__(self, group: Group, blueprint: Blueprint) -> None:
         self.blueprint = blueprint
-        known = [0] * len(blueprint.specs)  # the pass in which each value can be computed
-        self.first: dict[int, int] = {}  # the first pass of each reduction, by the number of its value
-        self.reductions: dict[int, Reduction] = {}
-        for eqn in blueprint.eqns:
-            begin = max((known[arg] for arg in eqn.args), default=0)
-            if isinstance(eqn.op, Reduction):
-                self.first[len(known)], self.reductions[len(known)] = begin, eqn.op
-                begin += eqn.op.stages
-            known += [begin] * len(eqn.specs)
-        wanted = [known[value] - (value in self.reductions) for value in (*blueprint.leaving, *_checked(group))]
-        self.passes = [PassFunction(group, blueprint, self, number, known) for number in range(max(wanted) + 1)]
+        self.reductions = blueprint.reductions
+        known, self.first, count = passes_of(group, blueprint)
+        self.passes = [PassFunction(group, blueprint, self, number, known) for number in range(count)]
 
     @property
     def num_traces(self) -> int:
@@ -51,17 +101,20 @@ class ReducedFunction:
         stage = number - self.first[value]
         return stage if 0 <= stage < self.reductions[value].stages else None
 
-    def finished(self, number: int, parts: Mapping[int, Sequence[Any]], before: Statistics) -> dict[int, Sequence[Any]]:
-        """What is known after a pass, from the partial results of all tiles in their order."""
+    def totals(self, number: int) -> dict[int, Totals]:
+        """What brings the tiles of a pass together, for each of its statistics."""
+        stages = ((value, op, self.stage(value, number)) for value, op in self.reductions.items())
+        return {value: Totals(op.how(stage)) for value, op, stage in stages if stage is not None}
+
+    def finished(self, number: int, totals: Mapping[int, Totals], before: Statistics) -> dict[int, Sequence[Any]]:
+        """What is known after a pass."""
         kernel = HostKernel()
         found = dict(before)
         with np.errstate(all="ignore"):
-            for value, op in self.reductions.items():
+            for value, total in totals.items():
                 stage = self.stage(value, number)
-                if stage is not None:
-                    how = op.how(stage)
-                    rows: Any = np.concatenate([np.zeros((0, len(how))), *parts[value]])
-                    found[value] = op.finish(kernel, stage, combined(kernel, rows, how), before.get(value))
+                assert stage is not None
+                found[value] = self.reductions[value].finish(kernel, stage, total.result(), before.get(value))
         return found
 
 

@@ -9,7 +9,6 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,8 +16,7 @@ from ..core.errors import PlanError
 from ..core.process import is_own
 
 if TYPE_CHECKING:
-    from ..compile.program import Program
-    from .reservations import Limits
+    from .schedule import Schedule
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
@@ -48,7 +46,7 @@ def local_devices(count: int | None = None) -> list[Any]:
     return list(found[:count])
 
 
-def check_fits_here(program: Program, limits: Limits) -> None:
+def check_fits_here(work: Schedule) -> None:
     """As `check_fits`, with the devices that there are, if work is spread over them. Called before a run, since that
     imports JAX.
 
@@ -57,12 +55,10 @@ def check_fits_here(program: Program, limits: Limits) -> None:
         PlanError: there are fewer devices than are asked for.
     """
     from .fits import check_fits
-    from .reservations import is_sharded
-    from .schedule import blueprints
 
-    check_fits(program, limits)
-    if any(map(is_sharded, program.groups, blueprints(program, limits), repeat(limits))):
-        check_fits(program, limits._replace(devices=len(local_devices(limits.devices))))
+    check_fits(work)
+    if any(group.place == "mesh" for group in work.groups):
+        check_fits(work, len(local_devices(work.limits.devices)))
 
 
 def _keep_compiled_functions() -> None:

@@ -8,21 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from ..compile.program import Program
     from ..graph.roots import Assertion, Symbolic
     from ..io.outputs import Written
     from ..storage.publish import Staging
     from .report import Account
-    from .schedule import Task
+    from .schedule import Schedule
+    from .tasks import Task
 
 __all__ = ["Appearing", "Observer", "Observers", "Pass"]
 
 
 class Pass(NamedTuple):
-    """A pass over the data: its work, the bytes that this process has to get through, and whether it is the last one,
-    which writes; those before it find what the plan asks of the data."""
+    """A pass over the data.
 
-    program: Program
+    schedule: of the work of all processes; its `key` names a task in the same way in all of them, and whenever the plan
+    is run again. tasks: those of this process, and the bytes that it has to get through. is_last: whether it is the one
+    that writes; those before it find what the plan asks of the data.
+    """
+
+    schedule: Schedule
+    tasks: Sequence[Task]
     nbytes: int
     is_last: bool
 

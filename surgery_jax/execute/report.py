@@ -105,7 +105,7 @@ class Figures(Observer):
             return
         self.account = Account.of([self.account, account] if self.account.processes else [account])
         if self._work is not None and self._work.is_last:
-            program = self._work.program
+            program = self._work.schedule.program
             self.bytes_moved += program.bytes_moved
             self.bytes_read += program.bytes_read
             self.bytes_computed += program.bytes_computed

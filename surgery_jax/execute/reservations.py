@@ -1,4 +1,4 @@
-"""How much memory a piece of work reserves, for the budget that grants it and for those who predict it. Pure."""
+"""Rules by which a schedule says how much memory a piece of work may take and reserves. Pure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..compile.blueprint import Blueprint
-from ..compile.program import Group
-from ..compile.sharding import layout
 from ..io.decoded import block_bytes
 from ..io.needs import LEAST_PIECE, PIECE, UNLIMITED, Needs, rounded
-from ..kit.made import Made
 from ..storage.base import Entry
 
 __all__ = [
@@ -24,12 +21,9 @@ __all__ = [
     "device_bytes",
     "device_limit",
     "encode_needs",
-    "is_on_host",
-    "is_sharded",
     "move_needs",
     "peak_bytes",
     "piece_bytes",
-    "task_needs",
     "tile_limit",
 ]
 
@@ -68,17 +62,6 @@ def device_bytes(plan: Blueprint) -> int:
     return sum(spec.nbytes for spec in plan.specs) + plan.produced_bytes
 
 
-def is_sharded(group: Group, plan: Blueprint, limits: Limits) -> bool:
-    """Whether a task of a group is too large for one device, and is spread over several."""
-    return not group.on_host and device_bytes(plan) > limits.device and layout(plan) is not None
-
-
-def is_on_host(group: Group, plan: Blueprint, limits: Limits) -> bool:
-    """Whether NumPy computes the tasks of a group wherever there are devices: they only move elements or are complex,
-    or one is too large for a device and cannot be spread over several."""
-    return group.on_host or (device_bytes(plan) > limits.device and layout(plan) is None)
-
-
 def piece_bytes(memory_bytes: int, num_workers: int) -> int:
     """The size of the buffer through which a task moves bytes; smaller where a sixteenth of a worker's share of the
     budget is."""
@@ -88,13 +71,6 @@ def piece_bytes(memory_bytes: int, num_workers: int) -> int:
 def move_needs(piece: int) -> list[int]:
     """The buffers of a task that moves bytes: one to write from, and one to read through past the page cache."""
     return [piece, piece // 4]
-
-
-def task_needs(group: Group, plan: Blueprint, piece: int) -> Needs:
-    """What a task of a group reserves: its inputs and what making them takes, a piece for writing, and every result."""
-    nodes = (piece.node for component in group.components for pieces in component.inputs for piece in pieces)
-    making = max((node.op.scratch_bytes for node in nodes if isinstance(node.op, Made)), default=0)
-    return [*(spec.nbytes for spec in plan.specs), piece], plan.produced_bytes + making
 
 
 def decode_needs(entry: Entry, piece: int) -> Needs:

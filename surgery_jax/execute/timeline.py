@@ -23,9 +23,9 @@ class Timeline:
     `busy_s` counts the time in which at least one worker was in a stage: comparable with the wall clock.
     """
 
-    def __init__(self, observer: Observer | None = None) -> None:
+    def __init__(self, observer: Observer) -> None:
         self.busy_s: dict[str, float] = {}
-        self._observer = observer or Observer()
+        self._observer = observer
         self._active: dict[str, int] = defaultdict(int)
         self._since: dict[str, float] = {}
         self._lock = threading.Lock()
@@ -62,7 +62,7 @@ class Trace(Observer):
     def pass_begins(self, work: Pass) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._events = []
-        self._devices.enter_context(device_trace(str(self._folder) if work.program.needs_device else None))
+        self._devices.enter_context(device_trace(str(self._folder) if work.schedule.program.needs_device else None))
         self._began = time.perf_counter()
 
     def stage(self, name: str, start: float, end: float) -> None:

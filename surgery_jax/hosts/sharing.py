@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..compile.blueprint import Blueprint
-from ..compile.program import Program
 from ..core.errors import PlanError, SurgeryError
 from ..execute.options import Options
-from ..execute.schedule import DecodeTask, MoveTask, Task, plan_tasks, shares
+from ..execute.schedule import Schedule
+from ..execute.tasks import DecodeTask, MoveTask, Task
 from ..execute.verdicts import Findings
 from ..graph.roots import Symbolic
 from .agreement import compare, facts_of_options, facts_of_outputs
@@ -94,21 +93,18 @@ class Part:
     """The tasks of one process of several, and what they amount to."""
 
     peers: Peers
-    program: Program
-    nbytes: int = 0  # read for them
-    written: int = 0
+    work: Schedule
+    written: int = 0  # bytes
     files: frozenset[int] = frozenset()  # written to
 
-    def tasks(self, plans: Sequence[Blueprint]) -> Sequence[Task]:
+    def tasks(self) -> Sequence[Task]:
         """The share of this process.
 
         Raises:
-            PlanError: another process has planned other tasks.
+            PlanError: another process has scheduled other tasks.
         """
-        tasks = plan_tasks(self.program, plans)
-        compare(self.peers, {"the tasks": lambda: ((line, "") for line in _spelled(self.program, tasks))})
-        own = shares(tasks, plans, self.peers.size)[self.peers.rank]
-        self.nbytes = sum(entry.read for entry in own)
+        compare(self.peers, {"the tasks": lambda: ((line, "") for line in _spelled(self.work))})
+        own = self.work.shares(self.peers.size)[self.peers.rank]
         self.written = sum(entry.written for entry in own)
         self.files = frozenset(file for entry in own for file in _files(entry.task))
         return [entry.task for entry in own]
@@ -125,20 +121,11 @@ def _files(task: Task) -> Iterable[int]:
                 yield from (dest.file for dest in output.dests)
 
 
-def _spelled(program: Program, tasks: Sequence[Task]) -> Iterable[str]:
-    numbers = {id(component): n for group in program.groups for n, component in enumerate(group.components)}
-    for group in program.groups:
-        yield f"group {group.flat} {group.on_host} {[type(eqn.op).__name__ for eqn in group.sample.eqns]}"
-        for component in group.components:
-            yield f"{component.specs} {component.numbers} {[output.dests for output in component.outputs]}"
-    for task in tasks:
-        if isinstance(task, MoveTask):
-            yield f"{task.moves}"
-        elif isinstance(task, DecodeTask):
-            yield f"{task.source.name} {task.first} {task.count} {task.parts}"
-        else:
-            segments = [(numbers[id(component)], first, count) for component, first, count in task.segments]
-            yield f"{task.group} {segments} {task.seen}"
+def _spelled(work: Schedule) -> Iterable[str]:
+    """The tasks in their order: what the first one that differs is about, and the key that tells it from all others."""
+    for task, key in zip(work.tasks, work.keys, strict=True):
+        places = sorted(work.program.files[number] for number in set(_files(task)))
+        yield f"task {key} of {work.advance(task)} bytes, into {', '.join(places[:3]) or 'nothing'}"
 
 
 def bring_together(

@@ -26,8 +26,9 @@ NEUTRAL = {"sum": 0.0, "max": -float("inf"), "min": float("inf")}
 
 
 def tile_length(length: int) -> int:
-    """Elements of a tile of about so many that has whole blocks."""
-    return max(length // BLOCK, 1) * BLOCK
+    """Elements of a tile of at most so many that has whole blocks, a power of two of them: what a tile comes to is then
+    a branch of the tree in which the blocks of a tensor are combined."""
+    return BLOCK << max(length // BLOCK, 1).bit_length() - 1
 
 
 @dataclass(frozen=True)

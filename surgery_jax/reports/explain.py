@@ -1,13 +1,12 @@
 """The account of a program before it runs: what is moved, what is computed by which group, and what memory that takes.
 
-Everything follows from headers; the numbers come from the rules by which `stream` and `schedule` work, so a run reports
-the same.
+Everything follows from headers; the numbers are those of the schedule that a run goes by, so it reports the same.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,23 +15,10 @@ from ..compile.pieces import Geometry
 from ..compile.program import Component, Group, Program
 from ..core.errors import Mark
 from ..core.patterns import collapse, spell_ranges, spell_runs, split_numbers
-from ..execute.options import Options
-from ..execute.reservations import (
-    DEVICE_BYTES,
-    PROCESS_BYTES,
-    decode_needs,
-    encode_needs,
-    is_on_host,
-    is_sharded,
-    move_needs,
-    peak_bytes,
-    piece_bytes,
-    task_needs,
-)
-from ..execute.schedule import DecodeTask, MoveTask, blueprints, plan_tasks
+from ..execute.reservations import DEVICE_BYTES, PROCESS_BYTES
+from ..execute.schedule import GroupSchedule, Schedule
+from ..execute.tasks import Tile
 from ..graph.node import Node, Source
-from ..io.decoded import cache_bytes
-from ..io.needs import footprint
 from ..kit.base import TensorOp
 
 __all__ = ["Explanation", "GroupAccount", "MoveAccount", "OperationAccount", "explain"]
@@ -56,7 +42,7 @@ class GroupAccount:
     lines: places of the plan, such as `plan.yaml:3-5`. kind: `tiles` (elementwise, in tiles of one length), `rows`,
     `whole`, `stacks` (whole, many in one call), or `sharded` (over devices, since one is too small), with ` on host`
     where NumPy evaluates it. reads, writes: patterns of tensor names. shapes: distinct inputs of a component.
-    task_bytes: memory that one task reserves.
+    task_bytes: memory that one task reserves, at most.
     """
 
     lines: tuple[str, ...]
@@ -116,47 +102,24 @@ class Explanation:
         return dataclasses.asdict(self) | {"bytes_written": self.bytes_written}
 
 
-def explain(program: Program, options: Options | None = None) -> Explanation:
-    """The account of a program under the given budgets."""
-    options = options or Options()
-    cached = cache_bytes(program, options.memory_bytes)
-    plans = blueprints(program, options.limits)
-    piece = piece_bytes(options.memory_bytes, options.num_workers)
-    sizes = [footprint(task_needs(*both, piece)) for both in zip(program.groups, plans, strict=True)]
-    counts = [0] * len(sizes)
-    footprints = [footprint(encode_needs(size, workspace)) for _, size, workspace in program.encoded]
-    for task in plan_tasks(program, plans):
-        if isinstance(task, MoveTask):
-            footprints.append(footprint((move_needs(piece), 0)))
-        elif isinstance(task, DecodeTask):
-            footprints.append(footprint(decode_needs(task.source.entry, piece)))
-        else:
-            counts[task.group] += 1
-            footprints.append(sizes[task.group])
-    on_host = [is_on_host(group, plan, options.limits) for group, plan in zip(program.groups, plans, strict=True)]
-    kinds = [
-        "sharded"
-        if is_sharded(group, plan, options.limits)
-        else _KINDS.get(plan.kind, plan.kind) + (" on host" if by_numpy else "")
-        for group, plan, by_numpy in zip(program.groups, plans, on_host, strict=True)
-    ]
+def explain(work: Schedule) -> Explanation:
+    """The account of a program as it is scheduled."""
+    program, limits = work.program, work.limits
+    counts = Counter(task.group for task in work.tasks if isinstance(task, Tile))
     names = _Names(program)
-    peak = cached + peak_bytes(footprints, options.memory_bytes - cached, options.num_workers)
+    peak = work.peak_bytes
     return Explanation(
-        groups=tuple(
-            _group(group, kind, names, count, size)
-            for group, kind, count, size in zip(program.groups, kinds, counts, sizes, strict=True)
-        ),
+        groups=tuple(_group(group, names, counts[number]) for number, group in enumerate(work.groups)),
         moves=names.moves(),
         num_tensors_read=len(names.sources),
-        num_compilations=on_host.count(False),
+        num_compilations=sum(group.place != "host" for group in work.groups),
         bytes_moved=program.bytes_moved,
         bytes_read=program.bytes_read,
         bytes_computed=program.bytes_computed,
         peak_buffer_bytes=peak,
         peak_memory_bytes=peak + PROCESS_BYTES + (DEVICE_BYTES if program.needs_device else 0),
-        memory_bytes=options.memory_bytes,
-        num_workers=options.num_workers,
+        memory_bytes=limits.memory,
+        num_workers=limits.workers,
         num_questions=len(program.symbolic.questions),
     )
 
@@ -206,7 +169,16 @@ class _Names:
         )
 
 
-def _group(group: Group, kind: str, names: _Names, num_tasks: int, task_bytes: int) -> GroupAccount:
+def _kind(work: GroupSchedule) -> str:
+    """How a group is computed, in the words of `GroupAccount`."""
+    if work.place == "mesh":
+        return "sharded"
+    kind = work.blueprint.kind
+    return _KINDS.get(kind, kind) + (" on host" if work.place == "host" else "")
+
+
+def _group(work: GroupSchedule, names: _Names, num_tasks: int) -> GroupAccount:
+    group = work.group
     components = group.components
     inputs = dict.fromkeys(label for component in components for label in component.labels)
     nodes = (output.node for component in components for output in component.outputs)
@@ -216,7 +188,7 @@ def _group(group: Group, kind: str, names: _Names, num_tasks: int, task_bytes: i
     )
     return GroupAccount(
         lines=spell_lines(mark for component in components for mark in _origins(component)),
-        kind=kind,
+        kind=_kind(work),
         operations=_operations(group),
         reads=tuple(collapse(inputs)),
         writes=tuple(collapse(outputs)),
@@ -226,7 +198,7 @@ def _group(group: Group, kind: str, names: _Names, num_tasks: int, task_bytes: i
         shapes=tuple(shapes),
         bytes_in=group.bytes_in,
         bytes_out=group.bytes_out,
-        task_bytes=task_bytes,
+        task_bytes=work.most,
     )
 
 

@@ -14,16 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..compile.blueprint import Blueprint
-from ..compile.program import Group, Program
+from ..compile.program import Program
 from ..compile.sharding import mesh_size
 from ..core.errors import PlanError, nearest
 from ..core.specs import parse_size
 from ..execute.fits import check_fits
 from ..execute.options import Options
-from ..execute.reservations import Limits, decode_needs, is_on_host, is_sharded, move_needs, piece_bytes, task_needs
-from ..execute.schedule import DecodeTask, MoveTask, Sized, blueprints, plan_tasks, shares
-from ..io.decoded import cache_bytes
+from ..execute.schedule import GroupSchedule, Schedule, schedule
+from ..execute.shares import Sized
+from ..execute.tasks import Tile
 from ..io.needs import footprint
 
 __all__ = ["HostForecast", "Machines", "Pass", "Simulation", "parse_machines", "simulate"]
@@ -162,50 +161,49 @@ def simulate(passes: Sequence[Program], options: Options, machines: Machines) ->
         BudgetError: one piece of work needs more than the budgets, or may need it.
     """
     limits = options.limits._replace(devices=machines.devices)
-    for program in passes:
-        check_fits(program, limits)
-    return Simulation(machines, tuple(_pass(program, limits, machines) for program in passes))
+    works = [schedule(program, limits) for program in passes]
+    for work in works:
+        check_fits(work)
+    return Simulation(machines, tuple(_pass(work, machines) for work in works))
 
 
-def _pass(program: Program, limits: Limits, machines: Machines) -> Pass:
-    plans = blueprints(program, limits)
-    piece = piece_bytes(limits.memory, limits.workers)
-    costs = [_cost(group, plan, machines, limits, piece) for group, plan in zip(program.groups, plans, strict=True)]
-    left = limits._replace(memory=limits.memory - cache_bytes(program, limits.memory))
-    found = []
-    for share in shares(plan_tasks(program, plans), plans, machines.hosts):
-        found.append(_host([_work(entry, costs, piece) for entry in share], machines, left))
-    return Pass(tuple(found))
+def _pass(work: Schedule, machines: Machines) -> Pass:
+    costs = [_cost(group, machines) for group in work.groups]
+    hosts = ([_work(entry, work, costs) for entry in share] for share in work.shares(machines.hosts))
+    return Pass(tuple(_host(works, machines, work.memory, work.limits.workers) for works in hosts))
 
 
 class _Cost(NamedTuple):
-    """What any task of a group takes: seconds of computing, devices, none on the host, and memory."""
+    """What going over any tile of a group takes: seconds of computing, and devices, none on the host."""
 
     compute_s: float
     num_devices: int
-    host_bytes: int
 
 
-def _cost(group: Group, plan: Blueprint, machines: Machines, limits: Limits, piece: int) -> _Cost:
+def _cost(group: GroupSchedule, machines: Machines) -> _Cost:
+    plan = group.blueprint
     is_whole = any(eqn.op.kind == "whole" for eqn in plan.eqns)
     rate = machines.whole if is_whole and machines.whole else machines.compute
     values = plan.value_specs()
     through = sum(spec.nbytes for spec in plan.specs) + sum(values[value].nbytes for value in plan.leaving)
-    is_spread = plan.one is not None or is_sharded(group, plan, limits)
-    count = 0 if is_on_host(group, plan, limits) else mesh_size(machines.devices) if is_spread else 1
-    return _Cost(through / rate / max(count, 1), count, footprint(task_needs(group, plan, piece)))
+    is_spread = plan.one is not None or group.place == "mesh"
+    count = 0 if group.place == "host" else mesh_size(machines.devices) if is_spread else 1
+    return _Cost(through / rate / max(count, 1), count)
 
 
-def _work(entry: Sized, costs: Sequence[_Cost], piece: int) -> _Work:
+def _work(entry: Sized, work: Schedule, costs: Sequence[_Cost]) -> _Work:
     task = entry.task
-    if isinstance(task, MoveTask):
-        return _Work(entry.read, entry.written, 0.0, 0, footprint((move_needs(piece), 0)))
-    if isinstance(task, DecodeTask):
-        return _Work(entry.read, entry.written, 0.0, 0, footprint(decode_needs(task.source.entry, piece)))
-    return _Work(entry.read, entry.written, *costs[task.group])
+    host_bytes = footprint(work.needs(task))
+    if not isinstance(task, Tile):
+        return _Work(entry.read, entry.written, 0.0, 0, host_bytes)
+    seconds, count = costs[task.group]
+    group = work.groups[task.group]
+    if group.blueprint.kind == "reduced":
+        seconds *= group.num_tiles(task.segments[0][0]) * group.passes
+    return _Work(entry.read, entry.written, seconds, count, host_bytes)
 
 
-def _host(works: Sequence[_Work], machines: Machines, limits: Limits) -> HostForecast:
+def _host(works: Sequence[_Work], machines: Machines, memory: int, workers: int) -> HostForecast:
     """One host, event by event: a worker takes a task, waits for memory, reads, computes, writes, takes the next."""
     rate = min(machines.network, machines.storage / machines.hosts)
     link_free = link_s = now = 0.0
@@ -231,13 +229,13 @@ def _host(works: Sequence[_Work], machines: Machines, limits: Limits) -> HostFor
 
     def admit() -> None:
         nonlocal used, peak
-        while waiting and (used == 0 or used + waiting[0].host_bytes <= limits.memory):
+        while waiting and (used == 0 or used + waiting[0].host_bytes <= memory):
             work = waiting.popleft()
             used += work.host_bytes
             peak = max(peak, used)
             after(transfer(work.read), "read", work)
 
-    for _ in range(min(limits.workers, len(pending))):
+    for _ in range(min(workers, len(pending))):
         waiting.append(pending.popleft())
     admit()
     while events:

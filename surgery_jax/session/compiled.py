@@ -14,6 +14,8 @@ from ..core.errors import Mark, Problems, SurgeryError
 from ..core.process import set_aside
 from ..core.specs import Spec
 from ..execute.options import Options
+from ..execute.reservations import Limits
+from ..execute.schedule import Schedule, schedule
 from ..graph.build import build
 from ..graph.node import Graph
 from ..graph.node import Node as GraphNode
@@ -27,7 +29,7 @@ from ..storage.files import paused_gc
 from ..storage.formats import OutputPlan
 from ..storage.identity import Identity, add_all
 
-__all__ = ["Answers", "Compiled", "Outputs", "Outside", "asking", "compile_with", "joined", "with_inputs"]
+__all__ = ["Answers", "Compiled", "Outputs", "Outside", "compile_with", "joined", "with_inputs"]
 
 Answers = Mapping[GraphNode, Any]  # elements of versions, and whether masks are true everywhere
 Outputs = Sequence[tuple[OutputPlan, Layout]]
@@ -45,7 +47,8 @@ class Compiled:
     @cached_property
     def program(self) -> Program:
         """The work: moves, and groups of components. Found on first use, since many checks need nothing of it."""
-        places, encoded, first = [], [], 0
+        places, encoded = [], []
+        files: list[str] = []
         with _no_collection():
             for output, layout in self.outputs:
                 encoded += [
@@ -53,6 +56,8 @@ class Compiled:
                     for file in layout.files
                     if file.encode is not None
                 ]
+                first = len(files)
+                files += [f"{output.path}/{file.name}" if file.name else output.path for file in layout.files]
                 rest = {
                     name: tuple((begin, first + file, at) for begin, file, at in parts)
                     for name, parts in layout.rest.items()
@@ -60,14 +65,40 @@ class Compiled:
                 places.append(
                     {name: (first + file, at, rest.get(name, ())) for name, (file, at) in layout.places.items()}
                 )
-                first += len(layout.files)
-            return compile_program(self.symbolic, places, encoded)
+            return compile_program(self.symbolic, places, files, encoded)
+
+    @cached_property
+    def asking(self) -> Program:
+        """The work that finds what the plan asks of the data; it writes nothing."""
+        questions = self.symbolic.questions
+        checks = [question for question in questions if isinstance(question, Check)]
+        sinks = [question for question in questions if isinstance(question, Sink)]
+        with _no_collection():
+            return compile_program(replace(self.symbolic, saves=(), checks=checks, sinks=sinks, questions=()), ())
 
     @property
     def passes(self) -> tuple[Program, ...]:
-        """The passes over the data that headers tell of: that which finds what the plan asks, if it asks anything, and
-        the last one, which writes."""
-        return (*([asking([self])] if self.symbolic.questions else []), self.program)
+        """The passes over the data that headers tell of: that which asks, if there is anything to ask, and the last
+        one, which writes."""
+        return (*([self.asking] if self.symbolic.questions else []), self.program)
+
+    def first(self, limits: Limits) -> Schedule:
+        """How the first pass over the data is done within limits: the one that finds what the plan asks, if it asks
+        anything, or the last one. Made once."""
+        return self._scheduled(self.asking, limits) if self.symbolic.questions else self.last(limits)
+
+    def last(self, limits: Limits) -> Schedule:
+        """How the pass that writes is done within limits. Made once."""
+        return self._scheduled(self.program, limits)
+
+    def _scheduled(self, program: Program, limits: Limits) -> Schedule:
+        if (program, limits) not in self._schedules:
+            self._schedules[program, limits] = schedule(program, limits)
+        return self._schedules[program, limits]
+
+    @cached_property
+    def _schedules(self) -> dict[tuple[Program, Limits], Schedule]:
+        return {}
 
 
 class Outside:
@@ -183,12 +214,3 @@ def joined(parts: Sequence[Compiled]) -> Compiled:
         identities={path: known for plan in plans for path, known in plan.identities.items()},
     )
     return Compiled(symbolic, tuple(output for part in parts for output in part.outputs))
-
-
-def asking(parts: Sequence[Compiled]) -> Program:
-    """The work that finds what plans of one graph ask of the data; it writes nothing."""
-    symbolic = joined(parts).symbolic
-    checks = [question for question in symbolic.questions if isinstance(question, Check)]
-    sinks = [question for question in symbolic.questions if isinstance(question, Sink)]
-    with _no_collection():
-        return compile_program(replace(symbolic, saves=(), checks=checks, sinks=sinks, questions=()), ())

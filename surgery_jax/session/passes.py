@@ -39,7 +39,7 @@ def check_targets(compiled: Compiled, options: Options, outputs: Outputs) -> Non
     is_encoded = any(file.encode is not None for _, layout in outputs for file in layout.files)
     if compiled.symbolic.needs_whole or is_small or is_encoded:
         # of several passes the sizes of the last are only bounds
-        tests.append(partial(check_fits, compiled.passes[0], options.limits))
+        tests.append(partial(check_fits, compiled.first(options.limits)))
     errors: list[SurgeryError] = []
     for test in tests:
         try:

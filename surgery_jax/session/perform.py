@@ -9,14 +9,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Protocol
 
-from ..compile.blueprint import Blueprint
 from ..compile.functions import Functions
 from ..core.interrupts import check_interrupted
 from ..execute.devices import CompileClock
 from ..execute.observers import Observers, Pass
 from ..execute.options import Options
 from ..execute.report import Account, Share
-from ..execute.schedule import Task, plan_tasks
+from ..execute.schedule import Schedule
 from ..execute.stream import Executor
 from ..execute.verdicts import Findings
 from ..graph.roots import Symbolic
@@ -55,31 +54,29 @@ class Kept(Target, Protocol):
 
 
 def perform(
-    work: Pass, targets: Sequence[Target], options: Options, observer: Observers, peers: Peers, functions: Functions
-) -> tuple[Findings, Account]:
-    """Read, compute and write everything, or the share of this process of it; `targets` are the outputs in the order
-    in which the program numbers their files, `functions` what programs before have compiled. What came of the checks
-    and sinks, and the account, are those of all processes.
+    work: Schedule,
+    targets: Sequence[Target],
+    options: Options,
+    observer: Observers,
+    peers: Peers,
+    functions: Functions,
+    *,
+    is_last: bool,
+) -> Findings:
+    """Read, compute and write everything, or the share of this process of it; what came of the checks and sinks of all
+    processes. `targets` are the outputs in the order in which the program numbers their files, `functions` what
+    programs before have compiled, and `is_last` is for observers.
 
     Raises:
         SurgeryError: the first thing that went wrong, here or in another process.
     """
     program = work.program
     pace = Pace(only_direct=options.sync)
-    part = Part(peers, program)
+    part = Part(peers, work)
     full: deque[EncodedFile] = deque()
     hear = observer.written if observer.wants_ranges else None
     outputs = [file for target in targets for file in _files(target, pace, full, hear)]
     compiled_before = functions.num_compilations
-    has_begun = False
-    account: Account | None = None
-
-    def choose(plans: Sequence[Blueprint]) -> Sequence[Task]:
-        nonlocal has_begun
-        tasks = part.tasks(plans) if peers.size > 1 else plan_tasks(program, plans)
-        has_begun = True
-        observer.pass_begins(work._replace(nbytes=part.nbytes) if peers.size > 1 else work)
-        return tasks
 
     def tick() -> None:
         check_interrupted()
@@ -87,43 +84,34 @@ def perform(
         observer.tick()
 
     start = time.perf_counter()
-    try:
-        with (
-            CompileClock() as clock,
-            room_for_files(2 * len(outputs)),
-            Executor(
-                program,
-                outputs,
-                full=full,
-                limits=options.limits,
-                num_devices=options.devices or None,
-                observer=observer,
-                tick=tick,
-                choose=choose,
-                functions=functions,
-            ) as executor,
-        ):
-            executor.run()
+    with (
+        CompileClock() as clock,
+        room_for_files(2 * len(outputs)),
+        Executor(work, outputs, full, functions, observer, options.devices or None) as executor,
+    ):
+        tasks = part.tasks() if peers.size > 1 else work.tasks
+        account: Account | None = None
+        try:
+            observer.pass_begins(Pass(work, tasks, sum(map(work.advance, tasks)), is_last))
+            executor.run(tasks, tick)
             if peers.rank:  # process 0 does so for its own bytes when it publishes
                 for number in _to_sync(targets, options.sync) & part.files:
                     outputs[number].sync()
-        stream_s = time.perf_counter() - start
-        read = executor.files.num_bytes + executor.blocks.num_bytes
-        written = part.written if peers.size > 1 else program.bytes_moved + program.bytes_computed
-        own = Account(
-            (Share(peers.name(peers.rank), read, written, stream_s),),
-            functions.num_compilations - compiled_before,
-            executor.num_fallbacks,
-            executor.budget.peak + executor.blocks.peak,
-            stream_s,
-            clock.seconds,
-            executor.timeline.busy_s,
-        )
-        findings, account = _of_all(peers, program.symbolic, executor.findings, own)
-    finally:
-        if has_begun:
+            stream_s = time.perf_counter() - start
+            written = part.written if peers.size > 1 else program.bytes_moved + program.bytes_computed
+            own = Account(
+                (Share(peers.name(peers.rank), executor.inputs.num_bytes, written, stream_s),),
+                functions.num_compilations - compiled_before,
+                executor.computing.num_fallbacks,
+                executor.peak_buffer_bytes,
+                stream_s,
+                clock.seconds,
+                executor.timeline.busy_s,
+            )
+            findings, account = _of_all(peers, program.symbolic, executor.findings, own)
+        finally:
             observer.pass_ends(account)
-    return findings, account
+    return findings
 
 
 def _of_all(peers: Peers, symbolic: Symbolic, findings: Findings, own: Account) -> tuple[Findings, Account]:

@@ -20,22 +20,21 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import PlanError
 from ..core.interrupts import held
 from ..core.process import take_back
-from ..execute.observers import Appearing, Observer, Observers, Pass
+from ..execute.observers import Appearing, Observer, Observers
 from ..execute.options import Options
 from ..execute.report import Figures, Progress, Report
 from ..hosts.peers import ALONE, Peers
-from .compiled import Compiled, Outputs, Outside, asking, compile_with, joined, with_inputs
+from .compiled import Compiled, Outputs, Outside, compile_with, joined, with_inputs
 from .passes import Show, check_targets, leftovers, settle, tell_written, write_notes
 
 if TYPE_CHECKING:
     from ..compile.functions import Functions
-    from ..compile.program import Program
+    from ..execute.schedule import Schedule
     from ..graph.node import Node
     from ..language.plan import Plan
     from ..storage.base import Checkpoint, Layout
     from ..storage.formats import OutputPlan
     from ..storage.publish import Staging
-    from ..storage.uploads import open_staging
     from .perform import Kept, Target
 
 __all__ = ["Outcome", "Session", "Transaction", "showing"]
@@ -163,12 +162,12 @@ class Session:
         from ..storage.publish import unwinding
 
         self.options = agreed_options(self.peers, self.options)
-        transactions, program = self._settle(transactions)
-        check_fits_here(program, self.options.limits)
+        transactions, work = self._settle(transactions)
+        check_fits_here(work)
         with unwinding() as stack:
             stack.callback(take_back)
             staged = [self._stage(asked, stack) for asked in transactions]
-            findings = self._perform(program, [target for _, targets in staged for target in targets], is_last=True)
+            findings = self._perform(work, [target for _, targets in staged for target in targets], is_last=True)
             works = [
                 _Work(asked.tag, stagings, Outcome(asked.compiled, findings, targets))
                 for asked, (stagings, targets) in zip(transactions, staged, strict=True)
@@ -191,7 +190,7 @@ class Session:
 
     # -- before anything is written ---------------------------------------------------------------------------------
 
-    def _settle(self, transactions: Sequence[Transaction]) -> tuple[Sequence[Transaction], Program]:
+    def _settle(self, transactions: Sequence[Transaction]) -> tuple[Sequence[Transaction], Schedule]:
         """The transactions with what the data answers to their questions, and all that is left to do. The passes that
         find the answers read what the questions are about and write nothing."""
         from ..execute.devices import check_fits_here
@@ -207,16 +206,16 @@ class Session:
                     hint="give random tensors a seed",
                 )
             passes += 1
-            program = asking([whole])
-            check_fits_here(program, self.options.limits)
-            found = self._perform(program, (), is_last=False)
-            answers |= {sink.node: found[sink] for sink in program.symbolic.sinks}
-            answers |= {check.node: found[check].holds for check in program.symbolic.checks}
-            transactions = [_answered(asked, answers) for asked in transactions]
-            whole = joined([asked.compiled for asked in transactions])
+            work = whole.first(self.options.limits)
+            check_fits_here(work)
+            found, asked = self._perform(work, (), is_last=False), work.program.symbolic
+            answers |= {sink.node: found[sink] for sink in asked.sinks}
+            answers |= {check.node: found[check].holds for check in asked.checks}
+            transactions = [_answered(one, answers) for one in transactions]
+            whole = joined([one.compiled for one in transactions])
         if passes:
             whole = self._check(transactions)
-        return transactions, whole.program
+        return transactions, whole.last(self.options.limits)
 
     def _check(self, transactions: Sequence[Transaction]) -> Compiled:
         """The work of all, once it is known that its outputs can be written and that it fits."""
@@ -239,6 +238,7 @@ class Session:
         Raises:
             StorageError: the operating system refuses, or this process does not see what the first one made.
         """
+        from ..storage.uploads import open_staging
 
         stagings: list[Staging] = []
 
@@ -266,15 +266,13 @@ class Session:
         stack.callback(kept.close)
         return stagings, [*stagings, kept]
 
-    def _perform(self, program: Program, targets: Sequence[Target], *, is_last: bool) -> Mapping[Any, Any]:
+    def _perform(self, work: Schedule, targets: Sequence[Target], *, is_last: bool) -> Mapping[Any, Any]:
         """A pass over the data: what came of its checks and sinks."""
         from ..compile.functions import Functions
         from .perform import perform
 
         self._functions = self._functions or Functions()
-        work = Pass(program, program.bytes_moved + program.bytes_read, is_last)
-        findings, _ = perform(work, targets, self.options, self._observer, self.peers, self._functions)
-        return findings
+        return perform(work, targets, self.options, self._observer, self.peers, self._functions, is_last=is_last)
 
     # -- publishing -------------------------------------------------------------------------------------------------
 

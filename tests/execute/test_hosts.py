@@ -26,9 +26,12 @@ from surgery_jax import (
     plan_of,
     run,
 )
-from surgery_jax.compile.program import Move
+from surgery_jax.compile.program import Move, Program
 from surgery_jax.core.errors import Problems
-from surgery_jax.execute.schedule import MoveTask, shares
+from surgery_jax.execute.reservations import Limits
+from surgery_jax.execute.schedule import schedule
+from surgery_jax.execute.shares import shares
+from surgery_jax.execute.tasks import MoveTask
 from surgery_jax.hosts.agreement import compare, facts_of_sources
 from surgery_jax.hosts.cluster import join, meet
 from surgery_jax.hosts.meeting import Patience, Place
@@ -39,6 +42,7 @@ from surgery_jax.language.document import parse_plan_file
 from surgery_jax.storage.formats import open_checkpoint
 from surgery_jax.storage.publish import Staging
 
+ANY = schedule(Program(None, [], [], []), Limits(1 << 30, 1))  # type: ignore[arg-type]
 GENERATOR = np.random.default_rng(5)
 TENSORS = {
     **{f"h.{i}.w": GENERATOR.standard_normal((96, 40)).astype(np.float32) for i in range(9)},
@@ -314,7 +318,7 @@ def test_shares_are_contiguous_complete_and_even(count, number):
         MoveTask((Move("a", 9 + end - length, 0, 5 + end - length, length),))
         for length, end in zip(lengths, ends, strict=True)
     ]
-    found = shares(tasks, [], count)
+    found = shares(tasks, count, ANY.sized, ())
     at, totals = 0, []
     for share in found:
         for entry in share:
@@ -330,7 +334,7 @@ def test_shares_are_contiguous_complete_and_even(count, number):
 
 def test_what_cannot_be_cut_belongs_to_the_share_of_its_middle():
     tasks = [MoveTask((Move("a", at, 0, at, 7), Move("a", at + 50, 0, at + 7, 3))) for at in range(0, 100, 10)]
-    found = shares(tasks, [], 3)
+    found = shares(tasks, 3, ANY.sized, ())
     assert [entry.task for share in found for entry in share] == tasks
     assert [len(share) for share in found] == [3, 4, 3]
 

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from running import Bench, write_checkpoint
 
 from surgery_jax import Options, plan_of
+from surgery_jax.compile.blueprint import SMALLEST_TILE, blueprint
 from surgery_jax.compile.program import Group, Move, Program
-from surgery_jax.execute.schedule import MOVE_BYTES, SMALLEST_TILE, MoveTask, Tile, blueprint, plan_tasks, shares
+from surgery_jax.execute.reservations import Limits
+from surgery_jax.execute.schedule import Schedule, schedule
+from surgery_jax.execute.tasks import MOVE_BYTES, MoveTask, Tile, plan_tasks
 from surgery_jax.graph.node import Graph
 from surgery_jax.session.compiled import Outside, compile_with, joined
 
@@ -26,15 +29,20 @@ def group_of(root: Path, sizes: list[tuple[int, float]]) -> Group:
     return group
 
 
+def scheduled(group: Group, tile: int) -> Schedule:
+    """The work of one group with tiles of at most so many bytes."""
+    return schedule(Program(None, [], [group], []), Limits(2 * tile, 1))  # type: ignore[arg-type]
+
+
 @settings(derandomize=True, database=None, deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.integers(1, 5000), st.sampled_from([1.0, 2.0])), min_size=1, max_size=20))
 def test_tiles_cover_every_element_once_and_mix_no_numbers(drawn: list[tuple[int, float]]) -> None:
     with tempfile.TemporaryDirectory() as root:
         group = group_of(Path(root), drawn)
-    plan = blueprint(group, 1 << 12)
-    tasks = plan_tasks(Program(None, [], [group], []), [plan])  # type: ignore[arg-type]
+    work = scheduled(group, 1 << 12)
+    (plan,) = work.blueprints
     covered: dict[int, list[int]] = {id(entry): [] for entry in group.components}
-    for tile in tasks:
+    for tile in work.tasks:
         assert isinstance(tile, Tile)
         assert sum(count for _, _, count in tile.segments) <= plan.rows
         assert len({entry.numbers for entry, _, _ in tile.segments}) == 1
@@ -49,9 +57,9 @@ def test_tiles_cover_every_element_once_and_mix_no_numbers(drawn: list[tuple[int
 def test_tiles_that_processes_share_cover_every_element_once(sizes: list[int], count: int) -> None:
     with tempfile.TemporaryDirectory() as root:
         group = group_of(Path(root), [(size, 2.0) for size in sizes])
-    plan = blueprint(group, 1 << 16)
-    tasks = plan_tasks(Program(None, [], [group], []), [plan])  # type: ignore[arg-type]
-    found = shares(tasks, [plan], count)
+    work = scheduled(group, 1 << 16)
+    (plan,) = work.blueprints
+    found = work.shares(count)
     covered: dict[int, list[int]] = {id(entry): [] for entry in group.components}
     for task in (entry.task for share in found for entry in share):
         assert isinstance(task, Tile)
@@ -108,11 +116,11 @@ def test_rows_are_worked_on_in_equal_parts_that_cover_every_row(tmp_path: Path) 
     """A strided slice changes in place: not elementwise as a whole, but every row is its own affair."""
     steps = [{"scale_": {"target": "w::[:, 1:3]", "by": 2}}]
     (group,) = Bench(tmp_path, m={"w": np.ones((1001, 64), np.float32)}).compile(steps).program.groups
-    plan = blueprint(group, 100_000)
+    work = scheduled(group, 100_000)
+    (plan,) = work.blueprints
     assert plan.kind == "rows" and 1 < plan.rows < 1001
-    tasks = plan_tasks(Program(None, [], [group], []), [plan])  # type: ignore[arg-type]
     fresh: list[int] = []
-    for tile in tasks:
+    for tile in work.tasks:
         assert isinstance(tile, Tile)
         ((_, first, count),) = tile.segments
         assert count == plan.rows
@@ -171,10 +179,10 @@ def test_stacks_that_processes_share_hold_every_component_once(number: int, coun
     with tempfile.TemporaryDirectory() as root:
         product = {"matmul": {"from_a": r"a(\d+)", "from_b": r"b\1", "to": r"c\1"}}
         (group,) = Bench(Path(root), m=ones).compile([product]).program.groups
-    plan = blueprint(group, 1 << 16)
+    work = scheduled(group, 1 << 16)
+    (plan,) = work.blueprints
     assert plan.kind == "stack"
-    tasks = plan_tasks(Program(None, [], [group], []), [plan])  # type: ignore[arg-type]
-    found = [entry.task for share in shares(tasks, [plan], count) for entry in share]
+    found = [entry.task for share in work.shares(count) for entry in share]
     assert all(isinstance(task, Tile) and 0 < len(task.segments) <= plan.rows for task in found)
     held = [segment for task in found if isinstance(task, Tile) for segment in task.segments]
     assert {id(component) for component, _, _ in held} == {id(component) for component in group.components}

@@ -117,7 +117,7 @@ import numpy as np
 from test_stacks import PRODUCTS, Bench, tensors
 from pathlib import Path
 from surgery_jax.compile.functions import Functions
-from surgery_jax.execute.schedule import blueprint
+from surgery_jax.compile.blueprint import blueprint
 import jax
 
 program = Bench(Path.cwd(), m=tensors(64)).compile(PRODUCTS).program

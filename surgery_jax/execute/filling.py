@@ -1,0 +1,90 @@
+"""The inputs of tasks: bytes of files, of decoded blocks and of tensors that are made, brought into buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..compile.blueprint import Blueprint
+from ..compile.pieces import Piece, cut
+from ..graph.node import Source
+from ..io.buffers import Files
+from ..io.decoded import BlockCache
+from ..kit.made import Made
+from .tasks import Segment
+
+__all__ = ["Inputs", "shaped"]
+
+
+class Inputs:
+    """Where inputs come from: files, and the blocks of tensors that must be decoded. Both count what is read."""
+
+    def __init__(self, cached: int) -> None:
+        """`cached`: bytes for decoded blocks."""
+        self.files = Files()
+        self.blocks = BlockCache(cached)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes read, copied or decoded so far."""
+        return self.files.num_bytes + self.blocks.num_bytes
+
+    def of(self, plan: Blueprint, segments: Sequence[Segment], buffers: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The inputs of some rows in the first of these buffers, so many tiles of them as the rows need, of which the
+        last may have too few: what is beyond the end is zero. The last buffer is one to read through."""
+        rows = sum(count for _, _, count in segments)
+        tiles = -(-rows // plan.rows)
+        inputs = []
+        for index, spec in enumerate(plan.specs):
+            width = spec.nbytes // plan.rows
+            pieces: list[Piece] = []
+            for component, start, count in segments:
+                pieces += cut(component.inputs[index], start * width, count * width)
+            buffer = buffers[index][: tiles * spec.nbytes]
+            filled = self._fill(buffer, pieces, buffers[-1])
+            buffer[filled:] = 0
+            inputs.append(buffer)
+        return inputs
+
+    def _fill(self, target: np.ndarray, pieces: Sequence[Piece], scratch: np.ndarray) -> int:
+        """Bring the bytes of pieces into a buffer and count them; neighbours in a file are read together."""
+        at = 0
+        run: tuple[str, int, int, int] | None = None  # (path, offset, begin, end) of what is to be read at once
+        for piece in pieces:
+            op = piece.node.op
+            if isinstance(op, Source) and op.entry.extent is not None:
+                for path, offset, nbytes in op.entry.extent.ranges(piece.start, piece.nbytes):
+                    if run is not None and run[0] == path and run[1] + run[3] - run[2] == offset:
+                        run = (run[0], run[1], run[2], at + nbytes)
+                    else:
+                        self._read(run, target, scratch)
+                        run = (path, offset, at, at + nbytes)
+                    at += nbytes
+                continue
+            if isinstance(op, Source):
+                self.blocks.fill(op.entry, piece.start, target[at : at + piece.nbytes])
+            else:
+                _make(piece, target[at : at + piece.nbytes])
+            at += piece.nbytes
+        self._read(run, target, scratch)
+        return at
+
+    def _read(self, run: tuple[str, int, int, int] | None, target: np.ndarray, scratch: np.ndarray) -> None:
+        if run is not None:
+            self.files.read(run[0], run[1], target[run[2] : run[3]], scratch)
+
+
+def shaped(plan: Blueprint, buffers: Sequence[np.ndarray], tile: int = 0) -> list[np.ndarray]:
+    """The inputs of tile number `tile` of those that buffers hold."""
+    return [
+        buffer[tile * spec.nbytes : (tile + 1) * spec.nbytes].view(spec.dtype.numpy).reshape(spec.shape)
+        for spec, buffer in zip(plan.specs, buffers, strict=True)
+    ]
+
+
+def _make(piece: Piece, target: np.ndarray) -> None:
+    """Bytes of a tensor that is made here."""
+    op, dtype = piece.node.op, piece.node.spec.dtype
+    assert isinstance(op, Made)
+    op.put(piece.start // dtype.itemsize, target.view(dtype.numpy))

@@ -1,0 +1,97 @@
+"""The tasks of a run as shares of several processes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ..compile.blueprint import Blueprint
+from ..compile.program import Move
+from ..io.needs import PAGE
+from .tasks import MoveTask, Segment, Task, Tile
+
+__all__ = ["Sized", "shares"]
+
+FINEST = 64  # parts of the share of a process: what is less is not cut off from a task
+
+
+class Sized(NamedTuple):
+    """A task with the bytes that it reads and writes."""
+
+    task: Task
+    read: int
+    written: int
+
+    @property
+    def weight(self) -> int:
+        """What it adds to the share of a process."""
+        return self.read + self.written
+
+
+def shares(
+    tasks: Sequence[Task], count: int, sized: Callable[[Task], Sized], blueprints: Sequence[Blueprint]
+) -> list[list[Sized]]:
+    """The tasks of so many processes: neighbours stay together, and the shares come out equal in bytes, which `sized`
+    tells of every task and part of one. `blueprints` are those of the groups.
+
+    A task in which one share ends and the next begins is cut there, if it can be and the parts are worth it; else it
+    belongs to the share in which its middle lies.
+    """
+    entries = [sized(task) for task in tasks]
+    total = sum(entry.weight for entry in entries)
+    least = total // count // FINEST
+    found: list[list[Sized]] = [[] for _ in range(count)]
+    at = 0
+    for entry in entries:
+        end, left = at + entry.weight, entry
+        for number in range(at * count // max(total, 1) + 1, count):
+            bound = total * number // count
+            if bound + least >= end:
+                break
+            parts = _halves(left, bound - at, blueprints) if bound - at > least else None
+            if parts is not None:
+                first, left = map(sized, parts)
+                found[number - 1].append(first)
+                at += first.weight
+        found[min((at + end) * count // max(2 * total, 1), count - 1)].append(left)
+        at = end
+    return found
+
+
+def _halves(entry: Sized, weight: int, blueprints: Sequence[Blueprint]) -> tuple[Task, Task] | None:
+    """A task in two, the first of about a weight; None if it cannot be cut."""
+    task = entry.task
+    if isinstance(task, MoveTask) and len(task.moves) == 1:
+        (move,) = task.moves
+        end = move.offset + move.nbytes * weight // entry.weight
+        head = end // PAGE * PAGE - move.offset  # no page of the output is written by two processes
+        if 0 < head < move.nbytes:
+            rest = Move(move.path, move.source + head, move.file, move.offset + head, move.nbytes - head)
+            return MoveTask((move._replace(nbytes=head),)), MoveTask((rest,))
+    elif isinstance(task, Tile) and _can_be_cut(task, blueprints[task.group]):
+        rows = sum(count for _, _, count in task.segments)
+        head = rows * weight // entry.weight
+        if 0 < head < rows:
+            return _cut_tile(task, head)
+    return None
+
+
+def _can_be_cut(tile: Tile, plan: Blueprint) -> bool:
+    """Whether some of its rows may be computed without the others. Where statistics of elements are wanted they may
+    not: their sums are rounded, and must not depend on where a tile is cut."""
+    if plan.kind == "stack":
+        return True
+    is_looked_at = any(output.sinks for component, _, _ in tile.segments for output in component.outputs)
+    return plan.kind == "flat" and not is_looked_at
+
+
+def _cut_tile(tile: Tile, rows: int) -> tuple[Tile, Tile]:
+    """The first rows of a tile, and the others."""
+    before: list[Segment] = []
+    after: list[Segment] = []
+    for component, first, count in tile.segments:
+        here = min(count, rows)
+        before += [(component, first, here)] if here else []
+        after += [(component, first + here, count - here)] if here < count else []
+        rows -= here
+    return Tile(tile.group, tuple(before)), Tile(tile.group, tuple(after))
