@@ -70,7 +70,7 @@ class Totals:
 
     def result(self) -> list[Any]:
         """The terms of all tiles."""
-        terms: Any = None
+        terms: np.ndarray | None = None
         for _, branch in reversed(self._branches):
             terms = branch if terms is None else self._together(np.stack([branch, terms]))
         rows: Any = np.zeros((0, len(self.how))) if terms is None else terms[None]
@@ -78,8 +78,8 @@ class Totals:
 
     def _together(self, rows: Any) -> np.ndarray:
         with np.errstate(all="ignore"):
-            terms: list[Any] = combined(self._kernel, rows, self.how)
-            return np.stack(terms)
+            joined: Any = combined(self._kernel, rows, self.how)
+            return np.stack(joined)
 
 
 class ReducedFunction:

@@ -89,7 +89,7 @@ class Upload(Staging):
             self._create(LaidFile(name, len(data), ((0, data),)))
         except OSError as error:
             raise storage_error(error, self.plan.path, f"write {name}") from None
-        return self._created[name]
+        return str(self._built / name)
 
     def finish(self, sync: bool = False) -> None:
         """All bytes are in place: let the format complete its files."""
