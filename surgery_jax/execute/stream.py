@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from ..io.outputs import OutputFile
 from ..storage.identity import check_all, remembering
 from .computing import Computing
 from .filling import Inputs, shaped
-from .report import Progress
+from .observers import Observer
 from .reservations import encode_needs
 from .results import Results
 from .schedule import Schedule
@@ -46,27 +46,25 @@ class Executor:
         self,
         schedule: Schedule,
         outputs: Sequence[OutputFile],
-        *,
+        full: deque[EncodedFile],
+        functions: Functions,
+        observer: Observer,
         num_devices: int | None = None,
-        progress: Progress | None = None,
-        timeline: Timeline | None = None,
-        full: deque[EncodedFile] | None = None,
-        functions: Functions | None = None,
     ) -> None:
-        """`functions` are those that programs before have compiled."""
+        """`full` gets the files that are to be encoded, and `functions` are those that programs before have compiled.
+        `observer` is told what the workers do."""
         self.schedule = schedule
         self.outputs = outputs
         self.budget = Budget(schedule.memory)
-        self.progress = progress or Progress()
-        known = functions or Functions()
-        self.functions = [known.of(work.group, work.blueprint) for work in schedule.groups]
+        self.observer = observer
+        self.functions = [functions.of(work.group, work.blueprint) for work in schedule.groups]
         self.findings = Findings()
-        self.timeline = timeline or Timeline()
+        self.timeline = Timeline(observer)
         self.inputs = Inputs(schedule.cached)
         self.computing = Computing(schedule, num_devices, self.findings, self.timeline)
         self.results = Results(outputs, self.findings)
         self._known = dict(schedule.program.symbolic.identities)  # what the inputs were when their headers were read
-        self._full = deque() if full is None else full  # files that are to be encoded
+        self._full = full
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
         self._users = 0  # of the descriptors
@@ -99,17 +97,14 @@ class Executor:
             for output in self.outputs:
                 output.close()
 
-    def run(self, tasks: Sequence[Task] | None = None) -> None:
-        """Do these tasks, by default all; all their bytes are written when it returns.
+    def run(self, tasks: Sequence[Task], tick: Callable[[], object]) -> None:
+        """Do these tasks; all their bytes are written when it returns. Until then `tick` is called now and then.
 
         Interrupted, it waits for the tasks that are under way; interrupted once more, it leaves them alone.
 
         Raises:
             SurgeryError: the first thing that went wrong.
         """
-        if tasks is None:
-            tasks = self.schedule.tasks
-        self.progress.total = sum(map(self.schedule.advance, tasks))
         pending = iter(tasks)
         # Not `join`: an interrupt in it makes Python take the thread for dead (bpo-45274), and nobody would wait.
         finished = [threading.Event() for _ in range(max(1, min(self.schedule.limits.workers, len(tasks))))]
@@ -124,7 +119,7 @@ class Executor:
                 is_finished = False
                 while not is_finished:
                     is_finished = event.wait(0.2)
-                    self.progress.tick()
+                    tick()
         except BaseException as interrupt:
             self._fail(interrupt)
             for thread, event in zip(threads, finished, strict=True):
@@ -151,6 +146,7 @@ class Executor:
                 if task is None:
                     return
                 self._run(task)
+                self.observer.task_done(task)
         except BaseException as error:
             self._fail(error)
         finally:
@@ -175,7 +171,9 @@ class Executor:
             else:
                 self._run_tile(task, buffers)
         if not (isinstance(task, Tile) and isinstance(self.functions[task.group], ReducedFunction)):
-            self.progress.add(self.schedule.advance(task))  # of a reduced component the tiles are counted one by one
+            self.observer.advanced(
+                self.schedule.advance(task)
+            )  # of a reduced component the tiles are counted one by one
         while self._full:
             self._seal()
 
@@ -231,7 +229,7 @@ class Executor:
                 with self.timeline.stage("write"):
                     self.results.put(plan, part, outputs, buffers[-1])
                 if number == 0:
-                    self.progress.add(self.schedule.advance(part))
+                    self.observer.advanced(self.schedule.advance(part))
             known = function.finished(number, totals, known)
         results = {value: np.array(found, np.float64) for value, found in known.items()}
         self.results.tell(component, results, buffers[-1])

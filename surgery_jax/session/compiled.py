@@ -28,10 +28,10 @@ from ..storage.files import paused_gc, read_text
 from ..storage.formats import OutputPlan
 from ..storage.identity import Identity, add_all
 
-__all__ = ["Answers", "Compiled", "Outputs", "Outside", "asking", "compile_with", "joined", "with_inputs"]
+__all__ = ["Answers", "Compiled", "Outputs", "Outside", "compile_with", "joined", "with_inputs"]
 
 Answers = Mapping[GraphNode, Any]  # elements of versions, and whether masks are true everywhere
-Outputs = tuple[tuple[OutputPlan, Layout], ...]
+Outputs = Sequence[tuple[OutputPlan, Layout]]
 Held = dict[str, Checkpoint]  # by the path that a plan names them with
 
 
@@ -67,19 +67,36 @@ class Compiled:
             return compile_program(self.symbolic, places, files, encoded)
 
     @cached_property
-    def passes(self) -> tuple[Program, ...]:
-        """The passes over the data that headers tell of: that which finds what the plan asks, if it asks anything, and
-        the last one, which writes."""
-        return (*([asking([self])] if self.symbolic.questions else []), self.program)
+    def asking(self) -> Program:
+        """The work that finds what the plan asks of the data; it writes nothing."""
+        questions = self.symbolic.questions
+        checks = [question for question in questions if isinstance(question, Check)]
+        sinks = [question for question in questions if isinstance(question, Sink)]
+        with _no_collection():
+            return compile_program(replace(self.symbolic, saves=(), checks=checks, sinks=sinks, questions=()), ())
 
-    def schedules(self, limits: Limits) -> tuple[Schedule, ...]:
-        """How these passes are done within limits, each made once."""
-        if limits not in self._schedules:
-            self._schedules[limits] = tuple(schedule(program, limits) for program in self.passes)
-        return self._schedules[limits]
+    @property
+    def passes(self) -> tuple[Program, ...]:
+        """The passes over the data that headers tell of: that which asks, if there is anything to ask, and the last
+        one, which writes."""
+        return (*([self.asking] if self.symbolic.questions else []), self.program)
+
+    def first(self, limits: Limits) -> Schedule:
+        """How the first pass over the data is done within limits: the one that finds what the plan asks, if it asks
+        anything, or the last one. Made once."""
+        return self._scheduled(self.asking, limits) if self.symbolic.questions else self.last(limits)
+
+    def last(self, limits: Limits) -> Schedule:
+        """How the pass that writes is done within limits. Made once."""
+        return self._scheduled(self.program, limits)
+
+    def _scheduled(self, program: Program, limits: Limits) -> Schedule:
+        if (program, limits) not in self._schedules:
+            self._schedules[program, limits] = schedule(program, limits)
+        return self._schedules[program, limits]
 
     @cached_property
-    def _schedules(self) -> dict[Limits, tuple[Schedule, ...]]:
+    def _schedules(self) -> dict[tuple[Program, Limits], Schedule]:
         return {}
 
 
@@ -179,6 +196,8 @@ def compile_with(plan: Plan, outside: Outside, graph: Graph | None = None, answe
 
 def joined(parts: Sequence[Compiled]) -> Compiled:
     """The work of several plans of one graph as that of one; what they print and assert stays with them."""
+    if len(parts) == 1:
+        return parts[0]
     plans = [part.symbolic for part in parts]
     symbolic = Symbolic(
         saves=[save for plan in plans for save in plan.saves],
@@ -188,15 +207,7 @@ def joined(parts: Sequence[Compiled]) -> Compiled:
         assertions=(),
         executed=(),
         needs_whole=any(plan.needs_whole for plan in plans),
+        questions=[question for plan in plans for question in plan.questions],
         identities={path: known for plan in plans for path, known in plan.identities.items()},
     )
     return Compiled(symbolic, tuple(output for part in parts for output in part.outputs))
-
-
-def asking(parts: Sequence[Compiled]) -> Program:
-    """The work that finds what plans of one graph ask of the data; it writes nothing."""
-    questions = [question for part in parts for question in part.symbolic.questions]
-    checks = [question for question in questions if isinstance(question, Check)]
-    sinks = [question for question in questions if isinstance(question, Sink)]
-    with _no_collection():
-        return compile_program(replace(joined(parts).symbolic, saves=(), checks=checks, sinks=sinks), ())
