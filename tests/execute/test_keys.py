@@ -53,7 +53,7 @@ def work(root: Path, steps: list[Any] = STEPS, **options: Any) -> Schedule:
         "inputs": [f"m::{root / 'm.safetensors'}"], "transforms": steps, "output": str(root / "out.safetensors"),
     }  # fmt: skip
     settings = Options(**options)
-    return compile_plan(plan_of(plan), settings).schedules(settings.limits)[-1]
+    return compile_plan(plan_of(plan), settings).last(settings.limits)
 
 
 PROGRAM = """
