@@ -64,22 +64,23 @@ class Blueprint:
             return self.rows * self.one.produced_bytes + sum(self.value_specs()[value].nbytes for value in self.leaving)
         narrowest = 4 if self.leaving or not self.fused else 1  # bytes of an element; verdicts alone need no more
         results = [spec.size * max(spec.dtype.itemsize, narrowest) for eqn in self.eqns for spec in eqn.specs]
+        values = self.value_specs()
+        spaces = (eqn.op.workspace_bytes(*(values[arg] for arg in eqn.args)) for eqn in self.eqns)
+        beside = max(spaces, default=0) + (self._statistics_bytes if self.kind == "reduced" else 0)
         if not self.fused:
-            values = self.value_specs()
-            spaces = (eqn.op.workspace_bytes(*(values[arg] for arg in eqn.args)) for eqn in self.eqns)
-            return sum(results) + max(spaces, default=0) + self._statistics_bytes
-        leaving = sum(self.value_specs()[value].nbytes for value in self.leaving)
-        return leaving + max(results, default=0) + self._statistics_bytes
+            return sum(results) + beside
+        return sum(values[value].nbytes for value in self.leaving) + max(results, default=0) + beside
 
     @property
     def _statistics_bytes(self) -> int:
-        """Bytes that statistics take beside results: computed operands, which no loop over all operations spares, and
-        the lanes of every block, those that are added to and those that were."""
+        """Bytes that statistics take beside results: computed operands, which no loop over all operations spares, a
+        mask of the elements that are small, and the lanes of every block: what is added to, what was, and what follows.
+        """
         values = self.value_specs()
         found = [eqn for eqn in self.eqns if isinstance(eqn.op, Reduction)]
         computed = {arg for eqn in found for arg in eqn.args if arg >= len(self.specs)} if self.fused else ()
         terms = max((len(op.how(stage)) for op in self.reductions.values() for stage in range(op.stages)), default=0)
-        return sum(values[arg].nbytes for arg in computed) + 2 * 8 * terms * self.rows // LANES
+        return sum(values[arg].nbytes for arg in computed) + self.rows + 3 * 8 * terms * self.rows // LANES
 
     @property
     def reductions(self) -> dict[int, Reduction]:

@@ -9,7 +9,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from ..compile.program import Program, compile_program
+from ..compile.grouping import compile_program
+from ..compile.program import Program
 from ..core.errors import Mark, Problems, SurgeryError
 from ..core.process import set_aside
 from ..core.specs import Spec

@@ -18,8 +18,10 @@ from strategies import FLOATS, NUMBERS, SMALL_FLOATS, array_of
 
 import surgery_jax.kit.predicates as asserts
 from surgery_jax.asserts.iszero import ZeroMask
+from surgery_jax.core.digests import encoded
 from surgery_jax.core.dtypes import BY_NAME, by_numpy
 from surgery_jax.core.errors import Mark, PlanError
+from surgery_jax.core.exact import exact
 from surgery_jax.core.specs import Spec
 from surgery_jax.graph.build import parse_step
 from surgery_jax.kit.base import TensorOp, find_word, words
@@ -383,6 +385,13 @@ def test_every_operation_has_a_reference(cls: type[TensorOp]) -> None:
         assert cls.kind == "template" and hasattr(cls, "made")
     else:
         assert REFERENCES[cls.__name__][0], f"no test of an operation has a case of {cls.__name__}"
+
+
+@pytest.mark.parametrize("name", sorted(REFERENCES))
+def test_every_operation_has_a_digest_that_tells_it_from_others(name: str) -> None:
+    """Its fields are values that mean the same in every process."""
+    operations = [case[0] for case in REFERENCES[name][0]]
+    assert len(set(map(encoded, operations))) == len(set(map(exact, operations)))
 
 
 def assert_matches(found: Sequence[np.ndarray], expected: Any, how: str) -> None:
