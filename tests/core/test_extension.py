@@ -106,7 +106,8 @@ FORMATS = '''
                 at += spec.nbytes
             told = {name: [spec.dtype.name, spec.shape, places[name][1]] for name, spec in tensors}
             head = json.dumps(told).encode().ljust(room - 8)
-            return Layout((LaidFile("", at, ((0, b"FLAT" + len(head).to_bytes(4, "little") + head),)),), places, is_directory)
+            fixed = b"FLAT" + len(head).to_bytes(4, "little") + head
+            return Layout((LaidFile("", at, ((0, fixed),)),), places, is_directory)
 '''
 
 
