@@ -6,13 +6,12 @@ Importing this module imports neither JAX nor NumPy; they come when something is
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .core.errors import Mark, PlanError, Problems, SurgeryError
-from .core.process import take_back
+from .execute.observers import Observer
 from .execute.options import Options
 from .hosts.cluster import join
 from .hosts.peers import ALONE, Peers
@@ -20,8 +19,9 @@ from .language import document
 from .language.document import load_document, node_of
 from .language.plan import Plan
 from .language.regexes import check_time, compile_regex
-from .session.compiled import Compiled, Outside, compile_with, with_inputs
-from .session.passes import Show, check_targets, leftovers, settle, settle_questions, stage, write_notes
+from .session.compiled import Compiled
+from .session.passes import Show, check_targets, output_paths
+from .session.run import Session, Transaction, showing
 from .storage import formats
 from .storage.base import Checkpoint
 
@@ -88,17 +88,7 @@ def compile_plan(
         Problems: all that is wrong with it.
         SurgeryError: another process has another plan or other files, or something is wrong there.
     """
-    plan, held = with_inputs(plan, inputs or {})
-    outside = Outside(options or Options(), held)
-    if peers.size == 1:
-        return compile_with(plan, outside)
-    from .hosts.agreement import compare, facts_of_plan, facts_of_sources
-    from .hosts.sharing import together
-
-    compare(peers, facts_of_plan(plan))
-    return together(
-        peers, lambda: compile_with(plan, outside), lambda: compare(peers, facts_of_sources(outside.sources))
-    )
+    return Session(options, peers=peers).compile(plan, inputs)
 
 
 def check(plan: Plan, options: Options | None = None, *, inputs: Mapping[str, Checkpoint] | None = None) -> Compiled:
@@ -132,13 +122,15 @@ def run(
     *,
     inputs: Mapping[str, Checkpoint] | None = None,
     progress: Show | None = None,
+    observers: Sequence[Observer] = (),
     compiled: Compiled | None = None,
     peers: Peers = ALONE,
 ) -> Report:
     """Run a plan: compute, check and write everything, then let the outputs appear.
 
     `inputs` are those of `compile_plan`. `peers` are the processes that share the work, from `join(options)`; each of
-    them calls this with the same plan, and each gets the report of all, but what is printed only process 0.
+    them calls this with the same plan, and each gets the report of all, but what is printed only process 0. `progress`
+    is called with bytes done and bytes in all, and `observers` are told what happens.
 
     What runs that were killed have left beside the outputs is removed, and named in the report; what may be the only
     copy of what was there is only named.
@@ -146,68 +138,10 @@ def run(
     Raises:
         SurgeryError: what went wrong; nothing appears under an output's name, and nothing temporary is left.
     """
-    from .execute.devices import check_fits_here
-    from .execute.report import Report, peak_rss_bytes
-    from .hosts.sharing import agree, agreed_options
-    from .session.perform import figures, perform
-    from .storage.identity import check_all
-    from .storage.publish import commit_all, unwinding
-
-    began = time.perf_counter()
-    options = agreed_options(peers, options or Options())
-    left = leftovers(plan, remove=True) if peers.rank == 0 else ()
-    compiled = compiled or compile_plan(plan, options, inputs=inputs, peers=peers)
-    agree(peers, compiled.outputs)
-    if peers.rank == 0:
-        left += leftovers(plan, compiled.outputs, remove=True)
-        check_targets(compiled, options, compiled.outputs)
-    (compiled,), passes = settle_questions([compiled], options, progress, peers)
-    if passes:
-        agree(peers, compiled.outputs)
-        if peers.rank == 0:
-            check_targets(compiled, options, compiled.outputs)
-    check_fits_here(compiled.program, options.limits)
-    with unwinding() as stack:
-        stack.callback(take_back)
-        stagings = stage(compiled.outputs, stack, options.overwrite, peers)
-        done = perform(compiled.program, stagings, options, progress, peers)
-        printed = ""
-        if peers.rank == 0:
-            printed = settle(compiled.symbolic, done.findings)
-            write_notes(compiled, stagings, done.findings)
-        peers.share()
-        if peers.rank:  # only now, and whoever has not heard this keeps process 0 from going on
-            peers.hand_over()
-            for staging in stagings:
-                staging.release()
-        peers.gather()
-        if peers.rank == 0:
-            peers.disregard()
-            check_all(compiled.symbolic.identities)
-            commit_all(stagings, options.sync)
-        peers.share()
-    return Report(
-        **_amounts(compiled),
-        **figures([*passes, done]),
-        peak_rss_bytes=peak_rss_bytes(),
-        wall_s=time.perf_counter() - began,
-        printed=printed,
-        leftovers=tuple(dict.fromkeys(left)),
-    )
-
-
-def _amounts(compiled: Compiled) -> dict[str, Any]:
-    """What of a report is known before the run."""
-    program = compiled.program
-    return {
-        "outputs": tuple(output.path for output, _ in compiled.outputs),
-        "num_tensors": sum(len(save.tensors) for save in compiled.symbolic.saves),
-        "num_groups": len(program.groups),
-        "bytes_moved": program.bytes_moved,
-        "bytes_read": program.bytes_read,
-        "bytes_computed": program.bytes_computed,
-        "warnings": tuple(compiled.symbolic.warnings),
-    }
+    session = Session(options, peers=peers, observers=showing(progress, observers))
+    session.sweep(output_paths(plan))
+    (outcome,) = session.run([Transaction(compiled or session.compile(plan, inputs))])
+    return session.report(outcome)
 
 
 def inspect(
@@ -292,9 +226,10 @@ def convert(
     shard: str | None = None,
     settings: dict[str, str] | None = None,
     progress: Show | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Report:
     """Write a checkpoint in another format or cut otherwise; format and shard mean what they mean in a plan's output,
-    and `settings` are its options of the format.
+    and `settings` are its options of the format. `progress` and `observers` are those of `run`.
 
     Raises:
         SurgeryError: it cannot be read, or not be written so.
@@ -303,7 +238,7 @@ def convert(
     output = {key: value for key, value in asked.items() if value is not None}
     plan = plan_of({"inputs": [f"model::{source}"], "output": output}, _NO_PLAN)
     try:
-        return run(plan, options, progress=progress)
+        return run(plan, options, progress=progress, observers=observers)
     except SurgeryError as error:
         problems = error.errors if isinstance(error, Problems) else (error,)
         for problem in problems:

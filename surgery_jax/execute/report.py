@@ -6,34 +6,36 @@ import dataclasses
 import resource
 import sys
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import Notice
+from .observers import Observer, Pass
 
-__all__ = ["Progress", "Report", "Share", "peak_rss_bytes"]
+__all__ = ["Account", "Figures", "Progress", "Report", "Share", "peak_rss_bytes"]
 
 
-class Progress:
-    """Bytes done so far; `show(done, total)` is called from the main thread now and then."""
+class Progress(Observer):
+    """Shows how far a pass is: `show(done, total)`, in bytes, is called from the main thread now and then."""
 
-    def __init__(self, show: Callable[[int, int], None] | None = None) -> None:
-        self.done = 0
-        self.total = 0
+    def __init__(self, show: Callable[[int, int], None]) -> None:
         self._show = show
+        self._done = self._total = 0
         self._lock = threading.Lock()
 
-    def add(self, nbytes: int) -> None:
-        """Count bytes that are finished."""
+    def pass_begins(self, work: Pass) -> None:
+        self._done, self._total = 0, work.nbytes
+
+    def advanced(self, nbytes: int) -> None:
         with self._lock:
-            self.done += nbytes
+            self._done += nbytes
 
     def tick(self) -> None:
-        """Show."""
-        if self._show is not None:
-            self._show(self.done, self.total)
+        self._show(self._done, self._total)
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,75 @@ class Share:
         rows = list(passes)
         read, written = (sum(getattr(row, name) for row in rows) for name in ("bytes_read", "bytes_written"))
         return cls(rows[0].process, read, written, sum(row.stream_s for row in rows))
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a pass over the data did, or several, in all processes. The fields are those of `Report`."""
+
+    processes: tuple[Share, ...]
+    num_compilations: int
+    num_host_fallbacks: int
+    peak_buffer_bytes: int
+    stream_s: float
+    compile_s: float
+    busy_s: Mapping[str, float]
+
+    @classmethod
+    def of(cls, passes: Sequence[Account]) -> Account:
+        """The account of several passes as that of one: sums, and the highest peak."""
+        busy: Counter[str] = Counter()
+        for done in passes:
+            busy.update(done.busy_s)
+        rows = zip(*(done.processes for done in passes), strict=True)
+        return cls(
+            tuple(Share.of(row) for row in rows),
+            sum(done.num_compilations for done in passes),
+            sum(done.num_host_fallbacks for done in passes),
+            max(done.peak_buffer_bytes for done in passes),
+            sum(done.stream_s for done in passes),
+            sum(done.compile_s for done in passes),
+            dict(busy),
+        )
+
+
+class Figures(Observer):
+    """The figures of a session, from its first moment on. `num_passes`, and the bytes moved, read and computed, are
+    those of passes that write."""
+
+    def __init__(self) -> None:
+        self.num_passes = 0
+        self.bytes_moved = self.bytes_read = self.bytes_computed = 0
+        self.account = Account((), 0, 0, 0, 0.0, 0.0, {})
+        self._work: Pass | None = None
+        self._began = time.perf_counter()
+
+    def pass_begins(self, work: Pass) -> None:
+        self._work = work
+        self.num_passes += work.is_last
+
+    def pass_ends(self, account: Account | None) -> None:
+        if account is None:
+            return
+        self.account = Account.of([self.account, account] if self.account.processes else [account])
+        if self._work is not None and self._work.is_last:
+            program = self._work.program
+            self.bytes_moved += program.bytes_moved
+            self.bytes_read += program.bytes_read
+            self.bytes_computed += program.bytes_computed
+
+    def of(self, kind: type) -> dict[str, Any]:
+        """All that a report of this kind, a dataclass, has a field for."""
+        found = {
+            **vars(self.account),
+            "num_passes": self.num_passes,
+            "bytes_moved": self.bytes_moved,
+            "bytes_read": self.bytes_read,
+            "bytes_computed": self.bytes_computed,
+            "peak_rss_bytes": peak_rss_bytes(),
+            "wall_s": time.perf_counter() - self._began,
+        }
+        return {field.name: found[field.name] for field in dataclasses.fields(kind) if field.name in found}
 
 
 @dataclass(frozen=True)
@@ -77,7 +148,7 @@ class Report:
     wall_s: float
     stream_s: float
     compile_s: float
-    busy_s: dict[str, float] = field(default_factory=dict)
+    busy_s: Mapping[str, float] = field(default_factory=dict)
     processes: tuple[Share, ...] = ()
     printed: str = ""
     summary: str = ""

@@ -34,7 +34,7 @@ from ..kit.made import Made
 from ..numerics.blas import one_thread_each
 from ..storage.identity import check_all, remembering
 from .devices import local_devices
-from .report import Progress
+from .observers import Observer
 from .reservations import (
     Limits,
     decode_needs,
@@ -68,22 +68,22 @@ class Executor:
         *,
         limits: Limits,
         num_devices: int | None = None,
-        progress: Progress | None = None,
-        timeline: Timeline | None = None,
+        observer: Observer | None = None,
+        tick: Callable[[], object] | None = None,
         choose: Callable[[Sequence[Blueprint]], Sequence[Task]] | None = None,
         full: deque[EncodedFile] | None = None,
         functions: Functions | None = None,
     ) -> None:
         """`choose` gives the tasks to run; all of the program if there is none. `functions` are those that programs
-        before have compiled."""
+        before have compiled. `tick` is called now and then by the thread that waits."""
         self.program = program
         self.outputs = outputs
         cached = cache_bytes(program, limits.memory)
         self.blocks = BlockCache(cached)
         self.budget = Budget(limits.memory - cached)
         self.num_workers = limits.workers
-        self.progress = progress or Progress()
-        self.progress.total = program.bytes_moved + sum(group.bytes_in for group in program.groups)
+        self.observer = observer or Observer()
+        self._tick = tick or self.observer.tick
         self.piece = piece_bytes(limits.memory, limits.workers)
         plans = blueprints(program, limits)
         self._needs = [task_needs(*both, self.piece) for both in zip(program.groups, plans, strict=True)]
@@ -99,7 +99,7 @@ class Executor:
         self.findings = Findings()
         self.files = Files()
         self._known = dict(program.symbolic.identities)  # what the input files were when their headers were read
-        self.timeline = timeline or Timeline()
+        self.timeline = Timeline(self.observer)
         self.num_fallbacks = 0
         self._choose = choose
         self._full = deque() if full is None else full  # files that are to be encoded
@@ -158,7 +158,7 @@ class Executor:
                 is_finished = False
                 while not is_finished:
                     is_finished = event.wait(0.2)
-                    self.progress.tick()
+                    self._tick()
         except BaseException as interrupt:
             self._fail(interrupt)
             for thread, event in zip(threads, finished, strict=True):
@@ -185,6 +185,7 @@ class Executor:
                 if task is None:
                     return
                 self._run(task)
+                self.observer.task_done(task)
         except BaseException as error:
             self._fail(error)
         finally:
@@ -204,7 +205,7 @@ class Executor:
         if isinstance(task, MoveTask):
             with self.budget.reserve(move_needs(self.piece)) as buffers, self.timeline.stage("move"):
                 self.outputs[task.moves[0].file].move(self.files, task.moves, *buffers)
-            self.progress.add(task.nbytes)
+            self.observer.advanced(task.nbytes)
         elif isinstance(task, DecodeTask):
             self._decode(task)
         else:
@@ -228,7 +229,7 @@ class Executor:
             with self.timeline.stage("write"):
                 for start, file, offset, nbytes in task.parts:
                     self.outputs[file].write(offset, raw[start : start + nbytes], bounce)
-        self.progress.add(sum(part[3] for part in task.parts))
+        self.observer.advanced(sum(part[3] for part in task.parts))
 
     # -- tiles --------------------------------------------------------------------------------------------------
 
@@ -295,7 +296,7 @@ class Executor:
     def _advance(self, plan: Blueprint, tile: Tile) -> None:
         """Count the bytes of a tile as done."""
         rows = sum(count for _, _, count in tile.segments) - tile.seen
-        self.progress.add(rows * sum(spec.nbytes for spec in plan.specs) // plan.rows)
+        self.observer.advanced(rows * sum(spec.nbytes for spec in plan.specs) // plan.rows)
 
     def _fill(self, target: np.ndarray, pieces: Sequence[Piece], scratch: np.ndarray) -> int:
         """Bring the bytes of pieces into a buffer and count them; neighbours in a file are read together."""

@@ -13,19 +13,23 @@ from ..storage.files import storage_error
 from ..storage.places.base import fill
 from .buffers import Files
 from .fleeting import FleetingFile
+from .outputs import Hear
 from .pace import Pace
 
 __all__ = ["EncodedFile"]
 
 
 class EncodedFile(FleetingFile):
-    """A file that is filled like any other, and tells by `full` when its last byte is there; then `seal` it.
+    """A file that is filled like any other, and tells by `full` when its last byte is there; then `seal` it. What it is
+    encoded to is what `hear` is told.
 
     Until then its bytes are in the page cache: nothing of them need reach the disk.
     """
 
-    def __init__(self, path: str, place: str, laid: LaidFile, full: deque[EncodedFile]) -> None:
-        super().__init__(path, place, Pace(only_direct=False), may_go_direct=False)
+    def __init__(
+        self, path: str, place: str, laid: LaidFile, full: deque[EncodedFile], hear: Hear | None = None
+    ) -> None:
+        super().__init__(path, place, Pace(only_direct=False), may_go_direct=False, hear=hear)
         assert laid.encode is not None
         self.size, self.workspace = laid.size, laid.workspace
         self._encode = laid.encode
@@ -71,4 +75,6 @@ class EncodedFile(FleetingFile):
                 self.writer.truncate(len(data))
             except OSError as error:
                 raise storage_error(error, self.path, "write") from None
-            self._write(0, np.frombuffer(data, np.uint8))
+            whole = np.frombuffer(data, np.uint8)
+            self._write(0, whole)
+        self._told(0, whole.nbytes, whole)

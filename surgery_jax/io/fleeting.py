@@ -9,7 +9,7 @@ import numpy as np
 
 from ..compile.program import Move
 from .buffers import Files
-from .outputs import OutputFile
+from .outputs import Hear, OutputFile
 from .pace import Pace
 
 __all__ = ["MANY", "FleetingFile"]
@@ -20,8 +20,10 @@ MANY = 256  # files of an output from which on each is open only while it is wri
 class FleetingFile(OutputFile):
     """An output file that is opened for every piece of work; several workers at once share the descriptors."""
 
-    def __init__(self, path: str, place: str, pace: Pace, *, may_go_direct: bool = True) -> None:
-        super().__init__(path, place, pace, may_go_direct=may_go_direct)
+    def __init__(
+        self, path: str, place: str, pace: Pace, *, may_go_direct: bool = True, hear: Hear | None = None
+    ) -> None:
+        super().__init__(path, place, pace, may_go_direct=may_go_direct, hear=hear)
         self._users = 0
 
     def open(self) -> None:

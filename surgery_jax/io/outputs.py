@@ -14,7 +14,8 @@ import os
 import struct
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,10 +28,27 @@ from .buffers import Files
 from .needs import PAGE
 from .pace import MIN_DIRECT, Pace
 
-__all__ = ["OutputFile"]
+__all__ = ["Hear", "OutputFile", "Written"]
 
 UNSUPPORTED = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.ENOTTY)
 FICLONERANGE = 0x4020940D  # of linux/fs.h
+
+
+class Written(NamedTuple):
+    """A range of bytes of an output that is in its place.
+
+    path: of the file, as the plan has it. place: where the file is until it is published. data: the bytes, valid
+    during the call that tells of them; None if the kernel copied them, so that they never came here.
+    """
+
+    path: str
+    place: str
+    offset: int
+    nbytes: int
+    data: memoryview | bytes | None
+
+
+Hear = Callable[[Written], object]
 
 
 class OutputFile:
@@ -38,15 +56,19 @@ class OutputFile:
 
     Its writer is its own, so that it lasts as long as somebody writes, whatever becomes of the output meanwhile. Where
     files have descriptors there is `direct` too, which bypasses the page cache, if there is such a way; `pace` decides
-    which of them to use.
+    which of them to use. `hear` is told every range that was
+    written.
     """
 
-    def __init__(self, path: str, place: str, pace: Pace, *, may_go_direct: bool = True) -> None:
+    def __init__(
+        self, path: str, place: str, pace: Pace, *, may_go_direct: bool = True, hear: Hear | None = None
+    ) -> None:
         self.path = path
         self.place = place
         self.pace = pace
         self.writer: Writer | None = None
         self.direct: int | None = None
+        self._hear = hear
         self._may_go_direct = may_go_direct
         self._shares = sys.platform == "linux"
         # The kernel lets one writer at a time into the cached pages of a file; the others would spin in the meantime.
@@ -91,6 +113,11 @@ class OutputFile:
             self._write_pages(offset, source, first, last, bounce)
         if source.nbytes >= MIN_DIRECT:
             self.pace.note(is_direct, source.nbytes)
+        self._told(offset, source.nbytes, source)
+
+    def _told(self, offset: int, nbytes: int, source: np.ndarray | None = None) -> None:
+        if self._hear is not None:
+            self._hear(Written(self.path, self.place, offset, nbytes, None if source is None else source.data))
 
     def _write_pages(self, offset: int, source: np.ndarray, first: int, last: int, bounce: np.ndarray) -> None:
         """Write directly what lies in [first, last) of the file, and the rest through the cache."""
@@ -158,6 +185,7 @@ class OutputFile:
             self._shares = False
             return 0
         files.count(nbytes)
+        self._told(offset, nbytes)
         return nbytes
 
     def _descriptors(self, files: Files, path: str) -> tuple[int | None, int | None]:
@@ -172,6 +200,7 @@ class OutputFile:
             if done:
                 self.pace.note(False, done)
                 files.count(done)
+                self._told(offset, done)
             source, offset, nbytes = source + done, offset + done, nbytes - done
         while nbytes:
             # end pieces at a multiple of the page, so that all but the first and the last are whole pages

@@ -8,14 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ..compile.program import compile_program
 from ..core.specs import Spec
 from ..execute.options import Options
-from ..execute.report import Progress
 from ..graph.node import Graph, Node, Source
 from ..graph.roots import Check, Sink, Symbolic
+from ..session.compiled import Compiled
+from ..session.run import Session, Transaction, showing
 from ..storage.base import Checkpoint, Entry
-from ..storage.files import paused_gc
 from ..storage.identity import Identity
 
 __all__ = ["CheckpointInfo", "Statistics", "TensorInfo", "evaluate", "survey"]
@@ -160,20 +159,7 @@ def evaluate(
     Raises:
         SurgeryError: a tensor cannot be read, or the work does not fit the budget.
     """
-    from ..execute.devices import check_fits_here
-    from ..execute.stream import Executor
-
     symbolic = Symbolic((), checks, sinks, (), (), (), False, identities=identities or {})
-    with paused_gc():
-        program = compile_program(symbolic, [])
-    check_fits_here(program, options.limits)
-    executor = Executor(
-        program,
-        [],
-        limits=options.limits,
-        num_devices=options.devices or None,
-        progress=Progress(progress),
-    )
-    with executor:
-        executor.run()
-    return executor.findings
+    session = Session(options, observers=showing(progress))
+    (outcome,) = session.run([Transaction(Compiled(symbolic, ()))])
+    return outcome.findings

@@ -10,32 +10,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..compile.functions import Functions
 from ..core.errors import Notice, PlanError, SurgeryError, told
-from ..core.interrupts import check_interrupted, held
-from ..core.process import take_back
+from ..core.interrupts import check_interrupted
+from ..execute.observers import Appearing, Observer
 from ..execute.options import Options
-from ..execute.report import peak_rss_bytes
 from ..graph.node import Graph
+from ..graph.roots import Symbolic
 from ..language.document import plain
 from ..language.jobs import Job, load_jobs
 from ..language.plan import Plan
 from ..storage import formats
 from ..storage.base import Checkpoint, Single
-from ..storage.identity import check_all
-from .compiled import Compiled, Outside, compile_with, joined
+from .compiled import Compiled, Outputs, Outside, compile_with
 from .finished import Entry, FileState, Finished, states_of
-from .passes import Show, check_targets, leftovers, settle, settle_questions, stage, write_notes
-
-if TYPE_CHECKING:
-    from ..storage.publish import Staging
+from .passes import Show, check_targets, output_paths
+from .run import Session, Transaction, showing
 
 __all__ = ["BatchReport", "JobReport", "batch"]
 
@@ -118,29 +112,29 @@ def batch(
     only_check: bool = False,
     record: str | None = None,
     progress: Show | None = None,
+    observers: Sequence[Observer] = (),
     tell: Callable[[JobReport], None] | None = None,
 ) -> BatchReport:
     """Run the jobs of a job file (`language.jobs`).
 
     overrides: `key=value` for the plan of every job. together: how many jobs share a pass at most. again: also jobs
     that are finished, by `record`, a file of finished jobs (by default the name of the job file with `.done`).
-    stop_on_failure: start no more after a failure. only_check: find what headers can tell, and run nothing. tell: is
-    called when a job has ended.
+    stop_on_failure: start no more after a failure. only_check: find what headers can tell, and run nothing. progress,
+    observers: those of `run`; the tag of what appears is a job. tell: is called when a job has ended.
 
     Raises:
         SurgeryError: the job file is wrong, or the record cannot be used. What a job raises is in its report.
     """
     jobs = load_jobs(path, overrides)
-    began = time.perf_counter()
     with Finished(record or f"{path}.done", is_kept=not only_check) as finished:
-        work = _Batch(jobs, options or Options(), finished, progress, tell)
+        ledger = _Ledger(jobs, finished, options or Options(), tell)
+        session = Session(options, observers=showing(progress, [ledger, *observers]))
+        work = _Batch(jobs, session, ledger)
         work.run(max(together, 1), again=again, stop_on_failure=stop_on_failure, only_check=only_check)
     return BatchReport(
-        tuple(work.reports[number] for number in range(len(jobs))),
-        **work.figures,
-        leftovers=tuple(dict.fromkeys(work.leftovers)),
-        peak_rss_bytes=peak_rss_bytes(),
-        wall_s=time.perf_counter() - began,
+        tuple(ledger.reports[number] for number in range(len(jobs))),
+        leftovers=tuple(session.leftovers),
+        **session.figures.of(BatchReport),
     )
 
 
@@ -169,7 +163,7 @@ class _Headers(Outside):
         return super().open_plan(path)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Ready:
     """A job that headers find nothing wrong with."""
 
@@ -177,6 +171,54 @@ class _Ready:
     key: str  # of its plan
     compiled: Compiled
     inputs: dict[str, tuple[FileState, ...]]
+
+
+class _Ledger(Observer):
+    """What became of the jobs: those whose outputs will appear are recorded, and whatever has ended is told."""
+
+    def __init__(
+        self, jobs: Sequence[Job], finished: Finished, options: Options, tell: Callable[[JobReport], None] | None
+    ) -> None:
+        self.jobs = jobs
+        self.finished = finished
+        self.reports: dict[int, JobReport] = {}
+        self.has_failed = False
+        self._sync = options.sync
+        self._tell = tell
+
+    def appearing(self, plans: Sequence[Appearing]) -> None:
+        entries = {plan.tag.key: (self.jobs[plan.tag.number].name, _entry(plan)) for plan in plans}
+        self.finished.add(entries, self._sync)
+
+    def appeared(self, plan: Appearing) -> None:
+        outputs = [(staging.plan, staging.layout) for staging in plan.stagings]
+        self.end(plan.tag.number, "done", printed=plan.printed, **_amounts(plan.symbolic, outputs))
+
+    def fail(self, number: int, error: Exception) -> None:
+        """A job has failed."""
+        self.has_failed = True
+        self.end(number, "failed", error=told(error), printed=getattr(error, "printed", ""))
+
+    def end(self, number: int, status: str, **more: Any) -> None:
+        """A job has ended; `more` are further fields of its report."""
+        job = self.jobs[number]
+        try:
+            parameters = job.parameters
+        except PlanError:
+            parameters = {}  # its report has that error
+        self.reports[number] = JobReport(job.name, status, parameters, **more)
+        if self._tell is not None:
+            self._tell(self.reports[number])
+
+
+def _amounts(symbolic: Symbolic, outputs: Outputs) -> dict[str, Any]:
+    """What a report says of the outputs of a job."""
+    return {
+        "outputs": tuple(output.path for output, _ in outputs),
+        "warnings": tuple(symbolic.warnings),
+        "num_tensors": sum(len(save.tensors) for save in symbolic.saves),
+        "bytes_written": sum(file.size for _, layout in outputs for file in layout.files),
+    }
 
 
 class _Pass:
@@ -195,30 +237,14 @@ class _Pass:
 
 
 class _Batch:
-    """Jobs, what became of them, and which files they read and write."""
+    """Jobs, and which files they read and write."""
 
-    def __init__(
-        self,
-        jobs: Sequence[Job],
-        options: Options,
-        finished: Finished,
-        progress: Show | None,
-        tell: Callable[[JobReport], None] | None,
-    ) -> None:
+    def __init__(self, jobs: Sequence[Job], session: Session, ledger: _Ledger) -> None:
         self.jobs = jobs
-        self.options = options
-        self.finished = finished
-        self.progress = progress
-        self.tell = tell
-        self.reports: dict[int, JobReport] = {}
-        self.leftovers: list[str] = []
-        self.figures: dict[str, Any] = {
-            "num_passes": 0,
-            **dict.fromkeys(("num_compilations", "bytes_moved", "bytes_read", "bytes_computed"), 0),
-            **{"peak_buffer_bytes": 0, "stream_s": 0.0, "compile_s": 0.0},
-        }
-        self._functions = Functions()  # of all passes
-        self._stop_on_failure = self._has_failed = False
+        self.session = session
+        self.options = session.options
+        self.ledger = ledger
+        self._stop_on_failure = False
         self._files: dict[str, Sequence[str]] = {}
         self._writers: dict[str, int] = {}
         self._readers: dict[str, int] = {}
@@ -229,7 +255,7 @@ class _Batch:
         current = _Pass(self.options)
         for number in range(len(self.jobs)):
             if self._is_stopped():
-                self._end(number, "not run")
+                self.ledger.end(number, "not run")
                 continue
             try:
                 check_interrupted()
@@ -237,12 +263,12 @@ class _Batch:
                 if only_check and ready is not None:
                     check_targets(ready.compiled, self.options, ready.compiled.outputs)
             except Exception as error:
-                self._fail(number, error)
+                self.ledger.fail(number, error)
                 continue
             if ready is None:
                 continue
             if only_check:
-                self._end(number, "ready", ready)
+                self.ledger.end(number, "ready", **_amounts(ready.compiled.symbolic, ready.compiled.outputs))
                 current = _Pass(self.options) if current.is_full else current
                 continue
             current.jobs.append(ready)
@@ -260,17 +286,17 @@ class _Batch:
         from ..storage.publish import check_target
 
         plan = self.jobs[number].plan()
-        self.leftovers += leftovers(plan, remove=not only_check)  # also of a job that had just ended
+        self.session.sweep(output_paths(plan), remove=not only_check)  # also of a job that had just ended
         key = _key_of(plan, self.options)
-        known = None if again else self.finished.entries.get(key)
+        known = None if again else self.ledger.finished.entries.get(key)
         if known is not None and known.holds(self._files_of):
             self._claim(number, list(known.outputs), known.inputs)
-            self._end(number, "skipped", outputs=tuple(known.outputs))
+            self.ledger.end(number, "skipped", outputs=tuple(known.outputs))
             return None
         current.headers.opened = {}
         compiled = compile_with(plan, current.headers, current.graph)
         self._claim(number, [output.path for output, _ in compiled.outputs], current.headers.opened)
-        self.leftovers += leftovers(plan, compiled.outputs, remove=not only_check)
+        self.session.sweep(output_paths(plan, compiled.outputs), remove=not only_check)
         for output, _ in compiled.outputs:
             check_target(output, self.options.overwrite)
         return _Ready(number, key, compiled, dict(current.headers.opened))
@@ -326,13 +352,13 @@ class _Batch:
             return
         if self._is_stopped():
             for ready in jobs:
-                self._end(ready.number, "not run")
+                self.ledger.end(ready.number, "not run")
             return
         try:
             self._run_together(jobs)
         except Exception as error:
             if len(jobs) == 1:
-                self._fail(jobs[0].number, error)
+                self.ledger.fail(jobs[0].number, error)
                 return
             half = len(jobs) // 2
             self._run(jobs[:half])
@@ -340,109 +366,23 @@ class _Batch:
 
     def _run_together(self, jobs: Sequence[_Ready]) -> None:
         """One program for all; what it raises is of any of them, and none has ended."""
-        from ..execute.devices import check_fits_here
-        from ..storage.publish import check_space, unwinding
-        from .perform import figures, perform
-
-        asking = [ready.compiled for ready in jobs]
-        settled, passes = settle_questions(asking, self.options, self.progress, functions=self._functions)
-        jobs = [replace(ready, compiled=compiled) for ready, compiled in zip(jobs, settled, strict=True)]
-        whole = joined(settled)
-        check_space(whole.outputs)
-        check_fits_here(whole.program, self.options.limits)
-        with unwinding() as stack:
-            stack.callback(take_back)
-            stagings = [stage(ready.compiled.outputs, stack, self.options.overwrite) for ready in jobs]
-            self.figures["num_passes"] += 1
-            targets = [one for each in stagings for one in each]
-            done = perform(whole.program, targets, self.options, self.progress, functions=self._functions)
-            for key in ("bytes_moved", "bytes_read", "bytes_computed"):
-                self.figures[key] += getattr(whole.program, key)
-            account = figures([*passes, done])
-            for key in ("num_compilations", "stream_s", "compile_s"):
-                self.figures[key] += account[key]
-            self.figures["peak_buffer_bytes"] = max(self.figures["peak_buffer_bytes"], account["peak_buffer_bytes"])
-            self._commit(jobs, stagings, done.findings)
-
-    def _commit(self, jobs: Sequence[_Ready], stagings: Sequence[Sequence[Staging]], findings: Any) -> None:
-        """Let the outputs of every job appear if its assertions hold. All are brought to the disk at once, which takes
-        little longer than one, then recorded."""
-        from ..storage.publish import commit_all
-
-        def complete(ready: _Ready, own: Sequence[Staging]) -> str:
-            printed = settle(ready.compiled.symbolic, findings)
-            write_notes(ready.compiled, own, findings)
-            for staging in own:
-                staging.finish(self.options.sync)
-            check_all(ready.compiled.symbolic.identities)
-            return printed
-
-        with ThreadPoolExecutor(max(len(jobs), 1)) as pool:
-            completed = [pool.submit(complete, ready, own) for ready, own in zip(jobs, stagings, strict=True)]
-        whole = []
-        for ready, own, result in zip(jobs, stagings, completed, strict=True):
-            error = result.exception()
-            if error is None:
-                whole.append((ready, own, result.result()))
-            elif isinstance(error, Exception):
-                self._fail(ready.number, error)
-            else:
-                raise error
-        unrecorded: Exception | None = None
-        try:
-            entries = {ready.key: (self.jobs[ready.number].name, _entry(ready, own)) for ready, own, _ in whole}
-            self.finished.add(entries, self.options.sync)
-        except SurgeryError as error:
-            unrecorded = error
-        for ready, own, printed in whole:
-            with held():  # what is there is also told
-                try:
-                    if unrecorded is not None:
-                        raise unrecorded
-                    commit_all(own, self.options.sync)
-                except Exception as error:
-                    self._fail(ready.number, error)
-                else:
-                    self._end(ready.number, "done", ready, printed=printed)
-
-    # -- reports ------------------------------------------------------------------------------------------------
+        outcomes = self.session.run([Transaction(ready.compiled, ready) for ready in jobs])
+        for ready, outcome in zip(jobs, outcomes, strict=True):
+            if outcome.error is not None:
+                self.ledger.fail(ready.number, outcome.error)
 
     def _is_stopped(self) -> bool:
-        return self._stop_on_failure and self._has_failed
-
-    def _fail(self, number: int, error: Exception) -> None:
-        self._has_failed = True
-        self._end(number, "failed", error=told(error), printed=getattr(error, "printed", ""))
-
-    def _end(self, number: int, status: str, ready: _Ready | None = None, **more: Any) -> None:
-        job = self.jobs[number]
-        try:
-            parameters = job.parameters
-        except PlanError:
-            parameters = {}  # its report has that error
-        report = JobReport(job.name, status, parameters, **more)
-        if ready is not None:
-            report = replace(
-                report,
-                outputs=tuple(output.path for output, _ in ready.compiled.outputs),
-                warnings=tuple(ready.compiled.symbolic.warnings),
-                num_tensors=sum(len(save.tensors) for save in ready.compiled.symbolic.saves),
-                bytes_written=sum(file.size for _, layout in ready.compiled.outputs for file in layout.files),
-            )
-        self.reports[number] = report
-        if self.tell is not None:
-            self.tell(report)
+        return self._stop_on_failure and self.ledger.has_failed
 
 
-def _entry(ready: _Ready, stagings: Sequence[Staging]) -> Entry:
+def _entry(plan: Appearing) -> Entry:
     """What is to be recorded of a job whose outputs are complete and will appear."""
     outputs = {}
-    for staging in stagings:
-        files = staging.finished_files()
+    for output, files in plan.files().items():
         states = states_of([str(path) for path in files.values()])
         named = ((path, size, changed) for path, (_, size, changed) in zip(files, states, strict=True))
-        outputs[staging.plan.path] = tuple(named)
-    return Entry(ready.inputs, outputs)
+        outputs[output] = tuple(named)
+    return Entry(plan.tag.inputs, outputs)
 
 
 def _key_of(plan: Plan, options: Options) -> str:

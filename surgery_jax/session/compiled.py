@@ -30,7 +30,7 @@ from ..storage.identity import Identity, add_all
 __all__ = ["Answers", "Compiled", "Outputs", "Outside", "asking", "compile_with", "joined", "with_inputs"]
 
 Answers = Mapping[GraphNode, Any]  # elements of versions, and whether masks are true everywhere
-Outputs = tuple[tuple[OutputPlan, Layout], ...]
+Outputs = Sequence[tuple[OutputPlan, Layout]]
 Held = dict[str, Checkpoint]  # by the path that a plan names them with
 
 
@@ -168,6 +168,8 @@ def compile_with(plan: Plan, outside: Outside, graph: Graph | None = None, answe
 
 def joined(parts: Sequence[Compiled]) -> Compiled:
     """The work of several plans of one graph as that of one; what they print and assert stays with them."""
+    if len(parts) == 1:
+        return parts[0]
     plans = [part.symbolic for part in parts]
     symbolic = Symbolic(
         saves=[save for plan in plans for save in plan.saves],
@@ -177,6 +179,7 @@ def joined(parts: Sequence[Compiled]) -> Compiled:
         assertions=(),
         executed=(),
         needs_whole=any(plan.needs_whole for plan in plans),
+        questions=[question for plan in plans for question in plan.questions],
         identities={path: known for plan in plans for path, known in plan.identities.items()},
     )
     return Compiled(symbolic, tuple(output for part in parts for output in part.outputs))
@@ -184,8 +187,8 @@ def joined(parts: Sequence[Compiled]) -> Compiled:
 
 def asking(parts: Sequence[Compiled]) -> Program:
     """The work that finds what plans of one graph ask of the data; it writes nothing."""
-    questions = [question for part in parts for question in part.symbolic.questions]
-    checks = [question for question in questions if isinstance(question, Check)]
-    sinks = [question for question in questions if isinstance(question, Sink)]
+    symbolic = joined(parts).symbolic
+    checks = [question for question in symbolic.questions if isinstance(question, Check)]
+    sinks = [question for question in symbolic.questions if isinstance(question, Sink)]
     with _no_collection():
-        return compile_program(replace(joined(parts).symbolic, saves=(), checks=checks, sinks=sinks), ())
+        return compile_program(replace(symbolic, saves=(), checks=checks, sinks=sinks, questions=()), ())

@@ -6,14 +6,14 @@ import mmap
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import Mark, PlanError, StorageError
-from ..core.process import take_back
 from ..core.specs import Spec
+from ..execute.observers import Observer
 from ..execute.options import Options
 from ..graph.node import Node, Source
 from ..graph.roots import Request
@@ -22,7 +22,8 @@ from ..storage.base import Checkpoint, Entry, Format, LaidFile, Layout
 from ..storage.flax.trees import MEMORY, held
 from ..storage.formats import OutputPlan
 from .compiled import Compiled, Outside, compile_with, with_inputs
-from .passes import Show, check_targets, leftovers, settle, settle_questions, stage, write_notes
+from .passes import Show
+from .run import Session, Transaction, showing
 
 __all__ = ["apply"]
 
@@ -37,47 +38,34 @@ def apply(
     options: Options | None = None,
     *,
     progress: Show | None = None,
+    observers: Sequence[Observer] = (),
     show: Callable[[str], object] = print,
 ) -> Checkpoint:
     """What a plan would write, as a checkpoint in memory; an `output` of the plan is not written, steps `save` are.
 
     `inputs` are checkpoints by alias, as `from_flax` gives them: they stand in for the plan's inputs of these aliases,
     or are further ones. Arrays that the plan does not touch are handed on without a copy. What the plan prints goes to
-    `show`.
+    `show`; `progress` and `observers` are those of `run`.
 
     Raises:
         SurgeryError: what is wrong, or an assertion that does not hold.
     """
-    from ..storage.publish import commit_all, unwinding
-    from .perform import perform
-
     options = options or Options()
     mark = plan.output.mark if plan.output is not None else Mark("plan", 0, 0)
     plan, given = with_inputs(replace(plan, output=Output(_PLACE, None, None, mark)), inputs or {})
     compiled = compile_with(plan, _Outside(options, given))
     if not compiled.outputs or compiled.outputs[-1][0].format is not _FORMAT:
         raise PlanError("the plan gives nothing", where=mark, found="a dry run", hint="turn dry-run off before its end")
-    (compiled,), _ = settle_questions([compiled], options, progress)
-    *others, everything = compiled.symbolic.saves
-    compiled, kept = _without(
-        compiled, {id(entry) for checkpoint in given.values() for entry in checkpoint.entries.values()}
-    )
-    leftovers(replace(plan, output=None), compiled.outputs[:-1], remove=True)
-    check_targets(compiled, options, compiled.outputs[:-1])
-    with unwinding() as stack:
-        stack.callback(take_back)
-        stagings = stage(compiled.outputs[:-1], stack, options.overwrite)
-        result = _Result(*compiled.outputs[-1])
-        stack.callback(result.close)
-        done = perform(compiled.program, [*stagings, result], options, progress)
-        printed = settle(compiled.symbolic, done.findings)
-        made = result.entries(compiled.symbolic.saves[-1].tensors)
-        write_notes(replace(compiled, symbolic=replace(compiled.symbolic, saves=others)), stagings, done.findings)
-        commit_all(stagings, options.sync)
-    if printed:
-        show(printed)
-    entries = {name: kept.get(name) or made[name] for name, _ in everything.tensors}
-    return Checkpoint(MEMORY, MEMORY, entries, everything.metadata)
+    rest = _Rest({id(entry) for checkpoint in given.values() for entry in checkpoint.entries.values()})
+    session = Session(options, observers=showing(progress, observers))
+    (outcome,) = session.run([Transaction(rest.of(compiled), keep=_Result)])
+    result = outcome.targets[-1]
+    assert isinstance(result, _Result)
+    made = result.entries(outcome.compiled.symbolic.saves[-1].tensors)
+    if outcome.printed:
+        show(outcome.printed)
+    entries = {name: rest.kept.get(name) or made[name] for name in rest.names}
+    return Checkpoint(MEMORY, MEMORY, entries, rest.metadata)
 
 
 class _Outside(Outside):
@@ -106,18 +94,35 @@ class _Format(Format):
 _FORMAT = _Format()
 
 
-def _without(compiled: Compiled, held: set[int]) -> tuple[Compiled, dict[str, Entry]]:
-    """A compiled plan whose last output leaves out what is in memory already, and that."""
-    *others, save = compiled.symbolic.saves
-    kept, made = {}, []
-    for name, node in save.tensors:
-        if isinstance(node.op, Source) and id(node.op.entry) in held:
-            kept[name] = node.op.entry
-        else:
-            made.append((name, node))
-    symbolic = replace(compiled.symbolic, saves=[*others, replace(save, tensors=tuple(made))])
-    layout = _FORMAT.layout(Path(_PLACE), [(name, node.spec) for name, node in made])
-    return Compiled(symbolic, (*compiled.outputs[:-1], (compiled.outputs[-1][0], layout))), kept
+class _Rest:
+    """What of a plan's result is in memory already, by the identity of its entries: `kept`; the plan makes the rest.
+    Known of the plan that was compiled last, of whose result these are all `names` and the `metadata`."""
+
+    def __init__(self, held: Set[int]) -> None:
+        self._held = held
+        self.kept: dict[str, Entry] = {}
+        self.names: list[str] = []
+        self.metadata: Mapping[str, str] = {}
+
+    def of(self, compiled: Compiled) -> Compiled:
+        """The plan, and what becomes of it once the data has answered its questions, with a last output that leaves
+        out what is kept."""
+        *others, save = compiled.symbolic.saves
+        self.kept, made = {}, []
+        for name, node in save.tensors:
+            if isinstance(node.op, Source) and id(node.op.entry) in self._held:
+                self.kept[name] = node.op.entry
+            else:
+                made.append((name, node))
+        self.names, self.metadata = [name for name, _ in save.tensors], save.metadata
+        symbolic = replace(compiled.symbolic, saves=[*others, replace(save, tensors=tuple(made))])
+        layout = _FORMAT.layout(Path(_PLACE), [(name, node.spec) for name, node in made])
+        again = compiled.again
+        return Compiled(
+            symbolic,
+            (*compiled.outputs[:-1], (compiled.outputs[-1][0], layout)),
+            None if again is None else lambda answers: self.of(again(answers)),
+        )
 
 
 class _Result:
@@ -129,10 +134,15 @@ class _Result:
         self.plan = plan
         self.layout = layout
         self._fd = os.memfd_create(_PLACE) if hasattr(os, "memfd_create") else _unnamed()
-        os.ftruncate(self._fd, layout.files[0].size)
+        try:
+            os.ftruncate(self._fd, layout.files[0].size)
+            self._memory = mmap.mmap(self._fd, layout.files[0].size)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
-        """Arrays that were made of it stay."""
+        """Nobody writes any more; its memory stays as long as there are arrays of it."""
         os.close(self._fd)
 
     def place(self, index: int) -> str:
@@ -142,11 +152,10 @@ class _Result:
         """The tensors that were written, as arrays that share the memory of the file and can be written to."""
         import numpy as np
 
-        memory = mmap.mmap(self._fd, self.layout.files[0].size)
         found = {}
         for name, node in tensors:
             spec, (_, offset) = node.spec, self.layout.places[name]
-            array = np.frombuffer(memory, spec.dtype.numpy, spec.size, offset).reshape(spec.shape)
+            array = np.frombuffer(self._memory, spec.dtype.numpy, spec.size, offset).reshape(spec.shape)
             found[name] = held(array, spec)
         return found
 

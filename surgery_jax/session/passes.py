@@ -1,34 +1,25 @@
-"""What happens around the passes over the data: outputs are tried, staged and annotated, questions answered, assertions
-settled."""
+"""What happens around the passes over the data: outputs are tried and annotated, assertions settled."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import AssertionFailed, PlanError, Problems, SurgeryError
+from ..core.errors import AssertionFailed, Problems, SurgeryError
 from ..execute.fits import check_fits
+from ..execute.observers import Observers
 from ..execute.options import Options
-from ..graph.node import Node
 from ..graph.roots import Symbolic
-from ..hosts.peers import ALONE, Peers
-from .compiled import Compiled, Outputs, asking
+from .compiled import Compiled, Outputs
 
 if TYPE_CHECKING:
-    from ..compile.functions import Functions
     from ..language.plan import Plan
-    from ..storage.base import Layout
-    from ..storage.formats import OutputPlan
     from ..storage.publish import Staging
-    from .perform import Performed
 
-__all__ = ["Show", "check_targets", "leftovers", "settle", "settle_questions", "stage", "write_notes"]
+__all__ = ["Show", "check_targets", "leftovers", "output_paths", "settle", "tell_written", "write_notes"]
 
 Show = Callable[[int, int], None]  # progress: bytes done, bytes in all
-MAX_PASSES = 16  # over the data, before the last one: far more than steps build upon each other
 AMPLE = 64 << 20  # bytes in which any elementwise work fits, since it is cut into tiles
 
 
@@ -60,9 +51,14 @@ def check_targets(compiled: Compiled, options: Options, outputs: Outputs) -> Non
         raise errors[0] if len(errors) == 1 else Problems(errors)
 
 
-def leftovers(plan: Plan, outputs: Outputs = (), *, remove: bool = False) -> tuple[str, ...]:
-    """What runs that were killed have left beside the output of a plan, and beside all `outputs` once these are known,
-    a sentence each; `remove` what nobody can miss. Before anything is read: it may be the input that is put back.
+def output_paths(plan: Plan, outputs: Outputs = ()) -> list[str]:
+    """Where a plan writes: all `outputs` once these are known, until then its output."""
+    return [output.path for output, _ in outputs] or ([plan.output.path] if plan.output is not None else [])
+
+
+def leftovers(paths: Iterable[str], *, remove: bool = False) -> tuple[str, ...]:
+    """What runs that were killed have left beside outputs, a sentence each; `remove` what nobody can miss. To be done
+    before anything is read: it may be the input that is put back.
 
     Raises:
         StorageError: an output is no path.
@@ -70,88 +66,29 @@ def leftovers(plan: Plan, outputs: Outputs = (), *, remove: bool = False) -> tup
     from ..storage.stages import clear
     from ..storage.targets import final_place
 
-    paths = [output.path for output, _ in outputs] or ([plan.output.path] if plan.output is not None else [])
     places = dict.fromkeys(final_place(path) for path in paths)
     return tuple(told for place in places for told in clear(place, remove=remove))
 
 
-def settle_questions(
-    parts: Sequence[Compiled],
-    options: Options,
-    progress: Show | None = None,
-    peers: Peers = ALONE,
-    functions: Functions | None = None,
-) -> tuple[list[Compiled], list[Performed]]:
-    """Plans of one graph compiled again with what they ask of the data, and the account of the passes that found it.
-
-    Such a pass reads what the questions are about and writes nothing. Plans without questions stay as they are.
-    `functions` are those of `perform`.
-
-    Raises:
-        SurgeryError: what went wrong.
-    """
-    from ..execute.devices import check_fits_here
-    from .perform import perform
-
-    settled = list(parts)
-    answers: dict[Node, Any] = {}
-    passes: list[Performed] = []
-    while questions := [question for part in settled for question in part.symbolic.questions]:
-        if len(passes) == MAX_PASSES:
-            raise PlanError(
-                "what the plan asks of the data changes from pass to pass",
-                found=f"{len(questions)} questions after {len(passes)} passes",
-                hint="give random tensors a seed",
-            )
-        program = asking(settled)
-        check_fits_here(program, options.limits)
-        passes.append(perform(program, (), options, progress, peers, functions))
-        found, asked = passes[-1].findings, program.symbolic
-        answers |= {sink.node: found[sink] for sink in asked.sinks}
-        answers |= {check.node: found[check].holds for check in asked.checks}
-        settled = [part.again(answers) if part.symbolic.questions and part.again else part for part in settled]
-    return settled, passes
-
-
-def write_notes(compiled: Compiled, stagings: Sequence[Staging], findings: Any) -> None:
+def write_notes(symbolic: Symbolic, stagings: Sequence[Staging], findings: Any, observer: Observers) -> None:
     """Write the texts that belong beside outputs.
 
     Raises:
         StorageError: the operating system refuses.
     """
-    for save, staging in zip(compiled.symbolic.saves, stagings, strict=True):
+    for save, staging in zip(symbolic.saves, stagings, strict=False):  # there is no place beside an output in memory
         if staging.plan.format.takes_notes:
             for name, render in save.notes.items():
-                staging.add(name, render(findings))
+                text = render(findings)
+                tell_written(observer, f"{staging.plan.path}/{name}", staging.add(name, text), 0, text.encode())
 
 
-def stage(outputs: Outputs, stack: ExitStack, overwrite: bool, peers: Peers = ALONE) -> list[Staging]:
-    """Outputs in their hidden places, made by the first of the processes and opened by the others; what is not
-    committed when the stack closes is removed. What lies at their places now may be replaced, if `overwrite`.
+def tell_written(observer: Observers, path: str, place: str, offset: int, data: bytes) -> None:
+    """Tell of bytes that are in an output and were not computed."""
+    if observer.wants_ranges:
+        from ..io.outputs import Written
 
-    Raises:
-        StorageError: the operating system refuses, or this process does not see what the first one made.
-    """
-    from ..core.interrupts import held
-    from ..storage.uploads import open_staging
-
-    stagings: list[Staging] = []
-
-    def add(output: OutputPlan, layout: Layout, told: dict[str, Any] | None = None) -> None:
-        with held():  # from the moment when there is something, it is known that it must be removed
-            staging = open_staging(output, layout, told, overwrite=overwrite)
-            stagings.append(staging)
-            stack.callback(staging.abort)
-            peers.rescue(staging.abort)
-
-    if peers.rank == 0:
-        for output, layout in outputs:
-            add(output, layout)
-    told = json.loads(peers.share(json.dumps([staging.tell() for staging in stagings]).encode()))
-    if peers.rank:
-        for (output, layout), place in zip(outputs, told, strict=True):
-            add(output, layout, place)
-    return stagings
+        observer.written(Written(path, place, offset, len(data), data))
 
 
 class _Failed(Problems):
@@ -162,7 +99,7 @@ class _Failed(Problems):
         self.printed = printed
 
 
-def settle(symbolic: Symbolic, findings: Any) -> str:
+def settle(symbolic: Symbolic, findings: Any, observer: Observers) -> str:
     """Settle the assertions and render what the plan prints.
 
     Raises:
@@ -172,6 +109,7 @@ def settle(symbolic: Symbolic, findings: Any) -> str:
     first = None
     for assertion in symbolic.assertions:
         holds, why = assertion.outcome.settle(findings)
+        observer.settled(assertion, holds, why)
         if not holds:
             failed.append(AssertionFailed(f"assertion failed: {why}", where=assertion.mark))
             first = assertion.step if first is None else first

@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -121,8 +121,8 @@ class Staging:
         name = self.layout.files[index].name
         return str(self._built / name if name else self._built)
 
-    def add(self, name: str, text: str) -> None:
-        """Put one more file beside those of the layout of a directory.
+    def add(self, name: str, text: str) -> str:
+        """Put one more file beside those of the layout of a directory; where it is until it is published.
 
         Raises:
             StorageError: the operating system refuses.
@@ -131,6 +131,7 @@ class Staging:
             (self._built / name).write_text(text, encoding="utf-8")
         except OSError as error:
             raise storage_error(error, self.plan.path, f"write {name}") from None
+        return str(self._built / name)
 
     def finish(self, sync: bool = False) -> None:
         """All bytes are in place: let the format complete its files, and bring them to the disk if `sync`.
@@ -302,10 +303,10 @@ class Staging:
         return problem
 
 
-def commit_all(stagings: Sequence[Staging], sync: bool = True) -> None:
+def commit_all(stagings: Sequence[Staging], sync: bool = True, appeared: Callable[[], object] | None = None) -> None:
     """Publish several outputs: all are complete before the first appears; if one fails, all are taken back.
 
-    Who asks to stop before the first appears is heard; after that, only when all are there.
+    Who asks to stop before the first appears is heard; after that, only when all are there and `appeared` was called.
 
     Raises:
         StorageError: an output could not be completed or published.
@@ -324,6 +325,8 @@ def commit_all(stagings: Sequence[Staging], sync: bool = True) -> None:
             note_published(staging.plan.path for staging in stagings)
             for staging in stagings:
                 staging._clean()
+            if appeared is not None:
+                appeared()
     except BaseException:
         for staging in reversed(stagings):
             staging.abort()

@@ -82,13 +82,14 @@ class Upload(Staging):
         """Leave everything to the process that publishes."""
         self._created.clear()
 
-    def add(self, name: str, text: str) -> None:
-        """Put one more file beside those of the layout of a directory."""
+    def add(self, name: str, text: str) -> str:
+        """Put one more file beside those of the layout of a directory; where it is until it is published."""
         try:
             data = text.encode()
             self._create(LaidFile(name, len(data), ((0, data),)))
         except OSError as error:
             raise storage_error(error, self.plan.path, f"write {name}") from None
+        return self._created[name]
 
     def finish(self, sync: bool = False) -> None:
         """All bytes are in place: let the format complete its files."""

@@ -23,15 +23,15 @@ class Check(Command):
     def run(self, args: Namespace) -> int:
         from ...api import check, load_plan
         from ...core.specs import format_bytes
-        from ...session.passes import leftovers
+        from ...session.passes import leftovers, output_paths
         from ..failures import warn
 
         options = options_of(args)
         plan = load_plan(*args.items)
-        name_leftovers(named := leftovers(plan))
+        name_leftovers(named := leftovers(output_paths(plan)))
         compiled = check(plan, options)
         warn(compiled.symbolic.warnings)
-        left = leftovers(plan, compiled.outputs)
+        left = leftovers(output_paths(plan, compiled.outputs))
         read = compiled.symbolic.stored()
         steps = len(compiled.symbolic.executed)
         outputs: list[dict[str, Any]] = [

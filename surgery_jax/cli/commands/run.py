@@ -121,9 +121,9 @@ def _check_summary(plan: Plan, compiled: Compiled, args: Namespace, *, is_writer
 def _leftovers(plan: Plan, outputs: Outputs, peers: Peers, remove: bool) -> tuple[str, ...]:
     """Name what runs that were killed have left: the output of the plan is looked at before its inputs, which it may
     be, and all outputs once they are known."""
-    from ...session.passes import leftovers
+    from ...session.passes import leftovers, output_paths
 
-    found = leftovers(plan, outputs, remove=remove) if peers.rank == 0 else ()
+    found = leftovers(output_paths(plan, outputs), remove=remove) if peers.rank == 0 else ()
     name_leftovers(found)
     return found
 

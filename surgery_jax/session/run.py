@@ -1,0 +1,356 @@
+"""One session owns what happens between a plan and its outputs: whoever needs tensors goes through it.
+
+What is to be done comes as transactions, plans of one graph that succeed or fail one by one: a run has one, a batch
+several that share their reading, a comparison one without outputs. All of them go the same way: they are checked, their
+questions settled by passes over the data, and checked again; their outputs staged; the work performed; assertions
+settled and notes written; outputs completed and, if the inputs are still what they were, published.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import PlanError
+from ..core.interrupts import held
+from ..core.process import take_back
+from ..execute.observers import Appearing, Observer, Observers, Pass
+from ..execute.options import Options
+from ..execute.report import Figures, Progress, Report
+from ..hosts.peers import ALONE, Peers
+from .compiled import Compiled, Outputs, Outside, asking, compile_with, joined, with_inputs
+from .passes import Show, check_targets, leftovers, settle, tell_written, write_notes
+
+if TYPE_CHECKING:
+    from ..compile.functions import Functions
+    from ..compile.program import Program
+    from ..graph.node import Node
+    from ..language.plan import Plan
+    from ..storage.base import Checkpoint, Layout
+    from ..storage.formats import OutputPlan
+    from ..storage.publish import Staging
+    from .perform import Kept, Target
+
+__all__ = ["Outcome", "Session", "Transaction", "showing"]
+
+MAX_PASSES = 16  # over the data, before the last one: far more than steps build upon each other
+
+
+@dataclass(frozen=True, eq=False)
+class Transaction:
+    """A compiled plan, whose outputs appear together or not at all. `tag` is for observers. With `keep` the last output
+    does not appear: it goes into what that makes of it, which the session closes."""
+
+    compiled: Compiled
+    tag: Any = None
+    keep: Callable[[OutputPlan, Layout], Kept] | None = None
+
+    @property
+    def outputs(self) -> Outputs:
+        """Those that appear."""
+        return self.compiled.outputs if self.keep is None else self.compiled.outputs[:-1]
+
+
+@dataclass(eq=False)
+class Outcome:
+    """What came of a transaction. `compiled` is its plan with what the data answered to its questions, `findings` has
+    its checks and sinks, `targets` are what was written, and `error` says why nothing appeared."""
+
+    compiled: Compiled
+    findings: Mapping[Any, Any]
+    targets: Sequence[Target]
+    printed: str = ""
+    error: Exception | None = None
+
+
+@dataclass(eq=False)
+class _Work:
+    """A transaction whose outputs are being written."""
+
+    tag: Any
+    stagings: Sequence[Staging]
+    outcome: Outcome
+
+    def appearing(self) -> Appearing:
+        """For observers."""
+        return Appearing(self.outcome.compiled.symbolic, self.stagings, self.outcome.printed, self.tag)
+
+
+def _traces(options: Options, peers: Peers) -> list[Observer]:
+    """What writes the profile that the options ask for."""
+    if options.profile is None:
+        return []
+    from ..execute.timeline import Trace
+
+    folder = Path(options.profile)
+    return [Trace(folder / f"process-{peers.rank}" if peers.size > 1 else folder)]
+
+
+def showing(progress: Show | None, observers: Iterable[Observer] = ()) -> list[Observer]:
+    """Observers, and one that shows progress if it is wanted."""
+    return [*([] if progress is None else [Progress(progress)]), *observers]
+
+
+class Session:
+    """Owns the work of one run, or of the passes of one batch.
+
+    `peers` are the processes that share it, which all do the same with theirs; `observers` are told what happens. The
+    functions that a pass has compiled serve the ones after it. `figures` add up what was done, and `leftovers` say, a
+    sentence each, what runs that were killed had left beside the outputs.
+    """
+
+    def __init__(
+        self, options: Options | None = None, *, peers: Peers = ALONE, observers: Iterable[Observer] = ()
+    ) -> None:
+        self.options = options or Options()
+        self.peers = peers
+        self.figures = Figures()
+        self.leftovers: dict[str, None] = {}
+        self._swept: set[str] = set()
+        self._observer = Observers([self.figures, *_traces(self.options, peers), *observers])
+        self._functions: Functions | None = None
+
+    def compile(self, plan: Plan, inputs: Mapping[str, Checkpoint] | None = None) -> Compiled:
+        """Everything about a plan that can be known without reading a tensor. `inputs` are checkpoints by alias, that
+        stand in for the plan's inputs.
+
+        Raises:
+            Problems: all that is wrong with it.
+            SurgeryError: another process has another plan or other files, or something is wrong there.
+        """
+        plan, given = with_inputs(plan, inputs or {})
+        outside = Outside(self.options, given)
+        if self.peers.size == 1:
+            return compile_with(plan, outside)
+        from ..hosts.agreement import compare, facts_of_plan, facts_of_sources
+        from ..hosts.sharing import together
+
+        compare(self.peers, facts_of_plan(plan))
+        return together(
+            self.peers,
+            lambda: compile_with(plan, outside),
+            lambda: compare(self.peers, facts_of_sources(outside.sources)),
+        )
+
+    def sweep(self, paths: Iterable[str], *, remove: bool = True) -> None:
+        """Remove what runs that were killed have left beside outputs, once for each: that of a plan before its inputs
+        are read, since one of them may be what is put back.
+
+        Raises:
+            StorageError: an output is no path.
+        """
+        if self.peers.rank == 0:
+            fresh = [path for path in paths if path not in self._swept]
+            self._swept.update(fresh)
+            self.leftovers |= dict.fromkeys(leftovers(fresh, remove=remove))
+
+    def run(self, transactions: Sequence[Transaction]) -> list[Outcome]:
+        """All that the transactions ask for, in one program. If there are several, one whose assertions fail or whose
+        outputs cannot appear does not keep the others from it: its outcome has the error.
+
+        Raises:
+            SurgeryError: what went wrong, for all of them. Nothing has appeared, and nothing temporary is left.
+        """
+        from ..execute.devices import check_fits_here
+        from ..hosts.sharing import agreed_options
+        from ..storage.publish import unwinding
+
+        self.options = agreed_options(self.peers, self.options)
+        transactions, program = self._settle(transactions)
+        check_fits_here(program, self.options.limits)
+        with unwinding() as stack:
+            stack.callback(take_back)
+            staged = [self._stage(asked, stack) for asked in transactions]
+            findings = self._perform(program, [target for _, targets in staged for target in targets], is_last=True)
+            works = [
+                _Work(asked.tag, stagings, Outcome(asked.compiled, findings, targets))
+                for asked, (stagings, targets) in zip(transactions, staged, strict=True)
+            ]
+            self._commit(works)
+        return [work.outcome for work in works]
+
+    def report(self, outcome: Outcome) -> Report:
+        """The account of a session that had one transaction."""
+        symbolic = outcome.compiled.symbolic
+        return Report(
+            outputs=tuple(output.path for output, _ in outcome.compiled.outputs),
+            num_tensors=sum(len(save.tensors) for save in symbolic.saves),
+            num_groups=len(outcome.compiled.program.groups),
+            printed=outcome.printed,
+            leftovers=tuple(self.leftovers),
+            warnings=tuple(symbolic.warnings),
+            **self.figures.of(Report),
+        )
+
+    # -- before anything is written ---------------------------------------------------------------------------------
+
+    def _settle(self, transactions: Sequence[Transaction]) -> tuple[Sequence[Transaction], Program]:
+        """The transactions with what the data answers to their questions, and all that is left to do. The passes that
+        find the answers read what the questions are about and write nothing."""
+        from ..execute.devices import check_fits_here
+
+        whole = self._check(transactions)
+        answers: dict[Node, Any] = {}
+        passes = 0
+        while questions := whole.symbolic.questions:
+            if passes == MAX_PASSES:
+                raise PlanError(
+                    "what the plan asks of the data changes from pass to pass",
+                    found=f"{len(questions)} questions after {passes} passes",
+                    hint="give random tensors a seed",
+                )
+            passes += 1
+            program = asking([whole])
+            check_fits_here(program, self.options.limits)
+            found = self._perform(program, (), is_last=False)
+            answers |= {sink.node: found[sink] for sink in program.symbolic.sinks}
+            answers |= {check.node: found[check].holds for check in program.symbolic.checks}
+            transactions = [_answered(asked, answers) for asked in transactions]
+            whole = joined([asked.compiled for asked in transactions])
+        if passes:
+            whole = self._check(transactions)
+        return transactions, whole.program
+
+    def _check(self, transactions: Sequence[Transaction]) -> Compiled:
+        """The work of all, once it is known that its outputs can be written and that it fits."""
+        from ..hosts.sharing import agree
+
+        whole = joined([asked.compiled for asked in transactions])
+        outputs = tuple(output for asked in transactions for output in asked.outputs)
+        agree(self.peers, outputs)
+        if self.peers.rank == 0:
+            self.sweep(output.path for output, _ in outputs)
+            check_targets(whole, self.options, outputs)
+        return whole
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    def _stage(self, asked: Transaction, stack: ExitStack) -> tuple[list[Staging], list[Target]]:
+        """Outputs in their hidden places, made by the first of the processes and opened by the others, and all that is
+        written to. What is not committed when the stack closes is removed.
+
+        Raises:
+            StorageError: the operating system refuses, or this process does not see what the first one made.
+        """
+        from ..storage.places.found import locate
+        from ..storage.uploads import open_staging
+
+        stagings: list[Staging] = []
+
+        def add(output: OutputPlan, layout: Layout, told: dict[str, Any] | None = None) -> None:
+            with held():  # from the moment when there is something, it is known that it must be removed
+                staging = open_staging(output, layout, told, overwrite=self.options.overwrite)
+                stagings.append(staging)
+                stack.callback(staging.abort)
+                self.peers.rescue(staging.abort)
+
+        if self.peers.rank == 0:
+            for output, layout in asked.outputs:
+                add(output, layout)
+                for index, file in enumerate(layout.files):
+                    path, place = str(locate(output.path) / file.name), stagings[-1].place(index)
+                    for offset, data in file.fixed:
+                        tell_written(self._observer, path, place, offset, data)
+        told = json.loads(self.peers.share(json.dumps([staging.tell() for staging in stagings]).encode()))
+        if self.peers.rank:
+            for (output, layout), place in zip(asked.outputs, told, strict=True):
+                add(output, layout, place)
+        if asked.keep is None:
+            return stagings, [*stagings]
+        kept = asked.keep(*asked.compiled.outputs[-1])
+        stack.callback(kept.close)
+        return stagings, [*stagings, kept]
+
+    def _perform(self, program: Program, targets: Sequence[Target], *, is_last: bool) -> Mapping[Any, Any]:
+        """A pass over the data: what came of its checks and sinks."""
+        from ..compile.functions import Functions
+        from .perform import perform
+
+        self._functions = self._functions or Functions()
+        work = Pass(program, program.bytes_moved + program.bytes_read, is_last)
+        findings, _ = perform(work, targets, self.options, self._observer, self.peers, self._functions)
+        return findings
+
+    # -- publishing -------------------------------------------------------------------------------------------------
+
+    def _commit(self, works: Sequence[_Work]) -> None:
+        """Let the outputs of every transaction appear, if its assertions hold."""
+        peers = self.peers
+        if peers.rank == 0:
+            _each(works, self._finish)
+        peers.share()
+        if peers.rank:  # only now, and whoever has not heard this keeps process 0 from going on
+            peers.hand_over()
+            for work in works:
+                for staging in work.stagings:
+                    staging.release()
+        peers.gather()
+        if peers.rank == 0:
+            peers.disregard()
+            self._publish(works)
+        peers.share()
+
+    def _finish(self, work: _Work) -> None:
+        """Settle the assertions, and write what belongs beside the outputs."""
+        symbolic, findings = work.outcome.compiled.symbolic, work.outcome.findings
+        work.outcome.printed = settle(symbolic, findings, self._observer)
+        write_notes(symbolic, work.stagings, findings, self._observer)
+
+    def _publish(self, works: Sequence[_Work]) -> None:
+        """Complete the outputs of all at once, since bringing many to the disk takes little longer than one; then let
+        them appear, one transaction after the other."""
+        from ..storage.identity import check_all
+        from ..storage.publish import commit_all
+
+        sync = self.options.sync
+
+        def complete(work: _Work) -> None:
+            for staging in work.stagings:
+                staging.finish(sync)
+            check_all(work.outcome.compiled.symbolic.identities)
+
+        def commit(work: _Work) -> None:
+            commit_all(work.stagings, sync, partial(self._observer.appeared, work.appearing()))
+
+        if len(works) == 1:
+            complete(works[0])
+        else:
+            with ThreadPoolExecutor(max(len(works), 1)) as pool:
+                _each(works, complete, pool.map)
+        whole = [work for work in works if work.outcome.error is None]
+        try:
+            self._observer.appearing([work.appearing() for work in whole])
+        except Exception as error:
+            if len(works) == 1:
+                raise
+            for work in whole:
+                work.outcome.error = error
+        _each(works, commit)
+
+
+def _each(works: Sequence[_Work], act: Callable[[_Work], None], mapped: Callable[..., Iterable[None]] = map) -> None:
+    """Do something for every transaction that has not failed. What it raises is noted, or, if there is only one, goes
+    on."""
+
+    def attempt(work: _Work) -> None:
+        try:
+            act(work)
+        except Exception as error:
+            if len(works) == 1:
+                raise
+            work.outcome.error = error
+
+    for _ in mapped(attempt, [work for work in works if work.outcome.error is None]):
+        pass
+
+
+def _answered(asked: Transaction, answers: Mapping[Node, Any]) -> Transaction:
+    """A transaction whose plan knows what the data has answered."""
+    compiled = asked.compiled
+    return replace(asked, compiled=compiled.again(answers)) if compiled.symbolic.questions and compiled.again else asked
