@@ -33,6 +33,7 @@ from ..storage.identity import check_all
 from .compiled import Compiled, Outside, compile_with, joined
 from .finished import Entry, FileState, Finished, states_of
 from .passes import Show, check_targets, leftovers, settle, settle_questions, stage, write_notes
+from .reading import Headers
 
 if TYPE_CHECKING:
     from ..storage.publish import Staging
@@ -207,6 +208,7 @@ class _Batch:
     ) -> None:
         self.jobs = jobs
         self.options = options
+        self.headers = Headers()
         self.finished = finished
         self.progress = progress
         self.tell = tell
@@ -259,7 +261,7 @@ class _Batch:
         """
         from ..storage.publish import check_target
 
-        plan = self.jobs[number].plan()
+        plan = self.jobs[number].plan(self.headers)
         key = _key_of(plan, self.options)
         known = None if again else self.finished.entries.get(key)
         if known is not None and known.holds(self._files_of):
