@@ -6,10 +6,9 @@ from collections.abc import Mapping as AbstractMapping
 from dataclasses import dataclass, field
 
 from ..core.errors import Mark, PlanError, nearest
-from .document import Mapping, Node, Scalar, Sequence, check_keys
-from .nodes import shown, words_of
+from .nodes import Mapping, Node, Scalar, Sequence, check_keys, shown, words_of
 
-__all__ = ["Input", "Output", "Plan"]
+__all__ = ["Input", "Output", "Plan", "inputs_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ class Plan:
             ):
                 raise PlanError(f"unknown key {key!r}", where=root.keys[key], hint=f"did you mean {near[0]}?")
         return cls(
-            _inputs(root.entries.get("inputs"), nested),
+            inputs_of(root.entries.get("inputs"), nested),
             root.entries.get("transforms"),
             _output(root.entries.get("output")),
         )
@@ -70,7 +69,12 @@ def _close(word: str, wanted: str) -> bool:
     return difflib.SequenceMatcher(None, word, wanted).ratio() > 0.8
 
 
-def _inputs(node: Node | None, nested: bool) -> tuple[Input, ...]:
+def inputs_of(node: Node | None, nested: bool = False) -> tuple[Input, ...]:
+    """The inputs that the list of a plan names; in a nested plan they may lack aliases.
+
+    Raises:
+        PlanError: they are of the wrong form.
+    """
     if node is None or (isinstance(node, Scalar) and node.value is None):
         return ()
     if not isinstance(node, Sequence):

@@ -29,6 +29,7 @@ from ..storage.base import Checkpoint, Single
 from .compiled import Compiled, Outputs, Outside, compile_with
 from .finished import Entry, FileState, Finished, states_of
 from .passes import Show, check_targets, output_paths
+from .reading import Headers
 from .run import Session, Transaction, showing
 
 __all__ = ["BatchReport", "JobReport", "batch"]
@@ -243,6 +244,7 @@ class _Batch:
         self.jobs = jobs
         self.session = session
         self.options = session.options
+        self.headers = Headers()
         self.ledger = ledger
         self._stop_on_failure = False
         self._files: dict[str, Sequence[str]] = {}
@@ -285,7 +287,7 @@ class _Batch:
         """
         from ..storage.publish import check_target
 
-        plan = self.jobs[number].plan()
+        plan = self.jobs[number].plan(self.headers)
         self.session.sweep(output_paths(plan), remove=not only_check)  # also of a job that had just ended
         key = _key_of(plan, self.options)
         known = None if again else self.ledger.finished.entries.get(key)
