@@ -325,7 +325,8 @@ class _Builder:
             )
             return
         try:
-            self.state.files.save(output.path, output.format, output.shard, offered[0], None, output.options)
+            where = (output.path, output.format, output.shard)
+            self.state.files.save(*where, offered[0], None, output.options, output.documents)
         except SurgeryError as error:
             errors.append(error.located(output.mark))
 
@@ -351,5 +352,7 @@ def _save_step(output: Any) -> Node:
     keys: dict[str, Node] = {key: Scalar(value, mark) for key, value in given.items() if value is not None}
     if output.options:
         keys["options"] = node_of(dict(output.options), mark)
+    if output.documents is not None:
+        keys["documents"] = node_of(list(output.documents), mark)
     payload = Mapping(keys, dict.fromkeys(keys, mark), mark)
     return Mapping({"save": payload}, {"save": mark}, mark)

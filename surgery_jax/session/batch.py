@@ -299,8 +299,8 @@ class _Batch:
         compiled = compile_with(plan, current.headers, current.graph)
         self._claim(number, [output.path for output, _ in compiled.outputs], current.headers.opened)
         self.session.sweep(output_paths(plan, compiled.outputs), remove=not only_check)
-        for output, _ in compiled.outputs:
-            check_target(output, self.options.overwrite)
+        for output, layout in compiled.outputs:
+            check_target(output, self.options.overwrite, layout.documents)
         return _Ready(number, key, compiled, dict(current.headers.opened))
 
     def _claim(self, number: int, outputs: Sequence[str], inputs: Any) -> None:
