@@ -293,11 +293,11 @@ class SymbolicState:
         model.metadata, model.documents = dict(checkpoint.metadata), checkpoint.documents
         scales = companions((name, entry.spec.dtype) for name, entry in checkpoint.entries.items())
         for name, entry in checkpoint.entries.items():
-            model.add(name, Slot(self._read(key, name, entry, scales.get(name, "")), 0, 1))
+            model.add(name, Slot(self._read(key, path, name, entry, scales.get(name, "")), 0, 1))
 
-    def _read(self, checkpoint: str, name: str, entry: Any, companion: str = "") -> Node:
+    def _read(self, checkpoint: str, path: str, name: str, entry: Any, companion: str = "") -> Node:
         self.graph.needs_whole |= entry.blocks is not None
-        return self.graph.read(Source(checkpoint, name, entry, companion), entry.spec, self.mark)
+        return self.graph.read(Source(checkpoint, name, entry, companion, path), entry.spec, self.mark)
 
     def _saved(self, path: str, mark: Mark) -> Save | None:
         """What an earlier step of this plan writes at a path."""
@@ -535,7 +535,7 @@ class SymbolicState:
         except SurgeryError as error:
             raise _asked_for_at(self.mark, error) from None
         self.identities |= single.identities
-        return self._read(f"{_real_path(path)} as {format}", single.name or path, single.entry)
+        return self._read(f"{_real_path(path)} as {format}", path, single.name or path, single.entry)
 
     # -- aliases and flags --------------------------------------------------------------------------------------
 
