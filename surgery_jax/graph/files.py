@@ -61,11 +61,11 @@ class Files:
         model.documents = {name: Document(path) for name, path in checkpoint.documents.items()}
         scales = companions((name, entry.spec.dtype) for name, entry in checkpoint.entries.items())
         for name, entry in checkpoint.entries.items():
-            model.add(name, Slot(self._read(key, name, entry, scales.get(name, "")), 0, 1))
+            model.add(name, Slot(self._read(key, path, name, entry, scales.get(name, "")), 0, 1))
 
-    def _read(self, checkpoint: str, name: str, entry: Any, companion: str = "") -> Node:
+    def _read(self, checkpoint: str, path: str, name: str, entry: Any, companion: str = "") -> Node:
         self.frame.graph.needs_whole |= entry.blocks is not None
-        return self.frame.graph.read(Source(checkpoint, name, entry, companion), entry.spec, self.frame.mark)
+        return self.frame.graph.read(Source(checkpoint, name, entry, companion, path), entry.spec, self.frame.mark)
 
     def _saved(self, path: str, mark: Mark) -> Save | None:
         """What an earlier step of this plan writes at a path."""
@@ -175,7 +175,7 @@ class Files:
         except SurgeryError as error:
             raise _asked_for_at(self.frame.mark, error) from None
         self.frame.identities |= single.identities
-        return self._read(f"{_real_path(path)} as {format}", single.name or path, single.entry)
+        return self._read(f"{_real_path(path)} as {format}", path, single.name or path, single.entry)
 
     def save(
         self,

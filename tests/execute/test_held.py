@@ -74,6 +74,7 @@ SETS: dict[str, list[Any]] = {
     "like": LIKE,
     "scaled": [{"scale_": {"target": "w", "by": 2}}, *TWICE],
     "sum": [{"add_": {"from": "w", "to": "v"}}, {"assert": {"norm": {"of": "[vw]", "gt": 1}}}],
+    "narrow": [{"cast_": {"target": "w", "to": "bfloat16"}}, {"scale_": {"target": "w", "by": 2}}, *TWICE],
     "noise": [{"noise_": {"target": "w", "std": 2}}],
     "normal": [{"normal_": {"target": "w", "std": 2}}],
 }

@@ -142,6 +142,17 @@ def test_the_same_computation_has_one_key_whatever_words_it_is_written_in(tmp_pa
     assert key_of_tensor(once, "kept") == key_of_tensor(again, "c")
 
 
+def test_links_that_lead_elsewhere_in_another_process_are_in_no_key(tmp_path: Path) -> None:
+    """Each host may have a copy of its own behind the path that all of them know."""
+    steps: list[Any] = [*STEPS[:5], {"save": {"target": "kept", "path": str(tmp_path / "kept.npy"), "format": "numpy"}}]
+    here = work(tmp_path, steps)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "m.safetensors").rename(tmp_path / "disk" / "m.safetensors")
+    (tmp_path / "m.safetensors").symlink_to(tmp_path / "disk" / "m.safetensors")
+    there = work(tmp_path, steps)
+    assert (here.keys, here.tensor_keys) == (there.keys, there.tensor_keys)
+
+
 # ------------------------------------------------------------------------------------------------------ shares
 
 
