@@ -1,1 +1,1 @@
-"""Transforms: one verb a file, found by being there. `kit` says how they are declared. Imports `kit`, `lora` and below."""
+"""Transforms: one verb a file, found by being there; `kit` says how they are declared. Imports `lora` and below."""
