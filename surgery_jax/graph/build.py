@@ -19,7 +19,7 @@ from ..language.plan import Input, Plan
 from .namespace import Model
 from .node import Graph
 from .node import Node as GraphNode
-from .roots import Request, Symbolic
+from .roots import Assertion, Request, Symbolic
 from .symbolic import BROKEN, Consequence, Files, SymbolicState
 
 __all__ = ["build"]
@@ -122,6 +122,10 @@ class _Builder(SymbolicState):
                 return
         if self.plan.output is not None:
             self._finish(self.plan.output)
+        open_until_now = [assertion for assertion in self.assertions if not assertion.outcome.known()]
+        self.closed = True
+        if not self.errors:
+            self._judge(open_until_now)
 
     def _parse(self, steps: AbstractSequence[Node]) -> Iterator[tuple[Node, BoundStep | PlanError]]:
         """The steps, parsed; in place of one that is wrong stands its error."""
@@ -154,13 +158,17 @@ class _Builder(SymbolicState):
             self._leave_ghosts(node)
         except Consequence:
             self._leave_ghosts(node)
-        for assertion in self.assertions[assertions:]:
+        self._judge(self.assertions[assertions:])
+        if not self.nested:
+            self.executed.append(plain(node))
+
+    def _judge(self, assertions: AbstractSequence[Assertion]) -> None:
+        """Those of some assertions that can be decided now."""
+        for assertion in assertions:
             if assertion.outcome.known():
                 holds, why = assertion.outcome.settle({})
                 if not holds:
                     self.errors.append(AssertionFailed(f"assertion failed: {why}", where=assertion.mark))
-        if not self.nested:
-            self.executed.append(plain(node))
 
     def _preview(self, step: BoundStep) -> bool:
         """Print what a step touches; whether it is to be skipped. Seen by running it and looking."""

@@ -81,6 +81,7 @@ class SymbolicState:
         self.flags = {"dry-run": False, "preview": False, "verbose": False}
         self.kept: dict[str, Model | None] | None = None  # the namespace that dry-run must give back
         self.stopped = False
+        self.closed = False
         self.word = ""
         self.where: Where | None = None  # of the running step, as is `raw`
         self.raw = False
@@ -173,7 +174,7 @@ class SymbolicState:
         return found[0]
 
     def pairs(self, source: Reference, *templates: Reference) -> list[tuple[str, ...]]:
-        rows = self._rows(source, *templates)
+        rows = self.rows(source, *templates)
         seen: dict[str, str] = {}
         for row in rows:
             if row[-1] in seen:
@@ -188,7 +189,7 @@ class SymbolicState:
         return rows
 
     def numbered(self, source: Reference, template: Reference) -> list[tuple[str, str, int]]:
-        rows = self._rows(source, template)
+        rows = self.rows(source, template)
         try:
             return [(name, new, self.selector(source).number(name)) for name, new in rows]
         except PlanError as error:
@@ -208,8 +209,7 @@ class SymbolicState:
             raise Consequence
         return node.spec
 
-    def _rows(self, source: Reference, *templates: Reference) -> list[tuple[str, ...]]:
-        """For every match of `source`: its name and the name each template gives."""
+    def rows(self, source: Reference, *templates: Reference) -> list[tuple[str, ...]]:
         found = self.match(source)
         if not found:
             self._nothing_matches(source, f"{self.word} source matched zero tensors: {source.alias}::{source.expr}")
@@ -386,6 +386,8 @@ class SymbolicState:
     def apply(self, op: TensorOp, *operands: Node) -> tuple[Node, ...]:
         if any(operand is BROKEN for operand in operands):
             return (BROKEN,) * op.outputs
+        if op.kind == "composed":
+            return self._composed(op, operands)
         if op.needs_positions:
             places = Spec(operands[0].spec.shape, BY_NAME["uint64"])
             operands = (*operands, *self.graph.apply(Positions(places), (), self.mark))
@@ -405,6 +407,14 @@ class SymbolicState:
             return self.graph.apply(op, operands, self.mark)
         except PlanError as error:
             raise self._told(error) from None
+
+    def _composed(self, op: Any, operands: Sequence[Node]) -> tuple[Node, ...]:
+        """What an operation comes to that stands for others."""
+        try:
+            made: tuple[Node, ...] = op.compose(self, *operands)
+        except PlanError as error:
+            raise self._told(error) if error.where is None else error from None
+        return made
 
     def _told(self, error: PlanError) -> SurgeryError:
         """An error of an operation with the step and the tensors that it works on."""
@@ -536,6 +546,12 @@ class SymbolicState:
             raise _asked_for_at(self.mark, error) from None
         self.identities |= single.identities
         return self._read(f"{_real_path(path)} as {format}", single.name or path, single.entry)
+
+    def is_at_end(self) -> bool:
+        return self.closed
+
+    def is_written(self, node: Node) -> bool:
+        return any(node is other for save in self.saves for _, other in save.tensors)
 
     # -- aliases and flags --------------------------------------------------------------------------------------
 

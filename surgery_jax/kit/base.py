@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 REQUIRED: Any = object()
-NO_ARITHMETIC = ("structure", "check", "make", "template")  # kinds that compute with no numbers of operands
+NO_ARITHMETIC = ("structure", "check", "make", "template", "composed")  # kinds that compute with no numbers of operands
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,6 +364,7 @@ class TensorOp:
         `structure`: moves elements and changes no bit of them.
         `whole`: needs whole tensors.
         `make`: no inputs; `put` gives the elements on the host.
+        `composed`: stands for others, which `compose` applies.
         `reduce`: a few numbers about all elements of operands of one size (`kit.reduction`).
     """
 

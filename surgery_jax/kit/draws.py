@@ -14,6 +14,7 @@ from ..core.dtypes import BY_NAME, DType
 from ..core.errors import PlanError
 from ..core.specs import Spec
 from ..language.document import Scalar
+from ..language.slices import check_not_clamped
 from . import base
 from .base import BoundStep, TensorOp, word
 from .forms import Form, reference_field
@@ -148,7 +149,10 @@ class Draw(_Drawing):
         pairs = state.pairs(source, dest)
         state.expect_new(dest.alias, [new for _, new in pairs])
         for name, new in pairs:
-            like = state.view(state.slot(source.alias, name, reads=1).node, source)
+            stored = state.slot(source.alias, name, reads=1).node
+            if source.slice is not None:
+                check_not_clamped(source.slice, state.spec(stored).shape)
+            like = state.view(stored, source)
             spec = state.spec(like)
             spec = Spec(spec.shape, given.get("dtype", spec.dtype))
             state.create(dest.alias, new, self._draw(step, state, new, spec, like))

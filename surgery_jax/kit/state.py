@@ -58,6 +58,9 @@ class State(Protocol):
         """For every match of `source`: its name and the name each template gives; the last template must
         not collide."""
 
+    def rows(self, source: Reference, *templates: Reference) -> list[tuple[str, ...]]:
+        """For every match of `source`: its name and the name each template gives, which may come again."""
+
     def numbered(self, source: Reference, template: Reference) -> list[tuple[str, str, int]]:
         """For every match of `source`: its name, the name that the template gives, and the number that its group or
         variable `index` stands for."""
@@ -134,6 +137,12 @@ class State(Protocol):
 
     def assert_(self, outcome: Any, text: str) -> None:
         """An outcome that must hold."""
+
+    def is_at_end(self) -> bool:
+        """Whether all steps have run, and what is written is known."""
+
+    def is_written(self, node: Any) -> bool:
+        """Whether something that was saved so far holds this version as it is."""
 
     def aliases(self) -> list[str]:
         """All aliases, in order of appearance."""

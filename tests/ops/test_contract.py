@@ -22,7 +22,7 @@ from surgery_jax.core.dtypes import BY_NAME, by_numpy
 from surgery_jax.core.errors import Mark, PlanError
 from surgery_jax.core.specs import Spec
 from surgery_jax.graph.build import parse_step
-from surgery_jax.kit.base import TensorOp, find_word, words
+from surgery_jax.kit.base import TensorOp, fields_of, find_word, words
 from surgery_jax.kit.made import Constant, Given, Made, Random
 from surgery_jax.kit.masks import EqualMask
 from surgery_jax.kit.structure import Structure, Update, View
@@ -106,15 +106,15 @@ def test_every_predicate_has_help_and_examples_that_parse(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in asserts.predicates() if not asserts.predicates()[name].takes])
 def test_an_unknown_key_of_a_predicate_is_refused_with_the_nearest_one(name: str) -> None:
-    key = next(iter(oracle_keys(name)))
+    key = next(iter(required_keys(name)))
     with pytest.raises(PlanError) as refused:
         parse_step(parse_yaml(f"assert: {{ {name}: {{ {key}s: 1 }} }}", "p.yaml", interpolate=False))
     assert "received unknown keys" in refused.value.problem and f"did you mean {key}" in str(refused.value.hint)
 
 
-def oracle_keys(name: str) -> list[str]:
-    """Required keys of a predicate, from the table of the plan language."""
-    return {"equal": ["left", "right"]}.get(name, ["of"])
+def required_keys(name: str) -> list[str]:
+    """Required keys of a predicate."""
+    return [key for key, (_, field) in fields_of(asserts.predicates()[name]).items() if field.required]
 
 
 # ------------------------------------------------------------------------------------------------ computation
@@ -361,7 +361,8 @@ REFERENCES: dict[str, tuple[list[Case], Callable[..., Any], str]] = {
 def own_references() -> dict[str, tuple[list[Case], Callable[..., Any], str]]:
     """What the tests of single operations give in their `REFERENCES`: a new operation needs no line here."""
     found = {}
-    for path in sorted(Path(__file__).parent.glob("test_*.py")):
+    tests = Path(__file__).parent.parent
+    for path in sorted(path for room in ("ops", "asserts") for path in (tests / room).glob("test_*.py")):
         if path != Path(__file__) and "\nREFERENCES" in path.read_text():
             described = importlib.util.spec_from_file_location(f"references_of_{path.stem}", path)
             assert described is not None and described.loader is not None
@@ -379,6 +380,8 @@ COMPUTED = [name for name, (_, _, how) in REFERENCES.items() if how != "made"]
 def test_every_operation_has_a_reference(cls: type[TensorOp]) -> None:
     if cls.__name__ in ABSTRACT:
         assert list(cls.__subclasses__())
+    elif cls.kind == "composed":
+        assert hasattr(cls, "compose") and cls.spellings
     elif cls.__name__ in TEMPLATES:
         assert cls.kind == "template" and hasattr(cls, "made")
     else:
