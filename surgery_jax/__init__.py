@@ -78,7 +78,7 @@ __all__ = [
 
 _HOMES = {
     "api": "Compiled Options check compile_plan convert diff explain inspect join load_plan plan_of run spectrum",
-    "bulk": "BatchReport JobReport batch",
+    "session.batch": "BatchReport JobReport batch",
     "core.errors": "AssertionFailed BudgetError PlanError Problems StorageError SurgeryError",
     "core.notes": "Note",
     "execute.compare": "Change Difference",
