@@ -217,12 +217,12 @@ def test_a_step_that_does_not_exist_is_told_before_its_variables(bench: Path) ->
     found = problems(
         "  - foreach: { n: [0, 1], do: { copy: { from: 'h.${n}.w', to: x } } }\n"
         "  - copy: { from: 'h.${m}.w', to: y }\n"
-        "  - execute: { transforms: [ { repeat: { times: '${t}' } }, { delete: { target: '${u}' } } ] }"
+        "  - execute: { transforms: [ { iterate: { times: '${t}' } }, { delete: { target: '${u}' } } ] }"
     )
     assert [error.problem.split(":")[0] for error in found] == [
         "unknown transform 'foreach'",
         "unknown reference ${m}",
-        "unknown transform 'repeat'",
+        "unknown transform 'iterate'",
         "unknown reference ${u}",
     ]
 

@@ -21,7 +21,7 @@ def repeated(op: Repeat, x: np.ndarray) -> np.ndarray:
 
 REFERENCES = {
     "Repeat": (
-        [(Repeat(times, dim, each), [W[:2, :3]]) for times in (1, 3) for dim in (0, 1, -1) for each in (False, True)],
+        [(Repeat(n, dim, each), [W[:2, :2, :1]]) for n in (1, 3) for dim in (0, 1, -1) for each in (False, True)],
         repeated,
         "bits",
     )
