@@ -22,7 +22,7 @@ from .frame import BROKEN, Consequence, Frame, Outside
 from .namespace import Namespace
 from .node import Graph
 from .node import Node as GraphNode
-from .roots import Request, Symbolic
+from .roots import Assertion, Request, Symbolic
 from .symbolic import SymbolicState
 
 __all__ = ["build"]
@@ -110,6 +110,7 @@ class _Builder:
         self.plan = plan
         self.contributed: list[str] = []
         self.nested = False
+        self.closed = False
 
     def run(self) -> None:
         """Every step, then the output."""
@@ -128,6 +129,11 @@ class _Builder:
                 return
         if self.plan.output is not None:
             self._finish(self.plan.output)
+        demands = self.frame.demands
+        open_until_now = [assertion for assertion in demands.assertions if not assertion.outcome.known()]
+        self.closed = True
+        if not demands.errors:
+            self._judge(open_until_now)
 
     def _parse(self, steps: AbstractSequence[Node]) -> Iterator[tuple[Node, BoundStep | PlanError]]:
         """The steps, parsed; in place of one that is wrong stands its error."""
@@ -160,13 +166,18 @@ class _Builder:
             self._leave_ghosts(node)
         except Consequence:
             self._leave_ghosts(node)
-        for assertion in frame.demands.assertions[assertions:]:
+        self._judge(frame.demands.assertions[assertions:])
+        if not self.nested:
+            frame.demands.executed.append(plain(node))
+
+    def _judge(self, assertions: AbstractSequence[Assertion]) -> None:
+        """Those of some assertions that can be decided now."""
+        for assertion in assertions:
             if assertion.outcome.known():
                 holds, why = assertion.outcome.settle({})
                 if not holds:
-                    frame.demands.errors.append(AssertionFailed(f"assertion failed: {why}", where=assertion.mark))
-        if not self.nested:
-            frame.demands.executed.append(plain(node))
+                    problem = AssertionFailed(f"assertion failed: {why}", where=assertion.mark)
+                    self.frame.demands.errors.append(problem)
 
     def _preview(self, step: BoundStep) -> bool:
         """Print what a step touches; whether it is to be skipped. Seen by running it on a copy and looking."""
@@ -228,6 +239,10 @@ class _Builder:
             space = self.frame.space
             self.frame.space = space.dry() if on else space.ended()
         self.frame.space.flags[flag] = on
+
+    def is_at_end(self) -> bool:
+        """Whether all steps have run."""
+        return self.closed
 
     def stop(self) -> None:
         """End the plan here."""

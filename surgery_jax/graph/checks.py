@@ -43,5 +43,9 @@ class Checks:
     def waits(self) -> bool:
         return bool(self.frame.demands.questions)
 
+    def is_used(self, alias: str, name: str, node: Value) -> bool:
+        used = (alias, name, node_of(node)) in self.frame.used
+        return used or any(node is other for save in self.frame.demands.saves for _, other in save.tensors)
+
     def assert_(self, outcome: Any, text: str) -> None:
         self.frame.demands.assertions.append(Assertion(self.frame.demands.step, self.frame.mark, outcome, text))

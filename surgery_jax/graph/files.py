@@ -194,6 +194,8 @@ class Files:
                 expected=listing(self.frame.space.models),
             )
         model = self.model(alias)
+        for key in [name] if name is not None else model.slots:
+            self.frame.note_read(alias, key, model.slots[key].node)
         names = [name] if name is not None else list(model.slots)
         chosen = {key: self.frame.space.count(alias, key, 1 if name is None else 2) for key in names}
         if alias in self.frame.space.broken or any(slot.node is BROKEN for slot in chosen.values()):

@@ -67,6 +67,12 @@ class Frame:
     pending: list[tuple[str, str]] = field(default_factory=list)  # names that it will make
     recent: list[str] = field(default_factory=list)  # names that it has read since it last wrote one
     touched: dict[str, list[str]] = field(default_factory=lambda: {"changed": [], "created": [], "deleted": []})
+    used: set[tuple[str, str, Node]] = field(default_factory=set)  # that a step has read, under their names
     # of all files whose headers were read, by path
     identities: dict[str, Any] = field(default_factory=dict)
     checkpoints: dict[str, Any] = field(default_factory=dict)
+
+    def note_read(self, alias: str, name: str, node: Node) -> None:
+        """A step reads what a name holds, and not on trial."""
+        if self.space.counts:
+            self.used.add((alias, name, node))

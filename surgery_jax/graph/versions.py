@@ -38,6 +38,8 @@ class Versions:
         if self.frame.word == "assert" and found.node is BROKEN:
             raise Consequence  # nothing can be said of what a failed step would have made
         self.frame.recent.append(name)
+        if reads:
+            self.frame.note_read(alias, name, found.node)
         return self.frame.space.count(alias, name, reads)
 
     def create(self, alias: str, name: str, node: Value, reads: int = 0) -> None:
@@ -69,6 +71,8 @@ class Versions:
         operands = tuple(map(node_of, versions))
         if any(operand is BROKEN for operand in operands):
             return (BROKEN,) * op.outputs
+        if op.kind == "composed":
+            return self._composed(op, operands)
         if op.needs_positions:
             places = Spec(operands[0].spec.shape, BY_NAME["uint64"])
             operands = (*operands, *self.frame.graph.apply(Positions(places), (), self.frame.mark))
@@ -88,6 +92,13 @@ class Versions:
             return self.frame.graph.apply(op, operands, self.frame.mark)
         except PlanError as error:
             raise self._told(error) from None
+
+    def _composed(self, op: TensorOp, operands: Sequence[Node]) -> tuple[Node, ...]:
+        """What an operation comes to that stands for others."""
+        try:
+            return tuple(map(node_of, op.compose(self, *operands)))
+        except PlanError as error:
+            raise self._told(error) if error.where is None else error from None
 
     def compute(self, op: TensorOp, *versions: Value) -> Node:
         (found,) = self.apply(op, *versions)

@@ -23,6 +23,7 @@ from .fields import (
     node,
     number,
     parse_bool,
+    parse_epsilon,
     parse_fields,
     parse_int,
     parse_number,
@@ -33,6 +34,7 @@ from .fields import (
     texts,
     values,
     word,
+    wrong,
 )
 from .operations import NO_ARITHMETIC, Directive, TensorOp
 from .words import BoundStep, Word, find_word, operation, words
@@ -61,6 +63,7 @@ __all__ = [
     "number",
     "operation",
     "parse_bool",
+    "parse_epsilon",
     "parse_fields",
     "parse_int",
     "parse_number",
@@ -72,4 +75,5 @@ __all__ = [
     "values",
     "word",
     "words",
+    "wrong",
 ]

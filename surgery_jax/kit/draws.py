@@ -14,6 +14,7 @@ from ..core.dtypes import BY_NAME, DType
 from ..core.errors import PlanError
 from ..core.specs import Spec
 from ..language.document import Scalar
+from ..language.slices import check_not_clamped
 from . import base
 from .base import BoundStep, TensorOp, word
 from .forms import Form, reference_field
@@ -152,7 +153,10 @@ class Draw(_Drawing):
         pairs = state.names.pairs(source, dest)
         state.names.expect_new(dest.alias, [new for _, new in pairs])
         for name, new in pairs:
-            like = state.versions.read(source, name)
+            stored = state.versions.slot(source.alias, name, reads=1).node
+            if source.slice is not None:
+                check_not_clamped(source.slice, state.versions.spec(stored).shape)
+            like = state.versions.view(stored, source)
             spec = state.versions.spec(like)
             spec = Spec(spec.shape, given.get("dtype", spec.dtype))
             state.versions.create(dest.alias, new, self._draw(step, state, new, spec, like))

@@ -32,6 +32,7 @@ __all__ = [
     "node",
     "number",
     "parse_bool",
+    "parse_epsilon",
     "parse_fields",
     "parse_int",
     "parse_number",
@@ -42,6 +43,7 @@ __all__ = [
     "texts",
     "values",
     "word",
+    "wrong",
 ]
 
 REQUIRED: Any = object()
@@ -66,7 +68,8 @@ class Field:
         return self.default is REQUIRED
 
 
-def _wrong(value: Node, expected: str) -> PlanError:
+def wrong(value: Node, expected: str) -> PlanError:
+    """The error for a value that is not what is expected."""
     return PlanError(f"not {expected}", where=value.mark, expected=expected, found=shown(value))
 
 
@@ -74,43 +77,43 @@ def parse_number(value: Node) -> float:
     """Anything `float()` takes."""
     raw = value.value if isinstance(value, Scalar) else None
     if raw is None:
-        raise _wrong(value, "a number")
+        raise wrong(value, "a number")
     try:
         return float(raw)
     except (ValueError, OverflowError):  # an integer beyond all floats
-        raise _wrong(value, "a number") from None
+        raise wrong(value, "a number") from None
 
 
 def parse_int(value: Node) -> int:
     """An integer of 64 bits, signed or not."""
     if not isinstance(value, Scalar) or not isinstance(value.value, int) or isinstance(value.value, bool):
-        raise _wrong(value, "an integer")
+        raise wrong(value, "an integer")
     if not -(2**63) <= value.value < 2**64:
-        raise _wrong(value, "an integer of 64 bits")
+        raise wrong(value, "an integer of 64 bits")
     return value.value
 
 
 def _parse_ints(value: Node) -> tuple[int, ...]:
     if not isinstance(value, document.Sequence):
-        raise _wrong(value, "a list of integers")
+        raise wrong(value, "a list of integers")
     return tuple(parse_int(item) for item in value.items)
 
 
 def parse_bool(value: Node) -> bool:
     """A real boolean."""
     if not isinstance(value, Scalar) or not isinstance(value.value, bool):
-        raise _wrong(value, "true or false")
+        raise wrong(value, "true or false")
     return value.value
 
 
 def _parse_text(value: Node) -> str:
     if not isinstance(value, Scalar):
-        raise _wrong(value, "a string")
+        raise wrong(value, "a string")
     raw = value.text if value.text is not None and value.value is not None else value.value
     if not isinstance(raw, str) or not raw:
-        raise _wrong(value, "a string that is not empty")
+        raise wrong(value, "a string that is not empty")
     if "\0" in raw:
-        raise _wrong(value, "a string without NUL")
+        raise wrong(value, "a string without NUL")
     return raw
 
 
@@ -121,24 +124,25 @@ def _parse_dtype(value: Node) -> DType:
         raise error.located(value.mark) from None
 
 
-def _parse_epsilon(value: Node) -> float:
+def parse_epsilon(value: Node) -> float:
+    """A number that is not negative."""
     raw = value.value if isinstance(value, Scalar) else None
     if not isinstance(raw, int | float) or isinstance(raw, bool) or raw < 0:
-        raise _wrong(value, "a number that is not negative")
+        raise wrong(value, "a number that is not negative")
     return parse_number(value)
 
 
 def _parse_rank(value: Node) -> int:
     found = parse_number(value)
     if not math.isfinite(found) or found < 1 or found != int(found):
-        raise _wrong(value, "a whole number of at least 1")
+        raise wrong(value, "a whole number of at least 1")
     return int(found)
 
 
 def _parse_fraction(value: Node) -> float:
     found = parse_number(value)
     if not 0 < found <= 1:
-        raise _wrong(value, "a number above 0 and at most 1")
+        raise wrong(value, "a number above 0 and at most 1")
     return found
 
 
@@ -152,11 +156,11 @@ def _parse_values(value: Node) -> Values:
     if isinstance(value, document.Sequence):
         items = tuple(_parse_values(item) for item in value.items)
         if len({_nested_shape(item) for item in items}) > 1:
-            raise _wrong(value, "a rectangular list of numbers")
+            raise wrong(value, "a rectangular list of numbers")
         return items
     raw = value.value if isinstance(value, Scalar) else None
     if not isinstance(raw, int | float) or (isinstance(raw, int) and abs(raw) >= 2**64):
-        raise _wrong(value, "a number of at most 64 bits, or a nested list of them")
+        raise wrong(value, "a number of at most 64 bits, or a nested list of them")
     return raw
 
 
@@ -216,7 +220,7 @@ def dtype_name(doc: str, default: Any = REQUIRED, *, key: str = "") -> Any:
 
 def epsilon(doc: str) -> Any:
     """An absolute tolerance; null means none."""
-    return declare(Field("number", doc, _parse_epsilon, None, traced=True, null_is_absent=True))
+    return declare(Field("number", doc, parse_epsilon, None, traced=True, null_is_absent=True))
 
 
 def rank(doc: str, default: Any = REQUIRED) -> Any:
@@ -276,7 +280,7 @@ def reference(doc: str, default: Any = REQUIRED, *, key: str = "", kind: str = "
 
     def parse(value: Node) -> Node:
         if isinstance(value, document.Mapping) or (isinstance(value, Scalar) and not isinstance(value.value, str)):
-            raise _wrong(value, "a reference: a string, or a list of strings")
+            raise wrong(value, "a reference: a string, or a list of strings")
         return value
 
     return declare(Field(kind, doc, parse, default, key=key))

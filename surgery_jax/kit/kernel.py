@@ -38,6 +38,12 @@ class Array(Protocol):
         """That of NumPy, which compares equal to its name."""
 
     @property
+    def real(self) -> Array: ...
+
+    @property
+    def imag(self) -> Array: ...
+
+    @property
     def T(self) -> Array: ...
 
     def astype(self, dtype: Any, /) -> Array: ...
@@ -54,6 +60,8 @@ class Array(Protocol):
 
     def __sub__(self, other: Any, /) -> Array: ...
 
+    def __rsub__(self, other: Any, /) -> Array: ...
+
     def __neg__(self) -> Array: ...
 
     def __truediv__(self, other: Any, /) -> Array: ...
@@ -65,6 +73,10 @@ class Array(Protocol):
     def __mul__(self, other: Any, /) -> Array: ...
 
     def __rmul__(self, other: Any, /) -> Array: ...
+
+    def __eq__(self, other: object, /) -> Array: ...  # type: ignore[override]
+
+    def __ne__(self, other: object, /) -> Array: ...  # type: ignore[override]
 
     def __lt__(self, other: Any, /) -> Array: ...
 
@@ -109,6 +121,9 @@ class Kernel(Protocol):
 
     def cast(self, x: Array, dtype: DType) -> Array:
         """Conversion as `cast` of the plan language does it: see `ops.cast`."""
+
+    def truncate(self, x: Array, dtype: DType) -> Array:
+        """Floats to integers, toward zero; what does not fit becomes the nearest that does, NaN becomes 0."""
 
     def convert(self, x: Array, dtype: DType) -> Array:
         """Conversion in one step, without the rules of the plan language."""
@@ -158,7 +173,7 @@ class Kernel(Protocol):
 
     # -- parts --------------------------------------------------------------------------------------------------
 
-    def replace(self, base: Array, index: tuple[slice, ...], value: Array) -> Array:
+    def replace(self, base: Array, index: tuple[Any, ...], value: Array) -> Array:
         """`base` with a part replaced."""
 
     def row(self, x: Array, number: Any) -> Array:
@@ -180,6 +195,9 @@ class Kernel(Protocol):
 
     def matmul(self, a: Array, b: Array) -> Array:
         """a: [..., m, k] or [k], b: [..., k, n] or [k] -> [..., m, n], summed in their dtype."""
+
+    def einsum(self, equation: str, *arrays: Array) -> Array:
+        """Sums of products by an equation of axes, in their dtype."""
 
     def gram(self, x: Array, dtype: Any) -> Array:
         """x'x: [n, n] for x: [m, n], converted to a dtype and multiplied in it."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NO_ARITHMETIC", "Directive", "TensorOp"]
 
-NO_ARITHMETIC = ("structure", "check", "make", "template")  # kinds that compute with no numbers of operands
+NO_ARITHMETIC = ("structure", "check", "make", "template", "composed")  # kinds that compute with no numbers of operands
 
 
 _TRACED: dict[type, tuple[str, ...]] = {}
@@ -33,6 +33,7 @@ class TensorOp:
         `structure`: moves elements and changes no bit of them.
         `whole`: needs whole tensors.
         `make`: no inputs; `put` gives the elements on the host.
+        `composed`: stands for others, which `compose` applies.
         `reduce`: a few numbers about all elements of operands of one size (`kit.reduction`).
     """
 
@@ -55,6 +56,14 @@ class TensorOp:
     def apply(self, k: Kernel, *arrays: Any, **_: Any) -> Any:
         """The results. `k` computes exactly, on a device or in NumPy (`numerics.kernels`); traced fields of `self` are
         scalars of float64 while a device function is traced."""
+        raise NotImplementedError
+
+    def compose(self, versions: Any, *operands: Any) -> tuple[Any, ...]:
+        """What it comes to if it is composed, by other operations that `versions.apply` and `versions.compute` apply.
+
+        Raises:
+            PlanError: the operation is not defined on these operands.
+        """
         raise NotImplementedError
 
     def smallest(self, *bounds: Any, **_: Any) -> Any:

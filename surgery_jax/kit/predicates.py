@@ -19,7 +19,7 @@ from .operations import TensorOp
 if TYPE_CHECKING:
     from .state import State
 
-__all__ = ["Combined", "Known", "Measured", "Outcome", "Pending", "Predicate", "parse_predicate", "predicates"]
+__all__ = ["AtEnd", "Combined", "Known", "Measured", "Outcome", "Pending", "Predicate", "parse_predicate", "predicates"]
 
 
 class Outcome(Protocol):
@@ -70,6 +70,20 @@ class Measured:
 
     def known(self) -> bool:
         return False
+
+
+@dataclass(frozen=True, eq=False)
+class AtEnd:
+    """Decided by `judge` when all steps of the plan are known, which `is_there` says."""
+
+    judge: Callable[[], tuple[bool, str]]
+    is_there: Callable[[], bool]
+
+    def settle(self, verdicts: Mapping[Any, Any]) -> tuple[bool, str]:
+        return self.judge()
+
+    def known(self) -> bool:
+        return self.is_there()
 
 
 @dataclass(frozen=True, eq=False)

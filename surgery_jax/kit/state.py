@@ -155,6 +155,9 @@ class Checks(Protocol):
         """Whether answers are missing: then what the plan makes is a bound, and may break rules that only the final
         plan must keep."""
 
+    def is_used(self, alias: str, name: str, node: Value) -> bool:
+        """Whether a step so far has read a version under this name, or something that was saved holds it as it is."""
+
     def assert_(self, outcome: Any, text: str) -> None:
         """An outcome (`kit.predicates.Outcome`) that must hold."""
 
@@ -239,6 +242,9 @@ class Control(Protocol):
 
     def set_flag(self, flag: str, on: bool) -> None:
         """Change dry-run, preview or verbose."""
+
+    def is_at_end(self) -> bool:
+        """Whether all steps have run, and what is written is known."""
 
     def stop(self) -> None:
         """End the plan here, successfully."""
