@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from .reports.explain import Explanation
     from .reports.spectrum import ModuleSpectrum, Spectrum
     from .reports.survey import CheckpointInfo, TensorInfo
-    from .session.batch import BatchReport, JobReport, batch
+    from .session.batch import batch
+    from .session.ledger import BatchReport, JobReport
     from .session.memory import apply
     from .storage.base import Checkpoint
     from .storage.flax.trees import from_flax, to_flax
@@ -80,7 +81,8 @@ __all__ = [
 
 _HOMES = {
     "api": "Compiled Options check compile_plan convert diff explain inspect join load_plan plan_of run spectrum",
-    "session.batch": "BatchReport JobReport batch",
+    "session.batch": "batch",
+    "session.ledger": "BatchReport JobReport",
     "core.errors": "AssertionFailed BudgetError PlanError Problems StorageError SurgeryError",
     "core.notes": "Note",
     "reports.compare": "Change Difference",

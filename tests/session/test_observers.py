@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ledger import Ledger
+from listener import Listener
 from pods import free_port
 from running import Bench, simulated, write_checkpoint
 
@@ -41,21 +41,21 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     return Bench(tmp_path, m=TENSORS)
 
 
-def check_digests(ledger: Ledger, root: Path, *, is_completed: bool = False) -> None:
+def check_digests(listener: Listener, root: Path, *, is_completed: bool = False) -> None:
     """What was told of a file is in it, and all of it was told; the format may have added files of its own."""
     files = {path for path in root.rglob("*") if path.is_file()} if root.is_dir() else {root}
     if is_completed:
-        files &= {Path(name) for name, _ in ledger.digests}
+        files &= {Path(name) for name, _ in listener.digests}
     for path in files:
         raw = bytearray(path.read_bytes())
-        told = {at: found for (name, at), found in ledger.digests.items() if Path(name) == path}
+        told = {at: found for (name, at), found in listener.digests.items() if Path(name) == path}
         assert sum(nbytes for nbytes, _ in told.values()) == len(raw), path
         for at, (nbytes, digest) in told.items():
             assert hashlib.sha256(raw[at : at + nbytes]).hexdigest() == digest, (path, at)
         for at, (nbytes, _) in told.items():
             raw[at : at + nbytes] = bytes(nbytes)
         assert not any(raw), path
-    assert {Path(name) for name, _ in ledger.digests} == files
+    assert {Path(name) for name, _ in listener.digests} == files
 
 
 @pytest.mark.parametrize("sync", [False, True])
@@ -72,20 +72,23 @@ def check_digests(ledger: Ledger, root: Path, *, is_completed: bool = False) -> 
 def test_an_observer_digests_every_byte_and_sees_everything_in_order(
     bench: Bench, output: dict[str, Any], sync: bool
 ) -> None:
-    ledger = Ledger()
+    listener = Listener()
     plan = plan_of(bench.plan(STEPS, output=False) | {"output": output})
-    run(plan, Options(sync=sync, memory="8MiB"), observers=[ledger])
-    assert ledger.events == ORDER
-    assert sorted(ledger.keys) == sorted(ledger.work.schedule.keys) and len(set(ledger.keys)) == len(ledger.keys) > 1
-    assert ledger.bytes[0] == ledger.bytes[1] > 0
-    check_digests(ledger, Path(output["path"]), is_completed=output.get("format") == "orbax")
+    run(plan, Options(sync=sync, memory="8MiB"), observers=[listener])
+    assert listener.events == ORDER
+    assert (
+        sorted(listener.keys) == sorted(listener.work.schedule.keys)
+        and len(set(listener.keys)) == len(listener.keys) > 1
+    )
+    assert listener.bytes[0] == listener.bytes[1] > 0
+    check_digests(listener, Path(output["path"]), is_completed=output.get("format") == "orbax")
 
 
 def test_the_keys_of_tasks_are_the_same_when_a_plan_is_run_again(bench: Bench) -> None:
-    ledgers = [Ledger(), Ledger()]
-    for ledger in ledgers:
-        run(plan_of(bench.plan(STEPS)), QUICK, observers=[ledger])
-    assert sorted(ledgers[0].keys) == sorted(ledgers[1].keys)
+    listeners = [Listener(), Listener()]
+    for listener in listeners:
+        run(plan_of(bench.plan(STEPS)), QUICK, observers=[listener])
+    assert sorted(listeners[0].keys) == sorted(listeners[1].keys)
 
 
 def test_notes_beside_an_output_and_passes_that_ask_are_told(bench: Bench) -> None:
@@ -100,11 +103,11 @@ def test_notes_beside_an_output_and_passes_that_ask_are_told(bench: Bench) -> No
         "transforms": [{"lora_extract": extract}],
         "output": {"path": "adapter", "format": "peft"},
     }
-    ledger = Ledger()
-    run(plan_of(content), QUICK, observers=[ledger])
-    assert ledger.events == ["first pass", "done", "last pass", "done", "1 appearing", "appeared"]
+    listener = Listener()
+    run(plan_of(content), QUICK, observers=[listener])
+    assert listener.events == ["first pass", "done", "last pass", "done", "1 appearing", "appeared"]
     assert Path("adapter/extraction.json").exists()
-    check_digests(ledger, Path("adapter"))
+    check_digests(listener, Path("adapter"))
 
 
 def test_outputs_are_complete_when_they_are_about_to_appear_and_there_when_they_have(bench: Bench) -> None:
@@ -135,36 +138,36 @@ def test_what_an_observer_raises_ends_the_run_and_nothing_appears(bench: Bench) 
 
 
 def test_a_pass_that_fails_ends_too(bench: Bench) -> None:
-    ledger = Ledger()
+    listener = Listener()
     with pytest.raises(KeyboardInterrupt):
 
         def stop(done: int, total: int) -> None:
             raise KeyboardInterrupt
 
-        run(plan_of(bench.plan(STEPS)), QUICK, progress=stop, observers=[ledger])
-    assert ledger.events == ["last pass", "failed"]
+        run(plan_of(bench.plan(STEPS)), QUICK, progress=stop, observers=[listener])
+    assert listener.events == ["last pass", "failed"]
 
 
 def test_an_assertion_that_fails_is_told_and_nothing_appears(bench: Bench) -> None:
-    ledger = Ledger()
+    listener = Listener()
     with pytest.raises(Problems, match="has norm"):
-        run(plan_of(bench.plan([{"assert": {"norm": {"of": "odd", "lt": 0}}}])), QUICK, observers=[ledger])
-    assert ledger.events == ["last pass", "done", "step 1: False"]
+        run(plan_of(bench.plan([{"assert": {"norm": {"of": "odd", "lt": 0}}}])), QUICK, observers=[listener])
+    assert listener.events == ["last pass", "done", "step 1: False"]
 
 
 def test_conversions_batches_and_trees_in_memory_tell_the_same(bench: Bench) -> None:
-    ledger = Ledger()
-    surgery_jax.convert(bench.root / "m.safetensors", "copy.safetensors", QUICK, observers=[ledger])
-    assert ledger.events == ["last pass", "done", "1 appearing", "appeared"]
-    check_digests(ledger, Path("copy.safetensors"))
+    listener = Listener()
+    surgery_jax.convert(bench.root / "m.safetensors", "copy.safetensors", QUICK, observers=[listener])
+    assert listener.events == ["last pass", "done", "1 appearing", "appeared"]
+    check_digests(listener, Path("copy.safetensors"))
 
-    ledger = Ledger()
+    listener = Listener()
     memory = plan_of(bench.plan([*STEPS, {"save": {"target": "odd", "path": "odd.npy", "format": "numpy"}}], False))
-    surgery_jax.apply(memory, None, QUICK, observers=[ledger])
-    assert ledger.events == ORDER
-    assert {Path(name).name for name, _ in ledger.digests} == {"odd.npy", "<memory>"}
+    surgery_jax.apply(memory, None, QUICK, observers=[listener])
+    assert listener.events == ORDER
+    assert {Path(name).name for name, _ in listener.digests} == {"odd.npy", "<memory>"}
 
-    ledger = Ledger()
+    listener = Listener()
     Path("plan.yaml").write_text("""
 most: 1
 inputs: [ "m::m.safetensors" ]
@@ -177,29 +180,29 @@ jobs:
   - { name: a, set: { most: 0, output: a.safetensors } }
   - { name: b, set: { most: 99, output: b.safetensors } }
 """)
-    report = surgery_jax.batch("jobs.yaml", QUICK, observers=[ledger])
+    report = surgery_jax.batch("jobs.yaml", QUICK, observers=[listener])
     assert [job.status for job in report.jobs] == ["failed", "done"]
-    assert ledger.events == ["last pass", "done", "step 1: False", "step 1: True", "1 appearing", "appeared"]
+    assert listener.events == ["last pass", "done", "step 1: False", "step 1: True", "1 appearing", "appeared"]
 
 
 def test_each_of_several_processes_tells_what_it_does_and_the_first_what_appears(bench: Bench) -> None:
-    alone = Ledger()
+    alone = Listener()
     run(plan_of(bench.plan(STEPS)), QUICK, observers=[alone])
     port = free_port()
     places = [Place(rank, 2, "127.0.0.1", port, b"secret") for rank in range(2)]
-    ledgers = [Ledger(), Ledger()]
+    listeners = [Listener(), Listener()]
 
     def share(rank: int) -> None:
         with meet(places[rank], Patience(places[rank], 30)) as star:
-            run(plan_of(bench.plan(STEPS)), QUICK, peers=star, observers=[ledgers[rank]])
+            run(plan_of(bench.plan(STEPS)), QUICK, peers=star, observers=[listeners[rank]])
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(share, range(2)))
-    assert ledgers[0].events == ORDER and ledgers[1].events == ["last pass", "done"]
-    assert not set(ledgers[0].keys) & set(ledgers[1].keys)
-    assert all(ledger.bytes[0] == ledger.bytes[1] > 0 for ledger in ledgers)
-    alone.digests = ledgers[0].digests | ledgers[1].digests
-    assert len(alone.digests) == sum(len(ledger.digests) for ledger in ledgers)
+    assert listeners[0].events == ORDER and listeners[1].events == ["last pass", "done"]
+    assert not set(listeners[0].keys) & set(listeners[1].keys)
+    assert all(listener.bytes[0] == listener.bytes[1] > 0 for listener in listeners)
+    alone.digests = listeners[0].digests | listeners[1].digests
+    assert len(alone.digests) == sum(len(listener.digests) for listener in listeners)
     check_digests(alone, bench.out)
 
 

@@ -15,7 +15,7 @@ from surgery_jax.graph.roots import Assertion
 from surgery_jax.io.outputs import Written
 
 
-class Ledger(Observer):
+class Listener(Observer):
     """`digests`: of every written range, by file and offset, with its length. `events`: their names, in order."""
 
     def __init__(self) -> None:
