@@ -170,7 +170,9 @@ def simulate(passes: Sequence[Program], options: Options, machines: Machines) ->
 def _pass(work: Schedule, machines: Machines) -> Pass:
     costs = [_cost(group, machines) for group in work.groups]
     hosts = ([_work(entry, work, costs) for entry in share] for share in work.shares(machines.hosts))
-    return Pass(tuple(_host(works, machines, work.memory, work.limits.workers) for works in hosts))
+    # files that are encoded as a whole are written by one process, from what it holds of them
+    sealed = [_Work(0, 0, 0.0, 0, footprint(needs)) for _, needs in work.encodings] if machines.hosts == 1 else []
+    return Pass(tuple(_host(works, sealed, machines, work.memory, work.limits.workers) for works in hosts))
 
 
 class _Cost(NamedTuple):
@@ -203,13 +205,15 @@ def _work(entry: Sized, work: Schedule, costs: Sequence[_Cost]) -> _Work:
     return _Work(entry.read, entry.written, seconds, count, host_bytes)
 
 
-def _host(works: Sequence[_Work], machines: Machines, memory: int, workers: int) -> HostForecast:
+def _host(
+    works: Sequence[_Work], sealed: Sequence[_Work], machines: Machines, memory: int, workers: int
+) -> HostForecast:
     """One host, event by event: a worker takes a task, waits for memory, reads, computes, writes, takes the next."""
     rate = min(machines.network, machines.storage / machines.hosts)
     link_free = link_s = now = 0.0
     device_free = [0.0] * machines.devices
     device_s = [0.0] * machines.devices
-    pending = deque(works)
+    pending = deque([*works, *sealed])
     waiting: deque[_Work] = deque()  # of workers, for memory
     used = peak = 0
     events: list[tuple[float, int, str, _Work]] = []  # (time, order, what is done, task)

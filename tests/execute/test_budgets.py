@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from running import Bench, assert_same_bits, read_checkpoint
 
-from surgery_jax import BudgetError, Options, batch, check, explain, plan_of, run
+from surgery_jax import BudgetError, Options, batch, check, compile_plan, explain, plan_of, run
 from surgery_jax.core.specs import parse_size
+from surgery_jax.reports.simulate import Machines, simulate
 
 MIB = 1 << 20
 NOISE = np.random.default_rng(0).integers(0, 256, 24 * MIB, np.uint8).view(np.float32)  # cannot be compressed
@@ -157,4 +158,6 @@ def test_the_predicted_peak_counts_the_files_that_are_compressed(bench: Bench) -
     plan = plan_of(bench.plan([], output=False) | {"output": compressed("8MB")})
     options = Options(memory="256MiB", workers=1, sync=False)
     predicted = explain(plan, options).peak_buffer_bytes
+    (imagined,) = simulate(compile_plan(plan).passes, options, Machines()).passes[0].hosts
     assert 16 * MIB < run(plan, options).peak_buffer_bytes <= predicted
+    assert 16 * MIB < imagined.peak_buffer_bytes <= predicted
