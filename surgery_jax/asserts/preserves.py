@@ -11,6 +11,7 @@ from ..core.dtypes import BY_NAME
 from ..core.errors import PlanError
 from ..core.specs import Spec
 from ..kit.base import TensorOp, boolean, choice, integer, node, number, operation, rank, reference
+from ..kit.kernel import Array, Kernel
 from ..kit.made import Positions
 from ..kit.predicates import Known, Measured, Outcome, Predicate, settle_all
 from ..kit.rules import check_floats
@@ -40,7 +41,7 @@ class Blocks(TensorOp):
     scale: float
     experts: int
 
-    def infer(self, tokens: Spec, router: Spec, *matrices: Spec, **_: Any) -> tuple[Spec, ...]:
+    def infer(self, tokens: Spec, router: Spec, *matrices: Spec) -> tuple[Spec, ...]:
         check_floats(router)
         width = tokens.shape[1]
         for at in range(0, len(matrices) // 3 * 3, 3):
@@ -59,7 +60,7 @@ class Blocks(TensorOp):
     def workspace_bytes(self, tokens: Spec, router: Spec, *matrices: Spec) -> int:
         return 2 * 3 * 8 * max(spec.size for spec in matrices)  # one expert, widened, and the one before
 
-    def apply(self, k: Any, tokens: Any, router: Any, *matrices: Any, **_: Any) -> Any:
+    def apply(self, k: Kernel, tokens: Array, router: Array, *matrices: Array) -> Array:
         wide = "float64" if all(x.dtype == "float64" for x in (router, *matrices)) else "float32"
         tokens = tokens.astype(wide)
         dense = self._mlp(k, tokens, *matrices[:3])
@@ -114,7 +115,7 @@ def _references(state: State, given: Any, key: str, names: tuple[str, ...]) -> d
             f"preserves.{key}: not a mapping", where=given.mark, expected=f"the keys {', '.join(names)} with references"
         )
     check_keys(given, names, f"preserves.{key}")
-    return {name: state.reference(value, key=f"{key}.{name}") for name, value in given.entries.items()}
+    return {name: state.names.reference(value, key=f"{key}.{name}") for name, value in given.entries.items()}
 
 
 @dataclass(frozen=True)
@@ -157,10 +158,10 @@ class Preserves(Predicate):
         dense = _references(state, self.dense, "dense", PARTS)
         if len(dense) < len(PARTS):
             raise PlanError("preserves.dense needs gate, up and down", where=self.dense.mark)
-        if not state.match(dense["gate"]):
+        if not state.names.match(dense["gate"]):
             return Known(False, f"preserves: matched zero tensors: {dense['gate'].text}")
         given = {
-            "router": state.reference(self.router, key="router"),
+            "router": state.names.reference(self.router, key="router"),
             **{f"experts.{key}": ref for key, ref in self._expert_templates(state).items()},
         }
         if self.shared is not None:
@@ -177,7 +178,7 @@ class Preserves(Predicate):
                 opened[key] = ref
         keys = ["dense.gate", *given]
         outcomes = []
-        for names in state.rows(dense["gate"], *opened.values()):
+        for names in state.names.rows(dense["gate"], *opened.values()):
             found = dict(zip(keys, names, strict=True))
             outcomes.append(self._block(state, {"dense.gate": dense["gate"], **given}, found, fills))
         return settle_all("all", outcomes)
@@ -200,15 +201,15 @@ class Preserves(Predicate):
         missing: list[str] = []
 
         def version(key: str, name: str) -> Any:
-            if not state.has(refs[key].alias, name):
+            if not state.names.has(refs[key].alias, name):
                 missing.append(f"{refs[key].alias}::{name}")
                 return None
-            return state.view(state.slot(refs[key].alias, name, reads=1).node, refs[key])
+            return state.versions.view(state.versions.slot(refs[key].alias, name, reads=1).node, refs[key])
 
         router = version("router", names["router"])
         if router is None:
             return Known(False, f"{label}: there is no {missing[0]}")
-        spec = state.spec(router)
+        spec = state.versions.spec(router)
         if len(spec.shape) != 2 or not 0 < self.top_k <= spec.shape[0]:
             return Known(
                 False, f"{label}: {names['router']} is {spec}, expected [E, h] with at least {self.top_k} rows"
@@ -232,7 +233,7 @@ class Preserves(Predicate):
 
     def _unfused(self, state: State, count: int, gate_up: Any, down: Any) -> list[Any]:
         """Gate, up and down of every expert."""
-        both, last = state.spec(gate_up), state.spec(down)
+        both, last = state.versions.spec(gate_up), state.versions.spec(down)
         if len(both.shape) != 3 or len(last.shape) != 3 or both.shape[0] != count or both.shape[1] % 2:
             raise PlanError(
                 "preserves: the experts do not fit the router",
@@ -244,21 +245,21 @@ class Preserves(Predicate):
         for expert in range(count):
             for start in (0, half):
                 axes = ((expert, 1, 1), (start, 1, half), (0, 1, both.shape[2]))
-                found += state.apply(View(axes, (True, False, False)), gate_up)
+                found += state.versions.apply(View(axes, (True, False, False)), gate_up)
             axes = ((expert, 1, 1), (0, 1, last.shape[1]), (0, 1, last.shape[2]))
-            found += state.apply(View(axes, (True, False, False)), down)
+            found += state.versions.apply(View(axes, (True, False, False)), down)
         return found
 
     def _measured(self, state: State, label: str, count: int, name: str, router: Any, parts: list[Any]) -> Outcome:
         shared = parts[3 + 3 * count :]
-        if shared and not state.spec(shared[0]).size:  # of no width: it adds nothing
+        if shared and not state.versions.spec(shared[0]).size:  # of no width: it adds nothing
             parts = parts[: 3 + 3 * count]
         drawn: Any = operation("normal", mean=0.0, std=1.0)
-        spec = Spec((self.tokens, state.spec(router).shape[1]), BY_NAME["float32"])
-        (places,) = state.apply(Positions(Spec(spec.shape, BY_NAME["uint64"])))
-        (tokens,) = state.apply(drawn.of(name, self.seed, spec.dtype), places)
+        spec = Spec((self.tokens, state.versions.spec(router).shape[1]), BY_NAME["float32"])
+        places = state.versions.compute(Positions(Spec(spec.shape, BY_NAME["uint64"])))
+        tokens = state.versions.compute(drawn.of(name, self.seed, spec.dtype), places)
         op = Blocks(self.top_k, self.act, self.normalize, self.scores, self.scale, count)
-        (found,) = state.apply(op, tokens, router, *parts)
+        found = state.versions.compute(op, tokens, router, *parts)
 
         def judge(measured: Any) -> tuple[bool, str]:
             off, size = map(float, measured)
@@ -266,4 +267,4 @@ class Preserves(Predicate):
             why = f"{label}: the blocks differ by {share:.3g} of the largest element, tolerance {self.tolerance:g}"
             return share <= self.tolerance, why
 
-        return Measured(state.sink(found, "array"), judge)
+        return Measured(state.checks.sink(found, "array"), judge)
