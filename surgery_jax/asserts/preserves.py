@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.dtypes import BY_NAME
 from ..core.errors import PlanError
 from ..core.specs import Spec
 from ..kit.base import TensorOp, boolean, choice, integer, node, number, operation, rank, reference
+from ..kit.draws import Drawn
+from ..kit.kernel import Array, Kernel
 from ..kit.made import Positions
 from ..kit.predicates import Known, Measured, Outcome, Predicate, settle_all
 from ..kit.rules import check_floats
-from ..kit.state import State
+from ..kit.state import State, Value
 from ..kit.structure import View
 from ..language.document import Mapping as YamlMapping
 from ..language.document import Node, check_keys
@@ -40,7 +41,7 @@ class Blocks(TensorOp):
     scale: float
     experts: int
 
-    def infer(self, tokens: Spec, router: Spec, *matrices: Spec, **_: Any) -> tuple[Spec, ...]:
+    def infer(self, tokens: Spec, router: Spec, *matrices: Spec) -> tuple[Spec, ...]:
         check_floats(router)
         width = tokens.shape[1]
         for at in range(0, len(matrices) // 3 * 3, 3):
@@ -59,7 +60,7 @@ class Blocks(TensorOp):
     def workspace_bytes(self, tokens: Spec, router: Spec, *matrices: Spec) -> int:
         return 2 * 3 * 8 * max(spec.size for spec in matrices)  # one expert, widened, and the one before
 
-    def apply(self, k: Any, tokens: Any, router: Any, *matrices: Any, **_: Any) -> Any:
+    def apply(self, k: Kernel, tokens: Array, router: Array, *matrices: Array) -> Array:
         wide = "float64" if all(x.dtype == "float64" for x in (router, *matrices)) else "float32"
         tokens = tokens.astype(wide)
         dense = self._mlp(k, tokens, *matrices[:3])
@@ -77,7 +78,7 @@ class Blocks(TensorOp):
         off, size = k.xp.max(k.xp.abs(mixed - dense)), k.xp.max(k.xp.abs(dense))
         return k.xp.stack([off, size]).astype("float64")
 
-    def _mlp(self, k: Any, tokens: Any, gate: Any, up: Any, down: Any) -> Any:
+    def _mlp(self, k: Kernel, tokens: Array, gate: Array, up: Array, down: Array) -> Array:
         gate, up, down = (x.astype(tokens.dtype).T for x in (gate, up, down))
         inner = k.matmul(tokens, gate)
         if self.act == "silu":
@@ -89,7 +90,7 @@ class Blocks(TensorOp):
             inner = k.xp.maximum(inner, 0)
         return k.matmul(inner * k.matmul(tokens, up), down)
 
-    def _weights(self, k: Any, logits: Any) -> Any:
+    def _weights(self, k: Kernel, logits: Array) -> Array:
         """What every token gives to every expert, [n, E]; of equal scores the first ones are chosen."""
         if self.scores == "sigmoid":
             scores = _sigmoid(k, logits)
@@ -104,17 +105,17 @@ class Blocks(TensorOp):
         return chosen / total * self.scale
 
 
-def _sigmoid(k: Any, x: Any) -> Any:
+def _sigmoid(k: Kernel, x: Array) -> Array:
     return 1 / (1 + k.xp.exp(-x))
 
 
-def _references(state: State, given: Any, key: str, names: tuple[str, ...]) -> dict[str, Reference]:
+def _references(state: State, given: Node, key: str, names: tuple[str, ...]) -> dict[str, Reference]:
     if not isinstance(given, YamlMapping):
         raise PlanError(
             f"preserves.{key}: not a mapping", where=given.mark, expected=f"the keys {', '.join(names)} with references"
         )
     check_keys(given, names, f"preserves.{key}")
-    return {name: state.reference(value, key=f"{key}.{name}") for name, value in given.entries.items()}
+    return {name: state.names.reference(value, key=f"{key}.{name}") for name, value in given.entries.items()}
 
 
 @dataclass(frozen=True)
@@ -136,11 +137,11 @@ class Preserves(Predicate):
         " 'm::\\1.moe.gate.weight', top_k: 2 }",
     )
 
-    dense: Any = node("gate, up and down: the first a pattern, the others templates", kind="mapping of references")
-    experts: Any = node("templates of gate, up and down, or of gate_up and down", kind="mapping of references")
+    dense: Node = node("gate, up and down: the first a pattern, the others templates", kind="mapping of references")
+    experts: Node = node("templates of gate, up and down, or of gate_up and down", kind="mapping of references")
     router: Node = reference("template of the router, [E, h]")
     top_k: int = rank("experts that a token goes to")
-    shared: Any = node(
+    shared: Node | None = node(
         "templates of gate, up and down of a shared expert, and of its `router` if it has one",
         None,
         kind="mapping of references",
@@ -157,10 +158,10 @@ class Preserves(Predicate):
         dense = _references(state, self.dense, "dense", PARTS)
         if len(dense) < len(PARTS):
             raise PlanError("preserves.dense needs gate, up and down", where=self.dense.mark)
-        if not state.match(dense["gate"]):
+        if not state.names.match(dense["gate"]):
             return Known(False, f"preserves: matched zero tensors: {dense['gate'].text}")
         given = {
-            "router": state.reference(self.router, key="router"),
+            "router": state.names.reference(self.router, key="router"),
             **{f"experts.{key}": ref for key, ref in self._expert_templates(state).items()},
         }
         if self.shared is not None:
@@ -177,7 +178,7 @@ class Preserves(Predicate):
                 opened[key] = ref
         keys = ["dense.gate", *given]
         outcomes = []
-        for names in state.rows(dense["gate"], *opened.values()):
+        for names in state.names.rows(dense["gate"], *opened.values()):
             found = dict(zip(keys, names, strict=True))
             outcomes.append(self._block(state, {"dense.gate": dense["gate"], **given}, found, fills))
         return settle_all("all", outcomes)
@@ -194,21 +195,25 @@ class Preserves(Predicate):
         return found
 
     def _block(
-        self, state: State, refs: Mapping[str, Reference], names: Mapping[str, str], fills: Mapping[str, Any]
+        self,
+        state: State,
+        refs: Mapping[str, Reference],
+        names: Mapping[str, str],
+        fills: Mapping[str, Callable[[str, int], str]],
     ) -> Outcome:
         label = f"preserves: {names['dense.gate']}"
         missing: list[str] = []
 
-        def version(key: str, name: str) -> Any:
-            if not state.has(refs[key].alias, name):
+        def version(key: str, name: str) -> Value | None:
+            if not state.names.has(refs[key].alias, name):
                 missing.append(f"{refs[key].alias}::{name}")
                 return None
-            return state.view(state.slot(refs[key].alias, name, reads=1).node, refs[key])
+            return state.versions.read(refs[key], name)
 
         router = version("router", names["router"])
         if router is None:
             return Known(False, f"{label}: there is no {missing[0]}")
-        spec = state.spec(router)
+        spec = state.versions.spec(router)
         if len(spec.shape) != 2 or not 0 < self.top_k <= spec.shape[0]:
             return Known(
                 False, f"{label}: {names['router']} is {spec}, expected [E, h] with at least {self.top_k} rows"
@@ -220,19 +225,20 @@ class Preserves(Predicate):
                 keys = [f"experts.{part}" for part in PARTS]
                 parts += [version(key, fills[key](names[key], expert)) for key in keys]
         else:
-            fused = [version(key, names[key]) for key in ("experts.gate_up", "experts.down")]
-            if not missing:
-                parts += self._unfused(state, count, *fused)
+            gate_up, down = (version(key, names[key]) for key in ("experts.gate_up", "experts.down"))
+            if gate_up is not None and down is not None:
+                parts += self._unfused(state, count, gate_up, down)
         for key in (f"shared.{part}" for part in (*PARTS, "router")):
             if key in names:
                 parts.append(version(key, names[key]))
         if missing:
             return Known(False, f"{label}: there is no {missing[0]}")
-        return self._measured(state, label, count, names["dense.gate"], router, parts)
+        there = [part for part in parts if part is not None]
+        return self._measured(state, label, count, names["dense.gate"], router, there)
 
-    def _unfused(self, state: State, count: int, gate_up: Any, down: Any) -> list[Any]:
+    def _unfused(self, state: State, count: int, gate_up: Value, down: Value) -> list[Value]:
         """Gate, up and down of every expert."""
-        both, last = state.spec(gate_up), state.spec(down)
+        both, last = state.versions.spec(gate_up), state.versions.spec(down)
         if len(both.shape) != 3 or len(last.shape) != 3 or both.shape[0] != count or both.shape[1] % 2:
             raise PlanError(
                 "preserves: the experts do not fit the router",
@@ -240,30 +246,31 @@ class Preserves(Predicate):
                 found=f"{both} and {last}",
             )
         half = both.shape[1] // 2
-        found: list[Any] = []
+        found: list[Value] = []
         for expert in range(count):
             for start in (0, half):
                 axes = ((expert, 1, 1), (start, 1, half), (0, 1, both.shape[2]))
-                found += state.apply(View(axes, (True, False, False)), gate_up)
+                found += state.versions.apply(View(axes, (True, False, False)), gate_up)
             axes = ((expert, 1, 1), (0, 1, last.shape[1]), (0, 1, last.shape[2]))
-            found += state.apply(View(axes, (True, False, False)), down)
+            found += state.versions.apply(View(axes, (True, False, False)), down)
         return found
 
-    def _measured(self, state: State, label: str, count: int, name: str, router: Any, parts: list[Any]) -> Outcome:
+    def _measured(self, state: State, label: str, count: int, name: str, router: Value, parts: list[Value]) -> Outcome:
         shared = parts[3 + 3 * count :]
-        if shared and not state.spec(shared[0]).size:  # of no width: it adds nothing
+        if shared and not state.versions.spec(shared[0]).size:  # of no width: it adds nothing
             parts = parts[: 3 + 3 * count]
-        drawn: Any = operation("normal", mean=0.0, std=1.0)
-        spec = Spec((self.tokens, state.spec(router).shape[1]), BY_NAME["float32"])
-        (places,) = state.apply(Positions(Spec(spec.shape, BY_NAME["uint64"])))
-        (tokens,) = state.apply(drawn.of(name, self.seed, spec.dtype), places)
+        drawn = operation("normal", mean=0.0, std=1.0)
+        assert isinstance(drawn, Drawn)
+        spec = Spec((self.tokens, state.versions.spec(router).shape[1]), BY_NAME["float32"])
+        places = state.versions.compute(Positions(Spec(spec.shape, BY_NAME["uint64"])))
+        tokens = state.versions.compute(drawn.of(name, self.seed, spec.dtype), places)
         op = Blocks(self.top_k, self.act, self.normalize, self.scores, self.scale, count)
-        (found,) = state.apply(op, tokens, router, *parts)
+        found = state.versions.compute(op, tokens, router, *parts)
 
-        def judge(measured: Any) -> tuple[bool, str]:
+        def judge(measured: Sequence[float]) -> tuple[bool, str]:
             off, size = map(float, measured)
             share = off / size if size else (0.0 if off == 0 else math.inf)
             why = f"{label}: the blocks differ by {share:.3g} of the largest element, tolerance {self.tolerance:g}"
             return share <= self.tolerance, why
 
-        return Measured(state.sink(found, "array"), judge)
+        return Measured(state.checks.sink(found, "array"), judge)

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from collections.abc import Mapping as GraphMapping
 from collections.abc import Sequence as AbstractSequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 from ..core.errors import AssertionFailed, Mark, PlanError, Problems, SurgeryError, listing
-from ..kit.state import State
 from ..kit.words import BoundStep, find_word, words
 from ..language import document
 from ..language import names as naming
@@ -160,7 +159,7 @@ class _Builder:
             return
         assertions = len(frame.demands.assertions)
         try:
-            step.build(cast(State, self.state))
+            step.build(self.state)
         except SurgeryError as error:
             frame.demands.errors.append(error.located(step.mark))
             self._leave_ghosts(node)
@@ -189,7 +188,7 @@ class _Builder:
         frame.space, frame.demands = space.trial(), demands.copy()
         frame.touched = {"changed": [], "created": [], "deleted": []}
         with suppress(SurgeryError, Consequence):  # the step itself reports it, or is skipped
-            step.build(cast(State, self.state))
+            step.build(self.state)
         frame.space, frame.demands, frame.pending = space, demands, []
         counts = ", ".join(
             f"{what} {len(names)} ({listing(names, 3)})" for what, names in frame.touched.items() if names
@@ -304,7 +303,7 @@ class _Builder:
         space, known = frame.space, frame.space.models
         space.models = _AnyAlias(known)
         try:
-            alias = step.contributes(cast(State, self.state))
+            alias = step.contributes(self.state)
         except PlanError:
             return  # the step itself reports it
         finally:

@@ -201,8 +201,6 @@ class Names:
             )
         return list(self.files.model(alias).slots)
 
-    __call__ = of
-
     def _check_follows(self, ref: Reference) -> None:
         """That nothing matches may only follow from an earlier failed step."""
         if ref.alias in self.frame.space.broken:

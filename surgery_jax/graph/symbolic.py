@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..core.errors import Mark
 from ..kit.state import Control
 from .checks import Checks
@@ -27,14 +25,6 @@ class SymbolicState:
         self.names = Names(frame, self.files, self.speech)
         self.versions = Versions(frame, self.files, self.names)
         self.checks = Checks(frame, self.versions)
-
-    def __getattr__(self, name: str) -> Any:
-        """A method of one of the parts, by its name alone."""
-        for part in ("names", "versions", "checks", "files", "speech", "control"):
-            found = getattr(self.__dict__.get(part), name, None)
-            if found is not None:
-                return found
-        raise AttributeError(name)
 
     @property
     def word(self) -> str:

@@ -88,9 +88,6 @@ class Names(Protocol):
     def of(self, alias: str) -> list[str]:
         """The names of an alias, in its order."""
 
-    def __call__(self, alias: str) -> list[str]:
-        """As `of`."""
-
     def aliases(self) -> list[str]:
         """All aliases, in order of appearance."""
 
@@ -250,8 +247,8 @@ class Control(Protocol):
         """End the plan here, successfully."""
 
 
-class State(Names, Versions, Checks, Files, Speech, Control, Protocol):
-    """A plan at one step; a method of a part may be called by its name alone."""
+class State(Protocol):
+    """A plan at one step."""
 
     @property
     def word(self) -> str:

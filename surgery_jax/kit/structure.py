@@ -187,15 +187,16 @@ class Update(Structure):
         replaced = self.view.runs(base)
         if replaced is None:
             return None
+        taken = itertools.accumulate((length for _, _, length in replaced), initial=0)
         found: list[Run] = []
-        at = taken = 0
-        for _, start, length in replaced:
-            if start < at:
-                return None
+        at = 0
+        for start, length, first in sorted(
+            (run[1], run[2], first) for run, first in zip(replaced, taken, strict=False)
+        ):
             if start > at:
                 found.append((0, at, start - at))
-            found.append((1, taken, length))
-            at, taken = start + length, taken + length
+            found.append((1, first, length))
+            at = start + length
         if at < base.size:
             found.append((0, at, base.size - at))
         return found

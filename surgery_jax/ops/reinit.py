@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
@@ -144,6 +145,7 @@ def _size(shape: tuple[int, ...]) -> int:
     return size
 
 
+@lru_cache(maxsize=1 << 16)  # the matrices of an expert share theirs
 def _bound(key: tuple[int, ...], length: int, count: int) -> tuple[int, int]:
     """The largest two words of the `count` places with the smallest ones; (-1, -1) if there are none."""
     import numpy as np
@@ -154,5 +156,5 @@ def _bound(key: tuple[int, ...], length: int, count: int) -> tuple[int, int]:
     if not count:
         return -1, -1
     a, b = words(HostKernel(), (key[0], key[1]), np.arange(length, dtype=np.uint64))
-    last = int(np.lexsort((b, a))[count - 1])
-    return int(a[last]), int(b[last])
+    last = int(np.partition(a.astype(np.uint64) << np.uint64(32) | b, count - 1)[count - 1])
+    return last >> 32, last & 0xFFFFFFFF

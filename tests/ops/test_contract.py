@@ -29,6 +29,7 @@ from surgery_jax.kit.made import Constant, Given, Made, Random
 from surgery_jax.kit.masks import EqualMask
 from surgery_jax.kit.structure import Structure, Update, View
 from surgery_jax.language.document import parse_yaml
+from surgery_jax.language.slices import Indices
 from surgery_jax.lora.factors import AddFactors, ExtractFactors, Spectrum
 from surgery_jax.numerics.kernels import DeviceKernel, HostKernel
 from surgery_jax.ops.add import Add
@@ -139,9 +140,20 @@ VIEW = View(((1, 2, 2), (0, 1, 3), (2, 1, 1)), (False, False, True))
 UPDATE = Update(VIEW)
 
 
-def put(base: np.ndarray, value: np.ndarray) -> np.ndarray:
+CHOSEN = View((Indices((0, 1, 4)), (2, 1, 1), Indices((3, 1))), (False, True, False))
+
+
+def indices(view: View) -> Any:
+    chosen = (
+        axis.places if isinstance(axis, Indices) else range(axis[0], axis[0] + axis[1] * axis[2], axis[1])
+        for axis in view.axes
+    )
+    return np.ix_(*chosen)
+
+
+def put(op: Update, base: np.ndarray, value: np.ndarray) -> np.ndarray:
     result = base.copy()
-    result[1:4:2, 0:3, 2] = value
+    result[indices(op.view)] = value.reshape(op.view.counts)
     return result
 
 
@@ -265,13 +277,14 @@ REFERENCES: dict[str, tuple[list[Case], Callable[..., Any], str]] = {
         "bits",
     ),
     "View": (
-        [(VIEW, [ordinary(n, 5, 3, 4)]) for n in ("float8_e4m3fn", "float64")],
-        lambda op, x: x[1:4:2, 0:3, 2],
+        [(view, [ordinary(n, 5, 3, 4)]) for n in ("float8_e4m3fn", "float64") for view in (VIEW, CHOSEN)],
+        lambda op, x: x[indices(op)].reshape(op.shape),
         "bits",
     ),
     "Update": (
-        [(UPDATE, [ordinary(n, 5, 3, 4), ordinary(n, 2, 3)]) for n in ("int8", "float64")],
-        lambda op, *x: put(*x),
+        [(UPDATE, [ordinary(n, 5, 3, 4), ordinary(n, 2, 3)]) for n in ("int8", "float64")]
+        + [(Update(CHOSEN), [ordinary("int16", 5, 3, 4), ordinary("int16", 3, 2)])],
+        put,
         "bits",
     ),
     "EqualMask": ([(EqualMask(eps), half_equal(n)) for n in NUMBERS for eps in (None, 0.5)], equal, "bits"),

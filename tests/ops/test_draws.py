@@ -129,3 +129,12 @@ def test_moments_are_the_same_whole_and_in_tiles() -> None:
 def test_what_gives_no_distribution_is_refused(tmp_path: Path, step: dict[str, Any], said: str) -> None:
     with pytest.raises(Problems, match=said):
         Bench(tmp_path, m=STORED).compile([step])
+
+
+def test_a_shape_is_not_taken_from_a_slice_that_ends_beyond_the_tensor(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, m=STORED)
+    steps = [{"normal": {"from": "mlp.1::[:64, :]", "to": "router"}}]
+    with pytest.raises(Problems, match="ends at 64, beyond axis 0 of shape"):
+        bench.compile(steps)
+    steps = [{"normal": {"from": "mlp.1::[:40, :]", "to": "router"}}]
+    assert bench.tensors(steps)["router"].shape == (40, 30)

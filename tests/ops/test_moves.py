@@ -93,3 +93,27 @@ def test_what_is_repeated_is_moved_and_not_computed(tmp_path: Path) -> None:
     assert_same_bits(made["each"], np.repeat(made["w"], 3, 0))
     with pytest.raises(Problems, match="times must be at least 1"):
         bench.compile([{"repeat": {"from": "w", "to": "none", "times": 0}}])
+
+
+@pytest.mark.parametrize("options", [{}, {"memory": "6MiB", "workers": 1}], ids=["ample", "tight"])
+def test_index_sets_are_read_and_written_whatever_their_runs_are(tmp_path: Path, options: dict[str, str]) -> None:
+    stored = {
+        "long": RNG.standard_normal((600, 500)).astype("f4"),
+        "rows": RNG.standard_normal((40, 3000)).astype("f4"),
+    }
+    rows, columns = RNG.permutation(600)[:300].tolist(), RNG.permutation(500)[:40].tolist()
+    steps = [
+        {"copy": {"from": f"long::[{rows}, {columns}]", "to": "part"}},
+        {"copy": {"from": "rows::[[7, 3, 3]]", "to": "again"}},
+        {"assign": {"from": f"long::[:40, {columns}]", "to": f"rows::[:, {columns}]"}},
+        {"scale_": {"target": f"long::[{rows}]", "by": 2}},
+    ]
+    found = Bench(tmp_path, m=stored).tensors(steps, **options)
+    assert_same_bits(found["part"], stored["long"][np.ix_(rows, columns)])
+    assert_same_bits(found["again"], stored["rows"][[7, 3, 3]])
+    expected = stored["rows"].copy()
+    expected[:, columns] = stored["long"][:40, columns]
+    assert_same_bits(found["rows"], expected)
+    expected = stored["long"].copy()
+    expected[rows] *= 2
+    assert_same_bits(found["long"], expected)
