@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping as GraphMapping
 from collections.abc import Sequence as AbstractSequence
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 from ..core.errors import AssertionFailed, Mark, PlanError, Problems, SurgeryError, listing
@@ -25,6 +26,7 @@ from .symbolic import BROKEN, Consequence, Files, SymbolicState
 
 __all__ = ["build"]
 
+MAX_TURNS = 3  # of a loop, whose errors at one place are told
 MAX_ERRORS = 100  # that are told: nobody reads more, and thousands of them take long to find
 
 
@@ -41,7 +43,7 @@ def build(
     builder = _Builder(plan, files, graph or Graph(), answers or {})
     builder.run()
     if builder.errors:
-        raise Problems(builder.errors)
+        raise Problems(_few_turns(builder.errors))
     return Symbolic(
         saves=builder.saves,
         checks=builder.checks,
@@ -54,6 +56,21 @@ def build(
         questions=builder.questions,
         identities=builder.identities,
     )
+
+
+def _few_turns(errors: AbstractSequence[SurgeryError]) -> list[SurgeryError]:
+    """The errors without those of further turns of a loop at a place that has had `MAX_TURNS` of them."""
+    found: list[SurgeryError] = []
+    counts: dict[Mark, int] = {}
+    for error in errors:
+        place = replace(error.where, turn="") if isinstance(error.where, Mark) and error.where.turn else None
+        if place is not None:
+            counts[place] = counts.get(place, 0) + 1
+        if place is None or counts[place] <= MAX_TURNS:
+            found.append(error)
+    rest = {place: count - MAX_TURNS for place, count in counts.items() if count > MAX_TURNS}
+    found += [PlanError(f"errors in {count} more turns of the loop", where=place) for place, count in rest.items()]
+    return found
 
 
 def parse_step(step: Node) -> BoundStep:

@@ -109,6 +109,9 @@ def merge_parts(parts: AbstractSequence[Part], reading: Reading | None = None) -
         elif all(part is not variable for variable in variables):
             stages.append(part)
     stages += _default_output(parameters.get(OUTPUT), stages)
+    for stage in stages:
+        if isinstance(stage, PlanResolver):
+            stage.check_given()
     document = _merged(stages)
     if any(isinstance(stage, PlanResolver) and stage.has_deferred for stage in stages):
         wanted = {key: expanded(node) for key, node in document.entries.items() if key in LANGUAGE}
