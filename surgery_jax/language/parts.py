@@ -151,12 +151,16 @@ def _merged(stages: AbstractSequence[PlanResolver | Part], key: str | None = Non
 
 
 def _kept_output(root: Mapping, document: Mapping) -> Mapping:
-    """An override; `output=PATH` gives an output that is a mapping another path, and keeps the rest."""
+    """An override; of an output one can give the path alone, which keeps the rest, or something else, which keeps the
+    path."""
     value, before = root.entries.get(OUTPUT), document.entries.get(OUTPUT)
-    if not isinstance(value, Scalar) or not isinstance(before, Mapping) or value.value in (None, ""):
+    if isinstance(value, Scalar) and isinstance(before, Mapping) and value.value not in (None, ""):
+        kept = Mapping({"path": value}, {"path": value.mark}, value.mark)
+    elif isinstance(value, Mapping) and isinstance(before, Scalar) and before.value not in (None, ""):
+        kept = merge(Mapping({"path": before}, {"path": before.mark}, before.mark), value)
+    else:
         return root
-    inner = Mapping({"path": value}, {"path": value.mark}, value.mark)
-    return Mapping({OUTPUT: inner}, root.keys, root.mark)
+    return replace(root, entries=root.entries | {OUTPUT: kept})
 
 
 def _default_output(parameter: Parameter | None, stages: AbstractSequence[PlanResolver | Part]) -> list[Part]:

@@ -157,6 +157,7 @@ def test_an_output_that_is_a_mapping_keeps_the_rest_when_its_path_is_given(load)
     assert load(text, "output.path=b")["output"] == {"path": "b"} | rest
     assert load(text, "output={path: b, shard: 2MB}")["output"] == {"path": "b"} | rest | {"shard": "2MB"}
     assert load("output: a\n", "output=b")["output"] == "b"
+    assert load("output: a\n", "output.shard=1MB", "output=b")["output"] == {"path": "b", "shard": "1MB"}
 
 
 def test_a_parameter_called_output_is_the_path_of_the_output(load):
