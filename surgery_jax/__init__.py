@@ -78,17 +78,17 @@ __all__ = [
 
 _HOMES = {
     "api": "Compiled Options check compile_plan convert diff explain inspect join load_plan plan_of run spectrum",
-    "bulk": "BatchReport JobReport batch",
+    "session.batch": "BatchReport JobReport batch",
     "core.errors": "AssertionFailed BudgetError PlanError Problems StorageError SurgeryError",
     "core.notes": "Note",
-    "execute.compare": "Change Difference",
-    "execute.explain": "Explanation",
+    "reports.compare": "Change Difference",
+    "reports.explain": "Explanation",
     "execute.report": "Report",
-    "execute.spectrum": "ModuleSpectrum Spectrum",
-    "execute.survey": "CheckpointInfo TensorInfo",
-    "memory": "apply",
+    "reports.spectrum": "ModuleSpectrum Spectrum",
+    "reports.survey": "CheckpointInfo TensorInfo",
+    "session.memory": "apply",
     "storage.base": "Checkpoint",
-    "storage.flax_trees": "from_flax to_flax",
+    "storage.flax.trees": "from_flax to_flax",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
