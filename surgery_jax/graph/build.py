@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping as GraphMapping
 from collections.abc import Sequence as AbstractSequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from ..core.errors import AssertionFailed, Mark, PlanError, Problems, SurgeryError, listing
@@ -26,6 +27,7 @@ from .symbolic import SymbolicState
 
 __all__ = ["build"]
 
+MAX_TURNS = 3  # of a loop, whose errors at one place are told
 MAX_ERRORS = 100  # that are told: nobody reads more, and thousands of them take long to find
 
 
@@ -43,7 +45,7 @@ def build(
     builder.run()
     demands, frame = builder.frame.demands, builder.frame
     if demands.errors:
-        raise Problems(demands.errors)
+        raise Problems(_few_turns(demands.errors))
     return Symbolic(
         saves=demands.saves,
         checks=demands.checks,
@@ -56,6 +58,21 @@ def build(
         questions=demands.questions,
         identities=frame.identities,
     )
+
+
+def _few_turns(errors: AbstractSequence[SurgeryError]) -> list[SurgeryError]:
+    """The errors without those of further turns of a loop at a place that has had `MAX_TURNS` of them."""
+    found: list[SurgeryError] = []
+    counts: dict[Mark, int] = {}
+    for error in errors:
+        place = replace(error.where, turn="") if isinstance(error.where, Mark) and error.where.turn else None
+        if place is not None:
+            counts[place] = counts.get(place, 0) + 1
+        if place is None or counts[place] <= MAX_TURNS:
+            found.append(error)
+    rest = {place: count - MAX_TURNS for place, count in counts.items() if count > MAX_TURNS}
+    found += [PlanError(f"errors in {count} more turns of the loop", where=place) for place, count in rest.items()]
+    return found
 
 
 def parse_step(step: Node) -> BoundStep:

@@ -49,7 +49,7 @@ class PlanResolver(Resolver):
     """Resolves one plan file or fragment. `given` are values of its parameters; `around` are the files that include it.
 
     Raises:
-        PlanError: a parameter that must be given is not, or has a wrong value.
+        PlanError: a parameter that must be given is not.
     """
 
     def __init__(
@@ -77,8 +77,16 @@ class PlanResolver(Resolver):
         self.turn = turn
         self.is_expanding = bool(around)
         self.has_deferred = False
-        for name in given.keys() & values.keys():
-            self._at(entries[name], (name,), entries[name].mark, 0)
+        self._given = [name for name in values if name in given]
+
+    def check_given(self) -> None:
+        """That the given values are of their types and within bounds, used or not.
+
+        Raises:
+            PlanError: one is not.
+        """
+        for name in self._given:
+            self.look_up(name, self.parameters[name].mark, 0)
 
     def _converted(self, name: str, node: Node) -> Node:
         return self.parameters[name].convert(node, lambda bound: self.resolve(bound, (PARAMS,), 1))
@@ -246,11 +254,11 @@ class PlanResolver(Resolver):
     def _captured(self, node: Node, path: Path) -> list[Any]:
         """What the groups of a regular expression match in the names of an input: each once, in order; numbers as
         numbers."""
-        ref = parse_reference(self.resolve(node, path, 1), "")
+        ref = parse_reference(self.resolve(node, path, 1), self.sources.only)
         if not isinstance(ref.expr, str) or ref.slice is not None:
             raise PlanError("match is a regular expression", where=ref.mark, expected=r"model::layers\.(\d+)\..+")
         regex = compile_regex(ref.expr, ref.mark)
-        names = self.sources.names(ref.alias or None, ref.mark)
+        names = self.sources.names(ref.alias, ref.mark)
         check_time(regex, names, ref.mark)
         matches = (regex.fullmatch(name) for name in names)
         rows = list(dict.fromkeys((match.groups() or (match[0],)) for match in matches if match))
@@ -291,6 +299,7 @@ class PlanResolver(Resolver):
             place = f"included at {call.mark.file}:{call.mark.line}"
             turn = f"{self.turn}; {place}" if self.turn else place
             child = self._child(root, given, (*chain, real), turn)
+            child.check_given()
         except PlanError as error:
             raise error.located(mark) from None
         return child._block(root.entries["transforms"], ("transforms",))

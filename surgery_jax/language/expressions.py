@@ -23,7 +23,7 @@ __all__ = ["FUNCTIONS", "Named", "Work", "evaluate", "is_expression"]
 MAX_LENGTH = 4096  # characters of an expression
 MAX_STEPS = 300_000  # parts that are evaluated, counted again at every turn of a comprehension
 MAX_ITEMS = 100_000  # of a list with all that is in it, or characters of a string
-MAX_MADE = 5_000_000  # items and characters that are made, compared or gone through on the way
+MAX_MADE = 2_000_000  # items and characters that are made, compared or gone through on the way
 MAX_BITS = 4096  # of an integer
 MAX_DEPTH = 60
 MAX_DIGITS = 400  # to round to: no float has more
@@ -84,18 +84,6 @@ class Work:
     steps: int = MAX_STEPS
     made: int = MAX_MADE
 
-    def step(self) -> None:
-        """Count one part that is evaluated."""
-        self.steps -= 1
-        if self.steps < 0:
-            raise _Refused("too many steps")
-
-    def make(self, items: int) -> None:
-        """Count items that are made, compared or gone through."""
-        self.made -= items
-        if self.made < 0:
-            raise _Refused("too many items in all")
-
 
 def is_expression(text: str) -> bool:
     """Whether a text has the form of an expression."""
@@ -115,8 +103,10 @@ def evaluate(text: str, scope: Mapping[str, Any], work: Work | None = None) -> A
     Raises:
         PlanError: no expression, an unknown name, or one that does or makes what is not allowed.
     """
+    work = work or Work()
+    evaluator = _Evaluator(scope, work)
     try:
-        return _Evaluator(scope, work).value(_parsed(text), 0)
+        return evaluator.value(_parsed(text), 0)
     except _Refused as refused:
         raise PlanError(f"in the expression {_shown(text)}: {refused}") from None
     except SyntaxError as error:
@@ -127,6 +117,8 @@ def evaluate(text: str, scope: Mapping[str, Any], work: Work | None = None) -> A
         raise PlanError(f"in the expression {_shown(text)}: nested too deep") from None
     except (ArithmeticError, LookupError, TypeError, ValueError, MemoryError) as error:
         raise PlanError(f"in the expression {_shown(text)}: {_reason(error)}") from None
+    finally:
+        work.steps, work.made = work.steps - evaluator.steps, work.made - evaluator.made
 
 
 @lru_cache(maxsize=1024)
@@ -163,17 +155,19 @@ def _reason(error: Exception) -> str:
 
 
 class _Evaluator:
-    """Evaluates one expression, counting what it does for itself and for all."""
+    """Evaluates one expression, counting the steps it takes and the items it makes or goes through."""
 
-    def __init__(self, scope: Mapping[str, Any], work: Work | None) -> None:
+    def __init__(self, scope: Mapping[str, Any], work: Work) -> None:
         self._scope = scope
         self._local: dict[str, Any] = {}
-        self._counters = (Work(),) if work is None else (Work(), work)
+        self._most = Work(min(work.steps, MAX_STEPS), min(work.made, MAX_MADE))
+        self.steps = self.made = 0
 
     def value(self, node: ast.expr, depth: int) -> Any:
         """The value of a part of the expression."""
-        for counter in self._counters:
-            counter.step()
+        self.steps += 1
+        if self.steps > self._most.steps:
+            raise _Refused("too many steps, here or in all expressions together")
         if depth > MAX_DEPTH:
             raise _Refused(f"nested more than {MAX_DEPTH} levels deep")
         known = getattr(self, f"_{type(node).__name__.lower()}", None)
@@ -181,17 +175,19 @@ class _Evaluator:
             raise _Refused(f"{type(node).__name__} is not allowed")
         found = self._bounded(known(node, depth + 1))
         if isinstance(found, str | list | dict) and not isinstance(node, ast.Name | ast.Attribute | ast.Subscript):
-            self._pay(found)
-            if _weight(found) > MAX_ITEMS:
+            if self._pay(found) > MAX_ITEMS:
                 raise _Refused(f"more than {MAX_ITEMS} items")
         return found
 
-    def _pay(self, *values: Any) -> None:
-        """Count values that are made or gone through as a whole."""
+    def _pay(self, *values: Any) -> int:
+        """Count values that are made or gone through as a whole; gives how much they are."""
+        before = self.made
         for value in values:
             if isinstance(value, str | list | dict):
-                for counter in self._counters:
-                    counter.make(_weight(value))
+                self.made += _weight(value)
+        if self.made > self._most.made:
+            raise _Refused("too many items in all")
+        return self.made - before
 
     def _bounded(self, value: Any) -> Any:
         if not isinstance(value, bool | int | float | str | list | Mapping | None):
@@ -214,7 +210,7 @@ class _Evaluator:
         words = {"true": True, "false": False, "null": None}
         if node.id in words:
             return words[node.id]
-        self._unknown(node.id, {**self._scope, **self._local}, "name")
+        self._unknown(node.id, dict.fromkeys([*self._scope, *self._local]), "name")
 
     def _unknown(self, word: str, known: Mapping[str, Any], what: str) -> NoReturn:
         near = nearest(word, map(str, known), 1)
@@ -319,9 +315,10 @@ class _Evaluator:
         first, *rest = loops
         if not isinstance(first.target, ast.Name) or first.is_async:
             raise _Refused("a comprehension goes over one name at a time")
-        kept = self._local
-        for value in self._iterable(self.value(first.iter, depth)):
-            self._local = {**kept, first.target.id: value}
+        items = self._iterable(self.value(first.iter, depth))
+        kept, self._local = self._local, dict(self._local)
+        for value in items:
+            self._local[first.target.id] = value
             if all(self.value(test, depth) for test in first.ifs):
                 self._turns(item, rest, found, depth + 1)
         self._local = kept

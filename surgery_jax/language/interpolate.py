@@ -71,7 +71,7 @@ class Limits:
 
     nodes: int = 0
     characters: int = 0
-    work: Work = field(default_factory=lambda: Work(20 * MAX_STEPS, 10 * MAX_MADE))
+    work: Work = field(default_factory=lambda: Work(5 * MAX_STEPS, 5 * MAX_MADE))
 
     def count(self, nodes: int, mark: Mark) -> None:
         """Count values.
@@ -140,7 +140,7 @@ class Resolver:
             keys = {key: self.marked(at) for key, at in node.keys.items()} if self.turn else node.keys
             return Mapping(entries, keys, mark)
         if not isinstance(node.value, str) or "${" not in node.value:
-            return replace(node, mark=mark) if self.turn else node
+            return Scalar(node.value, mark, node.text) if self.turn else node
         parts = self._split(node.value, mark)
         if _is_whole(parts):
             return replace(self._value(parts[0][1], mark, path, depth), mark=mark)
@@ -153,7 +153,7 @@ class Resolver:
 
     def marked(self, mark: Mark) -> Mark:
         """A place of the document, as reached in this turn of the loops around."""
-        return replace(mark, turn=self.turn) if self.turn else mark
+        return Mark(mark.file, mark.line, mark.column, mark.path, self.turn) if self.turn else mark
 
     def expression(self, text: str, mark: Mark, depth: int) -> Any:
         """The value of an expression, as an ordinary one.
@@ -183,9 +183,15 @@ class Resolver:
         return self._plain[name]
 
     def _text(self, parts: list[tuple[bool, str]], mark: Mark, path: Path, depth: int) -> str:
-        text = "".join(str(plain(self._value(p, mark, path, depth))) if is_ref else p for is_ref, p in parts)
+        text = "".join(self._word(part, mark, path, depth) if is_ref else part for is_ref, part in parts)
         self.limits.write(len(text), mark)
         return text
+
+    def _word(self, inner: str, mark: Mark, path: Path, depth: int) -> str:
+        """What stands for a reference inside text."""
+        if inner in self.loops:
+            return str(self.loops[inner])
+        return str(plain(self._value(inner, mark, path, depth)))
 
     def _value(self, inner: str, mark: Mark, path: Path, depth: int) -> Node:
         """What the reference with this text between its braces stands for."""

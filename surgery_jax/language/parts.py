@@ -109,6 +109,9 @@ def merge_parts(parts: AbstractSequence[Part], reading: Reading | None = None) -
         elif all(part is not variable for variable in variables):
             stages.append(part)
     stages += _default_output(parameters.get(OUTPUT), stages)
+    for stage in stages:
+        if isinstance(stage, PlanResolver):
+            stage.check_given()
     document = _merged(stages)
     if any(isinstance(stage, PlanResolver) and stage.has_deferred for stage in stages):
         wanted = {key: expanded(node) for key, node in document.entries.items() if key in LANGUAGE}
@@ -148,12 +151,16 @@ def _merged(stages: AbstractSequence[PlanResolver | Part], key: str | None = Non
 
 
 def _kept_output(root: Mapping, document: Mapping) -> Mapping:
-    """An override; `output=PATH` gives an output that is a mapping another path, and keeps the rest."""
+    """An override; of an output one can give the path alone, which keeps the rest, or something else, which keeps the
+    path."""
     value, before = root.entries.get(OUTPUT), document.entries.get(OUTPUT)
-    if not isinstance(value, Scalar) or not isinstance(before, Mapping) or value.value in (None, ""):
+    if isinstance(value, Scalar) and isinstance(before, Mapping) and value.value not in (None, ""):
+        kept = Mapping({"path": value}, {"path": value.mark}, value.mark)
+    elif isinstance(value, Mapping) and isinstance(before, Scalar) and before.value not in (None, ""):
+        kept = merge(Mapping({"path": before}, {"path": before.mark}, before.mark), value)
+    else:
         return root
-    inner = Mapping({"path": value}, {"path": value.mark}, value.mark)
-    return Mapping({OUTPUT: inner}, root.keys, root.mark)
+    return replace(root, entries=root.entries | {OUTPUT: kept})
 
 
 def _default_output(parameter: Parameter | None, stages: AbstractSequence[PlanResolver | Part]) -> list[Part]:

@@ -71,8 +71,14 @@ class Sources(AnyMapping[str, Any]):
     def __len__(self) -> int:
         return 1 + len(self._known())
 
-    def names(self, alias: str | None, mark: Mark) -> Collection[str]:
-        """The names of all tensors of an input; without an alias, of the only one.
+    @property
+    def only(self) -> str | None:
+        """The alias of the only input."""
+        aliases = tuple(self._known())
+        return aliases[0] if len(aliases) == 1 else None
+
+    def names(self, alias: str, mark: Mark) -> Collection[str]:
+        """The names of all tensors of an input.
 
         Raises:
             SurgeryError: there is no such input, or it cannot be read.
@@ -80,15 +86,13 @@ class Sources(AnyMapping[str, Any]):
         inputs = self._known()
         if self._is_asking:
             raise PlanError("the inputs cannot depend on the names of their tensors", where=mark)
-        if alias is None and len(inputs) == 1:
-            (alias,) = inputs
-        if alias is None or alias not in inputs:
-            near = nearest(alias or "", inputs, 1)
+        if alias not in inputs:
+            near = nearest(alias, inputs, 1)
             raise PlanError(
-                f"no input has the alias {alias!r}" if alias else "of several inputs, which is meant?",
+                f"no input has the alias {alias!r}",
                 where=mark,
-                expected="alias::regex, of " + (", ".join(inputs) or "an input"),
-                hint=f"did you mean {near[0]}?" if near else None,
+                expected="one of " + (", ".join(inputs) or "none"),
+                hint=f"did you mean {near[0]}?" if near else "the names are those of inputs, before any step",
             )
         return self._reader().names(inputs[alias].path)
 

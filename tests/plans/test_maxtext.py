@@ -41,7 +41,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 
 def convert(plan: str, source: Path, target: Path, *settings: str) -> Any:
-    return run(load_plan(PLANS / plan, f"inputs[0]=model::{source}", f"output={target}", *SIZES, *settings), quiet)
+    output = [f"output={target}", *(["output.format=flax"] if target.suffix == ".msgpack" else [])]
+    return run(load_plan(PLANS / plan, f"inputs[0]=model::{source}", *output, *SIZES, *settings), quiet)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
