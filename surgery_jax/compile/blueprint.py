@@ -7,7 +7,9 @@ its tensors whole: many small components of equal shapes together, in a stack, l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..core.specs import Spec
 from ..kit.reduction import LANES, Reduction, tile_length
@@ -17,8 +19,10 @@ from .program import Component, Eqn, Group
 __all__ = [
     "SMALLEST_TILE",
     "Blueprint",
+    "Passes",
     "blueprint",
     "flat_blueprint",
+    "passes_of",
     "row_bytes",
     "rows_blueprint",
     "stack_blueprint",
@@ -64,22 +68,24 @@ class Blueprint:
             return self.rows * self.one.produced_bytes + sum(self.value_specs()[value].nbytes for value in self.leaving)
         narrowest = 4 if self.leaving or not self.fused else 1  # bytes of an element; verdicts alone need no more
         results = [spec.size * max(spec.dtype.itemsize, narrowest) for eqn in self.eqns for spec in eqn.specs]
+        values = self.value_specs()
+        spaces = (eqn.op.workspace_bytes(*(values[arg] for arg in eqn.args)) for eqn in self.eqns)
+        beside = max(spaces, default=0) + (self._statistics_bytes if self.kind == "reduced" else 0)
         if not self.fused:
-            values = self.value_specs()
-            spaces = (eqn.op.workspace_bytes(*(values[arg] for arg in eqn.args)) for eqn in self.eqns)
-            return sum(results) + max(spaces, default=0) + self._statistics_bytes
-        leaving = sum(self.value_specs()[value].nbytes for value in self.leaving)
-        return leaving + max(results, default=0) + self._statistics_bytes
+            return sum(results) + beside
+        return sum(values[value].nbytes for value in self.leaving) + max(results, default=0) + beside
 
     @property
     def _statistics_bytes(self) -> int:
-        """Bytes that statistics take beside results: computed operands, which no loop over all operations spares, and
-        the lanes of every block, those that are added to and those that were."""
+        """Bytes that statistics take beside results: computed operands, which no loop over all operations spares, a
+        mask of the elements that are small, and the lanes of every block: what is added to, what was, and what follows.
+        """
         values = self.value_specs()
         found = [eqn for eqn in self.eqns if isinstance(eqn.op, Reduction)]
         computed = {arg for eqn in found for arg in eqn.args if arg >= len(self.specs)} if self.fused else ()
         terms = max((len(op.how(stage)) for op in self.reductions.values() for stage in range(op.stages)), default=0)
-        return sum(values[arg].nbytes for arg in computed) + 2 * 8 * terms * self.rows // LANES
+        widened = sum(values[arg].size * max(values[arg].dtype.itemsize, 4) for arg in computed)
+        return widened + self.rows + 3 * 8 * terms * self.rows // LANES
 
     @property
     def reductions(self) -> dict[int, Reduction]:
@@ -193,3 +199,28 @@ def _tile_length(group: Group, limit: int) -> int:
     while length > SMALLEST_TILE and length // 2 >= total:
         length //= 2
     return length
+
+
+class Passes(NamedTuple):
+    """How often the elements of a reduced group are gone over: the pass in which each value is known, the first one of
+    each reduction, and how many there are."""
+
+    known: tuple[int, ...]
+    first: Mapping[int, int]
+    number: int
+
+
+def passes_of(group: Group, plan: Blueprint) -> Passes:
+    """The passes of a reduced group: none that only what nobody wants would need."""
+    checked = [value for value, _ in group.sample.checks]
+    known = [0] * len(plan.specs)
+    first: dict[int, int] = {}
+    reductions = plan.reductions
+    for eqn in plan.eqns:
+        begin = max((known[arg] for arg in eqn.args), default=0)
+        if len(known) in reductions:
+            first[len(known)] = begin
+            begin += reductions[len(known)].stages
+        known += [begin] * len(eqn.specs)
+    wanted = [known[value] - (value in reductions) for value in (*plan.leaving, *checked)]
+    return Passes(tuple(known), first, max(wanted) + 1)

@@ -1,9 +1,9 @@
 """Keys of what is computed: the same in every process and in every run of the same plan on the same inputs.
 
-A key covers operations, with their fields and numbers to the last bit, and the stored tensors that these come from, by
-checkpoint, name, shape and dtype. It covers neither what the files of a checkpoint hold nor which program computes: who
-compares keys of different runs compares `Symbolic.identities` and the versions of the program too. A tensor that is
-drawn without a seed has another key in every run, as it has other elements.
+A key covers operations, with their fields and numbers to the last bit, and the stored tensors that these come from: the
+path of the checkpoint as the plan names it, name, shape and dtype. It covers neither what the files of a checkpoint
+hold nor which program computes: who compares keys of different runs compares `Symbolic.identities` and the versions of
+the program too. A tensor that is drawn without a seed has another key in every run, as it has other elements.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ..core.digests import digest, encoded
 from ..graph.node import Node, Source
 from .program import Component
 
-__all__ = ["ComputationKeys"]
+__all__ = ["ComputationKeys", "stored_key"]
 
 
 class ComputationKeys:
@@ -52,9 +52,7 @@ class ComputationKeys:
 
     def _key(self, node: Node) -> bytes:
         if isinstance(node.op, Source):
-            return digest(
-                b"stored", encoded(node.op.checkpoint), node.op.name.encode("utf-8", "surrogatepass"), self._spec(node)
-            )
+            return digest(stored_key(node.op), self._spec(node))
         known = self._ops.get(id(node.op))
         if known is None:
             known = self._ops[id(node.op)] = node.op, encoded(node.op)
@@ -68,3 +66,8 @@ class ComputationKeys:
         if found is None:
             found = self._specs[key] = encoded(key)
         return found
+
+
+def stored_key(source: Source) -> bytes:
+    """What stands for a stored tensor in every process: links may lead each of them elsewhere."""
+    return encoded(("stored", source.path or source.checkpoint, source.name))

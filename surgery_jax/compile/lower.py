@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import nullcontext
-from functools import cached_property, partial, reduce
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,11 @@ from ..core.specs import Spec
 from ..kit.base import TensorOp
 from ..numerics import magnitude
 from ..numerics.kernels import DeviceKernel, HostKernel
-from ..numerics.magnitude import Bound, has_zero
+from ..numerics.magnitude import has_zero
 from .blueprint import Blueprint, stack_size
 from .program import Group, keeps_order
 from .sharding import Layout, layout, mesh_size
+from .thresholds import threshold
 
 __all__ = ["GroupFunction"]
 
@@ -241,36 +242,8 @@ class GroupFunction:
         """The smallest exponent of input elements with which no flushed number can appear; None if there is none."""
         key = exact(numbers)
         if key not in self._thresholds:
-            low, high = -1100, 1100
-            while low < high:
-                middle = (low + high) // 2
-                if self._stays_normal(middle, numbers):
-                    high = middle
-                else:
-                    low = middle + 1
-            self._thresholds[key] = low if low < 1100 else None
+            self._thresholds[key] = threshold(self.blueprint, numbers)
         return self._thresholds[key]
-
-    def _stays_normal(self, threshold: int, numbers: tuple[float, ...]) -> bool:
-        """Whether all results are normal numbers when all tested input elements are at least 2**threshold."""
-        specs = self.blueprint.value_specs()
-        bounds: list[Bound | None] = [magnitude.of_input(spec.dtype, threshold) for spec in self.specs]
-        remaining = iter(numbers)
-        for eqn in self.eqns:
-            op = eqn.op.with_numbers(remaining)
-            operands = [bounds[arg] for arg in eqn.args]
-            if eqn.op.kind == "whole" or any(operand is None for operand in operands):
-                bounds += [None] * len(eqn.specs)
-                continue
-            known = [operand for operand in operands if operand is not None]
-            if op.by_bits(*(specs[arg] for arg in eqn.args)):
-                bounds.append(reduce(Bound.either, known))
-                continue
-            found = _computed(op, known, [specs[arg] for arg in eqn.args], eqn.specs[0])
-            if found is None:
-                return False
-            bounds.append(found)
-        return True
 
     def limits(self, numbers: Sequence[tuple[float, ...]], platform: str) -> list[Any] | None:
         """For every input the bits of the smallest elements that it may have, for each of some tuples of numbers: []
@@ -372,23 +345,6 @@ class GroupFunction:
         for above, limit in together.values():
             result &= _everywhere(above >= limit - np.ones((), limit.dtype))
         return result
-
-
-def _computed(op: TensorOp, operands: Sequence[Bound], specs: Sequence[Spec], result: Spec) -> Bound | None:
-    """The bound of a result, None if a subnormal number may take part or come out."""
-    floats = [spec.dtype for spec in specs if spec.dtype.is_float]
-    for operand, spec in zip(operands, specs, strict=True):
-        if spec.dtype.is_float and operand.least < magnitude.smallest_normal(spec.dtype):
-            return None
-    raw: Bound | None = op.smallest(*operands)
-    if raw is None:
-        return None
-    target = result.dtype
-    if floats or target.is_float:
-        limit = max(magnitude.smallest_normal(dtype) for dtype in (*floats, target))
-        if raw.least < limit:
-            return None
-    return raw.rounded(target) if target.is_float else Bound(0, 0)
 
 
 def _placed(x: Any, shape: tuple[int, ...], sharding: Any) -> Any:

@@ -9,43 +9,19 @@ sizes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ..kit.reduction import Reduction, combined
 from ..numerics.kernels import HostKernel
-from .blueprint import Blueprint
+from .blueprint import Blueprint, passes_of
 from .lower import GroupFunction
 from .program import Group
 
-__all__ = ["PassFunction", "Passes", "ReducedFunction", "Totals", "passes_of"]
+__all__ = ["PassFunction", "ReducedFunction", "Totals"]
 
 Statistics = Mapping[int, Sequence[Any]]  # what reductions have come to, by the number of the value
-
-
-class Passes(NamedTuple):
-    """How often the elements of a reduced group are gone over: the pass in which each value is known, the first one of
-    each reduction, and how many there are."""
-
-    known: tuple[int, ...]
-    first: Mapping[int, int]
-    number: int
-
-
-def passes_of(group: Group, blueprint: Blueprint) -> Passes:
-    """The passes of a reduced group: none that only what nobody wants would need."""
-    known = [0] * len(blueprint.specs)
-    first: dict[int, int] = {}
-    reductions = blueprint.reductions
-    for eqn in blueprint.eqns:
-        begin = max((known[arg] for arg in eqn.args), default=0)
-        if len(known) in reductions:
-            first[len(known)] = begin
-            begin += reductions[len(known)].stages
-        known += [begin] * len(eqn.specs)
-    wanted = [known[value] - (value in reductions) for value in (*blueprint.leaving, *_checked(group))]
-    return Passes(tuple(known), first, max(wanted) + 1)
 
 
 class Totals:
@@ -116,10 +92,6 @@ class ReducedFunction:
                 assert stage is not None
                 found[value] = self.reductions[value].finish(kernel, stage, total.result(), before.get(value))
         return found
-
-
-def _checked(group: Group) -> list[int]:
-    return [value for value, _ in group.sample.checks]
 
 
 class PassFunction(GroupFunction):

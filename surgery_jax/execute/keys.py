@@ -13,10 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ..compile.blueprint import Blueprint
-from ..compile.keys import ComputationKeys
+from ..compile.keys import ComputationKeys, stored_key
 from ..compile.program import Component
 from ..core.digests import digest, encoded
-from ..graph.node import Source
 from .tasks import DecodeTask, MoveTask, Task, Tile
 
 __all__ = ["TaskKeys"]
@@ -45,7 +44,7 @@ class TaskKeys:
                 yield b"%d %d %d" % (source, offset, nbytes)
         elif isinstance(task, DecodeTask):
             yield b"decode"
-            yield self._stored(task.source)
+            yield stored_key(task.source)
             yield b"%d %d" % (task.first, task.count)
             for begin, file, offset, nbytes in sorted(task.parts):
                 yield self._files[file]
@@ -53,9 +52,6 @@ class TaskKeys:
         else:
             yield b"tile"
             yield from self._segments(task)
-
-    def _stored(self, source: Source) -> bytes:
-        return encoded((source.checkpoint, source.name, source.entry.spec))
 
     def _segments(self, tile: Tile) -> Iterable[bytes]:
         """What of each component is computed for the first time; all of one is the same however it is counted."""

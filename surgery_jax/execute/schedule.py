@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from ..compile.blueprint import Blueprint, blueprint
+from ..compile.blueprint import Blueprint, blueprint, passes_of
 from ..compile.pieces import cut
 from ..compile.program import Component, Group, Program
-from ..compile.reduced import passes_of
 from ..compile.sharding import layout
 from ..core.specs import Spec
 from ..graph.node import Source

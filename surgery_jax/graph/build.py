@@ -15,6 +15,7 @@ from ..kit.words import BoundStep, find_word, words
 from ..language import document
 from ..language import names as naming
 from ..language.document import Mapping, Node, Scalar, Sequence, plain
+from ..language.expansion import CONTROL
 from ..language.nodes import node_of
 from ..language.plan import Input, Plan
 from .frame import BROKEN, Consequence, Frame, Outside
@@ -75,6 +76,12 @@ def parse_step(step: Node) -> BoundStep:
             found=found or "an empty mapping",
         )
     ((name, payload),) = step.entries.items()
+    if name in CONTROL:
+        raise PlanError(
+            f"{name} is for plan files only: what stands here is taken as it is",
+            where=step.keys[name],
+            hint="write the loop in Python" if not step.mark.line else "include reads a file of such steps",
+        )
     word = find_word(name, step.keys[name])
     if step.fault is not None:
         raise step.fault
@@ -318,7 +325,8 @@ class _Builder:
             )
             return
         try:
-            self.state.files.save(output.path, output.format, output.shard, offered[0], None, output.options)
+            where = (output.path, output.format, output.shard)
+            self.state.files.save(*where, offered[0], None, output.options, output.documents)
         except SurgeryError as error:
             errors.append(error.located(output.mark))
 
@@ -344,5 +352,7 @@ def _save_step(output: Any) -> Node:
     keys: dict[str, Node] = {key: Scalar(value, mark) for key, value in given.items() if value is not None}
     if output.options:
         keys["options"] = node_of(dict(output.options), mark)
+    if output.documents is not None:
+        keys["documents"] = node_of(list(output.documents), mark)
     payload = Mapping(keys, dict.fromkeys(keys, mark), mark)
     return Mapping({"save": payload}, {"save": mark}, mark)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import Mark, PlanError, StorageError, SurgeryError, listing
+from ..core.model_config import CONFIG, told_dtype
 from ..core.quantised import companions
+from ..core.specs import Spec
 from ..kit.state import Found
 from .frame import BROKEN, Consequence, Frame
-from .namespace import Model, Slot
+from .namespace import Document, Model, Slot
 from .node import Node, Source
 from .roots import Request, Save
 
@@ -41,7 +44,7 @@ class Files:
         if saved is not None:
             if saved.request.kind == "tensor" and saved.request.format == "numpy":
                 raise StorageError(f"{path} holds one array, not a checkpoint", where=mark, hint="load it with `to`")
-            model.metadata = dict(saved.metadata)
+            model.metadata, model.documents = dict(saved.metadata), dict(saved.documents)
             for name, node in saved.tensors:
                 model.add(name, Slot(node, 0, 1))
             return
@@ -54,14 +57,15 @@ class Files:
             raise _asked_for_at(mark, error) from None
         checkpoint = self.frame.checkpoints[key]
         self.frame.identities |= checkpoint.identities
-        model.metadata, model.documents = dict(checkpoint.metadata), checkpoint.documents
+        model.metadata = dict(checkpoint.metadata)
+        model.documents = {name: Document(path) for name, path in checkpoint.documents.items()}
         scales = companions((name, entry.spec.dtype) for name, entry in checkpoint.entries.items())
         for name, entry in checkpoint.entries.items():
-            model.add(name, Slot(self._read(key, name, entry, scales.get(name, "")), 0, 1))
+            model.add(name, Slot(self._read(key, path, name, entry, scales.get(name, "")), 0, 1))
 
-    def _read(self, checkpoint: str, name: str, entry: Any, companion: str = "") -> Node:
+    def _read(self, checkpoint: str, path: str, name: str, entry: Any, companion: str = "") -> Node:
         self.frame.graph.needs_whole |= entry.blocks is not None
-        return self.frame.graph.read(Source(checkpoint, name, entry, companion), entry.spec, self.frame.mark)
+        return self.frame.graph.read(Source(checkpoint, name, entry, companion, path), entry.spec, self.frame.mark)
 
     def _saved(self, path: str, mark: Mark) -> Save | None:
         """What an earlier step of this plan writes at a path."""
@@ -112,12 +116,44 @@ class Files:
         return self.model(alias).metadata
 
     def document(self, alias: str, name: str) -> str | None:
-        path = self.model(alias).documents.get(name)
-        if path is None:
-            return None
-        found = self.frame.outside.read_document(path)
-        self.frame.identities |= found.identities
-        return str(found.text)
+        self._need(alias)
+        found = self.model(alias).documents.get(name)
+        if found is None or found.text is not None:
+            return found and found.text
+        try:
+            read = self.frame.outside.read_document(found.path)
+        except SurgeryError as error:
+            raise _asked_for_at(self.frame.mark, error) from None
+        self.frame.identities |= read.identities
+        return str(read.text)
+
+    def documents(self, alias: str) -> list[str]:
+        self._need(alias)
+        return list(self.model(alias).documents)
+
+    def put_document(self, alias: str, name: str, text: str | None, *, path: str = "") -> None:
+        self._need(alias)
+        if text is None:
+            self.frame.identities |= self._identified(path)
+        self._change(alias, {**self.model(alias).documents, name: Document(path or name, text)})
+
+    def copy_document(self, source: str, name: str, alias: str, new: str) -> None:
+        found = self.model(source).documents[name]
+        self.model(alias)
+        self._change(alias, {**self.model(alias).documents, new: found})
+
+    def drop_document(self, alias: str, name: str) -> None:
+        self._change(alias, {key: found for key, found in self.model(alias).documents.items() if key != name})
+
+    def _change(self, alias: str, documents: Mapping[str, Document]) -> None:
+        self.frame.space.writable(alias).documents = documents
+
+    def _identified(self, path: str) -> Mapping[str, Any]:
+        try:
+            known: Mapping[str, Any] = self.frame.outside.identify(path)
+        except SurgeryError as error:
+            raise _asked_for_at(self.frame.mark, error) from None
+        return known
 
     def annotate(
         self, alias: str, format: str, metadata: Mapping[str, str], notes: Mapping[str, Callable[[Found], str]]
@@ -139,7 +175,7 @@ class Files:
         except SurgeryError as error:
             raise _asked_for_at(self.frame.mark, error) from None
         self.frame.identities |= single.identities
-        return self._read(f"{_real_path(path)} as {format}", single.name or path, single.entry)
+        return self._read(f"{_real_path(path)} as {format}", path, single.name or path, single.entry)
 
     def save(
         self,
@@ -149,6 +185,7 @@ class Files:
         alias: str,
         name: str | None,
         options: Mapping[str, str],
+        documents: tuple[str, ...] | None = None,
     ) -> None:
         if alias not in self.frame.space.models:
             raise PlanError(
@@ -166,12 +203,45 @@ class Files:
         kind = "tensor" if name is not None else "output" if self.frame.word == "output" else "alias"
         if format is None and name is None and not Path(path).suffix:
             format = model.format
-        request = Request(path, format, shard, kind, self.frame.mark, options)
+        request = Request(path, format, shard, kind, self.frame.mark, options, documents)
         self.frame.outside.check_request(request)
         tensors = tuple((key, slot.node) for key, slot in chosen.items())
+        beside = self._beside(request, alias, [node.spec for _, node in tensors])
         written = _written_path(request)
         self.frame.demands.saves = [save for save in self.frame.demands.saves if _written_path(save.request) != written]
-        self.frame.demands.saves.append(Save(request, tensors, dict(model.metadata), dict(model.notes)))
+        self.frame.demands.saves.append(Save(request, tensors, dict(model.metadata), dict(model.notes), beside))
+
+    def _beside(self, request: Request, alias: str, specs: Sequence[Spec]) -> dict[str, Document]:
+        """The documents that are written with a checkpoint; what `config.json` says of the dtype is made true.
+
+        Raises:
+            PlanError: a pattern matches none, or there is no place for them.
+        """
+        own, patterns = self.model(alias).documents, request.documents
+        if request.kind == "tensor" or not self.frame.outside.is_directory(request):
+            if patterns:
+                raise PlanError(
+                    f"{self.frame.word}: documents lie beside the tensors in a directory",
+                    where=request.mark,
+                    found=f"the file {request.path}",
+                )
+            return {}
+        for pattern in patterns or ():
+            if not any(fnmatchcase(name, pattern) for name in own):
+                raise PlanError(
+                    f"{self.frame.word}: no document of {alias} matches {pattern!r}",
+                    where=request.mark,
+                    found=listing(own) or "it has none",
+                )
+        taken = [name for name in own if patterns is None or any(fnmatchcase(name, each) for each in patterns)]
+        found = {name: own[name] for name in taken}
+        for known in found.values():
+            if known.text is None:
+                self.frame.identities |= self._identified(known.path)
+        if CONFIG in found and (text := self.document(alias, CONFIG)) is not None:
+            told = told_dtype(text, specs)
+            found[CONFIG] = found[CONFIG] if told == text else Document(found[CONFIG].path, told)
+        return found
 
 
 def _asked_for_at(mark: Mark, error: SurgeryError) -> SurgeryError:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from ..core.errors import Mark
 from ..language.names import NameIndex, Reference
 from .node import Node
 from .roots import Render
 
-__all__ = ["Model", "Namespace", "Slot"]
+__all__ = ["Document", "Model", "Namespace", "Slot"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +23,24 @@ class Slot:
     writes: int = 1
 
 
+class Document(NamedTuple):
+    """A small file that tells of a model: a text, or, where `text` is None, the file at `path` as it is."""
+
+    path: str
+    text: str | None = None
+
+
 @dataclass(slots=True)
 class Model:
     """One alias: slots by name in order, the text metadata of the checkpoint it came from, texts that are to be written
-    beside it by file name, the format it is written in where a plan names none, and the paths of texts that lie beside
-    the checkpoint by file name."""
+    beside it by file name, the format it is written in where a plan names none, and its documents by name."""
 
     slots: dict[str, Slot] = field(default_factory=dict)
     index: NameIndex = field(default_factory=NameIndex)
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Render] = field(default_factory=dict)
     format: str | None = None
-    documents: Mapping[str, str] = field(default_factory=dict)
+    documents: Mapping[str, Document] = field(default_factory=dict)  # is replaced, not changed
 
     def add(self, name: str, slot: Slot) -> None:
         """A new name, at the end."""

@@ -20,13 +20,15 @@ MAX_BYTES = 2**63 - 1  # of a tensor: no file is longer
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
-    """A stored tensor: the checkpoint's key, the name there, the storage layer's entry (opaque here), and, if it is
-    quantised, the name of its scales."""
+    """A stored tensor: the checkpoint's key, the name there, the storage layer's entry (opaque here), the name of its
+    scales if it is quantised, and the path by which the plan names the checkpoint: another process has it too.
+    """
 
     checkpoint: Hashable
     name: str
     entry: Any
     companion: str = ""
+    path: str = ""
 
 
 class Node:

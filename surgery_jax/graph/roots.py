@@ -25,6 +25,7 @@ class Request:
     kind: str  # "output", "alias" or "tensor"
     mark: Mark
     options: Mapping[str, str] = field(default_factory=dict)  # of the format
+    documents: tuple[str, ...] | None = None  # patterns of their names; None: all, where the output is a directory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +36,7 @@ class Save:
     tensors: tuple[tuple[str, Node], ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Render] = field(default_factory=dict)  # texts for files beside the tensors, by file name
+    documents: Mapping[str, Any] = field(default_factory=dict)  # texts, or else the paths of files, by name
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -93,6 +93,9 @@ class Drawn(TensorOp):
         check_floats(made)
         return (made,)
 
+    def workspace_bytes(self, position: Spec, *statistics: Spec) -> int:
+        return 8 * position.size  # the numbers, in float64
+
     def smallest(self, position: Bound, *statistics: Bound) -> Bound:
         return position
 

@@ -43,6 +43,8 @@ class Made(TensorOp):
 class Positions(Made):
     """The number of every element, in row-major order."""
 
+    scratch_bytes: ClassVar[int] = 8 * AT_ONCE
+
     def put(self, start: int, out: numpy.ndarray) -> None:
         import numpy as np
 
@@ -70,6 +72,7 @@ class Constant(Made):
 class Given(Made):
     """Nested values, broadcast to the shape from the right."""
 
+    scratch_bytes: ClassVar[int] = 8 * AT_ONCE  # beside the values, which the plan holds as well
     values: Any
 
     def check(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from ..core.discover import import_all
+from ..core.discover import check_single, import_all
 from ..core.errors import MOST_NAMES, PlanError, listing, nearest
 from ..language.document import Mapping as YamlMapping
 from ..language.document import Node
@@ -112,7 +112,11 @@ class Predicate:
 @cache
 def predicates() -> Mapping[str, type[Predicate]]:
     """Every predicate by name, sorted; found by importing the files of `surgery_jax.asserts`, and what entry points
-    name."""
+    name.
+
+    Raises:
+        PlanError: two of one name, or what an entry point names fails.
+    """
     import_all("surgery_jax.asserts")
     found: dict[str, type[Predicate]] = {}
     todo = list(Predicate.__subclasses__())
@@ -120,9 +124,7 @@ def predicates() -> Mapping[str, type[Predicate]]:
         cls = todo.pop()
         todo += cls.__subclasses__()
         if "name" in cls.__dict__:
-            if cls.name in found:
-                raise TypeError(f"two predicates are called {cls.name}")
-            found[cls.name] = cls
+            check_single("assertions", cls.name, found.setdefault(cls.name, cls), cls)
     return dict(sorted(found.items()))
 
 

@@ -175,7 +175,19 @@ class Files(Protocol):
         """The text metadata of an alias."""
 
     def document(self, alias: str, name: str) -> str | None:
-        """A text about the model beside the checkpoint of an alias, such as `config.json`, if there is one."""
+        """What a document of an alias says, such as `config.json`, if there is one."""
+
+    def documents(self, alias: str) -> list[str]:
+        """The names of the documents of an alias."""
+
+    def put_document(self, alias: str, name: str, text: str | None, *, path: str = "") -> None:
+        """Give an alias a document: a text, or, if that is None, the file at a path as it is."""
+
+    def copy_document(self, source: str, name: str, alias: str, new: str) -> None:
+        """Give an alias a document of another one."""
+
+    def drop_document(self, alias: str, name: str) -> None:
+        """Forget a document."""
 
     def annotate(
         self, alias: str, format: str, metadata: Mapping[str, str], notes: Mapping[str, Callable[[Found], str]]
@@ -194,8 +206,10 @@ class Files(Protocol):
         alias: str,
         name: str | None,
         options: Mapping[str, str],
+        documents: tuple[str, ...] | None = None,
     ) -> None:
-        """Demand that a whole alias, or one tensor of it, is written."""
+        """Demand that a whole alias, or one tensor of it, is written; `documents` are patterns of the names of those
+        that come along, None stands for all where the output is a directory."""
 
 
 class Speech(Protocol):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ..core.discover import import_all
+from ..core.discover import check_single, import_all
 from ..core.errors import Mark, PlanError, listing, nearest
 from ..language import document
 from ..language.document import Node, Scalar
@@ -103,14 +103,16 @@ class BoundStep:
 
 @cache
 def words() -> Mapping[str, Word]:
-    """Every step word, sorted; found by importing the files of `surgery_jax.ops`, and what entry points name."""
+    """Every step word, sorted; found by importing the files of `surgery_jax.ops`, and what entry points name.
+
+    Raises:
+        PlanError: two of one name, or what an entry point names fails.
+    """
     import_all("surgery_jax.ops")
     found: dict[str, Word] = {}
 
     def add(word: Word) -> None:
-        if word.name in found:
-            raise TypeError(f"two transforms are called {word.name}")
-        found[word.name] = word
+        check_single("transforms", word.name, found.setdefault(word.name, word).cls, word.cls)
 
     for op in _subclasses(TensorOp):
         for form in op.__dict__.get("spellings", ()):

@@ -52,5 +52,8 @@ class Noise(TensorOp):
         noise = k.mul(normal(k, (self.first, self.second), position), k.xp.asarray(self.std, "float64"))
         return k.cast(source.astype("float64") + noise, k.dtype(source))
 
+    def workspace_bytes(self, source: Spec, position: Spec) -> int:
+        return 8 * source.size  # the noise, in float64
+
     def smallest(self, source: Bound, position: Bound) -> Bound:
         return source

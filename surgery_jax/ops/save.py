@@ -8,6 +8,7 @@ from ..core.errors import PlanError
 from ..kit.base import Directive, node, reference, text
 from ..kit.state import State
 from ..language.nodes import Node, words_of
+from ..language.plan import parse_documents
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,16 @@ class SaveStep(Directive):
     shard: str | None = text("largest size of a shard, such as 5GB", None)
     options: Node | None = node("of the format, such as { compression: zstd } of orbax", None, kind="mapping")
 
+    documents: Node | None = node("which come along: none, or patterns of their names", None)
+
     def build(self, state: State) -> None:
+        documents = None if self.documents is None else parse_documents(self.documents, "save")
         options = {} if self.options is None else words_of(self.options, "save.options")
         if self.target is None:
-            state.files.save(self.path, self.format, self.shard, self._alias(state), None, options)
+            state.files.save(self.path, self.format, self.shard, self._alias(state), None, options, documents)
             return
+        if documents:
+            raise PlanError("a file of one tensor has no documents", hint="leave out save.documents or save.target")
         if self.shard is not None:
             raise PlanError("one tensor cannot be sharded", hint="leave out save.shard or save.target")
         target = state.names.reference(self.target, key="target", slices=False, literal=True, default=self.alias)

@@ -28,6 +28,7 @@ from .compiled import Outside, compile_with
 from .finished import FileState, Finished, states_of
 from .ledger import BatchReport, JobReport, Ledger, Ready, amounts
 from .passes import Show, check_targets, output_paths
+from .reading import Headers
 from .run import Session, Transaction, showing
 
 __all__ = ["batch"]
@@ -121,6 +122,7 @@ class _Batch:
         self.jobs = jobs
         self.session = session
         self.options = session.options
+        self.headers = Headers()
         self.ledger = ledger
         self._stop_on_failure = False
         self._files: dict[str, Sequence[str]] = {}
@@ -163,7 +165,7 @@ class _Batch:
         """
         from ..storage.publish import check_target
 
-        plan = self.jobs[number].plan()
+        plan = self.jobs[number].plan(self.headers)
         self.session.sweep(output_paths(plan), remove=not only_check)  # also of a job that had just ended
         key = _key_of(plan, self.options)
         known = None if again else self.ledger.finished.entries.get(key)
@@ -175,8 +177,8 @@ class _Batch:
         compiled = compile_with(plan, current.headers, current.graph)
         self._claim(number, [output.path for output, _ in compiled.outputs], current.headers.opened)
         self.session.sweep(output_paths(plan, compiled.outputs), remove=not only_check)
-        for output, _ in compiled.outputs:
-            check_target(output, self.options.overwrite)
+        for output, layout in compiled.outputs:
+            check_target(output, self.options.overwrite, layout.documents)
         return Ready(number, key, compiled, dict(current.headers.opened))
 
     def _claim(self, number: int, outputs: Sequence[str], inputs: Any) -> None:

@@ -112,7 +112,7 @@ class LaidFile:
     final length in bytes, and the bytes that are known beforehand as (offset, bytes).
 
     With `encode` it holds bytes of tensors only, and becomes what `encode` makes of them once all are there; that takes
-    `workspace` bytes of memory beside them, result included.
+    `workspace` bytes of memory beside them, result included. With `source` it is a copy of the file at that path.
     """
 
     name: str
@@ -120,6 +120,7 @@ class LaidFile:
     fixed: tuple[tuple[int, bytes], ...] = ()
     encode: Callable[[numpy.ndarray], bytes] | None = None
     workspace: int = 0
+    source: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,8 @@ class Layout:
     """A whole output before its first tensor byte: files, and for each tensor (index of file, offset of its bytes).
 
     `rest` has the tensors whose bytes go on at other places, as in `Extent`.
+
+    `documents` are the names of files that hold no tensors and tell of the model.
 
     `finish(root)` runs when all bytes are in place and before anything is published; `root` is the staged directory, or
     the staged file of a single-file layout.
@@ -137,6 +140,7 @@ class Layout:
     is_directory: bool
     finish: Callable[[Path], None] | None = None
     rest: Mapping[str, Parts[int]] = field(default_factory=dict)
+    documents: tuple[str, ...] = ()
 
 
 _DOCUMENT = re.compile(  # what model hubs hold beside the weights

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from .base import Format
-from .files import read_text, storage_error
-from .identity import Identity, remembering
+from ..core.errors import StorageError
+from ..core.model_config import CONFIG
+from .base import Format, LaidFile, Layout
+from .files import check_regular, read_text, storage_error
+from .identity import Identity, identities_of, remembering
+from .places.found import locate
 
-__all__ = ["DocumentText", "documents_beside", "read_document"]
+__all__ = ["DocumentText", "Source", "documents_beside", "identify", "read_document", "with_documents"]
 
-CONFIG = "config.json"
 _FOLDERS = ("additional_chat_templates",)  # directories of documents, beside which no others are looked into
 
 
@@ -56,3 +59,42 @@ def read_document(path: Path) -> DocumentText:
     with remembering() as opened:
         text = read_text(path, "the document")
     return DocumentText(text, opened)
+
+
+def identify(path: str) -> dict[str, Identity]:
+    """What the file of a document is now.
+
+    Raises:
+        StorageError: there is no such file.
+    """
+    check_regular(locate(path))
+    return identities_of([path], {})
+
+
+class Source(Protocol):
+    """What a document is: a text, or where that is None the file at a path."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def text(self) -> str | None: ...
+
+
+def with_documents(layout: Layout, documents: Mapping[str, Source]) -> Layout:
+    """The layout of a directory with documents beside its tensors.
+
+    Raises:
+        StorageError: a document has no file, or the name of one of the checkpoint's files.
+    """
+    taken = {file.name for file in layout.files}
+    files = list(layout.files)
+    for name, document in documents.items():
+        if name in taken:
+            raise StorageError(f"the document {name!r} would replace a file of the checkpoint", where=document.path)
+        if document.text is None:
+            files.append(LaidFile(name, check_regular(locate(document.path)).st_size, source=document.path))
+        else:
+            data = document.text.encode()
+            files.append(LaidFile(name, len(data), ((0, data),)))
+    return replace(layout, files=tuple(files), documents=tuple(documents))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from ..core.discover import import_all
+from ..core.discover import check_single, import_all
 from ..core.errors import PlanError, StorageError, listing, nearest
 from ..core.notes import note
 from ..core.specs import Spec, parse_size
@@ -48,9 +48,8 @@ def formats() -> Mapping[str, Format]:
     found: dict[str, Format] = {}
     for kind in sorted(_subclasses(Format), key=lambda kind: kind.__module__):
         if kind.__module__.startswith("surgery_jax.storage.") or kind.__module__ in given:
-            if kind.name in found:
-                raise TypeError(f"two formats are named {kind.name!r}")
-            found[kind.name] = kind()
+            known = found.setdefault(kind.name, kind())
+            check_single("formats", kind.name, type(known), kind)
     return found
 
 

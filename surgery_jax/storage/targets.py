@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..core.errors import StorageError, listing
+from ..core.notes import note
 from ..core.specs import format_bytes
 from .base import Format, Layout
+from .documents import documents_beside
 from .files import storage_error
 from .formats import OutputPlan, formats
 from .places.found import is_local, locate
@@ -17,8 +19,9 @@ from .places.found import is_local, locate
 __all__ = ["check_space", "check_target", "final_place"]
 
 
-def check_target(plan: OutputPlan, overwrite: bool) -> None:
-    """Whether an output may and can be written to its place, before any work is done.
+def check_target(plan: OutputPlan, overwrite: bool, documents: Sequence[str] = ()) -> None:
+    """Whether an output may and can be written to its place, before any work is done; `documents` are the names of
+    files that it has beside its tensors.
 
     Raises:
         StorageError: something is in the way, or the place cannot be written.
@@ -30,6 +33,7 @@ def check_target(plan: OutputPlan, overwrite: bool) -> None:
         mode = final.stat().st_mode if final.exists() else None
         if mode is not None and stat.S_ISDIR(mode):
             _check_directory(plan, final, overwrite)
+            _check_documents(plan, final, overwrite, documents)
         elif mode is not None:
             _check_file(plan, final, stat.S_ISREG(mode), overwrite)
         if not is_local(final):
@@ -88,6 +92,23 @@ def _check_directory(plan: OutputPlan, final: Path, overwrite: bool) -> None:
             found=listing(str(path.relative_to(final)) for path in _weights(plan.format, final)),
             hint="add --overwrite to replace it; other files in the directory stay",
         )
+
+
+def _check_documents(plan: OutputPlan, final: Path, overwrite: bool, documents: Sequence[str]) -> None:
+    """Documents are replaced like tensors; those of another model that stay are told."""
+    in_the_way = [name for name in documents if (final / name).exists() or (final / name).is_symlink()]
+    if in_the_way and not overwrite:
+        raise StorageError(
+            "the directory holds documents already",
+            where=plan.path,
+            found=listing(in_the_way),
+            hint="add --overwrite to replace them, or leave them as they are with documents: none",
+        )
+    if plan.format.stale(final):
+        own = {str(path) for path in plan.format.stale(final)}
+        kept = [name for name in documents_beside(final, plan.format, own) if name not in documents]
+        if kept:
+            note(f"{plan.path}: kept, although the model there is replaced: {listing(kept)}")
 
 
 def _weights(format: Format, final: Path) -> list[Path]:

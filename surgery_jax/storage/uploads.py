@@ -59,7 +59,7 @@ class Upload(Staging):
         above = self._final.parent if len(self._final.parts) > 2 else self._final
         self._built = above / f".{self._final.name[:40]}.surgery-{secrets.token_hex(4)}"
         try:
-            check_target(plan, overwrite)
+            check_target(plan, overwrite, layout.documents)
             self._old = {str(path) for path in plan.format.stale(self._final)} if layout.is_directory else set()
             for file in layout.files:
                 self._create(file)

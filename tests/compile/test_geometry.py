@@ -10,8 +10,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from surgery_jax.compile.grouping import spread
 from surgery_jax.compile.pieces import Geometry, Piece, cut
-from surgery_jax.compile.program import spread
 from surgery_jax.core.dtypes import BY_NAME
 from surgery_jax.core.ranges import ranges
 from surgery_jax.core.specs import Spec

@@ -21,6 +21,7 @@ from surgery_jax import (
     PlanError,
     StorageError,
     SurgeryError,
+    compile_plan,
     explain,
     load_plan,
     plan_of,
@@ -36,7 +37,7 @@ from surgery_jax.hosts.agreement import compare, facts_of_sources
 from surgery_jax.hosts.cluster import join, meet
 from surgery_jax.hosts.meeting import Patience, Place
 from surgery_jax.hosts.peers import ALONE
-from surgery_jax.hosts.sharing import together
+from surgery_jax.hosts.sharing import Part, together
 from surgery_jax.io.needs import PAGE
 from surgery_jax.language.document import parse_plan_file
 from surgery_jax.storage.formats import open_checkpoint
@@ -330,6 +331,17 @@ def test_shares_are_contiguous_complete_and_even(count, number):
     assert max(totals) <= 1.04 * sum(totals) / count
     cuts = {share[0].task.moves[0].offset for share in found[1:]} - {5 + end for end in ends}
     assert all(cut % PAGE == 0 for cut in cuts)  # no page is written by two processes
+
+
+def test_tasks_that_differ_are_told_before_any_begins(bench):
+    """Plans are compared before; should the work of equal ones differ all the same, nothing is written."""
+    steps = [{"scale_": {"target": "wide", "by": 0.5}}]
+    other = [{"scale_": {"target": "wide", "by": np.nextafter(0.5, 1).item()}}]
+    options = Options()
+    works = [compile_plan(plan_of(bench.plan(one)), options).last(options.limits) for one in (steps, steps, other)]
+    found = on_all(stars(3), lambda star: Part(star, works[star.rank]).tasks())
+    assert isinstance(found[0], PlanError) and all(isinstance(error, SurgeryError) for error in found)
+    assert "differs in the tasks" in str(found[0]) and "process 2" in str(found[0]) and "bytes, into" in str(found[0])
 
 
 def test_what_cannot_be_cut_belongs_to_the_share_of_its_middle():

@@ -1,0 +1,110 @@
+"""What is gone over several times is read once where it fits, and the memory for that is reserved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given as drawn
+from hypothesis import strategies as st
+from running import Bench, assert_same_bits
+
+from surgery_jax import Options, explain, plan_of
+from surgery_jax.compile.functions import Functions
+from surgery_jax.compile.reduced import Totals
+from surgery_jax.execute.schedule import schedule
+from surgery_jax.kit.reduction import combined
+from surgery_jax.numerics.kernels import HostKernel
+
+MIB = 1 << 20
+LONG = np.random.default_rng(4).standard_normal(
+    (1500, 1000)
+)  # 12 MB; its norm is found in two passes, as of any float64
+TWICE: list[Any] = [{"assert": {"norm": {"of": "w", "gt": 1}}}]
+LIKE: list[Any] = [
+    {"normal_": {"target": "w", "mean": "like", "std": "like"}}
+]  # three passes, the last of which writes
+
+
+def work(bench: Bench, steps: list[Any], output: bool = False, **options: Any) -> Any:
+    compiled = bench.compile(steps, output=output, **options)
+    return schedule(compiled.passes[-1], Options(**options).limits)
+
+
+@pytest.mark.parametrize(("steps", "passes"), [(TWICE, 2), (LIKE, 3)])
+def test_what_fits_is_read_once_and_what_does_not_in_every_pass(tmp_path: Path, steps: list[Any], passes: int) -> None:
+    bench = Bench(tmp_path, m={"w": LONG if passes == 2 else LONG.astype("f4")})
+    stored = (8 if passes == 2 else 4) * LONG.size
+    writes = passes == 3
+    ample, tight = {"memory": "256MiB", "workers": 1}, {"memory": "4MiB", "workers": 2}
+    for options, times in ((ample, 1), (tight, passes)):
+        (share,) = bench.report(steps, output=writes, **options).processes
+        assert share.bytes_read == times * stored
+        (foretold,) = work(bench, steps, writes, **options).shares(1)
+        assert sum(entry.read for entry in foretold) == share.bytes_read
+
+
+def test_what_is_held_gives_the_bits_of_what_is_read_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, m={"w": LONG.astype("f4")})
+    held = bench.tensors(LIKE, memory="256MiB", workers=1)["w"]
+    assert_same_bits(bench.tensors(LIKE, memory="4MiB", workers=2)["w"], held)
+
+
+def test_many_small_tensors_are_each_read_once(tmp_path: Path) -> None:
+    tensors = {f"w.{n}": LONG[n, : n + 1] for n in range(40)}
+    bench = Bench(tmp_path, m=tensors)
+    (share,) = bench.report([{"assert": {"norm": {"of": ".+", "ge": 0}}}], output=False, memory="2MiB").processes
+    assert share.bytes_read == sum(array.nbytes for array in tensors.values())
+
+
+@pytest.mark.parametrize(("memory", "is_held"), [("64MiB", True), ("24MiB", True), ("16MiB", False), ("6MiB", False)])
+def test_memory_for_what_is_held_is_reserved_and_told(tmp_path: Path, memory: str, is_held: bool) -> None:
+    bench = Bench(tmp_path, m={"w": LONG})
+    account = explain(plan_of(bench.plan(TWICE, output=False)), Options(memory=memory, workers=1))
+    taken = bench.report(TWICE, output=False, memory=memory, workers=1).peak_buffer_bytes
+    assert taken == account.peak_buffer_bytes == account.groups[0].task_bytes <= account.memory_bytes
+    assert (taken > LONG.nbytes) == is_held
+
+
+SETS: dict[str, list[Any]] = {
+    "norm": TWICE,
+    "like": LIKE,
+    "scaled": [{"scale_": {"target": "w", "by": 2}}, *TWICE],
+    "sum": [{"add_": {"from": "w", "to": "v"}}, {"assert": {"norm": {"of": "[vw]", "gt": 1}}}],
+    "narrow": [{"cast_": {"target": "w", "to": "bfloat16"}}, {"scale_": {"target": "w", "by": 2}}, *TWICE],
+    "noise": [{"noise_": {"target": "w", "std": 2}}],
+    "normal": [{"normal_": {"target": "w", "std": 2}}],
+}
+
+
+@pytest.mark.parametrize("memory", ["64MiB", "1MiB"])
+@pytest.mark.parametrize("name", SETS)
+def test_a_function_takes_no_more_beside_its_inputs_than_is_reserved(tmp_path: Path, name: str, memory: str) -> None:
+    """The compiler tells what a function takes, and knows nothing of our rules."""
+    bench = Bench(tmp_path, m={"w": LONG.astype("f4"), "v": LONG.astype("f4")})
+    (group, *_) = work(bench, SETS[name], True, memory=memory, workers=1).groups
+    plan, numbers = group.blueprint, group.group.sample.numbers
+    function = Functions().of(group.group, plan)
+    before = {value: [1.0] * len(op.how(0)) for value, op in plan.reductions.items()}
+    bits = [np.zeros((), f"u{spec.dtype.itemsize}") for spec in plan.specs]
+    for once in getattr(function, "passes", [function]):
+        given = once.arguments(numbers, 1, before) if plan.kind == "reduced" else numbers
+        with jax.enable_x64(True):
+            arrays = [jax.ShapeDtypeStruct(spec.shape, spec.dtype.numpy) for spec in plan.specs]
+            made = jax.jit(once.traced, compiler_options=once.compiler_options("cpu"))
+            taken = made.lower((np.int32(0), np.int64(0)), bits, given, arrays).compile().memory_analysis()
+        assert taken.temp_size_in_bytes + taken.output_size_in_bytes <= plan.produced_bytes
+
+
+@drawn(st.integers(0, 40), st.integers(0, 3), st.integers(1, 3))
+def test_tiles_are_brought_together_as_all_their_blocks_would_be(blocks: int, height: int, terms: int) -> None:
+    rows = np.random.default_rng(blocks).standard_normal((blocks, terms)) * 10.0 ** np.arange(terms)
+    how = ("sum", "max", "min")[:terms]
+    totals = Totals(how)
+    for start in range(0, blocks, 1 << height):
+        totals.add(rows[start : start + (1 << height)])
+    assert totals.result() == combined(HostKernel(), rows, how)
+    assert len(totals._branches) <= blocks.bit_length()
