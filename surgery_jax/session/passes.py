@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..language.plan import Plan
     from ..storage.publish import Staging
 
-__all__ = ["Show", "check_targets", "leftovers", "output_paths", "settle", "tell_written", "write_notes"]
+__all__ = ["Show", "check_targets", "leftovers", "output_paths", "settle", "tell_laid", "write_notes"]
 
 Show = Callable[[int, int], None]  # progress: bytes done, bytes in all
 AMPLE = 64 << 20  # bytes in which any elementwise work fits, since it is cut into tiles
@@ -76,19 +76,30 @@ def write_notes(symbolic: Symbolic, stagings: Sequence[Staging], findings: Any, 
     Raises:
         StorageError: the operating system refuses.
     """
+    from ..io.outputs import Written
+    from ..storage.places.found import locate
+
     for save, staging in zip(symbolic.saves, stagings, strict=False):  # there is no place beside an output in memory
         if staging.plan.format.takes_notes:
             for name, render in save.notes.items():
                 text = render(findings)
-                tell_written(observer, f"{staging.plan.path}/{name}", staging.add(name, text), 0, text.encode())
+                place, data = staging.add(name, text), text.encode()
+                if observer.wants_ranges:
+                    observer.written(Written(str(locate(staging.plan.path) / name), place, 0, len(data), data))
 
 
-def tell_written(observer: Observers, path: str, place: str, offset: int, data: bytes) -> None:
-    """Tell of bytes that are in an output and were not computed."""
+def tell_laid(observer: Observers, staging: Staging) -> None:
+    """Tell of the bytes that are in an output from the beginning: headers and documents."""
     if observer.wants_ranges:
         from ..io.outputs import Written
+        from ..storage.places.found import locate
 
-        observer.written(Written(path, place, offset, len(data), data))
+        for index, file in enumerate(staging.layout.files):
+            path = str(locate(staging.plan.path) / file.name)
+            if file.source is not None:
+                observer.written(Written(path, staging.place(index), 0, file.size, None))
+            for offset, data in file.fixed:
+                observer.written(Written(path, staging.place(index), offset, len(data), data))
 
 
 class _Failed(Problems):

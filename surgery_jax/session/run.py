@@ -25,7 +25,7 @@ from ..execute.options import Options
 from ..execute.report import Figures, Progress, Report
 from ..hosts.peers import ALONE, Peers
 from .compiled import Compiled, Outputs, Outside, compile_with, joined, with_inputs
-from .passes import Show, check_targets, leftovers, settle, tell_written, write_notes
+from .passes import Show, check_targets, leftovers, settle, tell_laid, write_notes
 
 if TYPE_CHECKING:
     from ..compile.functions import Functions
@@ -252,11 +252,7 @@ class Session:
         if self.peers.rank == 0:
             for output, layout in asked.outputs:
                 add(output, layout)
-                for index, file in enumerate(layout.files):
-                    path = f"{output.path}/{file.name}" if file.name else output.path
-                    place = stagings[-1].place(index)
-                    for offset, data in file.fixed:
-                        tell_written(self._observer, path, place, offset, data)
+                tell_laid(self._observer, stagings[-1])
         told = json.loads(self.peers.share(json.dumps([staging.tell() for staging in stagings]).encode()))
         if self.peers.rank:
             for (output, layout), place in zip(asked.outputs, told, strict=True):

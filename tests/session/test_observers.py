@@ -110,6 +110,15 @@ def test_notes_beside_an_output_and_passes_that_ask_are_told(bench: Bench) -> No
     check_digests(listener, Path("adapter"))
 
 
+def test_documents_beside_the_tensors_are_told(bench: Bench) -> None:
+    Path("config.json").write_text('{ "hidden_size": 40 }')
+    listener = Listener()
+    content = bench.plan(STEPS, output=False) | {"output": {"path": "out", "shard": "500KB"}}
+    run(plan_of(content), QUICK, observers=[listener])
+    assert Path("out/config.json").exists()
+    check_digests(listener, Path("out"))
+
+
 def test_outputs_are_complete_when_they_are_about_to_appear_and_there_when_they_have(bench: Bench) -> None:
     class Looks(Observer):
         def appearing(self, plans: Sequence[Appearing]) -> None:
