@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     )
     from .core.errors import AssertionFailed, BudgetError, PlanError, Problems, StorageError, SurgeryError
     from .core.notes import Note
+    from .execute.observers import Observer
     from .execute.report import Report
     from .reports.compare import Change, Difference
     from .reports.explain import Explanation
     from .reports.spectrum import ModuleSpectrum, Spectrum
     from .reports.survey import CheckpointInfo, TensorInfo
-    from .session.batch import BatchReport, JobReport, batch
+    from .session.batch import batch
+    from .session.ledger import BatchReport, JobReport
     from .session.memory import apply
     from .storage.base import Checkpoint
     from .storage.flax.trees import from_flax, to_flax
@@ -50,6 +52,7 @@ __all__ = [
     "JobReport",
     "ModuleSpectrum",
     "Note",
+    "Observer",
     "Options",
     "PlanError",
     "Problems",
@@ -78,11 +81,13 @@ __all__ = [
 
 _HOMES = {
     "api": "Compiled Options check compile_plan convert diff explain inspect join load_plan plan_of run spectrum",
-    "session.batch": "BatchReport JobReport batch",
+    "session.batch": "batch",
+    "session.ledger": "BatchReport JobReport",
     "core.errors": "AssertionFailed BudgetError PlanError Problems StorageError SurgeryError",
     "core.notes": "Note",
     "reports.compare": "Change Difference",
     "reports.explain": "Explanation",
+    "execute.observers": "Observer",
     "execute.report": "Report",
     "reports.spectrum": "ModuleSpectrum Spectrum",
     "reports.survey": "CheckpointInfo TensorInfo",

@@ -16,11 +16,13 @@ from .execute.options import Options
 from .hosts.cluster import join
 from .hosts.peers import ALONE, Peers
 from .language import document
-from .language.document import load_document, node_of
+from .language.document import node_of
+from .language.parts import load_document, settings, settings_file
 from .language.plan import Plan
 from .language.regexes import check_time, compile_regex
 from .session.compiled import Compiled
 from .session.passes import Show, check_targets, output_paths
+from .session.reading import Headers
 from .session.run import Session, Transaction, showing
 from .storage import formats
 from .storage.base import Checkpoint
@@ -49,13 +51,21 @@ __all__ = [
 ]
 
 
-def load_plan(*arguments: str | Path) -> Plan:
+def load_plan(*arguments: str | Path, params: Mapping[str, Any] | str | Path | None = None) -> Plan:
     """A plan from plan files and `key=value` overrides, left to right.
 
+    `params` are values of its parameters, or a YAML file with them; what `arguments` say comes after.
+
     Raises:
-        PlanError: a file that cannot be read, is no YAML, or is no plan.
+        PlanError: a file that cannot be read, is no YAML, or is no plan, or what is wrong with its parameters, its
+            expressions and its loops.
+        StorageError: an input that they ask for cannot be read.
     """
-    return Plan.of(load_document([str(argument) for argument in arguments]))
+    if isinstance(params, str | Path):
+        more = settings_file(str(params))
+    else:
+        more = settings(params or {})
+    return Plan.of(load_document([str(argument) for argument in arguments], more, Headers()))
 
 
 def plan_of(content: Mapping[str, Any], name: str = "plan") -> Plan:

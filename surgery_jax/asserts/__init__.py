@@ -1,1 +1,1 @@
-"""Predicates of `assert`: one file each."""
+"""Predicates of `assert`: one a file, found by being there. Imports `kit` and below."""

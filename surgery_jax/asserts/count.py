@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.errors import MOST_NAMES, listing
 from ..kit import base
@@ -14,7 +13,7 @@ from ..language.document import Node, Scalar
 
 
 def _parse_count(value: Node) -> int:
-    return int(value.value) if isinstance(value, Scalar) and isinstance(value.value, bool) else base._parse_int(value)
+    return int(value.value) if isinstance(value, Scalar) and isinstance(value.value, bool) else base.parse_int(value)
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,11 @@ class Count(Predicate):
     examples = ("count: { of: '.*\\.bias', is: 12 }",)
 
     of: Node = reference("the tensors")
-    is_: Any = base._field(base.Field("integer", "the number of tensors", _parse_count))
+    is_: int = base.declare(base.Field("integer", "the number of tensors", _parse_count))
 
     def evaluate(self, state: State) -> Outcome:
-        ref = state.reference(self.of, key="of")
-        names = state.match(ref)
+        ref = state.names.reference(self.of, key="of")
+        names = state.names.match(ref)
         found = len(names)
         shown = f": {listing(names, MOST_NAMES)}" if names else ""
         why = f"count: {found} tensors match {ref.text}, expected {self.is_}{shown}"

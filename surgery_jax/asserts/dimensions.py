@@ -18,5 +18,5 @@ class Dimensions(Bounds):
     examples = ("dimensions: { of: '.*', ge: 1, lt: 3 }",)
 
     def test(self, state: State, ref: Reference, name: str) -> Outcome:
-        rank = len(state.view(state.slot(ref.alias, name, reads=1).node, ref).spec.shape)
+        rank = len(state.versions.spec(state.versions.read(ref, name)).shape)
         return Known(self.holds(rank), f"dimensions: {name} has {rank} axes, expected {self.described()}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.dtypes import DType
 from ..kit.base import dtype_name
@@ -20,11 +19,8 @@ class Dtype(Selecting):
     name = "dtype"
     examples = ("dtype: { of: '.*\\.weight', is: bfloat16 }",)
 
-    is_: Any = dtype_name("the dtype", key="is")
-
-    def __post_init__(self) -> None:
-        assert isinstance(self.is_, DType)
+    is_: DType = dtype_name("the dtype")
 
     def test(self, state: State, ref: Reference, name: str) -> Outcome:
-        dtype = state.view(state.slot(ref.alias, name, reads=1).node, ref).spec.dtype
+        dtype = state.versions.spec(state.versions.read(ref, name)).dtype
         return Known(dtype is self.is_, f"dtype: {name} is {dtype}, expected {self.is_}")

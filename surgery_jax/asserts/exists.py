@@ -22,7 +22,7 @@ class Exists(Predicate):
     of: Node = reference("the tensors")
 
     def evaluate(self, state: State) -> Outcome:
-        ref = state.reference(self.of, key="exists")
-        names = state.match(ref)
+        ref = state.names.reference(self.of, key="exists")
+        names = state.names.match(ref)
         shown = f": {listing(names, MOST_NAMES)}" if names else ""
         return Known(bool(names), f"exists: {len(names)} tensors match {ref.text}{shown}")

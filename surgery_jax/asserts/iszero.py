@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.specs import Spec
 from ..kit.base import epsilon, number
+from ..kit.kernel import Array, Bound, Kernel
 from ..kit.predicates import Mask, Outcome, Pending
 from ..kit.rules import check_arrays
 from ..kit.selecting import Selecting
@@ -24,16 +24,16 @@ class ZeroMask(Mask):
         check_arrays(source)
         return (source,)
 
-    def apply(self, k: Any, source: Any) -> Any:
+    def apply(self, k: Kernel, source: Array) -> Array:
         return k.is_zero(source) if self.eps is None else k.magnitude(source) <= self.eps
 
-    def measure(self, k: Any, source: Any) -> Any:
+    def measure(self, k: Kernel, source: Array) -> Array:
         return k.magnitude(source)
 
     def by_bits(self, *operands: Spec) -> bool:
         return self.eps is None and operands[0].dtype.bits >= 16
 
-    def smallest(self, source: Any) -> Any:
+    def smallest(self, source: Bound) -> Bound:
         return source
 
 
@@ -48,5 +48,5 @@ class IsZero(Selecting):
     eps: float | None = epsilon("absolute tolerance, in float64")
 
     def test(self, state: State, ref: Reference, name: str) -> Outcome:
-        node = state.view(state.slot(ref.alias, name, reads=1).node, ref)
-        return Pending(state.check(ZeroMask(self.eps), (node,), f"iszero: {name}"))
+        node = state.versions.read(ref, name)
+        return Pending(state.checks.check(ZeroMask(self.eps), (node,), f"iszero: {name}"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.errors import PlanError
 from ..kit import base
@@ -37,7 +36,7 @@ class All(Predicate):
     takes = "of"
     examples = ("all: [ { exists: w }, { not: { iszero: w } } ]",)
 
-    of: Any = base._field(base.Field("list of assertions", "the expressions", _parse_list))
+    of: tuple[Predicate, ...] = base.declare(base.Field("list of assertions", "the expressions", _parse_list))
 
     def evaluate(self, state: State) -> Outcome:
         parts: list[Outcome] = []
@@ -56,7 +55,7 @@ class AnyOf(Predicate):
     takes = "of"
     examples = ("any: [ { exists: lm_head.weight }, { exists: wte.weight } ]",)
 
-    of: Any = base._field(base.Field("list of assertions", "the expressions", _parse_list))
+    of: tuple[Predicate, ...] = base.declare(base.Field("list of assertions", "the expressions", _parse_list))
 
     def evaluate(self, state: State) -> Outcome:
         parts: list[Outcome] = []
@@ -75,7 +74,7 @@ class Not(Predicate):
     takes = "of"
     examples = ("not: { exists: 'tmp\\..*' }",)
 
-    of: Any = base._field(base.Field("assertion", "the expression", parse_predicate))
+    of: Predicate = base.declare(base.Field("assertion", "the expression", parse_predicate))
 
     def evaluate(self, state: State) -> Outcome:
         return Combined("not", (_attempt(self.of, state),))

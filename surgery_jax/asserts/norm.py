@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
 from ..kit.base import number
+from ..kit.kernel import Array, Kernel
 from ..kit.predicates import Measured, Outcome
-from ..kit.reduction import Reduction
+from ..kit.reduction import Before, Reduction
 from ..kit.rules import check_floats
 from ..kit.selecting import Selecting
 from ..kit.state import State
@@ -31,14 +31,14 @@ class Norm2(Reduction):
     def stages(self) -> int:
         return 2 if self.scaled else 1
 
-    def infer(self, *specs: Spec, **_: Any) -> tuple[Spec, ...]:
+    def infer(self, *specs: Spec) -> tuple[Spec, ...]:
         check_floats(specs[0])
         return super().infer(*specs)
 
     def how(self, stage: int) -> tuple[str, ...]:
         return ("sum",) if stage == self.stages - 1 else ("max",)
 
-    def terms(self, k: Any, stage: int, before: Any, source: Any) -> tuple[Any, ...]:
+    def terms(self, k: Kernel, stage: int, before: Before, source: Array) -> tuple[Array, ...]:
         wide = k.magnitude(source)
         if stage < self.stages - 1:
             return (wide,)
@@ -46,14 +46,14 @@ class Norm2(Reduction):
             wide = wide / _divisor(k, before[0])
         return (k.mul(wide, wide),)
 
-    def finish(self, k: Any, stage: int, totals: Sequence[Any], before: Any) -> tuple[Any, ...]:
+    def finish(self, k: Kernel, stage: int, totals: Sequence[Array], before: Before) -> tuple[Array, ...]:
         if stage < self.stages - 1:
             return tuple(totals)
         root = k.xp.sqrt(totals[0])
         return (root if before is None else k.mul(root, _divisor(k, before[0])),)
 
 
-def _divisor(k: Any, largest: Any) -> Any:
+def _divisor(k: Kernel, largest: Array) -> Array:
     """The largest magnitude, 1 where there is nothing to be divided."""
     return k.xp.where(largest > 0, largest, 1.0)
 
@@ -78,14 +78,14 @@ class Norm(Selecting):
             raise PlanError("norm: at least one bound is needed", expected="ge, gt, le or lt")
 
     def test(self, state: State, ref: Reference, name: str) -> Outcome:
-        node = state.view(state.slot(ref.alias, name, reads=1).node, ref)
-        (found,) = state.apply(Norm2(state.spec(node).dtype.bits == 64), node)
+        node = state.versions.read(ref, name)
+        found = state.versions.compute(Norm2(state.versions.spec(node).dtype.bits == 64), node)
 
-        def judge(measured: Any) -> tuple[bool, str]:
+        def judge(measured: Sequence[float]) -> tuple[bool, str]:
             value = float(measured[0])
             return self._holds(value), f"norm: {name} has norm {value:.9g}, expected {self._described()}"
 
-        return Measured(state.sink(found, "array"), judge)
+        return Measured(state.checks.sink(found, "array"), judge)
 
     def _holds(self, value: float) -> bool:
         return (

@@ -18,5 +18,5 @@ class Reads(Counter):
     examples = ("reads: { of: w, at_least: 1 }",)
 
     def test(self, state: State, ref: Reference, name: str) -> Outcome:
-        count = state.slot(ref.alias, name).reads
+        count = state.versions.slot(ref.alias, name).reads
         return Known(self.holds(count), f"reads: {name} has {count}, expected {self.described()}")

@@ -21,5 +21,5 @@ class Shape(Selecting):
     is_: tuple[int, ...] = integers("the shape")
 
     def test(self, state: State, ref: Reference, name: str) -> Outcome:
-        shape = state.view(state.slot(ref.alias, name, reads=1).node, ref).spec.shape
+        shape = state.versions.spec(state.versions.read(ref, name)).shape
         return Known(shape == self.is_, f"shape: {name} is {list(shape)}, expected {list(self.is_)}")

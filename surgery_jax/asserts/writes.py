@@ -18,5 +18,5 @@ class Writes(Counter):
     examples = ("writes: { of: w, at_least: 1 }",)
 
     def test(self, state: State, ref: Reference, name: str) -> Outcome:
-        count = state.slot(ref.alias, name).writes
+        count = state.versions.slot(ref.alias, name).writes
         return Known(self.holds(count), f"writes: {name} has {count}, expected {self.described()}")

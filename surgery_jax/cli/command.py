@@ -18,8 +18,9 @@ from ..core.errors import PlanError, nearest
 
 if TYPE_CHECKING:
     from ..execute.options import Options
+    from ..language.plan import Plan
 
-__all__ = ["Argument", "Command", "commands", "options_of", "parse"]
+__all__ = ["Argument", "Command", "PlanCommand", "commands", "options_of", "parse"]
 
 PROGRAM = "surgery-jax"
 
@@ -29,8 +30,8 @@ class Argument:
     """One option (its name begins with dashes) or positional argument.
 
     takes: the word for its value in help; an option without one is a switch, and with `negated` there is `--no-...`
-    too. completes: what a shell offers: `plan`, `file`, `operation` or nothing. many, optional: of a positional
-    argument.
+    too. completes: what a shell offers: `plan`, `file`, `operation` or nothing. many: an option that may be given more
+    than once, or a positional argument of any number; optional: of a positional argument.
     """
 
     name: str
@@ -69,6 +70,10 @@ class Command:
         """
         raise NotImplementedError
 
+    def more_help(self, words: Sequence[str]) -> str:
+        """What help says at its end of the other words of the command line."""
+        return ""
+
     @property
     def summary(self) -> str:
         """One line of help."""
@@ -80,7 +85,8 @@ def commands() -> Mapping[str, Command]:
     package = f"{__package__}.commands"
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
         importlib.import_module(f"{package}.{module.name}")
-    return dict(sorted((kind.name, kind()) for kind in Command.__subclasses__()))
+    kinds = [kind for kind in (*Command.__subclasses__(), *PlanCommand.__subclasses__()) if kind is not PlanCommand]
+    return dict(sorted((kind.name, kind()) for kind in kinds))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -104,6 +110,8 @@ def parse(command: Command, words: Sequence[str]) -> argparse.Namespace:
     )
     for argument in command.arguments:
         _add(parser, argument)
+    if {"-h", "--help"} & set(words):
+        parser.epilog = command.more_help(words)
     return parser.parse_intermixed_args(list(words))
 
 
@@ -118,6 +126,8 @@ def _add(parser: argparse.ArgumentParser, argument: Argument) -> None:
         options |= {"action": "store_true"}
     else:
         options |= {"default": argument.default, "type": _checked(argument), "metavar": argument.takes}
+        if argument.is_option and argument.many:
+            options |= {"action": "append", "default": []}
         if not argument.is_option:
             options["nargs"] = _NARGS[argument.many, argument.optional]
     parser.add_argument(argument.name, **options)
@@ -181,6 +191,10 @@ def whole(word: str) -> int:
 PLANS = Argument(
     "items", "plan files and key=value overrides, merged from left to right", "PLAN", completes="plan", many=True
 )
+SET = Argument("--set", "a parameter or variable of the plan, as key=value does", "KEY=VALUE", many=True)
+PARAMS = Argument(
+    "--params", "a YAML file with values of parameters; key=value comes after it", "FILE", completes="file"
+)
 MEMORY = Argument("--memory", "budget of host buffers, such as 2GiB (default), or none", "SIZE", parse=_size)
 WORKERS = Argument("--workers", "threads; 0 (default): as many as suit the machine", "N", parse=whole)
 DEVICES = Argument("--devices", "use only the first N devices; 0 (default): all", "N", parse=whole)
@@ -199,6 +213,30 @@ FILTER = Argument(
     "--filter", "only tensors whose names contain a match of this regular expression", "REGEX", default=""
 )
 BUDGETS = (MEMORY, WORKERS, DEVICES, DEVICE_MEMORY)
+PLAN = (PLANS, SET, PARAMS)
+
+
+class PlanCommand(Command):
+    """A command that takes a plan, by the arguments of `PLAN`."""
+
+    def more_help(self, words: Sequence[str]) -> str:
+        from .parameters import described
+
+        return "\n\n".join(filter(None, map(described, words)))
+
+    def plan(self, args: argparse.Namespace) -> Plan:
+        """The plan that the command line gives.
+
+        Raises:
+            PlanError: what is wrong with it.
+        """
+        from ..api import load_plan
+        from ..language.merge import is_override
+
+        for word in args.set:
+            if not is_override(word):
+                raise PlanError("--set takes a key and its value", expected="--set key=value", found=word[:80])
+        return load_plan(*args.items, *args.set, params=args.params)
 
 
 def options_of(args: argparse.Namespace) -> Options:

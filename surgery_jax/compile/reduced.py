@@ -49,11 +49,13 @@ class Totals:
         terms: np.ndarray | None = None
         for _, branch in reversed(self._branches):
             terms = branch if terms is None else self._together(np.stack([branch, terms]))
-        return combined(self._kernel, np.zeros((0, len(self.how))) if terms is None else terms[None], self.how)
+        rows: Any = np.zeros((0, len(self.how))) if terms is None else terms[None]
+        return combined(self._kernel, rows, self.how)
 
-    def _together(self, rows: np.ndarray) -> np.ndarray:
+    def _together(self, rows: Any) -> np.ndarray:
         with np.errstate(all="ignore"):
-            return np.stack(combined(self._kernel, rows, self.how))
+            joined: Any = combined(self._kernel, rows, self.how)
+            return np.stack(joined)
 
 
 class ReducedFunction:

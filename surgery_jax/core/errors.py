@@ -37,16 +37,18 @@ class Mark:
     """A place in a text: file name as the user gave it, 1-based line and column.
 
     In a plan of Python values there are no lines: line and column are 0, and `path` leads to the value, such as
-    `transforms[5].scale_.target`.
+    `transforms[5].scale_.target`. `turn` says for which values of loops it was reached, such as `layer = 3, e = 0`.
     """
 
     file: str
     line: int
     column: int
     path: str = ""
+    turn: str = ""
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}" if self.line else self.path or self.file
+        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.path or self.file
+        return f"{place} ({self.turn})" if self.turn else place
 
     def within(self, key: str | int) -> Mark:
         """The place of a value inside that of a container: another one only where places are paths."""
@@ -94,6 +96,7 @@ class SurgeryError(Exception):
         if isinstance(self.where, Mark):
             place |= {"file": self.where.file, "line": self.where.line, "column": self.where.column}
             place |= {"path": self.where.path} if self.where.path else {}
+            place |= {"turn": self.where.turn} if self.where.turn else {}
         parts = {"expected": _cut(self.expected), "found": _cut(self.found), "hint": _cut(self.hint)}
         return {"kind": type(self).__name__, "problem": _cut(self.problem), **place, **parts}
 

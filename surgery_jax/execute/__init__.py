@@ -1,1 +1,4 @@
-"""Runs a program: reads, computes and writes in any order, under a memory budget, then settles the assertions."""
+"""What happens when: the schedule of a program as a value, workers that read, compute and write, verdicts.
+
+Hands on findings. Imports `compile`, `io` and below.
+"""

@@ -42,8 +42,13 @@ class Appearing:
     printed: str
     tag: Any
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of the outputs."""
+        return tuple(staging.plan.path for staging in self.stagings)
+
     def files(self) -> dict[str, dict[str, Path]]:
-        """By the path of each output its files: the path that each will have, and where it is until then."""
+        """Before they appear, by the path of each output its files: where each will be, and where it is until then."""
         return {staging.plan.path: staging.finished_files() for staging in self.stagings}
 
 

@@ -101,11 +101,12 @@ class Figures(Observer):
         self.num_passes += work.is_last
 
     def pass_ends(self, account: Account | None) -> None:
+        work, self._work = self._work, None  # it is large, and another one may follow
         if account is None:
             return
         self.account = Account.of([self.account, account] if self.account.processes else [account])
-        if self._work is not None and self._work.is_last:
-            program = self._work.schedule.program
+        if work is not None and work.is_last:
+            program = work.schedule.program
             self.bytes_moved += program.bytes_moved
             self.bytes_read += program.bytes_read
             self.bytes_computed += program.bytes_computed

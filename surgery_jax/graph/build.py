@@ -6,21 +6,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Mapping as GraphMapping
 from collections.abc import Sequence as AbstractSequence
-from copy import copy
-from typing import Any
+from contextlib import suppress
+from typing import Any, cast
 
 from ..core.errors import AssertionFailed, Mark, PlanError, Problems, SurgeryError, listing
-from ..kit.base import BoundStep, find_word, words
+from ..kit.state import State
+from ..kit.words import BoundStep, find_word, words
 from ..language import document
 from ..language import names as naming
 from ..language.document import Mapping, Node, Scalar, Sequence, plain
+from ..language.expansion import CONTROL
 from ..language.nodes import node_of
 from ..language.plan import Input, Plan
-from .namespace import Model
+from .frame import BROKEN, Consequence, Frame, Outside
+from .namespace import Namespace
 from .node import Graph
 from .node import Node as GraphNode
-from .roots import Request, Symbolic
-from .symbolic import BROKEN, Consequence, Files, SymbolicState
+from .roots import Assertion, Request, Symbolic
+from .symbolic import SymbolicState
 
 __all__ = ["build"]
 
@@ -28,7 +31,7 @@ MAX_ERRORS = 100  # that are told: nobody reads more, and thousands of them take
 
 
 def build(
-    plan: Plan, files: Files, graph: Graph | None = None, answers: GraphMapping[GraphNode, Any] | None = None
+    plan: Plan, outside: Outside, graph: Graph | None = None, answers: GraphMapping[GraphNode, Any] | None = None
 ) -> Symbolic:
     """The plan as versions and roots; in the graph of other plans, what they have in common is found there.
 
@@ -37,21 +40,22 @@ def build(
     Raises:
         Problems: everything that is wrong with the plan and can be known from headers, in the order of the plan.
     """
-    builder = _Builder(plan, files, graph or Graph(), answers or {})
+    builder = _Builder(plan, outside, graph or Graph(), answers or {})
     builder.run()
-    if builder.errors:
-        raise Problems(builder.errors)
+    demands, frame = builder.frame.demands, builder.frame
+    if demands.errors:
+        raise Problems(demands.errors)
     return Symbolic(
-        saves=builder.saves,
-        checks=builder.checks,
-        sinks=builder.sinks,
-        prints=builder.prints,
-        assertions=builder.assertions,
-        executed=builder.executed,
-        needs_whole=builder.graph.needs_whole,
-        warnings=list(builder.warnings.values()),
-        questions=builder.questions,
-        identities=builder.identities,
+        saves=demands.saves,
+        checks=demands.checks,
+        sinks=demands.sinks,
+        prints=demands.prints,
+        assertions=demands.assertions,
+        executed=demands.executed,
+        needs_whole=frame.graph.needs_whole,
+        warnings=list(demands.warnings.values()),
+        questions=demands.questions,
+        identities=frame.identities,
     )
 
 
@@ -72,6 +76,12 @@ def parse_step(step: Node) -> BoundStep:
             found=found or "an empty mapping",
         )
     ((name, payload),) = step.entries.items()
+    if name in CONTROL:
+        raise PlanError(
+            f"{name} is for plan files only: what stands here is taken as it is",
+            where=step.keys[name],
+            hint="write the loop in Python" if not step.mark.line else "include reads a file of such steps",
+        )
     word = find_word(name, step.keys[name])
     if step.fault is not None:
         raise step.fault
@@ -88,31 +98,28 @@ def step_list(steps: Node | None) -> tuple[Node, ...]:
     return steps.items if isinstance(steps, Sequence) else (steps,)
 
 
-# What a trial run of a step may change.
-_STATE = (
-    *("models", "kept", "inputs", "saves", "checks", "sinks", "prints", "assertions", "flags", "stopped"),
-    *("errors", "warnings", "executed", "questions", "broken_aliases", "ghosts", "pending", "step", "word", "mark"),
-)
+class _Builder:
+    """Symbolic execution of a whole plan, and how it goes on (`kit.state.Control`)."""
 
-
-class _Builder(SymbolicState):
-    """Symbolic execution of a whole plan."""
-
-    def __init__(self, plan: Plan, files: Files, graph: Graph, answers: GraphMapping[GraphNode, Any]) -> None:
+    def __init__(self, plan: Plan, outside: Outside, graph: Graph, answers: GraphMapping[GraphNode, Any]) -> None:
         inputs = {entry.alias: (entry.path, entry.mark) for entry in plan.inputs}
-        super().__init__(files, inputs, plan.inputs[0].alias if len(plan.inputs) == 1 else None, graph, answers)
+        space = Namespace(dict.fromkeys(inputs), inputs)
+        default = plan.inputs[0].alias if len(plan.inputs) == 1 else None
+        self.frame = Frame(space, outside, graph, answers, default)
+        self.state = SymbolicState(self.frame, self)
         self.plan = plan
-        self.executed: list[Any] = []
         self.contributed: list[str] = []
         self.nested = False
+        self.closed = False
 
     def run(self) -> None:
         """Every step, then the output."""
         for node, step in self._parse(step_list(self.plan.steps)):
             self._contribute(step)
             self._run_step(node, step)
-            if len(self.errors) >= MAX_ERRORS:
-                self.errors[MAX_ERRORS:] = [
+            errors = self.frame.demands.errors
+            if len(errors) >= MAX_ERRORS:
+                errors[MAX_ERRORS:] = [
                     PlanError(
                         f"after {MAX_ERRORS} errors the rest of the plan was not looked at",
                         where=node.mark,
@@ -122,6 +129,11 @@ class _Builder(SymbolicState):
                 return
         if self.plan.output is not None:
             self._finish(self.plan.output)
+        demands = self.frame.demands
+        open_until_now = [assertion for assertion in demands.assertions if not assertion.outcome.known()]
+        self.closed = True
+        if not demands.errors:
+            self._judge(open_until_now)
 
     def _parse(self, steps: AbstractSequence[Node]) -> Iterator[tuple[Node, BoundStep | PlanError]]:
         """The steps, parsed; in place of one that is wrong stands its error."""
@@ -133,63 +145,65 @@ class _Builder(SymbolicState):
 
     def _run_step(self, node: Node, step: BoundStep | PlanError) -> None:
         """One step; after the end of the plan it must still be well-formed."""
-        self.pending = []
+        frame = self.frame
+        frame.pending = []
         if isinstance(step, PlanError):
-            self.errors.append(step)
+            frame.demands.errors.append(step)
             self._leave_ghosts(node)
             return
-        if self.stopped:
+        if frame.space.stopped:
             return
-        self.step += 1
-        self.word, self.mark = step.word.name, step.mark
-        self.where, self.raw = step.where, step.raw
-        self.recent.clear()
-        if self.flags["preview"] and self._preview(step):
+        frame.demands.step += 1
+        frame.word, frame.mark, frame.where, frame.raw = step.word.name, step.mark, step.where, step.raw
+        frame.recent.clear()
+        if frame.space.flags["preview"] and self._preview(step):
             return
-        assertions = len(self.assertions)
+        assertions = len(frame.demands.assertions)
         try:
-            step.build(self)
+            step.build(cast(State, self.state))
         except SurgeryError as error:
-            self.errors.append(error.located(step.mark))
+            frame.demands.errors.append(error.located(step.mark))
             self._leave_ghosts(node)
         except Consequence:
             self._leave_ghosts(node)
-        for assertion in self.assertions[assertions:]:
+        self._judge(frame.demands.assertions[assertions:])
+        if not self.nested:
+            frame.demands.executed.append(plain(node))
+
+    def _judge(self, assertions: AbstractSequence[Assertion]) -> None:
+        """Those of some assertions that can be decided now."""
+        for assertion in assertions:
             if assertion.outcome.known():
                 holds, why = assertion.outcome.settle({})
                 if not holds:
-                    self.errors.append(AssertionFailed(f"assertion failed: {why}", where=assertion.mark))
-        if not self.nested:
-            self.executed.append(plain(node))
+                    problem = AssertionFailed(f"assertion failed: {why}", where=assertion.mark)
+                    self.frame.demands.errors.append(problem)
 
     def _preview(self, step: BoundStep) -> bool:
-        """Print what a step touches; whether it is to be skipped. Seen by running it and looking."""
-        word = step.word.name
+        """Print what a step touches; whether it is to be skipped. Seen by running it on a copy and looking."""
+        word, frame = step.word.name, self.frame
         if word in ("set", "exit", "help", "assert", "diff", "dump"):
-            self.say(f"preview: {word}: no tensor impact")
+            self.state.speech.say(f"preview: {word}: no tensor impact")
             return False
-        kept = {name: copy(getattr(self, name)) for name in _STATE}
-        self.models = {alias: model and model.copy() for alias, model in self.models.items()}
-        self.kept = {}  # counts nothing
-        self.touched = {"changed": [], "created": [], "deleted": []}
-        try:
-            step.build(self)
-        except (SurgeryError, Consequence):
-            pass  # the step itself reports it, or is skipped
-        touched = self.touched
-        for name, value in kept.items():
-            setattr(self, name, value)
-        counts = ", ".join(f"{what} {len(names)} ({listing(names, 3)})" for what, names in touched.items() if names)
-        impact = bool(counts)
-        self.say(f"preview: {word}: {counts or 'no tensor impact'}")
-        return self.flags["dry-run"] and (impact or word in ("load", "save", "prefixes"))
+        space, demands = frame.space, frame.demands
+        frame.space, frame.demands = space.trial(), demands.copy()
+        frame.touched = {"changed": [], "created": [], "deleted": []}
+        with suppress(SurgeryError, Consequence):  # the step itself reports it, or is skipped
+            step.build(cast(State, self.state))
+        frame.space, frame.demands, frame.pending = space, demands, []
+        counts = ", ".join(
+            f"{what} {len(names)} ({listing(names, 3)})" for what, names in frame.touched.items() if names
+        )
+        self.state.speech.say(f"preview: {word}: {counts or 'no tensor impact'}")
+        return space.flags["dry-run"] and (bool(counts) or word in ("load", "save", "prefixes"))
 
     def _leave_ghosts(self, node: Node) -> None:
         """Remember what a failed step would have made, so that its consequences are not reported too."""
-        for alias, name in self.pending:
-            if alias in self.models and not self.has(alias, name):
-                self.create(alias, name, BROKEN)
-        if self.pending or not isinstance(node, Mapping):
+        space = self.frame.space
+        for alias, name in self.frame.pending:
+            if alias in space.models and not self.state.names.has(alias, name):
+                self.state.versions.create(alias, name, BROKEN)
+        if self.frame.pending or not isinstance(node, Mapping):
             return
         for word, payload in node.entries.items():
             if not isinstance(payload, Mapping):
@@ -200,23 +214,45 @@ class _Builder(SymbolicState):
                     self._leave_ghost(item)
             given = payload.entries.get("alias")
             if word in ("load", "prefixes") and isinstance(given, Scalar) and isinstance(given.value, str):
-                self.broken_aliases.add(given.value)
-                self.models.setdefault(given.value, Model())
+                space.broken.add(given.value)
+                if given.value not in space.models:
+                    space.add(given.value)
 
     def _leave_ghost(self, value: Node | None) -> None:
         if value is None:
             return
         try:
-            ref = naming.parse_reference(value, self.default_alias)
-            self.ghosts.append((ref.alias, ref))
+            ref = naming.parse_reference(value, self.frame.default_alias)
+            self.frame.space.ghosts.append((ref.alias, ref))
         except PlanError:
             return
 
-    # -- nested plans -------------------------------------------------------------------------------------------
+    # -- how the plan goes on -------------------------------------------------------------------------------------
+
+    def flag(self, flag: str) -> bool:
+        """The state of a flag."""
+        return self.frame.space.flags[flag]
+
+    def set_flag(self, flag: str, on: bool) -> None:
+        """Change a flag; with dry-run the namespace is another until it ends."""
+        if flag == "dry-run" and on != self.flag(flag):
+            space = self.frame.space
+            self.frame.space = space.dry() if on else space.ended()
+        self.frame.space.flags[flag] = on
+
+    def is_at_end(self) -> bool:
+        """Whether all steps have run."""
+        return self.closed
+
+    def stop(self) -> None:
+        """End the plan here."""
+        self.frame.space.stopped = True
 
     def run_nested(self, sources: AbstractSequence[tuple[str, Node]]) -> None:
+        """Run the steps of other plans here."""
+        frame = self.frame
         if self.nested:
-            raise PlanError("execute inside execute is not allowed", where=self.mark)
+            raise PlanError("execute inside execute is not allowed", where=frame.mark)
         steps: list[Node] = []
         hint: str | None = None
         for kind, node in sources:
@@ -224,19 +260,19 @@ class _Builder(SymbolicState):
             steps += added
             hint = hint or default
         if not steps:
-            raise PlanError("execute needs at least one step", where=self.mark)
-        aliases = list(self.models)
-        outer, outer_default = (self.word, self.mark), self.default_alias
+            raise PlanError("execute needs at least one step", where=frame.mark)
+        aliases = self.state.names.aliases()
+        outer = frame.word, frame.mark, frame.default_alias
         self.nested = True
-        self.default_alias = hint or (aliases[0] if len(aliases) == 1 else None)
+        frame.default_alias = hint or (aliases[0] if len(aliases) == 1 else None)
         try:
             for step in self._parse(steps):
                 self._run_step(*step)
-                if len(self.errors) >= MAX_ERRORS:
+                if len(frame.demands.errors) >= MAX_ERRORS:
                     break
         finally:
             self.nested = False
-            (self.word, self.mark), self.default_alias = outer, outer_default
+            frame.word, frame.mark, frame.default_alias = outer
 
     def _nested_steps(self, kind: str, node: Node) -> tuple[list[Node], str | None]:
         if kind == "plan-yaml":
@@ -245,7 +281,7 @@ class _Builder(SymbolicState):
             node = document.parse_yaml(node.value, f"{node.mark.file}:{node.mark.line}:plan-yaml", interpolate=False)
         elif kind == "path":
             assert isinstance(node, Scalar)
-            node = self.files.open_plan(str(node.value))
+            node = self.frame.outside.open_plan(str(node.value))
         if kind == "transforms" or not isinstance(node, Mapping):
             return list(step_list(node)), None
         if not {"inputs", "transforms", "output"} & set(node.entries):
@@ -263,33 +299,37 @@ class _Builder(SymbolicState):
     def _contribute(self, step: BoundStep | PlanError) -> None:
         if isinstance(step, PlanError):
             return
-        self.word, self.mark = step.word.name, step.mark
-        known, self.models = self.models, _AnyAlias(self.models)
+        frame = self.frame
+        frame.word, frame.mark = step.word.name, step.mark
+        space, known = frame.space, frame.space.models
+        space.models = _AnyAlias(known)
         try:
-            alias = step.contributes(self)
+            alias = step.contributes(cast(State, self.state))
         except PlanError:
             return  # the step itself reports it
         finally:
-            self.models = known
+            space.models = known
         if alias is not None and alias not in self.contributed:
             self.contributed.append(alias)
 
     def _finish(self, output: Any) -> None:
-        self.word, self.mark, self.step = "output", output.mark, self.step + 1
-        if self.errors:
+        frame, names = self.frame, self.state.names
+        frame.word, frame.mark, frame.demands.step = "output", output.mark, frame.demands.step + 1
+        errors = frame.demands.errors
+        if errors:
             # a failed step may have decided which alias is written, so only the place is still worth checking
             request = Request(output.path, output.format, output.shard, "output", output.mark, output.options)
             try:
-                self.files.check_request(request)
+                frame.outside.check_request(request)
             except SurgeryError as error:
-                self.errors.append(error.located(output.mark))
+                errors.append(error.located(output.mark))
             return
-        offered = [alias for alias in self.contributed if alias in self.models and not self.is_empty(alias)]
-        full = [alias for alias in self.models if not self.is_empty(alias)]
+        full = [alias for alias in names.aliases() if not names.is_empty(alias)]
+        offered = [alias for alias in self.contributed if alias in full]
         if not offered and len(full) == 1:
             offered = full
         if len(offered) != 1:
-            self.errors.append(
+            errors.append(
                 PlanError(
                     "cannot infer output model uniquely",
                     where=output.mark,
@@ -300,9 +340,10 @@ class _Builder(SymbolicState):
             )
             return
         try:
-            self.save(output.path, output.format, output.shard, offered[0], None, output.options)
+            where = (output.path, output.format, output.shard)
+            self.state.files.save(*where, offered[0], None, output.options, output.documents)
         except SurgeryError as error:
-            self.errors.append(error.located(output.mark))
+            errors.append(error.located(output.mark))
 
 
 class _AnyAlias(dict[str, Any]):
@@ -326,5 +367,7 @@ def _save_step(output: Any) -> Node:
     keys: dict[str, Node] = {key: Scalar(value, mark) for key, value in given.items() if value is not None}
     if output.options:
         keys["options"] = node_of(dict(output.options), mark)
+    if output.documents is not None:
+        keys["documents"] = node_of(list(output.documents), mark)
     payload = Mapping(keys, dict.fromkeys(keys, mark), mark)
     return Mapping({"save": payload}, {"save": mark}, mark)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from ..core.errors import PlanError
 from ..core.exact import exact
 from ..core.quantised import can_be_quantised
 from ..core.specs import Spec
-from ..kit.base import TensorOp
+from ..kit.operations import TensorOp
+from ..kit.state import Value
 
-__all__ = ["Graph", "Node", "Source"]
+__all__ = ["Graph", "Node", "Source", "node_of"]
 
 MAX_BYTES = 2**63 - 1  # of a tensor: no file is longer
 
@@ -63,6 +64,11 @@ class Node:
     def __repr__(self) -> str:
         what = self.op.name if isinstance(self.op, Source) else type(self.op).__name__
         return f"<{self.number} {what}({', '.join(str(o.number) for o in self.operands)}) {self.spec}>"
+
+
+def node_of(version: Value) -> Node:
+    """What a step holds as a version, of which it knows no more than shape and dtype."""
+    return cast(Node, version)
 
 
 class Graph:

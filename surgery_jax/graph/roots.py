@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ..core.errors import Mark, Notice
+from ..core.errors import Mark, Notice, SurgeryError
 from .node import Node
 
-__all__ = ["Check", "Print", "Request", "Save", "Sink", "Symbolic"]
+__all__ = ["Assertion", "Check", "Demands", "Print", "Request", "Save", "Sink", "Symbolic"]
 
 Render = Callable[[Mapping[Any, Any]], str]  # makes a text of verdicts and sinks, once they are known
 
@@ -24,6 +25,7 @@ class Request:
     kind: str  # "output", "alias" or "tensor"
     mark: Mark
     options: Mapping[str, str] = field(default_factory=dict)  # of the format
+    documents: tuple[str, ...] | None = None  # patterns of their names; None: all, where the output is a directory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +36,7 @@ class Save:
     tensors: tuple[tuple[str, Node], ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Render] = field(default_factory=dict)  # texts for files beside the tensors, by file name
+    documents: Mapping[str, Any] = field(default_factory=dict)  # texts, or else the paths of files, by name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +71,27 @@ class Assertion:
     mark: Mark
     outcome: Any
     text: str
+
+
+@dataclass(slots=True)
+class Demands:
+    """All that the steps of a plan demand so far, and what is wrong with them."""
+
+    step: int = 0
+    saves: list[Save] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    sinks: list[Sink] = field(default_factory=list)
+    prints: list[Print] = field(default_factory=list)
+    assertions: list[Assertion] = field(default_factory=list)
+    questions: list[Check | Sink] = field(default_factory=list)
+    executed: list[Any] = field(default_factory=list)
+    errors: list[SurgeryError] = field(default_factory=list)
+    warnings: dict[str, Notice] = field(default_factory=dict)  # by their texts: each is told once
+
+    def copy(self) -> Demands:
+        """Independent demands of the same content."""
+        held: dict[str, Any] = {entry.name: copy(getattr(self, entry.name)) for entry in fields(self)}
+        return Demands(**held)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,1 +1,4 @@
-"""The processes of one run."""
+"""The processes of one run: how they meet, what they must agree on, how they share tasks and end together.
+
+Imports `execute` and below.
+"""

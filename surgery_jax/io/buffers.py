@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 
 from ..core.errors import StorageError
 from ..storage.identity import notice
+from ..storage.places.base import Reader
+from ..storage.places.found import place_of
 from .needs import PAGE, footprint, rounded, too_large
 from .pace import MIN_DIRECT
 from .pagecache import is_cached
 
 __all__ = ["Budget", "Files", "aligned"]
 
-O_DIRECT = getattr(os, "O_DIRECT", 0)
-KEPT = 64  # descriptors of input files that a thread keeps
+KEPT = 64  # readers of input files that a thread keeps
 
 
 class Budget:
@@ -96,9 +99,9 @@ def aligned(size: int) -> np.ndarray:
 
 
 class Files:
-    """Open input files by path. Every thread has its own descriptors, of the files it was at last: there may be more
-    files than a process may have open, and none may be closed while another thread reads. A file that is opened must be
-    the one that the thread remembers (`storage.identity`).
+    """Open input files by path. Every thread has its own readers, of the files it was at last: there may be more files
+    than a process may have open, and none may be closed while another thread reads. A file that is opened must be the
+    one that the thread remembers (`storage.identity`).
 
     What lies in the page cache is taken from there; the rest is read past it. Every byte is needed once: the cache
     would only have to find fresh memory for it, copy it once more, and forget what somebody else has use for.
@@ -107,39 +110,42 @@ class Files:
     def __init__(self) -> None:
         self.num_bytes = 0  # read or copied so far
         self._local = threading.local()
-        self._opened: list[dict[tuple[str, int], int]] = []  # by thread
-        self._refused: set[str] = set()  # files whose direct descriptor does not read
+        self._opened: list[dict[tuple[str, bool], Reader]] = []  # by thread; True: past the page cache
+        self._refused: set[str] = set()  # files that are not read past the page cache
         self._lock = threading.Lock()
 
-    def fd(self, path: str) -> int:
-        """A descriptor for reading, for this thread until it has opened many others.
+    def fd(self, path: str) -> int | None:
+        """A descriptor for reading, for this thread until it has opened many others; None where files have none.
 
         Raises:
-            StorageError: the operating system refuses, or the file is not what it was.
+            StorageError: the file cannot be opened, or is not what it was.
         """
-        try:
-            return self._descriptor(path, os.O_RDONLY)
-        except OSError as error:
-            raise StorageError(f"cannot read: {error.strerror}", where=path) from None
+        return self._reader(path).descriptor
 
-    def _descriptor(self, path: str, flags: int) -> int:
-        mine: dict[tuple[str, int], int] | None = getattr(self._local, "opened", None)
+    def _reader(self, path: str) -> Reader:
+        try:
+            return self._kept(path, False, partial(place_of(path).open, path))
+        except OSError as error:
+            raise StorageError(f"cannot read: {error.strerror or error}", where=path) from None
+
+    def _kept(self, path: str, is_direct: bool, opening: Callable[[], Reader]) -> Reader:
+        mine: dict[tuple[str, bool], Reader] | None = getattr(self._local, "opened", None)
         if mine is None:
             mine = self._local.opened = {}
             with self._lock:
                 self._opened.append(mine)
-        fd = mine.pop((path, flags), None)
-        if fd is None:
+        reader = mine.pop((path, is_direct), None)
+        if reader is None:
             if len(mine) >= KEPT:
-                os.close(mine.pop(next(iter(mine))))
-            fd = os.open(path, flags)
+                mine.pop(next(iter(mine))).close()
+            reader = opening()
             try:
-                notice(path, fd)
+                notice(path, reader.identity)
             except BaseException:
-                os.close(fd)
+                reader.close()
                 raise
-        mine[path, flags] = fd  # the latest is the last
-        return fd
+        mine[path, is_direct] = reader  # the latest is the last
+        return reader
 
     def count(self, nbytes: int) -> None:
         """Note that bytes were read, or copied or decoded without being seen here."""
@@ -154,18 +160,19 @@ class Files:
         """
         self.count(target.nbytes)
         view = target.data
-        if scratch is not None and view.nbytes >= MIN_DIRECT and not is_cached(self.fd(path), offset, view.nbytes):
+        fd = self.fd(path) if scratch is not None and view.nbytes >= MIN_DIRECT else None
+        if scratch is not None and fd is not None and not is_cached(fd, offset, view.nbytes):
             done = self._read_direct(path, offset, view, scratch)
             offset, view = offset + done, view[done:]
         self._read_all(path, offset, view)
 
     def _read_all(self, path: str, offset: int, view: memoryview) -> None:
-        fd = self.fd(path)
+        reader = self._reader(path)
         while view.nbytes:
             try:
-                count = os.preadv(fd, [view], offset)
+                count = reader.read_into(offset, view)
             except OSError as error:
-                raise StorageError(f"cannot read: {error.strerror}", where=path) from None
+                raise StorageError(f"cannot read: {error.strerror or error}", where=path) from None
             if count == 0:
                 raise StorageError(
                     "the file became shorter while it was read", where=path, expected=f"bytes at {offset}"
@@ -174,13 +181,13 @@ class Files:
 
     def _read_direct(self, path: str, offset: int, view: memoryview, scratch: np.ndarray) -> int:
         """Bytes read from the beginning past the page cache; fewer than all where that does not work."""
-        fd = self._direct_fd(path)
+        reader = self._direct_reader(path)
         done = 0
-        while fd is not None and done < view.nbytes:
+        while reader is not None and done < view.nbytes:
             skip = (offset + done) % PAGE
             wanted = min(-(-(skip + view.nbytes - done) // PAGE) * PAGE, scratch.nbytes)
             try:
-                count = os.preadv(fd, [scratch.data[:wanted]], offset + done - skip) - skip
+                count = reader.read_into(offset + done - skip, scratch.data[:wanted]) - skip
             except OSError:
                 self._refused.add(path)
                 break
@@ -191,18 +198,30 @@ class Files:
             done += count
         return done
 
-    def _direct_fd(self, path: str) -> int | None:
-        if not O_DIRECT or path in self._refused:
+    def _direct_reader(self, path: str) -> Reader | None:
+        if path in self._refused:
             return None
         try:
-            return self._descriptor(path, os.O_RDONLY | O_DIRECT)
-        except OSError:  # a file system without direct reads
+            return self._kept(path, True, partial(_opened_direct, path))
+        except OSError:
             self._refused.add(path)
             return None
 
     def close(self) -> None:
-        """Close all descriptors."""
+        """Close all readers."""
         with self._lock:
             for opened in self._opened:
                 while opened:
-                    os.close(opened.popitem()[1])
+                    opened.popitem()[1].close()
+
+
+def _opened_direct(path: str) -> Reader:
+    """A file that is read past the page cache.
+
+    Raises:
+        OSError: its place has no such way.
+    """
+    reader = place_of(path).open_direct(path)
+    if reader is None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), path)
+    return reader

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 
 from ..compile.program import Move
-from ..core.errors import StorageError
 from ..storage.base import LaidFile
 from ..storage.files import storage_error
+from ..storage.places.base import fill
 from .buffers import Files
 from .fleeting import FleetingFile
 from .outputs import Hear
@@ -69,15 +68,11 @@ class EncodedFile(FleetingFile):
             StorageError: the operating system refuses.
         """
         with self._opened():
+            assert self.writer is not None
             try:
-                view, at = raw[: self.size].data, 0
-                while at < self.size:
-                    count = os.preadv(self.fd, [view[at:]], at)
-                    if count == 0:
-                        raise StorageError("the file became shorter while it was written", where=self.path)
-                    at += count
+                fill(self.writer, 0, raw[: self.size].data)
                 data = self._encode(raw[: self.size])
-                os.ftruncate(self.fd, len(data))
+                self.writer.truncate(len(data))
             except OSError as error:
                 raise storage_error(error, self.path, "write") from None
             whole = np.frombuffer(data, np.uint8)

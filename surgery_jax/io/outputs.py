@@ -15,7 +15,6 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -23,8 +22,9 @@ import numpy as np
 from ..compile.program import Move
 from ..core.errors import StorageError
 from ..storage.files import storage_error
-from ..storage.writing import write_at
-from .buffers import O_DIRECT, Files
+from ..storage.places.base import Writer
+from ..storage.places.found import place_of
+from .buffers import Files
 from .needs import PAGE
 from .pace import MIN_DIRECT, Pace
 
@@ -54,9 +54,9 @@ Hear = Callable[[Written], object]
 class OutputFile:
     """One file of an output that is being written; until it is published it is at `place`.
 
-    Its descriptors are its own, so that they last as long as somebody writes, whatever becomes of the output meanwhile:
-    `fd`, and `direct`, which bypasses the page cache, if there is such a way. `pace` decides which of them to use.
-    `hear` is told every range that was written.
+    Its writer is its own, so that it lasts as long as somebody writes, whatever becomes of the output meanwhile. Where
+    files have descriptors there is `direct` too, which bypasses the page cache, if there is such a way; `pace` decides
+    which of them to use. `hear` is told every range that was written.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class OutputFile:
         self.path = path
         self.place = place
         self.pace = pace
-        self.fd = -1
+        self.writer: Writer | None = None
         self.direct: int | None = None
         self._hear = hear
-        self._may_go_direct = may_go_direct and O_DIRECT != 0
+        self._may_go_direct = may_go_direct
         self._shares = sys.platform == "linux"
         # The kernel lets one writer at a time into the cached pages of a file; the others would spin in the meantime.
         self._turn = threading.Lock()
@@ -80,19 +80,19 @@ class OutputFile:
             StorageError: the operating system refuses.
         """
         try:
-            self.fd = os.open(self.place, os.O_RDWR | os.O_CLOEXEC)
+            self.writer = place_of(self.place).target(self.place)
         except OSError as error:
             raise storage_error(error, self.path, "write") from None
         if self._may_go_direct:
-            with suppress(OSError):  # a file system without direct writes
-                self.direct = os.open(self.place, os.O_WRONLY | os.O_CLOEXEC | O_DIRECT)
+            self.direct = self.writer.direct()
 
     def close(self) -> None:
         """Nobody writes any more."""
-        for descriptor in (self.fd, self.direct):
-            if descriptor is not None and descriptor >= 0:
-                os.close(descriptor)
-        self.fd, self.direct = -1, None
+        if self.writer is not None:
+            self.writer.close()
+        if self.direct is not None:
+            os.close(self.direct)
+        self.writer = self.direct = None
 
     @property
     def _goes_direct(self) -> bool:
@@ -137,8 +137,9 @@ class OutputFile:
         Raises:
             StorageError: the operating system refuses.
         """
+        assert self.writer is not None
         try:
-            os.fsync(self.fd)
+            self.writer.sync()
         except OSError as error:
             raise storage_error(error, self.path, "bring it to the disk") from None
 
@@ -172,8 +173,11 @@ class OutputFile:
         and others); gives how many bytes that is."""
         if not self._shares or nbytes < MIN_DIRECT or (source - offset) % PAGE:
             return 0
+        origin, own = self._descriptors(files, path)
+        if origin is None or own is None:
+            return 0
         try:
-            fcntl.ioctl(self.fd, FICLONERANGE, struct.pack("=qQQQ", files.fd(path), source, nbytes, offset))
+            fcntl.ioctl(own, FICLONERANGE, struct.pack("=qQQQ", origin, source, nbytes, offset))
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise storage_error(error, self.path, "copy") from None
@@ -182,6 +186,11 @@ class OutputFile:
         files.count(nbytes)
         self._told(offset, nbytes)
         return nbytes
+
+    def _descriptors(self, files: Files, path: str) -> tuple[int | None, int | None]:
+        """Those of an input file and of this one, as far as there are any."""
+        assert self.writer is not None
+        return files.fd(path), self.writer.descriptor
 
     def _copy_range(self, files: Files, move: Move, bounce: np.ndarray, scratch: np.ndarray) -> None:
         path, source, _, offset, nbytes = move
@@ -207,8 +216,9 @@ class OutputFile:
         return (first, last) if last - first >= MIN_DIRECT else (offset, offset)
 
     def _write(self, offset: int, source: np.ndarray) -> None:
+        assert self.writer is not None
         try:
-            write_at(self.fd, source.data, offset)
+            self.writer.write(offset, source.data)
         except OSError as error:
             raise storage_error(error, self.path, "write") from None
 
@@ -227,12 +237,12 @@ class OutputFile:
 
     def _copy_in_kernel(self, files: Files, path: str, source: int, offset: int, nbytes: int) -> int:
         """Copy without bringing the bytes here, or without copying at all; gives how many bytes were done."""
-        origin = files.fd(path)
+        origin, own = self._descriptors(files, path)
         done = 0
-        while done < nbytes:
+        while done < nbytes and origin is not None and own is not None:
             try:
                 with self._turn:
-                    count = os.copy_file_range(origin, self.fd, nbytes - done, source + done, offset + done)
+                    count = os.copy_file_range(origin, own, nbytes - done, source + done, offset + done)
             except OSError as error:
                 if error.errno not in UNSUPPORTED:
                     raise storage_error(error, self.path, "copy") from None

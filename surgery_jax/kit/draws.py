@@ -14,11 +14,13 @@ from ..core.dtypes import BY_NAME, DType
 from ..core.errors import PlanError
 from ..core.specs import Spec
 from ..language.document import Scalar
+from ..language.slices import check_not_clamped
 from . import base
 from .base import BoundStep, TensorOp, word
 from .forms import Form, reference_field
+from .kernel import Array, Bound, Kernel
 from .made import Positions, check_shape
-from .reduction import Reduction
+from .reduction import Before, Reduction
 from .rules import check_floats
 
 if TYPE_CHECKING:
@@ -44,14 +46,14 @@ class Moments(Reduction):
     def how(self, stage: int) -> tuple[str, ...]:
         return ("sum", "sum")
 
-    def terms(self, k: Any, stage: int, before: Any, source: Any) -> tuple[Any, ...]:
+    def terms(self, k: Kernel, stage: int, before: Before, source: Array) -> tuple[Array, ...]:
         wide = k.widen(source).astype("float64")
-        off = wide if stage == 0 else wide - before[0]
-        return (wide if stage == 0 else k.mul(off, off)), k.xp.ones(wide.shape, "float64")
+        off = wide if before is None else wide - before[0]
+        return (wide if before is None else k.mul(off, off)), k.xp.ones(wide.shape, "float64")
 
-    def finish(self, k: Any, stage: int, totals: Sequence[Any], before: Any) -> tuple[Any, ...]:
+    def finish(self, k: Kernel, stage: int, totals: Sequence[Array], before: Before) -> tuple[Array, ...]:
         average = totals[0] / totals[1]
-        return (average, totals[1]) if stage == 0 else (before[0], k.xp.sqrt(average))
+        return (average, totals[1]) if before is None else (before[0], k.xp.sqrt(average))
 
 
 def number_or_like(doc: str, default: Any) -> Any:
@@ -59,9 +61,9 @@ def number_or_like(doc: str, default: Any) -> Any:
 
     def parse(value: Node) -> float | None:
         is_like = isinstance(value, Scalar) and value.value == LIKE
-        return None if is_like else base._parse_number(value)
+        return None if is_like else base.parse_number(value)
 
-    return base._field(base.Field("number or `like`", doc, parse, default, traced=True))
+    return base.declare(base.Field("number or `like`", doc, parse, default, traced=True))
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Drawn(TensorOp):
         first, second = key_of(seed, name)
         return replace(self, dtype=dtype, first=float(first), second=float(second))
 
-    def infer(self, position: Spec, *statistics: Spec, **_: Any) -> tuple[Spec, ...]:
+    def infer(self, position: Spec, *statistics: Spec) -> tuple[Spec, ...]:
         made = Spec(position.shape, self.dtype)
         check_floats(made)
         return (made,)
@@ -95,7 +97,7 @@ class Drawn(TensorOp):
     def workspace_bytes(self, position: Spec, *statistics: Spec) -> int:
         return 8 * position.size  # the numbers, in float64
 
-    def smallest(self, position: Any, *statistics: Any, **_: Any) -> Any:
+    def smallest(self, position: Bound, *statistics: Bound) -> Bound:
         return position
 
 
@@ -110,10 +112,10 @@ class _Drawing(Form):
         elif like is None:
             raise PlanError(f"{self.word}: `like` needs a tensor", where=step.mark, hint="name it with `from`")
         else:
-            statistics = state.apply(Moments(), like)
-        (positions,) = state.apply(Positions(Spec(spec.shape, BY_NAME["uint64"])))
+            statistics = state.versions.apply(Moments(), like)
+        positions = state.versions.compute(Positions(Spec(spec.shape, BY_NAME["uint64"])))
         op = step.thing.of(name, step.refs.get("seed", 0), spec.dtype)  # type: ignore[arg-type]
-        return state.apply(op, positions, *statistics)[0]
+        return state.versions.compute(op, positions, *statistics)
 
 
 _SEED = base.integer("of all tensors of the step, whose names make them differ", 0).metadata["field"]
@@ -139,23 +141,26 @@ class Draw(_Drawing):
         if ("from" in given) == ("shape" in given):
             raise PlanError(f"{self.word} needs one of `from` and `shape`", where=step.mark)
         is_single = "shape" in given
-        dest = state.reference(given["to"], key="to", slices=False, literal=is_single)
+        dest = state.names.reference(given["to"], key="to", slices=False, literal=is_single)
         if is_single:
             check_shape(given["shape"])
             assert isinstance(dest.expr, str)
-            state.expect_new(dest.alias, [dest.expr])
+            state.names.expect_new(dest.alias, [dest.expr])
             spec = Spec(given["shape"], given.get("dtype", BY_NAME["float32"]))
-            state.create(dest.alias, dest.expr, self._draw(step, state, dest.expr, spec, None))
+            state.versions.create(dest.alias, dest.expr, self._draw(step, state, dest.expr, spec, None))
             return
-        source = state.reference(given["from"], key="from")
-        pairs = state.pairs(source, dest)
-        state.expect_new(dest.alias, [new for _, new in pairs])
+        source = state.names.reference(given["from"], key="from")
+        pairs = state.names.pairs(source, dest)
+        state.names.expect_new(dest.alias, [new for _, new in pairs])
         for name, new in pairs:
-            like = state.view(state.slot(source.alias, name, reads=1).node, source)
-            spec = state.spec(like)
+            stored = state.versions.slot(source.alias, name, reads=1).node
+            if source.slice is not None:
+                check_not_clamped(source.slice, state.versions.spec(stored).shape)
+            like = state.versions.view(stored, source)
+            spec = state.versions.spec(like)
             spec = Spec(spec.shape, given.get("dtype", spec.dtype))
-            state.create(dest.alias, new, self._draw(step, state, new, spec, like))
-            state.tell(f"{self.word}: {new}")
+            state.versions.create(dest.alias, new, self._draw(step, state, new, spec, like))
+            state.speech.tell(f"{self.word}: {new}")
 
 
 class Redraw(_Drawing):
@@ -170,10 +175,10 @@ class Redraw(_Drawing):
 
     def build(self, step: BoundStep, state: State) -> None:
         """Draw every match."""
-        target = state.reference(step.refs["target"], key="target")
-        for name in state.select(target):
-            before = state.slot(target.alias, name, reads=1).node
-            like = state.view(before, target)
-            value = self._draw(step, state, name, state.spec(like), like)
-            state.rebind(target.alias, name, state.store(before, target, value))
-            state.tell(f"{self.word}: {name}")
+        target = state.names.reference(step.refs["target"], key="target")
+        for name in state.names.select(target):
+            before = state.versions.slot(target.alias, name, reads=1).node
+            like = state.versions.view(before, target)
+            value = self._draw(step, state, name, state.versions.spec(like), like)
+            state.versions.rebind(target.alias, name, state.versions.store(before, target, value))
+            state.speech.tell(f"{self.word}: {name}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..core.dtypes import DType
 from ..core.errors import PlanError
 from ..core.specs import Spec
 from ..language.document import Sequence
@@ -50,7 +51,7 @@ class Form:
     def contributes(self, step: BoundStep, state: State) -> str | None:
         """The alias written to."""
         key = "to" if "to" in step.refs else "target"
-        return state.reference(step.refs[key], key=key).alias
+        return state.names.reference(step.refs[key], key=key).alias
 
 
 class New(Form):
@@ -66,14 +67,14 @@ class New(Form):
     def build(self, step: BoundStep, state: State) -> None:
         """Compute every pair."""
         assert isinstance(step.thing, TensorOp)
-        source = state.reference(step.refs["from"], key="from")
-        dest = state.reference(step.refs["to"], key="to", slices=False)
-        pairs = state.pairs(source, dest)
-        state.expect_new(dest.alias, [name for _, name in pairs])
+        source = state.names.reference(step.refs["from"], key="from")
+        dest = state.names.reference(step.refs["to"], key="to", slices=False)
+        pairs = state.names.pairs(source, dest)
+        state.names.expect_new(dest.alias, [name for _, name in pairs])
         for name, new in pairs:
-            operand = state.view(state.slot(source.alias, name, reads=1).node, source)
-            state.create(dest.alias, new, *state.apply(step.thing.named(new), operand))
-            state.tell(f"{self.word}: {_sliced(name, source)} -> {new}")
+            operand = state.versions.read(source, name)
+            state.versions.create(dest.alias, new, state.versions.compute(step.thing.named(new), operand))
+            state.speech.tell(f"{self.word}: {_sliced(name, source)} -> {new}")
 
 
 class InPlace(Form):
@@ -87,18 +88,20 @@ class InPlace(Form):
     def build(self, step: BoundStep, state: State) -> None:
         """Compute every match."""
         assert isinstance(step.thing, TensorOp)
-        target = state.reference(step.refs["target"], key="target", slices=self.slices)
-        for name in state.select(target):
-            before = state.slot(target.alias, name, reads=1).node
-            (value,) = state.apply(step.thing.named(name), state.view(before, target))
-            if target.slice is not None and value.spec.dtype is not before.spec.dtype:
-                raise PlanError(
-                    f"{self.word}: a slice of {name} cannot change its dtype",
-                    expected=str(before.spec.dtype),
-                    found=str(value.spec.dtype),
-                )
-            state.rebind(target.alias, name, state.store(before, target, value))
-            state.tell(f"{self.word}: {_sliced(name, target)}")
+        target = state.names.reference(step.refs["target"], key="target", slices=self.slices)
+        for name in state.names.select(target):
+            before = state.versions.slot(target.alias, name, reads=1).node
+            value = state.versions.compute(step.thing.named(name), state.versions.view(before, target))
+            if target.slice is not None:
+                self._check_keeps(state.versions.spec(before).dtype, state.versions.spec(value).dtype, name)
+            state.versions.rebind(target.alias, name, state.versions.store(before, target, value))
+            state.speech.tell(f"{self.word}: {_sliced(name, target)}")
+
+    def _check_keeps(self, before: DType, value: DType, name: str) -> None:
+        if value is not before:
+            raise PlanError(
+                f"{self.word}: a slice of {name} cannot change its dtype", expected=str(before), found=str(value)
+            )
 
 
 class Accumulate(Form):
@@ -114,16 +117,16 @@ class Accumulate(Form):
     def build(self, step: BoundStep, state: State) -> None:
         """Compute every pair."""
         assert isinstance(step.thing, TensorOp)
-        source = state.reference(step.refs["from"], key="from")
-        dest = state.reference(step.refs["to"], key="to")
-        pairs = state.pairs(source, dest)
-        state.expect_present(dest.alias, [name for _, name in pairs])
+        source = state.names.reference(step.refs["from"], key="from")
+        dest = state.names.reference(step.refs["to"], key="to")
+        pairs = state.names.pairs(source, dest)
+        state.names.expect_present(dest.alias, [name for _, name in pairs])
         for name, changed in pairs:
-            operand = state.view(state.slot(source.alias, name, reads=1).node, source)
-            before = state.slot(dest.alias, changed, reads=2).node
-            (value,) = state.apply(step.thing, state.view(before, dest), operand)
-            state.rebind(dest.alias, changed, state.store(before, dest, value))
-            state.tell(f"{self.word}: {_sliced(name, source)} -> {_sliced(changed, dest)}")
+            operand = state.versions.read(source, name)
+            before = state.versions.slot(dest.alias, changed, reads=2).node
+            value = state.versions.compute(step.thing, state.versions.view(before, dest), operand)
+            state.versions.rebind(dest.alias, changed, state.versions.store(before, dest, value))
+            state.speech.tell(f"{self.word}: {_sliced(name, source)} -> {_sliced(changed, dest)}")
 
 
 class Ternary(Form):
@@ -143,23 +146,25 @@ class Ternary(Form):
     def build(self, step: BoundStep, state: State) -> None:
         """Compute every triple."""
         assert isinstance(step.thing, TensorOp)
-        first = state.reference(step.refs["from_a"], key="from_a")
-        second = state.reference(step.refs["from_b"], key="from_b")
-        dest = state.reference(step.refs["to"], key="to", slices=not self.new)
-        triples = state.pairs(first, second, dest)
-        (state.expect_new if self.new else state.expect_present)(dest.alias, [names[2] for names in triples])
-        state.expect_present(second.alias, [names[1] for names in triples], kind="from_b")
+        first = state.names.reference(step.refs["from_a"], key="from_a")
+        second = state.names.reference(step.refs["from_b"], key="from_b")
+        dest = state.names.reference(step.refs["to"], key="to", slices=not self.new)
+        triples = state.names.pairs(first, second, dest)
+        (state.names.expect_new if self.new else state.names.expect_present)(
+            dest.alias, [names[2] for names in triples]
+        )
+        state.names.expect_present(second.alias, [names[1] for names in triples], kind="from_b")
         for a, b, name in triples:
-            left = state.view(state.slot(first.alias, a, reads=1).node, first)
-            right = state.view(state.slot(second.alias, b, reads=2).node, second)
-            (value,) = state.apply(step.thing, left, right)
+            left = state.versions.read(first, a)
+            right = state.versions.read(second, b, reads=2)
+            value = state.versions.compute(step.thing, left, right)
             if self.new:
-                state.create(dest.alias, name, value)
+                state.versions.create(dest.alias, name, value)
             else:
-                before = state.slot(dest.alias, name, reads=2).node
-                self._check_fits(state.view(before, dest).spec, value.spec, _sliced(name, dest))
-                state.rebind(dest.alias, name, state.store(before, dest, value))
-            state.tell(f"{self.word}: {_sliced(a, first)}, {_sliced(b, second)} -> {_sliced(name, dest)}")
+                before = state.versions.slot(dest.alias, name, reads=2).node
+                self._check_fits(state.versions.view(before, dest).spec, value.spec, _sliced(name, dest))
+                state.versions.rebind(dest.alias, name, state.versions.store(before, dest, value))
+            state.speech.tell(f"{self.word}: {_sliced(a, first)}, {_sliced(b, second)} -> {_sliced(name, dest)}")
 
     def _check_fits(self, there: Spec | None, value: Spec | None, name: str) -> None:
         """What exists keeps its shape and dtype; None: an earlier step that failed would have made it."""
@@ -192,20 +197,20 @@ class Several(Form):
             raise PlanError(
                 f"{self.word}.and: not a list of references", where=others.mark, expected="[ 'a::\\1', 'b::\\1' ]"
             )
-        refs = [state.reference(step.refs["from"], key="from")]
-        refs += [state.reference(item, key="and") for item in others.items]
-        dest = state.reference(step.refs["to"], key="to", slices=False)
-        rows = state.pairs(refs[0], *refs[1:], dest)
-        state.expect_new(dest.alias, [row[-1] for row in rows])
+        refs = [state.names.reference(step.refs["from"], key="from")]
+        refs += [state.names.reference(item, key="and") for item in others.items]
+        dest = state.names.reference(step.refs["to"], key="to", slices=False)
+        rows = state.names.pairs(refs[0], *refs[1:], dest)
+        state.names.expect_new(dest.alias, [row[-1] for row in rows])
         for ref, found in zip(refs[1:], list(zip(*rows, strict=True))[1:-1], strict=True):
-            state.expect_present(ref.alias, found, kind="and")
+            state.names.expect_present(ref.alias, found, kind="and")
         for *names, new in rows:
             operands = [
-                state.view(state.slot(ref.alias, name, reads=1 if ref is refs[0] else 2).node, ref)
+                state.versions.read(ref, name, reads=1 if ref is refs[0] else 2)
                 for ref, name in zip(refs, names, strict=True)
             ]
-            state.create(dest.alias, new, *state.apply(step.thing, *operands))
-            state.tell(f"{self.word}: {', '.join(map(_sliced, names, refs))} -> {new}")
+            state.versions.create(dest.alias, new, state.versions.compute(step.thing, *operands))
+            state.speech.tell(f"{self.word}: {', '.join(map(_sliced, names, refs))} -> {new}")
 
 
 class Create(Form):
@@ -220,8 +225,8 @@ class Create(Form):
     def build(self, step: BoundStep, state: State) -> None:
         """Make the tensor."""
         assert isinstance(step.thing, TensorOp)
-        target = state.reference(step.refs["target"], key="target", slices=False, literal=True)
+        target = state.names.reference(step.refs["target"], key="target", slices=False, literal=True)
         assert isinstance(target.expr, str)
-        state.expect_new(target.alias, [target.expr])
-        state.create(target.alias, target.expr, *state.apply(step.thing))
-        state.tell(f"{self.word}: {target.expr}")
+        state.names.expect_new(target.alias, [target.expr])
+        state.versions.create(target.alias, target.expr, state.versions.compute(step.thing))
+        state.speech.tell(f"{self.word}: {target.expr}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
-from .base import TensorOp
+from .operations import TensorOp
 from .rules import check_floats
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Made(TensorOp):
     scratch_bytes: ClassVar[int] = 0  # that making elements takes beside them, at most
     spec: Spec
 
-    def infer(self, *specs: Any, **_: Any) -> tuple[Spec, ...]:
+    def infer(self, *specs: Spec) -> tuple[Spec, ...]:
         return (self.spec,)
 
     def put(self, start: int, out: numpy.ndarray) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.specs import Spec
-from .base import number
+from .fields import number
+from .kernel import Array, Bound, Kernel
 from .predicates import Mask
 from .rules import check_arrays
 
@@ -23,14 +23,14 @@ class EqualMask(Mask):
         check_arrays(a)
         return (a,)
 
-    def apply(self, k: Any, a: Any, b: Any) -> Any:
+    def apply(self, k: Kernel, a: Array, b: Array) -> Array:
         return k.same(a, b) if self.eps is None else k.distance(a, b) <= self.eps
 
-    def measure(self, k: Any, a: Any, b: Any) -> Any:
+    def measure(self, k: Kernel, a: Array, b: Array) -> Array:
         return k.distance(a, b)
 
     def by_bits(self, *operands: Spec) -> bool:
         return self.eps is None and operands[0].dtype.bits >= 16
 
-    def smallest(self, a: Any, b: Any) -> Any:
+    def smallest(self, a: Bound, b: Bound) -> Bound:
         return a.either(b)

@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from ..core.discover import import_all
+from ..core.discover import check_single, import_all
 from ..core.errors import MOST_NAMES, PlanError, listing, nearest
 from ..language.document import Mapping as YamlMapping
 from ..language.document import Node
 from ..language.nodes import shown
-from . import base as fields
-from .base import TensorOp
+from . import fields
+from .kernel import Array, Kernel
+from .operations import TensorOp
 
 if TYPE_CHECKING:
     from .state import State
 
-__all__ = ["Combined", "Known", "Measured", "Outcome", "Pending", "Predicate", "parse_predicate", "predicates"]
+__all__ = ["AtEnd", "Combined", "Known", "Measured", "Outcome", "Pending", "Predicate", "parse_predicate", "predicates"]
 
 
 class Outcome(Protocol):
@@ -72,6 +73,20 @@ class Measured:
 
 
 @dataclass(frozen=True, eq=False)
+class AtEnd:
+    """Decided by `judge` when all steps of the plan are known, which `is_there` says."""
+
+    judge: Callable[[], tuple[bool, str]]
+    is_there: Callable[[], bool]
+
+    def settle(self, verdicts: Mapping[Any, Any]) -> tuple[bool, str]:
+        return self.judge()
+
+    def known(self) -> bool:
+        return self.is_there()
+
+
+@dataclass(frozen=True, eq=False)
 class Combined:
     """`all`, `any` or `not` of outcomes."""
 
@@ -111,7 +126,11 @@ class Predicate:
 @cache
 def predicates() -> Mapping[str, type[Predicate]]:
     """Every predicate by name, sorted; found by importing the files of `surgery_jax.asserts`, and what entry points
-    name."""
+    name.
+
+    Raises:
+        PlanError: two of one name, or what an entry point names fails.
+    """
     import_all("surgery_jax.asserts")
     found: dict[str, type[Predicate]] = {}
     todo = list(Predicate.__subclasses__())
@@ -119,9 +138,7 @@ def predicates() -> Mapping[str, type[Predicate]]:
         cls = todo.pop()
         todo += cls.__subclasses__()
         if "name" in cls.__dict__:
-            if cls.name in found:
-                raise TypeError(f"two predicates are called {cls.name}")
-            found[cls.name] = cls
+            check_single("assertions", cls.name, found.setdefault(cls.name, cls), cls)
     return dict(sorted(found.items()))
 
 
@@ -168,6 +185,6 @@ class Mask(TensorOp):
 
     kind = "check"
 
-    def measure(self, k: Any, *arrays: Any, **_: Any) -> Any:
+    def measure(self, k: Kernel, *arrays: Any, **_: Any) -> Array:
         """How far off every element is, in float64; for messages."""
         raise NotImplementedError

@@ -13,9 +13,12 @@ from typing import Any
 
 from ..core.dtypes import BY_NAME
 from ..core.specs import Spec
-from .base import TensorOp
+from .kernel import Array, Bound, Kernel
+from .operations import TensorOp
 
-__all__ = ["BLOCK", "LANES", "Reduction", "combined", "tile_length"]
+__all__ = ["BLOCK", "LANES", "Before", "Reduction", "combined", "tile_length"]
+
+Before = Sequence[Array] | None  # what the stage before came to, None for the first stage
 
 LANES = 128
 BLOCK = LANES * LANES  # elements
@@ -48,25 +51,25 @@ class Reduction(TensorOp):
         """How each of the terms is combined: `sum`, `max` or `min`."""
         raise NotImplementedError
 
-    def terms(self, k: Any, stage: int, before: Any, *arrays: Any) -> tuple[Any, ...]:
+    def terms(self, k: Kernel, stage: int, before: Before, *arrays: Any, **_: Any) -> tuple[Array, ...]:
         """The numbers of every element, float64 of the shape of the operands; `before` is what `finish` gave for the
         stage before, None for the first."""
         raise NotImplementedError
 
-    def finish(self, k: Any, stage: int, totals: Sequence[Any], before: Any) -> tuple[Any, ...]:
+    def finish(self, k: Kernel, stage: int, totals: Sequence[Array], before: Before) -> tuple[Array, ...]:
         """What a stage comes to, from the combined terms, as many numbers as these; after the last stage the result."""
         return tuple(totals)
 
-    def infer(self, *specs: Spec, **_: Any) -> tuple[Spec, ...]:
+    def infer(self, *specs: Spec) -> tuple[Spec, ...]:
         return (Spec((len(self.how(self.stages - 1)),), BY_NAME["float64"]),)
 
-    def smallest(self, *bounds: Any, **_: Any) -> Any:
+    def smallest(self, *bounds: Bound) -> Bound:
         least = bounds[0]
         for bound in bounds[1:]:
             least = least.either(bound)
         return least
 
-    def partial(self, k: Any, stage: int, before: Any, count: Any, *arrays: Any) -> Any:
+    def partial(self, k: Kernel, stage: int, before: Before, count: Array | int, *arrays: Array) -> Array:
         """The terms of a stage, combined within each block: float64 [blocks, terms]. Operands are flat, of a multiple
         of `BLOCK` elements, of which the first `count` are there."""
         how = self.how(stage)
@@ -87,18 +90,18 @@ class Reduction(TensorOp):
         sums = k.repeat(LANES, column, tuple(k.xp.full((blocks,), NEUTRAL[word], "float64") for word in how))
         return k.xp.stack(sums, axis=1)
 
-    def apply(self, k: Any, *arrays: Any, **_: Any) -> Any:
+    def apply(self, k: Kernel, *arrays: Array) -> Array:
         size = int(arrays[0].size)
         missing = -size % BLOCK
         padded = [k.xp.concatenate([x.reshape(-1), k.xp.zeros(missing, x.dtype)]) for x in arrays]
-        before: Any = None
+        before: tuple[Array, ...] | None = None
         for stage in range(self.stages):
             parts = self.partial(k, stage, before, size, *padded)
             before = self.finish(k, stage, combined(k, parts, self.how(stage)), before)
-        return k.xp.stack([k.xp.asarray(x, "float64") for x in before])
+        return k.xp.stack([k.xp.asarray(x, "float64") for x in before or ()])
 
 
-def combined(k: Any, parts: Any, how: Sequence[str]) -> list[Any]:
+def combined(k: Kernel, parts: Array, how: Sequence[str]) -> list[Array]:
     """Partial results of consecutive blocks, float64 [blocks, terms], as one of each term: neighbours in pairs."""
     columns = [parts[:, number] for number in range(len(how))]
     found = []
@@ -111,6 +114,6 @@ def combined(k: Any, parts: Any, how: Sequence[str]) -> list[Any]:
     return found
 
 
-def _join(k: Any, how: str, a: Any, b: Any) -> Any:
+def _join(k: Kernel, how: str, a: Array, b: Array) -> Array:
     """Two terms as one; NaN spreads."""
     return a + b if how == "sum" else (k.xp.maximum if how == "max" else k.xp.minimum)(a, b)

@@ -9,7 +9,7 @@ from ..core.errors import PlanError
 from ..language.document import Node, Scalar
 from ..language.names import Reference
 from . import base
-from .base import reference
+from .fields import reference
 from .predicates import Known, Outcome, Predicate, settle_all
 from .state import State
 
@@ -23,8 +23,8 @@ class Selecting(Predicate):
     of: Node = reference("the tensors, may be sliced")
 
     def evaluate(self, state: State) -> Outcome:
-        ref = state.reference(self.of, key="of")
-        names = state.match(ref)
+        ref = state.names.reference(self.of, key="of")
+        names = state.names.match(ref)
         if not names:
             return Known(False, f"{self.name}: matched zero tensors: {ref.text}")
         return settle_all("all", [self.test(state, ref, name) for name in names])
@@ -36,9 +36,7 @@ class Selecting(Predicate):
 
 def _parse_bound(value: Node) -> int:
     found = (
-        base._parse_int(value)
-        if not (isinstance(value, Scalar) and isinstance(value.value, bool))
-        else int(value.value)
+        base.parse_int(value) if not (isinstance(value, Scalar) and isinstance(value.value, bool)) else int(value.value)
     )
     if found < 0:
         raise PlanError("not a bound", where=value.mark, expected="an integer that is not negative", found=str(found))
@@ -47,7 +45,7 @@ def _parse_bound(value: Node) -> int:
 
 def bound(doc: str) -> Any:
     """A non-negative integer; null means absent."""
-    return base._field(base.Field("integer", doc, _parse_bound, None, null_is_absent=True))
+    return base.declare(base.Field("integer", doc, _parse_bound, None, null_is_absent=True))
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from ..core.errors import PlanError
 from ..core.specs import Spec
-from .base import TensorOp
+from ..language.slices import Axis, Indices
+from .kernel import Array, Kernel
+from .operations import TensorOp
 
-__all__ = ["MAX_RUNS", "Structure", "Update", "View", "strided_runs"]
+__all__ = ["MAX_RUNS", "Structure", "Update", "View", "strided_runs", "walked_runs"]
 
 Run = tuple[int, int, int]
-Axes = tuple[tuple[int, int, int], ...]  # (start, step, count) of every axis
 
 # Beyond this many runs, or below this many bytes a run, gathering in memory is cheaper than moving ranges.
 MAX_RUNS = 4096
@@ -65,14 +67,38 @@ def strided_runs(
     first."""
     if math.prod(shape) == 0:
         return []
-    axes = [(count, stride) for count, stride in zip(shape, strides, strict=True) if count != 1]
+    walks = [range(0, count * stride, stride) for count, stride in zip(shape, strides, strict=True)]
+    return walked_runs(walks, offset, nbytes, read_bytes)
+
+
+def walked_runs(walks: Sequence[Sequence[int]], offset: int, nbytes: int, read_bytes: int = 0) -> list[Run] | None:
+    """Runs of a walk over operand 0, of `read_bytes` bytes: for every axis, outermost first, how many elements further
+    its places are; a range where they are evenly spaced."""
+    if not all(walks):
+        return []
+    offset += sum(walk[0] for walk in walks if len(walk) == 1)
+    axes = [walk for walk in walks if len(walk) > 1]
     length = 1
-    while axes and axes[-1][1] == length:
-        length *= axes.pop()[0]
-    if not worthwhile(math.prod(count for count, _ in axes), nbytes, read_bytes):
+    while axes and isinstance(axes[-1], range) and axes[-1].step == length and axes[-1].start == 0:
+        length *= len(axes.pop())
+    last = axes.pop() if axes else range(1)
+    joined = [(start, length) for start in last] if len(last) <= MANY_RUNS else None
+    if joined is not None and not isinstance(last, range):
+        joined = _joined(joined)
+    if joined is None or not worthwhile(math.prod(map(len, axes)) * len(joined), nbytes, read_bytes):
         return None
-    starts = itertools.product(*(range(0, count * stride, stride) for count, stride in axes))
-    return [(0, offset + sum(start), length) for start in starts]
+    return [(0, offset + sum(outer) + start, count) for outer in itertools.product(*axes) for start, count in joined]
+
+
+def _joined(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(start, length) of runs, those that follow one another as one."""
+    found = runs[:1]
+    for start, length in runs[1:]:
+        if sum(found[-1]) == start:
+            found[-1] = found[-1][0], found[-1][1] + length
+        else:
+            found.append((start, length))
+    return found
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:
@@ -80,32 +106,48 @@ def row_major(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
+def _places(axis: Axis) -> Sequence[int]:
+    """What is chosen along an axis."""
+    return axis.places if isinstance(axis, Indices) else range(axis[0], axis[0] + axis[2] * axis[1], axis[1])
+
+
 @dataclass(frozen=True)
 class View(Structure):
-    """A slice: (start, step, count) of every axis and which axes are removed."""
+    """A slice: what is chosen along every axis, and which axes are removed."""
 
-    axes: Axes
+    axes: tuple[Axis, ...]
     removed: tuple[bool, ...]
 
     @property
+    def counts(self) -> tuple[int, ...]:
+        """How many places are chosen along every axis, removed ones too."""
+        return tuple(len(axis.places) if isinstance(axis, Indices) else axis[2] for axis in self.axes)
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(count for (_, _, count), gone in zip(self.axes, self.removed, strict=True) if not gone)
+        return tuple(count for count, gone in zip(self.counts, self.removed, strict=True) if not gone)
 
     def infer(self, source: Spec) -> tuple[Spec, ...]:
         return (Spec(self.shape, source.dtype),)
 
     def is_identity(self, source: Spec) -> bool:
-        whole = tuple((0, 1, count) for count in source.shape)
         return self.shape == source.shape and all(
-            mine == full or mine[2] == full[2] <= 1 for mine, full in zip(self.axes, whole, strict=True)
+            axis == (0, 1, count) or (not isinstance(axis, Indices) and axis[2] == count <= 1)
+            for axis, count in zip(self.axes, source.shape, strict=True)
         )
 
     def runs(self, source: Spec) -> list[Run] | None:
         strides = row_major(source.shape)
-        offset = sum(start * stride for (start, _, _), stride in zip(self.axes, strides, strict=True))
-        counts = [count for _, _, count in self.axes]
-        steps = [step * stride for (_, step, _), stride in zip(self.axes, strides, strict=True)]
-        return strided_runs(counts, steps, offset, math.prod(counts) * source.dtype.bits // 8, source.nbytes)
+        walks: list[Sequence[int]] = []
+        offset = 0
+        for axis, stride in zip(self.axes, strides, strict=True):
+            if isinstance(axis, Indices):
+                walks.append(tuple(place * stride for place in axis.places))
+            else:
+                start, step, count = axis
+                offset += start * stride
+                walks.append(range(0, count * step * stride, step * stride) if stride else range(count))
+        return walked_runs(walks, offset, math.prod(self.counts) * source.dtype.bits // 8, source.nbytes)
 
     def by_rows(self, rows: int, result: Spec, *operands: Spec) -> View | None:
         if self.removed[0] or self.axes[0] != (0, 1, operands[0].shape[0]):
@@ -113,13 +155,20 @@ class View(Structure):
         return View(((0, 1, rows), *self.axes[1:]), self.removed)
 
     def index(self) -> tuple[slice, ...]:
-        """The slices of every axis, none removed."""
+        """The slices of every axis, none removed; an axis with a set of places is whole."""
         return tuple(
-            slice(start, start + max(count - 1, 0) * step + (count > 0), step) for start, step, count in self.axes
+            slice(None)
+            if isinstance(axis, Indices)
+            else slice(axis[0], axis[0] + max(axis[2] - 1, 0) * axis[1] + (axis[2] > 0), axis[1])
+            for axis in self.axes
         )
 
-    def apply(self, k: Any, source: Any) -> Any:
-        return source[self.index()].reshape(self.shape)
+    def apply(self, k: Kernel, source: Array) -> Array:
+        found = source[self.index()]
+        for number, axis in enumerate(self.axes):
+            if isinstance(axis, Indices):
+                found = k.xp.take(found, k.xp.asarray(axis.places), axis=number)
+        return found.reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -129,6 +178,9 @@ class Update(Structure):
     view: View
 
     def infer(self, base: Spec, value: Spec) -> tuple[Spec, ...]:
+        for axis in self.view.axes:
+            if isinstance(axis, Indices) and len(set(axis.places)) < len(axis.places):
+                raise PlanError("an index set that is written has a place twice", found=str(axis))
         return (base,)
 
     def runs(self, base: Spec, value: Spec) -> list[Run] | None:
@@ -152,7 +204,10 @@ class Update(Structure):
         view = self.view.by_rows(rows, result, operands[0])
         return Update(view) if view is not None else None
 
-    def apply(self, k: Any, base: Any, value: Any) -> Any:
-        index = self.view.index()
-        counts = tuple(count for _, _, count in self.view.axes)
-        return k.replace(base, index, value.reshape(counts))
+    def apply(self, k: Kernel, base: Array, value: Array) -> Array:
+        index: tuple[Any, ...] = self.view.index()
+        if any(isinstance(axis, Indices) for axis in self.view.axes):
+            import numpy as np
+
+            index = np.ix_(*(np.asarray(_places(axis), np.int64) for axis in self.view.axes))
+        return k.replace(base, index, value.reshape(self.view.counts))

@@ -1,12 +1,11 @@
-"""Plan files and overrides to one document of nodes: YAML, safely, with line and column on every value."""
+"""Plan files to nodes: YAML, safely, with line and column on every value."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
-from collections.abc import Sequence as AbstractSequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +13,19 @@ import yaml
 
 from ..core.errors import Mark, PlanError, nearest
 from .interpolate import interpolate as resolve_references
-from .merge import is_override, merge, nested, parse_path
 from .nodes import MAX_DEPTH, Mapping, Node, Scalar, Sequence, check_keys, check_text, node_of, plain
 from .scalars import parse_bool, parse_float, parse_int, parse_plain
 
 __all__ = [
     "Mapping",
     "Node",
-    "Part",
     "Scalar",
     "Sequence",
     "check_keys",
-    "load_document",
-    "merge_parts",
     "node_of",
-    "override",
     "parse_plan_file",
     "parse_yaml",
     "plain",
-    "read_part",
 ]
 
 # Bounds on untrusted plans. A plan that renames every tensor of a very large model by hand has a few MiB and some
@@ -49,8 +42,7 @@ _SCALARS: dict[str, Callable[[str], bool | int | float | str]] = {
     _TAG + "float": parse_float,
     _TAG + "bool": parse_bool,
 }
-_SUFFIXES = (".yaml", ".yml")
-LANGUAGE = {"inputs", "transforms", "output"}  # every other key of a plan is a variable
+SUFFIXES = (".yaml", ".yml")
 
 
 def parse_yaml(text: str, file: str, *, interpolate: bool) -> Node:
@@ -99,144 +91,10 @@ def parse_plan_file(path: str | Path, *, interpolate: bool = True) -> Node:
     return parse_yaml(text, file, interpolate=interpolate)
 
 
-def load_document(arguments: Iterable[str]) -> Mapping:
-    """Plan files and `key=value` overrides, merged from left to right.
-
-    A token is a file if it ends in .yaml or .yml, unless it reads as an override and no such file exists. An override
-    of a variable, a key beside those of the language, replaces it in the files that have it, before interpolation.
-
-    Raises:
-        PlanError: a token that is neither, a missing file, a variable that no file has, a root that is no mapping, and
-            all that `parse_yaml` raises.
-    """
-    return merge_parts([read_part(token) for token in arguments])
-
-
-@dataclass(frozen=True)
-class Part:
-    """A plan file, not interpolated yet, or an override."""
-
-    root: Mapping
-    is_file: bool
-
-
-def override(path: str, value: Node, mark: Mark) -> Part:
-    """What puts a value at a path such as `transforms[0].scale_.by`.
-
-    Raises:
-        PlanError: no such path.
-    """
-    return Part(_checked_root(nested(parse_path(path), value, mark)), False)
-
-
-def merge_parts(parts: AbstractSequence[Part]) -> Mapping:
-    """Plan files and overrides, merged from left to right.
-
-    Raises:
-        PlanError: a variable that no file has, and all that interpolation raises.
-    """
-    variables = [part for part in parts if not part.is_file and not LANGUAGE & set(part.root.entries)]
-    if not any(part.is_file for part in parts):
-        variables = []  # nothing that could use them
-    known: set[str] = set()
-    document: Mapping | None = None
-    for part in parts:
-        if part in variables:
-            continue
-        root = part.root
-        if part.is_file:
-            known.update(root.entries)
-            for variable in variables:
-                if set(variable.root.entries) <= set(root.entries):
-                    root = merge(root, variable.root)
-            root = _checked_root(resolve_references(root))
-        document = root if document is None else merge(document, root)
-    for variable in variables:
-        (name,) = variable.root.entries
-        if name not in known:
-            near = nearest(name, known | LANGUAGE, 1)
-            raise PlanError(
-                f"no plan file has a variable {name!r} to override",
-                where=variable.root.mark,
-                expected="one of " + ", ".join(sorted(known | LANGUAGE)),
-                hint=f"did you mean {near[0]}?" if near else None,
-            )
-    return document or Mapping({}, {}, Mark("plan", 1, 1))
-
-
-def read_part(token: str) -> Part:
-    """A word of the command line: a plan file, or an override.
-
-    Raises:
-        PlanError: it is neither, and all that `parse_plan_file` raises.
-    """
-    if token.lower().endswith(_SUFFIXES) and (_exists(token) or not is_override(token)):
-        return Part(_checked_root(parse_plan_file(token, interpolate=False)), True)
-    if "=" in token:
-        mark = Mark(token, 1, 1)
-        check_text(token, ascii(token)[1:-1])
-        path = parse_path(token)
-        return Part(_checked_root(nested(path, _override(path, token.partition("=")[2], mark), mark)), False)
-    forgotten = next((token + suffix for suffix in _SUFFIXES if _exists(token + suffix)), None)
-    raise PlanError(
-        f"neither a plan file nor an override: {token!r}",
-        expected="PLAN.yaml or key=value",
-        hint=f"did you mean {forgotten}?" if forgotten else None,
-    )
-
-
-def _checked_root(root: Node) -> Mapping:
-    if not isinstance(root, Mapping):
-        raise PlanError(
-            "the root of a plan must be a mapping",
-            where=root.mark,
-            expected="inputs, transforms, output",
-            found="a list" if isinstance(root, Sequence) else "a single value",
-        )
-    return root
-
-
-def _override(path: tuple[str | int, ...], text: str, mark: Mark) -> Node:
-    r"""The value of an override: a number, truth value, flow list or flow mapping as in YAML, else the text itself.
-
-    `text` stays on scalars, for fields that want a string. Null means null only where it was never of use as a name:
-    for the whole output. `\${` stands for a plain `${`, as in plan files; there is nothing else to interpolate.
-    """
-    value = parse_plain(text)
-    if value is None:
-        return Scalar(None if text and path == ("output",) else text, mark, text)
-    if isinstance(value, int) and not isinstance(value, bool) and not _is_decimal(text, value):
-        return Scalar(text, mark, text)
-    if not isinstance(value, str):
-        return Scalar(value, mark, text)
-    if text.startswith(("[", "{")):
-        try:
-            return replace(parse_yaml(text, mark.file, interpolate=False), mark=mark)
-        except PlanError:  # a regex such as [ab].* begins like a list
-            pass
-    text = text.replace("\\${", "${")
-    return Scalar(text, mark, text)
-
-
-def _is_decimal(text: str, value: int) -> bool:
-    """Whether the number is what a field makes of the text; `010` is ten to people and eight to YAML."""
-    try:
-        return int(text) == value
-    except ValueError:  # 0x10, 1:30: numbers only to YAML
-        return True
-
-
-def _exists(token: str) -> bool:
-    try:
-        return Path(token).exists()
-    except (OSError, ValueError):  # a name too long, or with a NUL
-        return False
-
-
 def _siblings(path: Path) -> list[str]:
     """The names of the plan files in the same directory."""
     try:
-        return sorted(p.name for p in path.parent.iterdir() if p.name.lower().endswith(_SUFFIXES))
+        return sorted(p.name for p in path.parent.iterdir() if p.name.lower().endswith(SUFFIXES))
     except (OSError, ValueError):
         return []
 

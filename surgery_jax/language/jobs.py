@@ -21,25 +21,15 @@ from itertools import islice, product
 from pathlib import Path, PurePath
 
 from ..core.errors import Mark, PlanError
-from .document import (
-    LANGUAGE,
-    Mapping,
-    Node,
-    Part,
-    Scalar,
-    Sequence,
-    check_keys,
-    merge_parts,
-    override,
-    parse_plan_file,
-    plain,
-    read_part,
-)
+from .document import Mapping, Node, Scalar, Sequence, check_keys, parse_plan_file, plain
 from .interpolate import escape, interpolate
 from .merge import merge
 from .nodes import shown
+from .parameters import declarations
+from .parts import LANGUAGE, Part, merge_parts, override, read_part
 from .plan import Plan
 from .regexes import ends_in_time
+from .sources import Reading
 
 __all__ = ["Job", "load_jobs"]
 
@@ -67,13 +57,14 @@ class Job:
         assert isinstance(found, dict)
         return {key: value for key, value in found.items() if key != JOB}
 
-    def plan(self) -> Plan:
-        """The plan with what the job sets.
+    def plan(self, reading: Reading | None = None) -> Plan:
+        """The plan with what the job sets; `reading` answers what its expressions ask of the inputs.
 
         Raises:
             PlanError: a value for which the plan has no place, and all that is wrong with a plan.
         """
         known = LANGUAGE | {key for part in self.parts if part.is_file for key in part.root.entries}
+        known |= {name for part in self.parts if part.is_file for name in declarations(part.root)}
         files = [part for part in self.parts if part.is_file]
         more = [part for part in self.parts if not part.is_file]
         own = []
@@ -83,7 +74,7 @@ class Job:
                 own.append(
                     override(key, value if key in LANGUAGE else escape(value), self.values.keys.get(key, self.mark))
                 )
-        return Plan.of(merge_parts([*files, *own, *more]))
+        return Plan.of(merge_parts([*files, *own, *more], reading))
 
     def _resolved(self) -> Mapping:
         name = {JOB: escape(Scalar(self.name, self.mark))}

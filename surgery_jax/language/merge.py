@@ -6,9 +6,10 @@ import re
 from itertools import zip_longest
 
 from ..core.errors import Mark, PlanError
+from .interpolate import escape
 from .nodes import Mapping, Node, Scalar, Sequence
 
-__all__ = ["is_override", "merge", "nested", "parse_path"]
+__all__ = ["is_override", "merge", "merged", "nested", "parse_path"]
 
 # Longer lists or deeper paths are a slip of the finger; the gap before an index is filled with nulls.
 _MAX_INDEX = 100_000
@@ -24,17 +25,20 @@ def merge(earlier: Mapping, later: Mapping) -> Mapping:
     Mappings are merged by key, lists by index; any other later value replaces. A null replaces in a mapping and keeps
     the earlier item in a list. Each value keeps the mark of the file it came from.
     """
+    if earlier.expand is not None and later.expand is None:
+        later = escape(later)  # which is resolved already
     entries = dict(earlier.entries)
     keys = dict(earlier.keys)
     for key, value in later.entries.items():
         before = entries.get(key)
-        entries[key] = value if before is None else _merged(before, value)
+        entries[key] = value if before is None else merged(before, value)
         if entries[key] is value:
             keys[key] = later.keys[key]
-    return Mapping(entries, keys, earlier.mark, earlier.fault or later.fault)
+    return Mapping(entries, keys, earlier.mark, earlier.fault or later.fault, earlier.expand or later.expand)
 
 
-def _merged(earlier: Node, later: Node) -> Node:
+def merged(earlier: Node, later: Node) -> Node:
+    """One value after another, by the rules of `merge`."""
     if isinstance(earlier, Mapping) and isinstance(later, Mapping):
         return merge(earlier, later)
     if isinstance(earlier, Sequence) and isinstance(later, Sequence):
@@ -50,7 +54,7 @@ def _item(earlier: Node | None, later: Node | None) -> Node:
         return found
     if isinstance(later, Scalar) and later.value is None:
         return earlier
-    return _merged(earlier, later)
+    return merged(earlier, later)
 
 
 def is_override(token: str) -> bool:

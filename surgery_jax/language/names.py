@@ -32,7 +32,8 @@ __all__ = [
 INDEX = "index"  # the group or variable that numbers tensors
 _NUMBER = "\U0010ffff"  # stands for the number in names that are made before it is known: no character, so in no name
 
-_SLICE_TEXT = re.compile(r"\[[0-9:,+\-_\s]*\]")
+_SLICE_TEXT = re.compile(r"\[(?:[0-9:,+\-_\s]|\[[0-9,+\-_\s]*\])*\]")
+_SLICE_END = re.compile(rf"::({_SLICE_TEXT.pattern})\Z")
 _GROUP = re.compile(r"\\\\|\\g<[^<>]*>|\\[0-9]{1,2}")
 _INDEX_GROUP = re.compile(rf"((?<!\\)(?:\\\\)*)\\g<{INDEX}>")
 _VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
@@ -107,12 +108,6 @@ def _slice_hint(text: str, expr: str, alias: str) -> str | None:
     """What may have been meant by a text in brackets that is no slice."""
     if _SLICE_TEXT.fullmatch(text) or text[:1] != "[":
         return None
-    if "[" in text[1:]:
-        inner, _, rest = text[2:].partition("]")
-        numbers = [int(word) for word in inner.split(",") if re.fullmatch(r"\s*-?[0-9]{1,18}\s*", word)]
-        parts = [f"'{expr}::[{n}:{n + 1 or ''}{rest}'" for n in numbers[:3]] + ["..."] * (len(numbers) > 3)
-        example = f": concat: {{ from: [{', '.join(parts)}], to: ... }}" if text[1] == "[" and numbers else ""
-        return "there are no lists of indices: join slices of consecutive ones with concat" + example
     if "..." in text or "None" in text:
         return "write a : for every axis that stays whole, and use reshape for axes that are added"
     if any(mark in text[1:-1] for mark in "[:,"):
@@ -122,10 +117,9 @@ def _slice_hint(text: str, expr: str, alias: str) -> str | None:
 
 def _parts(text: str, default_alias: str | None, mark: Mark) -> tuple[str, str, str | None]:
     """Alias (may be empty), expression and slice text. `::` inside a final slice does not separate."""
-    begin = text.rfind("[")
-    tail = text[begin:] if begin >= 2 and text[begin - 2 : begin] == "::" else ""
-    if "::" in tail and _SLICE_TEXT.fullmatch(tail):
-        words = [*text[: begin - 2].split("::"), tail]
+    found = _SLICE_END.search(text)
+    if found is not None and "::" in found[1]:
+        words = [*text[: found.start()].split("::"), found[1]]
         if len(words) == 2:
             return "", words[0], words[1]
     else:
@@ -207,6 +201,13 @@ class NameIndex:
             del self._added[name]
         else:
             self._removed.add(name)
+
+    def copy(self) -> NameIndex:
+        """An independent index of the same names."""
+        twin = NameIndex()
+        twin._names, twin._added, twin._removed = dict(self._names), dict(self._added), set(self._removed)
+        twin._sorted = list(self._sorted)
+        return twin
 
     def __contains__(self, name: object) -> bool:
         return name in self._names

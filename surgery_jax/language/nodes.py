@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Mapping as AnyMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike, fspath
 from typing import TypeAlias
 
@@ -53,12 +53,16 @@ class Mapping:
 
     `fault` is what is wrong with a step that speaks of an unknown variable: it is told only when the step is known, for
     a step that does not exist has no variables either.
+
+    `expand` gives the steps that a `foreach`, `when` or `include` stands for, from this mapping as it is after files
+    and overrides are merged; its references are not resolved before.
     """
 
     entries: dict[str, Node]
     keys: dict[str, Mark]
     mark: Mark
     fault: PlanError | None = None
+    expand: Callable[[Mapping], list[Node]] | None = field(default=None, compare=False, repr=False)
 
 
 Node: TypeAlias = Scalar | Sequence | Mapping

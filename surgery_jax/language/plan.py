@@ -6,10 +6,9 @@ from collections.abc import Mapping as AbstractMapping
 from dataclasses import dataclass, field
 
 from ..core.errors import Mark, PlanError, nearest
-from .document import Mapping, Node, Scalar, Sequence, check_keys
-from .nodes import shown, words_of
+from .nodes import Mapping, Node, Scalar, Sequence, check_keys, shown, words_of
 
-__all__ = ["Input", "Output", "Plan"]
+__all__ = ["Input", "Output", "Plan", "inputs_of", "parse_documents"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +29,7 @@ class Output:
     shard: str | None
     mark: Mark
     options: AbstractMapping[str, str] = field(default_factory=dict)  # of the format
+    documents: tuple[str, ...] | None = None  # patterns of their names; None: the plan does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Plan:
             ):
                 raise PlanError(f"unknown key {key!r}", where=root.keys[key], hint=f"did you mean {near[0]}?")
         return cls(
-            _inputs(root.entries.get("inputs"), nested),
+            inputs_of(root.entries.get("inputs"), nested),
             root.entries.get("transforms"),
             _output(root.entries.get("output")),
         )
@@ -70,7 +70,12 @@ def _close(word: str, wanted: str) -> bool:
     return difflib.SequenceMatcher(None, word, wanted).ratio() > 0.8
 
 
-def _inputs(node: Node | None, nested: bool) -> tuple[Input, ...]:
+def inputs_of(node: Node | None, nested: bool = False) -> tuple[Input, ...]:
+    """The inputs that the list of a plan names; in a nested plan they may lack aliases.
+
+    Raises:
+        PlanError: they are of the wrong form.
+    """
     if node is None or (isinstance(node, Scalar) and node.value is None):
         return ()
     if not isinstance(node, Sequence):
@@ -114,17 +119,38 @@ def _output(node: Node | None) -> Output | None:
         raise PlanError("output is a path or a mapping", where=node.mark, found=shown(node))
     if not node.entries:
         return None
-    check_keys(node, ("path", "format", "shard", "options"), "output")
+    check_keys(node, ("path", "format", "shard", "options", "documents"), "output")
     values = {
         key: _word(value, f"output.{key}")
         for key, value in node.entries.items()
-        if key != "options" and not (isinstance(value, Scalar) and value.value is None)
+        if key not in ("options", "documents") and not (isinstance(value, Scalar) and value.value is None)
     }
     options = words_of(node.entries["options"], "output.options") if "options" in node.entries else {}
+    documents = parse_documents(node.entries["documents"], "output") if "documents" in node.entries else None
     if "path" not in values:
         raise PlanError("output.path is required", where=node.mark)
     _check_path(values["path"], "output", node.mark)
-    return Output(values["path"], values.get("format"), values.get("shard"), node.mark, options)
+    return Output(values["path"], values.get("format"), values.get("shard"), node.mark, options, documents)
+
+
+def parse_documents(node: Node, what: str) -> tuple[str, ...] | None:
+    """Which documents come along: `none`, or patterns of their names; None where the plan leaves it open.
+
+    Raises:
+        PlanError: something else.
+    """
+    if isinstance(node, Scalar) and node.value is None and node.text in (None, "", "~", "null"):
+        return None
+    if isinstance(node, Scalar) and node.value == "none":
+        return ()
+    if not isinstance(node, Sequence):
+        raise PlanError(
+            f"{what}.documents: none, or a list of patterns",
+            where=node.mark,
+            expected="for example [config.json, 'tokenizer*']",
+            found=shown(node),
+        )
+    return tuple(_word(item, f"{what}.documents") for item in node.items)
 
 
 def _check_path(path: str, what: str, mark: Mark) -> None:

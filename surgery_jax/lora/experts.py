@@ -10,10 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ..core.specs import Spec
-from ..kit.state import State
+from ..kit.state import State, Value
 from ..kit.structure import View
 from .targets import Places, Target
 
@@ -69,7 +68,7 @@ def with_fused(places: Places, made: dict[str, tuple[Spec, list[Piece]]]) -> Pla
     )
 
 
-def factors_of(state: State, piece: Piece, target: Target, is_transposed: bool, a: Any, b: Any) -> list[Any]:
+def factors_of(state: State, piece: Piece, target: Target, is_transposed: bool, a: Value, b: Value) -> list[Value]:
     """A and B of one expert's weight, cut from those of the fused parameter; `is_transposed`: A belongs to its rows."""
     rank, out = target.rank, target.b.shape[0]
     rows, inner = (piece.expert * rank, 1, rank), target.a.shape[1]
@@ -78,4 +77,4 @@ def factors_of(state: State, piece: Piece, target: Target, is_transposed: bool, 
     length = side // piece.parts
     cut = (piece.part * length, 1, length)
     views = (rows, cut if is_transposed else (0, 1, inner)), ((0, 1, out) if is_transposed else cut, columns)
-    return [state.apply(View(view, (False, False)), node)[0] for view, node in zip(views, (a, b), strict=True)]
+    return [state.versions.compute(View(view, (False, False)), node) for view, node in zip(views, (a, b), strict=True)]

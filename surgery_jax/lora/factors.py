@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from ..core.dtypes import BY_NAME, DType
 from ..core.errors import PlanError
 from ..core.specs import Spec
 from ..kit.base import TensorOp, number
+from ..kit.kernel import Array, Kernel
 from ..kit.rules import check_floats
 from ..numerics.cuts import Cut, factoring_bytes, longer_side
 from ..numerics.lowrank import factors, singular_values, workspace_bytes
@@ -23,13 +23,13 @@ __all__ = ["AddFactors", "ExtractFactors", "Spectrum", "matrices"]
 F64 = BY_NAME["float64"]
 
 
-def matrices(spec: Spec, transposed: bool) -> tuple[int, int, int]:
+def matrices(spec: Spec | Array, transposed: bool) -> tuple[int, int, int]:
     """(number of matrices, out, in) of a weight: [out, in], or [experts, out, in]; [in, out] if transposed."""
     out, inner = spec.shape[-2:][:: -1 if transposed else 1]
     return (spec.shape[0] if len(spec.shape) == 3 else 1), out, inner
 
 
-def _wide(*specs: Any) -> DType:
+def _wide(*specs: Spec | Array) -> DType:
     """The dtype of the arithmetic on these."""
     return BY_NAME["float64" if any(spec.dtype.itemsize == 8 for spec in specs) else "float32"]
 
@@ -99,7 +99,7 @@ class ExtractFactors(TensorOp):
     def cut_workspace_bytes(self, count: int, cut: Cut, base: Spec, tuned: Spec) -> int:
         return _cut_factoring_bytes(count, base, tuned, self.room)
 
-    def apply(self, k: Any, base: Any, tuned: Any) -> Any:
+    def apply(self, k: Kernel, base: Array, tuned: Array) -> tuple[Array, ...]:
         one = partial(self._one, k, _wide(base, tuned))
         if base.ndim == 2:
             a, b, norms = one(base, tuned)
@@ -107,7 +107,7 @@ class ExtractFactors(TensorOp):
         a, b, norms = k.each(one, base, tuned)  # [experts, room, in], [experts, out, room], [experts, 2]
         return a.reshape(-1, a.shape[-1]), k.xp.transpose(b, (1, 2, 0)).reshape(-1), k.xp.sum(norms, axis=0)
 
-    def _one(self, k: Any, wide: DType, base: Any, tuned: Any) -> Any:
+    def _one(self, k: Kernel, wide: DType, base: Array, tuned: Array) -> tuple[Array, Array, Array]:
         change = k.sub(k.convert(tuned, wide), k.convert(base, wide))
         x = change.T if self.transposed else change
         u, s, vt = factors(k, x, self.room, self.method)
@@ -118,7 +118,7 @@ class ExtractFactors(TensorOp):
         more = self.room - len(s)
         return k.xp.pad(a, ((0, more), (0, 0))), k.xp.pad(b, ((0, 0), (0, more))), norms
 
-    def _packed(self, k: Any, b: Any) -> Any:
+    def _packed(self, k: Kernel, b: Array) -> Array:
         """The first `width` columns of b: [out, room] without gaps, then zeros."""
         import numpy as np
 
@@ -163,29 +163,29 @@ class Spectrum(TensorOp):
     def cut_workspace_bytes(self, count: int, cut: Cut, base: Spec, tuned: Spec) -> int:
         return _cut_factoring_bytes(count, base, tuned, self.count)
 
-    def apply(self, k: Any, base: Any, tuned: Any) -> Any:
+    def apply(self, k: Kernel, base: Array, tuned: Array) -> Array:
         one = partial(self._one, k, _wide(base, tuned))
         return one(base, tuned)[None] if base.ndim == 2 else k.each(lambda *pair: (one(*pair),), base, tuned)[0]
 
-    def _one(self, k: Any, wide: DType, base: Any, tuned: Any) -> Any:
+    def _one(self, k: Kernel, wide: DType, base: Array, tuned: Array) -> Array:
         new = k.convert(tuned, wide)
         change = k.sub(new, k.convert(base, wide))
         bits = min(_mantissa(k, x) for x in (base, tuned))
-        step = k.xp.where(change != 0, _power(k, new) * 2.0**-bits, 0.0)
+        step = k.xp.where(k.xp.not_equal(change, 0), _power(k, new) * 2.0**-bits, 0.0)
         head = k.xp.stack([k.square(change), k.square(step) / 12])
         few = 2 * self.count <= min(change.shape)
         s = factors(k, change, self.count, self.method)[1] if few else singular_values(k, change)
         return k.xp.concatenate([head, k.xp.square(k.convert(s[: self.count], F64))])
 
 
-def _mantissa(k: Any, x: Any) -> int:
+def _mantissa(k: Kernel, x: Array) -> int:
     """Stored bits of the mantissa of a dtype."""
     import ml_dtypes
 
     return int(ml_dtypes.finfo(x.dtype).nmant)  # type: ignore[no-untyped-call]
 
 
-def _power(k: Any, x: Any) -> Any:
+def _power(k: Kernel, x: Array) -> Array:
     """The power of two at or below |x|, 0 for 0 and subnormal numbers; x: float32 or float64."""
     import numpy as np
 
@@ -227,7 +227,7 @@ class AddFactors(TensorOp):
     def cut_workspace_bytes(self, count: int, cut: Cut, base: Spec, *given: Spec) -> int:
         return 5 * base.size * 8 // count + 2 * 8 * max(spec.size for spec in given)
 
-    def apply(self, k: Any, base: Any, *given: Any) -> Any:
+    def apply(self, k: Kernel, base: Array, *given: Array) -> Array:
         wide = _wide(base, *given)
         total = k.convert(base, wide)
         for a, b, transposed, scale in zip(given[::2], given[1::2], self.transposed, self.scales, strict=True):

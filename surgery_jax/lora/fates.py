@@ -6,14 +6,14 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..core import adapters
 from ..core.errors import PlanError, listing
 from ..core.specs import Spec
 from ..kit.base import operation
 from ..kit.masks import EqualMask
-from ..kit.state import State
+from ..kit.predicates import Outcome, Pending
+from ..kit.state import Found, State, Value
 from ..kit.structure import View
 from .kinds import Entry, one_by_one
 
@@ -124,7 +124,7 @@ def _saved(state: State, entries: Sequence[Entry], fates: Mapping[str, str], wis
             groups[entry.module].append(entry)
     same = {name: [is_unchanged(state, entry) for entry in group] for name, group in groups.items()}  # asks all at once
     changed = {name: group for name, group in groups.items() if not all(same[name])}
-    if changed and not state.waits():
+    if changed and not state.checks.waits():
         _check_whole(entries, changed)
     return changed
 
@@ -167,22 +167,24 @@ def is_unchanged(state: State, entry: Entry) -> bool:
     pair = _comparable(state, entry)
     head = _head(entry.spec)
     if head is not None:
-        same = state.ask(state.apply(EqualMask(), *(state.apply(head, side)[0] for side in pair))[0])
+        same = state.checks.ask(
+            state.versions.compute(EqualMask(), *(state.versions.compute(head, side) for side in pair))
+        )
         if not same:
             return False
-    return bool(state.ask(state.apply(EqualMask(), *pair)[0]))
+    return bool(state.checks.ask(state.versions.compute(EqualMask(), *pair)))
 
 
 def _are_comparable(entry: Entry) -> bool:
-    ours, theirs = entry.spec.dtype, entry.tuned.spec.dtype
+    ours, theirs = entry.spec.dtype, entry.new.dtype
     return bool(ours.array) and (ours is theirs or (ours.is_float and theirs.is_float and bool(theirs.array)))
 
 
-def _comparable(state: State, entry: Entry) -> tuple[Any, Any]:
+def _comparable(state: State, entry: Entry) -> tuple[Value, Value]:
     """Both versions in the dtype of the fine-tune: one that was only stored in another dtype is not changed."""
-    dtype = entry.tuned.spec.dtype
+    dtype = entry.new.dtype
     same = entry.spec.dtype is dtype
-    return (entry.base if same else state.apply(operation("cast", dtype=dtype), entry.base)[0]), entry.tuned
+    return (entry.base if same else state.versions.compute(operation("cast", dtype=dtype), entry.base)), entry.tuned
 
 
 def first(count: int, spec: Spec) -> View:
@@ -207,30 +209,28 @@ def demand_equal(state: State, equal: Sequence[Entry], entries: Sequence[Entry],
     Raises:
         PlanError: the dtypes of a parameter cannot be compared, or one is known to have changed.
     """
-    from ..kit.predicates import Pending
-
     groups: dict[str, list[Entry]] = defaultdict(list)
     for entry, place in zip(equal, _places(equal, entries), strict=True):
         if not _are_comparable(entry):
             raise PlanError(
                 f"lora_extract: {entry.name} is not extracted, and cannot be compared with that of the fine-tune",
                 expected=str(entry.spec),
-                found=str(entry.tuned.spec),
+                found=str(entry.new),
                 hint=_advice(place, [entry]),
             )
         groups[place].append(entry)
     for place, group in groups.items():
         if at_once:
             changed = [entry for entry in group if not is_unchanged(state, entry)]
-            if changed and not state.waits():
+            if changed and not state.checks.waits():
                 problem, hint = _unheld(place, changed)
                 raise PlanError(problem, hint=hint)
             continue
         label = "lora_extract: {} is not extracted"
-        checks = [(entry, state.check(EqualMask(), _comparable(state, entry), label.format(entry.name)))
+        checks = [(entry, state.checks.check(EqualMask(), _comparable(state, entry), label.format(entry.name)))
                   for entry in group]  # fmt: skip
         outcome = _Unheld(place, {entry: Pending(check) for entry, check in checks})
-        state.assert_(outcome, "lora_extract: what is not extracted was not changed")
+        state.checks.assert_(outcome, "lora_extract: what is not extracted was not changed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,9 +238,9 @@ class _Unheld:
     """Parameters that must be equal, because the adapter does not hold them: an outcome of an assertion."""
 
     place: str
-    pending: Mapping[Entry, Any]
+    pending: Mapping[Entry, Outcome]
 
-    def settle(self, verdicts: Mapping[Any, Any]) -> tuple[bool, str]:
+    def settle(self, verdicts: Found) -> tuple[bool, str]:
         """Whether none changed, else which did and what to do about it."""
         changed = [entry for entry, pending in self.pending.items() if not pending.settle(verdicts)[0]]
         if not changed:

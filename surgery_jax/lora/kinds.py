@@ -12,11 +12,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 from ..core import adapters
 from ..core.errors import PlanError, listing
 from ..core.specs import Spec
+from ..kit.state import Value
 
 __all__ = ["Entry", "Said", "arranged", "is_token_embedding", "names_embedding", "one_by_one", "sorted_out"]
 
@@ -54,8 +54,8 @@ class Entry:
     """
 
     name: str
-    base: Any
-    tuned: Any
+    base: Value
+    tuned: Value
     kind: str = "other"
     is_in_out: bool | None = OUT_IN
     why: str = ""
@@ -63,7 +63,14 @@ class Entry:
     @property
     def spec(self) -> Spec:
         """Shape and dtype in the base."""
-        return self.base.spec  # type: ignore[no-any-return]
+        assert self.base.spec is not None
+        return self.base.spec
+
+    @property
+    def new(self) -> Spec:
+        """Shape and dtype in the fine-tune."""
+        assert self.tuned.spec is not None
+        return self.tuned.spec
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -98,7 +105,7 @@ class Entry:
     @property
     def is_matrix(self) -> bool:
         """Whether there are numbers in two axes or more that can be factored."""
-        specs = (self.spec, self.tuned.spec)
+        specs = (self.spec, self.new)
         return all(s.dtype.is_float and bool(s.dtype.array) and len(s.shape) > 1 and 0 not in s.shape for s in specs)
 
 

@@ -6,12 +6,14 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..core.errors import PlanError
 
 if TYPE_CHECKING:
     import numpy
+
+    Table = numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.float64]]
 
 __all__ = ["Choice", "Measured", "choose_ranks", "threshold"]
 
@@ -23,10 +25,10 @@ class Measured:
 
     name: str
     shape: tuple[int, int]
-    table: numpy.ndarray[Any, Any]
+    table: Table
 
     @property
-    def energies(self) -> numpy.ndarray[Any, Any]:
+    def energies(self) -> Table:
         """Squared singular values, summed over experts: what each rank adds."""
         return self.table[:, 2:].sum(axis=0)  # type: ignore[no-any-return]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..core.errors import listing
 from ..core.patterns import collapse
+from ..kit.state import Found, Key
 from .factors import matrices
 from .fates import Modules
 from .kinds import Entry, one_by_one
@@ -35,14 +36,14 @@ class Row:
 class Told:
     """What the run tells of the adapter, once the norms are known."""
 
-    def __init__(self, rows: Sequence[Row], sinks: Mapping[str, Any], modules: Modules) -> None:
+    def __init__(self, rows: Sequence[Row], sinks: Mapping[str, Key], modules: Modules) -> None:
         self.rows = [row for row in rows if row.rank]
         self.sinks = sinks
         self.modules = modules
         factors = sum(row.width * row.shape[0] * (row.shape[1] + row.shape[2]) for row in rows)
         self.parameters = factors + sum(entry.spec.size for entry in modules.stored)
 
-    def figures(self, found: Mapping[Any, Any]) -> dict[str, dict[str, Any]]:
+    def figures(self, found: Found) -> dict[str, dict[str, Any]]:
         """Rank, shape, energy kept, relative error and the norm of the change, by parameter."""
         told = {}
         for row in self.rows:
@@ -58,7 +59,7 @@ class Told:
             }
         return told
 
-    def as_json(self, found: Mapping[Any, Any]) -> str:
+    def as_json(self, found: Found) -> str:
         """`extraction.json`."""
         content = {
             "modules": self.figures(found),
@@ -68,7 +69,7 @@ class Told:
         }
         return json.dumps(content, indent=2) + "\n"
 
-    def as_table(self, found: Mapping[Any, Any]) -> str:
+    def as_table(self, found: Found) -> str:
         """One line for each module, and a summary."""
         told = self.figures(found)
         length = max(map(len, told), default=0)

@@ -13,7 +13,7 @@ from ..core.errors import PlanError, StorageError, listing
 from ..core.specs import Spec
 from ..kit.base import operation
 from ..kit.made import Constant
-from ..kit.state import State
+from ..kit.state import Key, State, Value
 from .factors import ExtractFactors
 from .fates import Modules, first, is_unchanged
 from .kinds import Entry, is_token_embedding, names_embedding, one_by_one
@@ -39,7 +39,7 @@ class Writer:
     modules: Modules
     found: Sequence[Entry]
 
-    def factors(self) -> dict[str, Any]:
+    def factors(self) -> dict[str, Key]:
         """Bind the factors of every module; gives the sinks of their norms."""
         below = _wrappers([row.entry for row in self.rows])
         sinks = {}
@@ -48,19 +48,19 @@ class Writer:
             a, b, norms = self._factors(row)
             path = adapters.PREFIX + entry.module + ".base_layer" * below.get(entry.name, 0)
             kind, end = ("lora_embedding", "") if entry.kind == "embedding" else ("lora", ".weight")
-            self.state.create(self.alias, f"{path}.{kind}_A{end}", a)
-            self.state.create(self.alias, f"{path}.{kind}_B{end}", b)
+            self.state.versions.create(self.alias, f"{path}.{kind}_A{end}", a)
+            self.state.versions.create(self.alias, f"{path}.{kind}_B{end}", b)
             if norms is not None:
-                sinks[entry.name] = self.state.sink(norms, "array")
-                self.state.tell(f"lora_extract: {entry.name} -> rank {row.rank}")
+                sinks[entry.name] = self.state.checks.sink(norms, "array")
+                self.state.speech.tell(f"lora_extract: {entry.name} -> rank {row.rank}")
         return sinks
 
-    def _factors(self, row: Row) -> tuple[Any, Any, Any]:
+    def _factors(self, row: Row) -> tuple[Value, Value, Value | None]:
         """A, B and, unless they are zero, the norms of the change and of what they miss."""
         many, out, inner = row.shape
         if not row.rank:
             shapes = ((row.width * many, inner), (out, row.width * many))
-            a, b = (self.state.apply(Constant(Spec(shape, self.step.dtype), 0.0))[0] for shape in shapes)
+            a, b = (self.state.versions.compute(Constant(Spec(shape, self.step.dtype), 0.0)) for shape in shapes)
             return a, b, None
         room = row.width
         if self.step.by_data and row.entry.kind != "experts":  # few rooms for many ranks: each is compiled
@@ -68,10 +68,10 @@ class Writer:
         op = ExtractFactors(
             room, self.step.method, self.step.dtype, bool(row.entry.is_in_out), float(row.rank), float(row.width)
         )
-        rows_of_a, packed, norms = self.state.apply(op, row.entry.base, row.entry.tuned)
-        (a,) = self.state.apply(first(row.width * many, rows_of_a.spec), rows_of_a)
-        (b,) = self.state.apply(first(out * row.width * many, packed.spec), packed)
-        (b,) = self.state.apply(operation("reshape", shape=(out, row.width * many)), b)
+        rows_of_a, packed, norms = self.state.versions.apply(op, row.entry.base, row.entry.tuned)
+        a = self.state.versions.compute(first(row.width * many, self.state.versions.spec(rows_of_a)), rows_of_a)
+        b = self.state.versions.compute(first(out * row.width * many, self.state.versions.spec(packed)), packed)
+        b = self.state.versions.compute(operation("reshape", shape=(out, row.width * many)), b)
         return a, b, norms
 
     def tied(self) -> dict[str, Entry]:
@@ -82,7 +82,7 @@ class Writer:
         """
         held = [*(row.entry for row in self.rows if row.rank), *self.modules.stored]
         shared = next((e for e in held if e.kind == "embedding" and is_token_embedding(e)), None)
-        if shared is None or self.state.waits():
+        if shared is None or self.state.checks.waits():
             return {}
         has_output = any(entry.word in adapters.OUTPUTS for entry in self.found)
         if self.step.tied is None and not has_output:
@@ -96,7 +96,7 @@ class Writer:
         wanted = {name: shared for name in others if name not in there}
         for other in wanted:
             if shared in self.modules.stored:
-                self.state.create(self.alias, f"{adapters.PREFIX}{other}.weight", shared.tuned)
+                self.state.versions.create(self.alias, f"{adapters.PREFIX}{other}.weight", shared.tuned)
             else:
                 self._share(shared, other)
         return wanted
@@ -106,20 +106,20 @@ class Writer:
         path, other = adapters.PREFIX + shared.module, adapters.PREFIX + other
         for side, opposite in (("A", "B"), ("B", "A")):
             if not names_embedding(other):
-                factor = self.state.slot(self.alias, f"{path}.lora_embedding_{opposite}").node
-                self.state.create(
+                factor = self.state.versions.slot(self.alias, f"{path}.lora_embedding_{opposite}").node
+                self.state.versions.create(
                     self.alias,
                     f"{other}.lora_{side}.weight",
-                    self.state.apply(operation("permute", order=(1, 0)), factor)[0],
+                    self.state.versions.compute(operation("permute", order=(1, 0)), factor),
                 )
             else:
-                factor = self.state.slot(self.alias, f"{path}.lora_embedding_{side}").node
-                self.state.create(self.alias, f"{other}.lora_embedding_{side}", factor)
+                factor = self.state.versions.slot(self.alias, f"{path}.lora_embedding_{side}").node
+                self.state.versions.create(self.alias, f"{other}.lora_embedding_{side}", factor)
 
     def biases(self) -> bool:
         """Bind the changes of biases if there are any: then PEFT wants one for every module, zero if there is none."""
         changed = {entry.module: entry for entry in self.modules.biases if not is_unchanged(self.state, entry)}
-        if self.state.waits():
+        if self.state.checks.waits():
             return False
         alone = sorted(changed.keys() - {row.entry.module for row in self.rows})
         if alone:
@@ -135,14 +135,14 @@ class Writer:
         for row in self.rows:
             bias = changed.get(row.entry.module)
             if bias is None:
-                value = self.state.apply(Constant(Spec((row.shape[1],), self.step.dtype), 0.0))[0]
+                value = self.state.versions.compute(Constant(Spec((row.shape[1],), self.step.dtype), 0.0))
             else:
                 sides = [
-                    self.state.apply(operation("cast", dtype=BY_NAME["float32"]), side)[0]
+                    self.state.versions.compute(operation("cast", dtype=BY_NAME["float32"]), side)
                     for side in (bias.tuned, bias.base)
                 ]
-                value = self.state.apply(wide, self.state.apply(operation("subtract"), *sides)[0])[0]
-            self.state.create(self.alias, f"{adapters.PREFIX}{row.entry.module}.lora_B.bias", value)
+                value = self.state.versions.compute(wide, self.state.versions.compute(operation("subtract"), *sides))
+            self.state.versions.create(self.alias, f"{adapters.PREFIX}{row.entry.module}.lora_B.bias", value)
         return True
 
     def _check_biases(self) -> None:
@@ -180,7 +180,7 @@ class Writer:
         factored += [adapters.Factored(name, widths[shared]) for name, shared in tied.items() if shared in widths]
         saved = [*self.modules.saved, *(name for name, shared in tied.items() if shared not in widths)]
         others = {entry.module for entry in self.found} - {entry.module for entry in factored}
-        if self.state.waits():
+        if self.state.checks.waits():
             saved = []  # what did not change may be among them
         is_in_out = any(row.entry.kind == "linear" and row.entry.is_in_out for row in self.rows)
         try:

@@ -1,1 +1,4 @@
-"""Exact kernels, magnitudes, low rank, random streams, BLAS and LAPACK."""
+"""Arithmetic that is the same everywhere: exact kernels, bounds of magnitudes, low rank, random streams, LAPACK.
+
+Hands on kernels that operations compute with, for devices and in NumPy. Imports `core`.
+"""

@@ -206,6 +206,9 @@ class HostKernel(_Kernel):
     def matmul(self, a: Any, b: Any) -> Any:
         return np.matmul(a, b)
 
+    def einsum(self, equation: str, *arrays: Any) -> Any:
+        return np.einsum(equation, *arrays, dtype=arrays[0].dtype, optimize=True)
+
     def expect_finite(self, *operands: Any) -> None:
         if not all(np.isfinite(x).all() for x in operands):
             raise np.linalg.LinAlgError
@@ -315,6 +318,9 @@ class DeviceKernel(_Kernel):
 
     def matmul(self, a: Any, b: Any) -> Any:
         return self.xp.matmul(a, b, precision=self.jax.lax.Precision.HIGHEST)
+
+    def einsum(self, equation: str, *arrays: Any) -> Any:
+        return self.xp.einsum(equation, *arrays, precision=self.jax.lax.Precision.HIGHEST)
 
     def gram(self, x: Any, dtype: Any) -> Any:
         wide = x.astype(dtype)

@@ -1,1 +1,1 @@
-"""Transforms: one file each. `base` says how they are declared, `forms` how their spellings act."""
+"""Transforms: one verb a file, found by being there; `kit` says how they are declared. Imports `lora` and below."""

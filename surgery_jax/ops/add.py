@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.specs import Spec
 from ..kit.base import TensorOp
 from ..kit.forms import Accumulate, Ternary
+from ..kit.kernel import Array, Bound, Kernel
 from ..kit.rules import check_arrays, check_same
 
 
@@ -26,8 +26,8 @@ class Add(TensorOp):
         check_arrays(a)
         return (a,)
 
-    def apply(self, k: Any, a: Any, b: Any) -> Any:
+    def apply(self, k: Kernel, a: Array, b: Array) -> Array:
         return k.narrow(k.add(k.widen(a), k.widen(b)), a)
 
-    def smallest(self, a: Any, b: Any) -> Any:
+    def smallest(self, a: Bound, b: Bound) -> Bound:
         return a.plus(b)

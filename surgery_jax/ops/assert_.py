@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..kit import base
 from ..kit.base import Directive, Field
+from ..kit.predicates import Predicate, parse_predicate
 from ..kit.state import State
+from ..language.document import Node, plain
 
 
-def _parse(value: Any) -> Any:
-    from ..kit.predicates import parse_predicate  # the predicates build on this package
-
+def _parse(value: Node) -> tuple[Predicate, Node]:
     return parse_predicate(value), value
 
 
@@ -27,11 +26,9 @@ class Assert(Directive):
     takes = "expression"
     examples = ("assert: { count: { of: '.*\\.bias', is: 12 } }",)
 
-    expression: Any = base._field(Field("expression", "one assertion", _parse))
+    expression: tuple[Predicate, Node] = base.declare(Field("expression", "one assertion", _parse))
 
     def build(self, state: State) -> None:
         predicate, node = self.expression
-        from ..language.document import plain
-
         ((name, payload),) = plain(node).items()  # type: ignore[attr-defined]
-        state.assert_(predicate.evaluate(state), f"{name}: {payload}")
+        state.checks.assert_(predicate.evaluate(state), f"{name}: {payload}")

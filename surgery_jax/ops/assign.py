@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.specs import Spec
 from ..kit.forms import Accumulate
+from ..kit.kernel import Array, Kernel
 from ..kit.rules import check_same
 from ..kit.structure import Run, Structure
 
@@ -29,5 +29,5 @@ class Assign(Structure):
     def runs(self, before: Spec, source: Spec) -> list[Run]:
         return [(1, 0, source.size)] if source.size else []
 
-    def apply(self, k: Any, before: Any, source: Any) -> Any:
+    def apply(self, k: Kernel, before: Array, source: Array) -> Array:
         return source

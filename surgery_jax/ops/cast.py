@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.dtypes import DType
 from ..core.specs import Spec
 from ..kit.base import TensorOp, dtype_name
 from ..kit.forms import InPlace, New
+from ..kit.kernel import Array, Bound, Kernel
 from ..kit.rules import check_arrays
 
 
@@ -32,12 +32,12 @@ class Cast(TensorOp):
     def is_identity(self, source: Spec) -> bool:
         return source.dtype is self.dtype
 
-    def apply(self, k: Any, source: Any) -> Any:
+    def apply(self, k: Kernel, source: Array) -> Array:
         return k.cast(source, self.dtype)
 
     def by_bits(self, *operands: Spec) -> bool:
         (source,) = operands
         return source.dtype.name == "bfloat16" and self.dtype.name == "float32"
 
-    def smallest(self, source: Any) -> Any:
+    def smallest(self, source: Bound) -> Bound:
         return source

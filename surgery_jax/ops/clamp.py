@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.dtypes import BY_NAME
 from ..core.errors import PlanError
 from ..core.specs import Spec
 from ..kit.base import BoundStep, TensorOp, number
 from ..kit.forms import InPlace, New
+from ..kit.kernel import Array, Bound, Kernel
 from ..kit.rules import check_arrays
 from ..kit.state import State
 
@@ -18,9 +18,9 @@ class _ClampInPlace(InPlace):
     """`clamp_` keeps the dtype, so it takes floats only."""
 
     def build(self, step: BoundStep, state: State) -> None:
-        target = state.reference(step.refs["target"], key="target")
-        for name in state.select(target):
-            spec = state.slot(target.alias, name).node.spec
+        target = state.names.reference(step.refs["target"], key="target")
+        for name in state.names.select(target):
+            spec = state.versions.slot(target.alias, name).node.spec
             if spec is not None and not spec.dtype.is_float:
                 raise PlanError(
                     f"{self.word}: {name} would become float32", found=str(spec), hint="use clamp with a new name"
@@ -54,7 +54,7 @@ class Clamp(TensorOp):
             raise PlanError("complex numbers have no order", found=str(source))
         return (source if source.dtype.is_float else Spec(source.shape, BY_NAME["float32"]),)
 
-    def apply(self, k: Any, source: Any) -> Any:
+    def apply(self, k: Kernel, source: Array) -> Array:
         if not k.is_float(source):
             source = k.cast(source, BY_NAME["float32"])
         wide = k.widen(source)
@@ -63,7 +63,7 @@ class Clamp(TensorOp):
                 wide = choose(wide, k.widen(k.narrow(k.number(bound, wide), source)))
         return k.narrow(wide, source)
 
-    def smallest(self, source: Any) -> Any:
+    def smallest(self, source: Bound) -> Bound:
         for bound in (self.min, self.max):
             if bound is not None:
                 source = source.either(source.of(bound))

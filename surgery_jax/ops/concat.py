@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
 from ..kit import base
 from ..kit.base import BoundStep, integer
 from ..kit.forms import Form
+from ..kit.kernel import Array, Kernel
 from ..kit.rules import check_arrays, check_axis
 from ..kit.state import State
 from ..kit.structure import Run, Structure, worthwhile
@@ -34,17 +34,14 @@ class _Join(Form):
 
     def build(self, step: BoundStep, state: State) -> None:
         assert isinstance(step.thing, Concat)
-        sources = [state.reference(node, key="from") for node in _at_least_two(step.refs["from"], "from")]
-        dest = state.reference(step.refs["to"], key="to", slices=False, literal=True)
+        sources = [state.names.reference(node, key="from") for node in _at_least_two(step.refs["from"], "from")]
+        dest = state.names.reference(step.refs["to"], key="to", slices=False, literal=True)
         assert isinstance(dest.expr, str)
-        names = [state.one(source) for source in sources]
-        state.expect_new(dest.alias, [dest.expr])
-        parts = [
-            state.view(state.slot(source.alias, name, reads=1).node, source)
-            for source, name in zip(sources, names, strict=True)
-        ]
-        state.create(dest.alias, dest.expr, *state.apply(step.thing, *parts))
-        state.tell(f"{self.word}: {', '.join(names)} -> {dest.expr}")
+        names = [state.names.one(source) for source in sources]
+        state.names.expect_new(dest.alias, [dest.expr])
+        parts = [state.versions.read(source, name) for source, name in zip(sources, names, strict=True)]
+        state.versions.create(dest.alias, dest.expr, state.versions.compute(step.thing, *parts))
+        state.speech.tell(f"{self.word}: {', '.join(names)} -> {dest.expr}")
 
 
 def _at_least_two(node: Node, key: str) -> tuple[Node, ...]:
@@ -98,5 +95,5 @@ class Concat(Structure):
     def by_rows(self, rows: int, result: Spec, *operands: Spec) -> Concat | None:
         return self if check_axis(self.dim, result) > 0 else None
 
-    def apply(self, k: Any, *parts: Any) -> Any:
+    def apply(self, k: Kernel, *parts: Array) -> Array:
         return k.xp.concatenate(parts, axis=self.dim)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.specs import Spec
 from ..kit.forms import New
+from ..kit.kernel import Array, Kernel
 from ..kit.structure import Run, Structure
 
 
@@ -29,5 +29,5 @@ class Copy(Structure):
     def runs(self, source: Spec) -> list[Run]:
         return [(0, 0, source.size)] if source.size else []
 
-    def apply(self, k: Any, source: Any) -> Any:
+    def apply(self, k: Kernel, source: Array) -> Array:
         return source

@@ -20,10 +20,10 @@ class Delete(Directive):
     target: Node = reference("tensors to remove")
 
     def build(self, state: State) -> None:
-        target = state.reference(self.target, key="target", slices=False)
-        for name in state.select(target):
-            state.drop(target.alias, name)
-            state.tell(f"delete: {name}")
+        target = state.names.reference(self.target, key="target", slices=False)
+        for name in state.names.select(target):
+            state.versions.drop(target.alias, name)
+            state.speech.tell(f"delete: {name}")
 
     def contributes(self, state: State) -> str | None:
-        return state.reference(self.target, key="target", slices=False).alias
+        return state.names.reference(self.target, key="target", slices=False).alias

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.errors import PlanError
 from ..core.trees import format_number
 from ..kit.base import Directive, choice, epsilon, reference, text
-from ..kit.state import State
+from ..kit.masks import EqualMask
+from ..kit.state import Found, Key, State, Value
 from ..language.document import Node
 
 KEYS = {"refs": ("left", "right"), "aliases": ("left_alias", "right_alias")}
@@ -45,11 +45,9 @@ class Diff(Directive):
             )
 
     def build(self, state: State) -> None:
-        from ..kit.masks import EqualMask  # the predicates build on this package
-
         sides = [self._side(state, key) for key in KEYS[self.mode]]
         shared = [name for name in sides[0] if name in sides[1]]
-        lines: dict[str, Any] = {}
+        lines: dict[str, Key] = {}  # or what is known of headers
         for name in shared:
             a, b = sides[0][name], sides[1][name]
             if a.spec is None or b.spec is None:
@@ -59,18 +57,18 @@ class Diff(Directive):
             elif a.spec.dtype is not b.spec.dtype:
                 lines[name] = f"{name}: dtype {a.spec.dtype} != {b.spec.dtype}"
             else:
-                lines[name] = state.check(EqualMask(self.eps), (a, b), name)
+                lines[name] = state.checks.check(EqualMask(self.eps), (a, b), name)
         missing = [[name for name in sides[1 - i] if name not in sides[i]] for i in (0, 1)]
-        state.say_later(lambda found: self._render(missing, lines, found))
+        state.speech.say_later(lambda found: self._render(missing, lines, found))
 
-    def _side(self, state: State, key: str) -> dict[str, Any]:
+    def _side(self, state: State, key: str) -> dict[str, Value]:
         if self.mode == "aliases":
             alias = getattr(self, key)
-            return {name: state.slot(alias, name, reads=1).node for name in sorted(state.names(alias))}
-        ref = state.reference(getattr(self, key), key=key)
-        return {name: state.view(state.slot(ref.alias, name, reads=1).node, ref) for name in state.match(ref)}
+            return {name: state.versions.slot(alias, name, reads=1).node for name in sorted(state.names.of(alias))}
+        ref = state.names.reference(getattr(self, key), key=key)
+        return {name: state.versions.read(ref, name) for name in state.names.match(ref)}
 
-    def _render(self, missing: list[list[str]], lines: Mapping[str, Any], found: Mapping[Any, Any]) -> str:
+    def _render(self, missing: list[list[str]], lines: Mapping[str, Key], found: Found) -> str:
         differing = []
         for name, line in lines.items():
             if isinstance(line, str):

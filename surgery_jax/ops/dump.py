@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from ..core.errors import PlanError
+from ..core.specs import Spec
 from ..core.trees import format_number, render_json, render_tree
 from ..kit.base import Directive, choice, reference
-from ..kit.state import State
+from ..kit.state import Found, Key, State
 from ..language.document import Node
 from ..language.names import Reference
+
+Leaf = tuple[Spec, Key | None, int, int]  # with reads and writes
 
 
 @dataclass(frozen=True)
@@ -28,27 +30,27 @@ class Dump(Directive):
 
     def build(self, state: State) -> None:
         for alias, ref, names in self._groups(state):
-            leaves = {}
+            leaves: dict[str, Leaf] = {}
             for name in names:
-                slot = state.slot(alias, name, reads=1)
-                node = slot.node if ref is None else state.view(slot.node, ref)
+                slot = state.versions.slot(alias, name, reads=1)
+                node = slot.node if ref is None else state.versions.view(slot.node, ref)
                 if node.spec is None:
                     continue
                 if self.verbosity != "shape" and not node.spec.dtype.array:
                     raise PlanError(f"{name}: {node.spec.dtype} has no values to print", hint="use verbosity: shape")
-                key = None if self.verbosity == "shape" else state.sink(node, self.verbosity)
+                key = None if self.verbosity == "shape" else state.checks.sink(node, self.verbosity)
                 leaves[name] = (node.spec, key, slot.reads, slot.writes)
             root = alias if self.target is None else None
-            state.say_later(partial(self._render, leaves, root))
+            state.speech.say_later(partial(self._render, leaves, root))
 
     def _groups(self, state: State) -> list[tuple[str, Reference | None, list[str]]]:
         """Alias, reference and names of what is printed; without a target, every checkpoint as a whole."""
         if self.target is None:
-            return [(alias, None, state.names(alias)) for alias in state.aliases()]
-        ref = state.reference(self.target, key="target")
-        return [(ref.alias, ref, state.select(ref))]
+            return [(alias, None, state.names.of(alias)) for alias in state.names.aliases()]
+        ref = state.names.reference(self.target, key="target")
+        return [(ref.alias, ref, state.names.select(ref))]
 
-    def _render(self, leaves: Mapping[str, Any], root: str | None, found: Mapping[Any, Any]) -> str:
+    def _render(self, leaves: Mapping[str, Leaf], root: str | None, found: Found) -> str:
         entries = {name: self._leaf(leaf, found) for name, leaf in leaves.items()}
         if self.format == "json":
             return render_json(entries, root=root)
@@ -61,9 +63,9 @@ class Dump(Directive):
             root=root,
         )
 
-    def _leaf(self, leaf: Any, found: Mapping[Any, Any]) -> dict[str, Any]:
+    def _leaf(self, leaf: Leaf, found: Found) -> dict[str, object]:
         spec, key, reads, writes = leaf
-        entry: dict[str, Any] = {"shape": list(spec.shape)}
+        entry: dict[str, object] = {"shape": list(spec.shape)}
         if self.verbosity == "stat":
             entry |= {name: found[key][name] for name in ("min", "max", "mean")}
         elif self.verbosity == "full":
@@ -73,7 +75,7 @@ class Dump(Directive):
         return entry
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, float):
         return format_number(value)
     if isinstance(value, list):

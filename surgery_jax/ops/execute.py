@@ -31,4 +31,4 @@ class Execute(Directive):
             sources.append(("path", Scalar(self.path, state.mark)))
         if not sources:
             raise PlanError("execute needs at least one step", expected="transforms, plan, plan-yaml or path")
-        state.run_nested(sources)
+        state.control.run_nested(sources)

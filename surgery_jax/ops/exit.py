@@ -16,4 +16,4 @@ class Exit(Directive):
     examples = ("exit: null",)
 
     def build(self, state: State) -> None:
-        state.stop()
+        state.control.stop()

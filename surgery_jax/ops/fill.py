@@ -8,7 +8,7 @@ from typing import Any
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
-from ..kit.base import TensorOp, choice, integer, number, values
+from ..kit.base import TensorOp, Values, choice, integer, number, values
 from ..kit.forms import InPlace, New
 from ..kit.made import Constant, Given, check_distribution, drawn
 from ..kit.rules import check_arrays, check_floats
@@ -31,7 +31,7 @@ class Fill(TensorOp):
 
     mode: str = choice("what to fill with", ("constant", "tensor", "rand"), folded=True)
     value: float | None = number("the constant, for mode constant", None)
-    values: Any = values("number or nested list that broadcasts to the shape, for mode tensor", None)
+    values: Values | None = values("number or nested list that broadcasts to the shape, for mode tensor", None)
     distribution: str = choice("for mode rand", ("uniform", "normal"), "uniform", folded=True)
     low: float = number("lower end of uniform numbers", 0.0)
     high: float = number("upper end of uniform numbers", 1.0)

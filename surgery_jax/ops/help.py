@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.errors import PlanError
 from ..kit import base
@@ -31,9 +30,9 @@ class Help(Directive):
     takes = "topic"
     examples = ("help: copy", "help: { assert: equal }")
 
-    topic: Any = base._field(Field("name", "what to explain", _parse_topic, None))
+    topic: tuple[str, str | None] | None = base.declare(Field("name", "what to explain", _parse_topic, None))
 
     def build(self, state: State) -> None:
         from .describe import describe
 
-        state.say(describe(*(self.topic or (None, None))))
+        state.speech.say(describe(*(self.topic or (None, None))))

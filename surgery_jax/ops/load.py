@@ -36,17 +36,19 @@ class Load(Directive):
                     expected="no format, or auto, for a whole checkpoint",
                     hint=f"write the format before the path: {self.format}:{self.path}",
                 )
-            state.add_alias(self._target(state), self.path)
+            alias = self._target(state)
+            state.files.add_alias(alias, self.path)
+            state.speech.tell(f"load: {self.path} -> {alias}")
             return
-        dest = state.reference(self.to, key="to", slices=False, literal=True, default=self.alias, new_alias=True)
+        dest = state.names.reference(self.to, key="to", slices=False, literal=True, default=self.alias, new_alias=True)
         if self.alias is not None and dest.alias != self.alias:
             raise PlanError("load.alias and the alias in load.to differ", found=f"{self.alias} and {dest.alias}")
-        if dest.alias in state.aliases():
-            state.expect_new(dest.alias, [str(dest.expr)])
+        if dest.alias in state.names.aliases():
+            state.names.expect_new(dest.alias, [str(dest.expr)])
         else:
-            state.add_alias(dest.alias)
-        state.create(dest.alias, str(dest.expr), state.read_one(self.path, self.format))
-        state.tell(f"load: {self.path} -> {dest.expr}")
+            state.files.add_alias(dest.alias)
+        state.versions.create(dest.alias, str(dest.expr), state.files.read_one(self.path, self.format))
+        state.speech.tell(f"load: {self.path} -> {dest.expr}")
 
     def _target(self, state: State) -> str:
         return self.alias or state.default_alias or "model"
@@ -54,4 +56,6 @@ class Load(Directive):
     def contributes(self, state: State) -> str | None:
         if self.to is None:
             return self._target(state)
-        return state.reference(self.to, key="to", slices=False, literal=True, default=self.alias, new_alias=True).alias
+        return state.names.reference(
+            self.to, key="to", slices=False, literal=True, default=self.alias, new_alias=True
+        ).alias

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..core import adapters
 from ..core.dtypes import BY_NAME, DType
@@ -35,6 +35,9 @@ from ..lora.ranks import Choice, Measured, choose_ranks
 from ..lora.told import Row, Told, warnings
 from ..lora.written import Writer
 from ..numerics.lowrank import METHODS
+
+if TYPE_CHECKING:
+    from ..lora.ranks import Table
 
 TIED = "modules that share the weight of the embedding, such as lm_head; none if there is no such output layer"
 TO = "a new alias for the adapter; or with :: a template of the names that parameters have in the model for PEFT"
@@ -123,26 +126,26 @@ class LoraExtract(Directive):
         modules = sort_modules(state, found, self._wishes)
         rows = self._rows(state, modules, found)
         demand_equal(state, modules.equal, found, at_once=not rows)
-        if not rows and state.waits():
+        if not rows and state.checks.waits():
             rows = [Row(_spare(found, modules), 0, 1)]
         elif not rows:
             raise PlanError("lora_extract: nothing to extract: base and tuned do not differ", where=self.base.mark)
         alias = self._destination(state).alias
-        if alias not in state.aliases():
-            state.add_alias(alias)
-        elif state.names(alias):
+        if alias not in state.names.aliases():
+            state.files.add_alias(alias)
+        elif state.names.of(alias):
             raise PlanError(f"lora_extract: {alias} holds tensors already", hint="give `to` a new alias")
         writer = Writer(self, state, alias, rows, modules, found)
         sinks, tied, with_bias = writer.factors(), writer.tied(), writer.biases()
         for entry in modules.stored:
-            state.create(alias, adapters.PREFIX + entry.name, entry.tuned)
+            state.versions.create(alias, adapters.PREFIX + entry.name, entry.tuned)
         config = writer.configuration(with_bias, tied)
         told = Told(rows, sinks, modules)
-        state.annotate(alias, "peft", {adapters.CONFIG: json.dumps(config)}, {"extraction.json": told.as_json})
-        state.say_later(told.as_table)
-        if self.serving == "peft" and not state.waits():
+        state.files.annotate(alias, "peft", {adapters.CONFIG: json.dumps(config)}, {"extraction.json": told.as_json})
+        state.speech.say_later(told.as_table)
+        if self.serving == "peft" and not state.checks.waits():
             for warning in warnings(rows, found):
-                state.warn(f"lora_extract: {warning}", where=self.base.mark)
+                state.speech.warn(f"lora_extract: {warning}", where=self.base.mark)
 
     def contributes(self, state: State) -> str | None:
         return self._destination(state).alias
@@ -152,7 +155,7 @@ class LoraExtract(Directive):
         to = self.to
         if isinstance(to, Scalar) and isinstance(to.value, str) and "::" not in to.value:
             to = Scalar(f"{to.value}::\\g<0>", to.mark)
-        return state.reference(to, key="to", slices=False, new_alias=True)
+        return state.names.reference(to, key="to", slices=False, new_alias=True)
 
     def _entries(self, state: State) -> list[Entry]:
         """All matched parameters, and what they are.
@@ -160,25 +163,25 @@ class LoraExtract(Directive):
         Raises:
             PlanError: the checkpoints do not match.
         """
-        base = state.reference(self.base, key="base", slices=False)
-        tuned = state.reference(self.tuned, key="tuned", slices=False)
-        pairs = state.pairs(base, tuned, self._destination(state))
+        base = state.names.reference(self.base, key="base", slices=False)
+        tuned = state.names.reference(self.tuned, key="tuned", slices=False)
+        pairs = state.names.pairs(base, tuned, self._destination(state))
         for pattern in (*self.skip, *self.modules_to_save, *self.embedding, *self.linear, *self.expert):
             check_time(pattern, [dest for *_, dest in pairs], self.base.mark)
         triples = [(name, other, dest, self._is_skipped(dest)) for name, other, dest in pairs]
-        triples = [row for row in triples if not row[3] or state.has(tuned.alias, row[1])]
-        state.expect_present(tuned.alias, [row[1] for row in triples], kind="tuned")
+        triples = [row for row in triples if not row[3] or state.names.has(tuned.alias, row[1])]
+        state.names.expect_present(tuned.alias, [row[1] for row in triples], kind="tuned")
         self._check_extra(state, base, tuned, {row[1] for row in triples})
         entries = []
         for name, other, dest, is_skipped in triples:
             if "" in dest.split("."):
                 raise PlanError(f"lora_extract: {dest!r} is no name of a parameter", where=self.to.mark, found=name)
-            left = state.slot(base.alias, name, reads=1).node
-            right = state.slot(tuned.alias, other, reads=1).node
+            left = state.versions.slot(base.alias, name, reads=1).node
+            right = state.versions.slot(tuned.alias, other, reads=1).node
             if left.spec is None or right.spec is None:
                 continue  # an earlier step that failed would have made it
             if not is_skipped:
-                state.check_plain(left, right)
+                state.versions.check_plain(left, right)
             if left.spec.shape != right.spec.shape and not is_skipped:
                 raise PlanError(
                     f"lora_extract: {name} has another shape in {tuned.alias}",
@@ -194,10 +197,10 @@ class LoraExtract(Directive):
 
     def _check_extra(self, state: State, base: Reference, tuned: Reference, there: set[str]) -> None:
         """Raise a PlanError if the fine-tune has tensors that the base has not, unless they are skipped."""
-        known = set(state.names(base.alias))
+        known = set(state.names.of(base.alias))
         extra = [
             name
-            for name in state.names(tuned.alias)
+            for name in state.names.of(tuned.alias)
             if name not in there
             and name not in known
             and naming.could_produce(tuned, name)
@@ -251,11 +254,11 @@ class LoraExtract(Directive):
             spare = _spare(found, modules)
             rows[spare.name] = Row(spare, 0, 1)
         found_rows = list(rows.values())
-        if not state.waits():
+        if not state.checks.waits():
             _check_known([row.entry for row in found_rows])
         if self.serving == "peft" or not found_rows:
             return found_rows
-        room = WIDTHS[-1] if state.waits() else self._uniform_width(found_rows, modules)
+        room = WIDTHS[-1] if state.checks.waits() else self._uniform_width(found_rows, modules)
         return [replace(row, width=room) for row in found_rows]
 
     def _uniform_width(self, rows: Sequence[Row], modules: Modules) -> int:
@@ -285,7 +288,9 @@ class LoraExtract(Directive):
         possible = {entry.name: min(entry.shape[-2:]) for entry in modules.factored}
         if self.rank is not None:
             small = [name for name, most in possible.items() if most < self.rank]
-            if small and not state.waits():  # until the data is known, modules that did not change are among them
+            if (
+                small and not state.checks.waits()
+            ):  # until the data is known, modules that did not change are among them
                 raise PlanError(
                     f"lora_extract: no rank {self.rank} in {small[0]}",
                     expected=f"at most {min(possible.values())}",
@@ -296,12 +301,11 @@ class LoraExtract(Directive):
         bound = {name: min(most, self.max_rank or most) for name, most in possible.items()}
         if not self.by_data:
             return bound
-        tables = {entry.name: self._spectrum(state, entry, bound[entry.name]) for entry in modules.factored}
-        if any(table is None for table in tables.values()):
-            return bound
-        return self._chosen(modules, tables)
+        asked = {entry.name: self._spectrum(state, entry, bound[entry.name]) for entry in modules.factored}
+        tables = {name: table for name, table in asked.items() if table is not None}
+        return self._chosen(modules, tables) if len(tables) == len(asked) else bound
 
-    def _chosen(self, modules: Modules, tables: Mapping[str, Any]) -> dict[str, int]:
+    def _chosen(self, modules: Modules, tables: Mapping[str, Table]) -> dict[str, int]:
         """The ranks that the spectra of the changes ask for; 0, with the reason told, for what is left out."""
         how = Choice(self.energy, self.budget, self.noise_floor, self.max_rank, self.multiple_of)
         measured = {entry.name: _measured(entry, tables[entry.name]) for entry in modules.factored}
@@ -319,20 +323,23 @@ class LoraExtract(Directive):
                     modules.left[entry.name] = "unchanged" if not seen.total else "noise" if above else "no budget"
         return ranks
 
-    def _spectrum(self, state: State, entry: Entry, bound: int) -> Any:
+    def _spectrum(self, state: State, entry: Entry, bound: int) -> Table | None:
         if entry.base is entry.tuned:
             return _zeros()
-        return state.ask(state.apply(Spectrum(bound, self.method), entry.base, entry.tuned)[0])
+        found: Table | None = state.checks.ask(
+            state.versions.compute(Spectrum(bound, self.method), entry.base, entry.tuned)
+        )
+        return found
 
 
-def _zeros() -> Any:
+def _zeros() -> Table:
     """The spectrum of no change."""
     import numpy as np
 
     return np.zeros((1, 3))
 
 
-def _measured(entry: Entry, table: Any) -> Measured:
+def _measured(entry: Entry, table: Table) -> Measured:
     first, second = entry.shape[-2:]
     return Measured(entry.name, (first, second), table)
 

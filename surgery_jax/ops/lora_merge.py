@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..core import adapters
 from ..core.dtypes import BY_NAME
@@ -15,7 +14,7 @@ from ..core.errors import PlanError, StorageError, listing, nearest
 from ..core.specs import Spec
 from ..kit.base import Directive, boolean, choice, expressions, pattern, reference, text
 from ..kit.base import node as any_node
-from ..kit.state import State
+from ..kit.state import State, Value
 from ..language import document
 from ..language.document import Node, Scalar
 from ..language.names import Reference
@@ -53,7 +52,7 @@ class Changes:
     factors: list[Factors] = field(default_factory=list)
     added: list[tuple[Adapter, str, float]] = field(default_factory=list)  # changes of a bias, with the scale
     replaced: list[tuple[Adapter, str]] = field(default_factory=list)  # the whole parameter
-    start: Any = None  # what it begins as if the base has it not
+    start: Value | None = None  # what it begins as if the base has it not
 
 
 @dataclass(frozen=True)
@@ -96,15 +95,15 @@ class LoraMerge(Directive):
         places = Places(
             base.alias,
             lambda parameter: self._renamed(base, parameter),
-            dict.fromkeys(state.names(base.alias)),
+            dict.fromkeys(state.names.of(base.alias)),
             _specs(state, base.alias),
         )
-        model = adapter_facts.describe(state.document(base.alias, "config.json"))
+        model = adapter_facts.describe(state.files.document(base.alias, "config.json"))
         changes: dict[str, Changes] = {}
         outputs = Outputs(places, self.tied, model)
         for alias, weight in self._weights().items():
             self._check_alias(state, alias)
-            text, names = state.metadata(alias).get(adapters.CONFIG), state.names(alias)
+            text, names = state.files.metadata(alias).get(adapters.CONFIG), state.names.of(alias)
             with self._located(alias):
                 adapter = Adapter.read(alias, weight, text, names, _specs(state, alias))
                 self._collect(adapter, places, model, outputs, changes)
@@ -116,25 +115,25 @@ class LoraMerge(Directive):
             untied = outputs.untied()
         if untied:
             name, source = untied
-            changes.setdefault(name, Changes()).start = state.slot(base, source, reads=1).node
+            changes.setdefault(name, Changes()).start = state.versions.slot(base, source, reads=1).node
         for line in outputs.told():
-            state.say(f"lora_merge: {line}")
+            state.speech.say(f"lora_merge: {line}")
         for name, change in changes.items():
             node = change.start
-            if node is None and state.has(base, name):
-                node = state.slot(base, name, reads=1).node
+            if node is None and state.names.has(base, name):
+                node = state.versions.slot(base, name, reads=1).node
             node = self._changed(state, node, name, change)
-            if state.has(base, name):
-                state.rebind(base, name, node)
+            if state.names.has(base, name):
+                state.versions.rebind(base, name, node)
             else:
-                state.create(base, name, node)
-            state.tell(f"lora_merge: {name}")
+                state.versions.create(base, name, node)
+            state.speech.tell(f"lora_merge: {name}")
         if untied:
             self._check_rows(state, base, *untied)
 
     def _check_rows(self, state: State, base: str, layer: str, embedding: str) -> None:
         """Raise a PlanError if an adapter gave new rows to an embedding, but not to the output layer that shared it."""
-        one, other = (state.slot(base, name).node.spec for name in (layer, embedding))
+        one, other = (state.versions.slot(base, name).node.spec for name in (layer, embedding))
         if one is not None and other is not None and one.shape != other.shape:
             raise PlanError(
                 f"lora_merge: {embedding} gets another number of rows, but {layer}, which shares it, does not",
@@ -166,7 +165,7 @@ class LoraMerge(Directive):
         to = self.to
         if isinstance(to, Scalar) and isinstance(to.value, str) and "::" not in to.value:
             to = Scalar(f"{to.value}::\\g<0>", to.mark)
-        return state.reference(to, key="to", slices=False)
+        return state.names.reference(to, key="to", slices=False)
 
     def _renamed(self, base: Reference, parameter: str) -> str | None:
         """The name that a parameter of an adapter has in the base; None if `from` does not match it.
@@ -183,12 +182,12 @@ class LoraMerge(Directive):
             raise PlanError(f"lora_merge: from and to do not fit: {error}", where=self.to.mark) from None
 
     def _check_alias(self, state: State, alias: str) -> None:
-        if alias not in state.aliases():
-            near = nearest(alias, state.aliases(), 1)
+        if alias not in state.names.aliases():
+            near = nearest(alias, state.names.aliases(), 1)
             raise PlanError(
                 f"lora_merge.adapters: unknown model alias: {alias!r}",
                 where=self.adapters.mark,
-                expected="one of " + ", ".join(state.aliases()),
+                expected="one of " + ", ".join(state.names.aliases()),
                 hint=f"did you mean {near[0]}?" if near else "name the adapter's directory in inputs",
             )
 
@@ -262,94 +261,98 @@ class LoraMerge(Directive):
 
     # -- what becomes of a parameter ----------------------------------------------------------------------------
 
-    def _changed(self, state: State, node: Any, name: str, change: Changes) -> Any:
+    def _changed(self, state: State, node: Value | None, name: str, change: Changes) -> Value:
         """The new version of a parameter."""
         if node is not None and node.spec is None:
             return node
         if node is not None:
-            state.check_plain(node)
+            state.versions.check_plain(node)
         if change.replaced:
             node = self._replaced(state, node, name, change.replaced)
+        assert node is not None  # what the base has not is stored whole in an adapter
         if node.spec is not None and change.factors:
             node = self._with_factors(state, node, change)
         if node.spec is not None and change.added:
             dtype = node.spec.dtype
-            total = state.apply(Cast(WIDE), node)[0]
+            total = state.versions.compute(Cast(WIDE), node)
             for adapter, held, scale in change.added:
-                part = state.slot(adapter.alias, held, reads=1).node
-                scaled = state.apply(Scale(scale), state.apply(Cast(WIDE), part)[0])[0]
-                total = state.apply(Add(), total, scaled)[0]
-            node = state.apply(Cast(dtype), total)[0]
+                part = state.versions.slot(adapter.alias, held, reads=1).node
+                scaled = state.versions.compute(Scale(scale), state.versions.compute(Cast(WIDE), part))
+                total = state.versions.compute(Add(), total, scaled)
+            node = state.versions.compute(Cast(dtype), total)
         return node
 
-    def _with_factors(self, state: State, node: Any, change: Changes) -> Any:
+    def _with_factors(self, state: State, node: Value, change: Changes) -> Value:
         """A weight with the products of factors; those of a convolution are of its weight as a matrix."""
-        shape = node.spec.shape
+        shape = state.versions.spec(node).shape
         turned, scales, parts = [], [], []
         for one in change.factors:
             alias, target = one.axes.adapter.alias, one.target
             with self._located(alias):
                 turned.append(one.axes.is_transposed(target, target.base.shape if one.piece else shape))
             scales.append(one.scale)
-            pair = [state.slot(alias, held, reads=1).node for held in (target.pair.a, target.pair.b)]
+            pair = [state.versions.slot(alias, held, reads=1).node for held in (target.pair.a, target.pair.b)]
             if one.piece is not None:
                 pair = factors_of(state, one.piece, target, turned[-1], *pair)
             if len(target.a.shape) > 2:
-                pair = [state.apply(Reshape(_matrix(part.spec)), part)[0] for part in pair]
+                pair = [state.versions.compute(Reshape(_matrix(state.versions.spec(part))), part) for part in pair]
             parts += pair
         op = AddFactors(tuple(turned), tuple(scales))
         if len(change.factors[0].target.a.shape) == 2:
-            return state.apply(op, node, *parts)[0]
-        flat = state.apply(Reshape(_matrix(node.spec)), node)[0]
-        return state.apply(Reshape(shape), state.apply(op, flat, *parts)[0])[0]
+            return state.versions.compute(op, node, *parts)
+        flat = state.versions.compute(Reshape(_matrix(state.versions.spec(node))), node)
+        return state.versions.compute(Reshape(shape), state.versions.compute(op, flat, *parts))
 
-    def _replaced(self, state: State, node: Any, name: str, given: list[tuple[Adapter, str]]) -> Any:
+    def _replaced(self, state: State, node: Value | None, name: str, given: list[tuple[Adapter, str]]) -> Value:
         """The base with the differences to modules stored whole."""
-        parts = [(adapter, state.slot(adapter.alias, held, reads=1).node) for adapter, held in given]
+        parts = [(adapter, state.versions.slot(adapter.alias, held, reads=1).node) for adapter, held in given]
         broken = next((part for _, part in parts if part.spec is None), None)
         if broken is not None:
             return broken
+        specs = [(adapter, state.versions.spec(part)) for adapter, part in parts]
         (first, part), *more = parts
-        if node is None or part.spec.shape != node.spec.shape or (first.weight == 1.0 and not more):
-            self._check_alone(node, name, parts)
-            if node is not None and part.spec.shape != node.spec.shape:
-                state.say(
-                    f"lora_merge: {name} is that of {first.alias}, {list(part.spec.shape)} for {list(node.spec.shape)}"
-                    + (f": set vocab_size: {part.spec.shape[0]} in config.json" if len(part.spec.shape) == 2 else "")
+        if node is None:
+            self._check_alone(None, name, specs)
+            return part
+        shape, spec = specs[0][1].shape, state.versions.spec(node)
+        if shape != spec.shape or (first.weight == 1.0 and not more):
+            self._check_alone(spec, name, specs)
+            if shape != spec.shape:
+                state.speech.say(
+                    f"lora_merge: {name} is that of {first.alias}, {list(shape)} for {list(spec.shape)}"
+                    + (f": set vocab_size: {shape[0]} in config.json" if len(shape) == 2 else "")
                 )
-            return part if node is None else state.apply(Cast(node.spec.dtype), part)[0]
-        spec = node.spec
-        base = total = state.apply(Cast(WIDE), node)[0]
+            return state.versions.compute(Cast(spec.dtype), part)
+        if any(other.shape != spec.shape for _, other in specs):
+            self._check_alone(spec, name, specs)
+        base = total = state.versions.compute(Cast(WIDE), node)
         for adapter, part in parts:
-            if part.spec.shape != spec.shape:
-                self._check_alone(node, name, parts)
-            change = state.apply(Subtract(), state.apply(Cast(WIDE), part)[0], base)[0]
-            total = state.apply(Add(), total, state.apply(Scale(adapter.weight), change)[0])[0]
-        return state.apply(Cast(spec.dtype), total)[0]
+            change = state.versions.compute(Subtract(), state.versions.compute(Cast(WIDE), part), base)
+            total = state.versions.compute(Add(), total, state.versions.compute(Scale(adapter.weight), change))
+        return state.versions.compute(Cast(spec.dtype), total)
 
-    def _check_alone(self, node: Any, name: str, parts: list[tuple[Adapter, Any]]) -> None:
+    def _check_alone(self, spec: Spec | None, name: str, parts: list[tuple[Adapter, Spec]]) -> None:
         """Raise a PlanError unless one adapter, of weight 1, gives a tensor that cannot be mixed with the base's, and
         differs from it in no more than its rows."""
         adapter, part = parts[0]
-        shapes = None if node is None else (node.spec.shape, part.spec.shape)
-        fits = shapes is None or (len(shapes[0]) == len(shapes[1]) and shapes[0][1:] == shapes[1][1:])
+        fits = spec is None or (len(spec.shape) == len(part.shape) and spec.shape[1:] == part.shape[1:])
         if len(parts) == 1 and adapter.weight == 1.0 and fits:
             return
-        listed = listing(f"{one.alias} (weight {one.weight:g}): {held.spec}" for one, held in parts)
+        listed = listing(f"{one.alias} (weight {one.weight:g}): {held}" for one, held in parts)
         raise PlanError(
             f"lora_merge: {name} is stored whole in {adapter.alias}, and cannot be mixed with that of the base",
             where=self.adapters.mark,
             expected="one adapter, of weight 1, with the same lengths but for the rows"
-            if node is not None
+            if spec is not None
             else "one adapter, of weight 1",
-            found=f"{'none in the base' if node is None else f'{node.spec} in the base'}; {listed}",
-            hint="give the base as many rows first, as the model for the adapter was given" if fits and node else None,
+            found=f"{'none in the base' if spec is None else f'{spec} in the base'}; {listed}",
+            hint="give the base as many rows first, as the model for the adapter was given" if fits and spec else None,
         )
 
 
 def _specs(state: State, alias: str) -> Callable[[str], Spec | None]:
     """Shape and dtype of every tensor of an alias; None of one that an earlier step failed to make."""
-    return lambda name: state.slot(alias, name).node.spec
+    return lambda name: state.versions.slot(alias, name).node.spec
 
 
 def _matrix(spec: Spec) -> tuple[int, int]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
 from ..kit.base import TensorOp
 from ..kit.forms import Ternary
+from ..kit.kernel import Array, Kernel
 from ..kit.rules import check_arrays
 from ..numerics.cuts import BLOCKS, STRANDS, Cut
 
@@ -73,7 +73,7 @@ class Matmul(TensorOp):
             total += 2 * count * k * n // (STRANDS * BLOCKS)  # a block of columns of every device, twice
         return total * max(a.dtype.itemsize, 4)
 
-    def apply(self, k: Any, a: Any, b: Any) -> Any:
+    def apply(self, k: Kernel, a: Array, b: Array) -> Array:
         return k.narrow(k.matmul(k.widen(a), k.widen(b)), a)
 
 

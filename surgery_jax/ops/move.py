@@ -24,15 +24,15 @@ class Move(Directive):
     to: Node = reference("their new names, must be new")
 
     def build(self, state: State) -> None:
-        source = state.reference(self.source, key="from", slices=False)
-        dest = state.reference(self.to, key="to", slices=False)
-        pairs = state.pairs(source, dest)
-        state.expect_new(dest.alias, [name for _, name in pairs])
+        source = state.names.reference(self.source, key="from", slices=False)
+        dest = state.names.reference(self.to, key="to", slices=False)
+        pairs = state.names.pairs(source, dest)
+        state.names.expect_new(dest.alias, [name for _, name in pairs])
         for name, new in pairs:
-            node = state.slot(source.alias, name).node
-            state.drop(source.alias, name)
-            state.create(dest.alias, new, node, reads=1)
-            state.tell(f"move: {name} -> {new}")
+            node = state.versions.slot(source.alias, name).node
+            state.versions.drop(source.alias, name)
+            state.versions.create(dest.alias, new, node, reads=1)
+            state.speech.tell(f"move: {name} -> {new}")
 
     def contributes(self, state: State) -> str | None:
-        return state.reference(self.to, key="to", slices=False).alias
+        return state.names.reference(self.to, key="to", slices=False).alias

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
 from ..kit.base import TensorOp, integer, number, word
 from ..kit.forms import InPlace, New
+from ..kit.kernel import Array, Bound, Kernel
 from ..kit.rules import check_floats
 
 
@@ -46,7 +46,7 @@ class Noise(TensorOp):
         check_floats(source)
         return (source,)
 
-    def apply(self, k: Any, source: Any, position: Any) -> Any:
+    def apply(self, k: Kernel, source: Array, position: Array) -> Array:
         from ..numerics.threefry import normal
 
         noise = k.mul(normal(k, (self.first, self.second), position), k.xp.asarray(self.std, "float64"))
@@ -55,5 +55,5 @@ class Noise(TensorOp):
     def workspace_bytes(self, source: Spec, position: Spec) -> int:
         return 8 * source.size  # the noise, in float64
 
-    def smallest(self, source: Any, position: Any) -> Any:
+    def smallest(self, source: Bound, position: Bound) -> Bound:
         return source

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.errors import PlanError
 from ..kit.draws import Draw, Drawn, Redraw, number_or_like
+from ..kit.kernel import Array, Kernel
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,10 @@ class Normal(Drawn):
     def is_like(self) -> bool:
         return self.mean is None or self.std is None
 
-    def apply(self, k: Any, position: Any, *statistics: Any, **_: Any) -> Any:
+    def apply(self, k: Kernel, position: Array, *statistics: Array) -> Array:
         from ..numerics.threefry import normal
 
-        mean, std = statistics[0] if statistics else (None, None)
-        mean = k.xp.asarray(mean if self.mean is None else self.mean, "float64")
-        std = k.xp.asarray(std if self.std is None else self.std, "float64")
+        mean = statistics[0][0] if self.mean is None else k.xp.asarray(self.mean, "float64")
+        std = statistics[0][1] if self.std is None else k.xp.asarray(self.std, "float64")
         drawn = k.mul(normal(k, (self.first, self.second), position), std) + mean
         return k.cast(drawn, self.dtype)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
 from ..kit.base import integers
 from ..kit.forms import New
+from ..kit.kernel import Array, Kernel
 from ..kit.rules import check_arrays
 from ..kit.structure import Run, Structure, row_major, strided_runs
 
@@ -56,5 +56,5 @@ class Permute(Structure):
     def by_rows(self, rows: int, result: Spec, *operands: Spec) -> Permute | None:
         return self if self.order[0] == 0 else None
 
-    def apply(self, k: Any, source: Any) -> Any:
+    def apply(self, k: Kernel, source: Array) -> Array:
         return source.transpose(self.order)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
 from ..kit.base import Directive, TensorOp, boolean, choice, rank, reference
 from ..kit.forms import InPlace
+from ..kit.kernel import Array, Kernel
 from ..kit.rules import check_floats, check_matrix
 from ..kit.state import State
 from ..language.document import Node
@@ -54,7 +54,7 @@ class Factors(TensorOp):
     def cut_workspace_bytes(self, count: int, cut: Cut, source: Spec) -> int:
         return factoring_bytes(count, source, self.rank, max(source.dtype.itemsize, 4))
 
-    def apply(self, k: Any, source: Any) -> Any:
+    def apply(self, k: Kernel, source: Array) -> tuple[Array, Array]:
         u, s, vt = factors(k, source, self.rank, self.method)
         root = k.xp.sqrt(s)
         return k.narrow(root[:, None] * vt, source), k.narrow(u * root, source)
@@ -89,7 +89,7 @@ class LowRank(TensorOp):
     def cut_workspace_bytes(self, count: int, cut: Cut, source: Spec) -> int:
         return factoring_bytes(count, source, self.rank, max(source.dtype.itemsize, 4))
 
-    def apply(self, k: Any, source: Any) -> Any:
+    def apply(self, k: Kernel, source: Array) -> Array:
         u, s, vt = factors(k, source, self.rank, self.method)
         return k.narrow(k.matmul(u * s, vt), source)
 
@@ -118,12 +118,12 @@ class Phlora(Directive):
     require_missing_dest: bool = boolean("refuse to overwrite existing tensors", True)
 
     def build(self, state: State) -> None:
-        target = state.reference(self.target, key="target", slices=False)
+        target = state.names.reference(self.target, key="target", slices=False)
         sides = [
-            state.reference(node, key=key, slices=False, default=target.alias)
+            state.names.reference(node, key=key, slices=False, default=target.alias)
             for key, node in (("target_a", self.target_a), ("target_b", self.target_b))
         ]
-        pairs = [state.pairs(target, side) for side in sides]
+        pairs = [state.names.pairs(target, side) for side in sides]
         for (name, a), (_, b) in zip(*pairs, strict=True):
             if (sides[0].alias, a) == (sides[1].alias, b):
                 raise PlanError(
@@ -131,19 +131,19 @@ class Phlora(Directive):
                 )
         for side, named in zip(sides, pairs, strict=True):
             if self.require_missing_dest:
-                state.expect_new(side.alias, [dest for _, dest in named])
+                state.names.expect_new(side.alias, [dest for _, dest in named])
         for (name, a), (_, b) in zip(*pairs, strict=True):
-            node = state.slot(target.alias, name, reads=2).node
+            node = state.versions.slot(target.alias, name, reads=2).node
             for side, dest, factor in zip(
-                sides, (a, b), state.apply(Factors(self.rank, self.method), node), strict=True
+                sides, (a, b), state.versions.apply(Factors(self.rank, self.method), node), strict=True
             ):
-                if state.has(side.alias, dest):
-                    state.rebind(side.alias, dest, factor)
+                if state.names.has(side.alias, dest):
+                    state.versions.rebind(side.alias, dest, factor)
                 else:
-                    state.create(side.alias, dest, factor)
+                    state.versions.create(side.alias, dest, factor)
             if self.delete_original:
-                state.drop(target.alias, name)
-            state.tell(f"phlora: {name} -> {a}, {b}")
+                state.versions.drop(target.alias, name)
+            state.speech.tell(f"phlora: {name} -> {a}, {b}")
 
     def contributes(self, state: State) -> str | None:
-        return state.reference(self.target, key="target", slices=False).alias
+        return state.names.reference(self.target, key="target", slices=False).alias

@@ -38,13 +38,13 @@ class Prefixes(Directive):
 
     def build(self, state: State) -> None:
         if self.mode == "list":
-            state.say("\n".join(["aliases:", *(f"  {alias}" for alias in state.aliases())]))
+            state.speech.say("\n".join(["aliases:", *(f"  {alias}" for alias in state.names.aliases())]))
         elif self.mode == "add":
-            state.add_alias(str(self.alias))
+            state.files.add_alias(str(self.alias))
         elif self.mode == "remove":
-            state.remove_alias(str(self.alias))
+            state.files.remove_alias(str(self.alias))
         else:
-            state.rename_alias(str(self.from_), str(self.to))
+            state.files.rename_alias(str(self.from_), str(self.to))
 
     def contributes(self, state: State) -> str | None:
         return {"add": self.alias, "rename": self.to}.get(self.mode)

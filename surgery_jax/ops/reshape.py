@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
 from ..kit.base import integers
 from ..kit.forms import InPlace, New
+from ..kit.kernel import Array, Kernel
 from ..kit.structure import Run, Structure
 
 
@@ -56,5 +56,5 @@ class Reshape(Structure):
     def by_rows(self, rows: int, result: Spec, *operands: Spec) -> Reshape | None:
         return Reshape((rows, *result.shape[1:])) if 0 not in result.shape else None
 
-    def apply(self, k: Any, source: Any) -> Any:
+    def apply(self, k: Kernel, source: Array) -> Array:
         return source.reshape(self.shape)

@@ -8,6 +8,7 @@ from ..core.errors import PlanError
 from ..kit.base import Directive, node, reference, text
 from ..kit.state import State
 from ..language.nodes import Node, words_of
+from ..language.plan import parse_documents
 
 
 @dataclass(frozen=True)
@@ -31,21 +32,26 @@ class SaveStep(Directive):
     shard: str | None = text("largest size of a shard, such as 5GB", None)
     options: Node | None = node("of the format, such as { compression: zstd } of orbax", None, kind="mapping")
 
+    documents: Node | None = node("which come along: none, or patterns of their names", None)
+
     def build(self, state: State) -> None:
+        documents = None if self.documents is None else parse_documents(self.documents, "save")
         options = {} if self.options is None else words_of(self.options, "save.options")
         if self.target is None:
-            state.save(self.path, self.format, self.shard, self._alias(state), None, options)
+            state.files.save(self.path, self.format, self.shard, self._alias(state), None, options, documents)
             return
+        if documents:
+            raise PlanError("a file of one tensor has no documents", hint="leave out save.documents or save.target")
         if self.shard is not None:
             raise PlanError("one tensor cannot be sharded", hint="leave out save.shard or save.target")
-        target = state.reference(self.target, key="target", slices=False, literal=True, default=self.alias)
+        target = state.names.reference(self.target, key="target", slices=False, literal=True, default=self.alias)
         if self.alias is not None and target.alias != self.alias:
             raise PlanError("save.alias and the alias in save.target differ", found=f"{self.alias} and {target.alias}")
-        state.expect_present(target.alias, [str(target.expr)], kind="target")
-        state.save(self.path, self.format, None, target.alias, str(target.expr), options)
+        state.names.expect_present(target.alias, [str(target.expr)], kind="target")
+        state.files.save(self.path, self.format, None, target.alias, str(target.expr), options)
 
     def _alias(self, state: State) -> str:
-        aliases = state.aliases()
+        aliases = state.names.aliases()
         alias = self.alias or state.default_alias or (aliases[0] if len(aliases) == 1 else None)
         if alias is None:
             raise PlanError("save needs an alias", expected="one of " + ", ".join(aliases))

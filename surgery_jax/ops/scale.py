@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.specs import Spec
 from ..kit.base import TensorOp, number
 from ..kit.forms import InPlace, New
+from ..kit.kernel import Array, Bound, Kernel
 from ..kit.rules import check_floats
 
 
@@ -27,9 +27,9 @@ class Scale(TensorOp):
         check_floats(source, complex_too=True)
         return (source,)
 
-    def apply(self, k: Any, source: Any) -> Any:
+    def apply(self, k: Kernel, source: Array) -> Array:
         wide = k.widen(source)
         return k.narrow(k.mul(wide, k.number(self.by, wide)), source)
 
-    def smallest(self, source: Any) -> Any:
+    def smallest(self, source: Bound) -> Bound:
         return source.times(source.of(self.by))

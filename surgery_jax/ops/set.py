@@ -21,7 +21,7 @@ def _parse_flag(value: Node) -> bool:
 
 
 def _flag(doc: str, key: str) -> Any:
-    return base._field(Field("boolean", doc, _parse_flag, None, key=key))
+    return base.declare(Field("boolean", doc, _parse_flag, None, key=key))
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Set(Directive):
         given = {"dry-run": self.dry_run, "preview": self.preview, "verbose": self.verbose}
         for name, value in given.items():
             if value is not None:
-                state.set_flag(name, value)
+                state.control.set_flag(name, value)
         if all(value is None for value in given.values()):
-            state.say("\n".join(["flags:", *(f"  {name}: {str(state.flag(name)).lower()}" for name in given)]))
+            state.speech.say(
+                "\n".join(["flags:", *(f"  {name}: {str(state.control.flag(name)).lower()}" for name in given)])
+            )

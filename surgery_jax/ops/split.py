@@ -29,8 +29,10 @@ class Split(Directive):
     dim: int = integer("the axis; negative counts from the end", 0)
 
     def build(self, state: State) -> None:
-        source = state.reference(self.source, key="from")
-        parts = [state.reference(part, key="to", slices=False, literal=True) for part in _at_least_two(self.to, "to")]
+        source = state.names.reference(self.source, key="from")
+        parts = [
+            state.names.reference(part, key="to", slices=False, literal=True) for part in _at_least_two(self.to, "to")
+        ]
         names = [(part.alias, str(part.expr)) for part in parts]
         if len(self.sizes) != len(parts) or min(self.sizes) < 1:
             raise PlanError(
@@ -43,9 +45,9 @@ class Split(Directive):
                 "split destination collision: every part needs its own name", found=", ".join(n for _, n in names)
             )
         for alias, name in names:
-            state.expect_new(alias, [name])
-        name = state.one(source)
-        whole = state.view(state.slot(source.alias, name, reads=1).node, source)
+            state.names.expect_new(alias, [name])
+        name = state.names.one(source)
+        whole = state.versions.read(source, name)
         if whole.spec is not None:
             axis = check_axis(self.dim, whole.spec)
             if sum(self.sizes) != whole.spec.shape[axis]:
@@ -59,12 +61,14 @@ class Split(Directive):
             if whole.spec is not None:
                 axes = [(0, 1, count) for count in whole.spec.shape]
                 axes[axis] = (start, 1, size)
-                state.create(alias, part, *state.apply(View(tuple(axes), (False,) * len(axes)), whole))
+                state.versions.create(
+                    alias, part, state.versions.compute(View(tuple(axes), (False,) * len(axes)), whole)
+                )
             else:
-                state.create(alias, part, whole)
+                state.versions.create(alias, part, whole)
             start += size
-        state.tell(f"split: {name} -> {', '.join(n for _, n in names)}")
+        state.speech.tell(f"split: {name} -> {', '.join(n for _, n in names)}")
 
     def contributes(self, state: State) -> str | None:
         first = _at_least_two(self.to, "to")[0]
-        return state.reference(first, key="to", slices=False, literal=True).alias
+        return state.names.reference(first, key="to", slices=False, literal=True).alias

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.errors import PlanError, listing
 from ..core.specs import Spec
 from ..kit import base
 from ..kit.base import BoundStep, integer
 from ..kit.forms import Form
+from ..kit.kernel import Array, Kernel
 from ..kit.rules import check_arrays
 from ..kit.state import State
 from ..kit.structure import Run, Structure, worthwhile
@@ -29,10 +29,10 @@ class _Gather(Form):
 
     def build(self, step: BoundStep, state: State) -> None:
         assert isinstance(step.thing, Stack)
-        source = state.reference(step.refs["from"], key="from")
-        dest = state.reference(step.refs["to"], key="to", slices=False)
+        source = state.names.reference(step.refs["from"], key="from")
+        dest = state.names.reference(step.refs["to"], key="to", slices=False)
         gathered: dict[str, dict[int, str]] = {}
-        for name, new, number in state.numbered(source, dest):
+        for name, new, number in state.names.numbered(source, dest):
             other = gathered.setdefault(new, {}).setdefault(number, name)
             if other != name:
                 raise PlanError(
@@ -40,13 +40,13 @@ class _Gather(Form):
                     where=source.mark,
                     found=f"{other} and {name}",
                 )
-        state.expect_new(dest.alias, list(gathered))
+        state.names.expect_new(dest.alias, list(gathered))
         for new, numbered in gathered.items():
             names = _in_order(self.word, source, new, numbered)
-            parts = [state.view(state.slot(source.alias, name, reads=1).node, source) for name in names]
+            parts = [state.versions.read(source, name) for name in names]
             _check_alike(self.word, source, names, [part.spec for part in parts])
-            state.create(dest.alias, new, *state.apply(step.thing, *parts))
-            state.tell(f"{self.word}: {len(names)} tensors, {names[0]} to {names[-1]} -> {new}")
+            state.versions.create(dest.alias, new, state.versions.compute(step.thing, *parts))
+            state.speech.tell(f"{self.word}: {len(names)} tensors, {names[0]} to {names[-1]} -> {new}")
 
 
 def _in_order(word: str, source: Reference, new: str, numbered: dict[int, str]) -> list[str]:
@@ -124,5 +124,5 @@ class Stack(Structure):
     def by_rows(self, rows: int, result: Spec, *operands: Spec) -> Stack | None:
         return self if self.axis(operands[0]) > 0 else None
 
-    def apply(self, k: Any, *parts: Any) -> Any:
+    def apply(self, k: Kernel, *parts: Array) -> Array:
         return k.xp.stack(parts, axis=self.dim)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
 from ..kit.base import TensorOp
 from ..kit.forms import Accumulate, Ternary
+from ..kit.kernel import Array, Bound, Kernel
 from ..kit.rules import check_arrays, check_same
 
 
@@ -32,8 +32,8 @@ class Subtract(TensorOp):
             raise PlanError("booleans cannot be subtracted", found=str(a), hint="cast to int8 first")
         return (a,)
 
-    def apply(self, k: Any, a: Any, b: Any) -> Any:
+    def apply(self, k: Kernel, a: Array, b: Array) -> Array:
         return k.narrow(k.sub(k.widen(a), k.widen(b)), a)
 
-    def smallest(self, a: Any, b: Any) -> Any:
+    def smallest(self, a: Bound, b: Bound) -> Bound:
         return a.plus(b)

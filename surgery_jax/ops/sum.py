@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
 
 from ..core.specs import Spec
 from ..kit.base import TensorOp
 from ..kit.forms import Several
+from ..kit.kernel import Array, Bound, Kernel
 from ..kit.rules import check_arrays, check_same
 
 
@@ -23,14 +23,14 @@ class Sum(TensorOp):
     spellings = (Several("sum"),)
     examples = ("sum: { from: 'base::(.+)', and: ['first::\\1', 'second::\\1'], to: 'merged::\\1' }",)
 
-    def infer(self, *specs: Spec, **_: Any) -> tuple[Spec, ...]:
+    def infer(self, *specs: Spec) -> tuple[Spec, ...]:
         for other in specs[1:]:
             check_same(specs[0], other)
         check_arrays(specs[0])
         return (specs[0],)
 
-    def apply(self, k: Any, *arrays: Any, **_: Any) -> Any:
+    def apply(self, k: Kernel, *arrays: Array) -> Array:
         return k.narrow(reduce(k.add, map(k.widen, arrays)), arrays[0])
 
-    def smallest(self, *bounds: Any, **_: Any) -> Any:
+    def smallest(self, *bounds: Bound) -> Bound:
         return reduce(lambda a, b: a.plus(b), bounds)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.errors import PlanError
 from ..kit.base import number
 from ..kit.draws import Draw, Drawn, Redraw
+from ..kit.kernel import Array, Kernel
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Uniform(Drawn):
         if self.low.__class__ is float and not self.low < self.high:
             raise PlanError("low must be below high", found=f"low {self.low:g}, high {self.high:g}")
 
-    def apply(self, k: Any, position: Any, *statistics: Any, **_: Any) -> Any:
+    def apply(self, k: Kernel, position: Array, *statistics: Array) -> Array:
         from ..numerics.threefry import uniform
 
         low, high = (k.xp.asarray(bound, "float64") for bound in (self.low, self.high))

@@ -31,22 +31,22 @@ class Unstack(Directive):
     dim: int = integer("the axis; negative counts from the end", 0)
 
     def build(self, state: State) -> None:
-        source = state.reference(self.source, key="from")
-        dest = state.reference(self.to, key="to", slices=False)
-        for name, numbered in state.numberable(source, dest):
-            whole = state.view(state.slot(source.alias, name, reads=1).node, source)
-            spec = state.spec(whole)
+        source = state.names.reference(self.source, key="from")
+        dest = state.names.reference(self.to, key="to", slices=False)
+        for name, numbered in state.names.numberable(source, dest):
+            whole = state.versions.read(source, name)
+            spec = state.versions.spec(whole)
             axis = check_axis(self.dim, spec)
             names = [numbered(number) for number in range(spec.shape[axis])]
             if not names:
                 raise PlanError(f"unstack: {name} has nothing along axis {axis}", where=source.mark, found=str(spec))
-            state.expect_new(dest.alias, names)
+            state.names.expect_new(dest.alias, names)
             axes = [(0, 1, count) for count in spec.shape]
             for number, new in enumerate(names):
                 axes[axis] = (number, 1, 1)
                 removed = tuple(other == axis for other in range(len(axes)))
-                state.create(dest.alias, new, *state.apply(View(tuple(axes), removed), whole))
-            state.tell(f"unstack: {name} -> {len(names)} tensors, {names[0]} to {names[-1]}")
+                state.versions.create(dest.alias, new, state.versions.compute(View(tuple(axes), removed), whole))
+            state.speech.tell(f"unstack: {name} -> {len(names)} tensors, {names[0]} to {names[-1]}")
 
     def contributes(self, state: State) -> str | None:
-        return state.reference(self.to, key="to", slices=False).alias
+        return state.names.reference(self.to, key="to", slices=False).alias

@@ -1,1 +1,1 @@
-"""Accounts: explain, simulate, survey, compare, spectrum."""
+"""Accounts for people: explain, simulate, survey, compare, spectrum and its page. Imports `execute` and below."""

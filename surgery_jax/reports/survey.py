@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..core.specs import Spec
@@ -43,7 +43,8 @@ class TensorInfo(NamedTuple):  # many: tuples are made four times as fast as fro
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """A checkpoint: its format, its files, its text metadata, its tensors in their order, and what is left out."""
+    """A checkpoint: its format, its files, its text metadata, its tensors in their order, what is left out, and the
+    paths of the documents beside it by name."""
 
     path: str
     format: str
@@ -51,6 +52,7 @@ class CheckpointInfo:
     metadata: Mapping[str, str]
     tensors: tuple[TensorInfo, ...]
     left_out: tuple[str, ...] = ()
+    documents: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def num_parameters(self) -> int:
@@ -82,6 +84,7 @@ class CheckpointInfo:
             "files": list(self.files),
             "metadata": dict(self.metadata),
             "left_out": list(self.left_out),
+            "documents": dict(self.documents),
             **counts,
             "tensors": tensors,
         }
@@ -114,8 +117,15 @@ def survey(
         )
         for name, entry in chosen.items()
     )
-    metadata = dict(checkpoint.metadata)
-    return CheckpointInfo(checkpoint.path, checkpoint.format, checkpoint.files, metadata, tensors, checkpoint.left_out)
+    return CheckpointInfo(
+        checkpoint.path,
+        checkpoint.format,
+        checkpoint.files,
+        dict(checkpoint.metadata),
+        tensors,
+        checkpoint.left_out,
+        dict(checkpoint.documents),
+    )
 
 
 def _statistics(

@@ -11,94 +11,31 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import Notice, PlanError, SurgeryError, told
+from ..core.errors import PlanError
 from ..core.interrupts import check_interrupted
-from ..execute.observers import Appearing, Observer
+from ..execute.observers import Observer
 from ..execute.options import Options
 from ..graph.node import Graph
-from ..graph.roots import Symbolic
 from ..language.document import plain
 from ..language.jobs import Job, load_jobs
 from ..language.plan import Plan
 from ..storage import formats
 from ..storage.base import Checkpoint, Single
-from .compiled import Compiled, Outputs, Outside, compile_with
-from .finished import Entry, FileState, Finished, states_of
+from .compiled import Outside, compile_with
+from .finished import FileState, Finished, states_of
+from .ledger import BatchReport, JobReport, Ledger, Ready, amounts
 from .passes import Show, check_targets, output_paths
+from .reading import Headers
 from .run import Session, Transaction, showing
 
-__all__ = ["BatchReport", "JobReport", "batch"]
+__all__ = ["batch"]
 
 TOGETHER = 16  # jobs of a pass: their outputs appear together at its end, and one that fails costs the pass again
 MAX_FILES = 200  # of the outputs of a pass: they are open all the time
 MAX_NODES = 500_000  # of the graph of a pass, some hundred bytes each
-
-
-@dataclass(frozen=True)
-class JobReport:
-    """What became of a job.
-
-    status: `done`, `skipped` (finished by an earlier batch), `failed`, `not run` (after a failure), or `ready` where
-    nothing is to be run. outputs, num_tensors, bytes_written: of what is there now, or would be; those of a skipped job
-    are not counted again.
-    """
-
-    name: str
-    status: str
-    parameters: dict[str, Any]
-    outputs: tuple[str, ...] = ()
-    num_tensors: int = 0
-    bytes_written: int = 0
-    printed: str = ""
-    warnings: tuple[Notice, ...] = ()
-    error: SurgeryError | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
-        told = {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "error"}
-        told["warnings"] = [warning.as_json() for warning in self.warnings]
-        return told | {"problems": [] if self.error is None else [problem.as_json() for problem in self.error.single]}
-
-
-@dataclass(frozen=True)
-class BatchReport:
-    """The account of a batch. The amounts are those of all passes together, also of those that were tried again.
-
-    `leftovers` says, a sentence each, what runs that were killed had left beside the outputs.
-    """
-
-    jobs: tuple[JobReport, ...]
-    num_passes: int
-    num_compilations: int
-    bytes_moved: int
-    bytes_read: int
-    bytes_computed: int
-    peak_buffer_bytes: int
-    peak_rss_bytes: int
-    wall_s: float
-    stream_s: float
-    compile_s: float
-    leftovers: tuple[str, ...] = ()
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many jobs have each status."""
-        found = [job.status for job in self.jobs]
-        return {status: found.count(status) for status in dict.fromkeys(found)}
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether any job failed."""
-        return any(job.status == "failed" for job in self.jobs)
-
-    def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
-        told = {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "jobs"}
-        return {"jobs": [job.as_json() for job in self.jobs], "counts": self.counts} | told
 
 
 def batch(
@@ -127,7 +64,7 @@ def batch(
     """
     jobs = load_jobs(path, overrides)
     with Finished(record or f"{path}.done", is_kept=not only_check) as finished:
-        ledger = _Ledger(jobs, finished, options or Options(), tell)
+        ledger = Ledger(jobs, finished, options or Options(), tell)
         session = Session(options, observers=showing(progress, [ledger, *observers]))
         work = _Batch(jobs, session, ledger)
         work.run(max(together, 1), again=again, stop_on_failure=stop_on_failure, only_check=only_check)
@@ -163,71 +100,13 @@ class _Headers(Outside):
         return super().open_plan(path)
 
 
-@dataclass(frozen=True, eq=False)
-class _Ready:
-    """A job that headers find nothing wrong with."""
-
-    number: int
-    key: str  # of its plan
-    compiled: Compiled
-    inputs: dict[str, tuple[FileState, ...]]
-
-
-class _Ledger(Observer):
-    """What became of the jobs: those whose outputs will appear are recorded, and whatever has ended is told."""
-
-    def __init__(
-        self, jobs: Sequence[Job], finished: Finished, options: Options, tell: Callable[[JobReport], None] | None
-    ) -> None:
-        self.jobs = jobs
-        self.finished = finished
-        self.reports: dict[int, JobReport] = {}
-        self.has_failed = False
-        self._sync = options.sync
-        self._tell = tell
-
-    def appearing(self, plans: Sequence[Appearing]) -> None:
-        entries = {plan.tag.key: (self.jobs[plan.tag.number].name, _entry(plan)) for plan in plans}
-        self.finished.add(entries, self._sync)
-
-    def appeared(self, plan: Appearing) -> None:
-        outputs = [(staging.plan, staging.layout) for staging in plan.stagings]
-        self.end(plan.tag.number, "done", printed=plan.printed, **_amounts(plan.symbolic, outputs))
-
-    def fail(self, number: int, error: Exception) -> None:
-        """A job has failed."""
-        self.has_failed = True
-        self.end(number, "failed", error=told(error), printed=getattr(error, "printed", ""))
-
-    def end(self, number: int, status: str, **more: Any) -> None:
-        """A job has ended; `more` are further fields of its report."""
-        job = self.jobs[number]
-        try:
-            parameters = job.parameters
-        except PlanError:
-            parameters = {}  # its report has that error
-        self.reports[number] = JobReport(job.name, status, parameters, **more)
-        if self._tell is not None:
-            self._tell(self.reports[number])
-
-
-def _amounts(symbolic: Symbolic, outputs: Outputs) -> dict[str, Any]:
-    """What a report says of the outputs of a job."""
-    return {
-        "outputs": tuple(output.path for output, _ in outputs),
-        "warnings": tuple(symbolic.warnings),
-        "num_tensors": sum(len(save.tensors) for save in symbolic.saves),
-        "bytes_written": sum(file.size for _, layout in outputs for file in layout.files),
-    }
-
-
 class _Pass:
     """Jobs that are run together."""
 
     def __init__(self, options: Options) -> None:
         self.graph = Graph()
         self.headers = _Headers(options)
-        self.jobs: list[_Ready] = []
+        self.jobs: list[Ready] = []
 
     @property
     def is_full(self) -> bool:
@@ -239,10 +118,11 @@ class _Pass:
 class _Batch:
     """Jobs, and which files they read and write."""
 
-    def __init__(self, jobs: Sequence[Job], session: Session, ledger: _Ledger) -> None:
+    def __init__(self, jobs: Sequence[Job], session: Session, ledger: Ledger) -> None:
         self.jobs = jobs
         self.session = session
         self.options = session.options
+        self.headers = Headers()
         self.ledger = ledger
         self._stop_on_failure = False
         self._files: dict[str, Sequence[str]] = {}
@@ -268,7 +148,7 @@ class _Batch:
             if ready is None:
                 continue
             if only_check:
-                self.ledger.end(number, "ready", **_amounts(ready.compiled.symbolic, ready.compiled.outputs))
+                self.ledger.end(number, "ready", **amounts(ready.compiled.symbolic, ready.compiled.outputs))
                 current = _Pass(self.options) if current.is_full else current
                 continue
             current.jobs.append(ready)
@@ -277,7 +157,7 @@ class _Batch:
                 current = _Pass(self.options)
         self._run(current.jobs)
 
-    def _prepare(self, number: int, current: _Pass, again: bool, only_check: bool) -> _Ready | None:
+    def _prepare(self, number: int, current: _Pass, again: bool, only_check: bool) -> Ready | None:
         """The compiled job; None if it is finished.
 
         Raises:
@@ -285,7 +165,7 @@ class _Batch:
         """
         from ..storage.publish import check_target
 
-        plan = self.jobs[number].plan()
+        plan = self.jobs[number].plan(self.headers)
         self.session.sweep(output_paths(plan), remove=not only_check)  # also of a job that had just ended
         key = _key_of(plan, self.options)
         known = None if again else self.ledger.finished.entries.get(key)
@@ -297,9 +177,9 @@ class _Batch:
         compiled = compile_with(plan, current.headers, current.graph)
         self._claim(number, [output.path for output, _ in compiled.outputs], current.headers.opened)
         self.session.sweep(output_paths(plan, compiled.outputs), remove=not only_check)
-        for output, _ in compiled.outputs:
-            check_target(output, self.options.overwrite)
-        return _Ready(number, key, compiled, dict(current.headers.opened))
+        for output, layout in compiled.outputs:
+            check_target(output, self.options.overwrite, layout.documents)
+        return Ready(number, key, compiled, dict(current.headers.opened))
 
     def _claim(self, number: int, outputs: Sequence[str], inputs: Any) -> None:
         """Note what a job reads and writes; jobs that share a pass cannot read what others of it write.
@@ -346,7 +226,7 @@ class _Batch:
 
     # -- passes -------------------------------------------------------------------------------------------------
 
-    def _run(self, jobs: Sequence[_Ready]) -> None:
+    def _run(self, jobs: Sequence[Ready]) -> None:
         """Run jobs together; if that fails, their halves."""
         if not jobs:
             return
@@ -364,7 +244,7 @@ class _Batch:
             self._run(jobs[:half])
             self._run(jobs[half:])
 
-    def _run_together(self, jobs: Sequence[_Ready]) -> None:
+    def _run_together(self, jobs: Sequence[Ready]) -> None:
         """One program for all; what it raises is of any of them, and none has ended."""
         outcomes = self.session.run([Transaction(ready.compiled, ready) for ready in jobs])
         for ready, outcome in zip(jobs, outcomes, strict=True):
@@ -373,16 +253,6 @@ class _Batch:
 
     def _is_stopped(self) -> bool:
         return self._stop_on_failure and self.ledger.has_failed
-
-
-def _entry(plan: Appearing) -> Entry:
-    """What is to be recorded of a job whose outputs are complete and will appear."""
-    outputs = {}
-    for output, files in plan.files().items():
-        states = states_of([str(path) for path in files.values()])
-        named = ((path, size, changed) for path, (_, size, changed) in zip(files, states, strict=True))
-        outputs[output] = tuple(named)
-    return Entry(plan.tag.inputs, outputs)
 
 
 def _key_of(plan: Plan, options: Options) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 from ..compile.grouping import compile_program
@@ -25,9 +24,11 @@ from ..language.document import Node, parse_plan_file
 from ..language.plan import Input, Plan
 from ..storage import formats
 from ..storage.base import Checkpoint, Layout, Single
-from ..storage.files import paused_gc, read_text
+from ..storage.documents import DocumentText, identify, read_document, with_documents
+from ..storage.files import paused_gc
 from ..storage.formats import OutputPlan
 from ..storage.identity import Identity, add_all
+from ..storage.places.found import locate
 
 __all__ = ["Answers", "Compiled", "Outputs", "Outside", "compile_with", "joined", "with_inputs"]
 
@@ -133,8 +134,18 @@ class Outside:
         found = self.sources[path] = parse_plan_file(path, interpolate=False)
         return found
 
-    def read_document(self, path: str) -> str:
-        return read_text(Path(path), "it")
+    def read_document(self, path: str) -> DocumentText:
+        found = read_document(locate(path))
+        add_all(self._identities, found.identities)
+        return found
+
+    def identify(self, path: str) -> dict[str, Identity]:
+        found = identify(path)
+        add_all(self._identities, found)
+        return found
+
+    def is_directory(self, request: Request) -> bool:
+        return self.resolve(request).is_directory
 
     def check_request(self, request: Request) -> None:
         self.resolve(request)
@@ -187,7 +198,8 @@ def compile_with(plan: Plan, outside: Outside, graph: Graph | None = None, answe
             resolved = outside.resolve(save.request)
             specs: list[tuple[str, Spec]] = [(name, node.spec) for name, node in save.tensors]
             try:
-                outputs.append((resolved, resolved.layout(specs, save.metadata)))
+                layout = resolved.layout(specs, save.metadata)
+                outputs.append((resolved, with_documents(layout, save.documents) if save.documents else layout))
             except SurgeryError as error:
                 errors.append(error.located(save.request.mark))
         if errors:

@@ -31,7 +31,7 @@ def check_targets(compiled: Compiled, options: Options, outputs: Outputs) -> Non
     """
     from ..storage.publish import check_space, check_target
 
-    tests = [partial(check_target, output, options.overwrite) for output, _ in outputs]
+    tests = [partial(check_target, output, options.overwrite, layout.documents) for output, layout in outputs]
     if not compiled.symbolic.questions:  # with them, sizes are only bounds
         tests.append(partial(check_space, outputs))
     # what is only tiled and moved fits an ample budget: then nothing need be compiled for it

@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Protocol
 
 from ..compile.functions import Functions
@@ -28,6 +27,7 @@ from ..io.outputs import Hear, OutputFile
 from ..io.pace import Pace
 from ..storage.base import Layout
 from ..storage.formats import OutputPlan
+from ..storage.places.found import locate
 
 __all__ = ["Kept", "Target", "perform"]
 
@@ -143,7 +143,7 @@ def _to_sync(targets: Sequence[Target], sync: bool) -> set[int]:
 
 def _files(target: Target, pace: Pace, full: deque[EncodedFile], hear: Hear | None) -> Iterator[OutputFile]:
     for index, file in enumerate(target.layout.files):
-        path, place = str(Path(target.plan.path) / file.name), target.place(index)
+        path, place = str(locate(target.plan.path) / file.name), target.place(index)
         if file.encode is not None:
             yield EncodedFile(path, place, file, full, hear)
         else:

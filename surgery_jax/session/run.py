@@ -238,13 +238,13 @@ class Session:
         Raises:
             StorageError: the operating system refuses, or this process does not see what the first one made.
         """
-        from ..storage.publish import Staging
+        from ..storage.uploads import open_staging
 
         stagings: list[Staging] = []
 
         def add(output: OutputPlan, layout: Layout, told: dict[str, Any] | None = None) -> None:
             with held():  # from the moment when there is something, it is known that it must be removed
-                staging = Staging(output, layout, told, overwrite=self.options.overwrite)
+                staging = open_staging(output, layout, told, overwrite=self.options.overwrite)
                 stagings.append(staging)
                 stack.callback(staging.abort)
                 self.peers.rescue(staging.abort)
@@ -253,7 +253,8 @@ class Session:
             for output, layout in asked.outputs:
                 add(output, layout)
                 for index, file in enumerate(layout.files):
-                    path, place = str(Path(output.path) / file.name), stagings[-1].place(index)
+                    path = f"{output.path}/{file.name}" if file.name else output.path
+                    place = stagings[-1].place(index)
                     for offset, data in file.fixed:
                         tell_written(self._observer, path, place, offset, data)
         told = json.loads(self.peers.share(json.dumps([staging.tell() for staging in stagings]).encode()))

@@ -7,6 +7,7 @@ bytes belong; the execute layer moves and computes the bytes in any order, `stor
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -81,10 +82,10 @@ class Checkpoint:
     """The headers of one checkpoint: nothing of a tensor has been read.
 
     `entries` is in order of arrival: data order within a file, files in index or name order. `metadata` is the text
-    metadata of the (first) file. `files` are all files that belong to it; `documents` the paths of texts beside them
-    that tell of the model, by file name. `identities` has what these files and others that were read with the headers,
-    such as an index, were then. `left_out` tells in short sentences, each with at most a dozen names, what lies there
-    and is not read.
+    metadata of the (first) file. `files` are all files that belong to it; `documents` the paths of the small files
+    beside them that tell of the model, by name (`Format.is_document`). `identities` has what these files and others
+    that were read with the headers, such as an index, were then; a document is known once it is read. `left_out` tells
+    in short sentences, each with at most a dozen names, what lies there and is not read.
     """
 
     path: str
@@ -111,7 +112,7 @@ class LaidFile:
     final length in bytes, and the bytes that are known beforehand as (offset, bytes).
 
     With `encode` it holds bytes of tensors only, and becomes what `encode` makes of them once all are there; that takes
-    `workspace` bytes of memory beside them, result included.
+    `workspace` bytes of memory beside them, result included. With `source` it is a copy of the file at that path.
     """
 
     name: str
@@ -119,6 +120,7 @@ class LaidFile:
     fixed: tuple[tuple[int, bytes], ...] = ()
     encode: Callable[[numpy.ndarray], bytes] | None = None
     workspace: int = 0
+    source: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,8 @@ class Layout:
     """A whole output before its first tensor byte: files, and for each tensor (index of file, offset of its bytes).
 
     `rest` has the tensors whose bytes go on at other places, as in `Extent`.
+
+    `documents` are the names of files that hold no tensors and tell of the model.
 
     `finish(root)` runs when all bytes are in place and before anything is published; `root` is the staged directory, or
     the staged file of a single-file layout.
@@ -136,6 +140,16 @@ class Layout:
     is_directory: bool
     finish: Callable[[Path], None] | None = None
     rest: Mapping[str, Parts[int]] = field(default_factory=dict)
+    documents: tuple[str, ...] = ()
+
+
+_DOCUMENT = re.compile(  # what model hubs hold beside the weights
+    r"[^.].*\.(json|txt|md|py|jinja|model|tiktoken|spm|bpe|vocab)|(LICEN[CS]E|NOTICE|COPYING|README|USE_POLICY)([-_.].*)?",
+    re.IGNORECASE | re.DOTALL,
+)
+_NO_DOCUMENT = re.compile(
+    r".*\.index(\.[^.]+)?\.json|trainer_state\.json|(all|train|eval)_results\.json", re.IGNORECASE | re.DOTALL
+)
 
 
 def no_part(path: str, prefix: str, names: Iterable[str]) -> StorageError:
@@ -201,6 +215,11 @@ class Format:
             return []
         found = (path for path in sorted(directory.iterdir()) if path.suffix.lower() in self.suffixes)
         return [path for path in found if path.name[0] != "." and (path.is_file() or _is_dangling(path))]
+
+    def is_document(self, name: str) -> bool:
+        """Whether a file of this name that lies beside the tensors is a document of the model: its configuration, its
+        tokenizer, a template, code, a text for people. Not an index, not what trainers note, nothing hidden."""
+        return bool(_DOCUMENT.fullmatch(name)) and not _NO_DOCUMENT.fullmatch(name)
 
     def indexed_name(self, name: str) -> str:
         """The name here of a tensor that an index calls `name`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import io
 import json
 import mmap
 import os
@@ -15,13 +16,15 @@ from typing import IO, Any, NoReturn
 
 from ..core.errors import StorageError, nearest
 from .identity import notice
-from .writing import write_at
+from .places.base import fill
+from .places.found import is_local, locate, place_of
 
 __all__ = [
     "File",
     "check_exists",
     "check_new_file",
     "check_regular",
+    "first_bytes",
     "parse_json",
     "paused_gc",
     "read_text",
@@ -86,7 +89,7 @@ def _neighbours(path: Path) -> str | None:
 
 
 class File:
-    """A regular file open for reading at positions; every failure is a StorageError."""
+    """A regular file of any place, open for reading at positions; every failure is a StorageError."""
 
     def __init__(self, path: Path) -> None:
         """Open `path`.
@@ -97,20 +100,21 @@ class File:
         check_regular(path)
         self.path = path
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._reader = place_of(str(path)).open(str(path))
         except OSError as error:
             raise storage_error(error, path, "open it") from None
+        self.size = self._reader.identity.size
         try:
-            self.size = notice(str(path), self._fd).size
+            notice(str(path), self._reader.identity)
         except StorageError:
-            os.close(self._fd)
+            self._reader.close()
             raise
 
     def __enter__(self) -> File:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        os.close(self._fd)
+        self._reader.close()
 
     @contextmanager
     def mapped(self) -> Iterator[mmap.mmap]:
@@ -119,15 +123,25 @@ class File:
             yield data
 
     def view(self) -> mmap.mmap:
-        """The whole file as memory that can be read, for as long as anything looks at it; it has at least one byte."""
+        """The whole file as memory that can be read, for as long as anything looks at it; it has at least one byte.
+
+        Where the system cannot map it, all of it is read now.
+        """
+        descriptor = self._reader.descriptor
         try:
-            return mmap.mmap(self._fd, 0, prot=mmap.PROT_READ)
+            if descriptor is not None:
+                return mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+            memory = mmap.mmap(-1, self.size)
+            fill(self._reader, 0, memoryview(memory))
+            return memory
         except (OSError, ValueError) as error:  # ValueError: an empty file
             raise StorageError(f"cannot read it: {error}", where=str(self.path)) from None
 
     def stream(self) -> IO[bytes]:
         """The file from its beginning, for those who want to read it as a stream; closing it does not close this."""
-        stream = os.fdopen(os.dup(self._fd), "rb")
+        if self._reader.descriptor is None:
+            return io.BytesIO(self.at(0, self.size))
+        stream = os.fdopen(os.dup(self._reader.descriptor), "rb")
         stream.seek(0)
         return stream
 
@@ -150,7 +164,7 @@ class File:
         parts = []
         while count:
             try:
-                part = os.pread(self._fd, min(count, 1 << 30), offset)
+                part = self._part(offset, min(count, 1 << 30))
             except OSError as error:
                 raise storage_error(error, self.path, "read it") from None
             if not part:
@@ -158,6 +172,28 @@ class File:
             parts.append(part)
             offset, count = offset + len(part), count - len(part)
         return b"".join(parts)
+
+    def _part(self, offset: int, count: int) -> bytes:
+        """At most so many bytes."""
+        if self._reader.descriptor is not None:
+            return os.pread(self._reader.descriptor, count, offset)
+        target = bytearray(min(count, max(self.size - offset, 0)))
+        return bytes(target[: self._reader.read_into(offset, memoryview(target))])
+
+
+def first_bytes(path: Path, count: int) -> bytes:
+    """The first bytes of a file, at most `count`; the file is not remembered.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    reader = place_of(str(path)).open(str(path))
+    try:
+        target = bytearray(min(count, reader.identity.size))
+        fill(reader, 0, memoryview(target))
+        return bytes(target)
+    finally:
+        reader.close()
 
 
 _MAX_TEXT = 1 << 24  # bytes
@@ -224,12 +260,14 @@ def check_new_file(path: str, overwrite: bool) -> None:
     Raises:
         StorageError: it is there, or its directory is not.
     """
-    target = Path(path)
+    target = locate(path)
     try:
         if target.is_dir() or (target.exists() and not target.is_file()):
             raise StorageError("not a file that could be written", where=path, expected="the name of a file")
         if target.exists() and not overwrite:
             raise StorageError("the file exists already", where=path, hint="add --overwrite to replace it")
+        if not is_local(target):
+            return
         if not target.parent.is_dir():
             raise StorageError(f"the directory {target.parent} does not exist", where=path)
         if not os.access(target.parent, os.W_OK | os.X_OK):
@@ -241,27 +279,25 @@ def check_new_file(path: str, overwrite: bool) -> None:
 
 
 def write_whole(path: str, text: str) -> None:
-    """Write a text file that appears when it is complete and on the disk.
+    """Write a text file that appears when it is complete and on the disk; a link at its place is replaced.
 
     Raises:
         StorageError: the operating system refuses; what was there stays.
     """
-    target = Path(os.path.realpath(path))
-    part = target.with_name(f".{target.name[:40]}.surgery-{os.getpid()}-{os.urandom(4).hex()}")
+    place, data, target = place_of(path), text.encode("utf-8"), locate(path)
+    part = str(target.with_name(f".{target.name[:40]}.surgery-{os.getpid()}-{os.urandom(4).hex()}"))
     try:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        place.create(part, len(data))
+        writer = place.target(part)
         try:
-            write_at(descriptor, text.encode("utf-8"), 0)
-            os.fsync(descriptor)
+            writer.write(0, data)
+            writer.sync()
         finally:
-            os.close(descriptor)
-        part.replace(target)
-        directory = os.open(target.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+            writer.close()
+        place.publish(part, str(target))
     except OSError as error:
+        place.remove(part)
         raise storage_error(error, path, "write it") from None
-    finally:
-        part.unlink(missing_ok=True)
+    except BaseException:
+        place.remove(part)
+        raise

@@ -12,14 +12,16 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from ..core.discover import import_all
+from ..core.discover import check_single, import_all
 from ..core.errors import PlanError, StorageError, listing, nearest
 from ..core.notes import note
 from ..core.specs import Spec, parse_size
 from .base import Checkpoint, Format, Layout, Single
 from .choice import Choice, choose, choose_matching, is_pattern, of_index
+from .documents import documents_beside
 from .files import check_exists, check_regular, storage_error
 from .identity import identities_of, remembering
+from .places.found import locate
 from .shards import read_index, read_parts
 from .stages import kept_copy
 
@@ -36,7 +38,6 @@ __all__ = [
 ]
 
 _DEFAULT = "safetensors"  # what is written where nothing else is said
-_DOCUMENTS = ("config.json",)
 _FALLBACK = "torch"  # what a single tensor is read as where its suffix says nothing
 
 
@@ -47,9 +48,8 @@ def formats() -> Mapping[str, Format]:
     found: dict[str, Format] = {}
     for kind in sorted(_subclasses(Format), key=lambda kind: kind.__module__):
         if kind.__module__.startswith("surgery_jax.storage.") or kind.__module__ in given:
-            if kind.name in found:
-                raise TypeError(f"two formats are named {kind.name!r}")
-            found[kind.name] = kind()
+            known = found.setdefault(kind.name, kind())
+            check_single("formats", kind.name, type(known), kind)
     return found
 
 
@@ -77,22 +77,17 @@ def open_checkpoint(path: str) -> Checkpoint:
     """
     place, part = split_part(path)
     allowed, place = _split_format(place)
+    target = locate(place)
     try:
         with remembering() as opened:
-            checkpoint = _open(place, allowed, part)
+            checkpoint = _open(target, allowed, part)
     except StorageError as error:
-        error.hint = kept_copy(Path(place)) or error.hint
+        error.hint = kept_copy(target) or error.hint
         raise
     for sentence in checkpoint.left_out:
         note(f"{path}: left out: {sentence}")
-    checkpoint = replace(checkpoint, path=str(Path(place)), identities=identities_of(checkpoint.files, opened))
-    return replace(checkpoint, documents=_documents(Path(place)))
-
-
-def _documents(path: Path) -> dict[str, str]:
-    """The texts about a model that lie in the directory of its checkpoint."""
-    directory = path if path.is_dir() else path.parent
-    return {name: str(found) for name in _DOCUMENTS if (found := directory / name).is_file()}
+    checkpoint = replace(checkpoint, path=str(target), identities=identities_of(checkpoint.files, opened))
+    return replace(checkpoint, documents=documents_beside(target, formats()[checkpoint.format], checkpoint.files))
 
 
 def split_part(path: str) -> tuple[str, str]:
@@ -103,16 +98,15 @@ def split_part(path: str) -> tuple[str, str]:
 
 def is_one_file(place: str) -> bool:
     """Whether a path of a checkpoint is that of the only file of it."""
-    return Path(place).is_file() and not _is_index(Path(place))
+    return locate(place).is_file() and not _is_index(locate(place))
 
 
 def _is_index(path: Path) -> bool:
     return path.suffix.lower() == ".json"
 
 
-def _open(place: str, allowed: Sequence[Format], part: str) -> Checkpoint:
-    target = Path(place)
-    if is_pattern(place) and not os.path.lexists(place):
+def _open(target: Path, allowed: Sequence[Format], part: str) -> Checkpoint:
+    if is_pattern(str(target)) and not os.path.lexists(target):
         check_exists(target.parent)
         try:
             choice = choose_matching(target.parent, target.name, _folder_formats(allowed))
@@ -237,7 +231,7 @@ def open_single(path: str, format: str) -> Single:
         PlanError: no such format.
         StorageError: the file does not hold exactly one tensor, or cannot be read.
     """
-    target = Path(path)
+    target = locate(path)
     words = {name: known for name, known in formats().items() if known.suffixes}
     if format == "auto":
         check_regular(target)
@@ -271,9 +265,9 @@ class OutputPlan:
         """
         if self.single:
             ((name, spec),) = tensors
-            return self.format.layout_single(Path(self.path), name, spec, metadata=metadata)
+            return self.format.layout_single(locate(self.path), name, spec, metadata=metadata)
         return self.format.layout(
-            Path(self.path),
+            locate(self.path),
             tensors,
             is_directory=self.is_directory,
             shard_bytes=self.shard_bytes,
@@ -297,7 +291,7 @@ def resolve_output(
     else:
         chosen = _known(format, words)
     is_named, chosen = named is chosen, chosen.configured(options or {})
-    if chosen.writes_files and is_named and not (Path(path).is_dir() and format is not None):
+    if chosen.writes_files and is_named and not (locate(path).is_dir() and format is not None):
         _check_no_shard(shard, f"the file {path}")
         return OutputPlan(path, chosen)
     if not chosen.writes_directories:
@@ -378,7 +372,7 @@ def _suffix(path: str) -> str:
 def _may_be_directory(path: str, suffix: str) -> bool:
     """`runs/v1.5` is a directory, `out.txt` is a mistake."""
     versioned = any(character.isdigit() for character in suffix)
-    return not suffix or Path(path).is_dir() or (_by_suffix(suffix) is None and (path.endswith("/") or versioned))
+    return not suffix or locate(path).is_dir() or (_by_suffix(suffix) is None and (path.endswith("/") or versioned))
 
 
 def _bad_suffix(path: str, suffix: str, chosen: Format | None) -> PlanError:

@@ -6,14 +6,13 @@ opened again, and once before an output appears, it must be the same.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
-from typing import NamedTuple
 
 from ..core.errors import StorageError
+from .places.base import Identity
+from .places.found import place_of
 
 __all__ = [
     "Identity",
@@ -21,30 +20,9 @@ __all__ = [
     "check_all",
     "check_unchanged",
     "identities_of",
-    "identity_of",
     "notice",
     "remembering",
 ]
-
-
-class Identity(NamedTuple):
-    """Which file it is, its size in bytes, and when its content and its inode changed, in ns since 1970."""
-
-    device: int
-    inode: int
-    size: int
-    modified_ns: int
-    changed_ns: int
-
-
-def identity_of(place: str | int) -> Identity:
-    """The identity of the file at a path, or of an open one by its descriptor.
-
-    Raises:
-        OSError: there is none.
-    """
-    status = os.fstat(place) if isinstance(place, int) else Path(place).stat()
-    return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def check_unchanged(path: str, known: Identity, found: Identity) -> None:
@@ -55,7 +33,7 @@ def check_unchanged(path: str, known: Identity, found: Identity) -> None:
     """
     if known == found:
         return
-    if known[:2] != found[:2]:
+    if known.file != found.file:
         how = "another file under its name"
     elif known.size != found.size:
         how = f"{found.size} bytes, after {known.size}"
@@ -72,7 +50,7 @@ def check_all(known: Mapping[str, Identity]) -> None:
     """
     for path, identity in known.items():
         try:
-            found = identity_of(path)
+            found = place_of(path).identity(path)
         except OSError as error:
             raise _changed(path, error.strerror or str(error)) from None
         check_unchanged(path, identity, found)
@@ -115,17 +93,15 @@ def remembering(known: dict[str, Identity] | None = None) -> Iterator[dict[str, 
         _REMEMBERED.reset(token)
 
 
-def notice(path: str, descriptor: int) -> Identity:
-    """The identity of a file that was just opened for reading.
+def notice(path: str, identity: Identity) -> None:
+    """A file was just opened for reading, and was this one.
 
     Raises:
         StorageError: it is remembered as another one.
     """
-    identity = identity_of(descriptor)
     remembered = _REMEMBERED.get()
     if remembered is not None:
         check_unchanged(path, remembered.setdefault(path, identity), identity)
-    return identity
 
 
 def identities_of(files: Iterable[str], opened: Mapping[str, Identity]) -> dict[str, Identity]:
@@ -138,7 +114,7 @@ def identities_of(files: Iterable[str], opened: Mapping[str, Identity]) -> dict[
     for path in files:
         if path not in found:
             try:
-                found[path] = identity_of(path)
+                found[path] = place_of(path).identity(path)
             except OSError as error:
                 raise _changed(path, error.strerror or str(error)) from None
     return found

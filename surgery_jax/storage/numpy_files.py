@@ -15,7 +15,7 @@ from ..core.dtypes import DTYPES, by_numpy
 from ..core.errors import StorageError
 from ..core.specs import Spec
 from .base import Blocks, Checkpoint, Entry, Extent, Format, LaidFile, Layout
-from .files import File, storage_error
+from .files import File, first_bytes, storage_error
 
 if TYPE_CHECKING:
     import numpy
@@ -36,8 +36,7 @@ class NumpyFormat(Format):
 
     def probe_file(self, path: Path) -> bool:
         """Whether it is an array, or an archive of arrays."""
-        with path.open("rb") as stream:
-            head = stream.read(len(_MAGIC))
+        head = first_bytes(path, len(_MAGIC))
         return head == _MAGIC or (head[:2] == b"PK" and path.suffix.lower() == ".npz")
 
     def read_header(self, path: Path) -> Checkpoint:

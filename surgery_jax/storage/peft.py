@@ -41,6 +41,10 @@ class PeftFormat(Format):
         """Whether both files are there."""
         return (path / CONFIG).is_file() and any((path / name).is_file() for name in (TENSORS, PICKLED))
 
+    def is_document(self, name: str) -> bool:
+        """Without what is told of the extraction, which is true of these tensors only."""
+        return name != NOTES and super().is_document(name)
+
     def stale(self, path: Path) -> list[Path]:
         """The files of an adapter, and what was told of them."""
         return [found for name in (CONFIG, TENSORS, PICKLED, NOTES) if (found := path / name).is_file()]

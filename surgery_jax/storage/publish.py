@@ -20,16 +20,19 @@ from ..core.errors import Problems, StorageError, told
 from ..core.interrupts import check_interrupted, held, note_published
 from ..core.specs import format_bytes
 from . import companions
-from .base import Layout
+from .base import LaidFile, Layout
 from .companions import State
-from .files import storage_error
+from .files import File, storage_error
 from .formats import OutputPlan
+from .places.base import Writer
+from .places.found import locate, place_of
 from .renames import Renames
 from .stages import Stage
 from .targets import check_space, check_target, final_place
-from .writing import write_at
 
-__all__ = ["Staging", "check_space", "check_target", "commit_all", "storage_error", "unwinding"]
+__all__ = ["Staging", "check_space", "check_target", "commit_all", "lay", "storage_error", "unwinding"]
+
+_PART = 4 << 20  # bytes of a document that are copied at once
 
 
 class Staging:
@@ -64,7 +67,7 @@ class Staging:
         try:
             # Now, and not when publishing: until then, other outputs of the same run may appear in the directory.
             self._seen = self._state(self._final)
-            check_target(plan, overwrite)
+            check_target(plan, overwrite, layout.documents)
             self._in_place = _stays(self._final)
             self._make()
         except OSError as error:
@@ -87,18 +90,7 @@ class Staging:
             if self._final.is_dir():
                 self._built.chmod(stat.S_IMODE(self._final.stat().st_mode))
         for index, file in enumerate(self.layout.files):
-            path = Path(self.place(index))
-            if "/" in file.name:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            # The mode 0666 is narrowed by the umask, as for any program; the hidden directory itself is private.
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            descriptor = os.open(path, flags, 0o666)
-            try:
-                os.ftruncate(descriptor, file.size)
-                for offset, data in file.fixed:
-                    write_at(descriptor, data, offset)
-            finally:
-                os.close(descriptor)
+            lay(self.place(index), file)
 
     def tell(self) -> dict[str, Any]:
         """What another process must know to write here too."""
@@ -179,11 +171,8 @@ class Staging:
             return {}
         if not place.is_dir() or not self.layout.is_directory:
             return {".": companions.state_of(place)}
-        return {
-            str(path.relative_to(place)): companions.state_of(path)
-            for path in self.plan.format.stale(place)
-            if os.path.lexists(path)
-        }
+        own = [*self.plan.format.stale(place), *(place / name for name in self.layout.documents)]
+        return {str(path.relative_to(place)): companions.state_of(path) for path in own if os.path.lexists(path)}
 
     def _check_seen(self, place: Path, fresh: Set[Path]) -> dict[str, State]:
         """What is there and is to go; `fresh` are the places of this run's outputs, which are not old.
@@ -372,6 +361,32 @@ def unwinding() -> Iterator[ExitStack]:
 
 
 # ---------------------------------------------------------------------------------------------------------- details
+
+
+def lay(path: str, file: LaidFile) -> None:
+    """Create a file in its full length, with the bytes that are known.
+
+    Raises:
+        OSError: its place refuses.
+        StorageError: what it is a copy of cannot be read.
+    """
+    place = place_of(path)
+    place.create(path, file.size)
+    if file.fixed or file.source is not None:
+        writer = place.target(path)
+        try:
+            for offset, data in file.fixed:
+                writer.write(offset, data)
+            if file.source is not None:
+                _copy(file.source, writer, file.size)
+        finally:
+            writer.close()
+
+
+def _copy(source: str, writer: Writer, size: int) -> None:
+    with File(locate(source)) as file:
+        for offset in range(0, size, _PART):
+            writer.write(offset, file.at(offset, min(_PART, size - offset)))
 
 
 def _stays(final: Path) -> bool:

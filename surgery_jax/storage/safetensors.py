@@ -20,7 +20,7 @@ from ..core.errors import StorageError, listing, nearest
 from ..core.specs import Spec
 from .base import Checkpoint, Entry, Extent, Format, LaidFile, Layout
 from .choice import check_first
-from .files import File, parse_json, paused_gc
+from .files import File, first_bytes, parse_json, paused_gc
 from .shards import cut, index_bytes, own_files, read_parts
 
 __all__ = ["SafetensorsFormat"]
@@ -53,8 +53,7 @@ class SafetensorsFormat(Format):
 
     def probe_file(self, path: Path) -> bool:
         """Whether the first bytes are a plausible length and the beginning of an object."""
-        with path.open("rb") as stream:
-            head = stream.read(9)
+        head = first_bytes(path, 9)
         return len(head) == 9 and head[8:] in b"{ \t\r\n" and 2 <= struct.unpack("<Q", head[:8])[0] <= MAX_HEADER
 
     def stale(self, path: Path) -> list[Path]:

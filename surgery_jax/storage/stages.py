@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.specs import format_bytes
+from .places.found import is_local
 from .renames import rename_new
 
 __all__ = ["Stage", "clear", "is_stage", "kept_copy"]
@@ -63,6 +64,10 @@ class Stage:
                 lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             except FileNotFoundError:  # somebody who clears away took it for a dead one
                 continue
+            except OSError:
+                with suppress(OSError):
+                    path.rmdir()
+                raise
             stage = cls(path, lock)
             try:
                 is_ours = _try_lock(lock)
@@ -147,7 +152,8 @@ def _remove(stage: Path) -> None:
 
 def clear(target: Path, *, remove: bool) -> list[str]:
     """Name the dead stages of an output, a sentence each, and with `remove` remove those that nobody can miss."""
-    return [told for stage in _stages(target) if (told := _clear(stage, target, remove))]
+    stages = _stages(target) if is_local(target) else ()  # elsewhere nobody can tell whether a writer lives
+    return [told for stage in stages if (told := _clear(stage, target, remove))]
 
 
 def _stages(target: Path) -> Iterator[Path]:
@@ -248,6 +254,8 @@ def _size(path: Path) -> int:
 
 def kept_copy(target: Path) -> str | None:
     """What to try where a checkpoint is missing or incomplete because a run was killed while it replaced it."""
+    if not is_local(target):
+        return None
     try:
         target = Path(os.path.realpath(target))
         found = [stage / _OLD for stage in _stages(target) if os.path.lexists(stage / _OLD)]

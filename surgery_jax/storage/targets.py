@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..core.errors import StorageError, listing
+from ..core.notes import note
 from ..core.specs import format_bytes
 from .base import Format, Layout
+from .documents import documents_beside
 from .files import storage_error
 from .formats import OutputPlan, formats
+from .places.found import is_local, locate
 
 __all__ = ["check_space", "check_target", "final_place"]
 
 
-def check_target(plan: OutputPlan, overwrite: bool) -> None:
-    """Whether an output may and can be written to its place, before any work is done.
+def check_target(plan: OutputPlan, overwrite: bool, documents: Sequence[str] = ()) -> None:
+    """Whether an output may and can be written to its place, before any work is done; `documents` are the names of
+    files that it has beside its tensors.
 
     Raises:
         StorageError: something is in the way, or the place cannot be written.
     """
     final = final_place(plan.path)
     try:
+        if final.is_symlink():
+            _check_link(plan, final, overwrite)
         mode = final.stat().st_mode if final.exists() else None
         if mode is not None and stat.S_ISDIR(mode):
             _check_directory(plan, final, overwrite)
+            _check_documents(plan, final, overwrite, documents)
         elif mode is not None:
             _check_file(plan, final, stat.S_ISREG(mode), overwrite)
+        if not is_local(final):
+            return
         above = next(parent for parent in final.parents if parent.exists())
         if not above.is_dir():
             raise StorageError("a file is where a directory is needed", where=plan.path, found=f"the file {above}")
@@ -37,6 +46,25 @@ def check_target(plan: OutputPlan, overwrite: bool) -> None:
             raise StorageError("the directory cannot be written", where=plan.path, found=f"no permission for {place}")
     except OSError as error:
         raise storage_error(error, plan.path, "write there") from None
+
+
+def _check_link(plan: OutputPlan, final: Path, overwrite: bool) -> None:
+    """A link can give way to a file; writing never follows it."""
+    leads = str(final.readlink())
+    if plan.is_directory or final.is_dir():
+        raise StorageError(
+            "a link is where the output would be, and writing follows none",
+            where=plan.path,
+            found=f"a link to {leads}",
+            hint=f"name the directory that it leads to: {os.path.realpath(final)}",
+        )
+    if not overwrite:
+        raise StorageError(
+            "a link is there already",
+            where=plan.path,
+            found=f"a link to {leads}",
+            hint="add --overwrite to replace the link; what it leads to stays",
+        )
 
 
 def _check_directory(plan: OutputPlan, final: Path, overwrite: bool) -> None:
@@ -66,6 +94,23 @@ def _check_directory(plan: OutputPlan, final: Path, overwrite: bool) -> None:
         )
 
 
+def _check_documents(plan: OutputPlan, final: Path, overwrite: bool, documents: Sequence[str]) -> None:
+    """Documents are replaced like tensors; those of another model that stay are told."""
+    in_the_way = [name for name in documents if (final / name).exists() or (final / name).is_symlink()]
+    if in_the_way and not overwrite:
+        raise StorageError(
+            "the directory holds documents already",
+            where=plan.path,
+            found=listing(in_the_way),
+            hint="add --overwrite to replace them, or leave them as they are with documents: none",
+        )
+    if plan.format.stale(final):
+        own = {str(path) for path in plan.format.stale(final)}
+        kept = [name for name in documents_beside(final, plan.format, own) if name not in documents]
+        if kept:
+            note(f"{plan.path}: kept, although the model there is replaced: {listing(kept)}")
+
+
 def _weights(format: Format, final: Path) -> list[Path]:
     """The files of a checkpoint in a directory; if nobody can tell which they are, all that may be."""
     return format.stale(final) or sorted(path for path in final.iterdir() if path.suffix in format.suffixes)
@@ -90,6 +135,8 @@ def check_space(outputs: Iterable[tuple[OutputPlan, Layout]]) -> None:
     place: dict[int, tuple[str, Path]] = {}
     for plan, layout in outputs:
         final = final_place(plan.path)
+        if not is_local(final):  # there is no telling how much room there is
+            continue
         above = next(parent for parent in final.parents if parent.is_dir())
         disk = above.stat().st_dev
         need[disk] = need.get(disk, 0) + sum(file.size for file in layout.files)
@@ -109,15 +156,21 @@ def check_space(outputs: Iterable[tuple[OutputPlan, Layout]]) -> None:
 
 
 def final_place(path: str) -> Path:
-    """The real place: links are followed, so that the link stays and the renames stay on one disk.
+    """The real place: links that lead to its directory are followed, so that renames stay on one disk; a link at the
+    place itself is not, since what it leads to may be somebody else's.
 
     Raises:
         StorageError: it is no path, or the root of the file system, beside which nothing can be built.
     """
-    try:
+    if not is_local(path):
+        return locate(path)
+    if "\0" in path:
+        raise StorageError("not a path: it has a NUL", where=repr(path))
+    above, name = os.path.split(path.rstrip("/") or path)
+    if name in ("", ".", ".."):
         final = Path(os.path.realpath(path))
-    except ValueError as error:  # a NUL byte in the name
-        raise StorageError(f"not a path: {error}", where=repr(path)) from None
+    else:
+        final = Path(os.path.realpath(above)) / name
     if final == final.parent:
         raise StorageError(
             "the root of the file system is no place for an output", where=path, hint="name a directory in it"

@@ -6,7 +6,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from surgery_jax.core.errors import Mark, PlanError
-from surgery_jax.language.document import Scalar, load_document, plain
+from surgery_jax.language.document import Scalar, plain
+from surgery_jax.language.parts import load_document
 
 
 def write(folder, **files):

@@ -24,7 +24,7 @@ from surgery_jax.core.errors import Mark, PlanError
 from surgery_jax.core.exact import exact
 from surgery_jax.core.specs import Spec
 from surgery_jax.graph.build import parse_step
-from surgery_jax.kit.base import TensorOp, find_word, words
+from surgery_jax.kit.base import TensorOp, fields_of, find_word, words
 from surgery_jax.kit.made import Constant, Given, Made, Random
 from surgery_jax.kit.masks import EqualMask
 from surgery_jax.kit.structure import Structure, Update, View
@@ -49,8 +49,6 @@ from surgery_jax.ops.stack import Stack
 from surgery_jax.ops.subtract import Subtract
 from surgery_jax.reports.spectrum import SingularValues
 
-ABSTRACT = {"Structure", "Made", "Mask", "Reduction", "Drawn"}
-TEMPLATES = {"Fill", "Ones", "Zeroes", "Rand"}  # they stand for operations of made.py
 HERE = Mark("plan.yaml", 1, 1)
 
 
@@ -108,15 +106,10 @@ def test_every_predicate_has_help_and_examples_that_parse(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in asserts.predicates() if not asserts.predicates()[name].takes])
 def test_an_unknown_key_of_a_predicate_is_refused_with_the_nearest_one(name: str) -> None:
-    key = next(iter(oracle_keys(name)))
+    key = next(key for key, (_, field) in fields_of(asserts.predicates()[name]).items() if field.required)
     with pytest.raises(PlanError) as refused:
         parse_step(parse_yaml(f"assert: {{ {name}: {{ {key}s: 1 }} }}", "p.yaml", interpolate=False))
     assert "received unknown keys" in refused.value.problem and f"did you mean {key}" in str(refused.value.hint)
-
-
-def oracle_keys(name: str) -> list[str]:
-    """Required keys of a predicate, from the table of the plan language."""
-    return {"equal": ["left", "right"]}.get(name, ["of"])
 
 
 # ------------------------------------------------------------------------------------------------ computation
@@ -361,9 +354,9 @@ REFERENCES: dict[str, tuple[list[Case], Callable[..., Any], str]] = {
 
 
 def own_references() -> dict[str, tuple[list[Case], Callable[..., Any], str]]:
-    """What the tests of single operations give in their `REFERENCES`: a new operation needs no line here."""
+    """What the tests of single operations and assertions give in their `REFERENCES`: a new one needs no line here."""
     found = {}
-    for path in sorted(Path(__file__).parent.glob("test_*.py")):
+    for path in sorted(Path(__file__).parents[1].glob("*/test_*.py")):
         if path != Path(__file__) and "\nREFERENCES" in path.read_text():
             described = importlib.util.spec_from_file_location(f"references_of_{path.stem}", path)
             assert described is not None and described.loader is not None
@@ -379,11 +372,11 @@ COMPUTED = [name for name, (_, _, how) in REFERENCES.items() if how != "made"]
 
 @pytest.mark.parametrize("cls", list(all_ops()), ids=lambda cls: cls.__name__)
 def test_every_operation_has_a_reference(cls: type[TensorOp]) -> None:
-    if cls.__name__ in ABSTRACT:
-        assert list(cls.__subclasses__())
-    elif cls.__name__ in TEMPLATES:
-        assert cls.kind == "template" and hasattr(cls, "made")
-    else:
+    if cls.kind == "template":
+        assert hasattr(cls, "made")  # it stands for operations of `kit.made`
+    elif cls.kind == "composed":
+        assert cls.compose is not TensorOp.compose and cls.spellings
+    elif cls.spellings or not cls.__subclasses__():  # others are what these have in common
         assert REFERENCES[cls.__name__][0], f"no test of an operation has a case of {cls.__name__}"
 
 

@@ -17,13 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from storing import bytes_of, sample, spec, write
-from surgery_jax.storage.orbax.format.zarr import chunk_of, chunks, describe, parse_array
 
 import surgery_jax
 from surgery_jax import Options
 from surgery_jax.core.errors import BudgetError, PlanError, StorageError, SurgeryError
 from surgery_jax.storage.formats import open_checkpoint, resolve_output
 from surgery_jax.storage.keys import join_keys
+from surgery_jax.storage.orbax.zarr import chunk_of, chunks, describe, parse_array
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

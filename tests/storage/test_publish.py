@@ -153,13 +153,37 @@ def test_the_working_directory_itself_stays_the_same_directory(tmp_path: Path, m
     ]
 
 
-@pytest.mark.parametrize("name", ["a.safetensors", "out"])
-def test_a_link_at_the_place_is_followed(name: str, tmp_path: Path) -> None:
-    write(tmp_path / "real" / name, OLD)
-    (tmp_path / name).symlink_to(Path("real") / name)
-    write(tmp_path / name, NEW, overwrite=True)
-    assert (tmp_path / name).is_symlink()
-    assert list(open_checkpoint(str(tmp_path / "real" / name)).entries) == ["new"]
+def test_a_link_at_the_place_of_a_file_is_replaced_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    write(tmp_path / "real" / "a.safetensors", OLD)
+    before = tree(tmp_path / "real")
+    (tmp_path / "a.safetensors").symlink_to(Path("real") / "a.safetensors")
+    with pytest.raises(StorageError, match="a link is there already"):
+        write(tmp_path / "a.safetensors", NEW)
+    write(tmp_path / "a.safetensors", NEW, overwrite=True)
+    assert not (tmp_path / "a.safetensors").is_symlink()
+    assert list(open_checkpoint(str(tmp_path / "a.safetensors")).entries) == ["new"]
+    assert tree(tmp_path / "real") == before
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_link_at_the_place_of_a_directory_is_refused_and_its_target_named(is_there: bool, tmp_path: Path) -> None:
+    if is_there:
+        write(tmp_path / "real", OLD)
+    (tmp_path / "out").symlink_to("real")
+    before = tree(tmp_path)
+    with pytest.raises(StorageError, match="writing follows none") as refused:
+        write(tmp_path / "out", NEW, overwrite=True)
+    assert tree(tmp_path) == before
+    remedy = str(refused.value.hint).rpartition(": ")[2]
+    write(remedy, NEW, overwrite=True)
+    assert list(open_checkpoint(str(tmp_path / "out")).entries) == ["new"]
+
+
+def test_links_on_the_way_to_a_place_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "runs").symlink_to("disk")
+    write(tmp_path / "runs" / "out", NEW)
+    assert (tmp_path / "disk" / "out").is_dir() and (tmp_path / "runs").is_symlink()
 
 
 def test_a_format_that_cannot_complete_publishes_nothing(tmp_path: Path) -> None:

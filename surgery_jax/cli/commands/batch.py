@@ -11,7 +11,7 @@ from ..streams import emit, flush, name_leftovers, note
 from ..text import count, json_text, seconds, some, table, visible
 
 if TYPE_CHECKING:
-    from ...session.batch import BatchReport, JobReport
+    from ...session.ledger import BatchReport, JobReport
 
 
 class Batch(Command):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
-from ..command import BUDGETS, JSON, OVERWRITE, PLANS, SHARD_SIZE, Command, options_of
+from ..command import BUDGETS, JSON, OVERWRITE, PLAN, SHARD_SIZE, PlanCommand, options_of
 from ..streams import emit, name_leftovers
 from ..text import count, json_text
 
 
-class Check(Command):
+class Check(PlanCommand):
     """Check a plan without reading a tensor.
 
     Names, shapes, dtypes, assertions on them, outputs and budgets are checked from the headers of the checkpoints. All
@@ -18,16 +18,16 @@ class Check(Command):
     """
 
     name = "check"
-    arguments = (PLANS, *BUDGETS, SHARD_SIZE, OVERWRITE, JSON)
+    arguments = (*PLAN, *BUDGETS, SHARD_SIZE, OVERWRITE, JSON)
 
     def run(self, args: Namespace) -> int:
-        from ...api import check, load_plan
+        from ...api import check
         from ...core.specs import format_bytes
         from ...session.passes import leftovers, output_paths
         from ..failures import warn
 
         options = options_of(args)
-        plan = load_plan(*args.items)
+        plan = self.plan(args)
         name_leftovers(named := leftovers(output_paths(plan)))
         compiled = check(plan, options)
         warn(compiled.symbolic.warnings)

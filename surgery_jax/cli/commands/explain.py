@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from ..command import BUDGETS, JSON, PLANS, SHARD_SIZE, Argument, Command, options_of
+from ..command import BUDGETS, JSON, PLAN, SHARD_SIZE, Argument, PlanCommand, options_of
 from ..streams import emit
 from ..text import count, json_text, seconds, some, table, visible
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ROWS = 20  # of moves; more say nothing that the totals do not
 
 
-class Explain(Command):
+class Explain(PlanCommand):
     """Show what a plan compiles to: groups, moves, bytes, memory; or how a run on other machines would go.
 
     A group is one compiled function and all the tensors it is applied to. A move copies bytes and computes nothing.
@@ -26,7 +26,7 @@ class Explain(Command):
 
     name = "explain"
     arguments = (
-        PLANS,
+        *PLAN,
         *BUDGETS,
         SHARD_SIZE,
         JSON,
@@ -38,13 +38,13 @@ class Explain(Command):
     )
 
     def run(self, args: Namespace) -> int:
-        from ...api import compile_plan, explain, load_plan
+        from ...api import compile_plan, explain
         from ...reports.simulate import parse_machines, simulate
         from ..failures import warn
 
         options = options_of(args)
         machines = None if args.simulate is None else parse_machines(args.simulate)
-        compiled = compile_plan(load_plan(*args.items), options)
+        compiled = compile_plan(self.plan(args), options)
         warn(compiled.symbolic.warnings)
         if machines is not None:
             forecast = simulate(compiled.passes, options, machines)

@@ -33,6 +33,7 @@ class Inspect(Command):
         FILTER,
         Argument("--stats", "also the smallest, largest and mean value of every tensor"),
         Argument("--metadata", "also the text metadata"),
+        Argument("--documents", "also the files beside it that tell of the model"),
         *BUDGETS,
         QUIET,
         JSON,
@@ -63,6 +64,8 @@ def _lines(info: CheckpointInfo, args: Namespace) -> Iterator[str]:
     )
     if args.metadata:
         yield from (f"metadata {visible(key)}: {visible(value)}" for key, value in info.metadata.items())
+    if args.documents:
+        yield from (f"document {visible(name)}: {_size(path)}" for name, path in info.documents.items())
     if not info.tensors:
         return
     if args.format == "tree":
@@ -74,6 +77,16 @@ def _lines(info: CheckpointInfo, args: Namespace) -> Iterator[str]:
         for t in info.tensors
     ]
     yield from table([head, *rows], right=(3, 4, 5, 6))
+
+
+def _size(path: str) -> str:
+    from ...core.specs import format_bytes
+    from ...storage.places.found import locate
+
+    try:
+        return format_bytes(locate(path).stat().st_size)
+    except OSError as error:  # a link that leads nowhere
+        return error.strerror or str(error)
 
 
 def _leaf(tensor: TensorInfo) -> str:

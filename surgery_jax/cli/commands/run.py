@@ -8,7 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..command import BUDGETS, JSON, OVERWRITE, PLANS, QUIET, SHARD_SIZE, SYNC, Argument, Command, options_of, whole
+from ..command import BUDGETS, JSON, OVERWRITE, PLAN, QUIET, SHARD_SIZE, SYNC, Argument, PlanCommand, options_of, whole
 from ..streams import emit, flush, name_leftovers, note
 from ..text import count, json_text, seconds, some
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["account"]
 
 
-class Run(Command):
+class Run(PlanCommand):
     """Run a plan: compute, check and write everything, then let the outputs appear.
 
     Nothing appears under an output's name unless the whole plan and all its assertions succeeded. What the plan prints,
@@ -31,7 +31,7 @@ class Run(Command):
 
     name = "run"
     arguments = (
-        PLANS,
+        *PLAN,
         *BUDGETS,
         SHARD_SIZE,
         OVERWRITE,
@@ -67,14 +67,14 @@ class Run(Command):
     )
 
     def run(self, args: Namespace) -> int:
-        from ...api import compile_plan, join, load_plan, run
+        from ...api import compile_plan, join, run
         from ...hosts.sharing import together
         from ..failures import warn
         from ..progress import shown
 
         options = options_of(args)
         with join(options, note) as peers:
-            plan = load_plan(*args.items)
+            plan = self.plan(args)
             left = _leftovers(plan, (), peers, remove=True)
             compiled = compile_plan(plan, options, peers=peers)
             together(peers, lambda: _check_summary(plan, compiled, args, is_writer=peers.rank == 0))

@@ -1,1 +1,1 @@
-"""What Flax writes."""
+"""What Flax writes: msgpack files, and trees of arrays in memory."""

@@ -20,7 +20,7 @@ from ...core.errors import StorageError, nearest
 from ...core.specs import Spec
 from ..base import Blocks, Checkpoint, Entry, Extent, Format, Layout
 from ..bounds import MAX_NDIM, Allowance, TooLarge, is_possible
-from ..files import File, paused_gc
+from ..files import File, first_bytes, paused_gc
 from ..keys import MAX_DEPTH, describe_leaves, join_keys, leaves_below
 from ..leftovers import foreign_dtype, in_words
 from .write import ARRAY, MARK, SCALAR, lay_tree
@@ -63,8 +63,7 @@ class FlaxFormat(Format):
     def probe_file(self, path: Path) -> bool:
         """Whether it begins with a map whose first key is a short text and whose first value a map or an array, or
         with an array."""
-        with path.open("rb") as stream:
-            head = stream.read(300).ljust(300, b"\0")
+        head = first_bytes(path, 300).ljust(300, b"\0")
         if head[0] in _EXTS:
             return ARRAY in head[1:6]
         if head[0] not in _MAPS:

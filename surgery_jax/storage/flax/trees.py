@@ -15,6 +15,7 @@ from ..files import File
 from ..formats import open_checkpoint
 from ..identity import remembering
 from ..keys import MAX_DEPTH, Plain, describe_leaves, join_keys, nest, told_leaves
+from ..places.found import locate
 
 if TYPE_CHECKING:
     import numpy
@@ -172,7 +173,7 @@ def _array(where: str, name: str, entry: Entry, maps: dict[str, mmap.mmap]) -> n
     parts = []
     for path, offset, count in entry.extent.ranges(0, spec.nbytes):
         if path not in maps:
-            with File(Path(path)) as file:
+            with File(locate(path)) as file:
                 maps[path] = file.view()
         parts.append(np.frombuffer(maps[path], np.uint8, count, offset))
     flat = parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -1,1 +1,1 @@
-"""Orbax checkpoints."""
+"""Orbax checkpoints: trees, arrays in zarr, plain and OCDBT; `format` is what the others serve."""

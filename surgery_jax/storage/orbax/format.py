@@ -18,8 +18,10 @@ from ...core.errors import PlanError, StorageError, listing
 from ...core.ranges import Parts
 from ...core.specs import Spec, parse_size
 from ..base import Checkpoint, Format, LaidFile, Layout, no_part
+from ..documents import documents_beside
 from ..files import storage_error
 from ..leftovers import in_words
+from ..places.found import check_local
 from .arrays import entries_apart, entries_together
 from .tree import (
     COMMIT,
@@ -78,6 +80,10 @@ class OrbaxFormat(Format):
         names = [entry for entry in path.iterdir() if entry.name[0] not in "._"]
         return bool(names) and all(entry.is_dir() for entry in names) and bool(_choices(path))
 
+    def is_document(self, name: str) -> bool:
+        """Without the tables, which are part of the checkpoint."""
+        return name not in OWN and super().is_document(name)
+
     def stale(self, path: Path) -> list[Path]:
         """The tables and arrays of a checkpoint that is the directory itself, or the items of a step."""
         is_item = (path / TREE).is_file()
@@ -103,6 +109,7 @@ class OrbaxFormat(Format):
         return self.part(self._read(path, prefix), prefix)
 
     def _read(self, path: Path, prefix: str) -> Checkpoint:
+        check_local(path, "Orbax checkpoints")
         if not path.is_dir():
             raise StorageError("an Orbax checkpoint is a directory", where=str(path))
         try:
@@ -123,6 +130,7 @@ class OrbaxFormat(Format):
         metadata: Mapping[str, str],
     ) -> Layout:
         """One file per chunk, of the layout of `StandardCheckpointer`, which every release of Orbax reads."""
+        check_local(path, "Orbax checkpoints")
         _check_no_steps(path)
         note = Note.of(metadata)
         written = Written(str(path), tensors, note)
@@ -293,7 +301,8 @@ def _read_item(path: Path, item: Path, prefix: str) -> Checkpoint:
     told = in_words((name[len(prefix) + 1 :] if prefix else name, word) for name, word in others)
     if not entries:
         raise StorageError("the checkpoint holds no tensors", where=str(path), found="; ".join(told) or None)
-    files = tuple(_files(str(item)))
+    documents = set(documents_beside(item, OrbaxFormat(), ()).values())
+    files = tuple(file for file in _files(str(item)) if file not in documents)
     return Checkpoint(str(path), OrbaxFormat.name, entries, metadata | note.metadata(), files, left_out=told)
 
 

@@ -1,1 +1,1 @@
-"""What PyTorch writes."""
+"""What PyTorch writes: tables of tensors in zips and pickles that are never executed, distributed checkpoints."""

@@ -13,6 +13,7 @@ from ...core.errors import StorageError
 from ...core.specs import Spec
 from ..base import Checkpoint, Entry, Format, LaidFile, Layout
 from ..choice import check_first
+from ..files import first_bytes
 from ..shards import ANY_SHARD, cut, index_bytes, own_files
 from .pickles import Writer
 from .tables import read_table
@@ -49,8 +50,7 @@ class TorchFormat(Format):
 
     def probe_file(self, path: Path) -> bool:
         """Whether it begins like a zip archive or a binary pickle."""
-        with path.open("rb") as stream:
-            head = stream.read(2)
+        head = first_bytes(path, 2)
         return head == b"PK" or (len(head) == 2 and head[0] == 0x80 and head[1] <= 5)
 
     def stale(self, path: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from ...core.specs import Spec
 from ..base import Blocks, Entry, Extent
 from ..bounds import is_possible
 from ..files import File
+from ..places.found import locate
 from .pickles import Built, PickleRefused, Symbol, read_pickle
 from .zips import Archive
 
@@ -343,7 +344,7 @@ def _load(tensor: Tensor, spec: Spec, begin: int, end: int) -> numpy.ndarray[Any
         return np.zeros(spec.shape, dtype.numpy)
     storage = tensor.storage
     if storage.offset is not None:
-        with File(Path(storage.path)) as file:
+        with File(locate(storage.path)) as file:
             data = file.at(storage.offset + begin, end - begin)
     else:
         assert storage.unpack is not None

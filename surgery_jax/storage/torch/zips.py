@@ -14,7 +14,8 @@ from typing import NamedTuple
 from ...core.errors import StorageError
 from ..bounds import Allowance, TooLarge
 from ..files import File
-from ..writing import write_at
+from ..places.base import Writer, fill
+from ..places.found import place_of
 
 __all__ = ["Archive", "LaidZip", "Member", "complete_checksums", "lay_zip"]
 
@@ -274,23 +275,22 @@ def complete_checksums(path: Path, checksums: Iterable[tuple[int, int, int, int]
     Raises:
         OSError: reading or writing failed.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    writer = place_of(str(path)).target(str(path))
     try:
         # zlib lets go of the interpreter lock, so threads help; more of them only fill memory.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for _ in pool.map(lambda row: _complete(descriptor, *row), checksums):
+            for _ in pool.map(lambda row: _complete(writer, *row), checksums):
                 pass
     finally:
-        os.close(descriptor)
+        writer.close()
 
 
-def _complete(descriptor: int, begin: int, length: int, local: int, central: int) -> None:
-    crc = 0
+def _complete(writer: Writer, begin: int, length: int, local: int, central: int) -> None:
+    crc, memory = 0, memoryview(bytearray(min(length, 1 << 22)))
     while length:
-        part = os.pread(descriptor, min(length, 1 << 22), begin)
-        if not part:
-            raise OSError(5, "the staged file is shorter than it was laid out")
+        part = memory[:length]
+        fill(writer, begin, part)
         crc = zlib.crc32(part, crc)
-        begin, length = begin + len(part), length - len(part)
+        begin, length = begin + part.nbytes, length - part.nbytes
     for place in (local, central):
-        write_at(descriptor, struct.pack("<I", crc), place)
+        writer.write(place, struct.pack("<I", crc))

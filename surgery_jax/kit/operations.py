@@ -1,0 +1,148 @@
+"""What a step can be: a `TensorOp`, a pure function from arrays to arrays, or a `Directive`, which acts on the plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..core.exact import exact
+from ..core.specs import Spec
+from .fields import fields_of
+from .kernel import Kernel
+
+if TYPE_CHECKING:
+    from ..numerics.cuts import Cut
+    from .forms import Form
+    from .state import State
+
+__all__ = ["NO_ARITHMETIC", "Directive", "TensorOp"]
+
+NO_ARITHMETIC = ("structure", "check", "make", "template", "composed")  # kinds that compute with no numbers of operands
+
+
+_TRACED: dict[type, tuple[str, ...]] = {}
+
+
+class TensorOp:
+    """A pure function from arrays to arrays. Subclasses are frozen dataclasses whose fields are static or traced.
+
+    kind:
+        `elementwise`: every output element depends on the input elements of the same position only; all of one shape.
+        `check`: elementwise, the output is a mask that must be true everywhere.
+        `structure`: moves elements and changes no bit of them.
+        `whole`: needs whole tensors.
+        `make`: no inputs; `put` gives the elements on the host.
+        `composed`: stands for others, which `compose` applies.
+        `reduce`: a few numbers about all elements of operands of one size (`kit.reduction`).
+    """
+
+    kind: ClassVar[str] = "elementwise"
+    needs_finite: ClassVar[bool] = False  # NaN or infinity in an operand is an error
+    uses_lapack: ClassVar[bool] = False  # which a CPU runs as well without a compiled function around it
+    needs_positions: ClassVar[bool] = False  # the last operand is the number of every element, uint64
+    outputs: ClassVar[int] = 1
+    spellings: ClassVar[tuple[Form, ...]] = ()
+    examples: ClassVar[tuple[str, ...]] = ()
+
+    def infer(self, *specs: Any, **_: Any) -> tuple[Spec, ...]:
+        """Shapes and dtypes of the results.
+
+        Raises:
+            PlanError: the operation is not defined on these operands.
+        """
+        raise NotImplementedError
+
+    def apply(self, k: Kernel, *arrays: Any, **_: Any) -> Any:
+        """The results. `k` computes exactly, on a device or in NumPy (`numerics.kernels`); traced fields of `self` are
+        scalars of float64 while a device function is traced."""
+        raise NotImplementedError
+
+    def compose(self, versions: Any, *operands: Any) -> tuple[Any, ...]:
+        """What it comes to if it is composed, by other operations that `versions.apply` and `versions.compute` apply.
+
+        Raises:
+            PlanError: the operation is not defined on these operands.
+        """
+        raise NotImplementedError
+
+    def smallest(self, *bounds: Any, **_: Any) -> Any:
+        """How small non-zero results can be, given that of the operands (`numerics.magnitude`); None: not to
+        be bounded."""
+        return None
+
+    def by_rows(self, rows: int, result: Spec, *operands: Spec) -> TensorOp | None:
+        """The same operation on `rows` rows of every operand; None if rows of the result need more than theirs."""
+        return self if self.kind in ("elementwise", "check") else None
+
+    def workspace_bytes(self, *operands: Any) -> int:
+        """Bytes that computing needs beside operands and results."""
+        return 0
+
+    def cut(self, *operands: Any) -> Cut | None:
+        """How one call of a whole operation is spread over devices when it is too large for one; None if it cannot be.
+
+        A cut operand is padded with zeros at the end of its axis: results may be longer for it, but must be the same in
+        front; and `apply` must leave every sum along that axis to the kernel (`numerics.mesh_kernel`)."""
+        return None
+
+    def cut_workspace_bytes(self, count: int, cut: Cut, *operands: Any) -> int:
+        """Bytes that each of `count` devices needs beside its parts of the padded operands and of the results."""
+        return 0
+
+    def by_bits(self, *operands: Spec) -> bool:
+        """Whether a device only moves or compares the bits of these operands, so that subnormal numbers are safe."""
+        return self.kind == "structure"
+
+    @classmethod
+    def traced_fields(cls) -> tuple[str, ...]:
+        """Attributes that are run-time arguments of the compiled function."""
+        if cls not in _TRACED:
+            declared = [attribute for attribute, field in fields_of(cls).values() if field.traced]
+            hidden = [entry.name for entry in dataclasses.fields(cls) if entry.metadata.get("traced")]  # type: ignore[arg-type]
+            _TRACED[cls] = (*declared, *hidden)
+        return _TRACED[cls]
+
+    def named(self, name: str) -> TensorOp:
+        """The operation for the tensor of a name, where it depends on that, as random streams do."""
+        return self
+
+    def numbers(self) -> tuple[float, ...]:
+        """Values of the traced fields that are present."""
+        return tuple(getattr(self, name) for name in self.traced_fields() if getattr(self, name) is not None)
+
+    def with_numbers(self, numbers: Iterator[Any]) -> TensorOp:
+        """This operation with its present traced fields replaced, in order."""
+        present = [name for name in self.traced_fields() if getattr(self, name) is not None]
+        return dataclasses.replace(self, **{name: next(numbers) for name in present}) if present else self  # type: ignore[type-var]
+
+    def static_key(self) -> tuple[Any, ...]:
+        """What of this operation belongs to the compiled structure."""
+        traced = set(self.traced_fields())
+        rest = []
+        for entry in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, entry.name)
+            rest.append((value is None) if entry.name in traced else exact(value))
+        return (type(self).__name__, *rest)
+
+
+class Directive:
+    """A step that acts on the namespace, prints, or adds a root. Subclasses are frozen dataclasses.
+
+    `selects`: it works on all tensors that its first reference matches, so it has the key `where`. `computes`: with
+    their numbers, so it has the key `raw`.
+    """
+
+    word: ClassVar[str]
+    selects: ClassVar[bool] = False
+    computes: ClassVar[bool] = False
+    examples: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[str] = ""  # attribute that a payload which is no mapping fills
+
+    def build(self, state: State) -> None:
+        """Run on the symbolic state."""
+        raise NotImplementedError
+
+    def contributes(self, state: State) -> str | None:
+        """The alias that this step offers as the plan's output, None if it offers none."""
+        return None

@@ -1,0 +1,384 @@
+"""`foreach`, `when`, `include`: the steps that they stand for, with the places where they are written.
+
+A step that is one of these is left as it is while its file is resolved, so that overrides count steps as they are
+written; `expanded` puts the steps in its place when all is merged.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path as FilePath
+from typing import Any
+
+from ..core.errors import Mark, PlanError, listing
+from .document import parse_plan_file
+from .expressions import FUNCTIONS
+from .interpolate import Limits, Path, Resolver, escape
+from .names import parse_reference
+from .nodes import Mapping, Node, Scalar, Sequence, check_keys, plain, shown
+from .parameters import OUTPUT, PARAMS, declarations, missing, unknown
+from .regexes import check_time, compile_regex
+from .sources import Sources
+
+__all__ = ["CONTROL", "Bounds", "PlanResolver", "expanded"]
+
+MAX_TURNS = 200_000  # of all loops of a plan
+MAX_INCLUDES = 10_000
+MAX_LEVELS = 16  # of loops, conditions and includes inside each other
+CONTROL = ("foreach", "when", "include")
+_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
+_EXAMPLE = "foreach: { e: '${range(8)}', do: [...] }"
+
+
+@dataclass
+class Bounds(Limits):
+    """What a plan, in all its files, has made and read so far."""
+
+    turns: int = 0
+    includes: int = 0
+    level: int = 0
+    fragments: dict[str, Mapping] = field(default_factory=dict)
+
+
+class PlanResolver(Resolver):
+    """Resolves one plan file or fragment. `given` are values of its parameters; `around` are the files that include it.
+
+    Raises:
+        PlanError: a parameter that must be given is not, or has a wrong value.
+    """
+
+    def __init__(
+        self,
+        root: Mapping,
+        given: dict[str, Node],
+        sources: Sources,
+        bounds: Bounds,
+        around: tuple[str, ...] = (),
+        turn: str = "",
+    ) -> None:
+        self.parameters = declarations(root)
+        wanted = [p for p in self.parameters.values() if p.default is None and p.name not in given and p.name != OUTPUT]
+        if wanted:
+            raise missing(wanted)
+        values = {name: given.get(name, p.default) for name, p in self.parameters.items() if name != OUTPUT}
+        own = {key: node for key, node in root.entries.items() if not (self.parameters and key == PARAMS)}
+        self.own = tuple(own)
+        entries = own | {name: node for name, node in values.items() if node is not None}
+        keys = root.keys | {name: self.parameters[name].mark for name in values}
+        checks = {name: partial(self._converted, name) for name in values}
+        super().__init__(Mapping(entries, keys, root.mark), sources, checks, bounds)
+        self.sources, self.bounds = sources, bounds
+        self.around, self.base = around, turn
+        self.turn = turn
+        self.is_expanding = bool(around)
+        self.has_deferred = False
+        for name in given.keys() & values.keys():
+            self._at(entries[name], (name,), entries[name].mark, 0)
+
+    def _converted(self, name: str, node: Node) -> Node:
+        return self.parameters[name].convert(node, lambda bound: self.resolve(bound, (PARAMS,), 1))
+
+    def whole(self) -> Mapping:
+        """The document without its declarations, references resolved, and with the steps of this module left."""
+        assert isinstance(self.root, Mapping)
+        entries = {key: self.resolve(self.root.entries[key], (key,), 1) for key in self.own}
+        return Mapping(entries, {key: self.root.keys[key] for key in entries}, self.root.mark)
+
+    def only(self, key: str) -> Mapping:
+        """The part of the document at one key at the top."""
+        assert isinstance(self.root, Mapping)
+        entries = {name: self.resolve(self.root.entries[name], (name,), 1) for name in self.own if name == key}
+        return Mapping(entries, self.root.keys, self.root.mark)
+
+    def resolve(self, node: Node, path: Path, depth: int) -> Node:
+        if isinstance(node, Mapping) and _is_list(path) and _is_control(node):
+            node = Sequence((node,), node.mark)  # one step in the place of a list
+        return super().resolve(node, path, depth)
+
+    def items(self, node: Sequence, path: Path, depth: int) -> Iterator[Node]:
+        if not _is_list(path):
+            yield from super().items(node, path, depth)
+            return
+        for number, item in enumerate(node.items):
+            place = (*path, number)
+            if not isinstance(item, Mapping) or not _is_control(item):
+                yield self._step(item, place, depth)
+            elif self.is_expanding:
+                yield from self._expand(item, place)
+            else:
+                self.has_deferred = True
+                yield replace(item, expand=partial(self._first, path=place))
+
+    def _step(self, node: Node, path: Path, depth: int) -> Node:
+        """A step. What is wrong with its references may be that it is none; others know the steps."""
+        try:
+            return self.resolve(node, path, depth)
+        except PlanError as error:
+            if not isinstance(node, Mapping) or path[0] != "transforms":
+                raise
+            return replace(node, fault=error)
+
+    # -- expansion ----------------------------------------------------------------------------------------------
+
+    def _first(self, step: Mapping, path: Path) -> list[Node]:
+        """Expand a step outside all others."""
+        self.is_expanding = True
+        try:
+            return self._expand(step, path)
+        finally:
+            self.is_expanding = False
+
+    def _expand(self, step: Mapping, path: Path) -> list[Node]:
+        mark = self.marked(step.mark)
+        self.bounds.level += 1
+        if self.bounds.level > MAX_LEVELS:
+            raise PlanError(f"loops and includes nested more than {MAX_LEVELS} levels deep", where=mark)
+        try:
+            return self._expanded(step, path, mark)
+        finally:
+            self.bounds.level -= 1
+
+    def _expanded(self, step: Mapping, path: Path, mark: Mark) -> list[Node]:
+        rest = {key: node for key, node in step.entries.items() if key != "when"}
+        if len(rest) != 1:
+            raise PlanError(
+                "a step is a mapping with exactly one transform, and a condition if any",
+                where=mark,
+                expected=f"for example {{ {_EXAMPLE} }} or {{ when: e > 0, delete: {{ target: name }} }}",
+                found=", ".join(step.entries),
+            )
+        if "when" in step.entries and not self._holds(step.entries["when"], (*path, "when")):
+            return []
+        ((word, payload),) = rest.items()
+        if word == "foreach":
+            return self._foreach(payload, (*path, word))
+        if word == "include":
+            return self._include(payload, (*path, word))
+        if word == "do" and "when" in step.entries:
+            return self._block(payload, (*path, word))
+        return [self._step(Mapping(rest, {word: step.keys[word]}, step.mark), path, 1)]
+
+    def _block(self, node: Node, path: Path) -> list[Node]:
+        """The steps of a list, or one step."""
+        found: list[Node] = []
+        for number, item in enumerate(node.items if isinstance(node, Sequence) else (node,)):
+            place = (*path, number)
+            if isinstance(item, Mapping) and _is_control(item):
+                found += self._expand(item, place)
+            else:
+                found.append(self._step(item, place, 1))
+        return found
+
+    def _holds(self, node: Node, path: Path) -> bool:
+        """Whether a condition holds: an expression, with or without braces around."""
+        mark = self.marked(node.mark)
+        if isinstance(node, Scalar) and isinstance(node.value, str) and "${" not in node.value:
+            value = self.expression(node.value, mark, 1)
+        else:
+            value = plain(self.resolve(node, path, 1))
+        if not isinstance(value, bool):
+            raise PlanError(
+                "a condition is true or false",
+                where=mark,
+                expected="a comparison such as `when: e > 0`",
+                found=f"{value!r:.80}",
+            )
+        return value
+
+    def _foreach(self, node: Node, path: Path) -> list[Node]:
+        if not isinstance(node, Mapping) or "do" not in node.entries or len(node.entries) < 2:
+            raise PlanError(
+                "foreach names a variable, its values, and what to do",
+                where=self.marked(node.mark),
+                expected=_EXAMPLE,
+                found=listing(node.entries) if isinstance(node, Mapping) else shown(node),
+            )
+        found: list[Node] = []
+        self._turns(node, [key for key in node.entries if key != "do"], path, found)
+        return found
+
+    def _turns(self, node: Mapping, names: list[str], path: Path, found: list[Node]) -> bool:
+        """Add the steps of all turns of a loop; a turn with a step that is wrong is the last, and False."""
+        if not names:
+            self.bounds.turns += 1
+            if self.bounds.turns > MAX_TURNS:
+                raise PlanError(f"loops of more than {MAX_TURNS} turns in all", where=node.mark)
+            added = self._block(node.entries["do"], (*path, "do"))
+            found += added
+            return not any(isinstance(step, Mapping) and step.fault is not None for step in added)
+        kept = self.loops, self.turn
+        for values in self._values(node, names[0], (*path, names[0])):
+            self.loops = {**kept[0], **values}
+            told = ", ".join(f"{name} = {_short(value)}" for name, value in self.loops.items())
+            self.turn = f"{told}; {self.base}" if self.base else told
+            try:
+                if not self._turns(node, names[1:], path, found):
+                    return False
+            finally:
+                self.loops, self.turn = kept
+        return True
+
+    def _values(self, loop: Mapping, key: str, path: Path) -> list[dict[str, Any]]:
+        """What the variables of a binding are, turn by turn."""
+        node, mark = loop.entries[key], self.marked(loop.keys[key])
+        names = [word.strip() for word in key.split(",")]
+        for name in names:
+            if not _NAME.fullmatch(name) or name in FUNCTIONS or name in ("config", "when", "foreach", "include"):
+                raise PlanError(
+                    f"{name!r} cannot be a variable of a loop", where=mark, expected="a name that means nothing yet"
+                )
+        if isinstance(node, Mapping) and set(node.entries) == {"match"}:
+            items = self._captured(node.entries["match"], (*path, "match"))
+        else:
+            items = _items(self.resolve(node, path, 1), len(names), key)
+        if len(names) == 1:
+            return [{names[0]: item} for item in items]
+        for item in items:
+            if not isinstance(item, list) or len(item) != len(names):
+                raise PlanError(f"each value for `{key}` is a list of {len(names)}", where=mark, found=f"{item!r:.80}")
+        return [dict(zip(names, item, strict=True)) for item in items]
+
+    def _captured(self, node: Node, path: Path) -> list[Any]:
+        """What the groups of a regular expression match in the names of an input: each once, in order; numbers as
+        numbers."""
+        ref = parse_reference(self.resolve(node, path, 1), "")
+        if not isinstance(ref.expr, str) or ref.slice is not None:
+            raise PlanError("match is a regular expression", where=ref.mark, expected=r"model::layers\.(\d+)\..+")
+        regex = compile_regex(ref.expr, ref.mark)
+        names = self.sources.names(ref.alias or None, ref.mark)
+        check_time(regex, names, ref.mark)
+        matches = (regex.fullmatch(name) for name in names)
+        rows = list(dict.fromkeys((match.groups() or (match[0],)) for match in matches if match))
+        if not rows:
+            raise PlanError(f"nothing matches {ref.text!r}", where=ref.mark, hint=f"names: {listing(names, 3)}")
+        are_numbers = [
+            all(word is not None and _NUMBER.fullmatch(word) for word in column) for column in zip(*rows, strict=True)
+        ]
+        values = [
+            [int(word) if is_number else word for word, is_number in zip(row, are_numbers, strict=True)] for row in rows
+        ]
+        values.sort(key=lambda row: [(word is None, word if word is not None else "") for word in row])
+        return [row[0] if len(row) == 1 else row for row in values]
+
+    # -- fragments ----------------------------------------------------------------------------------------------
+
+    def _include(self, node: Node, path: Path) -> list[Node]:
+        mark = self.marked(node.mark)
+        call = node if isinstance(node, Mapping) else Mapping({"path": node}, {"path": node.mark}, node.mark)
+        check_keys(call, ("path", "with"), "include")
+        target = self.resolve(call.entries["path"], (*path, "path"), 1) if "path" in call.entries else None
+        if not isinstance(target, Scalar) or not isinstance(target.value, str) or not target.value:
+            raise PlanError("include names a file", where=mark, expected="include: { path: steps.yaml, with: {...} }")
+        arguments = call.entries.get("with", Mapping({}, {}, mark))
+        given = self.resolve(arguments, (*path, "with"), 1)
+        if not isinstance(given, Mapping):
+            raise PlanError("include.with is a mapping", where=mark, expected="names and values", found=shown(given))
+        file = str(FilePath(call.mark.file).parent / target.value)
+        real = os.path.realpath(file)
+        chain = self.around or (os.path.realpath(call.mark.file),)
+        if real in chain:
+            raise PlanError(f"{target.value} includes itself", where=mark, hint="repeat steps with foreach")
+        self.bounds.includes += 1
+        if self.bounds.includes > MAX_INCLUDES:
+            raise PlanError(f"more than {MAX_INCLUDES} includes", where=mark)
+        try:
+            root = self._fragment(file, real)
+            place = f"included at {call.mark.file}:{call.mark.line}"
+            turn = f"{self.turn}; {place}" if self.turn else place
+            child = self._child(root, given, (*chain, real), turn)
+        except PlanError as error:
+            raise error.located(mark) from None
+        return child._block(root.entries["transforms"], ("transforms",))
+
+    def _child(self, root: Mapping, given: Mapping, around: tuple[str, ...], turn: str) -> PlanResolver:
+        """The resolver of a fragment, with its arguments."""
+        values = {name: escape(value) for name, value in given.entries.items()}
+        parameters = declarations(root)
+        others = {name: value for name, value in values.items() if name not in parameters}
+        known = set(root.entries) - {"transforms", PARAMS}
+        for name in others:
+            if root is not _bare(root) and name not in known:
+                raise unknown(name, given.keys[name], parameters, known)
+        keys = root.keys | {name: given.keys[name] for name in others}
+        filled = Mapping(root.entries | others, keys, root.mark)
+        own = {name: value for name, value in values.items() if name in parameters}
+        return PlanResolver(filled, own, self.sources, self.bounds, around, turn)
+
+    def _fragment(self, file: str, real: str) -> Mapping:
+        """The steps of a fragment, with its parameters and variables."""
+        if real not in self.bounds.fragments:
+            found = parse_plan_file(file, interpolate=False)
+            if isinstance(found, Sequence):
+                found = Mapping({"transforms": found}, {"transforms": found.mark}, found.mark)
+            if not isinstance(found, Mapping) or "transforms" not in found.entries:
+                raise PlanError(
+                    "a fragment is a list of steps, or a mapping with `transforms`",
+                    where=found.mark,
+                    found=shown(found),
+                )
+            for key in ("inputs", OUTPUT):
+                if key in found.entries:
+                    raise PlanError(f"a fragment has no {key}", where=found.keys[key], hint="execute runs whole plans")
+            self.bounds.fragments[real] = found
+        return self.bounds.fragments[real]
+
+
+def expanded(node: Node) -> Node:
+    """The node with the steps that stand for others replaced by these, at any depth.
+
+    Raises:
+        PlanError: what is wrong with them.
+    """
+    if isinstance(node, Scalar):
+        return node
+    if isinstance(node, Mapping):
+        return replace(node, entries={key: expanded(value) for key, value in node.entries.items()})
+    items: list[Node] = []
+    for item in node.items:
+        if isinstance(item, Mapping) and item.expand is not None:
+            items += item.expand(item)
+        else:
+            items.append(expanded(item))
+    return Sequence(tuple(items), node.mark)
+
+
+def _is_list(path: Path) -> bool:
+    """Whether a list of steps, or of inputs, stands at this place of a plan."""
+    if path[:1] == ("transforms",):
+        return len(path) == 1 or path[-1] == "transforms" or path[-2:] == ("execute", "plan")
+    return path == ("inputs",)
+
+
+def _is_control(step: Mapping) -> bool:
+    return any(word in step.entries for word in CONTROL)
+
+
+def _bare(root: Mapping) -> Mapping | None:
+    """The fragment itself, if it is a list of steps, which takes any argument."""
+    return root if set(root.entries) == {"transforms"} else None
+
+
+def _items(node: Node, width: int, key: str) -> list[Any]:
+    """The values of a loop: of a list its items, of a mapping its entries."""
+    if isinstance(node, Sequence):
+        return [plain(item) for item in node.items]
+    if isinstance(node, Mapping):
+        pairs = [(name, plain(value)) for name, value in node.entries.items()]
+        return [[*pair] if width == 2 else {"key": pair[0], "value": pair[1]} for pair in pairs]
+    is_count = isinstance(node.value, int) and not isinstance(node.value, bool)
+    raise PlanError(
+        f"the values of `{key}` are a list or a mapping",
+        where=node.mark,
+        found=shown(node),
+        hint=f"'${{range({node.value})}}' counts from 0" if is_count else None,
+    )
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,148 @@
+"""What becomes of the jobs of a batch: which will appear is recorded, and whatever ends is told and reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.errors import Notice, PlanError, SurgeryError, told
+from ..execute.observers import Appearing, Observer
+from ..execute.options import Options
+from ..graph.roots import Symbolic
+from ..language.jobs import Job
+from .compiled import Compiled, Outputs
+from .finished import Entry, FileState, Finished, states_of
+
+__all__ = ["BatchReport", "JobReport", "Ledger", "Ready", "amounts"]
+
+
+@dataclass(frozen=True)
+class JobReport:
+    """What became of a job.
+
+    status: `done`, `skipped` (finished by an earlier batch), `failed`, `not run` (after a failure), or `ready` where
+    nothing is to be run. outputs, num_tensors, bytes_written: of what is there now, or would be; those of a skipped job
+    are not counted again.
+    """
+
+    name: str
+    status: str
+    parameters: dict[str, Any]
+    outputs: tuple[str, ...] = ()
+    num_tensors: int = 0
+    bytes_written: int = 0
+    printed: str = ""
+    warnings: tuple[Notice, ...] = ()
+    error: SurgeryError | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        told = {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "error"}
+        told["warnings"] = [warning.as_json() for warning in self.warnings]
+        return told | {"problems": [] if self.error is None else [problem.as_json() for problem in self.error.single]}
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """The account of a batch. The amounts are those of all passes together, also of those that were tried again.
+
+    `leftovers` says, a sentence each, what runs that were killed had left beside the outputs.
+    """
+
+    jobs: tuple[JobReport, ...]
+    num_passes: int
+    num_compilations: int
+    bytes_moved: int
+    bytes_read: int
+    bytes_computed: int
+    peak_buffer_bytes: int
+    peak_rss_bytes: int
+    wall_s: float
+    stream_s: float
+    compile_s: float
+    leftovers: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many jobs have each status."""
+        found = [job.status for job in self.jobs]
+        return {status: found.count(status) for status in dict.fromkeys(found)}
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether any job failed."""
+        return any(job.status == "failed" for job in self.jobs)
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        told = {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "jobs"}
+        return {"jobs": [job.as_json() for job in self.jobs], "counts": self.counts} | told
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A job that headers find nothing wrong with."""
+
+    number: int
+    key: str  # of its plan
+    compiled: Compiled
+    inputs: dict[str, tuple[FileState, ...]]
+
+
+class Ledger(Observer):
+    """What became of the jobs: those whose outputs will appear are recorded, and whatever has ended is told."""
+
+    def __init__(
+        self, jobs: Sequence[Job], finished: Finished, options: Options, tell: Callable[[JobReport], None] | None
+    ) -> None:
+        self.jobs = jobs
+        self.finished = finished
+        self.reports: dict[int, JobReport] = {}
+        self.has_failed = False
+        self._sync = options.sync
+        self._tell = tell
+
+    def appearing(self, plans: Sequence[Appearing]) -> None:
+        entries = {plan.tag.key: (self.jobs[plan.tag.number].name, _entry(plan)) for plan in plans}
+        self.finished.add(entries, self._sync)
+
+    def appeared(self, plan: Appearing) -> None:
+        outputs = [(staging.plan, staging.layout) for staging in plan.stagings]
+        self.end(plan.tag.number, "done", printed=plan.printed, **amounts(plan.symbolic, outputs))
+
+    def fail(self, number: int, error: Exception) -> None:
+        """A job has failed."""
+        self.has_failed = True
+        self.end(number, "failed", error=told(error), printed=getattr(error, "printed", ""))
+
+    def end(self, number: int, status: str, **more: Any) -> None:
+        """A job has ended; `more` are further fields of its report."""
+        job = self.jobs[number]
+        try:
+            parameters = job.parameters
+        except PlanError:
+            parameters = {}  # its report has that error
+        self.reports[number] = JobReport(job.name, status, parameters, **more)
+        if self._tell is not None:
+            self._tell(self.reports[number])
+
+
+def amounts(symbolic: Symbolic, outputs: Outputs) -> dict[str, Any]:
+    """What a report says of the outputs of a job."""
+    return {
+        "outputs": tuple(output.path for output, _ in outputs),
+        "warnings": tuple(symbolic.warnings),
+        "num_tensors": sum(len(save.tensors) for save in symbolic.saves),
+        "bytes_written": sum(file.size for _, layout in outputs for file in layout.files),
+    }
+
+
+def _entry(plan: Appearing) -> Entry:
+    """What is to be recorded of a job whose outputs are complete and will appear."""
+    outputs = {}
+    for output, files in plan.files().items():
+        states = states_of([str(path) for path in files.values()])
+        named = ((path, size, changed) for path, (_, size, changed) in zip(files, states, strict=True))
+        outputs[output] = tuple(named)
+    return Entry(plan.tag.inputs, outputs)

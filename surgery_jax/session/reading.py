@@ -1,0 +1,55 @@
+"""What expressions of a plan ask of its inputs, read from the disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+from ..core.errors import Mark, StorageError
+from ..language.expressions import Named
+from ..storage import formats
+from ..storage.files import read_text
+
+__all__ = ["Headers"]
+
+CONFIG = "config.json"
+
+
+class Headers:
+    """Reads configurations and the names of tensors; the headers of each checkpoint once."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, Collection[str]] = {}
+
+    def config(self, path: str) -> Named | None:
+        """The `config.json` in a directory, or beside a file; None if there is none.
+
+        Raises:
+            StorageError: it cannot be read, or is no JSON object.
+        """
+        place = Path(path.partition("#")[0])
+        file = (place if place.is_dir() else place.parent) / CONFIG
+        if not place.exists() or not file.exists():
+            return None
+        text = read_text(file, "the configuration")
+        try:
+            found = json.loads(text)
+        except json.JSONDecodeError as error:
+            where = Mark(str(file), error.lineno, error.colno)
+            raise StorageError("the configuration is no JSON", where=where, found=error.msg) from None
+        except (RecursionError, ValueError) as error:
+            raise StorageError("the configuration is no JSON", where=str(file), found=str(error)) from None
+        if not isinstance(found, dict):
+            raise StorageError("the configuration is no JSON object", where=str(file), found=type(found).__name__)
+        return Named(found, str(file))
+
+    def names(self, path: str) -> Collection[str]:
+        """The names of all tensors of a checkpoint.
+
+        Raises:
+            SurgeryError: it cannot be read.
+        """
+        if path not in self._names:
+            self._names[path] = list(formats.open_checkpoint(path).entries)
+        return self._names[path]

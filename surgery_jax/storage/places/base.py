@@ -1,0 +1,134 @@
+"""What a place offers: names, sizes, identities, bytes at positions, and files that appear when they are complete.
+
+A place is one file with one `Place` subclass. Paths begin with its scheme, as in `mem://models/llama`, and mean what
+they mean on a disk: directories, names in them, and files. Every method may be called by several threads at once, and
+fails with an `OSError`.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from typing import ClassVar, NamedTuple
+
+__all__ = ["Identity", "Place", "Reader", "Status", "Writer", "fill"]
+
+
+class Identity(NamedTuple):
+    """Which file it is, its size in bytes, and which state of it: of a local file its device and inode, and the times
+    of change; elsewhere whatever the place changes when other bytes are there, such as an etag or a generation."""
+
+    file: tuple[int | str, ...]
+    size: int
+    version: tuple[int | str, ...]
+
+
+class Status(NamedTuple):
+    """What lies at a path: a directory, or a file of `size` bytes."""
+
+    is_directory: bool
+    size: int = 0
+
+
+class Reader:
+    """A file open for reading, also while others read it. `descriptor` is that of the operating system, if it has one:
+    then bytes may be copied, shared or mapped without passing through here."""
+
+    descriptor: int | None = None
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+
+    def read_into(self, offset: int, target: memoryview) -> int:
+        """Bytes from an offset on into a buffer; gives how many, at least one except at the end of the file."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """It is not read any more."""
+
+
+class Writer:
+    """A file that was created and has not appeared yet. Ranges come in any order, from several threads; each byte is
+    written at least once before the file is published, and may be read back before that."""
+
+    descriptor: int | None = None
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """All of these bytes."""
+        raise NotImplementedError
+
+    def read_into(self, offset: int, target: memoryview) -> int:
+        """As a reader gives what was written."""
+        raise NotImplementedError
+
+    def truncate(self, size: int) -> None:
+        """What comes after so many bytes is not wanted."""
+        raise NotImplementedError
+
+    def sync(self) -> None:
+        """What was written must outlast a power cut."""
+
+    def direct(self) -> int | None:
+        """A further descriptor, for whole pages that bypass the page cache, which the caller closes; None if there is
+        no such way."""
+        return None
+
+    def close(self) -> None:
+        """This user writes no more; the file stays as it is."""
+
+
+class Place:
+    """Where files lie. Subclasses are found by `storage.places.found`."""
+
+    scheme: ClassVar[str]
+
+    def list(self, path: str) -> Iterable[str]:
+        """The names in a directory."""
+        raise NotImplementedError
+
+    def stat(self, path: str) -> Status | None:
+        """What lies at a path; None if nothing does. A directory is there if a file lies below it."""
+        raise NotImplementedError
+
+    def open(self, path: str) -> Reader:
+        """A file for reading."""
+        raise NotImplementedError
+
+    def open_direct(self, path: str) -> Reader | None:
+        """A file whose whole pages are read past the page cache; None if there is no such way."""
+        return None
+
+    def identity(self, path: str) -> Identity:
+        """What a file is now."""
+        reader = self.open(path)
+        reader.close()
+        return reader.identity
+
+    def create(self, path: str, size: int) -> None:
+        """A new file of this length under a name that does not exist; its directories come by themselves."""
+        raise NotImplementedError
+
+    def target(self, path: str) -> Writer:
+        """A file that was created, for writing."""
+        raise NotImplementedError
+
+    def publish(self, created: str, path: str) -> None:
+        """Let a file that was created appear under its final name, complete; one that is there is replaced."""
+        raise NotImplementedError
+
+    def remove(self, path: str) -> None:
+        """Remove a file, which may be gone already."""
+        raise NotImplementedError
+
+
+def fill(file: Reader | Writer, offset: int, target: memoryview) -> None:
+    """Fill a buffer with the bytes from an offset on.
+
+    Raises:
+        OSError: they cannot be read, or there are fewer.
+    """
+    while target.nbytes:
+        count = file.read_into(offset, target)
+        if count == 0:
+            raise OSError(errno.EIO, "the file is shorter than it was")
+        offset, target = offset + count, target[count:]

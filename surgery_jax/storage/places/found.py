@@ -1,0 +1,141 @@
+"""Which place a path belongs to: by its scheme, as in `mem://models/llama`; a path without one is local.
+
+Places are found, not listed: every module of this package that defines a `Place` counts, and those that entry points
+of the group `surgery_jax.places` name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Generator, Mapping
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path, PosixPath
+from typing import Any
+
+from ...core.discover import import_all
+from ...core.errors import StorageError, nearest
+from .base import Place
+from .local import LocalPlace
+
+__all__ = ["PlacePath", "check_local", "is_local", "locate", "place_of", "places"]
+
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://")
+_LOCAL = LocalPlace()
+
+
+def places() -> Mapping[str, type[Place]]:
+    """All places that are known now, but the local one, by scheme."""
+    import_all(__package__, "surgery_jax.places")
+    found: dict[str, type[Place]] = {}
+    for kind in Place.__subclasses__():
+        if kind is not LocalPlace and found.setdefault(kind.scheme, kind) is not kind:
+            raise TypeError(f"two places have the scheme {kind.scheme!r}")
+    return found
+
+
+@cache
+def _of_scheme(scheme: str) -> Place:
+    """A place, which is made once.
+
+    Raises:
+        KeyError: there is none, so far.
+    """
+    return places()[scheme]()
+
+
+def place_of(path: str) -> Place:
+    """The place where a path is.
+
+    Raises:
+        StorageError: nobody offers its scheme.
+    """
+    match = _SCHEME.match(path)
+    if match is None:
+        return _LOCAL
+    scheme = match[1]
+    try:
+        return _of_scheme(scheme)
+    except KeyError:
+        if os.path.lexists(path):  # a directory may be called so
+            return _LOCAL
+        near = nearest(scheme, places(), 1)
+        raise StorageError(
+            f"no place is known for {scheme}://",
+            where=path,
+            expected=", ".join(f"{known}://" for known in places()) or "a path of this machine",
+            hint=f"did you mean {near[0]}://?" if near else "install a package that offers it (surgery_jax.places)",
+        ) from None
+
+
+def is_local(path: str | Path) -> bool:
+    """Whether a path is one of this machine's file system."""
+    return place_of(str(path)) is _LOCAL
+
+
+def check_local(path: Path, what: str) -> None:
+    """Whether a path is local, for what only a file system can hold.
+
+    Raises:
+        StorageError: it is not.
+    """
+    if not is_local(path):
+        raise StorageError(f"{what} are read and written in local directories only", where=str(path))
+
+
+def locate(path: str) -> Path:
+    """A path, whose questions are answered by its place.
+
+    Raises:
+        StorageError: nobody offers its scheme.
+    """
+    return Path(path) if place_of(path) is _LOCAL else PlacePath(path)
+
+
+class PlacePath(PosixPath):
+    """A path of another place than the local one. What it asks (what is there, which names) that place answers; a
+    file is opened with `storage.files.File`."""
+
+    def __str__(self) -> str:
+        scheme, *rest = self.parts or (".",)
+        return f"{scheme}//{'/'.join(rest)}" if scheme.endswith(":") else "/".join([scheme, *rest])
+
+    def __fspath__(self) -> str:
+        return str(self)
+
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        """Type and size; all else is 0."""
+        found = place_of(str(self)).stat(str(self))
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
+        mode = stat.S_IFDIR if found.is_directory else stat.S_IFREG
+        return os.stat_result((mode, 0, 0, 1, 0, 0, found.size, 0, 0, 0))
+
+    def exists(self, **options: Any) -> bool:
+        """Whether anything lies there."""
+        return place_of(str(self)).stat(str(self)) is not None
+
+    def is_file(self, **options: Any) -> bool:
+        """Whether a file lies there."""
+        found = place_of(str(self)).stat(str(self))
+        return found is not None and not found.is_directory
+
+    def is_dir(self, **options: Any) -> bool:
+        """Whether a directory lies there."""
+        found = place_of(str(self)).stat(str(self))
+        return found is not None and found.is_directory
+
+    def is_symlink(self) -> bool:
+        """There are no links."""
+        return False
+
+    def iterdir(self) -> Generator[PlacePath, None, None]:
+        """What lies in a directory."""
+        return (self / name for name in place_of(str(self)).list(str(self)))
+
+    def glob(self, pattern: str) -> Generator[PlacePath, None, None]:
+        """What lies in a directory and matches a pattern without slashes."""
+        return (entry for entry in self.iterdir() if fnmatchcase(entry.name, pattern))

@@ -1,0 +1,144 @@
+"""Outputs at places other than the local one: files are created under hidden names, written, and appear one by one.
+
+Such places cannot exchange directories. The file that names the others comes first, so that nobody takes a part of a
+new checkpoint for one; files of the old checkpoint that the new one does not have go last. If publishing fails half
+way, what has appeared is removed again, but files that it replaced are gone.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Set
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import StorageError
+from ..core.interrupts import held
+from .base import LaidFile, Layout
+from .files import storage_error
+from .formats import OutputPlan
+from .places.found import is_local, locate, place_of
+from .publish import Staging, lay
+from .targets import check_target
+
+__all__ = ["Upload", "open_staging"]
+
+
+def open_staging(
+    plan: OutputPlan, layout: Layout, told: Mapping[str, Any] | None = None, *, overwrite: bool = True
+) -> Staging:
+    """An output that is being written, wherever it lies; the arguments are those of `Staging`.
+
+    Raises:
+        StorageError: something is in the way, or the place refuses; nothing is left behind.
+    """
+    kind = Staging if is_local(plan.path) else Upload
+    return kind(plan, layout, told, overwrite=overwrite)
+
+
+class Upload(Staging):
+    """An output at a place that knows single files only."""
+
+    is_on_disk = False
+
+    def __init__(
+        self, plan: OutputPlan, layout: Layout, told: Mapping[str, Any] | None = None, *, overwrite: bool = True
+    ) -> None:
+        """Create all files in their full length; or write to those that another process has created."""
+        self.plan, self.layout = plan, layout
+        self._final = locate(plan.path)
+        self._place = place_of(plan.path)
+        self._stage = None
+        self._finished = False
+        self._created: dict[str, str] = {}  # names below the output and where they are until they are published
+        self._appeared: list[str] = []
+        if told is not None:
+            self._built = locate(told["stage"])
+            return
+        above = self._final.parent if len(self._final.parts) > 2 else self._final
+        self._built = above / f".{self._final.name[:40]}.surgery-{secrets.token_hex(4)}"
+        try:
+            check_target(plan, overwrite, layout.documents)
+            self._old = {str(path) for path in plan.format.stale(self._final)} if layout.is_directory else set()
+            for file in layout.files:
+                self._create(file)
+        except OSError as error:
+            self.abort()
+            raise storage_error(error, plan.path, "write there") from None
+        except BaseException:
+            self.abort()
+            raise
+
+    def _create(self, file: LaidFile) -> None:
+        self._created[file.name] = str(self._built / file.name if file.name else self._built)
+        lay(self._created[file.name], file)
+
+    def tell(self) -> dict[str, Any]:
+        """What another process must know to write here too."""
+        return {"stage": str(self._built)}
+
+    def release(self) -> None:
+        """Leave everything to the process that publishes."""
+        self._created.clear()
+
+    def add(self, name: str, text: str) -> str:
+        """Put one more file beside those of the layout of a directory; where it is until it is published."""
+        try:
+            data = text.encode()
+            self._create(LaidFile(name, len(data), ((0, data),)))
+        except OSError as error:
+            raise storage_error(error, self.plan.path, f"write {name}") from None
+        return str(self._built / name)
+
+    def finish(self, sync: bool = False) -> None:
+        """All bytes are in place: let the format complete its files."""
+        try:
+            if self.layout.finish is not None and not self._finished:
+                self.layout.finish(self._built)
+        except OSError as error:
+            raise storage_error(error, self.plan.path, "complete it") from None
+        self._finished = True
+
+    def finished_files(self) -> dict[str, Path]:
+        """The files of a finished output: where they will be, and where they are until then."""
+        return {self._named(name): locate(staged) for name, staged in sorted(self._created.items())}
+
+    def _named(self, name: str) -> str:
+        return str(self._final / name if name else self._final)
+
+    def _prepare(self, sync: bool, fresh: Set[Path]) -> None:
+        """Nothing: what stays of the old directory stays where it is."""
+
+    def _publish(self, sync: bool, fresh: Set[Path]) -> None:
+        """Let the files appear, the last one of the layout first."""
+        try:
+            for name, staged in reversed(self._created.items()):
+                self._place.publish(staged, self._named(name))
+                self._appeared.append(self._named(name))
+            for path in sorted(self._old.difference(self._appeared)):
+                self._place.remove(path)
+        except OSError as error:
+            raise storage_error(error, self.plan.path, "publish it") from None
+
+    def _take_back(self) -> StorageError | None:
+        """Remove what has appeared."""
+        for path in self._appeared:
+            with suppress(OSError):
+                self._place.remove(path)
+        self._appeared.clear()
+        return None
+
+    def _clean(self) -> None:
+        self._appeared.clear()
+        self._created.clear()
+
+    def abort(self) -> StorageError | None:
+        """Remove everything that is not committed; does nothing the second time."""
+        with held():
+            self._take_back()
+            for staged in self._created.values():
+                with suppress(OSError):
+                    self._place.remove(staged)
+            self._created.clear()
+        return None

@@ -1,0 +1,95 @@
+"""`repeat`, `transpose`, `rearrange`: elements that only change place, against NumPy and einops' documented meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from running import Bench, assert_same_bits, dtype
+
+from surgery_jax import Options, Problems, explain, plan_of
+from surgery_jax.ops.repeat import Repeat
+
+RNG = np.random.default_rng(31)
+W = RNG.standard_normal((6, 4, 2)).astype(dtype("bfloat16"))
+
+
+def repeated(op: Repeat, x: np.ndarray) -> np.ndarray:
+    return np.repeat(x, op.times, op.dim) if op.each else np.concatenate([x] * op.times, op.dim)
+
+
+REFERENCES = {
+    "Repeat": (
+        [(Repeat(n, dim, each), [W[:2, :2, :1]]) for n in (1, 3) for dim in (0, 1, -1) for each in (False, True)],
+        repeated,
+        "bits",
+    )
+}
+
+PATTERNS = {
+    "(h d) i n -> h d i n": (2, W.reshape(2, 3, 4, 2)),
+    "(h d) i n -> (d h) (n i)": (2, W.reshape(2, 3, 4, 2).transpose(1, 0, 3, 2).reshape(6, 8)),
+    "a (h d) n -> n 1 a (d h)": (2, W.reshape(6, 2, 2, 2).transpose(3, 0, 2, 1).reshape(2, 1, 6, 4)),
+    "a b n -> (n b a)": (None, W.transpose(2, 1, 0).reshape(-1)),
+    "h d i -> h d i": (None, W),
+}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_rearrange_is_what_its_pattern_says(tmp_path: Path, pattern: str) -> None:
+    size, expected = PATTERNS[pattern]
+    step = {"from": "w", "to": "new", "pattern": pattern} | ({"sizes": {"h": size}} if size else {})
+    found = Bench(tmp_path, m={"w": W}).tensors([{"rearrange": step}])
+    assert_same_bits(found["new"], expected)
+
+
+def test_rearrange_puts_rows_of_rotary_embeddings_into_the_other_order(tmp_path: Path) -> None:
+    q = RNG.standard_normal((16, 5)).astype("f4")  # 2 heads of 8, halves to pairs as Meta's checkpoints have them
+    step = {"target": "q", "pattern": "(h two d) i -> (h d two) i", "sizes": {"two": 2, "d": 4}}
+    found = Bench(tmp_path, m={"q": q}).tensors([{"rearrange_": step}])
+    assert_same_bits(found["q"], q.reshape(2, 2, 4, 5).swapaxes(1, 2).reshape(16, 5))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "problem"),
+    [
+        ("a b -> b a", "another number of axes"),
+        ("(a b) c d -> a b c d", "cannot both be found"),
+        ("a b c -> a b", "only on one side: c"),
+        ("a a b -> a b", "twice"),
+        ("a b c", "one arrow"),
+        ("(a b c -> a b c", "not closed"),
+        ("a ... c -> c a", "has no place"),
+    ],
+)
+def test_a_pattern_that_does_not_fit_is_refused(tmp_path: Path, pattern: str, problem: str) -> None:
+    with pytest.raises(Problems, match=problem):
+        Bench(tmp_path, m={"w": W}).compile([{"rearrange_": {"target": "w", "pattern": pattern}}])
+    sizes = {"pattern": "(h d) i n -> h d i n", "sizes": {"h": 4}}
+    with pytest.raises(Problems, match="does not fit an axis of length 6"):
+        Bench(tmp_path, m={"w": W}).compile([{"rearrange_": {"target": "w", **sizes}}])
+
+
+def test_transpose_exchanges_two_axes(tmp_path: Path) -> None:
+    steps = [{"transpose": {"from": "w", "to": "last"}}, {"transpose_": {"target": "w", "dims": [0, -1]}}]
+    found = Bench(tmp_path, m={"w": W}).tensors(steps)
+    assert_same_bits(found["last"], W.swapaxes(-1, -2))
+    assert_same_bits(found["w"], W.swapaxes(0, 2))
+    with pytest.raises(Problems, match="no axis 3"):
+        Bench(tmp_path, m={"w": W}).compile([{"transpose_": {"target": "w", "dims": [0, 3]}}])
+
+
+def test_what_is_repeated_is_moved_and_not_computed(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, m={"w": RNG.standard_normal((8, 3000)).astype("f4")})
+    steps = [
+        {"repeat": {"from": "w", "to": "tiled", "times": 3}},
+        {"repeat": {"from": "w", "to": "each", "times": 3, "each": True}},
+    ]
+    found = explain(plan_of(bench.plan(steps)), Options())
+    assert not found.groups
+    made = bench.tensors(steps)
+    assert_same_bits(made["tiled"], np.tile(made["w"], (3, 1)))
+    assert_same_bits(made["each"], np.repeat(made["w"], 3, 0))
+    with pytest.raises(Problems, match="times must be at least 1"):
+        bench.compile([{"repeat": {"from": "w", "to": "none", "times": 0}}])
