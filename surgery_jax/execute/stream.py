@@ -170,10 +170,9 @@ class Executor:
                 self._decode(task, *buffers)
             else:
                 self._run_tile(task, buffers)
+        # of a component that is reduced, tiles are counted one by one
         if not (isinstance(task, Tile) and isinstance(self.functions[task.group], ReducedFunction)):
-            self.observer.advanced(
-                self.schedule.advance(task)
-            )  # of a reduced component the tiles are counted one by one
+            self.observer.advanced(self.schedule.advance(task))
         while self._full:
             self._seal()
 
