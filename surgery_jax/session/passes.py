@@ -83,12 +83,13 @@ def write_notes(symbolic: Symbolic, stagings: Sequence[Staging], findings: Any, 
                 tell_written(observer, f"{staging.plan.path}/{name}", staging.add(name, text), 0, text.encode())
 
 
-def tell_written(observer: Observers, path: str, place: str, offset: int, data: bytes) -> None:
-    """Tell of bytes that are in an output and were not computed."""
+def tell_written(observer: Observers, path: str, place: str, offset: int, data: bytes | int) -> None:
+    """Tell of bytes that are in an output and were not computed, or of how many there are that were copied."""
     if observer.wants_ranges:
         from ..io.outputs import Written
 
-        observer.written(Written(path, place, offset, len(data), data))
+        known = (data, None) if isinstance(data, int) else (len(data), data)
+        observer.written(Written(path, place, offset, *known))
 
 
 class _Failed(Problems):

@@ -257,6 +257,8 @@ class Session:
                     path, place = str(locate(output.path) / file.name), stagings[-1].place(index)
                     for offset, data in file.fixed:
                         tell_written(self._observer, path, place, offset, data)
+                    if file.source is not None:
+                        tell_written(self._observer, path, place, 0, file.size)
         told = json.loads(self.peers.share(json.dumps([staging.tell() for staging in stagings]).encode()))
         if self.peers.rank:
             for (output, layout), place in zip(asked.outputs, told, strict=True):
