@@ -245,3 +245,21 @@ def test_observers_hear_of_every_byte_of_a_document(model: Path) -> None:
     plan = plan_of({"inputs": [f"m::{model}"], "transforms": [{"config": {"set": {"a": 1}}}], "output": str(out)})
     run(plan, Options(sync=False), observers=[Ear()])
     assert heard == {str(path): path.stat().st_size for path in out.rglob("*") if path.is_file()}
+
+
+def test_transformers_loads_what_was_written_as_the_model_that_it_is(tmp_path: Path) -> None:
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.LlamaConfig(**sizes, vocab_size=64)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "m")
+    steps = [
+        {"cast": {"from": "(.+)", "to": "new.\\1", "dtype": "bfloat16"}},
+        {"delete": {"target": "(?!new\\.).+"}},
+        {"move": {"from": "new\\.(.+)", "to": "\\1"}},
+    ]
+    out = go(tmp_path / "m", steps)
+    model, told = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not any(told.values())
+    assert model.dtype == torch.bfloat16
+    before, after = ((path / "config.json").read_text() for path in (tmp_path / "m", out))
+    assert after == before.replace('"float32"', '"bfloat16"')
