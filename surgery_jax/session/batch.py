@@ -24,6 +24,8 @@ from ..language.jobs import Job, load_jobs
 from ..language.plan import Plan
 from ..storage import formats
 from ..storage.base import Checkpoint, Single
+from ..storage.documents import DocumentText
+from ..storage.identity import Identity
 from .compiled import Outside, compile_with
 from .finished import FileState, Finished, states_of
 from .ledger import BatchReport, JobReport, Ledger, Ready, amounts
@@ -75,6 +77,9 @@ def batch(
     )
 
 
+_DOCUMENT = "\0document "  # before the path of an input that is a file as it is, whatever it looks like
+
+
 class _Headers(Outside):
     """The outside world of the jobs of a pass: headers are read once, and the files of each job are known."""
 
@@ -98,6 +103,14 @@ class _Headers(Outside):
     def open_plan(self, path: str) -> Any:
         self.opened[path] = states_of([path])
         return super().open_plan(path)
+
+    def read_document(self, path: str) -> DocumentText:
+        self.opened[_DOCUMENT + path] = states_of([path])
+        return super().read_document(path)
+
+    def identify(self, path: str) -> dict[str, Identity]:
+        self.opened[_DOCUMENT + path] = states_of([path])
+        return super().identify(path)
 
 
 class _Pass:
@@ -189,7 +202,7 @@ class _Batch:
         """
         mark = self.jobs[number].mark
         writes = [os.path.realpath(path) for path in outputs]
-        reads = {os.path.realpath(path) for path in inputs}
+        reads = {os.path.realpath(path) for path in inputs if not path.startswith(_DOCUMENT)}
         for states in inputs.values():
             for state in states:
                 file = os.path.realpath(state[0])
@@ -219,6 +232,8 @@ class _Batch:
         Raises:
             StorageError: it cannot be read.
         """
+        if path.startswith(_DOCUMENT):
+            return (path.removeprefix(_DOCUMENT),)
         if path not in self._files:
             place, _ = formats.split_part(path)
             self._files[path] = (place,) if formats.is_one_file(place) else formats.open_checkpoint(path).files

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from running import write_checkpoint
 
-from surgery_jax import Options, Problems, plan_of, run
+from surgery_jax import Options, Problems, batch, plan_of, run
 from surgery_jax.api import compile_plan
 from surgery_jax.core.errors import AssertionFailed, StorageError
 from surgery_jax.core.notes import Note
+from surgery_jax.execute.observers import Observer
 
 CONFIG = """{
   "architectures": [ "LlamaForCausalLM" ],
@@ -217,3 +218,48 @@ def test_a_document_that_changes_during_the_run_is_named(model: Path) -> None:
     with pytest.raises(StorageError, match="changed after"):
         run(plan, Options(sync=False), compiled=compiled)
     assert not (model.parent / "out").exists()
+
+
+def test_a_job_whose_document_changed_is_not_finished(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model.parent)
+    plan = "{ inputs: ['m::m'], transforms: [{ document: { copy: card.json, to: README.md } }] }"
+    Path("jobs.yaml").write_text(f"plan: {plan}\nset: {{ output: 'out/${{job}}' }}\njobs: [{{ name: a }}]\n")
+    lay(Path(), {"card.json": "{}"})
+    options = Options(sync=False, overwrite=True)
+    for name, status in (("", "done"), ("", "skipped"), ("card.json", "done"), ("m/LICENSE", "done"), ("", "skipped")):
+        if name:
+            Path(name).write_text("another text")
+        assert [job.status for job in batch("jobs.yaml", options).jobs] == [status]
+
+
+def test_observers_hear_of_every_byte_of_a_document(model: Path) -> None:
+    heard: dict[str, int] = {}
+
+    class Ear(Observer):
+        wants_ranges = True
+
+        def written(self, written: Any) -> None:
+            heard[written.path] = heard.get(written.path, 0) + written.nbytes
+
+    out = model.parent / "out"
+    plan = plan_of({"inputs": [f"m::{model}"], "transforms": [{"config": {"set": {"a": 1}}}], "output": str(out)})
+    run(plan, Options(sync=False), observers=[Ear()])
+    assert heard == {str(path): path.stat().st_size for path in out.rglob("*") if path.is_file()}
+
+
+def test_transformers_loads_what_was_written_as_the_model_that_it_is(tmp_path: Path) -> None:
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.LlamaConfig(**sizes, vocab_size=64)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "m")
+    steps = [
+        {"cast": {"from": "(.+)", "to": "new.\\1", "dtype": "bfloat16"}},
+        {"delete": {"target": "(?!new\\.).+"}},
+        {"move": {"from": "new\\.(.+)", "to": "\\1"}},
+    ]
+    out = go(tmp_path / "m", steps)
+    model, told = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not any(told.values())
+    assert model.dtype == torch.bfloat16
+    before, after = ((path / "config.json").read_text() for path in (tmp_path / "m", out))
+    assert after == before.replace('"float32"', '"bfloat16"')
