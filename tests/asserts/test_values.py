@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from running import Bench, bits, dtype
+from running import Bench, bits, dtype, simulated
 from strategies import FLOATS, NUMBERS, array_of
 
 from surgery_jax import Options, Problems, explain, plan_of
@@ -280,3 +280,37 @@ def test_all_consumed_knows_what_is_read_and_written_before_and_after(tmp_path: 
     whole.report([{"assert": {"all_consumed": ".+"}}])
     with pytest.raises(Problems, match="4 of 4 are not used"):
         whole.compile([{"assert": {"all_consumed": ".+"}}], output=False)
+
+
+PROGRAM = """
+import json
+import numpy as np, jax
+from pathlib import Path
+from running import Bench, bits
+from surgery_jax import Problems
+tensors = {f"w.{i}": np.random.default_rng(i).standard_normal((300, 400)).astype("f4") for i in range(12)}
+bench = Bench(Path("devices"), m=tensors)
+steps = [
+    {"reinit_": {"target": ".+", "ratio": 0.5, "dim": 1}},
+    {"compute_": {"target": "(w\\\\.).+", "with": {"b": "w.0"}, "value": "b + 0.3 * (target - b)"}},
+    {"resize_": {"target": ".+", "size": 301, "init": "mean"}},
+]
+said = []
+for devices in (1, 2, 8):
+    found = bench.tensors(steps, devices=devices)
+    made = [int(bits(array).astype(np.uint64).sum()) for array in found.values()]
+    texts = []
+    for check in ({"cosine": {"left": "w.1", "right": "w.0", "ge": 1}}, {"energy": {"of": ".+", "by": "w.0", "ge": 1}}):
+        try:
+            bench.report([*steps, {"assert": check}], devices=devices)
+        except Problems as failed:
+            texts.append(str(failed))
+    said.append([made, texts])
+print(json.dumps([jax.device_count(), said]))
+"""
+
+
+def test_all_of_it_is_the_same_on_one_device_and_on_eight(tmp_path: Path) -> None:
+    count, said = simulated(PROGRAM, tmp_path)
+    assert count == 8 and said[0] == said[1] == said[2]
+    assert len(said[0][0]) == 12 and len(said[0][1]) == 2
