@@ -47,7 +47,9 @@ def test_wrong_words_are_2_and_list_what_there_is(here, capsys):
 
 
 def test_errors_in_many_turns_of_a_loop_are_told_a_few_times(here, capsys):
-    assert main(["check", "plan.yaml", "target=no", "transforms[0].foreach.i=${range(9)}", "--json"]) == 2
+    assert (
+        main(["check", "plan.yaml", "target=no", "transforms[0].foreach.i=[0, 1, 2, 3, 4, 5, 6, 7, 8]", "--json"]) == 2
+    )
     problems = json.loads(capsys.readouterr().out)["problems"]
     assert [problem.get("turn") for problem in problems] == ["i = 0", "i = 1", "i = 2", None]
     assert problems[-1]["problem"] == "errors in 6 more turns of the loop"
