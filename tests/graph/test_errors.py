@@ -215,14 +215,14 @@ def test_after_a_hundred_errors_the_rest_is_not_looked_at(bench: Path) -> None:
 
 def test_a_step_that_does_not_exist_is_told_before_its_variables(bench: Path) -> None:
     found = problems(
-        "  - foreach: { n: [0, 1], do: { copy: { from: 'h.${n}.w', to: x } } }\n"
+        "  - loopover: { n: [0, 1], do: { copy: { from: 'h.${n}.w', to: x } } }\n"
         "  - copy: { from: 'h.${m}.w', to: y }\n"
-        "  - execute: { transforms: [ { repeat: { times: '${t}' } }, { delete: { target: '${u}' } } ] }"
+        "  - execute: { transforms: [ { multiple: { times: '${t}' } }, { delete: { target: '${u}' } } ] }"
     )
     assert [error.problem.split(":")[0] for error in found] == [
-        "unknown transform 'foreach'",
+        "unknown transform 'loopover'",
         "unknown reference ${m}",
-        "unknown transform 'repeat'",
+        "unknown transform 'multiple'",
         "unknown reference ${u}",
     ]
 
