@@ -234,7 +234,7 @@ def unknown(name: str, mark: Mark, parameters: dict[str, Parameter], others: set
     near = nearest(name, [*parameters, *others], 1)
     hint = f"did you mean {near[0]}?" if near else None
     if parameters:
-        told = f"parameters {', '.join(parameters)}; or {', '.join(sorted(others - set(parameters)))}"
+        told = f"parameters {', '.join(parameters)}; or {', '.join(sorted(others - {PARAMS, *parameters}))}"
         return PlanError(f"the plan has no parameter {name!r}", where=mark, expected=told, hint=hint)
     known = "one of " + ", ".join(sorted(others))
     return PlanError(f"no plan file has a variable {name!r} to override", where=mark, expected=known, hint=hint)
