@@ -8,8 +8,6 @@ from itertools import count
 
 from surgery_jax.storage.places.base import Identity, Place, Reader, Status, Writer
 
-_GENERATION = count()
-
 
 @dataclass
 class _Bytes(Reader, Writer):
@@ -32,6 +30,7 @@ class MemoryPlace(Place):
     scheme = "mem"
 
     def __init__(self) -> None:
+        self.generations = count()
         self.files: dict[str, tuple[bytearray, int]] = {}  # content and generation by path
 
     def list(self, path: str) -> Iterable[str]:
@@ -49,7 +48,7 @@ class MemoryPlace(Place):
         return _Bytes(content, Identity((path,), len(content), (generation,)))
 
     def create(self, path: str, size: int) -> None:
-        self.files[path] = bytearray(size), next(_GENERATION)
+        self.files[path] = bytearray(size), next(self.generations)
 
     def target(self, path: str) -> Writer:
         return _Bytes(self.files[path][0])

@@ -24,12 +24,13 @@ AMPLE = 64 << 20  # bytes in which any elementwise work fits, since it is cut in
 
 
 def check_targets(compiled: Compiled, options: Options, outputs: Outputs) -> None:
-    """Whether these outputs of a plan can be written, and its work fits the budget.
+    """Whether these outputs of a plan can be written, and its work fits the budget; tells what stays of old models.
 
     Raises:
         SurgeryError: they cannot, or it does not.
     """
     from ..storage.publish import check_space, check_target
+    from ..storage.targets import tell_kept
 
     tests = [partial(check_target, output, options.overwrite, layout.documents) for output, layout in outputs]
     if not compiled.symbolic.questions:  # with them, sizes are only bounds
@@ -49,6 +50,8 @@ def check_targets(compiled: Compiled, options: Options, outputs: Outputs) -> Non
                 errors.append(error)
     if errors:
         raise errors[0] if len(errors) == 1 else Problems(errors)
+    for output, layout in outputs:
+        tell_kept(output, layout.documents)
 
 
 def output_paths(plan: Plan, outputs: Outputs = ()) -> list[str]:

@@ -20,19 +20,16 @@ from ..core.errors import Problems, StorageError, told
 from ..core.interrupts import check_interrupted, held, note_published
 from ..core.specs import format_bytes
 from . import companions
-from .base import LaidFile, Layout
+from .base import Layout
 from .companions import State
-from .files import File, storage_error
+from .files import storage_error
 from .formats import OutputPlan
-from .places.base import Writer
-from .places.found import locate, place_of
+from .laying import lay
 from .renames import Renames
 from .stages import Stage
 from .targets import check_space, check_target, final_place
 
-__all__ = ["Staging", "check_space", "check_target", "commit_all", "lay", "storage_error", "unwinding"]
-
-_PART = 4 << 20  # bytes of a document that are copied at once
+__all__ = ["Staging", "check_space", "check_target", "commit_all", "storage_error", "unwinding"]
 
 
 class Staging:
@@ -361,32 +358,6 @@ def unwinding() -> Iterator[ExitStack]:
 
 
 # ---------------------------------------------------------------------------------------------------------- details
-
-
-def lay(path: str, file: LaidFile) -> None:
-    """Create a file in its full length, with the bytes that are known.
-
-    Raises:
-        OSError: its place refuses.
-        StorageError: what it is a copy of cannot be read.
-    """
-    place = place_of(path)
-    place.create(path, file.size)
-    if file.fixed or file.source is not None:
-        writer = place.target(path)
-        try:
-            for offset, data in file.fixed:
-                writer.write(offset, data)
-            if file.source is not None:
-                _copy(file.source, writer, file.size)
-        finally:
-            writer.close()
-
-
-def _copy(source: str, writer: Writer, size: int) -> None:
-    with File(locate(source)) as file:
-        for offset in range(0, size, _PART):
-            writer.write(offset, file.at(offset, min(_PART, size - offset)))
 
 
 def _stays(final: Path) -> bool:

@@ -16,7 +16,7 @@ from .files import storage_error
 from .formats import OutputPlan, formats
 from .places.found import is_local, locate
 
-__all__ = ["check_space", "check_target", "final_place"]
+__all__ = ["check_space", "check_target", "final_place", "tell_kept"]
 
 
 def check_target(plan: OutputPlan, overwrite: bool, documents: Sequence[str] = ()) -> None:
@@ -95,7 +95,7 @@ def _check_directory(plan: OutputPlan, final: Path, overwrite: bool) -> None:
 
 
 def _check_documents(plan: OutputPlan, final: Path, overwrite: bool, documents: Sequence[str]) -> None:
-    """Documents are replaced like tensors; those of another model that stay are told."""
+    """Documents are replaced as tensors are: only if that is asked for."""
     in_the_way = [name for name in documents if (final / name).exists() or (final / name).is_symlink()]
     if in_the_way and not overwrite:
         raise StorageError(
@@ -104,8 +104,13 @@ def _check_documents(plan: OutputPlan, final: Path, overwrite: bool, documents: 
             found=listing(in_the_way),
             hint="add --overwrite to replace them, or leave them as they are with documents: none",
         )
-    if plan.format.stale(final):
-        own = {str(path) for path in plan.format.stale(final)}
+
+
+def tell_kept(plan: OutputPlan, documents: Sequence[str]) -> None:
+    """Tell which documents of a model that is replaced stay, since the new one has none of that name."""
+    final = final_place(plan.path)
+    own = {str(path) for path in plan.format.stale(final)} if plan.is_directory and final.is_dir() else set()
+    if own:
         kept = [name for name in documents_beside(final, plan.format, own) if name not in documents]
         if kept:
             note(f"{plan.path}: kept, although the model there is replaced: {listing(kept)}")

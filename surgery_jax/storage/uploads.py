@@ -18,8 +18,9 @@ from ..core.interrupts import held
 from .base import LaidFile, Layout
 from .files import storage_error
 from .formats import OutputPlan
+from .laying import lay
 from .places.found import is_local, locate, place_of
-from .publish import Staging, lay
+from .publish import Staging
 from .targets import check_target
 
 __all__ = ["Upload", "open_staging"]
