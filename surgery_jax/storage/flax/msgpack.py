@@ -193,6 +193,8 @@ class _Parser:
             self.keep(name, self.complex(name, value))
         elif name is None:
             raise self.refusal("there is no tree", "nested maps", kind)
+        elif kind == "ext" and code < 0:  # reserved by msgpack; Flax refuses these too
+            raise self.refusal("an extension type that is reserved", "types from 0 to 127", str(code))
         else:
             self.skip(value)
             self.leave(name, f"extension type {code}" if kind == "ext" else "bytes")
