@@ -40,6 +40,7 @@ def can_be_quantised(dtype: DType) -> bool:
 def companions(tensors: Iterable[tuple[str, DType]]) -> dict[str, str]:
     """The quantised ones of all tensors of a checkpoint, each with the name of what it must be taken together with.
 
+    >>> from surgery_jax.core.dtypes import BY_NAME
     >>> companions([("q.weight", BY_NAME["int8"]), ("q.SCB", BY_NAME["float32"]), ("ids", BY_NAME["int64"])])
     {'q.weight': 'q.SCB'}
     """

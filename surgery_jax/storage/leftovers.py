@@ -18,7 +18,7 @@ def in_words(others: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     """One sentence with at most a dozen names about values that are no tensors; `others` are names and what they are.
 
     >>> in_words([("step", "a number"), ("h.0._extra_state", "None"), ("h.1._extra_state", "None")])
-    ('no tensors: step (a number), h.{0,1}._extra_state (None)',)
+    ('no tensors: step (a number), h.{0-1}._extra_state (None)',)
     """
     kinds: dict[str, list[str]] = {}
     for name, kind in others:
