@@ -10,6 +10,7 @@ __all__ = ["parsed", "put", "removed", "renamed"]
 
 _BLANK = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
+_LEVELS = 100  # that objects and lists may be nested; far from where the parser or a walk over them would give up
 _INDENT = re.compile(r'\{[ \t]*\r?\n([ \t]+)"')
 
 
@@ -27,12 +28,25 @@ def parsed(text: str) -> dict[str, Any]:
     """The object.
 
     Raises:
-        ValueError: it is no object, or has a key twice.
+        ValueError: it is no object, has a key twice, or is nested deeper than 100 levels.
     """
-    value = json.loads(text, object_pairs_hook=_unique)
+    try:
+        value = json.loads(text, object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError(f"{type(value).__name__} instead of an object")
-    return value
+    level: list[Any] = [value]
+    for _ in range(_LEVELS + 1):
+        if not level:
+            return value
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, (dict, list))
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+    raise ValueError("nested too deeply")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -165,7 +165,11 @@ def leaves_below(metadata: Mapping[str, str], prefix: str) -> dict[str, str]:
     """The metadata of the part of a tree whose names begin with `prefix` and a dot; such as `describe_leaves` made."""
     if LEAVES not in metadata:
         return dict(metadata)
-    table, start = json.loads(metadata[LEAVES]), f"{prefix}."
+    start = f"{prefix}."
+    try:
+        table = json.loads(metadata[LEAVES])
+    except (ValueError, RecursionError):  # whoever wants the leaves refuses it with its place
+        return dict(metadata)
     scalars = [name.removeprefix(start) for name in table["scalars"] if name.startswith(start)]
     others = [
         [name.removeprefix(start), above.removeprefix(start) if above.startswith(start) else "", told]

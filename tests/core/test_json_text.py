@@ -43,6 +43,17 @@ def test_a_key_is_renamed_in_its_place() -> None:
         renamed(TEXT, ["none"], "new")
 
 
+@pytest.mark.parametrize("depth", [101, 900, 100_000])
+@pytest.mark.parametrize(("opened", "closed"), [('{"a":', "}"), ("[", "]")])
+def test_an_object_nested_without_end_is_refused_and_not_descended_into(depth: int, opened: str, closed: str) -> None:
+    def nested(levels: int) -> str:
+        return '{"dtype": "float32", "deep": ' + opened * levels + "1" + closed * levels + "}"
+
+    assert parsed(nested(98))["dtype"] == "float32"
+    with pytest.raises(ValueError, match="too deeply"):
+        parsed(nested(depth))
+
+
 KEYS = st.text('ab{}":, \\é', min_size=1, max_size=3)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | KEYS,

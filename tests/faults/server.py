@@ -17,10 +17,14 @@ import sys
 import traceback
 from typing import Any
 
-library = ctypes.CDLL(None)
-library.fault_count.restype = ctypes.c_long
-library.fault_hit.restype = ctypes.c_char_p
-library.fault_arm.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_long, ctypes.c_int, ctypes.c_int]
+
+def preloaded() -> ctypes.CDLL:
+    """`inject.c`, which only a process that was started with it has."""
+    library = ctypes.CDLL(None)
+    library.fault_count.restype = ctypes.c_long
+    library.fault_hit.restype = ctypes.c_char_p
+    library.fault_arm.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_long, ctypes.c_int, ctypes.c_int]
+    return library
 
 
 def prepare(names: list[str]) -> None:
@@ -37,7 +41,7 @@ def prepare(names: list[str]) -> None:
         importlib.import_module(name)
 
 
-def child(request: dict[str, Any]) -> None:
+def child(request: dict[str, Any], library: ctypes.CDLL) -> None:
     from surgery_jax.cli.main import main
 
     out = request["out"]
@@ -67,13 +71,14 @@ def child(request: dict[str, Any]) -> None:
 
 
 def serve() -> None:
+    library = preloaded()
     prepare(sys.argv[1:])
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         pid = os.fork()
         if not pid:
-            child(request)
+            child(request, library)
         watch = os.pidfd_open(pid)
         ready, _, _ = select.select([watch], [], [], request["timeout_s"])
         if not ready:
