@@ -102,6 +102,7 @@ INTERRUPTED = """
 import os, signal, sys, threading, time
 from pathlib import Path
 import surgery_jax
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which whoever started the tests may have ignored
 pwrite, reached, go_on = os.pwrite, threading.Event(), threading.Event()
 
 def held(descriptor, data, offset):
