@@ -44,9 +44,6 @@ class Products(Reduction):
         )
         return k.mul(x, y), k.mul(x, x), k.mul(y, y)
 
-    def finish(self, k: Kernel, stage: int, totals: Sequence[Array], before: Before) -> tuple[Array, ...]:
-        return tuple(totals)
-
 
 @dataclass(frozen=True)
 class Cosine(Comparing):

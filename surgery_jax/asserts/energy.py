@@ -47,9 +47,6 @@ class Remainder(Reduction):
         off = x - k.mul(y, k.xp.asarray(self.factor, "float64"))
         return k.mul(x, x), k.mul(off, off)
 
-    def finish(self, k: Kernel, stage: int, totals: Sequence[Array], before: Before) -> tuple[Array, ...]:
-        return tuple(totals)
-
 
 @dataclass(frozen=True)
 class Energy(Predicate):

@@ -43,6 +43,8 @@ def check_matrix(spec: Spec) -> None:
 
 def check_axis(axis: int, spec: Spec) -> int:
     """The axis counted from the front."""
+    if not spec.shape:
+        raise PlanError("a scalar has no axis", hint="reshape it to [1] first")
     if not -len(spec.shape) <= axis < len(spec.shape):
         raise PlanError(f"no axis {axis}", expected=f"-{len(spec.shape)} to {len(spec.shape) - 1}", found=str(spec))
     return axis % len(spec.shape)

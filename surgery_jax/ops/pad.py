@@ -91,8 +91,6 @@ class Pad(TensorOp):
         """What is added, joined to what is there."""
         spec = versions.spec(source)
         check_arrays(spec)
-        if not spec.shape:
-            raise PlanError("a scalar has no axis", hint="reshape it to [1] first")
         axis = check_axis(self.dim, spec)
         parts = [source]
         if self.before:

@@ -38,8 +38,6 @@ class Repeat(Structure):
 
     def infer(self, source: Spec) -> tuple[Spec, ...]:
         check_arrays(source)
-        if not source.shape:
-            raise PlanError("a scalar has no axis", hint="reshape it to [1] first")
         axis = check_axis(self.dim, source)
         shape = (*source.shape[:axis], source.shape[axis] * self.times, *source.shape[axis + 1 :])
         return (Spec(shape, source.dtype),)

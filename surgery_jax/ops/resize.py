@@ -51,8 +51,6 @@ class Resize(TensorOp):
         """A slice, or what `pad` makes."""
         spec = versions.spec(source)
         check_arrays(spec)
-        if not spec.shape:
-            raise PlanError("a scalar has no axis", hint="reshape it to [1] first")
         axis = check_axis(self.dim, spec)
         length = spec.shape[axis]
         size = self.size if self.multiple_of is None else -(-length // self.multiple_of) * self.multiple_of

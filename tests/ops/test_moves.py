@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +79,19 @@ def test_transpose_exchanges_two_axes(tmp_path: Path) -> None:
     assert_same_bits(found["w"], W.swapaxes(0, 2))
     with pytest.raises(Problems, match="no axis 3"):
         Bench(tmp_path, m={"w": W}).compile([{"transpose_": {"target": "w", "dims": [0, 3]}}])
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"repeat": {"from": "s", "to": "more", "times": 2}},
+        {"pad_": {"target": "s", "after": 1}},
+        {"resize_": {"target": "s", "size": 1}},
+    ],
+)
+def test_a_scalar_is_said_to_have_no_axis(tmp_path: Path, step: dict[str, Any]) -> None:
+    with pytest.raises(Problems, match=r"a scalar has no axis[\s\S]*reshape it"):
+        Bench(tmp_path, m={"s": np.float32(1)}).compile([step])
 
 
 def test_what_is_repeated_is_moved_and_not_computed(tmp_path: Path) -> None:
