@@ -20,6 +20,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -313,6 +314,9 @@ def _fma64(x: F64, factor: float, term: float) -> F64:
     """`x * factor + term` rounded once (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008)."""
     power_of_two = abs(math.frexp(factor)[0]) == 0.5
     huge = max(abs(factor), abs(term)) > 2.0**960  # where the splitting would overflow
+    if 0 < abs(factor) < 2.0**-500 and term != 0:  # the parts of a product would themselves be rounded
+        exact = (float(Fraction(each) * Fraction(factor) + Fraction(term)) for each in x.tolist())
+        return np.fromiter(exact, np.float64, x.size)
     if term == 0 or power_of_two or huge:
         return x * factor + term  # exact product, or nothing to add to it
     product = x * factor
