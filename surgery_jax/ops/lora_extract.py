@@ -28,9 +28,10 @@ from ..language import names as naming
 from ..language.document import Node, Scalar
 from ..language.names import Reference
 from ..language.regexes import check_time
+from ..lora.arrangement import arranged
 from ..lora.factors import Spectrum
 from ..lora.fates import Modules, Wishes, demand_equal, patterns_of, sort_modules
-from ..lora.kinds import Entry, Said, arranged, one_by_one, sorted_out
+from ..lora.kinds import Entry, Said, one_by_one, sorted_out
 from ..lora.ranks import Choice, Measured, choose_ranks
 from ..lora.told import Row, Told, warnings
 from ..lora.written import Writer
