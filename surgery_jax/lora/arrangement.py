@@ -13,7 +13,7 @@ from dataclasses import replace
 from ..core import adapters
 from ..core.errors import PlanError, listing
 from ..core.specs import Spec
-from .kinds import IN_OUT, OUT_IN, ROUTERS, Entry, Said, is_token_embedding, matches
+from .kinds import IN_OUT, OUT_IN, ROUTERS, Said, Weight, is_token_embedding, matches
 
 __all__ = ["arranged"]
 
@@ -23,7 +23,7 @@ _UP = re.compile(r"(gate_up|gate|up|w1|w3|input)(_proj|_linear)?")
 _DOWN = re.compile(r"(down|w2|output)(_proj|_linear)?")
 
 
-def arranged(entries: Sequence[Entry], said: Said) -> list[Entry]:
+def arranged(entries: Sequence[Weight], said: Said) -> list[Weight]:
     """The entries with how their matrices are stored; None where nothing tells it.
 
     Raises:
@@ -42,7 +42,7 @@ def arranged(entries: Sequence[Entry], said: Said) -> list[Entry]:
 
 
 def _linear(
-    entries: Sequence[Entry], specs: Mapping[str, Spec], width: int | None, said: Said
+    entries: Sequence[Weight], specs: Mapping[str, Spec], width: int | None, said: Said
 ) -> dict[str, bool | None]:
     """How the weights of linear modules are stored: what a module itself shows, else others of the same name, else
     others of Conv1D's names, else what the plan says. Modules of other names are Linear unless something denies it,
@@ -71,7 +71,7 @@ def _linear(
     return found
 
 
-def _shown(entry: Entry, bias: Spec | None, width: int | None) -> bool | None:
+def _shown(entry: Weight, bias: Spec | None, width: int | None) -> bool | None:
     """How a weight is stored by its own shape: a bias is as long as the outputs are many, output layers take what
     embeddings give, and some have more outputs than inputs."""
     first, second = entry.shape
@@ -86,7 +86,7 @@ def _shown(entry: Entry, bias: Spec | None, width: int | None) -> bool | None:
     return None
 
 
-def _check_said(linear: Sequence[Entry], shown: Mapping[str, bool | None], said: bool | None) -> None:
+def _check_said(linear: Sequence[Weight], shown: Mapping[str, bool | None], said: bool | None) -> None:
     """Some modules of a model with Conv1D may be Linear, but not the other way round."""
     wrong = [entry for entry in linear if said is not None and shown[entry.name] == (not said)]
     if wrong and (said is False or not any(seen is said for seen in shown.values())):
@@ -100,10 +100,10 @@ def _check_said(linear: Sequence[Entry], shown: Mapping[str, bool | None], said:
 
 
 def _fused(
-    entries: Sequence[Entry], specs: Mapping[str, Spec], width: int | None, said: bool | None
+    entries: Sequence[Weight], specs: Mapping[str, Spec], width: int | None, said: bool | None
 ) -> dict[str, bool | None]:
     """How the matrices of fused experts are stored, the same for all of a layer."""
-    layers: dict[str, list[Entry]] = defaultdict(list)
+    layers: dict[str, list[Weight]] = defaultdict(list)
     for entry in entries:
         if entry.kind == "experts":
             layers[entry.parent if entry.leaf == "weight" else entry.module].append(entry)
@@ -132,12 +132,12 @@ def _is_llama4(path: str) -> bool:
     return path.endswith("feed_forward.experts")
 
 
-def _layout(path: str, group: Sequence[Entry], specs: Mapping[str, Spec], width: int | None) -> bool | None:
+def _layout(path: str, group: Sequence[Weight], specs: Mapping[str, Spec], width: int | None) -> bool | None:
     """How the experts of one layer are stored: by their biases, by the width of the model, by each other."""
     routers = [specs.get(f"{path.rpartition('.')[0]}.{word}.weight") for word in ROUTERS]
     width = next((spec.shape[1] for spec in routers if spec is not None and len(spec.shape) == 2), width)
     votes = set()
-    parts: dict[str, Entry] = {}
+    parts: dict[str, Weight] = {}
     for entry in group:
         word = entry.word if entry.leaf == "weight" else entry.leaf
         side = "up" if _UP.fullmatch(word) else "down" if _DOWN.fullmatch(word) else ""

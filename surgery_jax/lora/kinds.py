@@ -16,7 +16,7 @@ from ..core import adapters
 from ..core.specs import Spec
 from ..kit.state import Value
 
-__all__ = ["Entry", "Said", "is_token_embedding", "names_embedding", "one_by_one", "sorted_out"]
+__all__ = ["Said", "Weight", "is_token_embedding", "names_embedding", "one_by_one", "sorted_out"]
 
 _TABLES = ("embedding", "position", "unknown")
 FACTORED = ("linear", "router", "experts")  # kinds that get factors; embeddings get them if the plan wants it
@@ -37,7 +37,7 @@ IN_OUT, OUT_IN = True, False  # how a weight is stored
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
+class Weight:
     """One parameter of the model, `name`, in both checkpoints.
 
     kind: `linear`, `router` (a matrix that is a parameter of the module that routes to experts), `experts` (a matrix
@@ -115,7 +115,7 @@ class Said:
     experts_in_out: bool | None = None
 
 
-def is_token_embedding(entry: Entry) -> bool:
+def is_token_embedding(entry: Weight) -> bool:
     """Whether the outputs of a model may be computed with this embedding."""
     return entry.word in TOKENS
 
@@ -125,7 +125,7 @@ def names_embedding(path: str) -> bool:
     return _EMBEDDING.fullmatch(path.rpartition(".")[2]) is not None
 
 
-def one_by_one(entry: Entry) -> tuple[str, str] | None:
+def one_by_one(entry: Weight) -> tuple[str, str] | None:
     """(path of the experts of a layer, name within the expert) of a linear module of one of several experts.
 
     Programs that hold the experts of a layer as one tensor stack the factors of these.
@@ -134,7 +134,7 @@ def one_by_one(entry: Entry) -> tuple[str, str] | None:
     return (found["layer"], found["part"]) if found else None
 
 
-def sorted_out(entries: Sequence[Entry], said: Said) -> list[Entry]:
+def sorted_out(entries: Sequence[Weight], said: Said) -> list[Weight]:
     """The entries with their kinds."""
     around = _Around(entries)
     found = []
@@ -147,7 +147,7 @@ def sorted_out(entries: Sequence[Entry], said: Said) -> list[Entry]:
 class _Around:
     """What lies beside a parameter."""
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
+    def __init__(self, entries: Sequence[Weight]) -> None:
         self.specs = {entry.name: entry.spec for entry in entries}
         self.parents = {path for entry in entries for path in _ancestors(entry.module)}
         self.widest: dict[str, int] = {}  # module -> most axes of its parameters
@@ -157,7 +157,7 @@ class _Around:
             self.widest[entry.module] = max(self.widest.get(entry.module, 0), len(entry.shape))
             self._count(entry)
 
-    def _count(self, entry: Entry) -> None:
+    def _count(self, entry: Weight) -> None:
         layer, _, rest = entry.module.partition(".experts.")
         number = rest.partition(".")[0]
         if number.isdecimal():
@@ -167,11 +167,11 @@ class _Around:
             self.experts[entry.module] = entry.shape[0]
             self.are_fused.add(entry.module)
 
-    def has_bias(self, entry: Entry) -> bool:
+    def has_bias(self, entry: Weight) -> bool:
         spec = self.specs.get(f"{entry.module}.bias")
         return spec is not None and len(spec.shape) == 1
 
-    def routes(self, entry: Entry) -> bool:
+    def routes(self, entry: Weight) -> bool:
         """Whether the entry is the weight of a router, which in transformers 5 is a parameter of its own class, under
         this name; for what it renames, PEFT knows itself what to do."""
         path = f"{entry.parent}.experts"
@@ -179,13 +179,13 @@ class _Around:
         return entry.word in ROUTERS and entry.shape[0] == self.experts.get(path) and not is_renamed
 
 
-def _kind(entry: Entry, around: _Around, said: Said) -> tuple[str, str]:
+def _kind(entry: Weight, around: _Around, said: Said) -> tuple[str, str]:
     """The kind of a parameter, and what else is to be told of it."""
     if not entry.module:
         return "other", ""  # PEFT reaches modules alone
     axes, beside = len(entry.shape), around.specs.get(f"{entry.module}.weight")
     if entry.leaf == "bias" and beside is not None:
-        kind, why = _kind(Entry(f"{entry.module}.weight", _Bare(beside), _Bare(beside)), around, said)
+        kind, why = _kind(Weight(f"{entry.module}.weight", _Bare(beside), _Bare(beside)), around, said)
         return ("bias" if kind in FACTORED else "other" if kind in _TABLES else kind), why
     if not entry.is_matrix:
         is_vectors = bool(entry.module) and around.widest[entry.module] < 2 and entry.module not in around.parents
@@ -201,7 +201,7 @@ def _kind(entry: Entry, around: _Around, said: Said) -> tuple[str, str]:
     return _kind_of_matrix(entry, around, said)
 
 
-def _kind_of_matrix(entry: Entry, around: _Around, said: Said) -> tuple[str, str]:
+def _kind_of_matrix(entry: Weight, around: _Around, said: Said) -> tuple[str, str]:
     """The kind of a weight [a, b]."""
     if matches(said.linear, entry.module):
         return "linear", ""
