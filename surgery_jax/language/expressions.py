@@ -156,8 +156,8 @@ class _Partly(ast.NodeTransformer):
         if isinstance(node, ast.ListComp | ast.GeneratorExp):
             self._made |= {loop.target.id for loop in node.generators if isinstance(loop.target, ast.Name)}
         if isinstance(node, ast.Call) and self.needs(node):
-            node.args = [cast(ast.expr, self.visit(item)) for item in node.args]  # its function is no value
-            return node
+            known: list[Any] = list(map(self.visit, node.args))  # its function is no value
+            return ast.Call(node.func, known, node.keywords)
         if not isinstance(node, ast.expr) or self.needs(node):
             return self.generic_visit(node)
         if isinstance(node, ast.Constant | ast.FormattedValue):

@@ -123,9 +123,10 @@ def _contradicts(which: str, wrong: Sequence[str], before: Mapping[str, str]) ->
         hint = "let the step config follow what the steps change"
     else:
         hint = "write the documents of the new model, or remove the old ones"
+    more = len(wrong) - MOST_NAMES
     return PlanError(
         f"{which} contradicts the tensors: {wrong[0]}",
-        found=listing(wrong[1:], MOST_NAMES - 1).replace(", ", "; ") if len(wrong) > 1 else None,
+        found="; ".join(wrong[1:MOST_NAMES]) + (f" and {more} more" if more > 0 else "") or None,
         hint=f"{hint}; --no-config-check writes it as it is",
     )
 
