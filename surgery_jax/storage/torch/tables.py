@@ -150,7 +150,7 @@ class _Walk:
         if isinstance(value, Tensor):
             self.tensors.append((name, value))
             return True
-        if isinstance(value, dict | list | tuple) and value:
+        if (type(value) is dict or type(value) is list or type(value) is tuple) and value:
             if id(value) in self._above:
                 self.others.append((name, "a table that is in itself"))
                 return False

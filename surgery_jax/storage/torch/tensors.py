@@ -147,7 +147,7 @@ _REBUILT: Mapping[str, Callable[..., object]] = {
 def _from_type(function: object, kind: object, args: object, state: object) -> object:
     """A tensor of a class of its own, of which some hold no bytes but other tensors."""
     known = _REBUILT.get(str(function)) if type(function) is Symbol else None
-    return known(*args) if known is not None and isinstance(args, tuple) else Unread(f"a tensor of {kind}"[:120])
+    return known(*args) if known is not None and type(args) is tuple else Unread(f"a tensor of {kind}"[:120])
 
 
 def _ordered(pairs: object = ()) -> dict[object, object]:
