@@ -39,11 +39,11 @@ def room_of(module: str) -> str:
     return module.split(".")[1] if "." in module else module
 
 
-def heights(tree: Path) -> dict[str, int]:
+def heights(tree: Path) -> dict[str, float]:
     """How high each room lies, as the layers of the import contract have it; storage stands right above the core."""
     contracts = tomllib.loads((tree / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
-    found = {"storage": 0.5}
+    found: dict[str, float] = {"storage": 0.5}
     for height, layer in enumerate(reversed(layers)):
         found |= {room_of(name.strip()): height for name in layer.replace("|", ":").split(":")}
     return found
