@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..language.plan import Plan
     from ..storage.base import Checkpoint, Layout
     from ..storage.formats import OutputPlan
-    from ..storage.publish import Staging
+    from ..storage.publish import Staging, Told
     from .perform import Kept, Target
 
 __all__ = ["Outcome", "Session", "Transaction", "showing"]
@@ -242,7 +242,7 @@ class Session:
 
         stagings: list[Staging] = []
 
-        def add(output: OutputPlan, layout: Layout, told: dict[str, Any] | None = None) -> None:
+        def add(output: OutputPlan, layout: Layout, told: Told | None = None) -> None:
             with held():  # from the moment when there is something, it is known that it must be removed
                 staging = open_staging(output, layout, told, overwrite=self.options.overwrite)
                 stagings.append(staging)

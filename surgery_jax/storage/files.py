@@ -5,16 +5,16 @@ from __future__ import annotations
 import errno
 import gc
 import io
-import json
 import mmap
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO
 
 from ..core.errors import StorageError, nearest
+from ..core.strict_json import read_json
 from .identity import notice
 from .places.base import fill
 from .places.found import is_local, locate, place_of
@@ -227,31 +227,16 @@ def paused_gc() -> Iterator[None]:
             gc.enable()
 
 
-def parse_json(raw: bytes, path: Path, what: str) -> Any:
+def parse_json(raw: bytes, path: Path, what: str) -> object:
     """The value of a JSON text: UTF-8, no key twice in one object, no NaN, not nested without end.
 
     Raises:
         StorageError: it is not that.
     """
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except RecursionError:
-        raise StorageError(f"{what} is nested too deeply", where=str(path)) from None
+        return read_json(raw.decode("utf-8"), constants=False)
     except ValueError as error:
         raise StorageError(f"{what} is not valid JSON", where=str(path), found=str(error)) from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r} twice in one object")
-    return table
-
-
-def _no_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is not JSON")
 
 
 def check_new_file(path: str, overwrite: bool) -> None:

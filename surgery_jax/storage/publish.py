@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from ..core.errors import Problems, StorageError, told
 from ..core.interrupts import check_interrupted, held, note_published
@@ -32,15 +32,21 @@ from .targets import check_space, check_target, final_place
 __all__ = ["Staging", "check_space", "check_target", "commit_all", "storage_error", "unwinding"]
 
 
+class Told(TypedDict):
+    """What a process that writes to a staging of another one must know of it: where it is, and the directories above
+    it that were made for it."""
+
+    stage: str
+    parents: list[str]
+
+
 class Staging:
     """One output while it is being written. Others write to the files `place(index)`; then `commit_all`, and `abort` in
     any case."""
 
     is_on_disk = True
 
-    def __init__(
-        self, plan: OutputPlan, layout: Layout, told: Mapping[str, Any] | None = None, *, overwrite: bool = True
-    ) -> None:
+    def __init__(self, plan: OutputPlan, layout: Layout, told: Told | None = None, *, overwrite: bool = True) -> None:
         """Make the hidden directory and all files in their full length; or open those that another process has made,
         by what its `tell` told. That other process publishes; this one only helps to write.
 
@@ -89,12 +95,12 @@ class Staging:
         for index, file in enumerate(self.layout.files):
             lay(self.place(index), file)
 
-    def tell(self) -> dict[str, Any]:
+    def tell(self) -> Told:
         """What another process must know to write here too."""
         assert self._stage is not None
         return {"stage": str(self._stage.path), "parents": [str(parent) for parent in self._parents]}
 
-    def _join(self, told: Mapping[str, Any]) -> None:
+    def _join(self, told: Told) -> None:
         self._stage = Stage(Path(told["stage"]))
         self._built = self._stage.new
         self._parents = [Path(parent) for parent in told["parents"]]

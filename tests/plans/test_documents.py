@@ -257,8 +257,9 @@ def test_what_cannot_be_is_an_error_before_anything_is_written(
     assert [path.name for path in model.parent.iterdir()] == ["m"]
 
 
-def test_what_a_config_says_must_be_an_object(model: Path) -> None:
-    lay(model, {"config.json": "[1]"})
+@pytest.mark.parametrize("text", ["[1]", '{"b": 1, "b": 2}'])
+def test_what_a_config_says_must_be_an_object_with_every_key_once(model: Path, text: str) -> None:
+    lay(model, {"config.json": text})
     with pytest.raises(Problems, match="no JSON object"):
         go(model, [{"config": {"set": {"a": 1}}}])
 
