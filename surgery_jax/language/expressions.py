@@ -49,7 +49,7 @@ def _sum(values: list[float]) -> float:
     return sum(values)
 
 
-def _join(values: list[Any], between: str = "") -> str:
+def _join(values: Any, between: Any = "") -> str:
     if not isinstance(values, list) or not isinstance(between, str):
         raise _Refused("join takes a list, and the text that is put between its items")
     words = [str(value) for value in values if not isinstance(value, list | dict)]
