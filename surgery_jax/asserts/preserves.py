@@ -33,6 +33,9 @@ class Blocks(TensorOp):
     tokens: [n, h]; router: [E, h]; the router of the shared expert [1, h] if it is gated; then gate, up: [f, h], down:
     [h, f] of the dense MLP, and of every other one that is not the same as an earlier one -> float64[2], the largest
     magnitude of the difference and of what the dense one gives. In float32, or float64 if all are.
+
+    Where all are one and the same, what it gives counts no more, only with what weights: then no matrices are given, and
+    tokens stand for it.
     """
 
     kind = "whole"
@@ -67,7 +70,7 @@ class Blocks(TensorOp):
 
     def workspace_bytes(self, tokens: Spec, router: Spec, *rest: Spec) -> int:
         piece = max(PIECE, tokens.shape[1])
-        return 2 * 3 * 8 * min(piece, max(spec.size for spec in rest))  # pieces of two MLPs, widened
+        return 2 * 3 * 8 * min(piece, max((spec.size for spec in rest), default=0))  # pieces of two MLPs, widened
 
     def apply(self, k: Kernel, tokens: Array, router: Array, *rest: Array) -> Array:
         wide = "float64" if all(x.dtype == "float64" for x in (router, *rest)) else "float32"
@@ -77,8 +80,7 @@ class Blocks(TensorOp):
         if self.is_gated:
             share = _sigmoid(k, k.matmul(tokens, rest[0].astype(wide).T))
         dense = mixed = k.xp.zeros(tokens.shape, wide)
-        for mlp, matrices in enumerate(self._triples(rest)):
-            found = self._mlp(k, tokens, *matrices)
+        for mlp, found in enumerate([self._mlp(k, tokens, *each) for each in self._triples(rest)] or [tokens]):
             dense = dense if mlp else found
             places = [place for place, which in enumerate(self.experts) if which == mlp]
             if places:
@@ -290,7 +292,8 @@ class Preserves(Predicate):
         shared = which[1 + count] if len(which) > 1 + count else None
         op = Blocks(*rule, tuple(which[1 : 1 + count]), shared, bool(gates))
         mlps = [part for triple in distinct for part in triple]
-        found = state.versions.compute(op, tokens, router, *gates, *mlps)
+        op.infer(*map(state.versions.spec, (tokens, router, *gates, *mlps)))
+        found = state.versions.compute(op, tokens, router, *gates, *(mlps if len(distinct) > 1 else ()))
 
         def judge(measured: Sequence[float]) -> tuple[bool, str]:
             off, size = map(float, measured)

@@ -42,11 +42,11 @@ def blocks(op: Blocks, *arrays: np.ndarray) -> np.ndarray:
     mixed = torch.zeros(*x.shape, dtype=torch.float64)
     for token in range(len(x)):
         for weight, place in zip(weights[token] * op.scale, places[token].tolist(), strict=True):
-            mixed[token] += weight * torch_mlp(op.act, x[token], *triples[op.experts[place]])
+            mixed[token] += weight * (torch_mlp(op.act, x[token], *triples[op.experts[place]]) if triples else x[token])
     if op.shared is not None:
         gate = torch.sigmoid(x @ gates[0].T) if gates else 1
         mixed += gate * torch_mlp(op.act, x, *triples[op.shared])
-    dense = torch_mlp(op.act, x, *triples[0])
+    dense = torch_mlp(op.act, x, *triples[0]) if triples else x
     return np.array([float((mixed - dense).abs().max()), float(dense.abs().max())])
 
 
@@ -65,6 +65,7 @@ REFERENCES = {
             (Blocks(3, "gelu_tanh", False, "softmax", 2.5, (1, 2, 1, 2), None, False), operands("float64", 4, 6, 6)),
             (Blocks(1, "relu", True, "sigmoid", 1.0, (1, 2, 3), 4, False), operands("float64", 3, 6, 6, 6, 4)),
             (Blocks(2, "silu", True, "softmax", 1.0, (1, 1, 2), 0, True), operands("float64", 3, 6, 6, gated=True)),
+            (Blocks(2, "silu", False, "softmax", 1.0, (0, 0, 0), None, False), operands("float64", 3)[:2]),
         ],
         blocks,
         "single",
