@@ -34,8 +34,8 @@ class Blocks(TensorOp):
     [h, f] of the dense MLP, and of every other one that is not the same as an earlier one -> float64[2], the largest
     magnitude of the difference and of what the dense one gives. In float32, or float64 if all are.
 
-    Where all are one and the same, what it gives counts no more, only with what weights: then no matrices are given, and
-    tokens stand for it.
+    Where all are one and the same, what it gives counts no more, only with what weights: matrices are not given then,
+    and tokens stand for it.
     """
 
     kind = "whole"
