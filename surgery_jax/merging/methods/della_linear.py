@@ -16,8 +16,8 @@ from ..tasks import SparseMethod
 @dataclass(frozen=True)
 class DellaLinear(SparseMethod):
     """Task vectors with elements dropped at random, small ones more often, added to the base: B + lambda sum(w r D).
-    Every element of W - B is kept in `D` with a probability that grows evenly with the rank of its magnitude in its row,
-    from density - epsilon to density + epsilon, and `r` restores the L1 norm of W - B.
+    Every element of W - B is kept in `D` with a probability that grows evenly with the rank of its magnitude in its
+    row, from density - epsilon to density + epsilon, and `r` restores the L1 norm of W - B.
 
     Any shape; rows are along the leading axis, a vector is one. Which are kept depends on the seed, the name of the
     result, the model and the position. Norms in float64; task vectors, products and sums in float32 (float64 for
