@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..core.dtypes import BY_NAME
@@ -114,7 +115,7 @@ class Reduction(TensorOp):
         is_there = k.xp.arange(rows) < count
         found = []
         for word, x in zip(self.how(stage), self.terms(k, stage, before, *arrays), strict=True):
-            row = halved(lambda a, b, word=word: _join(k, word, a, b), x.reshape(rows, -1), k)[:, 0]
+            row = halved(partial(_join, k, word), x.reshape(rows, -1), k)[:, 0]
             found.append(k.xp.where(is_there, row, NEUTRAL[word]))
         return k.xp.stack(found, axis=1)
 
