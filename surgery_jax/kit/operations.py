@@ -165,9 +165,8 @@ class Directive:
         return None
 
     @classmethod
-    def further(cls, payload: Node | None) -> Mapping[str, tuple[str, Field]]:
-        """Keys that a payload may have beside the attributes, all that any may have if it is None; the step gets their
-        values by `with_further`.
+    def further(cls, payload: Node) -> Mapping[str, tuple[str, Field]]:
+        """Keys that this payload may have beside the attributes; the step gets their values by `with_further`.
 
         Raises:
             PlanError: the payload does not say which.
