@@ -73,6 +73,8 @@ __all__ = [
     "inspect",
     "join",
     "load_plan",
+    "merge",
+    "merge_plan",
     "plan_of",
     "run",
     "spectrum",
@@ -80,7 +82,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "api": "Compiled Options check compile_plan convert diff explain inspect join load_plan plan_of run spectrum",
+    "api": "Compiled Options check compile_plan convert diff explain inspect join load_plan merge merge_plan plan_of run spectrum",
     "session.batch": "batch",
     "session.ledger": "BatchReport JobReport",
     "core.errors": "AssertionFailed BudgetError PlanError Problems StorageError SurgeryError",
@@ -89,6 +91,7 @@ _HOMES = {
     "reports.explain": "Explanation",
     "execute.observers": "Observer",
     "execute.report": "Report",
+    "mergekit.options": "MergeOptions",
     "reports.spectrum": "ModuleSpectrum Spectrum",
     "reports.survey": "CheckpointInfo TensorInfo",
     "session.memory": "apply",
