@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..core.specs import Spec
-from ..kit.reduction import LANES, Reduction, tile_length
+from ..kit.reduction import Reduction, tile_length
 from ..numerics.cuts import STRANDS
 from .program import Component, Eqn, Group
 
@@ -78,14 +78,13 @@ class Blueprint:
     @property
     def _statistics_bytes(self) -> int:
         """Bytes that statistics take beside results: computed operands, which no loop over all operations spares, a
-        mask of the elements that are small, and the lanes of every block: what is added to, what was, and what follows.
-        """
+        mask of the elements that are small, and their partial results."""
         values = self.value_specs()
         found = [eqn for eqn in self.eqns if isinstance(eqn.op, Reduction)]
         computed = {arg for eqn in found for arg in eqn.args if arg >= len(self.specs)} if self.fused else ()
-        terms = max((len(op.how(stage)) for op in self.reductions.values() for stage in range(op.stages)), default=0)
+        spaces = (max(op.space(n, self.rows) for n in range(op.stages)) for op in self.reductions.values())
         widened = sum(values[arg].size * max(values[arg].dtype.itemsize, 4) for arg in computed)
-        return widened + self.rows + 3 * 8 * terms * self.rows // LANES
+        return widened + self.rows + sum(spaces)
 
     @property
     def reductions(self) -> dict[int, Reduction]:

@@ -195,6 +195,10 @@ class Kernel(Protocol):
     def choose(self, is_first: Any, first: Callable[[], T], second: Callable[[], T]) -> T:
         """The result of one of two functions; only that one is computed."""
 
+    def histogram(self, index: Array, count: Any, bins: int, chosen: Array | None = None) -> Array:
+        """How often each number below `bins` is among the first `count` of a flat array of integers, of those that are
+        `chosen` if that is given: float64 [bins]. What is not chosen may be any number."""
+
     # -- matrices -----------------------------------------------------------------------------------------------
 
     def matmul(self, a: Array, b: Array) -> Array:

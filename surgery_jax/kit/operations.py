@@ -42,6 +42,9 @@ class TensorOp:
     needs_finite: ClassVar[bool] = False  # NaN or infinity in an operand is an error
     uses_lapack: ClassVar[bool] = False  # which a CPU runs as well without a compiled function around it
     needs_positions: ClassVar[bool] = False  # the last operand is the number of every element, uint64
+    # the last argument of `apply`, beside the operands, is a function that gives the number of every element, int64; it
+    # is left out where the operands are whole tensors. Only together with statistics of the same tensor.
+    needs_places: ClassVar[bool] = False
     outputs: ClassVar[int] = 1
     spellings: ClassVar[tuple[Form, ...]] = ()
     examples: ClassVar[tuple[str, ...]] = ()

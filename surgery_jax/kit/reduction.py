@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ..core.dtypes import BY_NAME
 from ..core.specs import Spec
@@ -41,6 +41,7 @@ class Reduction(TensorOp):
     """
 
     kind = "reduce"
+    is_fast_on_host: ClassVar[bool] = False  # NumPy gathers the terms faster than a compiled function on a CPU does
 
     @property
     def stages(self) -> int:
@@ -60,8 +61,22 @@ class Reduction(TensorOp):
         """What a stage comes to, from the combined terms, as many numbers as these; after the last stage the result."""
         return tuple(totals)
 
+    def given(self, stage: int) -> int:
+        """How many numbers a stage comes to."""
+        return len(self.how(stage))
+
+    def is_settled(self, stage: int, before: Before) -> bool:
+        """Whether a stage would change nothing of what the one before came to, so that elements need not be gone over;
+        `before` are numbers, not traced."""
+        return False
+
+    def space(self, stage: int, size: int) -> int:
+        """Bytes that partial results of so many elements take: the lanes of every block, what is added to, what was,
+        and what follows."""
+        return 3 * 8 * len(self.how(stage)) * size // LANES
+
     def infer(self, *specs: Spec) -> tuple[Spec, ...]:
-        return (Spec((len(self.how(self.stages - 1)),), BY_NAME["float64"]),)
+        return (Spec((self.given(self.stages - 1),), BY_NAME["float64"]),)
 
     def smallest(self, *bounds: Bound) -> Bound:
         least = bounds[0]
@@ -90,14 +105,20 @@ class Reduction(TensorOp):
         sums = k.repeat(LANES, column, tuple(k.xp.full((blocks,), NEUTRAL[word], "float64") for word in how))
         return k.xp.stack(sums, axis=1)
 
+    def together(self, k: Kernel, stage: int, parts: Array) -> Sequence[Array]:
+        """Partial results of consecutive blocks, float64 [blocks, terms], as one of each term."""
+        return combined(k, parts, self.how(stage))
+
     def apply(self, k: Kernel, *arrays: Array) -> Array:
         size = int(arrays[0].size)
         missing = -size % BLOCK
-        padded = [k.xp.concatenate([x.reshape(-1), k.xp.zeros(missing, x.dtype)]) for x in arrays]
+        padded: list[Any] = [k.xp.concatenate([x.reshape(-1), k.xp.zeros(missing, x.dtype)]) for x in arrays]
+        if self.needs_places:
+            padded.append(lambda: k.xp.arange(size + missing, dtype="int64"))
         before: tuple[Array, ...] | None = None
         for stage in range(self.stages):
             parts = self.partial(k, stage, before, size, *padded)
-            before = self.finish(k, stage, combined(k, parts, self.how(stage)), before)
+            before = self.finish(k, stage, self.together(k, stage, parts), before)
         return k.xp.stack([k.xp.asarray(x, "float64") for x in before or ()])
 
 

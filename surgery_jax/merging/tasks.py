@@ -14,9 +14,11 @@ from ..kit.operations import TensorOp
 from ..kit.rules import check_floats
 from ..kit.state import Value, Versions
 from .method import Method, each
+from .norms import Restore, Sizes
+from .ranks import Keep, Largest, Middle, Ranks
 from .weighted import Delta, total
 
-__all__ = ["AddTasks", "TaskMethod"]
+__all__ = ["AddTasks", "SparseMethod", "TaskMethod"]
 
 LEAST = 1e-8  # divisors below it are taken for 1
 
@@ -84,3 +86,38 @@ class TaskMethod(Method):
     def sparse(self, versions: Versions, key: str, number: int, delta: Value) -> Value:
         """What is left of the task vector of one model; `key` is what its random numbers depend on."""
         return delta
+
+
+@dataclass(frozen=True)
+class SparseMethod(TaskMethod):
+    """Methods that drop elements of task vectors; `sparsified` says which are left of those with a density below 1."""
+
+    rescale: bool = boolean("restore the L1 norm of what is left of the task vectors", False)
+    density: tuple[float, ...] = each(number("share of the elements that is kept", 1.0))
+
+    def sparse(self, versions: Versions, key: str, number: int, delta: Value) -> Value:
+        if self.density[number] >= 1:
+            return delta
+        kept = self.sparsified(versions, key, number, delta)
+        if not self.rescale:
+            return kept
+        return versions.compute(Restore(), kept, *versions.apply(Sizes(), delta, kept))
+
+    def sparsified(self, versions: Versions, key: str, number: int, delta: Value) -> Value:
+        """What is kept of the task vector of one model, and 0 elsewhere."""
+        raise NotImplementedError
+
+    def largest(self, versions: Versions, density: float, delta: Value) -> Value:
+        """The largest elements of a task vector."""
+        return self._kept(versions, Largest(_is_wide(versions, delta), density), delta, False)
+
+    def middle(self, versions: Versions, density: float, gamma: float, delta: Value) -> Value:
+        """A task vector without the largest and the smallest elements."""
+        return self._kept(versions, Middle(_is_wide(versions, delta), density, gamma), delta, True)
+
+    def _kept(self, versions: Versions, ranks: Ranks, delta: Value, is_middle: bool) -> Value:
+        return versions.compute(Keep(ranks.wide, is_middle), delta, delta, *versions.apply(ranks, delta))
+
+
+def _is_wide(versions: Versions, value: Value) -> bool:
+    return versions.spec(value).dtype.bits == 64
