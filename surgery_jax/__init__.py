@@ -19,6 +19,8 @@ if TYPE_CHECKING:
         inspect,
         join,
         load_plan,
+        merge,
+        merge_plan,
         plan_of,
         run,
         spectrum,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from .core.notes import Note
     from .execute.observers import Observer
     from .execute.report import Report
+    from .mergekit.options import MergeOptions
     from .reports.compare import Change, Difference
     from .reports.explain import Explanation
     from .reports.spectrum import ModuleSpectrum, Spectrum
@@ -50,6 +53,7 @@ __all__ = [
     "Difference",
     "Explanation",
     "JobReport",
+    "MergeOptions",
     "ModuleSpectrum",
     "Note",
     "Observer",
@@ -82,7 +86,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "api": "Compiled Options check compile_plan convert diff explain inspect join load_plan merge merge_plan plan_of run spectrum",
+    "api": "Compiled Options check compile_plan convert diff explain inspect join load_plan merge merge_plan plan_of "
+    "run spectrum",
     "session.batch": "batch",
     "session.ledger": "BatchReport JobReport",
     "core.errors": "AssertionFailed BudgetError PlanError Problems StorageError SurgeryError",

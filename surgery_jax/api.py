@@ -263,8 +263,8 @@ def convert(
 def merge_plan(
     config: str | Path, out: str | Path, merge_options: MergeOptions | None = None
 ) -> tuple[Plan, list[Notice]]:
-    """The plan that a configuration of mergekit becomes, which writes the directory `out`, and what of the configuration
-    is ignored.
+    """The plan that a configuration of mergekit becomes, which writes the directory `out`, and what of the
+    configuration is ignored.
 
     Raises:
         SurgeryError: what is wrong with the configuration, or a model that it names cannot be read.
@@ -284,14 +284,17 @@ def merge(
     progress: Show | None = None,
     observers: Sequence[Observer] = (),
 ) -> Report:
-    """Merge models as a configuration of mergekit says, into the directory `out`. `progress` and `observers` are those of
-    `run`.
+    """Merge models as a configuration of mergekit says, into the directory `out`. `progress` and `observers` are those
+    of `run`.
 
     Raises:
         SurgeryError: what is wrong with the configuration, the models or the run; then nothing appears.
     """
+    from .mergekit.plans import each_once
+
     plan, _ = merge_plan(config, out, merge_options)
-    return run(plan, options, progress=progress, observers=observers)
+    with each_once():
+        return run(plan, options, progress=progress, observers=observers)
 
 
 _NO_PLAN = "<convert>"

@@ -72,8 +72,8 @@ _ADDED = {
 
 
 def grown(text: str, rows: int, more: Sequence[Mapping[str, Any]]) -> str:
-    """The tokenizer without tokens that have no row, and with more of them, given as entries of `added_tokens`; the same
-    text if nothing changes.
+    """The tokenizer without tokens that have no row, and with more of them, given as entries of `added_tokens`; the
+    same text if nothing changes.
 
     Raises:
         ValueError: tokens must go from a model that cannot do without.

@@ -14,8 +14,8 @@ class MergeOptions:
     copy_tokenizer: whether the tokenizer of the donor is copied. model_card: whether README.md and the configuration
     are written. allow_crimes: whether models may have different architectures. truncate: whether vocabularies are cut
     to the smallest. tensors: which tensors of files are merged: `all`, an error where one lacks some, `intersection` or
-    `union`. allow_same: whether all experts of a mixture may be alike. gates: a file with the prompts' vectors. shard: the
-    largest shard, as plans spell it. seed: of random masks.
+    `union`. allow_same: whether all experts of a mixture may be alike. gates: a file with the prompts' vectors. shard:
+    the largest shard, as plans spell it. seed: of random masks and routers.
     """
 
     copy_tokenizer: bool = True

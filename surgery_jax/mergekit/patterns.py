@@ -24,10 +24,10 @@ def pattern_of(names: Collection[str], among: Collection[str]) -> str:
     _, all_layers = _sorted_out(among)
     parts = [re.escape(name) for name in sorted(loose)]
     by_numbers: dict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
-    for (prefix, rest), numbers in sorted(layers.items()):
-        by_numbers[prefix, tuple(sorted(numbers))].append(rest)
+    for (prefix, rest), seen in sorted(layers.items()):
+        by_numbers[prefix, tuple(sorted(seen))].append(rest)
     for (prefix, numbers), rests in sorted(by_numbers.items()):
-        there = {rest for (other, rest), seen in all_layers.items() if other == prefix and seen & set(numbers)}
+        there = {rest for (other, rest), all_ in all_layers.items() if other == prefix and all_ & set(numbers)}
         is_all = there == set(rests) and len(rests) > 1
         parts.append(rf"{re.escape(prefix)}\.{_numbers(numbers)}\.{'.+' if is_all else _any(map(re.escape, rests))}")
     return "|".join(parts)

@@ -105,9 +105,9 @@ class Planner:
                         add(part, inside, name, position)
                     count += 1
         for name in section.after:
-            part = self._having(slices[-1], name) if self.partial else slices[-1]
-            if part is not None:
-                add(part, [name] * len(part.sources), name, 0.0)
+            having = self._having(slices[-1], name) if self.partial else slices[-1]
+            if having is not None:
+                add(having, [name] * len(having.sources), name, 0.0)
         for kind, items in groups.items():
             self._step(kind, items)
 

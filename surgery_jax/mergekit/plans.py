@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from ..core.errors import Mark, Notice, PlanError
+from ..core.errors import Mark, Notice, PlanError, Problems
 from ..core.model_config import CONFIG
 from ..core.tokenizer_json import TOKENIZER
 from ..language.document import parse_documents_file
@@ -32,7 +32,18 @@ from .sidecars import (
 )
 from .tokens import Rows, common_rows, cut_rows
 
-__all__ = ["plan_of_file"]
+__all__ = ["each_once", "plan_of_file"]
+
+
+@contextmanager
+def each_once() -> Iterator[None]:
+    """Tell what is wrong at a place of the configuration once: many steps may come from it."""
+    try:
+        yield
+    except Problems as error:
+        first = {str(problem.where): problem for problem in reversed(error.single)}
+        kept = [problem for problem in error.single if first[str(problem.where)] is problem]
+        raise (kept[0] if len(kept) == 1 else Problems(kept)) from None
 
 
 def plan_of_file(path: str | Path, out: str | Path, options: MergeOptions) -> tuple[Plan, list[Notice]]:
@@ -112,7 +123,7 @@ def _in_order(merges: Sequence[Merge], last: Merge) -> list[Merge]:
 
 def _is_of_files(merge: Merge) -> bool:
     """Whether all models are files of tensors, and not directories."""
-    return all(os.path.isfile(reference.path) for reference in merge.references)
+    return all(Path(reference.path).is_file() for reference in merge.references)
 
 
 def _merge(merge: Merge, models: Models, recipe: Recipe, alias: str, options: MergeOptions) -> Model:

@@ -76,6 +76,10 @@ def changes_of(merge: Merge, donor: Model, planner: Planner, rows: int | None) -
         changes["dtype" if "dtype" in donor.config else "torch_dtype"] = dtype.name
     if donor.untied:
         changes[_path(donor.config, "tie_word_embeddings")] = False
+    elif "feed_forward_proj" in donor.config and donor.is_tied is False:
+        # T5: newer classes of transformers scale what goes into the output layer unless this says no, and call all
+        # weights tied, which a file with a tensor for each overrides
+        changes |= {"scale_decoder_outputs": False, "tie_word_embeddings": True}
     if rows is not None:
         changes[_path(donor.config, "vocab_size")] = rows
     return changes

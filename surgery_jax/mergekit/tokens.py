@@ -19,8 +19,8 @@ __all__ = ["Rows", "common_rows", "cut_rows"]
 
 
 class Rows:
-    """Where the merge finds the tensors whose rows are tokens: an alias for each model that has others than before. `count`
-    is how many rows there are, None if as many as before; `tokenizer` the text of a new one."""
+    """Where the merge finds the tensors whose rows are tokens: an alias for each model that has others than before.
+    `count` is how many rows there are, None if as many as before; `tokenizer` the text of a new one."""
 
     def __init__(self, names: Sequence[str] = ()) -> None:
         self.names = tuple(names)

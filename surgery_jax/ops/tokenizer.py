@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import TypeAlias
 
 from ..core.dtypes import BY_NAME, DType
 from ..core.errors import PlanError, listing, nearest
@@ -48,18 +50,19 @@ class Members:
 class Tokenizer(Directive):
     """Give several models one vocabulary: a common tokenizer, and for each model embeddings with its rows.
 
-    `source` is `union` (the tokens of the base, and after them those that only other models have), `base`, or the alias of
-    one of the models. A model keeps its row of a token. A token that it lacks gets the row of the base; if that lacks it
-    too, of the only model that has it, or the mean of those that do; zeros if none does. `tokens` says otherwise for
-    single tokens: { model, token or id }, or { zero: true }, with `force` for all models alike; those that the tokenizer
-    lacks are added. Rows of padding get the mean of the others. Tokens without a row in a model count as missing there.
-    Rows are moved, means computed in float32.
+    `source` is `union` (the tokens of the base, and after them those that only other models have), `base`, or the
+    alias of one of the models. A model keeps its row of a token. A token that it lacks gets the row of the base; if
+    that lacks it too, of the only model that has it, or the mean of those that do; zeros if none does. `tokens` says
+    otherwise for single tokens: { model, token or id }, or { zero: true }, with `force` for all models alike; those
+    that the tokenizer lacks are added. Rows of padding get the mean of the others. Tokens without a row in a model
+    count as missing there. Rows are moved, means computed in float32.
     """
 
     word = "tokenizer"
     computes = True
     examples = (
-        "tokenizer: { models: { base: base_rows, chat: chat_rows }, rows: '(model.embed_tokens|lm_head).weight', to: out }",
+        "tokenizer: { models: { base: base_rows, chat: chat_rows }, rows: '(.+\\.embed_tokens|lm_head)\\.weight', "
+        "to: out }",
     )
 
     models: Node = node("aliases of models, the base first, and of where their rows go", kind="mapping of aliases")
@@ -99,8 +102,10 @@ class Tokenizer(Directive):
         if not isinstance(given, dict) or not given or not all(isinstance(value, str) for value in given.values()):
             raise PlanError("tokenizer.models is a mapping of aliases", where=self.models.mark, found=f"{given!r}")
         members = Members(targets=given)
-        for alias in given:
+        for alias, target in given.items():
             _check_alias(state, alias, self.models)
+            state.names.expect_new(target, self._names(state, alias))
+        for alias in given:
             told = state.files.document(alias, TOKENIZER)
             if told is None and members.known:
                 state.speech.warn(
@@ -162,11 +167,12 @@ class Tokenizer(Directive):
         pool = _Pool(state, {alias: _cast(state, value, wide) for alias, value in before.items()})
         count = max(final.ids.values()) + 1
         order = _in_order(final, wishes, count)
-        sources = [self._default(members.known, token, wish) for token, wish in order]
+        counts = {alias: state.versions.spec(value).shape[0] for alias, value in before.items()}
+        sources = [self._default(members.known, counts, token, wish) for token, wish in order]
         for alias, target in members.targets.items():
             ids = members.known[alias].ids
             places = [
-                (alias, ids[token]) if token in ids and not (wish and wish.force) else source
+                ((alias, ids[token]),) if token in ids and not (wish and wish.force) else source
                 for (token, wish), source in zip(order, sources, strict=True)
             ]
             value = pool.taken(places)
@@ -175,19 +181,19 @@ class Tokenizer(Directive):
                 value = state.versions.compute(Pad(after=extra, init="mean").named(name), value)
             state.versions.create(target, name, value)
 
-    def _default(self, known: Mapping[str, Vocabulary], token: str, wish: Wish | None) -> Row:
+    def _default(
+        self, known: Mapping[str, Vocabulary], counts: Mapping[str, int], token: str, wish: Wish | None
+    ) -> Row:
         """The row of a token for models that lack it."""
         if wish is not None:
-            return self._wished(known, token, wish)
+            return self._wished(known, counts, token, wish)
         having = [(alias, vocabulary.ids[token]) for alias, vocabulary in known.items() if token in vocabulary.ids]
         own = [row for row in having if row[0] == self.base]
-        if own or len(having) == 1:
-            return (own or having)[0]
-        return tuple(having) if having else None
+        return tuple(own or having)
 
-    def _wished(self, known: Mapping[str, Vocabulary], token: str, wish: Wish) -> Row:
+    def _wished(self, known: Mapping[str, Vocabulary], counts: Mapping[str, int], token: str, wish: Wish) -> Row:
         if wish.model is None:
-            return None
+            return ()
         if wish.model not in known:
             near = nearest(wish.model, known, 1)
             raise PlanError(
@@ -197,10 +203,14 @@ class Tokenizer(Directive):
         number = wish.id if wish.id is not None else known[wish.model].ids.get(wish.token or token)
         if number is None:
             raise PlanError(f"token {token!r}: {wish.model} has no token {wish.token or token!r}")
-        return (wish.model, number)
+        if not 0 <= number < counts[wish.model]:
+            raise PlanError(
+                f"token {token!r}: {wish.model} has no row {number}", expected=f"0 to {counts[wish.model] - 1}"
+            )
+        return ((wish.model, number),)
 
 
-Row = tuple[str, int] | tuple[tuple[str, int], ...] | None  # a row of a model, the mean of several, or zeros
+Row: TypeAlias = tuple[tuple[str, int], ...]  # rows of models, of which the mean is taken; of none: zeros
 
 
 def _in_order(final: Vocabulary, wishes: Mapping[str, Wish], count: int) -> list[tuple[str, Wish | None]]:
@@ -230,26 +240,23 @@ class _Pool:
 
     def taken(self, rows: list[Row]) -> Value:
         """A tensor of these rows."""
-        means: dict[tuple[str, ...], list[tuple[tuple[str, int], ...]]] = {}
-        used: dict[str, int] = {}  # where the rows of a model begin among all that are used
+        used = dict.fromkeys(row[0][0] for row in rows if len(row) == 1)
+        means: dict[tuple[str, ...], dict[Row, None]] = {}
         for row in rows:
-            if row is not None and isinstance(row[0], tuple):
-                means.setdefault(tuple(alias for alias, _ in row), []).append(row)  # type: ignore[arg-type, misc]
-            elif row is not None:
-                used[row[0]] = 0  # type: ignore[index]
+            if len(row) > 1:
+                means.setdefault(tuple(alias for alias, _ in row), {})[row] = None
         parts = [self.values[alias] for alias in used]
-        at = 0
-        for alias in used:
-            used[alias], at = at, at + self._count(self.values[alias])
+        starts = dict(zip(used, accumulate(map(self._count, parts), initial=0), strict=False))
+        at = sum(map(self._count, parts))
         where: dict[Row, int] = {}
         for group in means.values():
-            parts.append(self._mean(group))
+            parts.append(self._mean(list(group)))
             where |= {row: at + number for number, row in enumerate(group)}
             at += len(group)
-        if None in rows:
+        if () in rows:
             parts.append(self._zeros())
-            where[None] = at
-        places = tuple(where[row] if row in where else used[row[0]] + row[1] for row in rows)  # type: ignore[index, operator]
+            where[()] = at
+        places = tuple(where[row] if row in where else starts[row[0][0]] + row[0][1] for row in rows)
         whole = parts[0] if len(parts) == 1 else self.state.versions.compute(Concat(0), *parts)
         return self._view(whole, places)
 
@@ -272,7 +279,7 @@ class _Pool:
         rest: list[Axis] = [(0, 1, length) for length in spec.shape[1:]]
         return self.state.versions.compute(View((axis, *rest), (False,) * len(spec.shape)), value)
 
-    def _mean(self, group: list[tuple[tuple[str, int], ...]]) -> Value:
+    def _mean(self, group: list[Row]) -> Value:
         """The means of rows of the same models, in float32 or wider, rounded once."""
         versions, dtype = self.state.versions, self._spec().dtype
         wide = dtype if dtype.bits > 32 else BY_NAME["float32"]

@@ -27,7 +27,8 @@ def _ignored(why: str, *names: str, takes: str = "", negated: bool = False) -> l
 class Merge(Command):
     """Merge models as a configuration of mergekit says, into a directory.
 
-    The file is one of mergekit-yaml, mergekit-multi, mergekit-pytorch or mergekit-moe, unchanged; its content tells which.
+    The file is one of mergekit-yaml, mergekit-multi, mergekit-pytorch or mergekit-moe, unchanged; its content tells
+    which.
     """
 
     name = "merge"
@@ -75,6 +76,7 @@ class Merge(Command):
     def run(self, args: Namespace) -> int:
         from ...api import merge_plan, run
         from ...mergekit.options import MergeOptions
+        from ...mergekit.plans import each_once
         from ..failures import warn
         from ..progress import shown
         from ..summary import plan_text
@@ -99,7 +101,7 @@ class Merge(Command):
         if args.print_plan:
             emit(plan_text(plan), end="")
             return 0
-        with shown(args.quiet) as display:
+        with shown(args.quiet) as display, each_once():
             report = run(plan, options_of(args), progress=display)
         warn(report.warnings)
         if args.json:
