@@ -94,6 +94,10 @@ class Array(Protocol):
 
     def __or__(self, other: Any, /) -> Array: ...
 
+    def __lshift__(self, other: Any, /) -> Array: ...
+
+    def __rshift__(self, other: Any, /) -> Array: ...
+
 
 class Arrays(Protocol):
     """An array module, as far as operations use it: functions that give arrays."""

@@ -33,8 +33,8 @@ class Sizes(Reduction):
 class Restore(TensorOp):
     """What is left of a tensor, times the factor that gives it the L1 norm it had.
 
-    source: float, any shape; the `Sizes` of the whole and of what is left -> the same shape and dtype. It stays as it is
-    where a norm is 0.
+    source: float, any shape; the `Sizes` of the whole and of what is left -> the same shape and dtype. It stays as it
+    is where a norm is 0.
     """
 
     def infer(self, source: Spec, sizes: Spec) -> tuple[Spec, ...]:

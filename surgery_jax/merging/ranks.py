@@ -19,7 +19,7 @@ from ..kit.operations import TensorOp
 from ..kit.reduction import Before, Reduction
 from ..kit.rules import check_floats
 
-__all__ = ["Keep", "Largest", "Middle", "Ranks"]
+__all__ = ["Keep", "Largest", "LargestOfAll", "Middle", "Quartiles", "Ranks", "magnitudes"]
 
 DIGIT = 16
 BINS = 1 << DIGIT
@@ -42,8 +42,8 @@ class Ranks(Reduction):
     """The magnitudes of some ranks, counted from the largest; `wanted` of a subclass says which.
 
     source: float32, or float64 if `wide`; any shape -> float64[1 + 4 n]: the number of elements; and of every rank the
-    upper 31 bits of the magnitude, the lower 32 bits of a `wide` one, how many of the elements that have it are of the
-    rank or above, and the last position of these, 2**52 where there is nothing to tell apart, -1 if there are none.
+    upper 31 bits of the magnitude, the lower 32 bits of a `wide` one, its rank among those that are alike so far, and
+    the last position that is of the rank or above, 2**52 where there is nothing to tell apart, -1 if there are none.
     """
 
     is_fast_on_host = True
@@ -123,12 +123,9 @@ class Ranks(Reduction):
             size = counts.sum()  # type: ignore[attr-defined]
             found = [size]
             for rank in self.wanted(k, size, size - zeros):
-                digit, left, _ = _found(k, counts[::-1], k.at_least(rank, 1.0))
-                high = k.mul(BINS // 2 - 1 - digit, xp.asarray(float(BINS), "float64"))
-                is_none, is_all = rank < 1, rank >= size
-                high = xp.where(is_none, NOTHING, xp.where(is_all, 0.0, high))
-                last = xp.where(is_none, -1.0, xp.where(is_all, ANY, 0.0))
-                found += [high, xp.zeros((), "float64"), left, last]
+                digit, left, _ = _found(k, counts[::-1], k.at_least(k.at_most(rank, size), 1.0))
+                high = xp.where(rank < 1, NOTHING, _times(k, BINS // 2 - 1 - digit, 1))
+                found += [high, xp.zeros((), "float64"), left, xp.where(rank < 1, -1.0, 0.0)]
             return tuple(found)
         assert before is not None
         rows = counts.reshape(self.count, BINS)
@@ -232,6 +229,36 @@ class Middle(Ranks):
 
 
 @dataclass(frozen=True)
+class LargestOfAll(Ranks):
+    """The rank of the last element that is kept if a share of those that are not 0 is, rounded down."""
+
+    counts_zeros = True
+    share: float = word()
+
+    def wanted(self, k: Kernel, size: Array, nonzero: Array) -> Sequence[Array]:
+        return [k.xp.floor(k.mul(nonzero, k.xp.asarray(self.share, "float64")))]
+
+
+@dataclass(frozen=True)
+class Quartiles(Ranks):
+    """The ranks of the first, second and third quartile: of n elements in ascending order those of number
+    floor(q (n - 1)), from 0."""
+
+    @property
+    def count(self) -> int:
+        return 3
+
+    def wanted(self, k: Kernel, size: Array, nonzero: Array) -> Sequence[Array]:
+        shares = (k.xp.asarray(share, "float64") for share in (0.25, 0.5, 0.75))
+        return [size - k.xp.floor(k.mul(share, size - 1)) for share in shares]
+
+
+def magnitudes(k: Kernel, numbers: Array) -> list[Array]:
+    """The magnitudes that `Ranks` of float32 found: float32 scalars."""
+    return [k.from_bits(_bits_of(k, one, False), "float32") for one in _each([numbers[n] for n in range(numbers.size)])]
+
+
+@dataclass(frozen=True)
 class Keep(TensorOp):
     """What is selected by ranks, and 0 elsewhere: those of the only rank and above, or those between two.
 
@@ -256,4 +283,3 @@ class Keep(TensorOp):
 
     def smallest(self, source: Bound, *_: Bound) -> Bound:
         return source
-

@@ -20,9 +20,9 @@ __all__ = ["Gram", "Products", "Span", "length"]
 
 
 class Products:
-    """The inner products of some vectors: float64 scalars."""
+    """The inner products of some vectors: float64 scalars, or as many as there are rows."""
 
-    def __init__(self, count: int, numbers: Array) -> None:
+    def __init__(self, count: int, numbers: Array | Sequence[Array]) -> None:
         pairs = combinations_with_replacement(range(count), 2)
         self._held = {pair: numbers[at] for at, pair in enumerate(pairs)}
         self.count = count

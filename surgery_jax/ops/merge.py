@@ -49,7 +49,7 @@ class Merge(Directive):
     computes = True
     selects = True
     examples = (
-        "merge: { method: task_arithmetic, base: 'base::(.+)', models: { a: { weight: 0.5 }, b: { weight: 1 } }, to: "
+        "merge: { method: ties, base: 'base::(.+)', models: { a: { density: 0.3 }, b: {} }, weight: 0.5, to: "
         "'out::\\1' }",
         "merge: { method: linear, models: { a: { from: 'a::(.+)' }, b: {} }, weight: 0.5, to: 'out::\\1' }",
         "merge: { method: slerp, base: 'base::(.+)', models: { a: {} }, t: 0.4, to: 'out::\\1', out_dtype: bfloat16 }",

@@ -15,9 +15,9 @@ class Breadcrumbs(SparseMethod):
     """Task vectors without their largest and smallest elements, added to the base: B + lambda sum(w D); of W - B the
     share `gamma` of the largest is dropped, and as many of the smallest as leave the share `density`.
 
-    Any shape. Where fewer than `gamma` may be dropped, that many are; of equal magnitudes those of lower positions count
-    as larger. Task vectors, products and sums in float32 (float64 for float64); rounded once. Davari and Belilovsky,
-    "Model breadcrumbs", arXiv:2312.06795.
+    Any shape. Where fewer than `gamma` may be dropped, that many are; of equal magnitudes those of lower positions
+    count as larger. Task vectors, products and sums in float32 (float64 for float64); rounded once. Davari and
+    Belilovsky, "Model breadcrumbs", arXiv:2312.06795.
     """
 
     name = "breadcrumbs"
