@@ -14,7 +14,18 @@ from ..language.nodes import Mapping, Node, Scalar, shown
 from .references import Reference, reference
 from .settings import Settings, check_settings
 
-__all__ = ["Layout", "Merge", "Slice", "Source", "Tokens", "check_names", "merge_of"]
+__all__ = [
+    "Layout",
+    "Merge",
+    "Slice",
+    "Source",
+    "Tokens",
+    "check_known",
+    "check_names",
+    "dtype_of",
+    "given_in",
+    "merge_of",
+]
 
 KEYS = (
     "merge_method",
@@ -123,22 +134,22 @@ def merge_of(node: Node, notices: list[Notice]) -> Merge:
     if not isinstance(node, Mapping):
         raise PlanError("a configuration is a mapping", where=node.mark, expected=listing(KEYS), found=shown(node))
     check_known(node, KEYS, "the configuration", notices)
-    method = _given(node, "merge_method")
+    method = given_in(node, "merge_method")
     if not isinstance(method, Scalar) or not isinstance(method.value, str):
         where = node.mark if method is None else method.mark
         raise PlanError("the configuration names no merge_method", where=where, expected="merge_method: linear, …")
-    template = _given(node, "chat_template")
+    template = given_in(node, "chat_template")
     if template is not None and not (isinstance(template, Scalar) and isinstance(template.value, str)):
         raise PlanError("chat_template is a text", where=template.mark, found=shown(template))
-    name = _given(node, "name")
+    name = given_in(node, "name")
     if name is not None and not (isinstance(name, Scalar) and isinstance(name.value, str) and name.value):
         raise PlanError("name is a word", where=name.mark, found=shown(name))
     return Merge(
         method,
         _modules(node, notices),
         _reference(node, "base_model"),
-        _dtype(node, "dtype"),
-        _dtype(node, "out_dtype"),
+        dtype_of(node, "dtype"),
+        dtype_of(node, "out_dtype"),
         check_settings(node.entries.get("parameters"), "parameters"),
         _tokens(node, notices),
         template,
@@ -161,18 +172,24 @@ def check_names(merges: Sequence[Merge]) -> None:
         seen[merge.name] = merge
 
 
-def _given(node: Mapping, key: str) -> Node | None:
+def given_in(node: Mapping, key: str) -> Node | None:
+    """The value of a key, if it is there and not null."""
     found = node.entries.get(key)
     return None if isinstance(found, Scalar) and found.value is None else found
 
 
 def _reference(node: Mapping, key: str) -> Reference | None:
-    found = _given(node, key)
+    found = given_in(node, key)
     return None if found is None else reference(found, key)
 
 
-def _dtype(node: Mapping, key: str) -> DType | None:
-    found = _given(node, key)
+def dtype_of(node: Mapping, key: str) -> DType | None:
+    """The floating dtype that a key names, if it is there.
+
+    Raises:
+        PlanError: there is no such dtype.
+    """
+    found = given_in(node, key)
     if found is None:
         return None
     name = str(found.value).removeprefix("torch.") if isinstance(found, Scalar) else ""
@@ -194,7 +211,7 @@ def _dtype(node: Mapping, key: str) -> DType | None:
 
 
 def _modules(node: Mapping, notices: list[Notice]) -> dict[str, Layout]:
-    given = [key for key in LAYOUTS if _given(node, key) is not None]
+    given = [key for key in LAYOUTS if given_in(node, key) is not None]
     if len(given) != 1:
         raise PlanError(
             "the configuration has nothing to merge" if not given else f"{' and '.join(given)} at once",
@@ -211,7 +228,7 @@ def _modules(node: Mapping, notices: list[Notice]) -> dict[str, Layout]:
         if not isinstance(module, Mapping):
             raise PlanError(f"the module {name} is a mapping", where=module.mark, found=shown(module))
         check_known(module, ("models", "slices", "parameters"), f"the module {name}", notices)
-        if len([key for key in ("models", "slices") if _given(module, key) is not None]) != 1:
+        if len([key for key in ("models", "slices") if given_in(module, key) is not None]) != 1:
             raise PlanError(f"the module {name} has either models or slices", where=module.mark)
         settings = check_settings(module.entries.get("parameters"), "parameters")
         found["" if name == "default" else name] = _layout(module, settings, notices)
@@ -219,7 +236,7 @@ def _modules(node: Mapping, notices: list[Notice]) -> dict[str, Layout]:
 
 
 def _layout(node: Mapping, settings: Settings, notices: list[Notice]) -> Layout:
-    models, slices = _given(node, "models"), _given(node, "slices")
+    models, slices = given_in(node, "models"), given_in(node, "slices")
     if models is not None:
         sources = _each(models, "models", partial(_model, notices))
         _check_twice(sources)
@@ -309,7 +326,7 @@ def _is_whole(value: object) -> bool:
 
 
 def _tokens(node: Mapping, notices: list[Notice]) -> Tokens | None:
-    old, new = _given(node, "tokenizer_source"), _given(node, "tokenizer")
+    old, new = given_in(node, "tokenizer_source"), given_in(node, "tokenizer")
     if old is not None and new is not None:
         raise PlanError(
             "tokenizer_source and tokenizer at once", where=node.keys["tokenizer_source"], hint="leave one out"
@@ -321,7 +338,7 @@ def _tokens(node: Mapping, notices: list[Notice]) -> Tokens | None:
     if not isinstance(new, Mapping):
         raise PlanError("tokenizer is a mapping", where=new.mark, expected="source, tokens, pad_to_multiple_of")
     check_known(new, ("source", "tokens", "pad_to_multiple_of"), "tokenizer", notices)
-    tokens, multiple, source = (_given(new, key) for key in ("tokens", "pad_to_multiple_of", "source"))
+    tokens, multiple, source = (given_in(new, key) for key in ("tokens", "pad_to_multiple_of", "source"))
     if tokens is not None and not isinstance(tokens, Mapping):
         raise PlanError("tokenizer.tokens is a mapping", where=tokens.mark, expected="tokens and { source, force }")
     count = multiple.value if isinstance(multiple, Scalar) else 1

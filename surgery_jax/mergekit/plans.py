@@ -27,7 +27,7 @@ from .sidecars import (
     TOKENIZER_FILES,
     changed,
     changes_of,
-    copy_documents,
+    copy_documents_of,
     write_template,
 )
 from .tokens import Rows, common_rows, cut_rows
@@ -172,10 +172,10 @@ def _documents(
     patterns = [*OWN]
     if merge.tokens is not None or not options.copy_tokenizer:
         patterns += [f"!{pattern}" for pattern in TOKENIZER_FILES]
-    names = dict.fromkeys(copy_documents(donor, recipe, alias, merge, patterns), donor)
+    names = dict.fromkeys(copy_documents_of(donor, recipe, alias, merge.mark, patterns), donor)
     if merge.tokens is not None:
         tokenizer = _tokenizer_donor(merge, models)
-        names |= dict.fromkeys(copy_documents(tokenizer, recipe, alias, merge, AROUND_TOKENIZER), tokenizer)
+        names |= dict.fromkeys(copy_documents_of(tokenizer, recipe, alias, merge.mark, AROUND_TOKENIZER), tokenizer)
     return {name: model.files.get(name, "") for name, model in names.items()}
 
 

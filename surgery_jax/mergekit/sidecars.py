@@ -10,14 +10,14 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ..core import json_text
-from ..core.errors import PlanError
+from ..core.errors import Mark, PlanError
 from .chat_templates import NAMED
 from .configuration import Merge
 from .models import Model
 from .planning import Planner
 from .recipe import Recipe
 
-__all__ = ["AROUND_TOKENIZER", "OWN", "TOKENIZER_FILES", "changed", "changes_of", "copy_documents", "write_template"]
+__all__ = ["AROUND_TOKENIZER", "OWN", "TOKENIZER_FILES", "changed", "changes_of", "copy_documents_of", "write_template"]
 
 TEMPLATE = "chat_template.jinja"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -49,12 +49,12 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return found
 
 
-def copy_documents(donor: Model, recipe: Recipe, alias: str, merge: Merge, patterns: Sequence[str]) -> tuple[str, ...]:
+def copy_documents_of(donor: Model, recipe: Recipe, alias: str, mark: Mark, patterns: Sequence[str]) -> tuple[str, ...]:
     """Copy those of the documents of a model whose names match one of the patterns, a pattern with `!` none; the names
     of what was copied."""
     names = [name for name in donor.documents if _matches(name, patterns)]
     for name in names:
-        recipe.step("document", {"copy": glob.escape(name), "from": donor.alias, "alias": alias}, merge.mark, alias)
+        recipe.step("document", {"copy": glob.escape(name), "from": donor.alias, "alias": alias}, mark, alias)
     return tuple(names)
 
 
