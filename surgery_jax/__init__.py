@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .reports.explain import Explanation
     from .reports.spectrum import ModuleSpectrum, Spectrum
     from .reports.survey import CheckpointInfo, TensorInfo
+    from .session.arrays import merge_tensors
     from .session.batch import batch
     from .session.ledger import BatchReport, JobReport
     from .session.memory import apply
@@ -79,6 +80,7 @@ __all__ = [
     "load_plan",
     "merge",
     "merge_plan",
+    "merge_tensors",
     "plan_of",
     "run",
     "spectrum",
@@ -88,6 +90,7 @@ __all__ = [
 _HOMES = {
     "api": "Compiled Options check compile_plan convert diff explain inspect join load_plan merge merge_plan plan_of "
     "run spectrum",
+    "session.arrays": "merge_tensors",
     "session.batch": "batch",
     "session.ledger": "BatchReport JobReport",
     "core.errors": "AssertionFailed BudgetError PlanError Problems StorageError SurgeryError",

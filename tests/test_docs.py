@@ -416,9 +416,10 @@ sys.exit(main(["ops", "negate_"]) or main(["run", "opposite.yaml", "--quiet"]))
 
 
 def tables() -> dict[str, str]:
-    """What the registry says, for docs/plans.md."""
+    """What the registry says, by the place in its page."""
     from surgery_jax.kit.base import REQUIRED, fields_of, words
     from surgery_jax.kit.predicates import predicates
+    from surgery_jax.merging.method import methods, told
 
     def row(name: str, doc: str, declared: dict, bare: bool = False) -> str:
         keys = [f"`{key}`" if field.default is REQUIRED else f"[`{key}`]" for key, (_, field) in declared.items()]
@@ -436,26 +437,34 @@ def tables() -> dict[str, str]:
         )
         for name, cls in predicates().items()
     ]
+    merges = [
+        row(name, " ".join((cls.__doc__ or "").split("\n\n")[0].split()), told(cls)) for name, cls in methods().items()
+    ]
     head = "| {} | what it does | keys |\n|---|---|---|\n"
     return {
         "transforms": head.format("transform") + "\n".join(transforms),
         "assertions": head.format("assertion") + "\n".join(assertions),
+        "methods": head.format("method") + "\n".join(merges),
     }
 
 
+def page_of(table: str) -> Path:
+    return ROOT / "docs" / ("methods.md" if table == "methods" else "plans.md")
+
+
 def test_the_tables_are_those_of_the_registry() -> None:
-    page = (ROOT / "docs" / "plans.md").read_text(encoding="utf-8")
     for name, table in tables().items():
+        page = page_of(name).read_text(encoding="utf-8")
         found = re.search(rf"<!-- {name} -->\n\n(.*?)\n\n<!-- end -->", page, re.DOTALL)
-        assert found, f"docs/plans.md has no place for the table of {name}"
+        assert found, f"{page_of(name).name} has no place for the table of {name}"
         assert found[1] == table, "renew it: python tests/test_docs.py --write"
 
 
 def test_the_table_lists_what_the_command_lists(environment: dict[str, str]) -> None:
     printed = subprocess.run(["surgery-jax", "ops"], env=environment, capture_output=True, text=True, check=True).stdout
     listed = re.findall(r"^  (\w+)", printed, re.MULTILINE)
-    shown = re.findall(r"^\| `(\w+)`", "\n".join(tables().values()), re.MULTILINE)
-    assert listed == shown
+    shown = [re.findall(r"^\| `(\w+)`", tables()[name], re.MULTILINE) for name in ("transforms", "assertions")]
+    assert listed == shown[0] + shown[1]
 
 
 def test_every_command_and_option_is_described() -> None:
@@ -504,16 +513,14 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 
 
 def write_tables() -> None:
-    path = ROOT / "docs" / "plans.md"
-    page = path.read_text(encoding="utf-8")
     for name, table in tables().items():
         page = re.sub(
             rf"(<!-- {name} -->\n\n).*?(\n\n<!-- end -->)",
             lambda found, table=table: found[1] + table + found[2],
-            page,
+            page_of(name).read_text(encoding="utf-8"),
             flags=re.DOTALL,
         )
-    path.write_text(page, encoding="utf-8")
+        page_of(name).write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__" and "--write" in sys.argv:

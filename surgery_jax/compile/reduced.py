@@ -8,12 +8,14 @@ sizes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from ..kit.operations import TensorOp
 from ..kit.reduction import BLOCK, Reduction
 from ..numerics.kernels import HostKernel
 from .blueprint import Blueprint, passes_of
@@ -137,8 +139,8 @@ class PassFunction(GroupFunction):
         own = [value for value in blueprint.leaving if value not in whole.reductions and known[value] == number]
         self.leaving = (*own, *self.active)
         self.checked = self.checked if number == count - 1 else []
-        self.is_fast_on_host = any(self.reductions[value].is_fast_on_host for value in self.active)
         self.needed = self._needed()
+        self.is_fast_on_host = any(op.is_fast_on_host for at, op in self._operations() if self._is_computed(at))
 
     def _needed(self) -> frozenset[int]:
         """The values that what leaves, what is checked and what is reduced are made of."""
@@ -146,14 +148,21 @@ class PassFunction(GroupFunction):
         at = len(self.blueprint.value_specs())
         for eqn in reversed(self.eqns):
             at -= len(eqn.specs)
-            is_known = at in self.reductions and self.stages[at] is None
-            if not is_known and found & set(range(at, at + len(eqn.specs))):
+            is_wanted = not found.isdisjoint(range(at, at + len(eqn.specs)))
+            if is_wanted and self.stages.get(at, 0) is not None:
                 found.update(eqn.args)
         return frozenset(found)
 
-    def belongs_on_host(self, platform: str) -> bool:
-        """Also where elements are only counted, which a CPU does faster in NumPy."""
-        return super().belongs_on_host(platform) or (self.is_fast_on_host and platform == "cpu")
+    def _operations(self) -> Iterator[tuple[int, TensorOp]]:
+        """Every operation, with the number of its first value."""
+        at = len(self.specs)
+        for eqn in self.eqns:
+            yield at, eqn.op
+            at += len(eqn.specs)
+
+    def _is_computed(self, value: int) -> bool:
+        """Whether the operation of a value is done in this pass; statistics that are known are not."""
+        return value in self.needed and self.stages.get(value, 0) is not None
 
     def arguments(self, numbers: Sequence[float], start: int, count: int, before: Statistics) -> tuple[float, ...]:
         """The numbers of a call: those of the operations, with which element of the tensor the tile begins, how many
@@ -169,8 +178,9 @@ class PassFunction(GroupFunction):
         """As for any group, a part of the tile after the other, so that what is computed stays in the caches."""
         rows, at = self.blueprint.rows, self.num_numbers
         parts = []
-        for begin in range(0, rows, AT_ONCE):
-            end = min(begin + AT_ONCE, rows)
+        step = max(AT_ONCE // self.blueprint.width, 1)
+        for begin in range(0, rows, step):
+            end = min(begin + step, rows)
             start, count = numbers[at] + begin, min(max(numbers[at + 1] - begin, 0), end - begin)
             own = (*numbers[:at], start, float(count), *numbers[at + 2 :])
             parts.append(super().on_host([x[begin:end] for x in inputs], own))
@@ -182,10 +192,11 @@ class PassFunction(GroupFunction):
         own, rest = iter(given[: self.num_numbers]), iter(given[self.num_numbers :])
         start, count = next(rest), next(rest)
         before = {value: [next(rest) for _ in range(self._given_before(value))] for value in self.given}
-        length = self._length(values)
+        shape = values[0].shape if values else (self.blueprint.rows,)
 
         def places() -> Any:
-            return kernel.xp.arange(length, dtype="int64") + kernel.xp.asarray(start, "float64").astype("int64")
+            first = kernel.xp.asarray(start, "float64").astype("int64") * self.blueprint.width
+            return kernel.xp.arange(math.prod(shape), dtype="int64").reshape(shape) + first
 
         for eqn in self.eqns:
             op = eqn.op.with_numbers(own)
@@ -205,15 +216,12 @@ class PassFunction(GroupFunction):
                 values += self._results(kernel, op, arrays, len(eqn.specs))
         return values
 
-    def _length(self, values: Sequence[Any]) -> int:
-        """Elements of what is computed at once."""
-        return int(values[0].size) if values else self.blueprint.rows
-
     def _partial(self, kernel: Any, op: Reduction, stage: int, before: Any, count: Any, arrays: Sequence[Any]) -> Any:
         """Partial results of a stage; none where it is settled, which is known where numbers are."""
         if isinstance(kernel, HostKernel) and op.is_settled(stage, before):
             return np.zeros((0, len(op.how(stage))))
-        return op.partial(kernel, stage, before, count, *arrays)
+        found = op.partial if self.flat else op.partial_by_rows
+        return found(kernel, stage, before, count, *arrays)
 
     def _given_before(self, value: int) -> int:
         """How many numbers a reduction has given before this pass."""

@@ -14,7 +14,7 @@ from typing import Literal
 from ..compile.blueprint import Blueprint, blueprint, passes_of
 from ..compile.pieces import cut
 from ..compile.program import Component, Group, Program
-from ..compile.sharding import layout
+from ..compile.sharding import partition
 from ..core.specs import Spec
 from ..graph.node import Source
 from ..io.decoded import cache_bytes
@@ -60,7 +60,7 @@ class GroupSchedule:
 
     def num_tiles(self, component: Component) -> int:
         """Tiles of a component that are gone over several times."""
-        return -(-component.size // self.blueprint.rows)
+        return -(-self.blueprint.total(component) // self.blueprint.rows)
 
     def is_held(self, component: Component) -> bool:
         """Whether the inputs of a component are gone over several times and read once: they fit whole."""
@@ -127,7 +127,7 @@ class Schedule:
             return "host"
         if device_bytes(plan) <= self.limits.device:
             return "device"
-        return "host" if layout(plan) is None else "mesh"
+        return "host" if partition(plan) is None else "mesh"
 
     @cached_property
     def blueprints(self) -> tuple[Blueprint, ...]:

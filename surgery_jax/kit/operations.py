@@ -41,6 +41,7 @@ class TensorOp:
     kind: ClassVar[str] = "elementwise"
     needs_finite: ClassVar[bool] = False  # NaN or infinity in an operand is an error
     uses_lapack: ClassVar[bool] = False  # which a CPU runs as well without a compiled function around it
+    is_fast_on_host: ClassVar[bool] = False  # NumPy counts and sorts faster than a compiled function on a CPU does
     needs_positions: ClassVar[bool] = False  # the last operand is the number of every element, uint64
     # the last argument of `apply`, beside the operands, is a function that gives the number of every element, int64; it
     # is left out where the operands are whole tensors. Only together with statistics of the same tensor.
@@ -164,9 +165,8 @@ class Directive:
         return None
 
     @classmethod
-    def further(cls, payload: Node | None) -> Mapping[str, tuple[str, Field]]:
-        """Keys that a payload may have beside the attributes, all that any may have if it is None; the step gets their
-        values by `with_further`.
+    def further(cls, payload: Node) -> Mapping[str, tuple[str, Field]]:
+        """Keys that this payload may have beside the attributes; the step gets their values by `with_further`.
 
         Raises:
             PlanError: the payload does not say which.

@@ -3,20 +3,24 @@
 Elements are numbered in row-major order and cut into blocks of `BLOCK`; a block is a square of `LANES` by `LANES`,
 whose rows are combined one after the other, and then its columns. Blocks are combined in pairs of neighbours, the
 results again, until one is left. Tiles, budgets and devices change nothing about that.
+
+Where what is added needs whole rows of a tensor to be computed, the rows along the leading axis are the blocks. Within
+a row halves are combined until one number is left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any
 
 from ..core.dtypes import BY_NAME
 from ..core.specs import Spec
 from .kernel import Array, Bound, Kernel
 from .operations import TensorOp
 
-__all__ = ["BLOCK", "LANES", "Before", "Reduction", "combined", "tile_length"]
+__all__ = ["BLOCK", "LANES", "Before", "Reduction", "combined", "halved", "tile_length"]
 
 Before = Sequence[Array] | None  # what the stage before came to, None for the first stage
 
@@ -41,7 +45,6 @@ class Reduction(TensorOp):
     """
 
     kind = "reduce"
-    is_fast_on_host: ClassVar[bool] = False  # NumPy gathers the terms faster than a compiled function on a CPU does
 
     @property
     def stages(self) -> int:
@@ -105,6 +108,17 @@ class Reduction(TensorOp):
         sums = k.repeat(LANES, column, tuple(k.xp.full((blocks,), NEUTRAL[word], "float64") for word in how))
         return k.xp.stack(sums, axis=1)
 
+    def partial_by_rows(self, k: Kernel, stage: int, before: Before, count: Array | int, *arrays: Array) -> Array:
+        """The terms of a stage, combined within each row along the leading axis: float64 [rows, terms]. The first
+        `count` rows of the operands are there."""
+        rows = arrays[0].shape[0]
+        is_there = k.xp.arange(rows) < count
+        found = []
+        for word, x in zip(self.how(stage), self.terms(k, stage, before, *arrays), strict=True):
+            row = halved(partial(_join, k, word), x.reshape(rows, -1), k)[:, 0]
+            found.append(k.xp.where(is_there, row, NEUTRAL[word]))
+        return k.xp.stack(found, axis=1)
+
     def together(self, k: Kernel, stage: int, parts: Array) -> Sequence[Array]:
         """Partial results of consecutive blocks, float64 [blocks, terms], as one of each term."""
         return combined(k, parts, self.how(stage))
@@ -120,6 +134,19 @@ class Reduction(TensorOp):
             parts = self.partial(k, stage, before, size, *padded)
             before = self.finish(k, stage, self.together(k, stage, parts), before)
         return k.xp.stack([k.xp.asarray(x, "float64") for x in before or ()])
+
+
+def halved(join: Callable[[Array, Array], Array], x: Array, k: Kernel) -> Array:
+    """The elements along the last axis, which stays with length 1, joined in an order that depends on their number
+    alone: the first half with the second one, again and again."""
+    length = x.shape[-1]
+    while length > 1:
+        half = length // 2
+        rest = x[..., 2 * half :]
+        x = join(x[..., :half], x[..., half : 2 * half])
+        x = k.xp.concatenate([x, rest], axis=-1) if rest.shape[-1] else x
+        length = x.shape[-1]
+    return x
 
 
 def combined(k: Kernel, parts: Array, how: Sequence[str]) -> list[Array]:

@@ -122,7 +122,7 @@ def words() -> Mapping[str, Word]:
             declared = {**form.fields, **form.own_fields(op)}
             add(Word(form.word, op, form, declared))
     for directive in _subclasses(Directive):
-        add(Word(directive.word, directive, None, {**fields_of(directive), **directive.further(None)}))
+        add(Word(directive.word, directive, None, fields_of(directive)))
     return dict(sorted(found.items()))
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..core.errors import Mark
     from ..kit.state import Value, Versions
 
-__all__ = ["Method", "each", "find_method", "methods", "parameters"]
+__all__ = ["Method", "each", "find_method", "methods", "parameters", "told"]
 
 
 def each(declared: Any) -> Any:
@@ -84,6 +84,17 @@ def parameters(cls: type[Method], *, of_model: bool = False) -> dict[str, tuple[
         if is_each or not of_model:
             found[key] = (attribute, dataclasses.replace(field, default=None) if is_each and field.required else field)
     return found
+
+
+def told(cls: type[Method]) -> dict[str, tuple[str, Field]]:
+    """YAML key to (attribute, field) of the parameters of a method, for people."""
+    return {
+        key: (
+            name,
+            dataclasses.replace(field, doc=f"{field.doc}; also of each model") if _is_each(cls, name) else field,
+        )
+        for key, (name, field) in fields_of(cls).items()
+    }
 
 
 @cache

@@ -98,6 +98,13 @@ class Ranks(Reduction):
         found = [self._counted(k, stage, one, count, raw, places) for one in _each(before)]
         return k.xp.concatenate(found)[None]
 
+    def partial_by_rows(self, k: Kernel, stage: int, before: Before, count: Array | int, *arrays: Any) -> Array:
+        source, places = arrays
+        width = source.size // source.shape[0]
+        return self.partial(
+            k, stage, before, k.xp.asarray(count) * width, source.reshape(-1), lambda: places().reshape(-1)
+        )
+
     def _counted(
         self, k: Kernel, stage: int, one: Sequence[Array], count: Any, raw: Array, places: Callable[[], Array]
     ) -> Array:

@@ -9,6 +9,7 @@ from itertools import combinations_with_replacement
 from ..core.specs import Spec
 from ..kit.kernel import Array, Kernel
 from ..kit.operations import TensorOp
+from ..kit.reduction import halved
 from ..kit.rules import check_floats
 from .spans import Products, vectors
 
@@ -16,16 +17,8 @@ __all__ = ["RowSpan", "row_sums"]
 
 
 def row_sums(k: Kernel, x: Array) -> Array:
-    """The sums along the last axis, which stays with length 1: halves are added until one element is left, so that they
-    depend on nothing but the row."""
-    length = x.shape[-1]
-    while length > 1:
-        half = length // 2
-        rest = x[..., 2 * half :]
-        x = x[..., :half] + x[..., half : 2 * half]
-        x = k.xp.concatenate([x, rest], axis=-1) if rest.shape[-1] else x
-        length = x.shape[-1]
-    return x
+    """The sums along the last axis, which stays with length 1; they depend on nothing but the row."""
+    return halved(k.add, x, k)
 
 
 @dataclass(frozen=True)

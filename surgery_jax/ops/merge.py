@@ -18,7 +18,7 @@ from ..kit.state import State, Value
 from ..language import document
 from ..language.document import Node, Scalar
 from ..language.names import Reference
-from ..merging.method import Method, find_method, methods, parameters
+from ..merging.method import Method, find_method, parameters
 from ..merging.numbers import NumberMask
 from .cast import Cast
 
@@ -55,7 +55,7 @@ class Merge(Directive):
         "merge: { method: slerp, base: 'base::(.+)', models: { a: {} }, t: 0.4, to: 'out::\\1', out_dtype: bfloat16 }",
     )
 
-    method: str = text("how: " + ", ".join(methods()))
+    method: str = text("how; `surgery-jax ops` with its name tells its parameters, which are keys of the step")
     models: Node = any_node(
         "alias to the model's parameters, with `from` where its names differ; or a list of such, in which an alias may "
         "come again",
@@ -68,9 +68,7 @@ class Merge(Directive):
     given: Any = None  # values of the method's parameters, by attribute
 
     @classmethod
-    def further(cls, payload: Node | None) -> Mapping[str, tuple[str, Field]]:
-        if payload is None:
-            return {key: entry for method in methods().values() for key, entry in parameters(method).items()}
+    def further(cls, payload: Node) -> Mapping[str, tuple[str, Field]]:
         given = payload.entries.get("method") if isinstance(payload, document.Mapping) else None
         if not isinstance(given, Scalar) or not isinstance(given.value, str):
             return {}

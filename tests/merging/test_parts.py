@@ -23,6 +23,7 @@ from surgery_jax.merging.methods.sce import AddSelected, Squares, Variance
 from surgery_jax.merging.methods.slerp import SlerpSpan
 from surgery_jax.merging.norms import Restore, Sizes
 from surgery_jax.merging.numbers import NumberMask
+from surgery_jax.merging.prunes import Prune
 from surgery_jax.merging.ranks import Keep, Largest, LargestOfAll, Middle, Quartiles, Ranks
 from surgery_jax.merging.spans import Gram
 from surgery_jax.merging.tasks import AddTasks
@@ -164,6 +165,17 @@ def dropped(op: Drop, source: np.ndarray, position: np.ndarray) -> np.ndarray:
         key = jax.random.wrap_key_data(np.array([op.first, op.second], np.uint32))
         drawn = np.asarray(jax.random.bits(key, (int(position.max()) + 1,), np.uint64))[position]
     return np.where((drawn >> np.uint64(11)) * 2.0**-53 < op.density, source, source.dtype.type(0))
+
+
+def pruned(op: Prune, source: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """By the ranks of all elements of a row."""
+    with jax.enable_x64(True), jax.threefry_partitionable(True):
+        key = jax.random.wrap_key_data(np.array([op.first, op.second], np.uint32))
+        drawn = np.asarray(jax.random.bits(key, (int(position.max()) + 1,), np.uint64))[position]
+    rows = np.abs(source).reshape(source.shape[0] if source.ndim > 1 else 1, -1)
+    ranks = rows.argsort(1, kind="stable").argsort(1, kind="stable").reshape(source.shape)
+    probability = op.density - op.epsilon + 2 * op.epsilon * ranks / max(rows.shape[1] - 1, 1)
+    return np.where((drawn >> np.uint64(11)) * 2.0**-53 < probability, source, source.dtype.type(0))
 
 
 def selected(op: AddSelected, base: np.ndarray, *given: np.ndarray) -> np.ndarray:
@@ -309,6 +321,21 @@ REFERENCES: dict[str, tuple[list[Any], Callable[..., Any], str]] = {
             for n in ("float32", "float64")
         ],
         dropped,
+        "bits",
+    ),
+    "Prune": (
+        [
+            (Prune(0.5, epsilon, 17.0, 4e9), [source, np.arange(source.size, dtype=np.uint64).reshape(source.shape)])
+            for epsilon in (0.3, 0.0)
+            for source in (
+                drawn(),
+                drawn("float32", (9,)),
+                drawn("float32", (4, 3, 5)),
+                drawn("float32", (4, 1)),
+                tied(),
+            )
+        ],
+        pruned,
         "bits",
     ),
     "Variance": (

@@ -53,8 +53,8 @@ class RowStock(RowSpan):
 
 @dataclass(frozen=True)
 class ModelStock(Method):
-    """From the base to the mean of the models: t mean(W) + (1 - t) B with t = n c / (1 + (n - 1) c), `c` the mean cosine
-    of the angles between the task vectors of n models; the base where 1 + (n - 1) c is 0.
+    """From the base to the mean of the models: t mean(W) + (1 - t) B with t = n c / (1 + (n - 1) c), `c` the mean
+    cosine of the angles between the task vectors of n models; the base where 1 + (n - 1) c is 0.
 
     Any shape, taken as one vector, or with `filter_wise` every row along the last axis by itself. Norms, angles and the
     sum in float64, rounded once. Jang et al., "Model stock", arXiv:2403.19522.

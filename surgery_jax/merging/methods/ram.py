@@ -83,8 +83,8 @@ class AddChanges(TensorOp):
 
 @dataclass(frozen=True)
 class Ram(Method):
-    """Changes added to the base: at every element those W - B whose magnitude is above `epsilon`, added if it is that of
-    one model, averaged if there are several.
+    """Changes added to the base: at every element those W - B whose magnitude is above `epsilon`, added if it is that
+    of one model, averaged if there are several.
 
     Any shape. All in float32 (float64 for float64), rounded once. "RAM", arXiv:2601.13572.
     """

@@ -14,8 +14,8 @@ from .ram import AddChanges, Shares
 
 @dataclass(frozen=True)
 class RamPlus(Method):
-    """As `ram`; the changes that only one model has are multiplied by 1 + r min(q, alpha), where `q` is the number of its
-    changes that it shares, divided by the number of those that it has alone.
+    """As `ram`; the changes that only one model has are multiplied by 1 + r min(q, alpha), where `q` is the number of
+    its changes that it shares, divided by the number of those that it has alone.
 
     Any shape. Numbers and factors in float64, all else in float32 (float64 for float64), rounded once. "RAM",
     arXiv:2601.13572.
