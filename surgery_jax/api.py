@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .core.errors import Mark, PlanError, Problems, SurgeryError
+from .core.errors import Mark, Notice, PlanError, Problems, SurgeryError
 from .execute.observers import Observer
 from .execute.options import Options
 from .hosts.cluster import join
@@ -29,6 +29,7 @@ from .storage.base import Checkpoint
 
 if TYPE_CHECKING:
     from .execute.report import Report
+    from .mergekit.options import MergeOptions
     from .reports.compare import Difference
     from .reports.explain import Explanation
     from .reports.spectrum import Spectrum
@@ -45,6 +46,8 @@ __all__ = [
     "inspect",
     "join",
     "load_plan",
+    "merge",
+    "merge_plan",
     "plan_of",
     "run",
     "spectrum",
@@ -255,6 +258,43 @@ def convert(
             if isinstance(problem.where, Mark) and problem.where.file == _NO_PLAN:
                 problem.where = None  # nobody wrote that plan
         raise (problems[0] if len(problems) == 1 else error) from None
+
+
+def merge_plan(
+    config: str | Path, out: str | Path, merge_options: MergeOptions | None = None
+) -> tuple[Plan, list[Notice]]:
+    """The plan that a configuration of mergekit becomes, which writes the directory `out`, and what of the
+    configuration is ignored.
+
+    Raises:
+        SurgeryError: what is wrong with the configuration, or a model that it names cannot be read.
+    """
+    from .mergekit.options import MergeOptions
+    from .mergekit.plans import plan_of_file
+
+    return plan_of_file(config, out, merge_options or MergeOptions())
+
+
+def merge(
+    config: str | Path,
+    out: str | Path,
+    options: Options | None = None,
+    *,
+    merge_options: MergeOptions | None = None,
+    progress: Show | None = None,
+    observers: Sequence[Observer] = (),
+) -> Report:
+    """Merge models as a configuration of mergekit says, into the directory `out`. `progress` and `observers` are those
+    of `run`.
+
+    Raises:
+        SurgeryError: what is wrong with the configuration, the models or the run; then nothing appears.
+    """
+    from .mergekit.plans import each_once
+
+    plan, _ = merge_plan(config, out, merge_options)
+    with each_once():
+        return run(plan, options, progress=progress, observers=observers)
 
 
 _NO_PLAN = "<convert>"

@@ -3,7 +3,7 @@
 In a `console` block a line `$ COMMAND` is run, in the order of the page and in one directory per page; what follows
 must be its output, line by line, where `…` stands for anything: alone for any lines, in a line for any text. A comment
 `# exit code N` says how the command ends if not with 0. A `yaml` block that begins with `# NAME.yaml` is that file; a
-list of steps is checked as a plan on the checkpoint `llama`. `python` blocks with prompts are doctests.
+list of steps is checked as a plan on the checkpoint `llama`, a configuration of a merge as the plan that it becomes. `python` blocks with prompts are doctests.
 
     python tests/test_docs.py --write     renews the tables that are made from the registry
 """
@@ -26,7 +26,7 @@ import pytest
 import yaml
 from running import assert_same_bits, read_checkpoint, write_checkpoint
 
-from surgery_jax import Options, batch, check, load_plan, run
+from surgery_jax import Options, batch, check, load_plan, merge_plan, run
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -63,7 +63,7 @@ class Block(NamedTuple):
     @property
     def file(self) -> str | None:
         """The name of the file that it shows."""
-        found = re.match(r"# (\S+\.(?:yaml|py))\n", self.text)
+        found = re.match(r"# (\S+\.(?:ya?ml|py))\n", self.text)
         return found[1] if found else None
 
 
@@ -244,6 +244,10 @@ def test_yaml_of_the_pages_is_a_sound_plan(block: Block, place: Path) -> None:
     if "plan" in content:
         Path("jobs.yaml").write_text(block.text, encoding="utf-8")
         assert not batch("jobs.yaml", only_check=True).has_failed
+        return
+    if isinstance(content, dict) and content.keys() & {"merge_method", "experts"}:
+        Path("config.yml").write_text(block.text, encoding="utf-8")
+        check(merge_plan("config.yml", "out")[0])
         return
     if isinstance(content, list):
         Path("steps.yaml").write_text('inputs: [ "llama::llama" ]\ntransforms:\n' + block.text + "\n", encoding="utf-8")

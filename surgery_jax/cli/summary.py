@@ -18,7 +18,7 @@ from ..language.nodes import Unresolved
 from ..language.plan import Plan
 from ..language.scalars import parse_plain
 
-__all__ = ["is_dry", "summarize"]
+__all__ = ["is_dry", "plan_text", "summarize"]
 
 MODES = ("raw", "resolve")
 _MARK = Mark("summary", 1, 1)
@@ -30,15 +30,24 @@ def summarize(plan: Plan, executed: list[Any], mode: str) -> str:
     if mode == "raw":
         return _yaml({"transforms": steps})
     default = plan.inputs[0].alias if len(plan.inputs) == 1 else None
+    return _yaml(_document(plan, [_resolved(step, default) for step in steps]))
+
+
+def plan_text(plan: Plan) -> str:
+    """A plan as YAML."""
+    return _yaml(_document(plan, plain(plan.steps) if plan.steps is not None else []))
+
+
+def _document(plan: Plan, steps: object) -> dict[str, Any]:
     document: dict[str, Any] = {
         "inputs": sorted(f"{entry.alias}::{entry.path}" for entry in plan.inputs),
-        "transforms": [_resolved(step, default) for step in steps],
+        "transforms": steps,
     }
     if plan.output is not None:
         output: dict[str, Any] = {"path": plan.output.path, "format": plan.output.format, "shard": plan.output.shard}
         output["options"] = dict(plan.output.options) or None
         document["output"] = {key: value for key, value in output.items() if value is not None}
-    return _yaml(document)
+    return document
 
 
 def is_dry(executed: list[Any]) -> bool:
@@ -122,7 +131,7 @@ def _yaml(document: dict[str, Any]) -> str:
             return True
 
     def text(dumper: Any, value: str) -> Any:
-        style = None if parse_plain(value) == value else "'"
+        style = "|" if "\n" in value else None if parse_plain(value) == value else "'"
         written = value if isinstance(value, Unresolved) else value.replace("${", "\\${")
         return dumper.represent_scalar("tag:yaml.org,2002:str", written, style=style)
 
