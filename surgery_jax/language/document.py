@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +90,28 @@ def parse_plan_file(path: str | Path, *, interpolate: bool = True) -> Node:
         line = data.count(b"\n", 0, error.start) + 1
         column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
         raise PlanError("not UTF-8 text", where=Mark(file, line, column)) from None
+    noted = _NOTED.get()
+    if noted is not None:
+        noted[file] = text
     return parse_yaml(text, file, interpolate=interpolate)
+
+
+_NOTED: ContextVar[dict[str, str] | None] = ContextVar("noted", default=None)
+
+
+@contextmanager
+def noting_files() -> Iterator[dict[str, str]]:
+    """The texts of the plan files that this thread reads meanwhile, by path; whoever notes them already hears of them
+    too."""
+    found: dict[str, str] = {}
+    outer = _NOTED.get()
+    token = _NOTED.set(found)
+    try:
+        yield found
+    finally:
+        _NOTED.reset(token)
+        if outer is not None:
+            outer.update(found)
 
 
 def _siblings(path: Path) -> list[str]:

@@ -6,7 +6,22 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..command import BUDGETS, JSON, OVERWRITE, QUIET, SHARD_SIZE, SYNC, Argument, Command, options_of, whole
+from ..command import (
+    BUDGETS,
+    DIGEST,
+    JSON,
+    NO_RECEIPT,
+    OVERWRITE,
+    QUIET,
+    SHARD_SIZE,
+    SIGN,
+    STRICT,
+    SYNC,
+    Argument,
+    Command,
+    options_of,
+    whole,
+)
 from ..streams import emit, flush, name_leftovers, note
 from ..text import count, json_text, seconds, some, table, visible
 
@@ -40,6 +55,10 @@ class Batch(Command):
         SHARD_SIZE,
         OVERWRITE,
         SYNC,
+        NO_RECEIPT,
+        DIGEST,
+        SIGN,
+        STRICT,
         QUIET,
         JSON,
     )

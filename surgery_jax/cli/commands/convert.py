@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from ..command import BUDGETS, JSON, OVERWRITE, QUIET, SYNC, Argument, Command, options_of, shard_size, words
+from ..command import BUDGETS, JSON, OVERWRITE, PROOF, QUIET, SYNC, Argument, Command, options_of, shard_size, words
 from ..streams import emit, name_leftovers, note
 from ..text import json_text
 from .run import account
@@ -28,6 +28,7 @@ class Convert(Command):
         OVERWRITE,
         *BUDGETS,
         SYNC,
+        *PROOF,
         QUIET,
         JSON,
     )

@@ -8,7 +8,21 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..command import BUDGETS, JSON, OVERWRITE, PLAN, QUIET, SHARD_SIZE, SYNC, Argument, PlanCommand, options_of, whole
+from ..command import (
+    BUDGETS,
+    JSON,
+    OVERWRITE,
+    PLAN,
+    PROOF,
+    QUIET,
+    SHARD_SIZE,
+    STRICT,
+    SYNC,
+    Argument,
+    PlanCommand,
+    options_of,
+    whole,
+)
 from ..streams import emit, flush, name_leftovers, note
 from ..text import count, json_text, seconds, some
 
@@ -36,6 +50,8 @@ class Run(PlanCommand):
         SHARD_SIZE,
         OVERWRITE,
         SYNC,
+        *PROOF,
+        STRICT,
         QUIET,
         JSON,
         Argument("--distributed", "share the work with the other processes of the cluster, which run the same command"),
