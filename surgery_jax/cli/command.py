@@ -225,6 +225,7 @@ DIGEST = Argument(
 )
 SIGN = Argument("--sign", "sign outputs and receipts with this private key, a PEM file", "KEY", completes="file")
 STRICT = Argument("--strict", "a tensor of an input that is neither used nor dropped is an error")
+PUBLIC_KEY = Argument("--public-key", "the key that signatures must be of, a PEM file", "KEY", completes="file")
 PROOF = (RECEIPT, NO_RECEIPT, DIGEST, SIGN)
 BUDGETS = (MEMORY, WORKERS, DEVICES, DEVICE_MEMORY)
 PLAN = (PLANS, SET, PARAMS)

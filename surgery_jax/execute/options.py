@@ -21,9 +21,9 @@ class Options:
     traces of the run. device_memory: budget of every device, a size or `none`. distributed: share the work with the
     other processes of a cluster; where JAX cannot tell which these are, coordinator (`HOST:PORT`), num_processes and
     process_id do. join_timeout: seconds within which all must have come together. receipt: write one beside every
-    output that is a directory; receipt_path: also that of the plan's output, whatever it is, to this file. digest: `sha256`,
-    or `none` to leave out those of tensors. sign: a private key, a PEM file, to sign outputs and receipts with. strict:
-    a tensor of an input that is neither used nor dropped is an error.
+    output that is a directory; receipt_path: also that of the plan's output, whatever it is, to this file. digest:
+    `sha256`, or `none` to leave out those of tensors. sign: a private key, a PEM file, to sign outputs and receipts
+    with. strict: a tensor of an input that is neither used nor dropped is an error.
     """
 
     memory: str = "2GiB"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ..core.exact import exact
 from ..core.specs import Spec
@@ -16,10 +16,21 @@ if TYPE_CHECKING:
     from .forms import Form
     from .state import State
 
-__all__ = ["NO_ARITHMETIC", "Directive", "TensorOp"]
+__all__ = ["DECOMPOSED", "NO_ARITHMETIC", "SUMMED", "Directive", "TensorOp", "Varies"]
 
 NO_ARITHMETIC = ("structure", "check", "make", "template", "composed")  # kinds that compute with no numbers of operands
 
+
+class Varies(NamedTuple):
+    """Why the results of an operation may have other bits on another processor or backend, and by how much they may be
+    off: a part of the largest magnitude in the tensor."""
+
+    why: str
+    tolerance: float
+
+
+SUMMED = Varies("it sums in the order of the library and the processor", 1e-5)
+DECOMPOSED = Varies("the library and the processor decide the last bits of a decomposition", 1e-3)
 
 _TRACED: dict[type, tuple[str, ...]] = {}
 
@@ -41,6 +52,7 @@ class TensorOp:
     needs_finite: ClassVar[bool] = False  # NaN or infinity in an operand is an error
     uses_lapack: ClassVar[bool] = False  # which a CPU runs as well without a compiled function around it
     needs_positions: ClassVar[bool] = False  # the last operand is the number of every element, uint64
+    varies: ClassVar[Varies | None] = None  # None: the same bits on every processor and backend
     outputs: ClassVar[int] = 1
     spellings: ClassVar[tuple[Form, ...]] = ()
     examples: ClassVar[tuple[str, ...]] = ()

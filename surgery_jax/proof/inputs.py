@@ -8,16 +8,17 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from ..core.errors import StorageError
+from ..core.errors import StorageError, listing
 from ..graph.node import Node, Source
 from ..graph.roots import Symbolic
 from ..language.plan import Plan
 from ..storage.formats import place_of_input
 from ..storage.identity import Identity, remembering
+from .receipt import Receipt
 from .remembered import Remembered
 from .rolling import FileDigest, digest_of
 
-__all__ = ["InputDigests", "marks_of", "names_of", "thinned"]
+__all__ = ["InputDigests", "check_inputs", "marks_of", "names_of", "thinned"]
 
 MOST_MARKS = 4096  # of a file: where many small tensors lie, a mark stands for several
 THREADS = 2
@@ -77,6 +78,61 @@ def names_of(plan: Plan, paths: Iterable[str]) -> dict[str, list[str]]:
         within = [f"{alias}/{os.path.relpath(path, folder)}" for alias, folder in above if len(folder) == nearest]
         found[path] = whole or within or [path]
     return found
+
+
+def check_inputs(known: Receipt, symbolic: Symbolic) -> None:
+    """Whether the files that a plan reads are those of a receipt.
+
+    Raises:
+        StorageError: they are not: which files, and which tensors in them, as far as the marks of the receipt tell.
+    """
+    assert symbolic.plan is not None
+    names = {name: path for path, all in names_of(symbolic.plan, symbolic.identities).items() for name in all}
+    problems = [f"{name}: the receipt has no such file" for name in names if name not in known.inputs]
+    problems += [f"{name}: it is not there" for name in known.inputs if name not in names]
+    digests = InputDigests()
+    try:
+        marks: dict[str, dict[int, str]] = {}
+        for name, path in names.items():
+            marks.setdefault(path, {}).update(_marks(known, name))
+        digests.begin(symbolic.identities, {path: tuple(sorted(found)) for path, found in marks.items()})
+        for name, path in names.items():
+            if name in known.inputs and digests.of(path).sha256 != known.inputs[name]["digest"]["sha256"]:
+                problems.append(f"{name}: {_where(marks[path], digests.of(path), symbolic, path)}")
+    finally:
+        digests.close()
+    if problems:
+        raise StorageError(
+            "the inputs are not those of the receipt",
+            where=str(known.path),
+            found="; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else ""),
+            hint="name the right ones: --input ALIAS=PATH",
+        )
+
+
+def _marks(known: Receipt, name: str) -> dict[int, str]:
+    """The marks of an input by offset, in the order of these."""
+    told = known.table["inputs"].get(name, {"marks": []})["marks"]
+    marks = {row[0]: row[1] for row in told if len(row) == 2 and isinstance(row[0], int) and isinstance(row[1], str)}
+    size = known.inputs[name]["annotations"]["size"] if name in known.inputs else 0
+    return {at: marks[at] for at in sorted(marks)[:MOST_MARKS] if 0 <= at <= size}
+
+
+def _where(marks: Mapping[int, str], found: FileDigest, symbolic: Symbolic, path: str) -> str:
+    """Where a file differs from what it was."""
+    begin = 0
+    for (at, mark), now in zip(sorted(marks.items()), found.marks, strict=False):
+        if not now.startswith(mark):
+            names = [
+                name
+                for nodes in symbolic.given.values()
+                for name, node in nodes.items()
+                if any(p == path and o < at and o + n > begin for p, o, n in _ranges(node))
+            ]
+            rest = "" if at == max(marks) else "; what comes after it may differ too"
+            return f"tensor {listing(names)} differs{rest}" if names else "its header differs"
+        begin = at
+    return "it differs"
 
 
 def marks_of(symbolic: Symbolic) -> dict[str, tuple[int, ...]]:

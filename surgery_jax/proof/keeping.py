@@ -32,7 +32,7 @@ from .table import table_of, table_text
 if TYPE_CHECKING:
     from ..storage.publish import Staging
 
-__all__ = ["Receipts"]
+__all__ = ["Proof", "Receipts", "placeless"]
 
 
 @dataclass(eq=False)
@@ -40,10 +40,23 @@ class _Output:
     """One output that gets a receipt: in its directory, or at a path of its own."""
 
     save: Save
+    number: int  # of the save among those of the plan
     staging: Staging
     digests: OutputDigests
     path: str | None  # of a receipt beside that in a directory
     texts: dict[str, bytes] = field(default_factory=dict)  # by path, of what is written when the output has appeared
+
+
+@dataclass(frozen=True, eq=False)
+class Proof:
+    """What is known of one output that is complete: its table, the digests of inputs with the offsets of their marks,
+    and the paths of inputs, by their names."""
+
+    symbolic: Symbolic
+    output: _Output
+    table: dict[str, Any]
+    inputs: Mapping[str, tuple[FileDigest, tuple[int, ...]]]
+    paths: Mapping[str, str]
 
 
 class Receipts(Observer):
@@ -77,11 +90,11 @@ class Receipts(Observer):
             path = self._options.receipt_path if number == len(symbolic.saves) - 1 else None
             if path is not None:
                 check_new_file(path, self._options.overwrite)
-            if path is None and not staging.plan.is_directory:
+            if path is None and not self.wants(number, staging.plan.is_directory):
                 continue
             specs = {name: node.spec for name, node in save.tensors}
             digests = OutputDigests(staging, specs, with_tensors=self._options.digest != "none")
-            found.append(_Output(save, staging, digests, path))
+            found.append(_Output(save, number, staging, digests, path))
         if self._signer is not None and not any(output.staging.plan.is_directory for output in found):
             raise PlanError("signing needs an output that is a directory", hint="leave out --sign")
         self._plans[id(symbolic)] = found
@@ -112,22 +125,29 @@ class Receipts(Observer):
             self._write(plan.symbolic, output)
 
     def _write(self, symbolic: Symbolic, output: _Output) -> None:
-        """Put the receipt, its table and signatures beside an output, or keep what is written when it has appeared."""
-        assert symbolic.plan is not None
         files = output.digests.files()
         tensors = output.digests.tensors() if self._options.digest != "none" else None
         inputs, paths = self._dependencies(symbolic)
         table = table_of(symbolic, output.save, tensors, files, inputs, self._assertions(symbolic))
-        text = table_text(table)
+        self.keep(Proof(symbolic, output, table, inputs, paths))
+
+    def wants(self, number: int, is_directory: bool) -> bool:
+        """Whether an output gets a receipt although no path is given for it; `number` is that of its save."""
+        return is_directory
+
+    def keep(self, proof: Proof) -> None:
+        """Put the receipt, its table and signatures beside an output, or keep what is written when it has appeared."""
+        plan, output, text = proof.symbolic.plan, proof.output, table_text(proof.table)
+        assert plan is not None
         name = locate(output.staging.plan.path).absolute().name
-        sums = {file: found.sha256 for file, (found, _) in inputs.items()}
+        sums = {file: found.sha256 for file, (found, _) in proof.inputs.items()}
         facts = Facts(
             name,
-            {file: found.sha256 for file, found in files.items()},
-            self._definition(symbolic.plan, inputs, paths),
+            {file: told["sha256"] for file, told in proof.table["files"].items()},
+            self._definition(plan, proof),
             versions(with_devices=self._needs_device),
             {"invocationId": uuid.uuid4().urn, "startedOn": self._began, "finishedOn": _now()},
-            comparable(plan_text(_placeless(symbolic.plan)), sums, table),
+            comparable(plan_text(placeless(plan)), sums, proof.table),
         )
         if output.path is not None:
             beside = table_path(locate(output.path))
@@ -176,15 +196,11 @@ class Receipts(Observer):
                 paths[name] = path
         return found, paths
 
-    def _definition(
-        self,
-        plan: Plan,
-        inputs: Mapping[str, tuple[FileDigest, tuple[int, ...]]],
-        paths: Mapping[str, str],
-    ) -> dict[str, Any]:
+    def _definition(self, plan: Plan, proof: Proof) -> dict[str, Any]:
         options, origin, expanded = self._options, plan.origin, plan_text(plan)
         dependencies = [
-            _dependency(name, paths[name], found.sha256, "input", found.size) for name, (found, _) in inputs.items()
+            _dependency(name, proof.paths[name], found.sha256, "input", found.size)
+            for name, (found, _) in proof.inputs.items()
         ]
         for path, text in origin.files.items():
             raw = text.encode()
@@ -197,6 +213,7 @@ class Receipts(Observer):
             },
             "internalParameters": {
                 "plan": expanded,
+                "output": proof.output.number,
                 "memory": options.memory,
                 "deviceMemory": options.device_memory,
                 "workers": options.num_workers,
@@ -215,7 +232,7 @@ def _dependency(name: str, path: str, sha256: str, kind: str, size: int) -> dict
     return {"name": name, "uri": uri, "digest": {"sha256": sha256}, "annotations": {"kind": kind, "size": size}}
 
 
-def _placeless(plan: Plan) -> Plan:
+def placeless(plan: Plan) -> Plan:
     """A plan whose inputs and output could be anywhere."""
     inputs = tuple(replace(entry, path=f"<{entry.alias}>") for entry in plan.inputs)
     return replace(plan, inputs=inputs, output=plan.output and replace(plan.output, path="<output>", shard=None))

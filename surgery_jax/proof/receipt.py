@@ -108,6 +108,11 @@ class Receipt:
         return str(self.statement["subject"][0]["digest"]["sha256"])
 
     @property
+    def finished(self) -> str:
+        """When it was made."""
+        return str(self.statement["predicate"]["runDetails"]["metadata"]["finishedOn"])
+
+    @property
     def definition(self) -> Mapping[str, Any]:
         """Of the plan and its inputs."""
         found: Mapping[str, Any] = self.statement["predicate"]["buildDefinition"]
@@ -117,6 +122,11 @@ class Receipt:
     def expanded(self) -> str:
         """The plan, expanded, as YAML."""
         return str(self.definition["internalParameters"]["plan"])
+
+    @property
+    def number(self) -> int:
+        """Of the save that wrote the output, among those of the plan."""
+        return int(self.definition["internalParameters"]["output"])
 
     @property
     def inputs(self) -> dict[str, Mapping[str, Any]]:
@@ -190,7 +200,7 @@ _STATEMENT: Any = {
         "buildDefinition": {
             "buildType": str,
             "externalParameters": {},
-            "internalParameters": {"plan": str},
+            "internalParameters": {"plan": str, "output": int},
             "resolvedDependencies": [
                 {"name": str, "uri": str, "digest": _DIGEST, "annotations": {"kind": str, "size": int}}
             ],

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is the one that a receipt describes: every tensor, whatever stores it, and every file as it was."""
+"""Whether a checkpoint is what a receipt describes: every tensor, whatever stores it, and every file as it was."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ BATCH = 64  # leaves that a thread takes at once
 
 @dataclass(frozen=True)
 class Verification:
-    """What a checkpoint has in common with a receipt. Names of tensors and of files that differ from it, that it has and
-    the checkpoint has not, and that only the checkpoint has. Files are compared if those that hold tensors are cut as
-    they were (`same_files`). `signed`: whether a key was given, and is that of the signatures."""
+    """What a checkpoint has in common with a receipt. Names of tensors and of files that differ from it, that it has
+    and the checkpoint has not, and that only the checkpoint has. Files are compared if those that hold tensors are cut
+    as they were (`same_files`). `signed`: whether a key was given, and is that of the signatures."""
 
     path: str
     receipt: str
@@ -153,7 +153,7 @@ def _compare_tensors(
 
 
 def _is_spec(entry: Entry, facts: Mapping[str, Any]) -> bool:
-    return entry.spec.dtype.name == facts["dtype"] and list(entry.spec.shape) == facts["shape"]
+    return bool(entry.spec.dtype.name == facts["dtype"] and list(entry.spec.shape) == facts["shape"])
 
 
 class _Digests:
@@ -277,7 +277,9 @@ def _compare_files(
 
     def differs(name: str) -> bool:
         facts = table["files"][name]
-        return there[name].stat().st_size != facts["size"] or digest_of(str(there[name])).sha256 != facts["sha256"]
+        return (
+            bool(there[name].stat().st_size != facts["size"]) or digest_of(str(there[name])).sha256 != facts["sha256"]
+        )
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         differing = [name for name, is_other in zip(present, pool.map(differs, present), strict=True) if is_other]
