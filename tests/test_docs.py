@@ -3,7 +3,8 @@
 In a `console` block a line `$ COMMAND` is run, in the order of the page and in one directory per page; what follows
 must be its output, line by line, where `…` stands for anything: alone for any lines, in a line for any text. A comment
 `# exit code N` says how the command ends if not with 0. A `yaml` block that begins with `# NAME.yaml` is that file; a
-list of steps is checked as a plan on the checkpoint `llama`, a configuration of a merge as the plan that it becomes. `python` blocks with prompts are doctests.
+list of steps is checked as a plan on the checkpoint `llama`, a configuration of a merge as the plan that it becomes.
+`python` blocks with prompts are doctests.
 
     python tests/test_docs.py --write     renews the tables that are made from the registry
 """

@@ -114,6 +114,10 @@ class File:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """It is not read any more."""
         self._reader.close()
 
     @contextmanager
@@ -173,6 +177,23 @@ class File:
             offset, count = offset + len(part), count - len(part)
         return b"".join(parts)
 
+    def blocks(self, offset: int, count: int) -> Iterator[memoryview]:
+        """These bytes in blocks, each valid until the next.
+
+        Raises:
+            StorageError: they cannot be read.
+        """
+        self.check_range(offset, count)
+        buffer = memoryview(bytearray(min(count, _BLOCK)))
+        while count:
+            part = buffer[: min(count, _BLOCK)]
+            try:
+                fill(self._reader, offset, part)
+            except OSError as error:
+                raise storage_error(error, self.path, "read it") from None
+            yield part
+            offset, count = offset + part.nbytes, count - part.nbytes
+
     def _part(self, offset: int, count: int) -> bytes:
         """At most so many bytes."""
         if self._reader.descriptor is not None:
@@ -196,17 +217,18 @@ def first_bytes(path: Path, count: int) -> bytes:
         reader.close()
 
 
+_BLOCK = 1 << 20  # bytes that are read at once
 _MAX_TEXT = 1 << 24  # bytes
 
 
-def read_text(path: Path, what: str) -> str:
-    """A whole text file: UTF-8, and no longer than anybody writes one.
+def read_text(path: Path, what: str, most: int = _MAX_TEXT) -> str:
+    """A whole text file: UTF-8, and no longer than anybody writes one, `most` bytes.
 
     Raises:
         StorageError: it is not that, or cannot be read.
     """
     with File(path) as file:
-        if file.size > _MAX_TEXT:
+        if file.size > most:
             raise StorageError(f"{what} is too long", where=str(path), found=f"{file.size} bytes")
         raw = file.at(0, file.size)
     try:

@@ -25,8 +25,9 @@ from .companions import State
 from .files import storage_error
 from .formats import OutputPlan
 from .laying import lay
+from .proofs import PROOFS
 from .renames import Renames
-from .stages import Stage
+from .stages import Stage, is_stage
 from .targets import check_space, check_target, final_place
 
 __all__ = ["Staging", "check_space", "check_target", "commit_all", "storage_error", "unwinding"]
@@ -94,6 +95,11 @@ class Staging:
                 self._built.chmod(stat.S_IMODE(self._final.stat().st_mode))
         for index, file in enumerate(self.layout.files):
             lay(self.place(index), file)
+
+    @property
+    def root(self) -> Path:
+        """The directory or the file that is being built."""
+        return self._built
 
     def tell(self) -> Told:
         """What another process must know to write here too."""
@@ -166,6 +172,27 @@ class Staging:
         found = sorted(path for path in self._built.rglob("*") if path.is_file())
         return {str(Path(self.plan.path) / path.relative_to(self._built)): path for path in found}
 
+    def staying(self) -> dict[str, Path]:
+        """The files that lie below a directory and stay when the output appears there, by name.
+
+        Raises:
+            StorageError: the directory cannot be read.
+        """
+        if not self.layout.is_directory or not self._final.is_dir():
+            return {}
+        found = {}
+        try:
+            for entry in sorted(self._final.rglob("*")):
+                name = entry.relative_to(self._final)
+                is_ours = (
+                    any(str(part) in self._seen for part in (name, *name.parents)) or (self._built / name).exists()
+                )
+                if not is_ours and not is_stage(name.parts[0]) and entry.is_file():
+                    found[name.as_posix()] = entry
+        except OSError as error:
+            raise storage_error(error, self.plan.path, "read the directory") from None
+        return found
+
     # -- what is there ------------------------------------------------------------------------------------------
 
     def _state(self, place: Path) -> dict[str, State]:
@@ -174,7 +201,7 @@ class Staging:
             return {}
         if not place.is_dir() or not self.layout.is_directory:
             return {".": companions.state_of(place)}
-        own = [*self.plan.format.stale(place), *(place / name for name in self.layout.documents)]
+        own = [*self.plan.format.stale(place), *(place / name for name in (*self.layout.documents, *PROOFS))]
         return {str(path.relative_to(place)): companions.state_of(path) for path in own if os.path.lexists(path)}
 
     def _check_seen(self, place: Path, fresh: Set[Path]) -> dict[str, State]:

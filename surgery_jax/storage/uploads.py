@@ -19,6 +19,7 @@ from .files import storage_error
 from .formats import OutputPlan
 from .laying import lay
 from .places.found import is_local, locate, place_of
+from .proofs import proofs_in
 from .publish import Staging, Told
 from .targets import check_target
 
@@ -56,7 +57,8 @@ class Upload(Staging):
         self._built = above / f".{self._final.name[:40]}.surgery-{secrets.token_hex(4)}"
         try:
             check_target(plan, overwrite, layout.documents)
-            self._old = {str(path) for path in plan.format.stale(self._final)} if layout.is_directory else set()
+            old = [*plan.format.stale(self._final), *proofs_in(self._final)] if layout.is_directory else []
+            self._old = set(map(str, old))
             for file in layout.files:
                 self._create(file)
         except OSError as error:
@@ -102,6 +104,10 @@ class Upload(Staging):
 
     def _named(self, name: str) -> str:
         return str(self._final / name if name else self._final)
+
+    def staying(self) -> dict[str, Path]:
+        """Nothing is known of it: what lies below a name may be very much."""
+        return {}
 
     def _prepare(self, sync: bool, fresh: Set[Path]) -> None:
         """Nothing: what stays of the old directory stays where it is."""

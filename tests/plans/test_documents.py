@@ -49,7 +49,7 @@ def go(model: Path, steps: Any, output: Any = "out", alias: str = "m", **options
     place = model.parent / (output if isinstance(output, str) else output["path"])
     where = str(place) if isinstance(output, str) else output | {"path": str(place)}
     plan = plan_of({"inputs": [f"{alias}::{model}"], "transforms": steps, "output": where})
-    run(plan, Options(**{"sync": False} | options))
+    run(plan, Options(**{"sync": False, "receipt": False} | options))
     return place
 
 
