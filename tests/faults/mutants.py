@@ -40,7 +40,9 @@ transforms:
             n: '${range(copies)}'
             do:
               - scale: { from: '${name}\.(weight)', to: 'copy.${n}.${name}.\1', by: '${by * factor + n}' }
-  - foreach: { name: { match: 'model::(.)\.weight' }, do: [ scale_: { target: '${name}\.weight', by: '${table[name]}' } ] }
+  - foreach:
+      name: { match: 'model::(.)\.weight' }
+      do: [ scale_: { target: '${name}\.weight', by: '${table[name]}' } ]
   - when: kept == 'none' and len(kinds) > 1
     delete: { target: 'big' }
   - include: { path: part.yaml, with: { stop: '${copies - 1}' } }
@@ -106,7 +108,8 @@ def _plans(root: Path, server: Server) -> list[Seed]:
     """Plans, values for their parameters, jobs and records."""
     asked = {
         "parameters": ("check", "plan.yaml", "--params", "values.yaml"), "verbs": ("check", "plan.yaml"),
-        "documents": ("check", "plan.yaml"), "jobs": ("batch", "jobs.yaml", "--check"), "record": ("batch", "jobs.yaml"),
+        "documents": ("check", "plan.yaml"), "jobs": ("batch", "jobs.yaml", "--check"),
+        "record": ("batch", "jobs.yaml"),
     }  # fmt: skip
     for name in asked:
         folder = root / name

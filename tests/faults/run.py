@@ -5,8 +5,8 @@
     python tests/faults/run.py --long               every failing call, and thousands more
     python tests/faults/run.py --only batch,itself  some scenes, or `damaged`
 
-Needs Linux and a C compiler. The exit code is 1 if anything was wrong. `--report FILE` keeps the counts while they grow:
-called again with the same file it goes on where it was stopped.
+Needs Linux and a C compiler. The exit code is 1 if anything was wrong. `--report FILE` keeps the counts while they
+grow: called again with the same file it goes on where it was stopped.
 """
 
 from __future__ import annotations

@@ -172,7 +172,10 @@ SCENES = (
     Scene("replace", replacing, (*RUN, "--overwrite"), ("old",)),
     Scene("itself", with_plan(ITSELF), (*RUN, "--overwrite"), ("model",)),
     Scene("convert", with_plan(MOVE), ("convert", "model", "out.msgpack"), ("out.msgpack",)),
-    Scene("batch", batch, ("batch", "jobs.yaml"), ("one", "two"), again=("batch", "jobs.yaml"), volatile=(RECORD,), keeps=True),
+    Scene(
+        "batch", batch, ("batch", "jobs.yaml"), ("one", "two"), again=("batch", "jobs.yaml"), volatile=(RECORD,),
+        keeps=True,
+    ),
     Scene(
         "batch again", batch, ("batch", "jobs.yaml"), ("one", "two"), first=("batch", "first.yaml", "--record", RECORD),
         again=("batch", "jobs.yaml"), volatile=(RECORD,), keeps=True,
