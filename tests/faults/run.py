@@ -25,7 +25,7 @@ from faults.scenes import SCENES
 
 EACH: tuple[Mode, ...] = tuple(mode for mode in Mode if mode not in (Mode.OFF, Mode.COUNT))
 SHORT = dict.fromkeys(EACH, 4)
-LONG = {**dict.fromkeys(EACH, 100), Mode.FAIL: None, Mode.SHORT: None, Mode.FULL: None}
+LONG = {**dict.fromkeys(EACH, 30), Mode.FAIL: None, Mode.SHORT: None, Mode.FULL: None, Mode.SIGNAL: 40}
 
 
 def main() -> int:
