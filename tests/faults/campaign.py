@@ -50,10 +50,10 @@ def struck(
 
 
 def damaged(
-    library: Path, folder: Path, count: int, seed: int, account: Account, *, workers: int = 2, patience: float = 1.0
+    library: Path, folder: Path, numbers: range, seed: int, account: Account, *, workers: int = 2, patience: float = 1.0
 ) -> None:
-    """So many damaged inputs, each by its number; those that the account has are not tried again."""
-    numbers = iter(range(account.tried.total(), count))
+    """Damaged inputs, each by its number; those that the account has are not tried again."""
+    left = iter(numbers[account.tried.total() :])
     taking = threading.Lock()
 
     def work(worker: int) -> None:
@@ -65,7 +65,7 @@ def damaged(
             mutants = Mutants(seeds(root, server), own / "mutant", seed)
             while True:
                 with taking:
-                    number = next(numbers, None)
+                    number = next(left, None)
                 if number is None:
                     return
                 mutant = mutants.make(number)

@@ -33,6 +33,8 @@ def main() -> int:
     parser.add_argument("--long", action="store_true", help="all of it")
     parser.add_argument("--only", default="", help="scenes, separated by commas, or `damaged`")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--first", type=int, metavar="N", help="the first of the damaged inputs to try, by its number")
+    parser.add_argument("--last", type=int, metavar="N", help="the number after the last one")
     parser.add_argument("--workers", type=int, default=2, help="trials at a time")
     parser.add_argument("--patience", type=float, default=1.0, help="how many times longer everything may take")
     parser.add_argument("--report", type=Path, help="a JSON file for the counts, or one to go on with")
@@ -55,8 +57,9 @@ def main() -> int:
         scenes = [scene for scene in SCENES if not only or scene.name in only]
         struck(library, folder, LONG if options.long else SHORT, options.seed, scenes, account, **more)
         if not only or "damaged" in only:
-            count = 20_000 if options.long else 500
-            damaged(library, folder, count, options.seed, account("damaged"), **more)
+            numbers = range(20_000 if options.long else 500)[options.first : options.last]
+            part = f"damaged {numbers.start} to {numbers.stop}"
+            damaged(library, folder, numbers, options.seed, account(part), **more)
     for one in accounts:
         print(one.told)
     return 1 if any(one.wrong for one in accounts) else 0

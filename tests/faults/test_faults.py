@@ -35,7 +35,7 @@ def test_a_fault_at_any_call_leaves_the_old_or_the_new(scene, library, tmp_path)
 
 def test_damaged_inputs_are_read_or_refused_with_one_error(library, tmp_path):
     account = Account("damaged")
-    damaged(library, tmp_path, 300, 7, account)
+    damaged(library, tmp_path, range(300), 7, account)
     codes = Counter(kind.rpartition(", ")[2] for kind in account.tried.elements())
     assert codes["exit 3"] > 50 and codes["exit 0"] > 20
     assert not account.wrong, "\n".join(account.wrong)

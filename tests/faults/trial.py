@@ -159,7 +159,7 @@ class Trial:
         if point.mode == Mode.KILL_AGAIN and done.code == SIGKILL:
             again = self.server.run(self.scene.retry, place, point)
             wrong += [f"the next run: {w}" for w in self.judge(place, again, point)]
-        if done.code == SIGKILL or self.scene.keeps or tree(place)[1]:
+        if done.code == SIGKILL or self.scene.keeps or any(".surgery-" in path.name for path in place.rglob("*")):
             wrong += self.judge_next(place)
         shutil.rmtree(place)
         if done.peak > MEMORY:
@@ -169,9 +169,11 @@ class Trial:
 
     def finished(self, place: Path) -> list[str]:
         """Files of outputs that are as they should be, where such are not made again."""
+        if not self.scene.keeps:
+            return []
         now, _ = tree(place, self.scene.volatile)
         whole = [name for name in self.scene.outputs if part(now, name) == part(self.after, name)]
-        return [path for name in whole for path in part(now, name)] if self.scene.keeps else []
+        return [path for name in whole for path in part(now, name)]
 
     def judge(self, place: Path, done: Answer, point: Point) -> list[str]:
         """What is wrong with what a run has left and said."""
