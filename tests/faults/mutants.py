@@ -209,6 +209,7 @@ class Mutant:
     command: tuple[str, ...]
     kind: str
     what: str
+    names: frozenset[str]  # of files before
 
 
 class Mutants:
@@ -236,12 +237,18 @@ class Mutants:
             names.append(mutation.__name__.strip("_"))
         victim.write_bytes(data)
         told = f"{folder.name} {' '.join(command)}: {victim.name} {'+'.join(names)} (number {number})"
-        return Mutant(self.place, command, f"{folder.name} {command[0]}", told)
+        return Mutant(self.place, command, f"{folder.name} {command[0]}", told, _names(self.place))
 
     def _victim(self, draw: random.Random) -> Path:
         files = [path for path in sorted(self.place.rglob("*")) if path.is_file() and path.stat().st_size]
         texts = [path for path in files if path.suffix in (".json", ".yaml", ".done")]
         return draw.choice(texts if texts and draw.random() < 0.5 else files)
+
+
+def _names(place: Path) -> frozenset[str]:
+    """All files in and beside a folder, but for the undamaged ones."""
+    beside = (path.name for path in place.parent.iterdir())
+    return frozenset([*beside, *(str(path.relative_to(place)) for path in place.rglob("*"))])
 
 
 def faults_of(mutant: Mutant, done: Answer) -> list[str]:
@@ -253,6 +260,12 @@ def faults_of(mutant: Mutant, done: Answer) -> list[str]:
         wrong.append(f"exit {done.code}: {done.stderr[-300:]}")
     elif done.code and not done.stderr.startswith("error: ") and "failed" not in done.stdout:
         wrong.append(f"exit {done.code} without an error: {done.stderr[-300:]}")
+    new = _names(mutant.folder) ^ mutant.names
+    if done.code and "batch" not in mutant.command and new:  # of a batch, some jobs may be done
+        wrong.append(f"exit {done.code}, and it leaves {sorted(new)[:4]}")
+    hidden = sorted(name for name in new if ".surgery-" in name)
+    if hidden:
+        wrong.append(f"it leaves {hidden[:4]}")
     if done.cpu_s > CPU_S:
         wrong.append(f"{done.cpu_s:.0f} s of processor time")
     if done.peak > MEMORY:
