@@ -206,6 +206,12 @@ SHARD_SIZE = Argument(
     parse=shard_size,
 )
 OVERWRITE = Argument("--overwrite", "replace outputs that exist")
+CONFIG_CHECK = Argument(
+    "--config-check",
+    "refuse to write a config.json that contradicts the tensors beside it (default)",
+    default=True,
+    negated=True,
+)
 SYNC = Argument("--sync", "bring the outputs to the disk before they appear (default)", default=True, negated=True)
 QUIET = Argument("--quiet", "no progress and no account on stderr")
 JSON = Argument("--json", "one JSON object on stdout instead of text")

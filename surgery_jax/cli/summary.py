@@ -14,6 +14,7 @@ from ..core.errors import Mark
 from ..graph.build import parse_step
 from ..language.document import Node, Scalar, Sequence, node_of, plain
 from ..language.names import parse_reference
+from ..language.nodes import Unresolved
 from ..language.plan import Plan
 from ..language.scalars import parse_plain
 
@@ -122,7 +123,9 @@ def _yaml(document: dict[str, Any]) -> str:
 
     def text(dumper: Any, value: str) -> Any:
         style = None if parse_plain(value) == value else "'"
-        return dumper.represent_scalar("tag:yaml.org,2002:str", value.replace("${", "\\${"), style=style)
+        written = value if isinstance(value, Unresolved) else value.replace("${", "\\${")
+        return dumper.represent_scalar("tag:yaml.org,2002:str", written, style=style)
 
     Dumper.add_representer(str, text)
+    Dumper.add_representer(Unresolved, text)
     return yaml.dump(document, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)

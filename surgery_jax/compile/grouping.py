@@ -16,7 +16,7 @@ from ..graph.node import Node, Source
 from ..graph.roots import Check, Sink, Symbolic
 from ..kit.base import TensorOp
 from .pieces import Geometry, Interleaved, Piece
-from .program import Component, Decode, Dest, Eqn, Group, Move, Output, Program, keeps_order
+from .program import ByteMove, Component, Decode, Dest, Eqn, Group, Program, Result, keeps_order
 
 __all__ = ["compile_program", "spread"]
 
@@ -46,10 +46,10 @@ def compile_program(
     return Program(symbolic, moves, groups, collector.trivial, collector.decodes, parts, encoded, files)
 
 
-def _merge(moves: list[Move]) -> list[Move]:
+def _merge(moves: list[ByteMove]) -> list[ByteMove]:
     """Moves in source order, adjacent ones joined."""
     moves.sort(key=lambda move: (move.path, move.source, move.file, move.offset))
-    merged: list[Move] = []
+    merged: list[ByteMove] = []
     for move in moves:
         last = merged[-1] if merged else None
         if (
@@ -58,7 +58,7 @@ def _merge(moves: list[Move]) -> list[Move]:
             and last.source + last.nbytes == move.source
             and last.offset + last.nbytes == move.offset
         ):
-            merged[-1] = Move(last.path, last.source, last.file, last.offset, last.nbytes + move.nbytes)
+            merged[-1] = ByteMove(last.path, last.source, last.file, last.offset, last.nbytes + move.nbytes)
         else:
             merged.append(move)
     return merged
@@ -91,10 +91,10 @@ class _Collector:
 
     def __init__(self) -> None:
         self.geometry = Geometry()
-        self.moves: list[Move] = []
+        self.moves: list[ByteMove] = []
         self.decodes: list[Decode] = []
         self.trivial: list[Check] = []
-        self.outputs: dict[Node, Output] = {}  # of nodes that are not stored, or that a sink wants
+        self.outputs: dict[Node, Result] = {}  # of nodes that are not stored, or that a sink wants
         self.checks: dict[Node, list[Check]] = defaultdict(list)
         self._keys: dict[Any, int] = {}
         self._key_of: dict[int, int] = {}
@@ -111,7 +111,7 @@ class _Collector:
             begin, op = piece.start, piece.node.op
             for to, where, nbytes in ranges(file, offset, rest, at, piece.nbytes):
                 if not isinstance(op, Source):
-                    output = self.outputs.setdefault(piece.node, Output(-1))
+                    output = self.outputs.setdefault(piece.node, Result(-1))
                     output.dests.append(Dest(to, where, begin, nbytes))
                 elif op.entry.extent is None:
                     self.decodes.append(Decode(op, begin, to, where, nbytes))
@@ -124,13 +124,13 @@ class _Collector:
         """Demand tensors whose blocks are written in turn, from byte `at` of what is saved on."""
         step = sum(part.block for part in parts)
         for part in parts:
-            output = self.outputs.setdefault(part.node, Output(-1))
+            output = self.outputs.setdefault(part.node, Result(-1))
             output.dests += spread(file, offset, rest, at, part.block, step, part.node.spec.nbytes // part.block)
             at += part.block
 
     def _move(self, extent: Any, start: int, file: int, offset: int, nbytes: int) -> None:
         for path, source, count in extent.ranges(start, nbytes):
-            self.moves.append(Move(path, source, file, offset, count))
+            self.moves.append(ByteMove(path, source, file, offset, count))
             offset += count
 
     def check(self, check: Check) -> None:
@@ -142,7 +142,7 @@ class _Collector:
 
     def sink(self, sink: Sink) -> None:
         """Demand elements."""
-        self.outputs.setdefault(sink.node, Output(-1)).sinks.append(sink)
+        self.outputs.setdefault(sink.node, Result(-1)).sinks.append(sink)
 
     # -- components ---------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from ..numerics.kernels import DeviceKernel, HostKernel
 from ..numerics.magnitude import has_zero
 from .blueprint import Blueprint, stack_size
 from .program import Group, keeps_order
-from .sharding import Layout, layout, mesh_size
+from .sharding import Partition, mesh_size, partition
 from .thresholds import threshold
 
 __all__ = ["GroupFunction"]
@@ -120,16 +120,16 @@ class GroupFunction:
     # -- on several devices --------------------------------------------------------------------------------------
 
     @cached_property
-    def layout(self) -> Layout | None:
+    def partition(self) -> Partition | None:
         """How one call is spread over devices; None if it cannot be."""
-        return layout(self.blueprint)
+        return partition(self.blueprint)
 
     def on_mesh(
         self, inputs: Sequence[Any], numbers: tuple[float, ...], devices: Sequence[Any]
     ) -> tuple[list[Any], list[bool]]:
         """The outputs as NumPy arrays, and verdicts as those of `on_device`, computed by several devices together.
 
-        No device holds more than `layout.device_bytes` says; the bits do not depend on how many there are.
+        No device holds more than `partition.device_bytes` says; the bits do not depend on how many there are.
         """
         return self._on_mesh(inputs, numbers, devices, self.leaving)
 
@@ -139,12 +139,13 @@ class GroupFunction:
         """The values that are `leaving`, and the verdicts."""
         import jax
 
-        assert self.layout is not None
+        assert self.partition is not None
         used = tuple(devices[: mesh_size(len(devices))])
         with jax.enable_x64(True):
             function, places = self._mesh_function(used, tuple(leaving))
             arrays = [
-                _placed(inputs[number], *place) for (number, _), place in zip(self.layout.inputs, places, strict=True)
+                _placed(inputs[number], *place)
+                for (number, _), place in zip(self.partition.inputs, places, strict=True)
             ]
             call = (np.int32(0), np.int64(0)), [np.float64(number) for number in numbers], arrays
             made, verdicts = function(*call)
@@ -161,7 +162,7 @@ class GroupFunction:
 
         from ..numerics.mesh_kernel import AXIS
 
-        assert self.layout is not None
+        assert self.partition is not None
         mesh = jax.sharding.Mesh(np.array(devices), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
 
         def sharding(axis: int | None) -> Any:
@@ -176,11 +177,12 @@ class GroupFunction:
                     # threads within a product would divide it by their number; and devices wait for the slowest
                     options["xla_cpu_multi_thread_eigen"] = False
                     options["xla_cpu_collective_call_terminate_timeout_seconds"] = PATIENCE
-                traced = partial(self._traced_on_mesh, mesh, [sharding(axis) for axis in self.layout.axes], leaving)
+                traced = partial(self._traced_on_mesh, mesh, [sharding(axis) for axis in self.partition.axes], leaving)
                 self._meshed[devices, leaving] = jax.jit(traced, compiler_options=options)
             function = self._meshed[devices, leaving]
         return function, [
-            (self.layout.padded(self.specs[number], axis).shape, sharding(axis)) for number, axis in self.layout.inputs
+            (self.partition.padded(self.specs[number], axis).shape, sharding(axis))
+            for number, axis in self.partition.inputs
         ]
 
     def _traced_on_mesh(
@@ -192,12 +194,12 @@ class GroupFunction:
         from ..numerics.mesh_kernel import MeshKernel
 
         constrain: Any = with_sharding_constraint
-        assert self.layout is not None
+        assert self.partition is not None
         self.num_traces += 1
-        specs, axes = self.blueprint.value_specs(), self.layout.axes
-        kernel = MeshKernel(zeros, mesh, self.layout.rows)
+        specs, axes = self.blueprint.value_specs(), self.partition.axes
+        kernel = MeshKernel(zeros, mesh, self.partition.rows)
         remaining = iter(numbers)
-        placed = dict(zip(self.layout.inputs, inputs, strict=True))
+        placed = dict(zip(self.partition.inputs, inputs, strict=True))
         values = [placed[number, axes[number]] for number in range(len(self.specs))]
 
         def operand(number: int, axis: int | None) -> Any:
@@ -206,7 +208,7 @@ class GroupFunction:
             found = values[number]
             return found if axis == axes[number] else self._fitted(found, specs[number], axis)
 
-        for eqn, cut in zip(self.eqns, self.layout.cuts, strict=True):
+        for eqn, cut in zip(self.eqns, self.partition.cuts, strict=True):
             operands = [operand(*wanted) for wanted in zip(eqn.args, cut.operands, strict=True)]
             results = eqn.op.with_numbers(remaining).apply(kernel, *operands)
             for result in results if len(eqn.specs) > 1 else [results]:
@@ -223,8 +225,8 @@ class GroupFunction:
         import jax
         import jax.numpy as jnp
 
-        assert self.layout is not None
-        padded = self.layout.padded(spec, axis).shape
+        assert self.partition is not None
+        padded = self.partition.padded(spec, axis).shape
         if axis is not None and x.shape[axis] == padded[axis]:
             x = x[tuple(map(slice, padded))]
         else:

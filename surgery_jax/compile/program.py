@@ -19,19 +19,19 @@ from ..kit.structure import Structure
 from .pieces import Interleaved, Piece
 
 __all__ = [
+    "ByteMove",
     "Component",
     "Decode",
     "Dest",
     "Eqn",
     "Group",
-    "Move",
-    "Output",
     "Program",
+    "Result",
     "keeps_order",
 ]
 
 
-class Move(NamedTuple):
+class ByteMove(NamedTuple):
     """Bytes that only change place."""
 
     path: str
@@ -88,7 +88,7 @@ class Eqn:
 
 
 @dataclass(slots=True)
-class Output:
+class Result:
     """A value that leaves the component."""
 
     value: int
@@ -104,7 +104,7 @@ class Component:
     eqns: tuple[Eqn, ...]
     inputs: tuple[tuple[Piece, ...], ...]
     specs: tuple[Spec, ...]  # of the inputs
-    outputs: list[Output]
+    outputs: list[Result]
     checks: list[tuple[int, list[Check]]]
     numbers: tuple[float, ...]
     origins: tuple[Any, ...]
@@ -159,7 +159,7 @@ class Program:
     """All work of a plan."""
 
     symbolic: Symbolic
-    moves: list[Move]
+    moves: list[ByteMove]
     groups: list[Group]
     trivial: list[Check]  # checks of tensors without elements, which hold
     decodes: list[Decode] = field(default_factory=list)

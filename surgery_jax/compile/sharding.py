@@ -15,7 +15,7 @@ from ..core.specs import Spec
 from ..numerics.cuts import BLOCKS, STRANDS, Cut
 from .blueprint import Blueprint
 
-__all__ = ["Layout", "layout", "mesh_size"]
+__all__ = ["Partition", "mesh_size", "partition"]
 
 ROWS = 512  # of a block, at most, but for a few
 
@@ -37,7 +37,7 @@ def _rows(length: int, taken: set[int]) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Partition:
     """Where the values of a blueprint are cut: `axes` of each value, None for a whole one on each device; `cuts` say
     what every operation takes and gives."""
 
@@ -100,7 +100,7 @@ class Layout:
         return total + most
 
 
-def layout(blueprint: Blueprint) -> Layout | None:
+def partition(blueprint: Blueprint) -> Partition | None:
     """How a whole component is cut, None if one of its operations cannot be: whole operations say what they want of
     their operands, elementwise ones follow what they are between."""
     if blueprint.kind != "whole":
@@ -130,7 +130,7 @@ def layout(blueprint: Blueprint) -> Layout | None:
         for arg, axis in zip(eqn.args, cut.operands, strict=True):
             first.setdefault(arg, axis)
     inputs = (first.get(number, axes[number]) for number in range(num_inputs))
-    return Layout(blueprint, (*inputs, *axes[num_inputs:]), tuple(cuts))
+    return Partition(blueprint, (*inputs, *axes[num_inputs:]), tuple(cuts))
 
 
 def _wishes(blueprint: Blueprint, given: Sequence[Cut | None], specs: Sequence[Spec]) -> list[int | None]:

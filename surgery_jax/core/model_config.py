@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from . import json_text
 from .specs import Spec
 
-__all__ = ["CONFIG", "DEFAULTS", "defaults_of", "told_dtype"]
+__all__ = ["CONFIG", "DEFAULTS", "defaults_of", "majority_dtype", "told_dtype", "told_dtypes"]
 
 CONFIG = "config.json"
 _DTYPES = ("dtype", "torch_dtype")  # the keys of newer and older releases
@@ -58,20 +58,32 @@ def defaults_of(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in known.items() if key not in config}
 
 
-def told_dtype(text: str, specs: Iterable[Spec]) -> str:
-    """A config in which the dtype, if it names one, is that of most bytes of floating tensors; text that is no JSON
-    object, and tensors without such, leave it as it is."""
+def told_dtypes(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The keys that name the dtype of the tensors, and what they say: of the model and of its nested parts."""
+    for place, part in (("", config), *((f"{key}.", part) for key, part in config.items())):
+        if isinstance(part, Mapping) and (not place or place.endswith("_config.")):
+            yield from ((place + key, part[key]) for key in _DTYPES if isinstance(part.get(key), str))
+
+
+def majority_dtype(specs: Iterable[Spec]) -> str | None:
+    """The dtype of most bytes of tensors that are floats of at least 16 bits; None if there are none."""
     sizes: Counter[str] = Counter()
     for spec in specs:
         if spec.dtype.is_float and spec.dtype.bits >= 16:
             sizes[spec.dtype.name] += spec.nbytes
+    return sizes.most_common(1)[0][0] if sizes else None
+
+
+def told_dtype(text: str, specs: Iterable[Spec]) -> str:
+    """A config in which the dtype, if it names one, is that of most bytes of floating tensors, and so in its nested
+    parts if these named the same; text that is no JSON object, and tensors without such, leave it as it is."""
+    found = majority_dtype(specs)
     try:
         config = json_text.parsed(text)
     except ValueError:
         return text
-    if sizes:
-        found = sizes.most_common(1)[0][0]
-        for key in _DTYPES:
-            if isinstance(config.get(key), str) and config[key] != found:
-                text = json_text.put(text, [key], found)
+    before = {value for key, value in told_dtypes(config) if "." not in key}
+    for key, value in told_dtypes(config):
+        if found is not None and value != found and ("." not in key or value in before):
+            text = json_text.put(text, key.split("."), found)
     return text

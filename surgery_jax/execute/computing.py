@@ -146,8 +146,8 @@ class Computing:
     def _shared_by(self, mesh: list[Any], function: GroupFunction) -> Iterator[None]:
         """Room for a part of a task on each of some devices. One such task at a time, since its parts wait for each
         other; where a CPU stands for several devices, each decomposes matrices in one thread."""
-        assert function.layout is not None
-        with self._sharing, self._room(mesh, function.layout.device_bytes(len(mesh))):
+        assert function.partition is not None
+        with self._sharing, self._room(mesh, function.partition.device_bytes(len(mesh))):
             with one_thread_each() if mesh[0].platform == "cpu" else nullcontext():
                 yield
 

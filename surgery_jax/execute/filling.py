@@ -9,7 +9,7 @@ import numpy as np
 from ..compile.blueprint import Blueprint
 from ..compile.pieces import Piece, cut
 from ..graph.node import Source
-from ..io.buffers import Files
+from ..io.buffers import OpenFiles
 from ..io.decoded import BlockCache
 from ..kit.made import Made
 from .tasks import Segment
@@ -22,7 +22,7 @@ class Inputs:
 
     def __init__(self, cached: int) -> None:
         """`cached`: bytes for decoded blocks."""
-        self.files = Files()
+        self.files = OpenFiles()
         self.blocks = BlockCache(cached)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ..compile.sharding import layout, mesh_size
+from ..compile.sharding import mesh_size, partition
 from ..core.errors import BudgetError
 from ..core.specs import format_bytes
 from ..io.needs import footprint, no_less, too_large
@@ -19,7 +19,7 @@ def _too_large_for_devices(work: GroupSchedule, limit: int, devices: int | None)
     """Bytes that one of some devices would need for a task of a group, and the error that says so; None if it fits."""
     if work.place != "mesh":
         return None
-    plan, spread = work.blueprint, layout(work.blueprint)
+    plan, spread = work.blueprint, partition(work.blueprint)
     assert spread is not None
     found = f"--device-memory {format_bytes(limit)}"
     count = mesh_size(devices or STRANDS)

@@ -16,8 +16,9 @@ class Options:
     """How a plan is run.
 
     memory: budget of host buffers, a size such as `2GiB`. workers: threads; 0 means as many as suit the machine.
-    shard_size: largest shard of a directory whose plan names none. overwrite: replace existing outputs. sync: bring the
-    outputs to the disk before they are published. devices: use only the first so many; 0 means all. profile: folder for
+    shard_size: largest shard of a directory whose plan names none. overwrite: replace existing outputs.
+    config_check: refuse outputs whose `config.json` contradicts their tensors. sync: bring the outputs to the disk
+    before they are published. devices: use only the first so many; 0 means all. profile: folder for
     traces of the run. device_memory: budget of every device, a size or `none`. distributed: share the work with the
     other processes of a cluster; where JAX cannot tell which these are, coordinator (`HOST:PORT`), num_processes and
     process_id do. join_timeout: seconds within which all must have come together.
@@ -27,6 +28,7 @@ class Options:
     workers: int = 0
     shard_size: str = "5GB"
     overwrite: bool = False
+    config_check: bool = True
     sync: bool = True
     devices: int = 0
     profile: str | None = None

@@ -14,7 +14,7 @@ from typing import Literal
 from ..compile.blueprint import Blueprint, blueprint, passes_of
 from ..compile.pieces import cut
 from ..compile.program import Component, Group, Program
-from ..compile.sharding import layout
+from ..compile.sharding import partition
 from ..core.specs import Spec
 from ..graph.node import Source
 from ..io.decoded import cache_bytes
@@ -127,7 +127,7 @@ class Schedule:
             return "host"
         if device_bytes(plan) <= self.limits.device:
             return "device"
-        return "host" if layout(plan) is None else "mesh"
+        return "host" if partition(plan) is None else "mesh"
 
     @cached_property
     def blueprints(self) -> tuple[Blueprint, ...]:

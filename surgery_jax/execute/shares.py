@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ..compile.blueprint import Blueprint
-from ..compile.program import Move
+from ..compile.program import ByteMove
 from ..io.needs import PAGE
 from .tasks import MoveTask, Segment, Task, Tile
 
@@ -66,7 +66,7 @@ def _halves(entry: Sized, weight: int, blueprints: Sequence[Blueprint]) -> tuple
         end = move.offset + move.nbytes * weight // entry.weight
         head = end // PAGE * PAGE - move.offset  # no page of the output is written by two processes
         if 0 < head < move.nbytes:
-            rest = Move(move.path, move.source + head, move.file, move.offset + head, move.nbytes - head)
+            rest = ByteMove(move.path, move.source + head, move.file, move.offset + head, move.nbytes - head)
             return MoveTask((move._replace(nbytes=head),)), MoveTask((rest,))
     elif isinstance(task, Tile) and _can_be_cut(task, blueprints[task.group]):
         rows = sum(count for _, _, count in task.segments)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..compile.blueprint import Blueprint
 from ..compile.pieces import Piece
-from ..compile.program import Component, Group, Move, Program
+from ..compile.program import ByteMove, Component, Group, Program
 from ..core.exact import exact
 from ..graph.node import Source
 from ..io.decoded import covering
@@ -26,7 +26,7 @@ MOVE_BYTES = 32 << 20  # of one copy: long enough to be efficient, short enough 
 class MoveTask:
     """Copy bytes from file to file: one long range, or short ones that are neighbours where they go."""
 
-    moves: tuple[Move, ...]
+    moves: tuple[ByteMove, ...]
 
     @property
     def nbytes(self) -> int:
@@ -78,7 +78,7 @@ def plan_tasks(program: Program, blueprints: Sequence[Blueprint]) -> list[Task]:
         first = moves[0]
         for start in range(0, first.nbytes, MOVE_BYTES) if len(moves) == 1 else ():
             count = min(MOVE_BYTES, first.nbytes - start)
-            part = Move(first.path, first.source + start, first.file, first.offset + start, count)
+            part = ByteMove(first.path, first.source + start, first.file, first.offset + start, count)
             tasks.append(((part.path, part.source), MoveTask((part,))))
         if len(moves) > 1:
             tasks.append(((first.path, first.source), MoveTask(moves)))
@@ -92,11 +92,11 @@ def plan_tasks(program: Program, blueprints: Sequence[Blueprint]) -> list[Task]:
     return [task for _, task in tasks]
 
 
-def _gathered(moves: Sequence[Move]) -> Iterator[tuple[Move, ...]]:
+def _gathered(moves: Sequence[ByteMove]) -> Iterator[tuple[ByteMove, ...]]:
     """Moves, short ones that are neighbours where they go taken together: a write costs more than a read."""
     short = sorted((move for move in moves if move.nbytes < SHORT_MOVE), key=lambda move: (move.file, move.offset))
     yield from ((move,) for move in moves if move.nbytes >= SHORT_MOVE)
-    together: list[Move] = []
+    together: list[ByteMove] = []
     total = 0
     for move in short:
         last = together[-1] if together else None

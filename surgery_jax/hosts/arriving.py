@@ -27,8 +27,8 @@ from .meeting import (
     VERDICT,
     WELCOME,
     WELL,
+    MeetingPlace,
     Patience,
-    Place,
 )
 
 __all__ = ["arrive"]
@@ -37,7 +37,7 @@ ANSWER_S = 10.0  # for process 0 to say its name; then it is tried again
 RETRY_S = 0.25  # between tries to reach process 0
 
 
-def arrive(place: Place, patience: Patience) -> Link:
+def arrive(place: MeetingPlace, patience: Patience) -> Link:
     """Any other process: the connection to process 0, once all are there.
 
     Raises:
@@ -65,7 +65,7 @@ def arrive(place: Place, patience: Patience) -> Link:
         return _await_start(place, Link(connection, HANDSHAKE_S), patience)
 
 
-def _introduce(place: Place, connection: socket.socket, patience: Patience) -> None:
+def _introduce(place: MeetingPlace, connection: socket.socket, patience: Patience) -> None:
     """Prove to process 0 that this process belongs to the run, and let it prove that too.
 
     Raises:
@@ -89,7 +89,7 @@ def _introduce(place: Place, connection: socket.socket, patience: Patience) -> N
         raise _refusal(place, verdict)
 
 
-def _refusal(place: Place, verdict: int) -> PlanError:
+def _refusal(place: MeetingPlace, verdict: int) -> PlanError:
     if verdict == OTHER_SIZE:
         problem = f"process 0 expects another number of processes than {place.size}"
         return PlanError(problem, where=place.address, hint="give all the same --num-processes")
@@ -126,7 +126,7 @@ def _exactly(connection: socket.socket, length: int, patience: Patience, limit_s
     return said
 
 
-def _await_start(place: Place, link: Link, patience: Patience) -> Link:
+def _await_start(place: MeetingPlace, link: Link, patience: Patience) -> Link:
     missing: list[int] = []
     try:
         with selectors.DefaultSelector() as selector:

@@ -19,7 +19,7 @@ from ..core.errors import PlanError
 from ..execute.options import Options
 from .arriving import arrive
 from .gathering import gather
-from .meeting import Patience, Place
+from .meeting import MeetingPlace, Patience
 from .peers import ALONE, Peers, Star
 
 __all__ = ["check_options", "join"]
@@ -95,7 +95,7 @@ def join(options: Options, notify: Callable[[str], None] | None = None) -> Abstr
     return meet(place, Patience(place, options.join_timeout, notify))
 
 
-def meet(place: Place, patience: Patience) -> Star:
+def meet(place: MeetingPlace, patience: Patience) -> Star:
     """Connect the processes of a run.
 
     Raises:
@@ -106,7 +106,7 @@ def meet(place: Place, patience: Patience) -> Star:
     return Star(0, place.size, *gather(place, patience))
 
 
-def _place(options: Options) -> Place:
+def _place(options: Options) -> MeetingPlace:
     """Which process this is, and where the others are met.
 
     Raises:
@@ -127,7 +127,7 @@ def _place(options: Options) -> Place:
         config: Any = jax.config
         for kind in ("cuda", "rocm"):
             config.update(f"jax_{kind}_visible_devices", ",".join(map(str, devices)))
-    return Place(rank, size, *_split(address), os.fsencode(os.environ.get(SECRET, "")))
+    return MeetingPlace(rank, size, *_split(address), os.fsencode(os.environ.get(SECRET, "")))
 
 
 Found = tuple[str | None, int | None, int | None, Sequence[int] | None]

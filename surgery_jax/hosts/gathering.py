@@ -27,8 +27,8 @@ from .meeting import (
     VERDICT,
     WELCOME,
     WELL,
+    MeetingPlace,
     Patience,
-    Place,
 )
 
 __all__ = ["gather"]
@@ -78,7 +78,7 @@ class _Gathering:
     """Process 0 while it waits for the others."""
 
     def __init__(
-        self, place: Place, patience: Patience, server: socket.socket, selector: selectors.BaseSelector
+        self, place: MeetingPlace, patience: Patience, server: socket.socket, selector: selectors.BaseSelector
     ) -> None:
         self.place = place
         self.patience = patience
@@ -193,7 +193,7 @@ class _Gathering:
         raise StorageError(problem, hint="see what it wrote last; nothing was begun")
 
 
-def gather(place: Place, patience: Patience) -> tuple[dict[int, Link], dict[int, str]]:
+def gather(place: MeetingPlace, patience: Patience) -> tuple[dict[int, Link], dict[int, str]]:
     """Process 0: the connections to all others, and the names of their hosts.
 
     Raises:

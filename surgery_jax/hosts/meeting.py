@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from ..core.errors import StorageError, listing
 from ..core.interrupts import check_interrupted
 
-__all__ = ["Patience", "Place"]
+__all__ = ["MeetingPlace", "Patience"]
 
 HANDSHAKE_S = 2.0  # for a connection to prove that it belongs to the run
 LOOK_S = 0.25  # between looks at the clock and at signals
@@ -35,7 +35,7 @@ WELL, STRANGER, OTHER_SIZE, TAKEN = range(4)  # verdicts
 
 
 @dataclass(frozen=True)
-class Place:
+class MeetingPlace:
     """Which process of how many this is, and where process 0 is met. `secret` is what all of them know."""
 
     rank: int
@@ -60,7 +60,7 @@ class Patience:
     `notify` gets a line that says whom it waits for, after two seconds and when that has changed.
     """
 
-    def __init__(self, place: Place, limit_s: float, notify: Callable[[str], None] | None = None) -> None:
+    def __init__(self, place: MeetingPlace, limit_s: float, notify: Callable[[str], None] | None = None) -> None:
         self._place = place
         self._limit_s = limit_s
         self._notify = notify

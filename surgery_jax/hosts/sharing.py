@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..storage.base import Layout
     from ..storage.formats import OutputPlan
 
-__all__ = ["Part", "agree", "agreed_options", "bring_together", "together"]
+__all__ = ["OwnTasks", "agree", "agreed_options", "bring_together", "together"]
 
 T = TypeVar("T")
 Outputs = Sequence[tuple["OutputPlan", "Layout"]]
@@ -89,7 +89,7 @@ def agree(peers: Peers, outputs: Outputs) -> None:
 
 
 @dataclass
-class Part:
+class OwnTasks:
     """The tasks of one process of several, and what they amount to."""
 
     peers: Peers

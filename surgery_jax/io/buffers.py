@@ -20,7 +20,7 @@ from .needs import PAGE, footprint, rounded, too_large
 from .pace import MIN_DIRECT
 from .pagecache import is_cached
 
-__all__ = ["Budget", "Files", "aligned"]
+__all__ = ["Budget", "OpenFiles", "aligned"]
 
 KEPT = 64  # readers of input files that a thread keeps
 
@@ -98,7 +98,7 @@ def aligned(size: int) -> np.ndarray:
     return raw[skip : skip + size]
 
 
-class Files:
+class OpenFiles:
     """Open input files by path. Every thread has its own readers, of the files it was at last: there may be more files
     than a process may have open, and none may be closed while another thread reads. A file that is opened must be the
     one that the thread remembers (`storage.identity`).

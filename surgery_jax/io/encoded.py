@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..compile.program import Move
+from ..compile.program import ByteMove
 from ..storage.base import LaidFile
 from ..storage.files import storage_error
 from ..storage.places.base import fill
-from .buffers import Files
+from .buffers import OpenFiles
 from .fleeting import FleetingFile
 from .outputs import Hear
 from .pace import Pace
@@ -42,7 +42,7 @@ class EncodedFile(FleetingFile):
             self._write(offset, source)
         self._arrived(source.nbytes)
 
-    def move(self, files: Files, moves: Sequence[Move], bounce: np.ndarray, scratch: np.ndarray) -> None:
+    def move(self, files: OpenFiles, moves: Sequence[ByteMove], bounce: np.ndarray, scratch: np.ndarray) -> None:
         """Copy bytes of input files."""
         with self._opened():
             for path, source, _, offset, nbytes in moves:

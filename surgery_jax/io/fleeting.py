@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from ..compile.program import Move
-from .buffers import Files
+from ..compile.program import ByteMove
+from .buffers import OpenFiles
 from .outputs import Hear, OutputFile
 from .pace import Pace
 
@@ -51,7 +51,7 @@ class FleetingFile(OutputFile):
         with self._opened():
             super().write(offset, source, bounce)
 
-    def move(self, files: Files, moves: Sequence[Move], bounce: np.ndarray, scratch: np.ndarray) -> None:
+    def move(self, files: OpenFiles, moves: Sequence[ByteMove], bounce: np.ndarray, scratch: np.ndarray) -> None:
         """Copy bytes of input files."""
         with self._opened():
             super().move(files, moves, bounce, scratch)

@@ -19,12 +19,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..compile.program import Move
+from ..compile.program import ByteMove
 from ..core.errors import StorageError
 from ..storage.files import storage_error
 from ..storage.places.base import Writer
 from ..storage.places.found import place_of
-from .buffers import Files
+from .buffers import OpenFiles
 from .needs import PAGE
 from .pace import MIN_DIRECT, Pace
 
@@ -143,7 +143,7 @@ class OutputFile:
         except OSError as error:
             raise storage_error(error, self.path, "bring it to the disk") from None
 
-    def move(self, files: Files, moves: Sequence[Move], bounce: np.ndarray, scratch: np.ndarray) -> None:
+    def move(self, files: OpenFiles, moves: Sequence[ByteMove], bounce: np.ndarray, scratch: np.ndarray) -> None:
         """Copy bytes of input files; several ranges are neighbours here, and short. `bounce` and `scratch` are buffers
         of whole pages to copy through.
 
@@ -159,16 +159,16 @@ class OutputFile:
             files.read(path, source, gathered[place - offset : place - offset + nbytes])
         self.write(offset, gathered, bounce)
 
-    def _copy(self, files: Files, move: Move, bounce: np.ndarray, scratch: np.ndarray) -> None:
+    def _copy(self, files: OpenFiles, move: ByteMove, bounce: np.ndarray, scratch: np.ndarray) -> None:
         path, source, file, offset, nbytes = move
         skip = -offset % PAGE
         shared = self._share(files, path, source + skip, offset + skip, (nbytes - skip) // PAGE * PAGE)
         if shared:
-            self._copy_range(files, Move(path, source, file, offset, skip), bounce, scratch)
+            self._copy_range(files, ByteMove(path, source, file, offset, skip), bounce, scratch)
             source, offset, nbytes = source + skip + shared, offset + skip + shared, nbytes - skip - shared
-        self._copy_range(files, Move(path, source, file, offset, nbytes), bounce, scratch)
+        self._copy_range(files, ByteMove(path, source, file, offset, nbytes), bounce, scratch)
 
-    def _share(self, files: Files, path: str, source: int, offset: int, nbytes: int) -> int:
+    def _share(self, files: OpenFiles, path: str, source: int, offset: int, nbytes: int) -> int:
         """Let the file system take whole pages of an input file for ours too, until one of them is changed (XFS, Btrfs
         and others); gives how many bytes that is."""
         if not self._shares or nbytes < MIN_DIRECT or (source - offset) % PAGE:
@@ -187,12 +187,12 @@ class OutputFile:
         self._told(offset, nbytes)
         return nbytes
 
-    def _descriptors(self, files: Files, path: str) -> tuple[int | None, int | None]:
+    def _descriptors(self, files: OpenFiles, path: str) -> tuple[int | None, int | None]:
         """Those of an input file and of this one, as far as there are any."""
         assert self.writer is not None
         return files.fd(path), self.writer.descriptor
 
-    def _copy_range(self, files: Files, move: Move, bounce: np.ndarray, scratch: np.ndarray) -> None:
+    def _copy_range(self, files: OpenFiles, move: ByteMove, bounce: np.ndarray, scratch: np.ndarray) -> None:
         path, source, _, offset, nbytes = move
         if not self._goes_direct:
             done = self._copy_in_kernel(files, path, source, offset, nbytes)
@@ -235,7 +235,7 @@ class OutputFile:
                 self._may_go_direct = False  # a file system that promises direct writes and refuses them
         self._write(offset + done, source[done:])
 
-    def _copy_in_kernel(self, files: Files, path: str, source: int, offset: int, nbytes: int) -> int:
+    def _copy_in_kernel(self, files: OpenFiles, path: str, source: int, offset: int, nbytes: int) -> int:
         """Copy without bringing the bytes here, or without copying at all; gives how many bytes were done."""
         origin, own = self._descriptors(files, path)
         done = 0

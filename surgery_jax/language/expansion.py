@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path as FilePath
@@ -16,13 +17,13 @@ from typing import Any
 
 from ..core.errors import Mark, PlanError, listing
 from .document import parse_plan_file
-from .expressions import FUNCTIONS
+from .expressions import FUNCTIONS, partly
 from .interpolate import Limits, Path, Resolver, escape
 from .names import parse_reference
-from .nodes import Mapping, Node, Scalar, Sequence, check_keys, plain, shown
+from .nodes import Mapping, Node, Scalar, Sequence, Unresolved, check_keys, plain, shown
 from .parameters import OUTPUT, PARAMS, declarations, missing, unknown
 from .regexes import check_time, compile_regex
-from .sources import Sources
+from .sources import CONFIG, Sources
 
 __all__ = ["CONTROL", "Bounds", "PlanResolver", "expanded"]
 
@@ -77,6 +78,7 @@ class PlanResolver(Resolver):
         self.turn = turn
         self.is_expanding = bool(around)
         self.has_deferred = False
+        self.is_late = False  # whether a step `config` is resolved
         self._given = [name for name in values if name in given]
 
     def check_given(self) -> None:
@@ -106,6 +108,10 @@ class PlanResolver(Resolver):
     def resolve(self, node: Node, path: Path, depth: int) -> Node:
         if isinstance(node, Mapping) and _is_list(path) and _is_control(node):
             node = Sequence((node,), node.mark)  # one step in the place of a list
+        if self.is_late and isinstance(node, Scalar) and isinstance(node.value, str) and "${" in node.value:
+            late = self._late(node, node.value, path, depth)
+            if late is not None:
+                return late
         return super().resolve(node, path, depth)
 
     def items(self, node: Sequence, path: Path, depth: int) -> Iterator[Node]:
@@ -124,12 +130,43 @@ class PlanResolver(Resolver):
 
     def _step(self, node: Node, path: Path, depth: int) -> Node:
         """A step. What is wrong with its references may be that it is none; others know the steps."""
+        self.is_late = isinstance(node, Mapping) and list(node.entries) == [CONFIG] and path[0] == "transforms"
         try:
             return self.resolve(node, path, depth)
         except PlanError as error:
             if not isinstance(node, Mapping) or path[0] != "transforms":
                 raise
             return replace(node, fault=error)
+        finally:
+            self.is_late = False
+
+    @contextmanager
+    def _outside_loops(self) -> Iterator[None]:
+        kept, self.is_late = self.is_late, False
+        try:
+            with super()._outside_loops():
+                yield
+        finally:
+            self.is_late = kept
+
+    def _late(self, node: Scalar, text: str, path: Path, depth: int) -> Scalar | None:
+        """A value of the step `config` that speaks of the config at its place; None if it does not."""
+        mark = self.marked(node.mark)
+        parts, is_late = [], False
+        for is_ref, part in self._split(text, mark):
+            inner = self._inner(part, mark, path, depth) if is_ref else ""
+            kept = self._over_config(inner, mark, depth) if is_ref else None
+            is_late |= kept is not None
+            told = self._word(part, mark, path, depth) if is_ref and kept is None else part
+            parts.append(f"${{{kept}}}" if kept is not None else plain(escape(Scalar(told, mark))))
+        return Scalar(Unresolved("".join(map(str, parts))), mark) if is_late else None
+
+    def _over_config(self, inner: str, mark: Mark, depth: int) -> str | None:
+        """An expression over the config at its place alone; of many inputs, `config.ALIAS` is that of one of them."""
+        if CONFIG in self.loops or CONFIG in self.own:
+            return None
+        aliases = () if self.sources.only is not None else self.sources
+        return partly(inner, CONFIG, aliases, lambda text: self.expression(text, mark, depth))
 
     # -- expansion ----------------------------------------------------------------------------------------------
 

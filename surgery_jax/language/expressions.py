@@ -8,9 +8,10 @@ expression may make is bounded in size and in work, since plans come from strang
 from __future__ import annotations
 
 import ast
+import copy
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -18,7 +19,7 @@ from typing import Any, NoReturn
 from ..core.errors import PlanError, listing, nearest
 from .regexes import without_warnings
 
-__all__ = ["FUNCTIONS", "Named", "Work", "evaluate", "is_expression"]
+__all__ = ["FUNCTIONS", "Named", "Work", "evaluate", "is_expression", "partly"]
 
 MAX_LENGTH = 4096  # characters of an expression
 MAX_STEPS = 300_000  # parts that are evaluated, counted again at every turn of a comprehension
@@ -119,6 +120,49 @@ def evaluate(text: str, scope: Mapping[str, Any], work: Work | None = None) -> A
         raise PlanError(f"in the expression {_shown(text)}: {_reason(error)}") from None
     finally:
         work.steps, work.made = work.steps - evaluator.steps, work.made - evaluator.made
+
+
+def partly(text: str, name: str, apart: Container[str], value: Callable[[str], Any]) -> str | None:
+    """An expression over `name`, in which all parts that do not need it are evaluated; `name.KEY` with a key that is in
+    `apart` is another thing. None if nothing needs it, or the text is no expression.
+
+    >>> partly("config.a * (n + 1)", "config", (), lambda text: 8)
+    'config.a * 8'
+    """
+    try:
+        tree = _parsed(text)
+        known = _Partly(name, apart, value)
+        return ast.unparse(known.visit(copy.deepcopy(tree))) if known.needs(tree) else None
+    except (_Refused, SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+class _Partly(ast.NodeTransformer):
+    """Puts values in the place of the largest parts that need neither a name nor a variable of a comprehension."""
+
+    def __init__(self, name: str, apart: Container[str], value: Callable[[str], Any]) -> None:
+        self._name, self._apart, self._value = name, apart, value
+        self._made: set[str] = set()
+
+    def needs(self, node: ast.AST) -> bool:
+        """Whether a part needs the name."""
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == self._name:
+            return node.attr not in self._apart
+        if isinstance(node, ast.Name):
+            return node.id == self._name or node.id in self._made
+        return any(map(self.needs, ast.iter_child_nodes(node)))
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        if isinstance(node, ast.ListComp | ast.GeneratorExp):
+            self._made |= {loop.target.id for loop in node.generators if isinstance(loop.target, ast.Name)}
+        if isinstance(node, ast.Call) and self.needs(node):
+            known: list[Any] = list(map(self.visit, node.args))  # its function is no value
+            return ast.Call(node.func, known, node.keywords)
+        if not isinstance(node, ast.expr) or self.needs(node):
+            return self.generic_visit(node)
+        if isinstance(node, ast.Constant | ast.FormattedValue):
+            return node
+        return ast.parse(repr(self._value(ast.unparse(node))), mode="eval").body
 
 
 @lru_cache(maxsize=1024)

@@ -17,7 +17,7 @@ from ..core.errors import Mark, PlanError, listing, nearest
 from .braces import split
 from .environment import environment
 from .expressions import MAX_MADE, MAX_STEPS, Work, evaluate, is_expression
-from .nodes import Mapping, Node, Scalar, Sequence, node_of, plain
+from .nodes import Mapping, Node, Scalar, Sequence, Unresolved, node_of, plain
 
 __all__ = ["Limits", "Path", "Resolver", "escape", "interpolate"]
 
@@ -62,7 +62,9 @@ def escape(node: Node) -> Node:
         return Sequence(tuple(map(escape, node.items)), node.mark)
     if isinstance(node, Mapping):
         return Mapping({key: escape(value) for key, value in node.entries.items()}, node.keys, node.mark)
-    return replace(node, value=_REFERENCE.sub(r"\1\1\\${", node.value)) if isinstance(node.value, str) else node
+    if not isinstance(node.value, str) or isinstance(node.value, Unresolved):
+        return node
+    return replace(node, value=_REFERENCE.sub(r"\1\1\\${", node.value))
 
 
 @dataclass

@@ -18,6 +18,7 @@ __all__ = [
     "Node",
     "Scalar",
     "Sequence",
+    "Unresolved",
     "check_keys",
     "check_text",
     "node_of",
@@ -28,6 +29,12 @@ __all__ = [
 
 MAX_DEPTH = 100  # of values: far from Python's limit in every later recursion
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Unresolved(str):
+    """The text of a value with references to `config`, resolved when their step is run, and with no others."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)

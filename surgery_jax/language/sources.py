@@ -13,7 +13,7 @@ from ..core.errors import Mark, PlanError, nearest
 from .expressions import Named
 from .plan import Input
 
-__all__ = ["Reading", "Sources"]
+__all__ = ["CONFIG", "Reading", "Sources"]
 
 CONFIG = "config"
 

@@ -15,7 +15,7 @@ from ..kit.masks import EqualMask
 from ..kit.predicates import Outcome, Pending
 from ..kit.state import Found, State, Value
 from ..kit.structure import View
-from .kinds import Entry, one_by_one
+from .kinds import Weight, one_by_one
 
 __all__ = ["Modules", "Wishes", "demand_equal", "first", "is_unchanged", "patterns_of", "sort_modules"]
 
@@ -40,15 +40,15 @@ _MORE = {
 class Modules:
     """Parameters by what becomes of them."""
 
-    factored: list[Entry] = field(default_factory=list)
-    biases: list[Entry] = field(default_factory=list)
-    saved: dict[str, list[Entry]] = field(default_factory=dict)  # module stored whole -> all its parameters
-    equal: list[Entry] = field(default_factory=list)  # must be equal in both
+    factored: list[Weight] = field(default_factory=list)
+    biases: list[Weight] = field(default_factory=list)
+    saved: dict[str, list[Weight]] = field(default_factory=dict)  # module stored whole -> all its parameters
+    equal: list[Weight] = field(default_factory=list)  # must be equal in both
     left: dict[str, str] = field(default_factory=dict)  # name -> why it is not in the adapter
-    experts: dict[str, list[Entry]] = field(default_factory=dict)  # layer -> matrices of its experts, one by one
+    experts: dict[str, list[Weight]] = field(default_factory=dict)  # layer -> matrices of its experts, one by one
 
     @property
-    def stored(self) -> list[Entry]:
+    def stored(self) -> list[Weight]:
         """All parameters of modules stored whole."""
         return [entry for entries in self.saved.values() for entry in entries]
 
@@ -63,7 +63,7 @@ class Wishes:
     by_kind: Mapping[str, str]
     always: bool
 
-    def fate(self, entry: Entry) -> str:
+    def fate(self, entry: Weight) -> str:
         """What is to become of a parameter."""
         if any(pattern.fullmatch(entry.name) for pattern in self.skip):
             return "skip"
@@ -71,14 +71,14 @@ class Wishes:
             return "save"
         return self.by_kind.get(entry.kind, "lora")
 
-    def module_around(self, entry: Entry) -> str:
+    def module_around(self, entry: Weight) -> str:
         """The outermost module around a parameter that is to be stored whole; empty if there is none."""
         words = entry.module.split(".")
         paths = (".".join(words[: count + 1]) for count in range(len(words)))
         return next((path for path in paths if any(p.fullmatch(path) for p in self.modules_to_save)), "")
 
 
-def sort_modules(state: State, entries: Sequence[Entry], wishes: Wishes) -> Modules:
+def sort_modules(state: State, entries: Sequence[Weight], wishes: Wishes) -> Modules:
     """Parameters by what becomes of them.
 
     Raises:
@@ -108,7 +108,9 @@ def sort_modules(state: State, entries: Sequence[Entry], wishes: Wishes) -> Modu
     return found
 
 
-def _saved(state: State, entries: Sequence[Entry], fates: Mapping[str, str], wishes: Wishes) -> dict[str, list[Entry]]:
+def _saved(
+    state: State, entries: Sequence[Weight], fates: Mapping[str, str], wishes: Wishes
+) -> dict[str, list[Weight]]:
     """The modules to be stored whole, of which anything changed, with their parameters.
 
     Raises:
@@ -116,7 +118,7 @@ def _saved(state: State, entries: Sequence[Entry], fates: Mapping[str, str], wis
     """
     saved = [entry for entry in entries if fates[entry.name] == "save"]
     with_biases = {entry.module for entry in saved if entry.kind == "bias" and not is_unchanged(state, entry)}
-    groups: dict[str, list[Entry]] = defaultdict(list)
+    groups: dict[str, list[Weight]] = defaultdict(list)
     for entry in entries:
         if fates[entry.name] == "save" and (entry.kind != "bias" or wishes.module_around(entry)):
             groups[wishes.module_around(entry) or entry.module].append(entry)
@@ -129,7 +131,7 @@ def _saved(state: State, entries: Sequence[Entry], fates: Mapping[str, str], wis
     return changed
 
 
-def _check_whole(entries: Sequence[Entry], groups: Mapping[str, Sequence[Entry]]) -> None:
+def _check_whole(entries: Sequence[Weight], groups: Mapping[str, Sequence[Weight]]) -> None:
     """Raise a PlanError unless each group is all that lies in a module."""
     if "" in groups:
         names = [entry.name for entry in groups[""]]
@@ -154,7 +156,7 @@ def _check_whole(entries: Sequence[Entry], groups: Mapping[str, Sequence[Entry]]
             )
 
 
-def is_unchanged(state: State, entry: Entry) -> bool:
+def is_unchanged(state: State, entry: Weight) -> bool:
     """Whether the base, in the dtype of the fine-tune, has the same elements; False as long as the data is not known.
 
     It is asked of the data, first of the beginning alone.
@@ -175,12 +177,12 @@ def is_unchanged(state: State, entry: Entry) -> bool:
     return bool(state.checks.ask(state.versions.compute(EqualMask(), *pair)))
 
 
-def _are_comparable(entry: Entry) -> bool:
+def _are_comparable(entry: Weight) -> bool:
     ours, theirs = entry.spec.dtype, entry.new.dtype
     return bool(ours.array) and (ours is theirs or (ours.is_float and theirs.is_float and bool(theirs.array)))
 
 
-def _comparable(state: State, entry: Entry) -> tuple[Value, Value]:
+def _comparable(state: State, entry: Weight) -> tuple[Value, Value]:
     """Both versions in the dtype of the fine-tune: one that was only stored in another dtype is not changed."""
     dtype = entry.new.dtype
     same = entry.spec.dtype is dtype
@@ -203,13 +205,13 @@ def _head(spec: Spec) -> View | None:
 # ------------------------------------------------------------------------------------- what the adapter does not hold
 
 
-def demand_equal(state: State, equal: Sequence[Entry], entries: Sequence[Entry], at_once: bool) -> None:
+def demand_equal(state: State, equal: Sequence[Weight], entries: Sequence[Weight], at_once: bool) -> None:
     """The run fails if one of `equal` changed, which the adapter will not hold; if `at_once`, before anything is made.
 
     Raises:
         PlanError: the dtypes of a parameter cannot be compared, or one is known to have changed.
     """
-    groups: dict[str, list[Entry]] = defaultdict(list)
+    groups: dict[str, list[Weight]] = defaultdict(list)
     for entry, place in zip(equal, _places(equal, entries), strict=True):
         if not _are_comparable(entry):
             raise PlanError(
@@ -238,7 +240,7 @@ class _Unheld:
     """Parameters that must be equal, because the adapter does not hold them: an outcome of an assertion."""
 
     place: str
-    pending: Mapping[Entry, Outcome]
+    pending: Mapping[Weight, Outcome]
 
     def settle(self, verdicts: Found) -> tuple[bool, str]:
         """Whether none changed, else which did and what to do about it."""
@@ -252,14 +254,14 @@ class _Unheld:
         return False
 
 
-def _unheld(place: str, changed: Sequence[Entry]) -> tuple[str, str]:
+def _unheld(place: str, changed: Sequence[Weight]) -> tuple[str, str]:
     """What is wrong with parameters that changed and are not extracted, and what to do about it."""
     names = listing((entry.name for entry in changed), SHOWN)
     verb = "is not extracted but was changed" if len(changed) == 1 else "are not extracted but were changed"
     return f"lora_extract: {names} {verb}", _advice(place, changed)
 
 
-def _places(equal: Sequence[Entry], entries: Sequence[Entry]) -> list[str]:
+def _places(equal: Sequence[Weight], entries: Sequence[Weight]) -> list[str]:
     """For each parameter what decides how it can be stored: its kind, or where it lies: in the model itself (`top`), in
     a module of other modules or of factors (`inner`), in one that PEFT cannot tell from another (`alike`)."""
     modules = {entry.module for entry in entries}
@@ -276,7 +278,7 @@ def _places(equal: Sequence[Entry], entries: Sequence[Entry]) -> list[str]:
     return places
 
 
-def _advice(place: str, entries: Sequence[Entry]) -> str:
+def _advice(place: str, entries: Sequence[Weight]) -> str:
     """What a plan can say of parameters that changed."""
     skip = f"skip: {patterns_of(entry.name for entry in entries)}"
     experts = [entry.name for entry in entries if entry.why == "experts"]

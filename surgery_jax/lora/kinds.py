@@ -8,17 +8,15 @@ a parameter, not a linear module. Evidence is weighed here; where there is none,
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
 from ..core import adapters
-from ..core.errors import PlanError, listing
 from ..core.specs import Spec
 from ..kit.state import Value
 
-__all__ = ["Entry", "Said", "arranged", "is_token_embedding", "names_embedding", "one_by_one", "sorted_out"]
+__all__ = ["Said", "Weight", "is_token_embedding", "names_embedding", "one_by_one", "sorted_out"]
 
 _TABLES = ("embedding", "position", "unknown")
 FACTORED = ("linear", "router", "experts")  # kinds that get factors; embeddings get them if the plan wants it
@@ -32,18 +30,14 @@ _EMBEDDING = re.compile(
 _MAY_EMBED = re.compile(r".*(emb|vocab|codebook|lookup|table|bias|(token|position)s?$|(^|_)pos$).*")
 _POSITIONS = ("embed_positions",)  # BART, OPT, Whisper, ...: PEFT would look up the change by what the module is given
 _PROJECTION = re.compile(r"patch_emb\w*|.*(proj|project|projector|projection|linear|dense|fc|out|mapping\w*)\d*")
-_CONV1D = ("c_attn", "c_fc", "c_proj", "q_attn")  # transformers' Conv1D, in models that were made after GPT-2
-_WIDENS = ("c_attn", "c_fc")  # of these, the ones that have more outputs than inputs
-_ROUTERS = ("gate", "router")
+ROUTERS = ("gate", "router")
 _ONE_BY_ONE = re.compile(r"(?P<layer>(?:.+\.)?experts)\.\d+\.(?P<part>.+)")
-_UP = re.compile(r"(gate_up|gate|up|w1|w3|input)(_proj|_linear)?")
-_DOWN = re.compile(r"(down|w2|output)(_proj|_linear)?")
 _PARALLEL = ("input_linear", "output_linear")  # modules of experts whose parameter is called weight
 IN_OUT, OUT_IN = True, False  # how a weight is stored
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
+class Weight:
     """One parameter of the model, `name`, in both checkpoints.
 
     kind: `linear`, `router` (a matrix that is a parameter of the module that routes to experts), `experts` (a matrix
@@ -121,7 +115,7 @@ class Said:
     experts_in_out: bool | None = None
 
 
-def is_token_embedding(entry: Entry) -> bool:
+def is_token_embedding(entry: Weight) -> bool:
     """Whether the outputs of a model may be computed with this embedding."""
     return entry.word in TOKENS
 
@@ -131,7 +125,7 @@ def names_embedding(path: str) -> bool:
     return _EMBEDDING.fullmatch(path.rpartition(".")[2]) is not None
 
 
-def one_by_one(entry: Entry) -> tuple[str, str] | None:
+def one_by_one(entry: Weight) -> tuple[str, str] | None:
     """(path of the experts of a layer, name within the expert) of a linear module of one of several experts.
 
     Programs that hold the experts of a layer as one tensor stack the factors of these.
@@ -140,7 +134,7 @@ def one_by_one(entry: Entry) -> tuple[str, str] | None:
     return (found["layer"], found["part"]) if found else None
 
 
-def sorted_out(entries: Sequence[Entry], said: Said) -> list[Entry]:
+def sorted_out(entries: Sequence[Weight], said: Said) -> list[Weight]:
     """The entries with their kinds."""
     around = _Around(entries)
     found = []
@@ -153,7 +147,7 @@ def sorted_out(entries: Sequence[Entry], said: Said) -> list[Entry]:
 class _Around:
     """What lies beside a parameter."""
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
+    def __init__(self, entries: Sequence[Weight]) -> None:
         self.specs = {entry.name: entry.spec for entry in entries}
         self.parents = {path for entry in entries for path in _ancestors(entry.module)}
         self.widest: dict[str, int] = {}  # module -> most axes of its parameters
@@ -163,7 +157,7 @@ class _Around:
             self.widest[entry.module] = max(self.widest.get(entry.module, 0), len(entry.shape))
             self._count(entry)
 
-    def _count(self, entry: Entry) -> None:
+    def _count(self, entry: Weight) -> None:
         layer, _, rest = entry.module.partition(".experts.")
         number = rest.partition(".")[0]
         if number.isdecimal():
@@ -173,30 +167,30 @@ class _Around:
             self.experts[entry.module] = entry.shape[0]
             self.are_fused.add(entry.module)
 
-    def has_bias(self, entry: Entry) -> bool:
+    def has_bias(self, entry: Weight) -> bool:
         spec = self.specs.get(f"{entry.module}.bias")
         return spec is not None and len(spec.shape) == 1
 
-    def routes(self, entry: Entry) -> bool:
+    def routes(self, entry: Weight) -> bool:
         """Whether the entry is the weight of a router, which in transformers 5 is a parameter of its own class, under
         this name; for what it renames, PEFT knows itself what to do."""
         path = f"{entry.parent}.experts"
         is_renamed = entry.parent.endswith("block_sparse_moe") and path not in self.are_fused
-        return entry.word in _ROUTERS and entry.shape[0] == self.experts.get(path) and not is_renamed
+        return entry.word in ROUTERS and entry.shape[0] == self.experts.get(path) and not is_renamed
 
 
-def _kind(entry: Entry, around: _Around, said: Said) -> tuple[str, str]:
+def _kind(entry: Weight, around: _Around, said: Said) -> tuple[str, str]:
     """The kind of a parameter, and what else is to be told of it."""
     if not entry.module:
         return "other", ""  # PEFT reaches modules alone
     axes, beside = len(entry.shape), around.specs.get(f"{entry.module}.weight")
     if entry.leaf == "bias" and beside is not None:
-        kind, why = _kind(Entry(f"{entry.module}.weight", _Bare(beside), _Bare(beside)), around, said)
+        kind, why = _kind(Weight(f"{entry.module}.weight", _Bare(beside), _Bare(beside)), around, said)
         return ("bias" if kind in FACTORED else "other" if kind in _TABLES else kind), why
     if not entry.is_matrix:
         is_vectors = bool(entry.module) and around.widest[entry.module] < 2 and entry.module not in around.parents
         return ("norm" if is_vectors else "other"), ""
-    if axes == 3 and _matches(said.expert, entry.name):
+    if axes == 3 and matches(said.expert, entry.name):
         return "experts", ""
     if entry.leaf != "weight":
         if axes == 3 and "experts" in entry.module.split("."):
@@ -207,11 +201,11 @@ def _kind(entry: Entry, around: _Around, said: Said) -> tuple[str, str]:
     return _kind_of_matrix(entry, around, said)
 
 
-def _kind_of_matrix(entry: Entry, around: _Around, said: Said) -> tuple[str, str]:
+def _kind_of_matrix(entry: Weight, around: _Around, said: Said) -> tuple[str, str]:
     """The kind of a weight [a, b]."""
-    if _matches(said.linear, entry.module):
+    if matches(said.linear, entry.module):
         return "linear", ""
-    if _matches(said.embedding, entry.module):
+    if matches(said.embedding, entry.module):
         return "embedding", ""
     if f"{entry.parent}.in_proj_weight" in around.specs:
         return "other", "attention"
@@ -254,148 +248,5 @@ def _ancestors(path: str) -> Iterable[str]:
         yield path
 
 
-def _matches(patterns: Sequence[re.Pattern[str]], path: str) -> bool:
+def matches(patterns: Sequence[re.Pattern[str]], path: str) -> bool:
     return any(pattern.fullmatch(path) for pattern in patterns)
-
-
-# ------------------------------------------------------------------------------------------- how matrices are stored
-
-
-def arranged(entries: Sequence[Entry], said: Said) -> list[Entry]:
-    """The entries with how their matrices are stored; None where nothing tells it.
-
-    Raises:
-        PlanError: what the plan says of it is contradicted.
-    """
-    specs = {entry.name: entry.spec for entry in entries}
-    widths = {entry.shape[1] for entry in entries if entry.kind == "embedding" and is_token_embedding(entry)}
-    width = widths.pop() if len(widths) == 1 else None
-    linear = _linear(entries, specs, width, said)
-    fused = _fused(entries, specs, width, said.experts_in_out)
-    turned = {**linear, **fused}
-    return [
-        replace(entry, is_in_out=turned.get(entry.name, IN_OUT if entry.kind == "embedding" else OUT_IN))
-        for entry in entries
-    ]
-
-
-def _linear(
-    entries: Sequence[Entry], specs: Mapping[str, Spec], width: int | None, said: Said
-) -> dict[str, bool | None]:
-    """How the weights of linear modules are stored: what a module itself shows, else others of the same name, else
-    others of Conv1D's names, else what the plan says. Modules of other names are Linear unless something denies it,
-    output layers always."""
-    linear = [entry for entry in entries if entry.kind == "linear" and not _matches(said.linear, entry.module)]
-    shown = {entry.name: _shown(entry, specs.get(f"{entry.module}.bias"), width) for entry in linear}
-    _check_said(linear, shown, said.fan_in_fan_out)
-    by_word: dict[str, set[bool]] = defaultdict(set)
-    for entry in linear:
-        seen = shown[entry.name]
-        if seen is not None:
-            by_word[entry.word].add(seen)
-    family = set().union(*(by_word[word] for word in _CONV1D))
-    some = any(IN_OUT in seen for word, seen in by_word.items() if word not in _CONV1D)
-    found: dict[str, bool | None] = {}
-    for entry in linear:
-        is_conv1d = entry.word in _CONV1D
-        sure = shown[entry.name]
-        for others in (by_word[entry.word], family if is_conv1d else set()):
-            sure = next(iter(others)) if sure is None and len(others) == 1 else sure
-        if sure is None and entry.word not in adapters.OUTPUTS:
-            sure = said.fan_in_fan_out
-            found[entry.name] = OUT_IN if sure is None and not is_conv1d and not some else sure
-        else:
-            found[entry.name] = bool(sure)
-    return found
-
-
-def _shown(entry: Entry, bias: Spec | None, width: int | None) -> bool | None:
-    """How a weight is stored by its own shape: a bias is as long as the outputs are many, output layers take what
-    embeddings give, and some have more outputs than inputs."""
-    first, second = entry.shape
-    if first == second:
-        return None
-    if bias is not None and bias.shape in ((first,), (second,)):
-        return bias.shape == (second,)
-    if entry.word in adapters.OUTPUTS and width in (first, second):
-        return width == first
-    if entry.word in _WIDENS:
-        return second > first
-    return None
-
-
-def _check_said(linear: Sequence[Entry], shown: Mapping[str, bool | None], said: bool | None) -> None:
-    """Some modules of a model with Conv1D may be Linear, but not the other way round."""
-    wrong = [entry for entry in linear if said is not None and shown[entry.name] == (not said)]
-    if wrong and (said is False or not any(seen is said for seen in shown.values())):
-        layout = "in, out" if said is False else "out, in"
-        raise PlanError(
-            f"lora_extract: {wrong[0].name} looks stored as [{layout}]",
-            expected=f"what fan_in_fan_out: {str(said).lower()} says",
-            found=f"{len(wrong)} such weights: {listing(f'{e.name} {e.spec}' for e in wrong)}",
-            hint=f"fan_in_fan_out: {str(not said).lower()}, or leave it out",
-        )
-
-
-def _fused(
-    entries: Sequence[Entry], specs: Mapping[str, Spec], width: int | None, said: bool | None
-) -> dict[str, bool | None]:
-    """How the matrices of fused experts are stored, the same for all of a layer."""
-    layers: dict[str, list[Entry]] = defaultdict(list)
-    for entry in entries:
-        if entry.kind == "experts":
-            layers[entry.parent if entry.leaf == "weight" else entry.module].append(entry)
-    shown = {path: _layout(path, group, specs, width) for path, group in layers.items() if not _is_llama4(path)}
-    everywhere = {seen for seen in shown.values() if seen is not None}
-    wrong = [path for path, seen in shown.items() if said is not None and seen == (not said)]
-    if wrong:
-        word, other = ("in_out", "out_in") if said else ("out_in", "in_out")
-        raise PlanError(
-            f"lora_extract: the experts of {wrong[0]} do not look stored as experts: {word} says",
-            found=listing(f"{entry.name} {entry.spec}" for entry in layers[wrong[0]]),
-            hint=f"experts: {other}, or leave it out",
-        )
-    alike = everywhere.pop() if len(everywhere) == 1 else None
-    found: dict[str, bool | None] = {}
-    for path, group in layers.items():
-        seen = shown.get(path) if shown.get(path) is not None else alike
-        known = OUT_IN if _is_llama4(path) else seen if seen is not None else said
-        found.update({entry.name: known for entry in group})
-    return found
-
-
-def _is_llama4(path: str) -> bool:
-    """Whether experts are those of Llama 4: stored as [in, out], but PEFT takes them for [out, in], because their class
-    does not say it."""
-    return path.endswith("feed_forward.experts")
-
-
-def _layout(path: str, group: Sequence[Entry], specs: Mapping[str, Spec], width: int | None) -> bool | None:
-    """How the experts of one layer are stored: by their biases, by the width of the model, by each other."""
-    routers = [specs.get(f"{path.rpartition('.')[0]}.{word}.weight") for word in _ROUTERS]
-    width = next((spec.shape[1] for spec in routers if spec is not None and len(spec.shape) == 2), width)
-    votes = set()
-    parts: dict[str, Entry] = {}
-    for entry in group:
-        word = entry.word if entry.leaf == "weight" else entry.leaf
-        side = "up" if _UP.fullmatch(word) else "down" if _DOWN.fullmatch(word) else ""
-        parts.setdefault(side, entry)
-        _, first, second = entry.shape
-        bias = specs.get(f"{entry.name}_bias")
-        if first != second and bias is not None and bias.shape[1:] in ((first,), (second,)):
-            votes.add(bias.shape[1:] == (second,))
-        elif first != second and side and width in (first, second):
-            votes.add((width == first) == (side == "up"))
-    if not votes and {"up", "down"} <= parts.keys():
-        votes |= _by_each_other(parts["up"].shape, parts["down"].shape)
-    return votes.pop() if len(votes) == 1 else None
-
-
-def _by_each_other(up: tuple[int, ...], down: tuple[int, ...]) -> set[bool]:
-    """What gives the experts' inner width must fit what takes it: as it is, or twice as many where two are joined."""
-    fits = set()
-    for turned in (IN_OUT, OUT_IN):
-        (out, inner), (width, narrow) = (shape[1:][:: -1 if turned else 1] for shape in (up, down))
-        if inner == width and out in (narrow, 2 * narrow):
-            fits.add(turned)
-    return fits if len(fits) == 1 else set()

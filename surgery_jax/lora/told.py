@@ -14,7 +14,7 @@ from ..core.patterns import collapse
 from ..kit.state import Found, Key
 from .factors import matrices
 from .fates import Modules
-from .kinds import Entry, one_by_one
+from .kinds import Weight, one_by_one
 
 __all__ = ["Row", "Told", "warnings"]
 
@@ -23,7 +23,7 @@ __all__ = ["Row", "Told", "warnings"]
 class Row:
     """One parameter with factors: their rank, and the number of rows of A, of which those beyond the rank are zero."""
 
-    entry: Entry
+    entry: Weight
     rank: int
     width: int
 
@@ -96,7 +96,7 @@ _UNSTACKED = (("shared_expert_gate.weight", "linear_attn"), ("layernorm.bias", "
 _KIN = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
 
 
-def warnings(rows: Sequence[Row], entries: Sequence[Entry]) -> list[str]:
+def warnings(rows: Sequence[Row], entries: Sequence[Weight]) -> list[str]:
     """What PEFT makes of factors that are right, where it is wrong, in words."""
     names = [entry.name for entry in entries]
     paths = [entry.module for entry in entries if entry.kind == "experts" or one_by_one(entry)]

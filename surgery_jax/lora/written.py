@@ -16,7 +16,7 @@ from ..kit.made import Constant
 from ..kit.state import Key, State, Value
 from .factors import ExtractFactors
 from .fates import Modules, first, is_unchanged
-from .kinds import Entry, is_token_embedding, names_embedding, one_by_one
+from .kinds import Weight, is_token_embedding, names_embedding, one_by_one
 from .told import Row
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Writer:
     alias: str
     rows: Sequence[Row]
     modules: Modules
-    found: Sequence[Entry]
+    found: Sequence[Weight]
 
     def factors(self) -> dict[str, Key]:
         """Bind the factors of every module; gives the sinks of their norms."""
@@ -74,7 +74,7 @@ class Writer:
         b = self.state.versions.compute(operation("reshape", shape=(out, row.width * many)), b)
         return a, b, norms
 
-    def tied(self) -> dict[str, Entry]:
+    def tied(self) -> dict[str, Weight]:
         """Bind for the modules that share an embedding what it got; gives the embedding by their paths.
 
         Raises:
@@ -101,7 +101,7 @@ class Writer:
                 self._share(shared, other)
         return wanted
 
-    def _share(self, shared: Entry, other: str) -> None:
+    def _share(self, shared: Weight, other: str) -> None:
         """Bind for a module the factors of the embedding whose weight it uses; an output layer uses its transpose."""
         path, other = adapters.PREFIX + shared.module, adapters.PREFIX + other
         for side, opposite in (("A", "B"), ("B", "A")):
@@ -165,7 +165,7 @@ class Writer:
                 hint=hint,
             )
 
-    def configuration(self, with_bias: bool, tied: Mapping[str, Entry]) -> dict[str, Any]:
+    def configuration(self, with_bias: bool, tied: Mapping[str, Weight]) -> dict[str, Any]:
         """The configuration of the adapter.
 
         Raises:
@@ -201,7 +201,7 @@ class Writer:
         return config | ({"ensure_weight_tying": True} if is_usual else {})
 
 
-def _shares(shared: Entry, there: set[str]) -> list[str]:
+def _shares(shared: Weight, there: set[str]) -> list[str]:
     """The embeddings of encoder and decoder that use the weight of `shared`, as T5 and BART do."""
     if shared.word != "shared":
         return []
@@ -230,10 +230,10 @@ def _renamed(path: str) -> str:
     return re.escape(path).replace("block_sparse_moe", "(block_sparse_moe|mlp)")
 
 
-def _wrappers(entries: Sequence[Entry]) -> dict[str, int]:
+def _wrappers(entries: Sequence[Weight]) -> dict[str, int]:
     """How many wrappers of PEFT lie around that of each parameter of fused experts: it wraps a module's parameters one
     after the other, in the order in which the module declares them, which is up before down in all known models."""
-    modules: dict[str, list[Entry]] = {}
+    modules: dict[str, list[Weight]] = {}
     for entry in entries:
         if entry.kind == "experts":
             modules.setdefault(entry.module, []).append(entry)

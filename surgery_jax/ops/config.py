@@ -11,7 +11,9 @@ from ..core.model_config import CONFIG, DEFAULTS, defaults_of
 from ..kit.base import Directive, node, text
 from ..kit.state import State
 from ..language.document import Mapping, Node, Scalar, Sequence, plain
-from ..language.nodes import shown
+from ..language.expressions import Named
+from ..language.interpolate import Resolver
+from ..language.nodes import Unresolved, shown
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Config(Directive):
     """Set, delete and rename values of the config of a checkpoint; order and spelling of all others stay.
 
     A dot in a key leads into an object, unless the config has a key that is spelled so. First the defaults of
-    `defaults_of` are written out where the config leaves them open, then keys are renamed, deleted and set.
+    `defaults_of` are written out where the config leaves them open, then keys are renamed, deleted and set. What
+    expressions in the values call `config` is the config as it is before, with these defaults.
     """
 
     word = "config"
@@ -50,11 +53,12 @@ class Config(Directive):
         if self.defaults_of is not None:
             for name, known in _defaults(self.defaults_of, config).items():
                 told = json_text.put(told, [name], known)
+        given = _given(self.set, alias, json_text.parsed(told))
         for old, new in _pairs(self.rename, "rename"):
             told = _renamed(told, old, new)
         for key in _keys(self.delete):
             told = _removed(told, key)
-        for key, value in _pairs(self.set, "set"):
+        for key, value in _pairs(given, "set"):
             told = json_text.put(told, _path(told, key.value), plain(value))
         state.files.put_document(alias, CONFIG, told)
         state.speech.tell(f"config: {alias}")
@@ -85,6 +89,19 @@ def _defaults(kind: str, config: dict[str, object]) -> dict[str, object]:
             hint=f"did you mean {near[0]}?" if near else "set the values that the source leaves open",
         )
     return defaults_of(kind, config)
+
+
+def _given(node: Node | None, alias: str, config: dict[str, object]) -> Node | None:
+    """The values that are set, with what the config at this place says in them."""
+    if isinstance(node, Sequence):
+        return Sequence(tuple(_given(item, alias, config) or item for item in node.items), node.mark)
+    if isinstance(node, Mapping):
+        entries = {key: _given(item, alias, config) or item for key, item in node.entries.items()}
+        return Mapping(entries, node.keys, node.mark)
+    if not isinstance(node, Scalar) or not isinstance(node.value, Unresolved):
+        return node
+    known = Resolver(Mapping({}, {}, node.mark), {"config": Named(config, f"{CONFIG} of {alias}")})
+    return known.resolve(Scalar(str(node.value), node.mark), (), 0)
 
 
 def _pairs(given: Node | None, key: str) -> Iterator[tuple[Scalar, Node]]:

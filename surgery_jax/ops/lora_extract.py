@@ -28,9 +28,10 @@ from ..language import names as naming
 from ..language.document import Node, Scalar
 from ..language.names import Reference
 from ..language.regexes import check_time
+from ..lora.arrangement import arranged
 from ..lora.factors import Spectrum
 from ..lora.fates import Modules, Wishes, demand_equal, patterns_of, sort_modules
-from ..lora.kinds import Entry, Said, arranged, one_by_one, sorted_out
+from ..lora.kinds import Said, Weight, one_by_one, sorted_out
 from ..lora.ranks import Choice, Measured, choose_ranks
 from ..lora.told import Row, Told, warnings
 from ..lora.written import Writer
@@ -157,7 +158,7 @@ class LoraExtract(Directive):
             to = Scalar(f"{to.value}::\\g<0>", to.mark)
         return state.names.reference(to, key="to", slices=False, new_alias=True)
 
-    def _entries(self, state: State) -> list[Entry]:
+    def _entries(self, state: State) -> list[Weight]:
         """All matched parameters, and what they are.
 
         Raises:
@@ -191,7 +192,7 @@ class LoraExtract(Directive):
                     hint="an adapter cannot change shapes: slice or pad one of them first, or leave it out: "
                     f"skip: {patterns_of([dest])}",
                 )
-            entries.append(Entry(dest, left, right))
+            entries.append(Weight(dest, left, right))
         said = Said(self.embedding, self.linear, self.expert, self.fan_in_fan_out, self._experts_in_out)
         return arranged(sorted_out(entries, said), said)
 
@@ -237,7 +238,7 @@ class LoraExtract(Directive):
 
     # -- ranks ---------------------------------------------------------------------------------------------------------
 
-    def _rows(self, state: State, modules: Modules, found: Sequence[Entry]) -> list[Row]:
+    def _rows(self, state: State, modules: Modules, found: Sequence[Weight]) -> list[Row]:
         """What gets factors; something does if anything changed.
 
         Raises:
@@ -323,7 +324,7 @@ class LoraExtract(Directive):
                     modules.left[entry.name] = "unchanged" if not seen.total else "noise" if above else "no budget"
         return ranks
 
-    def _spectrum(self, state: State, entry: Entry, bound: int) -> Table | None:
+    def _spectrum(self, state: State, entry: Weight, bound: int) -> Table | None:
         if entry.base is entry.tuned:
             return _zeros()
         found: Table | None = state.checks.ask(
@@ -339,12 +340,12 @@ def _zeros() -> Table:
     return np.zeros((1, 3))
 
 
-def _measured(entry: Entry, table: Table) -> Measured:
+def _measured(entry: Weight, table: Table) -> Measured:
     first, second = entry.shape[-2:]
     return Measured(entry.name, (first, second), table)
 
 
-def _spare(found: Sequence[Entry], modules: Modules) -> Entry:
+def _spare(found: Sequence[Weight], modules: Modules) -> Weight:
     """A small linear module that gets factors of zero, because PEFT loads no adapter without any.
 
     Raises:
@@ -361,7 +362,7 @@ def _spare(found: Sequence[Entry], modules: Modules) -> Entry:
     return min(linear, key=lambda entry: (one_by_one(entry) is not None, entry.spec.size))
 
 
-def _check_known(entries: Sequence[Entry]) -> None:
+def _check_known(entries: Sequence[Weight]) -> None:
     """Raise a PlanError if something about modules that get factors is not told by names and shapes."""
     unknown = [entry.module for entry in entries if entry.kind == "unknown"]
     if unknown:

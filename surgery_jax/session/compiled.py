@@ -29,6 +29,7 @@ from ..storage.files import paused_gc
 from ..storage.formats import OutputPlan
 from ..storage.identity import Identity, add_all
 from ..storage.places.found import locate
+from .config_check import check_configs
 
 __all__ = ["Answers", "Compiled", "Outputs", "Outside", "compile_with", "joined", "with_inputs"]
 
@@ -193,7 +194,7 @@ def compile_with(plan: Plan, outside: Outside, graph: Graph | None = None, answe
     with _no_collection():
         symbolic = build(plan, outside, graph, answers)
         errors: list[SurgeryError] = []
-        outputs = []
+        outputs: list[tuple[OutputPlan, Layout]] = []
         for save in symbolic.saves:
             resolved = outside.resolve(save.request)
             specs: list[tuple[str, Spec]] = [(name, node.spec) for name, node in save.tensors]
@@ -202,6 +203,9 @@ def compile_with(plan: Plan, outside: Outside, graph: Graph | None = None, answe
                 outputs.append((resolved, with_documents(layout, save.documents) if save.documents else layout))
             except SurgeryError as error:
                 errors.append(error.located(save.request.mark))
+        if outside.options.config_check and not errors:
+            errors, told = check_configs(symbolic, [output for output, _ in outputs], outside.held)
+            symbolic = replace(symbolic, warnings=[*symbolic.warnings, *told])
         if errors:
             raise Problems(errors)
         return Compiled(symbolic, tuple(outputs), partial(compile_with, plan, outside, graph))

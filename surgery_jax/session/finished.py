@@ -20,7 +20,7 @@ from typing import Any
 from ..core.errors import StorageError
 from ..storage.files import check_regular, parse_json, storage_error
 
-__all__ = ["Entry", "FileState", "Finished", "states_of"]
+__all__ = ["FileState", "Finished", "FinishedJob", "states_of"]
 
 _ATTEMPTS = 10
 MAX_BYTES = 256 << 20  # of an untrusted record: 10 000 jobs of 100 files take 10 MB
@@ -29,7 +29,7 @@ FileState = tuple[str, int, int]  # path, size in bytes, time of change in ns
 
 
 @dataclass(frozen=True)
-class Entry:
+class FinishedJob:
     """A finished job: files by the path that the plan names."""
 
     inputs: Mapping[str, tuple[FileState, ...]]
@@ -65,7 +65,7 @@ class Finished:
             StorageError: it cannot be opened, is no such record, or another batch is using it.
         """
         self.path = path
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, FinishedJob] = {}
         self._fd: int | None = None
         self._is_locked = False
         try:
@@ -131,7 +131,7 @@ class Finished:
             hint="name another --record, or remove the file",
         )
 
-    def add(self, jobs: Mapping[str, tuple[str, Entry]], sync: bool) -> None:
+    def add(self, jobs: Mapping[str, tuple[str, FinishedJob]], sync: bool) -> None:
         """Say that jobs, with their names, are finished as soon as their outputs are there.
 
         Raises:
@@ -167,8 +167,8 @@ class Finished:
             self._fd = None
 
 
-def _parsed(value: Any) -> tuple[str, Entry]:
-    return str(value["job"]), Entry(_states(value["inputs"]), _states(value["outputs"]))
+def _parsed(value: Any) -> tuple[str, FinishedJob]:
+    return str(value["job"]), FinishedJob(_states(value["inputs"]), _states(value["outputs"]))
 
 
 def _states(value: Any) -> dict[str, tuple[FileState, ...]]:

@@ -12,7 +12,7 @@ from ..execute.options import Options
 from ..graph.roots import Symbolic
 from ..language.jobs import Job
 from .compiled import Compiled, Outputs
-from .finished import Entry, FileState, Finished, states_of
+from .finished import FileState, Finished, FinishedJob, states_of
 
 __all__ = ["BatchReport", "JobReport", "Ledger", "Ready", "amounts"]
 
@@ -138,11 +138,11 @@ def amounts(symbolic: Symbolic, outputs: Outputs) -> dict[str, Any]:
     }
 
 
-def _entry(plan: Appearing) -> Entry:
+def _entry(plan: Appearing) -> FinishedJob:
     """What is to be recorded of a job whose outputs are complete and will appear."""
     outputs = {}
     for output, files in plan.files().items():
         states = states_of([str(path) for path in files.values()])
         named = ((path, size, changed) for path, (_, size, changed) in zip(files, states, strict=True))
         outputs[output] = tuple(named)
-    return Entry(plan.tag.inputs, outputs)
+    return FinishedJob(plan.tag.inputs, outputs)

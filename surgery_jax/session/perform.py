@@ -19,7 +19,7 @@ from ..execute.stream import Executor
 from ..execute.verdicts import Findings
 from ..graph.roots import Symbolic
 from ..hosts.peers import Peers
-from ..hosts.sharing import Part, bring_together
+from ..hosts.sharing import OwnTasks, bring_together
 from ..io.encoded import EncodedFile
 from ..io.fleeting import MANY, FleetingFile
 from ..io.openfiles import room_for_files
@@ -72,7 +72,7 @@ def perform(
     """
     program = work.program
     pace = Pace(only_direct=options.sync)
-    part = Part(peers, work)
+    part = OwnTasks(peers, work)
     full: deque[EncodedFile] = deque()
     hear = observer.written if observer.wants_ranges else None
     outputs = [file for target in targets for file in _files(target, pace, full, hear)]

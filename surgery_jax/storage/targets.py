@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..core.errors import StorageError, listing
+from ..core.model_config import CONFIG
 from ..core.notes import note
 from ..core.specs import format_bytes
 from .base import Format, Layout
@@ -16,7 +17,9 @@ from .files import storage_error
 from .formats import OutputPlan, formats
 from .places.found import is_local, locate
 
-__all__ = ["check_space", "check_target", "final_place", "tell_kept"]
+__all__ = ["MODEL_FILES", "check_space", "check_target", "final_place", "tell_kept"]
+
+MODEL_FILES = ("model.safetensors", "pytorch_model.bin")  # that are taken with the documents that lie beside them
 
 
 def check_target(plan: OutputPlan, overwrite: bool, documents: Sequence[str] = ()) -> None:
@@ -109,8 +112,12 @@ def _check_documents(plan: OutputPlan, final: Path, overwrite: bool, documents: 
 def tell_kept(plan: OutputPlan, documents: Sequence[str]) -> None:
     """Tell which documents of a model that is replaced stay, since the new one has none of that name."""
     final = final_place(plan.path)
-    own = {str(path) for path in plan.format.stale(final)} if plan.is_directory and final.is_dir() else set()
-    if own:
+    if plan.is_directory:
+        own = {str(path) for path in plan.format.stale(final)} if final.is_dir() else set()
+        is_model = bool(own) or (final / CONFIG).is_file()
+    else:
+        own, is_model = {str(final)}, final.is_file() and final.name in MODEL_FILES
+    if is_model:
         kept = [name for name in documents_beside(final, plan.format, own) if name not in documents]
         if kept:
             note(f"{plan.path}: kept, although the model there is replaced: {listing(kept)}")

@@ -6,11 +6,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import oracle
 import pytest
+from cases import References, pair
 from oracle import Oracle
 from running import Bench, dtype
+from strategies import NUMBERS
 
 from surgery_jax import SurgeryError
+from surgery_jax.asserts.iszero import ZeroMask
+from surgery_jax.kit.masks import EqualMask
+
+
+def half_equal(name: str) -> list[np.ndarray]:
+    a, b = pair(name)
+    return [a, np.where(np.arange(35).reshape(5, 7) % 2, a, b)]
+
+
+def equal(op: EqualMask, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    x, y = oracle.real(a), oracle.real(b)
+    return (x == y if a.dtype.kind not in "iu" else a == b) if op.eps is None else np.abs(x - y) <= op.eps
+
+
+REFERENCES: References = {
+    "EqualMask": ([(EqualMask(eps), half_equal(n)) for n in NUMBERS for eps in (None, 0.5)], equal, "bits"),
+    "ZeroMask": (
+        [(ZeroMask(eps), pair(n)[:1]) for n in NUMBERS for eps in (None, 0.5)],
+        lambda op, x: np.abs(oracle.real(x)) <= (op.eps or 0),
+        "bits",
+    ),
+}
 
 NAN, INF = float("nan"), float("inf")
 MODEL = {

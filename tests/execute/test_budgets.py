@@ -129,7 +129,8 @@ from pathlib import Path
 import numpy as np
 from surgery_jax.core.dtypes import BY_NAME
 from surgery_jax.core.specs import Spec
-from surgery_jax.storage.orbax.zarr import describe, encode_bytes, encode_chunk
+from surgery_jax.storage.orbax.chunks import encode_bytes, encode_chunk
+from surgery_jax.storage.orbax.zarr import describe
 def memory(key): return int(Path("/proc/self/status").read_text().split(key + ":")[1].split()[0]) * 1024
 def encode(spec, data):
     described = describe(spec, spec.shape, {"id": "zstd", "level": 1})

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from surgery_jax.core.errors import StorageError
-from surgery_jax.io.buffers import Files, aligned
+from surgery_jax.io.buffers import OpenFiles, aligned
 from surgery_jax.io.pace import MIN_DIRECT, WINDOW, Pace
 from surgery_jax.io.pagecache import is_cached
 
@@ -44,7 +44,7 @@ def test_any_range_arrives_from_the_disk_as_from_memory(
     if cold:
         forget(path)
     target = np.zeros(length, np.uint8)
-    files = Files()
+    files = OpenFiles()
     files.read(str(path), start, target, aligned(scratch))
     files.close()
     np.testing.assert_array_equal(target, content[start : start + length])
@@ -54,7 +54,7 @@ def test_a_file_that_ends_too_early_is_an_error_from_the_disk_too(stored: tuple[
     path, _ = stored
     forget(path)
     with pytest.raises(StorageError, match="became shorter"):
-        Files().read(str(path), SIZE - MIN_DIRECT, np.zeros(2 * MIN_DIRECT, np.uint8), aligned(1 << 20))
+        OpenFiles().read(str(path), SIZE - MIN_DIRECT, np.zeros(2 * MIN_DIRECT, np.uint8), aligned(1 << 20))
 
 
 def test_what_was_just_read_is_in_memory_and_what_was_dropped_is_not(stored: tuple[Path, np.ndarray]) -> None:
@@ -66,7 +66,7 @@ def test_what_was_just_read_is_in_memory_and_what_was_dropped_is_not(stored: tup
         if is_cached(file.fileno(), 0, SIZE):
             pytest.skip("this file system keeps files in memory, or the system does not tell")
         target = np.zeros(SIZE, np.uint8)
-        Files().read(str(path), 0, target, aligned(1 << 20))
+        OpenFiles().read(str(path), 0, target, aligned(1 << 20))
         assert not is_cached(file.fileno(), 0, SIZE), "reading past the page cache leaves it alone"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from surgery_jax.core.errors import StorageError
-from surgery_jax.session.finished import Entry, Finished, states_of
+from surgery_jax.session.finished import Finished, FinishedJob, states_of
 
 
 def test_one_who_is_refused_leaves_the_record_to_its_user(tmp_path: Path) -> None:
@@ -29,9 +29,9 @@ def test_an_empty_record_that_somebody_else_has_replaced_is_not_removed(tmp_path
     assert path.exists()
 
 
-def entry_of(path: Path) -> Entry:
+def entry_of(path: Path) -> FinishedJob:
     path.write_text("x")
-    return Entry({}, {str(path): states_of([str(path)])})
+    return FinishedJob({}, {str(path): states_of([str(path)])})
 
 
 def test_a_file_that_cannot_be_looked_at_has_not_changed(tmp_path: Path) -> None:

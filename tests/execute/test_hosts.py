@@ -27,7 +27,7 @@ from surgery_jax import (
     plan_of,
     run,
 )
-from surgery_jax.compile.program import Move, Program
+from surgery_jax.compile.program import ByteMove, Program
 from surgery_jax.core.errors import Problems
 from surgery_jax.execute.reservations import Limits
 from surgery_jax.execute.schedule import schedule
@@ -35,9 +35,9 @@ from surgery_jax.execute.shares import shares
 from surgery_jax.execute.tasks import MoveTask
 from surgery_jax.hosts.agreement import compare, facts_of_sources
 from surgery_jax.hosts.cluster import join, meet
-from surgery_jax.hosts.meeting import Patience, Place
+from surgery_jax.hosts.meeting import MeetingPlace, Patience
 from surgery_jax.hosts.peers import ALONE
-from surgery_jax.hosts.sharing import Part, together
+from surgery_jax.hosts.sharing import OwnTasks, together
 from surgery_jax.io.needs import PAGE
 from surgery_jax.language.document import parse_plan_file
 from surgery_jax.storage.formats import open_checkpoint
@@ -66,7 +66,7 @@ STEPS = [
 def stars(size):
     """So many processes as threads of this one, connected."""
     port = free_port()
-    places = [Place(rank, size, "127.0.0.1", port, b"secret") for rank in range(size)]
+    places = [MeetingPlace(rank, size, "127.0.0.1", port, b"secret") for rank in range(size)]
     with ThreadPoolExecutor(size) as pool:
         return list(pool.map(lambda place: meet(place, Patience(place, 30)), places))
 
@@ -316,7 +316,7 @@ def test_shares_are_contiguous_complete_and_even(count, number):
     lengths = np.random.default_rng(number).integers(1, 32 << 20, number).tolist()
     ends = np.cumsum(lengths).tolist()
     tasks = [
-        MoveTask((Move("a", 9 + end - length, 0, 5 + end - length, length),))
+        MoveTask((ByteMove("a", 9 + end - length, 0, 5 + end - length, length),))
         for length, end in zip(lengths, ends, strict=True)
     ]
     found = shares(tasks, count, ANY.sized, ())
@@ -339,13 +339,13 @@ def test_tasks_that_differ_are_told_before_any_begins(bench):
     other = [{"scale_": {"target": "wide", "by": np.nextafter(0.5, 1).item()}}]
     options = Options()
     works = [compile_plan(plan_of(bench.plan(one)), options).last(options.limits) for one in (steps, steps, other)]
-    found = on_all(stars(3), lambda star: Part(star, works[star.rank]).tasks())
+    found = on_all(stars(3), lambda star: OwnTasks(star, works[star.rank]).tasks())
     assert isinstance(found[0], PlanError) and all(isinstance(error, SurgeryError) for error in found)
     assert "differs in the tasks" in str(found[0]) and "process 2" in str(found[0]) and "bytes, into" in str(found[0])
 
 
 def test_what_cannot_be_cut_belongs_to_the_share_of_its_middle():
-    tasks = [MoveTask((Move("a", at, 0, at, 7), Move("a", at + 50, 0, at + 7, 3))) for at in range(0, 100, 10)]
+    tasks = [MoveTask((ByteMove("a", at, 0, at, 7), ByteMove("a", at + 50, 0, at + 7, 3))) for at in range(0, 100, 10)]
     found = shares(tasks, 3, ANY.sized, ())
     assert [entry.task for share in found for entry in share] == tasks
     assert [len(share) for share in found] == [3, 4, 3]

@@ -18,7 +18,7 @@ from surgery_jax.core.interrupts import Interrupted, watched
 from surgery_jax.hosts import cluster
 from surgery_jax.hosts.cluster import meet
 from surgery_jax.hosts.gathering import MOST_GUESTS
-from surgery_jax.hosts.meeting import Patience, Place
+from surgery_jax.hosts.meeting import MeetingPlace, Patience
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def pool():
 
 def join(pool, port, rank, size=2, limit_s=20, secret=b"secret", notify=None):
     """A process as a thread of this one that comes to the meeting."""
-    place = Place(rank, size, "127.0.0.1", port, secret)
+    place = MeetingPlace(rank, size, "127.0.0.1", port, secret)
     return pool.submit(lambda: meet(place, Patience(place, limit_s, notify)))
 
 
@@ -170,7 +170,7 @@ def test_a_wish_to_stop_that_lost_its_exception_ends_the_wait(port, pool):
         watch.asked = signal.SIGTERM
 
     with watched() as watch, pytest.raises(Interrupted):
-        place = Place(0, 3, "127.0.0.1", port, b"secret")
+        place = MeetingPlace(0, 3, "127.0.0.1", port, b"secret")
         meet(place, Patience(place, 20, stop))
     assert lines == [f"waiting for process 2 of 3 to meet at 127.0.0.1:{port}"]
     with pytest.raises(SurgeryError, match=r"process 0 on .* stopped: it was interrupted by SIGTERM"):

@@ -12,7 +12,7 @@ from running import Bench, write_checkpoint
 
 from surgery_jax import Options, plan_of
 from surgery_jax.compile.blueprint import SMALLEST_TILE, blueprint
-from surgery_jax.compile.program import Group, Move, Program
+from surgery_jax.compile.program import ByteMove, Group, Program
 from surgery_jax.execute.reservations import Limits
 from surgery_jax.execute.schedule import Schedule, schedule
 from surgery_jax.execute.tasks import MOVE_BYTES, MoveTask, Tile, plan_tasks
@@ -80,7 +80,7 @@ def test_tiles_shrink_with_the_budget_and_with_the_work(tmp_path: Path) -> None:
 
 
 def test_tasks_follow_the_bytes_of_the_files() -> None:
-    moves = [Move("b", 0, 0, 0, 5), Move("a", 700, 0, 50, 5), Move("a", 3, 0, 100, 2 * MOVE_BYTES + 1)]
+    moves = [ByteMove("b", 0, 0, 0, 5), ByteMove("a", 700, 0, 50, 5), ByteMove("a", 3, 0, 100, 2 * MOVE_BYTES + 1)]
     tasks = plan_tasks(Program(None, moves, [], []), [])  # type: ignore[arg-type]
     places = [(task.moves[0].path, task.moves[0].source) for task in tasks if isinstance(task, MoveTask)]
     assert places == sorted(places) and len(places) == 5
@@ -89,8 +89,8 @@ def test_tasks_follow_the_bytes_of_the_files() -> None:
 
 def test_short_moves_to_neighbouring_places_are_written_together() -> None:
     order = [*range(0, 600, 2), *range(1, 600, 2)]
-    moves = [Move("a", place * 100, 0, at * 100, 100) for at, place in enumerate(order)]
-    away = Move("a", 60000, 0, 70000, 100)
+    moves = [ByteMove("a", place * 100, 0, at * 100, 100) for at, place in enumerate(order)]
+    away = ByteMove("a", 60000, 0, 70000, 100)
     tasks = plan_tasks(Program(None, [*moves, away], [], []), [])  # type: ignore[arg-type]
     assert sorted(len(task.moves) for task in tasks if isinstance(task, MoveTask)) == [1, 600]
 

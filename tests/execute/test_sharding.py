@@ -12,8 +12,8 @@ from running import Bench, read_checkpoint, simulated
 
 from surgery_jax import BudgetError, Options, check, explain, plan_of
 from surgery_jax.compile.blueprint import whole_blueprint
-from surgery_jax.compile.program import Component, Eqn, Group, Output
-from surgery_jax.compile.sharding import Layout, layout, mesh_size
+from surgery_jax.compile.program import Component, Eqn, Group, Result
+from surgery_jax.compile.sharding import Partition, mesh_size, partition
 from surgery_jax.core.dtypes import BY_NAME, by_numpy
 from surgery_jax.core.specs import Spec, parse_size
 from surgery_jax.execute.reservations import device_bytes
@@ -108,12 +108,12 @@ def group_of(op: TensorOp, arrays: list[np.ndarray]) -> Group:
     specs = tuple(Spec(array.shape, by_numpy(array.dtype)) for array in arrays)  # type: ignore[arg-type]
     results = op.infer(*specs)
     eqn = Eqn(op, tuple(range(len(specs))), results)
-    outputs = [Output(len(specs) + index) for index in range(len(results))]
+    outputs = [Result(len(specs) + index) for index in range(len(results))]
     return Group(False, False, [Component((eqn,), (), specs, outputs, [], op.numbers(), ())])
 
 
-def layout_of(group: Group) -> Layout:
-    found = layout(whole_blueprint(group))
+def layout_of(group: Group) -> Partition:
+    found = partition(whole_blueprint(group))
     assert found is not None
     return found
 
@@ -145,7 +145,7 @@ with one_thread_each():
             with jax.enable_x64(True):
                 inputs = [
                     jax.ShapeDtypeStruct(shape, arrays[number].dtype, sharding=sharding)
-                    for (number, _), (shape, sharding) in zip(function.layout.inputs, places)
+                    for (number, _), (shape, sharding) in zip(function.partition.inputs, places)
                 ]
                 numbers = [np.float64(number) for number in op.numbers()]
                 used = jitted.lower((np.int32(0), np.int64(0)), numbers, inputs).compile().memory_analysis()
@@ -248,7 +248,7 @@ def test_a_cut_axis_is_padded_by_shapes_alone_and_told_from_others() -> None:
 
 def test_operations_that_move_elements_are_not_spread() -> None:
     x = drawn("float32", 40, 30)
-    assert layout(whole_blueprint(group_of(Permute((1, 0)), [x]))) is None
+    assert partition(whole_blueprint(group_of(Permute((1, 0)), [x]))) is None
 
 
 BOTH = """

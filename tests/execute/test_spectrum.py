@@ -10,10 +10,25 @@ from xml.etree import ElementTree
 import ml_dtypes
 import numpy as np
 import pytest
+from cases import References, gaussian, gaussian_pair
 from running import read_checkpoint, write_checkpoint
 
 from surgery_jax import AssertionFailed, BudgetError, Options, PlanError, Spectrum, spectrum
 from surgery_jax.cli.main import main
+from surgery_jax.reports.spectrum import SingularValues
+
+REFERENCES: References = {
+    "SingularValues": (
+        [
+            (SingularValues(True), [gaussian("float32", 5, 6, 4)]),
+            (SingularValues(False), gaussian_pair("bfloat16", 4, 7)),
+        ],
+        lambda op, *arrays: np.linalg.svd(
+            arrays[0].astype(np.float64) - (0 if op.alone else arrays[1].astype(np.float64)), compute_uv=False
+        ),
+        "single",
+    ),
+}
 
 SHAPES = {"model.layers.{}.q.weight": (12, 8), "model.layers.{}.down.weight": (6, 20)}
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
+from cases import References, ordinary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import Bench, assert_same_bits, read_checkpoint
@@ -25,6 +28,29 @@ from surgery_jax.numerics import lanczos, lowrank
 from surgery_jax.numerics.blas import one_thread_each
 from surgery_jax.numerics.kernels import DeviceKernel, HostKernel
 from surgery_jax.numerics.lowrank import METHODS, factors, singular_values
+from surgery_jax.ops.phlora import Factors, LowRank
+
+
+def assert_product(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
+    a, b = (array.astype(np.float64) for array in found)
+    tolerance = 1e-2 if found[0].dtype.itemsize == 2 else 1e-5
+    np.testing.assert_allclose(b @ a, expected[1] @ expected[0], rtol=tolerance, atol=tolerance)
+    norms = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=0)
+    np.testing.assert_allclose(*norms, rtol=tolerance, atol=tolerance)
+
+
+REFERENCES: References = {
+    "LowRank": (
+        [(LowRank(2), [ordinary(n, *shape)]) for n in ("float32", "bfloat16", "float64") for shape in ((6, 4), (3, 5))],
+        lambda op, x: oracle.round_float(np.matmul(*oracle.factors(x, op.rank)[::-1]), x.dtype),
+        "close",
+    ),
+    "Factors": (
+        [(Factors(2), [ordinary(n, *shape)]) for n in ("float32", "float16", "float64") for shape in ((6, 4), (3, 5))],
+        lambda op, x: oracle.factors(x, op.rank),
+        assert_product,
+    ),
+}
 
 SPECTRA = {
     "equal": lambda i: np.ones(len(i)),

@@ -1,4 +1,4 @@
-"""`repeat`, `transpose`, `rearrange`: elements that only change place, against NumPy and einops' documented meaning."""
+"""Elements that only change place, against NumPy and einops' documented meaning."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import References, ordinary, pair
 from running import Bench, assert_same_bits, dtype
+from strategies import NUMBERS
 
 from surgery_jax import Options, Problems, explain, plan_of
+from surgery_jax.kit.structure import Update, View
+from surgery_jax.language.slices import Indices
+from surgery_jax.ops.assign import Assign
+from surgery_jax.ops.concat import Concat
+from surgery_jax.ops.copy import Copy
+from surgery_jax.ops.permute import Permute
 from surgery_jax.ops.repeat import Repeat
+from surgery_jax.ops.reshape import Reshape
 
 RNG = np.random.default_rng(31)
 W = RNG.standard_normal((6, 4, 2)).astype(dtype("bfloat16"))
@@ -20,12 +29,53 @@ def repeated(op: Repeat, x: np.ndarray) -> np.ndarray:
     return np.repeat(x, op.times, op.dim) if op.each else np.concatenate([x] * op.times, op.dim)
 
 
-REFERENCES = {
+VIEW = View(((1, 2, 2), (0, 1, 3), (2, 1, 1)), (False, False, True))
+UPDATE = Update(VIEW)
+
+
+CHOSEN = View((Indices((0, 1, 4)), (2, 1, 1), Indices((3, 1))), (False, True, False))
+
+
+def indices(view: View) -> Any:
+    chosen = (
+        axis.places if isinstance(axis, Indices) else range(axis[0], axis[0] + axis[1] * axis[2], axis[1])
+        for axis in view.axes
+    )
+    return np.ix_(*chosen)
+
+
+def put(op: Update, base: np.ndarray, value: np.ndarray) -> np.ndarray:
+    result = base.copy()
+    result[indices(op.view)] = value.reshape(op.view.counts)
+    return result
+
+
+REFERENCES: References = {
+    "Copy": ([(Copy(), [ordinary(n, 2, 3)]) for n in NUMBERS], lambda op, x: x, "bits"),
+    "Assign": ([(Assign(), pair("float16"))], lambda op, a, b: b, "bits"),
+    "Reshape": ([(Reshape((7, -1)), pair(n)[:1]) for n in ("int8", "float64")], lambda op, x: x.reshape(7, 5), "bits"),
+    "Permute": ([(Permute((2, 0, 1)), [ordinary("bfloat16", 2, 2, 4)])], lambda op, x: x.transpose(2, 0, 1), "bits"),
+    "Concat": (
+        [(Concat(axis), [ordinary("int16", 2, 3), ordinary("int16", 2, 3)]) for axis in (0, 1, -1)],
+        lambda op, *parts: np.concatenate(parts, op.dim),
+        "bits",
+    ),
+    "View": (
+        [(view, [ordinary(n, 5, 3, 4)]) for n in ("float8_e4m3fn", "float64") for view in (VIEW, CHOSEN)],
+        lambda op, x: x[indices(op)].reshape(op.shape),
+        "bits",
+    ),
+    "Update": (
+        [(UPDATE, [ordinary(n, 5, 3, 4), ordinary(n, 2, 3)]) for n in ("int8", "float64")]
+        + [(Update(CHOSEN), [ordinary("int16", 5, 3, 4), ordinary("int16", 3, 2)])],
+        put,
+        "bits",
+    ),
     "Repeat": (
         [(Repeat(n, dim, each), [W[:2, :2, :1]]) for n in (1, 3) for dim in (0, 1, -1) for each in (False, True)],
         repeated,
         "bits",
-    )
+    ),
 }
 
 PATTERNS = {

@@ -6,9 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import References, ordinary
 from running import Bench, assert_same_bits, read_checkpoint
 
 from surgery_jax import Problems
+from surgery_jax.ops.stack import Stack
+
+REFERENCES: References = {
+    "Stack": (
+        [(Stack(axis), [ordinary("int16", 2, 2)] * 2 + [ordinary("int16", 2, 2) + 1]) for axis in (0, 1, 2, -1, -3)],
+        lambda op, *parts: np.stack(parts, op.dim),
+        "bits",
+    ),
+}
 
 RNG = np.random.default_rng(5)
 LAYERS = {

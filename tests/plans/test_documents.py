@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from running import write_checkpoint
 
-from surgery_jax import Options, Problems, batch, plan_of, run
+from surgery_jax import Options, Problems, batch, load_plan, plan_of, run
 from surgery_jax.api import compile_plan
+from surgery_jax.cli.main import main
 from surgery_jax.core.errors import AssertionFailed, StorageError
 from surgery_jax.core.notes import Note
 from surgery_jax.execute.observers import Observer
@@ -91,6 +92,78 @@ def test_the_config_keeps_what_no_step_names(model: Path) -> None:
         '{\n  "model_type": "mixtral",\n  "heads": 4,\n  "rms_norm_eps": 1e-5,\n  "torch_dtype": "float32",\n'
         '  "rope": {\n    "theta": 1000000.0\n  }\n}\n'
     )
+
+
+def test_values_speak_of_the_config_as_it_is_at_their_place(model: Path) -> None:
+    (model.parent / "plan.yaml").write_text(f"""
+params: {{ times: {{ type: int, default: 3 }}, out: {{ type: path }} }}
+named: '${{config.num_attention_heads}}'
+inputs: [ 'm::{model}' ]
+transforms:
+  - config: {{ set: {{ num_attention_heads: 8, deep: {{ list: [1, 2] }} }} }}
+  - foreach:
+      n: [1, 2]
+      do:
+        - config:
+            set:
+              num_attention_heads: '${{config.num_attention_heads * times + n}}'
+              deep.list: '${{[v * n for v in config.deep.list] + [len(config.deep.list)]}}'
+              told: 'of \\${{x}} ${{config.model_type}} ${{n}} and ${{named}}'
+              old: '${{named}}'
+output: '${{out}}'
+""")
+    run(load_plan(model.parent / "plan.yaml", f"out={model.parent / 'out'}"), Options(sync=False))
+    found = json.loads((model.parent / "out" / "config.json").read_text())
+    assert found["num_attention_heads"] == (8 * 3 + 1) * 3 + 2
+    assert found["deep"] == {"list": [2, 4, 4, 3]}
+    assert found["told"] == "of ${x} llama 2 and 4"
+    assert found["old"] == 4
+
+
+def test_a_config_of_another_input_is_named_by_its_alias(model: Path) -> None:
+    other = write_checkpoint(model.parent / "o" / "model.safetensors", {"v": np.ones(2)}).parent
+    lay(other, {"config.json": '{"width": 7}'})
+    (model.parent / "plan.yaml").write_text(f"""
+inputs: [ 'm::{model}', 'o::{other}' ]
+transforms:
+  - config: {{ alias: m, set: {{ width: '${{config.o.width + o.config.width + config.num_attention_heads}}' }} }}
+  - prefixes: {{ mode: remove, alias: o }}
+output: '{model.parent / "out"}'
+""")
+    run(load_plan(model.parent / "plan.yaml"), Options(sync=False))
+    assert json.loads((model.parent / "out" / "config.json").read_text())["width"] == 7 + 7 + 4
+
+
+def test_a_key_that_the_config_at_its_place_has_not_is_named(model: Path) -> None:
+    plan = model.parent / "plan.yaml"
+    plan.write_text(f"""
+inputs: [ 'm::{model}' ]
+transforms:
+  - config: {{ delete: num_attention_heads }}
+  - config: {{ set: {{ heads: '${{config.num_attention_heads}}' }} }}
+output: '{model.parent / "out"}'
+""")
+    with pytest.raises(Problems, match=r"plan.yaml:5:29: .*unknown key 'num_attention_heads' of config.json of m"):
+        run(load_plan(plan), Options(sync=False))
+
+
+def test_the_summary_of_such_steps_is_a_plan_again(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = model.parent / "plan.yaml"
+    head = f"inputs: [ 'm::{model}' ]\n"
+    plan.write_text(
+        f"""{head}
+by: 2
+transforms:
+  - config:
+      set: {{ heads: '${{config.num_attention_heads * by}}', text: '\\${{x}} ${{config.num_attention_heads}}' }}
+"""
+    )
+    assert main(["run", str(plan), f"output={model.parent / 'a'}", "--quiet", "--no-sync"]) == 0
+    summary = capsys.readouterr().out
+    assert "heads: ${config.num_attention_heads * 2}" in summary
+    plan.write_text(head + summary)
+    assert main(["run", str(plan), f"output={model.parent / 'b'}", "--quiet", "--no-sync"]) == 0
+    assert documents(model.parent / "a") == documents(model.parent / "b")
 
 
 def test_defaults_of_the_architecture_are_written_out_where_the_config_leaves_them_open(model: Path) -> None:

@@ -18,7 +18,7 @@ import surgery_jax
 from surgery_jax import Observer, Options, Problems, StorageError, plan_of, run
 from surgery_jax.execute.observers import Appearing
 from surgery_jax.hosts.cluster import meet
-from surgery_jax.hosts.meeting import Patience, Place
+from surgery_jax.hosts.meeting import MeetingPlace, Patience
 
 GENERATOR = np.random.default_rng(8)
 TENSORS = {
@@ -198,7 +198,7 @@ def test_each_of_several_processes_tells_what_it_does_and_the_first_what_appears
     alone = Listener()
     run(plan_of(bench.plan(STEPS)), QUICK, observers=[alone])
     port = free_port()
-    places = [Place(rank, 2, "127.0.0.1", port, b"secret") for rank in range(2)]
+    places = [MeetingPlace(rank, 2, "127.0.0.1", port, b"secret") for rank in range(2)]
     listeners = [Listener(), Listener()]
 
     def share(rank: int) -> None:

@@ -23,7 +23,8 @@ from surgery_jax import Options
 from surgery_jax.core.errors import BudgetError, PlanError, StorageError, SurgeryError
 from surgery_jax.storage.formats import open_checkpoint, resolve_output
 from surgery_jax.storage.keys import join_keys
-from surgery_jax.storage.orbax.zarr import chunk_of, chunks, describe, parse_array
+from surgery_jax.storage.orbax.chunks import chunk_of, chunks
+from surgery_jax.storage.orbax.zarr import describe, parse_array
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -6,7 +6,19 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..command import BUDGETS, JSON, OVERWRITE, QUIET, SHARD_SIZE, SYNC, Argument, Command, options_of, whole
+from ..command import (
+    BUDGETS,
+    CONFIG_CHECK,
+    JSON,
+    OVERWRITE,
+    QUIET,
+    SHARD_SIZE,
+    SYNC,
+    Argument,
+    Command,
+    options_of,
+    whole,
+)
 from ..streams import emit, flush, name_leftovers, note
 from ..text import count, json_text, seconds, some, table, visible
 
@@ -39,6 +51,7 @@ class Batch(Command):
         *BUDGETS,
         SHARD_SIZE,
         OVERWRITE,
+        CONFIG_CHECK,
         SYNC,
         QUIET,
         JSON,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
-from ..command import BUDGETS, JSON, OVERWRITE, PLAN, SHARD_SIZE, PlanCommand, options_of
+from ..command import BUDGETS, CONFIG_CHECK, JSON, OVERWRITE, PLAN, SHARD_SIZE, PlanCommand, options_of
 from ..streams import emit, name_leftovers
 from ..text import count, json_text
 
@@ -18,7 +18,7 @@ class Check(PlanCommand):
     """
 
     name = "check"
-    arguments = (*PLAN, *BUDGETS, SHARD_SIZE, OVERWRITE, JSON)
+    arguments = (*PLAN, *BUDGETS, SHARD_SIZE, OVERWRITE, CONFIG_CHECK, JSON)
 
     def run(self, args: Namespace) -> int:
         from ...api import check

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from ..command import BUDGETS, JSON, OVERWRITE, QUIET, SYNC, Argument, Command, options_of, shard_size, words
+from ..command import (
+    BUDGETS,
+    CONFIG_CHECK,
+    JSON,
+    OVERWRITE,
+    QUIET,
+    SYNC,
+    Argument,
+    Command,
+    options_of,
+    shard_size,
+    words,
+)
 from ..streams import emit, name_leftovers, note
 from ..text import json_text
 from .run import account
@@ -26,6 +38,7 @@ class Convert(Command):
         ),
         Argument("--options", "of the format, such as compression=zstd,chunk=64MB", "KEY=VALUE,...", parse=words),
         OVERWRITE,
+        CONFIG_CHECK,
         *BUDGETS,
         SYNC,
         QUIET,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from ..command import BUDGETS, JSON, PLAN, SHARD_SIZE, Argument, PlanCommand, options_of
+from ..command import BUDGETS, CONFIG_CHECK, JSON, PLAN, SHARD_SIZE, Argument, PlanCommand, options_of
 from ..streams import emit
 from ..text import count, json_text, seconds, some, table, visible
 
@@ -29,6 +29,7 @@ class Explain(PlanCommand):
         *PLAN,
         *BUDGETS,
         SHARD_SIZE,
+        CONFIG_CHECK,
         JSON,
         Argument(
             "--simulate",

@@ -8,7 +8,20 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..command import BUDGETS, JSON, OVERWRITE, PLAN, QUIET, SHARD_SIZE, SYNC, Argument, PlanCommand, options_of, whole
+from ..command import (
+    BUDGETS,
+    CONFIG_CHECK,
+    JSON,
+    OVERWRITE,
+    PLAN,
+    QUIET,
+    SHARD_SIZE,
+    SYNC,
+    Argument,
+    PlanCommand,
+    options_of,
+    whole,
+)
 from ..streams import emit, flush, name_leftovers, note
 from ..text import count, json_text, seconds, some
 
@@ -35,6 +48,7 @@ class Run(PlanCommand):
         *BUDGETS,
         SHARD_SIZE,
         OVERWRITE,
+        CONFIG_CHECK,
         SYNC,
         QUIET,
         JSON,

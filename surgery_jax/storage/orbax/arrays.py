@@ -13,8 +13,9 @@ from ...core.errors import StorageError
 from ..base import Entry
 from ..files import File
 from ..shards import is_name
+from .entries import entry_of
 from .tree import MANIFEST, Leaf
-from .zarr import METADATA, UnknownDtype, ZarrArray, entry_of, parse_array
+from .zarr import METADATA, UnknownDtype, ZarrArray, parse_array
 
 __all__ = ["entries_apart", "entries_together"]
 

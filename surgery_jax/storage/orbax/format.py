@@ -23,6 +23,7 @@ from ..files import storage_error
 from ..leftovers import in_words
 from ..places.found import check_local
 from .arrays import entries_apart, entries_together
+from .chunks import chunk_of, chunks, encode_bytes, encode_chunk
 from .tree import (
     COMMIT,
     DATA,
@@ -38,7 +39,7 @@ from .tree import (
     read_tree,
 )
 from .write import Written
-from .zarr import METADATA, chunk_of, chunks, describe, encode_bytes, encode_chunk
+from .zarr import METADATA, describe
 
 __all__ = ["OrbaxFormat"]
 

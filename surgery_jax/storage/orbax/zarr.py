@@ -1,8 +1,7 @@
-"""Zarr arrays of versions 2 and 3, as Orbax stores them: their metadata, and where the bytes of an array lie.
+"""Zarr arrays of versions 2 and 3, as Orbax stores them: their metadata.
 
-Metadata is read here and not by TensorStore, because the engine needs positions, good errors and bounds; what is
-accepted here TensorStore accepts too. Chunks that are stored as they are become ranges of files, if each is a range of
-the packed tensor; all others are decoded by TensorStore.
+It is read here and not by TensorStore, because the engine needs positions, good errors and bounds; what is accepted
+here TensorStore accepts too.
 """
 
 from __future__ import annotations
@@ -10,44 +9,25 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from itertools import accumulate, product
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from ...core.dtypes import BY_NAME, DTYPES, DType
 from ...core.errors import StorageError, listing
 from ...core.specs import Spec
-from ..base import Blocks, Entry, Extent
-from ..files import File, parse_json
+from ..files import parse_json
 from ..leftovers import foreign_dtype
 
-if TYPE_CHECKING:
-    import numpy
-
-__all__ = [
-    "METADATA",
-    "UnknownDtype",
-    "ZarrArray",
-    "chunk_of",
-    "chunks",
-    "describe",
-    "encode_bytes",
-    "encode_chunk",
-    "entry_of",
-    "parse_array",
-]
+__all__ = ["INDEX", "METADATA", "UnknownDtype", "ZarrArray", "describe", "leading_axis", "parse_array"]
 
 METADATA = (".zarray", "zarr.json")  # the names of the files that describe an array, of version 2 and 3
 MAX_METADATA = 1 << 20  # bytes of one of them
 _MAX_NDIM = 32  # what TensorStore can hold
 _KINDS = {"f": "f", "i": "i", "u": "u", "c": "c", "b": "b"}  # of our table to those of NumPy's type strings
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
-_INDEX = struct.Struct("<QQ")  # of a shard: where its only chunk lies
-
-# What stands for the keys of an array below its directory: file and size; None where it cannot be told
-Places = Mapping[str, tuple[str, int] | None]
+INDEX = struct.Struct("<QQ")  # of a shard: where its only chunk lies
 
 
 class UnknownDtype(ValueError):
@@ -172,7 +152,7 @@ def _parse_v3(table: Mapping[str, Any]) -> ZarrArray:
         if is_plain and read_chunk == chunk and index[:1] == [_LITTLE]:
             checks = [codec.get("name") for codec in index[1:]]
             if checks in ([], ["crc32c"]):
-                packing, index_bytes = "shard", _INDEX.size + 4 * len(checks)
+                packing, index_bytes = "shard", INDEX.size + 4 * len(checks)
     return ZarrArray(spec, 3, chunk, read_chunk, grid, packing, index_bytes, prefix, separator)
 
 
@@ -192,195 +172,6 @@ def _geometry(shape: Any, chunk: Any, dtype: DType) -> tuple[Spec, tuple[int, ..
     return Spec(tuple(shape), dtype), tuple(chunk), grid
 
 
-# ---------------------------------------------------------------------------------------------------------- entries
-
-
-def _leading_axis(shape: Sequence[int], chunk: Sequence[int]) -> int:
-    """The axis along which chunks follow one another in the packed tensor: the first one of which a chunk has more
-    than one element. 0 for scalars."""
-    axes = (axis for axis, (length, step) in enumerate(zip(shape, chunk, strict=True)) if min(length, step) > 1)
-    return next(axes, max(len(shape) - 1, 0))
-
-
-def entry_of(
-    array: ZarrArray, places: Places, has_holes: bool, open_array: Callable[[bool], Any], where: Path
-) -> Entry:
-    """How the bytes of an array are read.
-
-    `places` are all keys below the array's directory but its metadata. With `has_holes` missing chunks are full of the
-    fill value, else they are an error. `open_array(has_holes)` gives the array of TensorStore.
-
-    Raises:
-        StorageError: the chunks are not those of the shape, or have another length.
-    """
-    is_whole = len(places) == array.num_chunks and all(key in places for key in array.keys())
-    if not is_whole:
-        _check_keys(array, places, has_holes, where)
-    runs = _runs(array, places, where) if is_whole and array.packing else None
-    if runs is not None:
-        return Entry(array.spec, _extent(runs))
-    shape = array.spec.shape
-    axis = _leading_axis(shape, array.read_chunk)
-    inner = math.prod(shape[axis + 1 :])
-    length, period = (
-        (min(array.read_chunk[axis], shape[axis]) * inner, shape[axis] * inner) if array.spec.size and shape else (1, 1)
-    )
-    # what is decoded lies in memory compressed, as chunks, and put together
-    return Entry(array.spec, blocks=Blocks(length, period, partial(_read, array, open_array, is_whole, where), 3))
-
-
-def _extent(runs: Sequence[tuple[str, int, int]]) -> Extent:
-    begins = accumulate((nbytes for _, _, nbytes in runs), initial=0)
-    rest = [(begin, path, offset) for begin, (path, offset, _) in zip(begins, runs, strict=False)]
-    return Extent(*runs[0][:2], tuple(rest[1:]))
-
-
-def _check_keys(array: ZarrArray, places: Places, has_holes: bool, where: Path) -> None:
-    """Errors about chunks that are missing or do not belong to the array."""
-    if len(places) <= array.num_chunks <= max(1 << 20, 2 * len(places)):
-        wanted = set(array.keys())
-        if has_holes and wanted.issuperset(places):
-            return
-        missing, other = sorted(wanted - places.keys()), sorted(places.keys() - wanted)
-    else:
-        missing, other = [], []
-    raise StorageError(
-        "the chunks of an array are not those of its shape",
-        where=str(where),
-        expected=f"{array.num_chunks} chunks of {list(array.chunk)} for {array.spec}",
-        found=f"{len(places)} chunks"
-        + (f"; missing {listing(missing)}" if missing else "")
-        + (f"; not of this shape {listing(other)}" if other else ""),
-        hint="the checkpoint is damaged or incomplete: fetch it again",
-    )
-
-
-def _runs(array: ZarrArray, places: Places, where: Path) -> list[tuple[str, int, int]] | None:
-    """The ranges of files that are the packed tensor, None if it must be put together."""
-    shape, dtype = array.spec.shape, array.spec.dtype
-    axis = _leading_axis(shape, array.chunk)
-    if any(step < length for length, step in zip(shape[axis + 1 :], array.chunk[axis + 1 :], strict=True)):
-        return None
-    if any(step > length for length, step in zip(shape[axis + 1 :], array.chunk[axis + 1 :], strict=True)):
-        return None  # a chunk that is wider than the tensor has gaps
-    if any(step > 1 for step in array.chunk[:axis]):
-        return None
-    stored = math.prod(array.chunk) * dtype.itemsize
-    inner = math.prod(shape[axis + 1 :]) * dtype.itemsize
-    runs = []
-    for number, key in enumerate(array.keys()):
-        place = places[key]
-        if place is None:
-            return None
-        path, size = place
-        _check_length(where, path, stored + array.index_bytes, size)
-        begin = _shard_begin(array, path, size, stored) if array.packing == "shard" else 0
-        if begin is None:
-            return None
-        nbytes = stored
-        if shape:
-            at = number % array.grid[axis] * array.chunk[axis]
-            nbytes = min(array.chunk[axis], shape[axis] - at) * inner
-        runs.append((path, begin, nbytes))
-    return runs if runs else None
-
-
-def _check_length(where: Path, path: str, expected: int, found: int) -> None:
-    if expected != found:
-        raise StorageError(
-            "a chunk has not the length that its array says",
-            where=path,
-            expected=f"{expected} bytes, by {where}",
-            found=f"{found} bytes",
-        )
-
-
-def _shard_begin(array: ZarrArray, path: str, size: int, stored: int) -> int | None:
-    """Where the only chunk of a shard lies in it; None if there is none, which means the fill value."""
-    with File(Path(path)) as file:
-        begin, length = _INDEX.unpack(file.at(size - array.index_bytes, _INDEX.size))
-    if begin == length == (1 << 64) - 1:
-        return None
-    if length != stored or begin + length > size - array.index_bytes:
-        raise StorageError(
-            "the index of a shard is not true",
-            where=path,
-            expected=f"{stored} bytes before the index",
-            found=f"{length} bytes at {begin} of {size}",
-        )
-    return int(begin)
-
-
-def _read(
-    array: ZarrArray,
-    open_array: Callable[[bool], Any],
-    is_whole: bool,
-    where: Path,
-    first: int,
-    count: int,
-) -> numpy.ndarray[Any, Any]:
-    """Consecutive elements of one block, or all."""
-    shape, dtype = array.spec.shape, array.spec.dtype
-    index: tuple[Any, ...] = ()
-    if shape and count != array.spec.size:
-        axis = _leading_axis(shape, array.read_chunk)
-        inner = math.prod(shape[axis + 1 :])
-        row, rows = first // inner, count // inner
-        begin, outer = row % shape[axis], row // shape[axis]
-        for length in reversed(shape[:axis]):
-            index = (outer % length, *index)
-            outer //= length
-        index = (*index, slice(begin, begin + rows))
-    try:
-        stored = open_array(not is_whole)
-        if tuple(stored.shape) != shape or stored.dtype.numpy_dtype != dtype.numpy:
-            raise ValueError(f"it changed to {stored.dtype.name}{list(stored.shape)}")
-        found: numpy.ndarray[Any, Any] = stored[index].read().result()
-    except StorageError:
-        raise
-    except Exception as error:  # of TensorStore, which raises ValueError and OSError for whatever is wrong
-        raise StorageError("an array cannot be read", where=str(where), found=str(error).split(" [")[0][:300]) from None
-    return found
-
-
-# ---------------------------------------------------------------------------------------------------------- writing
-
-_SPREAD = 8  # a large tensor is cut into a multiple of so many chunks, for loading onto as many devices
-_LARGE = 8 << 20  # bytes of a tensor that is
-
-
-def chunk_of(spec: Spec, limit: int | None) -> tuple[int, ...]:
-    """The shape of the chunks of a tensor: equal parts of its leading axis of at most `limit` bytes.
-
-    Large tensors are cut into a multiple of 8 if their axis allows it. Where no divisor is near, the last chunk is
-    shorter.
-    """
-    shape = tuple(max(length, 1) for length in spec.shape)
-    if limit is None or not spec.size or not shape:
-        return shape
-    axis = _leading_axis(shape, shape)
-    length = shape[axis]
-    least = max(-(-spec.nbytes // limit), _SPREAD if spec.nbytes >= _LARGE else 1)
-    near = range(least, min(4 * least, length) + 1)
-    divisors = [count for count in near if length % count == 0]
-    spread = [count for count in divisors if count % _SPREAD == 0]
-    count = min((spread if least >= _SPREAD and spread else divisors) or [min(least, length)])
-    return (*shape[:axis], -(-length // count), *shape[axis + 1 :])
-
-
-def chunks(spec: Spec, chunk: tuple[int, ...]) -> Iterator[tuple[int, str, int]]:
-    """(first byte of the tensor in it, key, bytes) of every chunk that `chunk_of` makes, in order."""
-    if not spec.size:
-        return
-    axis = _leading_axis(spec.shape, spec.shape) if spec.shape else 0
-    size = math.prod(chunk) * spec.dtype.itemsize
-    count = -(-spec.shape[axis] // chunk[axis]) if spec.shape else 1
-    zeros = ["0"] * len(spec.shape)
-    for number in range(count):
-        key = ".".join([*zeros[:axis], str(number), *zeros[axis + 1 :]])
-        yield number * size, key, size
-
-
 def describe(spec: Spec, chunk: tuple[int, ...], compressor: Mapping[str, Any] | None) -> bytes:
     """The metadata of an array of version 2."""
     table = {
@@ -397,26 +188,8 @@ def describe(spec: Spec, chunk: tuple[int, ...], compressor: Mapping[str, Any] |
     return json.dumps(table, separators=(",", ":")).encode()
 
 
-def encode_bytes(whole: int, size: int) -> int:
-    """Memory that `encode_chunk` takes for `size` bytes of a chunk of `whole` bytes, result included, by measurement:
-    one that is not full is filled up; TensorStore copies it, and holds what it becomes twice, which is as long as
-    before if it cannot be compressed."""
-    return (3 if size == whole else 4) * whole + whole // 32 + (2 << 20)
-
-
-def encode_chunk(described: bytes, chunk: tuple[int, ...], data: numpy.ndarray[Any, Any]) -> bytes:
-    """What the file of a chunk holds for its packed bytes, as TensorStore encodes them; the last one may have less."""
-    import numpy as np
-    import tensorstore
-
-    metadata = {**json.loads(described), "shape": chunk}
-    spec = {"driver": "zarr", "kvstore": {"driver": "memory"}, "metadata": metadata}
-    array = tensorstore.open(spec, context=tensorstore.Context(), create=True).result()
-    elements = data.view(array.dtype.numpy_dtype)
-    if elements.size < math.prod(chunk):
-        elements = np.concatenate([elements, np.zeros(math.prod(chunk) - elements.size, elements.dtype)])
-    array.write(elements.reshape(chunk)).result()
-    key = ".".join(["0"] * len(chunk)) or "0"
-    store = array.kvstore
-    assert store is not None
-    return bytes(store.read(key).result().value)
+def leading_axis(shape: Sequence[int], chunk: Sequence[int]) -> int:
+    """The axis along which chunks follow one another in the packed tensor: the first one of which a chunk has more
+    than one element. 0 for scalars."""
+    axes = (axis for axis, (length, step) in enumerate(zip(shape, chunk, strict=True)) if min(length, step) > 1)
+    return next(axes, max(len(shape) - 1, 0))

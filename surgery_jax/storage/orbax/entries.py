@@ -1,0 +1,165 @@
+"""Where the bytes of a zarr array lie: ranges of the files of its chunks, if each is a range of the packed tensor; all
+others are decoded by TensorStore."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...core.errors import StorageError, listing
+from ..base import Blocks, Entry, Extent
+from ..files import File
+from .zarr import INDEX, ZarrArray, leading_axis
+
+if TYPE_CHECKING:
+    import numpy
+
+__all__ = ["entry_of"]
+
+# What stands for the keys of an array below its directory: file and size; None where it cannot be told
+Places = Mapping[str, tuple[str, int] | None]
+
+
+def entry_of(
+    array: ZarrArray, places: Places, has_holes: bool, open_array: Callable[[bool], Any], where: Path
+) -> Entry:
+    """How the bytes of an array are read.
+
+    `places` are all keys below the array's directory but its metadata. With `has_holes` missing chunks are full of the
+    fill value, else they are an error. `open_array(has_holes)` gives the array of TensorStore.
+
+    Raises:
+        StorageError: the chunks are not those of the shape, or have another length.
+    """
+    is_whole = len(places) == array.num_chunks and all(key in places for key in array.keys())
+    if not is_whole:
+        _check_keys(array, places, has_holes, where)
+    runs = _runs(array, places, where) if is_whole and array.packing else None
+    if runs is not None:
+        return Entry(array.spec, _extent(runs))
+    shape = array.spec.shape
+    axis = leading_axis(shape, array.read_chunk)
+    inner = math.prod(shape[axis + 1 :])
+    length, period = (
+        (min(array.read_chunk[axis], shape[axis]) * inner, shape[axis] * inner) if array.spec.size and shape else (1, 1)
+    )
+    # what is decoded lies in memory compressed, as chunks, and put together
+    return Entry(array.spec, blocks=Blocks(length, period, partial(_read, array, open_array, is_whole, where), 3))
+
+
+def _extent(runs: Sequence[tuple[str, int, int]]) -> Extent:
+    begins = accumulate((nbytes for _, _, nbytes in runs), initial=0)
+    rest = [(begin, path, offset) for begin, (path, offset, _) in zip(begins, runs, strict=False)]
+    return Extent(*runs[0][:2], tuple(rest[1:]))
+
+
+def _check_keys(array: ZarrArray, places: Places, has_holes: bool, where: Path) -> None:
+    """Errors about chunks that are missing or do not belong to the array."""
+    if len(places) <= array.num_chunks <= max(1 << 20, 2 * len(places)):
+        wanted = set(array.keys())
+        if has_holes and wanted.issuperset(places):
+            return
+        missing, other = sorted(wanted - places.keys()), sorted(places.keys() - wanted)
+    else:
+        missing, other = [], []
+    raise StorageError(
+        "the chunks of an array are not those of its shape",
+        where=str(where),
+        expected=f"{array.num_chunks} chunks of {list(array.chunk)} for {array.spec}",
+        found=f"{len(places)} chunks"
+        + (f"; missing {listing(missing)}" if missing else "")
+        + (f"; not of this shape {listing(other)}" if other else ""),
+        hint="the checkpoint is damaged or incomplete: fetch it again",
+    )
+
+
+def _runs(array: ZarrArray, places: Places, where: Path) -> list[tuple[str, int, int]] | None:
+    """The ranges of files that are the packed tensor, None if it must be put together."""
+    shape, dtype = array.spec.shape, array.spec.dtype
+    axis = leading_axis(shape, array.chunk)
+    if any(step < length for length, step in zip(shape[axis + 1 :], array.chunk[axis + 1 :], strict=True)):
+        return None
+    if any(step > length for length, step in zip(shape[axis + 1 :], array.chunk[axis + 1 :], strict=True)):
+        return None  # a chunk that is wider than the tensor has gaps
+    if any(step > 1 for step in array.chunk[:axis]):
+        return None
+    stored = math.prod(array.chunk) * dtype.itemsize
+    inner = math.prod(shape[axis + 1 :]) * dtype.itemsize
+    runs = []
+    for number, key in enumerate(array.keys()):
+        place = places[key]
+        if place is None:
+            return None
+        path, size = place
+        _check_length(where, path, stored + array.index_bytes, size)
+        begin = _shard_begin(array, path, size, stored) if array.packing == "shard" else 0
+        if begin is None:
+            return None
+        nbytes = stored
+        if shape:
+            at = number % array.grid[axis] * array.chunk[axis]
+            nbytes = min(array.chunk[axis], shape[axis] - at) * inner
+        runs.append((path, begin, nbytes))
+    return runs if runs else None
+
+
+def _check_length(where: Path, path: str, expected: int, found: int) -> None:
+    if expected != found:
+        raise StorageError(
+            "a chunk has not the length that its array says",
+            where=path,
+            expected=f"{expected} bytes, by {where}",
+            found=f"{found} bytes",
+        )
+
+
+def _shard_begin(array: ZarrArray, path: str, size: int, stored: int) -> int | None:
+    """Where the only chunk of a shard lies in it; None if there is none, which means the fill value."""
+    with File(Path(path)) as file:
+        begin, length = INDEX.unpack(file.at(size - array.index_bytes, INDEX.size))
+    if begin == length == (1 << 64) - 1:
+        return None
+    if length != stored or begin + length > size - array.index_bytes:
+        raise StorageError(
+            "the index of a shard is not true",
+            where=path,
+            expected=f"{stored} bytes before the index",
+            found=f"{length} bytes at {begin} of {size}",
+        )
+    return int(begin)
+
+
+def _read(
+    array: ZarrArray,
+    open_array: Callable[[bool], Any],
+    is_whole: bool,
+    where: Path,
+    first: int,
+    count: int,
+) -> numpy.ndarray[Any, Any]:
+    """Consecutive elements of one block, or all."""
+    shape, dtype = array.spec.shape, array.spec.dtype
+    index: tuple[Any, ...] = ()
+    if shape and count != array.spec.size:
+        axis = leading_axis(shape, array.read_chunk)
+        inner = math.prod(shape[axis + 1 :])
+        row, rows = first // inner, count // inner
+        begin, outer = row % shape[axis], row // shape[axis]
+        for length in reversed(shape[:axis]):
+            index = (outer % length, *index)
+            outer //= length
+        index = (*index, slice(begin, begin + rows))
+    try:
+        stored = open_array(not is_whole)
+        if tuple(stored.shape) != shape or stored.dtype.numpy_dtype != dtype.numpy:
+            raise ValueError(f"it changed to {stored.dtype.name}{list(stored.shape)}")
+        found: numpy.ndarray[Any, Any] = stored[index].read().result()
+    except StorageError:
+        raise
+    except Exception as error:  # of TensorStore, which raises ValueError and OSError for whatever is wrong
+        raise StorageError("an array cannot be read", where=str(where), found=str(error).split(" [")[0][:300]) from None
+    return found
