@@ -166,13 +166,12 @@ class Session:
         check_fits_here(work)
         with unwinding() as stack:
             stack.callback(take_back)
-            staged = [self._stage(asked, stack) for asked in transactions]
-            findings = self._perform(work, [target for _, targets in staged for target in targets], is_last=True)
-            works = [
-                _Work(asked.tag, stagings, Outcome(asked.compiled, findings, targets))
-                for asked, (stagings, targets) in zip(transactions, staged, strict=True)
-            ]
-            self._commit(works)
+            try:
+                works = self._write(transactions, work, stack)
+                self._commit(works)
+            except BaseException as error:
+                self.peers.stop(error)
+                raise
         return [work.outcome for work in works]
 
     def report(self, outcome: Outcome) -> Report:
@@ -230,6 +229,15 @@ class Session:
         return whole
 
     # -- writing ----------------------------------------------------------------------------------------------------
+
+    def _write(self, transactions: Sequence[Transaction], work: Schedule, stack: ExitStack) -> list[_Work]:
+        """All outputs, in their hidden places."""
+        staged = [self._stage(asked, stack) for asked in transactions]
+        findings = self._perform(work, [target for _, targets in staged for target in targets], is_last=True)
+        return [
+            _Work(asked.tag, stagings, Outcome(asked.compiled, findings, targets))
+            for asked, (stagings, targets) in zip(transactions, staged, strict=True)
+        ]
 
     def _stage(self, asked: Transaction, stack: ExitStack) -> tuple[list[Staging], list[Target]]:
         """Outputs in their hidden places, made by the first of the processes and opened by the others, and all that is

@@ -18,6 +18,8 @@ import sys
 import traceback
 from typing import Any
 
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 def preloaded() -> ctypes.CDLL:
     """`inject.c`, which only a process that was started with it has."""
@@ -52,8 +54,9 @@ def child(request: dict[str, Any], library: ctypes.CDLL) -> None:
         os.close(descriptor)
     log = os.open(f"{out}/calls", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600) if request["log"] else -1
     os.chdir(request["cwd"])
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in ASKING:
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
     if request["limit"]:
         resource.setrlimit(resource.RLIMIT_AS, (request["limit"], request["limit"]))
     sys.stdout = open(1, "w", closefd=False)
@@ -79,9 +82,11 @@ def serve() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
+        signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # until the child is ready to be ended by one
         pid = os.fork()
         if not pid:
             child(request, library)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
         watch = os.pidfd_open(pid)
         is_sent = False
         for wait_s in () if request["after_s"] is None else (request["after_s"], 0.01):
