@@ -16,7 +16,7 @@ from .scenes import SCENES
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("cc") is None, reason="needs Linux and a C compiler"
 )
-EACH = 3  # calls of every scene for each kind of fault; run.py --long tries all
+EACH = 2  # calls of every scene for each kind of fault; run.py --long tries hundreds
 
 
 @pytest.fixture(scope="module")
