@@ -183,13 +183,12 @@ class Session:
             stack.callback(take_back)
             for receipts in self._receipts:
                 stack.callback(receipts.end)
-            staged = [self._stage(asked, stack) for asked in transactions]
-            findings = self._perform(work, [target for _, targets in staged for target in targets], is_last=True)
-            works = [
-                _Work(asked.tag, stagings, Outcome(asked.compiled, findings, targets))
-                for asked, (stagings, targets) in zip(transactions, staged, strict=True)
-            ]
-            self._commit(works)
+            try:
+                works = self._write(transactions, work, stack)
+                self._commit(works)
+            except BaseException as error:
+                self.peers.stop(error)
+                raise
         return [work.outcome for work in works]
 
     def report(self, outcome: Outcome) -> Report:
@@ -250,6 +249,15 @@ class Session:
         return whole
 
     # -- writing ----------------------------------------------------------------------------------------------------
+
+    def _write(self, transactions: Sequence[Transaction], work: Schedule, stack: ExitStack) -> list[_Work]:
+        """All outputs, in their hidden places."""
+        staged = [self._stage(asked, stack) for asked in transactions]
+        findings = self._perform(work, [target for _, targets in staged for target in targets], is_last=True)
+        return [
+            _Work(asked.tag, stagings, Outcome(asked.compiled, findings, targets))
+            for asked, (stagings, targets) in zip(transactions, staged, strict=True)
+        ]
 
     def _stage(self, asked: Transaction, stack: ExitStack) -> tuple[list[Staging], list[Target]]:
         """Outputs in their hidden places, made by the first of the processes and opened by the others, and all that is

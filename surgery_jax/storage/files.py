@@ -18,6 +18,7 @@ from ..core.strict_json import read_json
 from .identity import notice
 from .places.base import fill
 from .places.found import is_local, locate, place_of
+from .stages import Stage
 
 __all__ = [
     "File",
@@ -292,19 +293,34 @@ def write_whole(path: str, text: str) -> None:
         StorageError: the operating system refuses; what was there stays.
     """
     place, data, target = place_of(path), text.encode("utf-8"), locate(path)
+    try:
+        with _unfinished(target) as part:
+            place.create(part, len(data))
+            writer = place.target(part)
+            try:
+                writer.write(0, data)
+                writer.sync()
+            finally:
+                writer.close()
+            place.publish(part, str(target))
+    except OSError as error:
+        raise storage_error(error, path, "write it") from None
+
+
+@contextmanager
+def _unfinished(target: Path) -> Iterator[str]:
+    """Where a file is until it appears: what is left there at the end goes, after a kill with the next run."""
+    if is_local(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stage = Stage.make(target, target.parent)
+        try:
+            yield str(stage.new)
+        finally:
+            stage.remove()
+        return
     part = str(target.with_name(f".{target.name[:40]}.surgery-{os.getpid()}-{os.urandom(4).hex()}"))
     try:
-        place.create(part, len(data))
-        writer = place.target(part)
-        try:
-            writer.write(0, data)
-            writer.sync()
-        finally:
-            writer.close()
-        place.publish(part, str(target))
-    except OSError as error:
-        place.remove(part)
-        raise storage_error(error, path, "write it") from None
+        yield part
     except BaseException:
-        place.remove(part)
+        place_of(part).remove(part)
         raise

@@ -170,6 +170,7 @@ def _clear(stage: Path, target: Path, remove: bool) -> str | None:
         if remove:  # its process was killed when it began, or has not come further
             with suppress(OSError):
                 stage.rmdir()
+                return f"{stage}: empty, left by a run that was killed when it began; run removes it"
         return f"{stage}: cannot be told to be dead; remove it if no run is at work there" if stage.exists() else None
     try:
         locked = _try_lock(lock)

@@ -293,6 +293,37 @@ def test_an_error_in_one_process_is_an_error_of_all():
         assert str(error).startswith("process 0") and "process 1" in str(error) and error.exit_code == 2
 
 
+@pytest.mark.parametrize("cause", [0, 1])
+def test_what_fails_because_another_process_has_removed_the_files_names_that_process(cause):
+    def act(star):
+        if star.rank == cause:
+            time.sleep(0.2)
+            error = PlanError("no such thing")
+            star.stop(error)  # before anything is removed
+            raise error
+        error = StorageError("out: cannot write: No such file or directory")
+        star.stop(error)
+        raise error
+
+    for rank, error in enumerate(on_all(stars(3), act)):
+        assert rank == cause or f"process {cause}" in str(error)
+        assert "no such thing" in str(error) and error.exit_code == 2
+
+
+def test_what_fails_by_itself_is_told_as_it_is():
+    def act(star):
+        if star.rank == 1:
+            error = StorageError("out: cannot write: No space left on device")
+            star.stop(error)
+            raise error
+        return star.gather(), star.share()
+
+    found = on_all(stars(3), act)
+    assert str(found[1]) == "out: cannot write: No space left on device"
+    for error in (found[0], found[2]):
+        assert "process 1" in str(error) and "No space left" in str(error)
+
+
 def test_a_lost_process_is_named_to_all_others():
     peers = stars(4)
 
