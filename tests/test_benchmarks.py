@@ -23,7 +23,7 @@ TIMES = [0.31, 0.12, 0.25, 0.19, 0.44, 0.28]
 def harness(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The modules of the folder, which are scripts beside each other."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    names = ("run", "suites", "measure", "guard", "machine", "make_llama", "make_tensors", "quote", "simulate")
+    names = ("run", "suites", "measure", "guard", "machine", "make_llama", "make_tensors", "quote", "simulate", "house")
     modules: dict[str, ModuleType] = {name: __import__(name) for name in names}
     yield SimpleNamespace(**modules)
     for name in names:
@@ -318,3 +318,30 @@ def test_the_documentation_quotes_the_results_as_they_are(harness: Any) -> None:
         quotes += len(harness.quote.QUOTE.findall(text))
         assert harness.quote.quoted(text) == text, f"{page.name}: run benchmarks/quote.py --write"
     assert quotes > 3
+
+
+def test_the_structure_has_no_circles_and_storage_and_verbs_say_their_types(harness: Any) -> None:
+    tree = BENCHMARKS.parent
+    assert harness.house.circles(tree) == []
+    found = harness.house.files(tree)
+    assert {room: found[room]["any"] for room in ("asserts", "ops", "storage")} == {
+        "asserts": 0,
+        "ops": 0,
+        "storage": 0,
+    }
+
+
+def test_circles_are_found_also_within_functions_and_through_others(harness: Any, tmp_path: Path) -> None:
+    place = tmp_path / "surgery_jax"
+    place.mkdir()
+    files = {
+        "__init__": "",
+        "a": "from . import b",
+        "b": "def late():\n    from .c import x",
+        "c": "import surgery_jax.a",
+        "d": "from typing import TYPE_CHECKING\nfrom .a import y\nif TYPE_CHECKING:\n    from .e import z",
+        "e": "from .d import y",
+    }
+    for name, text in files.items():
+        (place / f"{name}.py").write_text(text)
+    assert harness.house.circles(tmp_path) == [["surgery_jax.a", "surgery_jax.b", "surgery_jax.c"]]
