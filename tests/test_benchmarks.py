@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from running import assert_same_bits, read_checkpoint
+
+from surgery_jax import Options, load_plan, run
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 TIMES = [0.31, 0.12, 0.25, 0.19, 0.44, 0.28]
@@ -23,7 +26,7 @@ TIMES = [0.31, 0.12, 0.25, 0.19, 0.44, 0.28]
 def harness(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The modules of the folder, which are scripts beside each other."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    names = ("run", "suites", "measure", "guard", "machine", "make_llama", "make_tensors", "quote", "simulate", "house")
+    names = "run suites measure guard machine make_llama make_tensors quote simulate house floor".split()
     modules: dict[str, ModuleType] = {name: __import__(name) for name in names}
     yield SimpleNamespace(**modules)
     for name in names:
@@ -170,6 +173,30 @@ def test_every_row_names_what_there_is(harness: Any) -> None:
             for target in row.targets:
                 assert target.measure in harness.run.MEASURES
                 assert {target.of, target.less, target.per, target.per_less} - {None} <= set(row.sides), row.name
+
+
+def test_the_sides_of_an_upcycling_write_the_same_experts_and_as_many_bytes(harness: Any, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    harness.make_llama.write(
+        tmp_path / "base", "tiny", "bfloat16", harness.make_llama.Source("bfloat16", 0, None, 0), 1e9
+    )
+    theirs, ours, floor = tmp_path / "theirs", tmp_path / "ours", tmp_path / "floor"
+    for program, *words in (
+        ("with_torch.py", theirs, "mixtral", tmp_path / "base", "--experts", 3),
+        ("floor.py", floor, tmp_path / "base", "--experts", 3),
+    ):
+        done = start(program, *words)
+        assert done.returncode == 0, done.stderr
+    plan = str(BENCHMARKS.parent / "plans" / "upcycle_mixtral.yaml")
+    run(load_plan(plan, f"source={tmp_path / 'base'}", f"output={ours}", "experts=3"), Options(sync=False))
+    expected, found = read_checkpoint(theirs), read_checkpoint(ours)
+    assert found.keys() == expected.keys()
+    for name, array in found.items():
+        if "sparse_moe.gate" not in name:  # routers are drawn
+            assert_same_bits(array, expected[name], name)
+    nbytes = sum(array.nbytes for name, array in found.items() if "sparse_moe.gate" not in name)
+    assert harness.floor.upcycled_bytes(tmp_path / "base", 3) == nbytes
+    assert nbytes <= (floor / "floor.bin").stat().st_size < nbytes + harness.floor.BUFFER
 
 
 # -------------------------------------------------------------------------------------------------- inputs and plans
