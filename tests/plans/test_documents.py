@@ -176,7 +176,7 @@ def test_defaults_of_the_architecture_are_written_out_where_the_config_leaves_th
     assert {"rope_theta", "num_key_value_heads", "hidden_act"} <= more.keys()
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "mixtral", "olmo2", "qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "mixtral", "olmo2", "phi3", "qwen2", "qwen3"])
 def test_the_defaults_are_those_of_transformers(kind: str) -> None:
     transformers = pytest.importorskip("transformers")
     from surgery_jax.core.model_config import defaults_of
