@@ -130,6 +130,7 @@ class PlanResolver(Resolver):
 
     def _step(self, node: Node, path: Path, depth: int) -> Node:
         """A step. What is wrong with its references may be that it is none; others know the steps."""
+        kept = self.is_late  # what a step speaks of may be an input, whose list is resolved now
         self.is_late = isinstance(node, Mapping) and list(node.entries) == [CONFIG] and path[0] == "transforms"
         try:
             return self.resolve(node, path, depth)
@@ -138,7 +139,7 @@ class PlanResolver(Resolver):
                 raise
             return replace(node, fault=error)
         finally:
-            self.is_late = False
+            self.is_late = kept
 
     @contextmanager
     def _outside_loops(self) -> Iterator[None]:
