@@ -131,8 +131,9 @@ class PlanResolver(Resolver):
 
     def _step(self, node: Node, path: Path, depth: int) -> Node:
         """A step. What is wrong with its references may be that it is none; others know the steps."""
-        if isinstance(node, Mapping) and list(node.entries) == [CONFIG] and path[0] == "transforms":
-            self.late = (*path, CONFIG, "set")
+        kept = self.late  # what a step speaks of may be an input, whose list is resolved now
+        is_config = isinstance(node, Mapping) and list(node.entries) == [CONFIG] and path[0] == "transforms"
+        self.late = (*path, CONFIG, "set") if is_config else None
         try:
             return self.resolve(node, path, depth)
         except PlanError as error:
@@ -140,7 +141,7 @@ class PlanResolver(Resolver):
                 raise
             return replace(node, fault=error)
         finally:
-            self.late = None
+            self.late = kept
 
     @contextmanager
     def _outside_loops(self) -> Iterator[None]:
