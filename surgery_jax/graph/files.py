@@ -138,8 +138,8 @@ class Files:
         self._change(alias, {**self.model(alias).documents, name: Document(path or name, text)})
 
     def copy_document(self, source: str, name: str, alias: str, new: str) -> None:
+        self._need(alias)
         found = self.model(source).documents[name]
-        self.model(alias)
         self._change(alias, {**self.model(alias).documents, new: found})
 
     def drop_document(self, alias: str, name: str) -> None:
