@@ -116,7 +116,7 @@ def test_chunks_of_an_orbax_checkpoint_are_written_by_several_processes(bench):
     def act(star=ALONE, **options):
         output = {"path": "out", "format": "orbax", "options": options}
         plan = {**bench.plan(STEPS[:3]), "output": output}
-        return run(plan_of(plan), Options(memory="8MiB", overwrite=True), peers=star)
+        return run(plan_of(plan), Options(memory="8MiB", overwrite=True, receipt=False), peers=star)
 
     act(chunk="20KB")
     expected = {path: path.read_bytes() for path in bench.root.glob("out/**/*") if path.is_file()}
@@ -248,7 +248,7 @@ def test_a_process_that_leaves_while_another_waits_for_it_ends_the_wait():
         return star.gather() if star.rank == 0 else None
 
     found = on_all(stars(3), act)
-    assert "process 1" in str(found[0]) and "left before the end" in str(found[0])
+    assert re.search("process [12] ", str(found[0])) and "left before the end" in str(found[0])
 
 
 def test_a_process_that_gives_up_for_another_is_no_clean_end_for_that(bench):
@@ -494,7 +494,7 @@ def test_what_is_asked_of_the_data_is_answered_alike_in_all_processes(bench, siz
 def test_what_is_read_once_more_reaches_the_disk_from_every_process(bench, monkeypatch):
     output = {"path": "out", "format": "torch", "shard": "1MB"}
     plan = plan_of({**bench.plan(STEPS[:3]), "output": output})
-    run(plan, Options(memory="8MiB"))
+    run(plan, Options(memory="8MiB", receipt=False))
     expected = {path: path.read_bytes() for path in bench.root.glob("out/*")}
     fsync, synced = os.fsync, set()
 
@@ -503,7 +503,7 @@ def test_what_is_read_once_more_reaches_the_disk_from_every_process(bench, monke
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", noted)
-    options = Options(overwrite=True, sync=False, memory="8MiB")
+    options = Options(overwrite=True, sync=False, memory="8MiB", receipt=False)
     on_all(stars(2), lambda star: run(plan, options, peers=star))
     assert any(name.endswith(".bin") for name in synced), "process 0 sums up what the other has written"
     assert {path: path.read_bytes() for path in expected} == expected

@@ -15,8 +15,10 @@ from ..command import (
     JSON,
     OVERWRITE,
     PLAN,
+    PROOF,
     QUIET,
     SHARD_SIZE,
+    STRICT,
     SYNC,
     Argument,
     PlanCommand,
@@ -50,6 +52,14 @@ class Run(PlanCommand):
         OVERWRITE,
         CONFIG_CHECK,
         SYNC,
+        *PROOF,
+        Argument(
+            "--locked",
+            "refuse to run if plan, parameters or inputs are not those of this receipt",
+            "RECEIPT",
+            completes="file",
+        ),
+        STRICT,
         QUIET,
         JSON,
         Argument("--distributed", "share the work with the other processes of the cluster, which run the same command"),
@@ -93,6 +103,10 @@ class Run(PlanCommand):
             texts = [] if args.summary is None else [args.summary]
             left = _leftovers([*output_paths(plan), *texts], peers, remove=True)
             compiled = compile_plan(plan, options, peers=peers)
+            if args.locked is not None:
+                from ...reports.replay import check_locked
+
+                together(peers, lambda: check_locked(plan, compiled, args.locked) if peers.rank == 0 else True)
             together(peers, lambda: _check_summary(plan, compiled, args, is_writer=peers.rank == 0))
             if peers.rank == 0:
                 warn(compiled.symbolic.warnings)
