@@ -185,9 +185,11 @@ def blueprint(group: Group, limit: int) -> Blueprint:
         return flat_blueprint(group, tile_length(length) if group.reduces else length)
     whole = whole_blueprint(group)
     if whole.reductions and any(eqn.op.kind == "whole" for eqn in whole.eqns):
-        return _reduced_rows(group, whole, limit) or whole
+        found = _reduced_rows(group, whole, limit)
+        if found is not None:
+            return found
     if sum(spec.nbytes for spec in whole.specs) + whole.produced_bytes > limit:
-        per_row = row_bytes(group)
+        per_row = None if whole.reductions else row_bytes(group)
         if per_row is not None and per_row > 0:
             length = whole.specs[0].shape[0]
             return rows_blueprint(group, min(max(limit // per_row, 1), length)) or whole
