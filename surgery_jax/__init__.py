@@ -19,6 +19,8 @@ if TYPE_CHECKING:
         inspect,
         join,
         load_plan,
+        merge,
+        merge_plan,
         plan_of,
         run,
         spectrum,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from .core.notes import Note
     from .execute.observers import Observer
     from .execute.report import Report
+    from .mergekit.options import MergeOptions
     from .reports.compare import Change, Difference
     from .reports.explain import Explanation
     from .reports.spectrum import ModuleSpectrum, Spectrum
@@ -51,6 +54,7 @@ __all__ = [
     "Difference",
     "Explanation",
     "JobReport",
+    "MergeOptions",
     "ModuleSpectrum",
     "Note",
     "Observer",
@@ -74,6 +78,8 @@ __all__ = [
     "inspect",
     "join",
     "load_plan",
+    "merge",
+    "merge_plan",
     "merge_tensors",
     "plan_of",
     "run",
@@ -82,7 +88,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "api": "Compiled Options check compile_plan convert diff explain inspect join load_plan plan_of run spectrum",
+    "api": "Compiled Options check compile_plan convert diff explain inspect join load_plan merge merge_plan plan_of "
+    "run spectrum",
     "session.arrays": "merge_tensors",
     "session.batch": "batch",
     "session.ledger": "BatchReport JobReport",
@@ -92,6 +99,7 @@ _HOMES = {
     "reports.explain": "Explanation",
     "execute.observers": "Observer",
     "execute.report": "Report",
+    "mergekit.options": "MergeOptions",
     "reports.spectrum": "ModuleSpectrum Spectrum",
     "reports.survey": "CheckpointInfo TensorInfo",
     "session.memory": "apply",
