@@ -66,6 +66,11 @@ class Merge(Directive):
     out_dtype: DType | None = dtype_name("dtype of the results", None)
     given: Mapping[str, object] | None = None  # values of the method's parameters, by attribute
 
+    def __post_init__(self) -> None:
+        for key, dtype in (("dtype", self.dtype), ("out_dtype", self.out_dtype)):
+            if dtype is not None and not dtype.is_float:
+                raise PlanError(f"{key} is not a floating-point dtype", found=str(dtype))
+
     @classmethod
     def further(cls, payload: Node) -> Mapping[str, tuple[str, Field]]:
         given = payload.entries.get("method") if isinstance(payload, document.Mapping) else None
@@ -230,13 +235,12 @@ class Merge(Directive):
             return self._cast(state, self._cast(state, found[0], self.dtype), self.out_dtype)
         dtype = self.dtype or _promoted([spec.dtype for spec in specs])
         values = [self._cast(state, value, dtype) for value in found]
-        base = None if self.base is None else values[0]
-        models = values if base is None else values[1:]
-        if specs[0].size:
-            self._check_numbers(state, sides, names, values)
-            base, *models = [base, *models]
-            values = [method.merge(state.versions, _keys(sides[len(values) - len(models) :], new), base, models)]
-        return self._cast(state, values[0], self.out_dtype)
+        if not specs[0].size:
+            return self._cast(state, values[0], self.out_dtype)
+        self._check_numbers(state, sides, names, values)
+        base, models = (None, values) if self.base is None else (values[0], values[1:])
+        made = method.merge(state.versions, _keys(sides[-len(models) :], new), base, models)
+        return self._cast(state, made, self.out_dtype)
 
     def _cast(self, state: State, value: Value, dtype: DType | None) -> Value:
         return value if dtype is None else state.versions.compute(Cast(dtype), value)
