@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,9 @@ from .execute.options import Options
 from .hosts.cluster import join
 from .hosts.peers import ALONE, Peers
 from .language import document
-from .language.document import node_of
+from .language.document import node_of, noting_files, plain
 from .language.parts import load_document, settings, settings_file
-from .language.plan import Plan
+from .language.plan import Origin, Plan
 from .language.regexes import check_time, compile_regex
 from .session.compiled import Compiled
 from .session.passes import Show, check_targets, output_paths
@@ -64,11 +65,15 @@ def load_plan(*arguments: str | Path, params: Mapping[str, Any] | str | Path | N
             expressions and its loops.
         StorageError: an input that they ask for cannot be read.
     """
-    if isinstance(params, str | Path):
-        more = settings_file(str(params))
-    else:
-        more = settings(params or {})
-    return Plan.of(load_document([str(argument) for argument in arguments], more, Headers()))
+    words = [str(argument) for argument in arguments]
+    with noting_files() as files:
+        if isinstance(params, str | Path):
+            more = settings_file(str(params))
+        else:
+            more = settings(params or {})
+        plan = Plan.of(load_document(words, more, Headers()))
+    given = {part.name: plain(part.root.entries[part.name]) for part in more}
+    return replace(plan, origin=Origin(files, tuple(word for word in words if word not in files), given))
 
 
 def plan_of(content: Mapping[str, Any], name: str = "plan") -> Plan:

@@ -3,7 +3,8 @@
 In a `console` block a line `$ COMMAND` is run, in the order of the page and in one directory per page; what follows
 must be its output, line by line, where `…` stands for anything: alone for any lines, in a line for any text. A comment
 `# exit code N` says how the command ends if not with 0. A `yaml` block that begins with `# NAME.yaml` is that file; a
-list of steps is checked as a plan on the checkpoint `llama`, a configuration of a merge as the plan that it becomes. `python` blocks with prompts are doctests.
+list of steps is checked as a plan on the checkpoint `llama`, a configuration of a merge as the plan that it becomes.
+`python` blocks with prompts are doctests.
 
     python tests/test_docs.py --write     renews the tables that are made from the registry
 """
@@ -262,20 +263,6 @@ def result(name: str, *overrides: str) -> dict[str, np.ndarray]:
     return read_checkpoint(Path("result"))
 
 
-def test_upcycle_moe(place: Path) -> None:
-    before, after = read_checkpoint(Path("llama")), result("upcycle_moe.yaml")
-    assert len(after) == len(before) + 2 * 3 + 2
-    for layer in range(2):
-        block = f"model.layers.{layer}.mlp"
-        for part in ("gate", "up", "down"):
-            for expert in range(2):
-                assert_same_bits(
-                    after[f"{block}.experts.{expert}.{part}_proj.weight"], before[f"{block}.{part}_proj.weight"]
-                )
-        router = after[f"{block}.gate.weight"]
-        assert router.shape == (2, 64) and 0.015 < router.astype(np.float32).std() < 0.025
-
-
 def test_task_arithmetic(place: Path) -> None:
     after = result("task_arithmetic.yaml", "inputs=[base::llama, a::math, b::code]")
     base, a, b = (
@@ -362,9 +349,17 @@ def test_every_plan_of_the_project_is_run() -> None:
         "demo_minilm.yaml",  # by scripts/demo, and checked in tests/plans/test_plans.py
         "lora_extract.yaml",  # both in tests/plans/test_lora.py
         "lora_merge.yaml",
-        "low_rank_expert.yaml",  # in tests/plans/test_plans.py
         "llama_to_maxtext.yaml",  # both in tests/plans/test_maxtext.py
         "maxtext_to_llama.yaml",
+        "branch_train_mix.yaml",  # the rest in tests/plans/test_upcycling.py
+        "low_rank_expert.yaml",
+        "low_rank_factors.yaml",
+        "two_experts.yaml",
+        "upcycle_drop.yaml",
+        "upcycle_flex_olmo.yaml",
+        "upcycle_mixtral.yaml",
+        "upcycle_qwen2_moe.yaml",
+        "upcycle_qwen3_moe.yaml",
     }
     assert set(PLANS) - run_here == elsewhere
 
@@ -460,6 +455,27 @@ def test_the_tables_are_those_of_the_registry() -> None:
         assert found[1] == table, "renew it: python tests/test_docs.py --write"
 
 
+MARKED = re.compile(r"(<!-- parameters of (\w+) -->\n\n)(.*?)(\n\n<!-- end -->)", re.DOTALL)
+
+
+def parameter_table(name: str) -> str:
+    """What a plan declares, for docs/library.md."""
+    from surgery_jax.language.document import Mapping, parse_plan_file
+    from surgery_jax.language.parameters import declarations
+
+    root = parse_plan_file(str(ROOT / "plans" / f"{name}.yaml"), interpolate=False)
+    assert isinstance(root, Mapping)
+    rows = [f"| `{p.name}` | {p.facts.replace('|', ' or ')} | {p.help} |" for p in declarations(root).values()]
+    return "| parameter | takes | |\n|---|---|---|\n" + "\n".join(rows)
+
+
+def test_the_tables_of_parameters_are_those_of_the_plans() -> None:
+    found = MARKED.findall((ROOT / "docs" / "library.md").read_text(encoding="utf-8"))
+    assert found
+    for _, name, table, _ in found:
+        assert table == parameter_table(name), f"{name}: renew it: python tests/test_docs.py --write"
+
+
 def test_the_table_lists_what_the_command_lists(environment: dict[str, str]) -> None:
     printed = subprocess.run(["surgery-jax", "ops"], env=environment, capture_output=True, text=True, check=True).stdout
     listed = re.findall(r"^  (\w+)", printed, re.MULTILINE)
@@ -521,6 +537,10 @@ def write_tables() -> None:
             flags=re.DOTALL,
         )
         page_of(name).write_text(page, encoding="utf-8")
+    path = ROOT / "docs" / "library.md"
+    page = path.read_text(encoding="utf-8")
+    page = MARKED.sub(lambda found: found[1] + parameter_table(found[2]) + found[4], page)
+    path.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__" and "--write" in sys.argv:

@@ -37,17 +37,20 @@ from .fields import (
     word,
     wrong,
 )
-from .operations import NO_ARITHMETIC, Directive, TensorOp
+from .operations import DECOMPOSED, NO_ARITHMETIC, SUMMED, Directive, TensorOp, Varies
 from .words import BoundStep, Word, find_word, operation, words
 
 __all__ = [
+    "DECOMPOSED",
     "NO_ARITHMETIC",
     "REQUIRED",
+    "SUMMED",
     "BoundStep",
     "Directive",
     "Field",
     "TensorOp",
     "Values",
+    "Varies",
     "Word",
     "boolean",
     "choice",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ..core.exact import exact
 from ..core.specs import Spec
@@ -17,10 +17,21 @@ if TYPE_CHECKING:
     from .forms import Form
     from .state import State
 
-__all__ = ["NO_ARITHMETIC", "Directive", "TensorOp"]
+__all__ = ["DECOMPOSED", "NO_ARITHMETIC", "SUMMED", "Directive", "TensorOp", "Varies"]
 
 NO_ARITHMETIC = ("structure", "check", "make", "template", "composed")  # kinds that compute with no numbers of operands
 
+
+class Varies(NamedTuple):
+    """Why the results of an operation may have other bits on another processor or backend, and by how much they may be
+    off: a part of the largest magnitude in the tensor."""
+
+    why: str
+    tolerance: float
+
+
+SUMMED = Varies("it sums in the order of the library and the processor", 1e-5)
+DECOMPOSED = Varies("the library and the processor decide the last bits of a decomposition", 1e-3)
 
 _TRACED: dict[type, tuple[str, ...]] = {}
 
@@ -46,6 +57,7 @@ class TensorOp:
     # the last argument of `apply`, beside the operands, is a function that gives the number of every element, int64; it
     # is left out where the operands are whole tensors. Only together with statistics of the same tensor.
     needs_places: ClassVar[bool] = False
+    varies: ClassVar[Varies | None] = None  # None: the same bits on every processor and backend
     outputs: ClassVar[int] = 1
     spellings: ClassVar[tuple[Form, ...]] = ()
     examples: ClassVar[tuple[str, ...]] = ()

@@ -13,14 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from ..core.dtypes import BY_NAME
 from ..core.specs import Spec
 from .kernel import Array, Bound, Kernel
 from .operations import TensorOp
+from .rules import check_floats
 
-__all__ = ["BLOCK", "LANES", "Before", "Reduction", "combined", "halved", "tile_length"]
+__all__ = ["BLOCK", "LANES", "Before", "Reduction", "ScaledSums", "combined", "divisor", "halved", "tile_length"]
 
 Before = Sequence[Array] | None  # what the stage before came to, None for the first stage
 
@@ -134,6 +135,51 @@ class Reduction(TensorOp):
             parts = self.partial(k, stage, before, size, *padded)
             before = self.finish(k, stage, self.together(k, stage, parts), before)
         return k.xp.stack([k.xp.asarray(x, "float64") for x in before or ()])
+
+
+@dataclass(frozen=True)
+class ScaledSums(Reduction):
+    """Sums about two operands, each divided by its largest magnitude first, so that nothing overflows.
+
+    a, b: float, of one size -> float64[num_sums]. A subclass says how many sums there are, and their terms in
+    `products`.
+    """
+
+    num_sums: ClassVar[int]
+
+    @property
+    def stages(self) -> int:
+        return 2
+
+    def infer(self, *specs: Spec) -> tuple[Spec, ...]:
+        for spec in specs:
+            check_floats(spec)
+        return super().infer(*specs)
+
+    def how(self, stage: int) -> tuple[str, ...]:
+        return ("sum",) * self.num_sums if stage else ("max", "max")
+
+    def terms(self, k: Kernel, stage: int, before: Before, a: Array, b: Array) -> tuple[Array, ...]:
+        if before is None:
+            return k.magnitude(a), k.magnitude(b)
+        x, y = (
+            wide.astype("float64") / divisor(k, largest)
+            for wide, largest in zip((k.widen(a), k.widen(b)), self.scales(k, before[0], before[1]), strict=True)
+        )
+        return self.products(k, x, y)
+
+    def scales(self, k: Kernel, a: Array, b: Array) -> tuple[Array, Array]:
+        """What the operands are divided by, given their largest magnitudes."""
+        return a, b
+
+    def products(self, k: Kernel, x: Array, y: Array) -> tuple[Array, ...]:
+        """The terms of every element, of the divided operands in float64."""
+        raise NotImplementedError
+
+
+def divisor(k: Kernel, largest: Array) -> Array:
+    """The largest magnitude, 1 where there is nothing to be divided."""
+    return k.xp.where(largest > 0, largest, 1.0)
 
 
 def halved(join: Callable[[Array, Array], Array], x: Array, k: Kernel) -> Array:

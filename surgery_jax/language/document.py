@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,11 +105,33 @@ def _read(path: str | Path) -> str:
     if len(data) > MAX_BYTES:
         raise PlanError(f"a plan file of more than {MAX_BYTES} bytes", where=file)
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
         raise PlanError("not UTF-8 text", where=Mark(file, line, column)) from None
+    noted = _NOTED.get()
+    if noted is not None:
+        noted[file] = text
+    return text
+
+
+_NOTED: ContextVar[dict[str, str] | None] = ContextVar("noted", default=None)
+
+
+@contextmanager
+def noting_files() -> Iterator[dict[str, str]]:
+    """The texts of the plan files that this thread reads meanwhile, by path; whoever notes them already hears of them
+    too."""
+    found: dict[str, str] = {}
+    outer = _NOTED.get()
+    token = _NOTED.set(found)
+    try:
+        yield found
+    finally:
+        _NOTED.reset(token)
+        if outer is not None:
+            outer.update(found)
 
 
 def _siblings(path: Path) -> list[str]:

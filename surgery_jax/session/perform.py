@@ -23,7 +23,7 @@ from ..hosts.sharing import OwnTasks, bring_together
 from ..io.encoded import EncodedFile
 from ..io.fleeting import MANY, FleetingFile
 from ..io.openfiles import room_for_files
-from ..io.outputs import Hear, OutputFile
+from ..io.outputs import OutputFile
 from ..io.pace import Pace
 from ..storage.base import Layout
 from ..storage.formats import OutputPlan
@@ -74,8 +74,7 @@ def perform(
     pace = Pace(only_direct=options.sync)
     part = OwnTasks(peers, work)
     full: deque[EncodedFile] = deque()
-    hear = observer.written if observer.wants_ranges else None
-    outputs = [file for target in targets for file in _files(target, pace, full, hear)]
+    outputs = [file for target in targets for file in _files(target, pace, full, observer)]
     compiled_before = functions.num_compilations
 
     def tick() -> None:
@@ -141,11 +140,12 @@ def _to_sync(targets: Sequence[Target], sync: bool) -> set[int]:
     return {number for number, is_wanted in enumerate(wanted) if is_wanted}
 
 
-def _files(target: Target, pace: Pace, full: deque[EncodedFile], hear: Hear | None) -> Iterator[OutputFile]:
+def _files(target: Target, pace: Pace, full: deque[EncodedFile], observer: Observers) -> Iterator[OutputFile]:
+    hear, hear_raw = (observer.written, observer.encoding) if observer.wants_ranges else (None, None)
     for index, file in enumerate(target.layout.files):
         path, place = str(locate(target.plan.path) / file.name), target.place(index)
         if file.encode is not None:
-            yield EncodedFile(path, place, file, full, hear)
+            yield EncodedFile(path, place, file, full, hear, hear_raw)
         else:
             kind = FleetingFile if len(target.layout.files) > MANY else OutputFile
             yield kind(path, place, pace, may_go_direct=target.is_on_disk, hear=hear)

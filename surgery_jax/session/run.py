@@ -24,6 +24,7 @@ from ..execute.observers import Appearing, Observer, Observers
 from ..execute.options import Options
 from ..execute.report import Figures, Progress, Report
 from ..hosts.peers import ALONE, Peers
+from ..proof.accounting import check_strict
 from .compiled import Compiled, Outputs, Outside, compile_with, joined, with_inputs
 from .passes import Show, check_targets, leftovers, settle, tell_laid, write_notes
 
@@ -31,10 +32,12 @@ if TYPE_CHECKING:
     from ..compile.functions import Functions
     from ..execute.schedule import Schedule
     from ..graph.node import Node
+    from ..io.outputs import Written
     from ..language.plan import Plan
+    from ..proof.keeping import Receipts
     from ..storage.base import Checkpoint, Layout
     from ..storage.formats import OutputPlan
-    from ..storage.publish import Staging
+    from ..storage.publish import Staging, Told
     from .perform import Kept, Target
 
 __all__ = ["Outcome", "Session", "Transaction", "showing"]
@@ -92,6 +95,17 @@ def _traces(options: Options, peers: Peers) -> list[Observer]:
     return [Trace(folder / f"process-{peers.rank}" if peers.size > 1 else folder)]
 
 
+def _receipts(options: Options, peers: Peers, tell: Callable[[Written], object]) -> list[Receipts]:
+    """What writes receipts, in the process that publishes; `tell` is told of them."""
+    if options.sign is not None and not options.receipt:
+        raise PlanError("what is signed has a receipt", hint="leave out --no-receipt, or --sign")
+    if peers.rank or not (options.receipt or options.receipt_path is not None):
+        return []
+    from ..proof.keeping import Receipts
+
+    return [Receipts(options, peers.size, tell)]
+
+
 def showing(progress: Show | None, observers: Iterable[Observer] = ()) -> list[Observer]:
     """Observers, and one that shows progress if it is wanted."""
     return [*([] if progress is None else [Progress(progress)]), *observers]
@@ -113,7 +127,8 @@ class Session:
         self.figures = Figures()
         self.leftovers: dict[str, None] = {}
         self._swept: set[str] = set()
-        self._observer = Observers([self.figures, *_traces(self.options, peers), *observers])
+        self._receipts = _receipts(self.options, peers, lambda what: self._observer.written(what))
+        self._observer = Observers([self.figures, *_traces(self.options, peers), *self._receipts, *observers])
         self._functions: Functions | None = None
 
     def compile(self, plan: Plan, inputs: Mapping[str, Checkpoint] | None = None) -> Compiled:
@@ -166,13 +181,14 @@ class Session:
         check_fits_here(work)
         with unwinding() as stack:
             stack.callback(take_back)
-            staged = [self._stage(asked, stack) for asked in transactions]
-            findings = self._perform(work, [target for _, targets in staged for target in targets], is_last=True)
-            works = [
-                _Work(asked.tag, stagings, Outcome(asked.compiled, findings, targets))
-                for asked, (stagings, targets) in zip(transactions, staged, strict=True)
-            ]
-            self._commit(works)
+            for receipts in self._receipts:
+                stack.callback(receipts.end)
+            try:
+                works = self._write(transactions, work, stack)
+                self._commit(works)
+            except BaseException as error:
+                self.peers.stop(error)
+                raise
         return [work.outcome for work in works]
 
     def report(self, outcome: Outcome) -> Report:
@@ -222,6 +238,9 @@ class Session:
         from ..hosts.sharing import agree
 
         whole = joined([asked.compiled for asked in transactions])
+        if self.options.strict:
+            for asked in transactions:
+                check_strict(asked.compiled.symbolic)
         outputs = tuple(output for asked in transactions for output in asked.outputs)
         agree(self.peers, outputs)
         if self.peers.rank == 0:
@@ -230,6 +249,15 @@ class Session:
         return whole
 
     # -- writing ----------------------------------------------------------------------------------------------------
+
+    def _write(self, transactions: Sequence[Transaction], work: Schedule, stack: ExitStack) -> list[_Work]:
+        """All outputs, in their hidden places."""
+        staged = [self._stage(asked, stack) for asked in transactions]
+        findings = self._perform(work, [target for _, targets in staged for target in targets], is_last=True)
+        return [
+            _Work(asked.tag, stagings, Outcome(asked.compiled, findings, targets))
+            for asked, (stagings, targets) in zip(transactions, staged, strict=True)
+        ]
 
     def _stage(self, asked: Transaction, stack: ExitStack) -> tuple[list[Staging], list[Target]]:
         """Outputs in their hidden places, made by the first of the processes and opened by the others, and all that is
@@ -242,7 +270,7 @@ class Session:
 
         stagings: list[Staging] = []
 
-        def add(output: OutputPlan, layout: Layout, told: dict[str, Any] | None = None) -> None:
+        def add(output: OutputPlan, layout: Layout, told: Told | None = None) -> None:
             with held():  # from the moment when there is something, it is known that it must be removed
                 staging = open_staging(output, layout, told, overwrite=self.options.overwrite)
                 stagings.append(staging)
@@ -252,7 +280,9 @@ class Session:
         if self.peers.rank == 0:
             for output, layout in asked.outputs:
                 add(output, layout)
-                tell_laid(self._observer, stagings[-1])
+            self._observer.staged(Appearing(asked.compiled.symbolic, stagings, "", asked.tag))
+            for staging in stagings:
+                tell_laid(self._observer, staging)
         told = json.loads(self.peers.share(json.dumps([staging.tell() for staging in stagings]).encode()))
         if self.peers.rank:
             for (output, layout), place in zip(asked.outputs, told, strict=True):
@@ -305,6 +335,9 @@ class Session:
         sync = self.options.sync
 
         def complete(work: _Work) -> None:
+            for staging in work.stagings:
+                staging.finish()
+            self._observer.completed(work.appearing())
             for staging in work.stagings:
                 staging.finish(sync)
             check_all(work.outcome.compiled.symbolic.identities)

@@ -19,9 +19,9 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from ..core.specs import format_bytes
+from ..core.strict_json import read_json
 from .places.found import is_local
 from .renames import rename_new
 
@@ -170,6 +170,7 @@ def _clear(stage: Path, target: Path, remove: bool) -> str | None:
         if remove:  # its process was killed when it began, or has not come further
             with suppress(OSError):
                 stage.rmdir()
+                return f"{stage}: empty, left by a run that was killed when it began; run removes it"
         return f"{stage}: cannot be told to be dead; remove it if no run is at work there" if stage.exists() else None
     try:
         locked = _try_lock(lock)
@@ -187,15 +188,15 @@ def _clear(stage: Path, target: Path, remove: bool) -> str | None:
         os.close(lock)
 
 
-def _parsed(said: bytes) -> dict[str, Any]:
+def _parsed(said: bytes) -> dict[str, object]:
     """What a lock says; nothing if its process was killed before it had written that."""
-    with suppress(ValueError, RecursionError):
-        value = json.loads(said)
+    with suppress(ValueError):
+        value = read_json(said.decode())
         return value if isinstance(value, dict) else {}
     return {}
 
 
-def _clear_dead(stage: Path, target: Path, facts: Mapping[str, Any], remove: bool) -> str:
+def _clear_dead(stage: Path, target: Path, facts: Mapping[str, object], remove: bool) -> str:
     old, new = stage / _OLD, stage / _NEW
     if os.path.lexists(old) and not os.path.lexists(target):
         if remove:
@@ -204,7 +205,8 @@ def _clear_dead(stage: Path, target: Path, facts: Mapping[str, Any], remove: boo
         return f"{old}: what was in {target}, left by a run that was killed while it replaced it; run puts it back"
     if stage.parent == target and _has_entries(old) and _has_entries(new):
         if remove:
-            _put_back(target, old, new, facts.get("names", ()))
+            names = facts.get("names")
+            _put_back(target, old, new, map(str, names) if isinstance(names, list) else ())
             _remove(stage)
         return f"{old}: files of {target}, left by a run that was killed while it replaced them; run puts them back"
     is_old_here = os.path.lexists(old) or (os.path.lexists(new) and new.lstat().st_ino != facts.get("node"))

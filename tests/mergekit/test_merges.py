@@ -11,7 +11,7 @@ from running import read_checkpoint, write_checkpoint
 from tiny_models import LLAMA, Tensors, command, configuration, llama, merged, planned, write_model
 
 from surgery_jax import Options, PlanError, SurgeryError, load_plan, merge_plan, run
-from surgery_jax.cli.summary import plan_text
+from surgery_jax.language.writing import plan_text
 
 LINEAR = """
     models:

@@ -165,6 +165,7 @@ WEIGHTS = [{"weight": weight} for weight in W]
 BANDS = [{**own, "gamma": gamma} for own, gamma in zip(OWN, (0.05, 0.9, 0.0), strict=True)]
 NONE: list[dict[str, Any]] = [{}, {}, {}]
 
+
 # (method, models, other keys, whether there is a base, what it gives)
 def banded(elects: bool) -> Callable[[np.ndarray, Wide], np.ndarray]:
     def of(b: np.ndarray, x: Wide) -> np.ndarray:

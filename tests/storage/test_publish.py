@@ -401,6 +401,14 @@ def test_a_stage_of_which_nobody_can_tell_is_kept(tmp_path: Path) -> None:
     assert stage.exists()
 
 
+def test_a_stage_that_is_still_empty_is_named_when_it_is_removed(tmp_path: Path) -> None:
+    """Its process was killed between making it and locking it."""
+    stage = tmp_path / ".out.surgery-a1b2c3d4"
+    stage.mkdir()
+    (sentence,) = clear(tmp_path / "out", remove=True)
+    assert str(stage) in sentence and not stage.exists()
+
+
 def test_a_missing_checkpoint_says_where_a_killed_run_has_put_it(tmp_path: Path) -> None:
     write(tmp_path / "out", OLD)
     killed(tmp_path / "out", "staging._final.rename(staging._stage.old)")

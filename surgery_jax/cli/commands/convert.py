@@ -9,6 +9,7 @@ from ..command import (
     CONFIG_CHECK,
     JSON,
     OVERWRITE,
+    PROOF,
     QUIET,
     SYNC,
     Argument,
@@ -41,6 +42,7 @@ class Convert(Command):
         CONFIG_CHECK,
         *BUDGETS,
         SYNC,
+        *PROOF,
         QUIET,
         JSON,
     )

@@ -75,11 +75,11 @@ class Merge(Command):
 
     def run(self, args: Namespace) -> int:
         from ...api import merge_plan, run
+        from ...language.writing import plan_text
         from ...mergekit.options import MergeOptions
         from ...mergekit.plans import each_once
         from ..failures import warn
         from ..progress import shown
-        from ..summary import plan_text
 
         tensors = "union" if args.tensor_union else "intersection" if args.tensor_intersection else "all"
         plan, notices = merge_plan(

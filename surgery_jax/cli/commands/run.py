@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,10 @@ from ..command import (
     JSON,
     OVERWRITE,
     PLAN,
+    PROOF,
     QUIET,
     SHARD_SIZE,
+    STRICT,
     SYNC,
     Argument,
     PlanCommand,
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
     from ...execute.report import Report
     from ...hosts.peers import Peers
     from ...language.plan import Plan
-    from ...session.compiled import Outputs
 
 __all__ = ["account"]
 
@@ -50,6 +52,14 @@ class Run(PlanCommand):
         OVERWRITE,
         CONFIG_CHECK,
         SYNC,
+        *PROOF,
+        Argument(
+            "--locked",
+            "refuse to run if plan, parameters or inputs are not those of this receipt",
+            "RECEIPT",
+            completes="file",
+        ),
+        STRICT,
         QUIET,
         JSON,
         Argument("--distributed", "share the work with the other processes of the cluster, which run the same command"),
@@ -83,18 +93,24 @@ class Run(PlanCommand):
     def run(self, args: Namespace) -> int:
         from ...api import compile_plan, join, run
         from ...hosts.sharing import together
+        from ...session.passes import output_paths
         from ..failures import warn
         from ..progress import shown
 
         options = options_of(args)
         with join(options, note) as peers:
             plan = self.plan(args)
-            left = _leftovers(plan, (), peers, remove=True)
+            texts = [] if args.summary is None else [args.summary]
+            left = _leftovers([*output_paths(plan), *texts], peers, remove=True)
             compiled = compile_plan(plan, options, peers=peers)
+            if args.locked is not None:
+                from ...reports.replay import check_locked
+
+                together(peers, lambda: check_locked(plan, compiled, args.locked) if peers.rank == 0 else True)
             together(peers, lambda: _check_summary(plan, compiled, args, is_writer=peers.rank == 0))
             if peers.rank == 0:
                 warn(compiled.symbolic.warnings)
-            left += _leftovers(plan, compiled.outputs, peers, remove=False)
+            left += _leftovers(output_paths(plan, compiled.outputs), peers, remove=False)
             with shown(args.quiet or peers.rank > 0) as display:
                 report = run(plan, options, progress=display, compiled=compiled, peers=peers)
             if peers.rank:
@@ -132,12 +148,12 @@ def _check_summary(plan: Plan, compiled: Compiled, args: Namespace, *, is_writer
     return True
 
 
-def _leftovers(plan: Plan, outputs: Outputs, peers: Peers, remove: bool) -> tuple[str, ...]:
+def _leftovers(paths: Iterable[str], peers: Peers, remove: bool) -> tuple[str, ...]:
     """Name what runs that were killed have left: the output of the plan is looked at before its inputs, which it may
     be, and all outputs once they are known."""
-    from ...session.passes import leftovers, output_paths
+    from ...session.passes import leftovers
 
-    found = leftovers(output_paths(plan, outputs), remove=remove) if peers.rank == 0 else ()
+    found = leftovers(paths, remove=remove) if peers.rank == 0 else ()
     name_leftovers(found)
     return found
 
