@@ -117,6 +117,7 @@ def test_files_get_receipts_on_request_and_nothing_gets_one_without(place: Path)
     assert verify("out").holds and verify("out", "second.json").holds
 
 
+@pytest.mark.filterwarnings("ignore:out. kept")
 def test_a_receipt_goes_with_its_checkpoint_and_is_no_document(place: Path) -> None:
     make("out")
     Path("out/README.md").write_text("mine")
