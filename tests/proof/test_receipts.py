@@ -111,6 +111,9 @@ def test_files_get_receipts_on_request_and_nothing_gets_one_without(place: Path)
     make("out.safetensors", receipt_path="proof.json")
     assert verify("out.safetensors", "proof.json").holds
     assert replay("proof.json", QUICK).holds
+    for taken in ("out.safetensors", "m/model.safetensors"):
+        with pytest.raises(StorageError, match="what the plan reads or writes"):
+            make("out.safetensors", receipt_path=taken)
     make("quiet", receipt=False)
     assert not set(PROOFS) & {path.name for path in Path("quiet").iterdir()}
     make("out", receipt_path="second.json")
@@ -129,7 +132,7 @@ def test_a_receipt_goes_with_its_checkpoint_and_is_no_document(place: Path) -> N
     assert not set(PROOFS) & {path.name for path in Path("out").iterdir()}
     make("out")
     assert verify("out").holds and Path("out/README.md").read_text() == "mine"
-    for file in Path("out").glob("model*"):
+    for file in (*Path("out").glob("model*"), Path("out/config.json")):
         file.unlink()
     with pytest.raises(StorageError, match="the receipt of another checkpoint"):
         make("out", overwrite=False)
