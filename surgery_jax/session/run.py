@@ -24,7 +24,7 @@ from ..execute.observers import Appearing, Observer, Observers
 from ..execute.options import Options
 from ..execute.report import Figures, Progress, Report
 from ..hosts.peers import ALONE, Peers
-from ..proof.accounting import check_strict
+from ..proof.accounting import account_for, check_strict
 from .compiled import Compiled, Outputs, Outside, compile_with, joined, with_inputs
 from .passes import Show, check_targets, leftovers, settle, tell_laid, write_notes
 
@@ -201,6 +201,7 @@ class Session:
             printed=outcome.printed,
             leftovers=tuple(self.leftovers),
             warnings=tuple(symbolic.warnings),
+            accounting=account_for(symbolic).as_json(),
             **self.figures.of(Report),
         )
 
