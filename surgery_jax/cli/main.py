@@ -66,7 +66,7 @@ def _report(error: BaseException, words: Sequence[str], watch: Watch) -> int:
 
     with held():
         is_whole = words[:1] != ["batch"]  # whose jobs appear one by one
-        return report(error, as_json="--json" in words, outputs=watch.outputs, is_whole=is_whole)
+        return report(error, as_json="--json" in words, outputs=watch.outputs, kept=watch.kept, is_whole=is_whole)
 
 
 def _dispatch(words: list[str]) -> int:

@@ -21,7 +21,8 @@ class Options:
     before they are published. devices: use only the first so many; 0 means all. profile: folder for
     traces of the run. device_memory: budget of every device, a size or `none`. distributed: share the work with the
     other processes of a cluster; where JAX cannot tell which these are, coordinator (`HOST:PORT`), num_processes and
-    process_id do. join_timeout: seconds within which all must have come together.
+    process_id do. join_timeout: seconds within which all must have come together. resume: go on with what a run of the
+    same plan on the same inputs has finished of the same outputs.
     """
 
     memory: str = "2GiB"
@@ -38,6 +39,7 @@ class Options:
     num_processes: int | None = None
     process_id: int | None = None
     join_timeout: float = 300.0
+    resume: bool = False
 
     @property
     def memory_bytes(self) -> int:

@@ -9,7 +9,7 @@ settled and notes written; outputs completed and, if the inputs are still what t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,22 +20,29 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import PlanError
 from ..core.interrupts import held
 from ..core.process import take_back
+from ..execute.left import Done
 from ..execute.observers import Appearing, Observer, Observers
 from ..execute.options import Options
 from ..execute.report import Figures, Progress, Report
 from ..hosts.peers import ALONE, Peers
 from .compiled import Compiled, Outputs, Outside, compile_with, joined, with_inputs
+from .journals import Journals
 from .passes import Show, check_targets, leftovers, settle, tell_laid, write_notes
+from .resuming import Resumption, answers_key, head_of, understood
 
 if TYPE_CHECKING:
     from ..compile.functions import Functions
     from ..execute.schedule import Schedule
+    from ..execute.verdicts import Findings
     from ..graph.node import Node
     from ..language.plan import Plan
     from ..storage.base import Checkpoint, Layout
     from ..storage.formats import OutputPlan
+    from ..storage.journal import Finished
     from ..storage.publish import Staging
     from .perform import Kept, Target
+
+    _Begun = dict[int, tuple[Staging, Sequence[Finished]]]  # by the identity of the output
 
 __all__ = ["Outcome", "Session", "Transaction", "showing"]
 
@@ -113,8 +120,11 @@ class Session:
         self.figures = Figures()
         self.leftovers: dict[str, None] = {}
         self._swept: set[str] = set()
-        self._observer = Observers([self.figures, *_traces(self.options, peers), *observers])
+        self._journals = Journals(self.options.sync)
+        self._resumption = Resumption(self.leftovers)
+        self._observer = Observers([self.figures, self._journals, *_traces(self.options, peers), *observers])
         self._functions: Functions | None = None
+        self._answers: dict[str, bytes] = {}  # what passes over the data have found, for a run that goes on
 
     def compile(self, plan: Plan, inputs: Mapping[str, Checkpoint] | None = None) -> Compiled:
         """Everything about a plan that can be known without reading a tensor. `inputs` are checkpoints by alias, that
@@ -138,9 +148,10 @@ class Session:
             lambda: compare(self.peers, facts_of_sources(outside.sources)),
         )
 
-    def sweep(self, paths: Iterable[str], *, remove: bool = True) -> None:
-        """Remove what runs that were killed have left beside outputs, once for each: that of a plan before its inputs
-        are read, since one of them may be what is put back.
+    def sweep(self, paths: Iterable[str], *, mend: bool = True) -> None:
+        """Name what runs that did not come to their end have left beside outputs, once for each, and with `mend` put
+        back what they were replacing: that of a plan before its inputs are read, since one of them may be that. A run
+        that goes on names only what it does not go on with.
 
         Raises:
             StorageError: an output is no path.
@@ -148,7 +159,9 @@ class Session:
         if self.peers.rank == 0:
             fresh = [path for path in paths if path not in self._swept]
             self._swept.update(fresh)
-            self.leftovers |= dict.fromkeys(leftovers(fresh, remove=remove))
+            found = leftovers(fresh, mend=mend)
+            if not self.options.resume:
+                self.leftovers |= dict.fromkeys(found)
 
     def run(self, transactions: Sequence[Transaction]) -> list[Outcome]:
         """All that the transactions ask for, in one program. If there are several, one whose assertions fail or whose
@@ -166,8 +179,10 @@ class Session:
         check_fits_here(work)
         with unwinding() as stack:
             stack.callback(take_back)
-            staged = [self._stage(asked, stack) for asked in transactions]
-            findings = self._perform(work, [target for _, targets in staged for target in targets], is_last=True)
+            begun: _Begun = {}
+            staged = [self._stage(asked, stack, begun) for asked in transactions]
+            targets = [target for _, targets in staged for target in targets]
+            findings = self._write(work, targets, begun, is_one=len(transactions) == 1)
             works = [
                 _Work(asked.tag, stagings, Outcome(asked.compiled, findings, targets))
                 for asked, (stagings, targets) in zip(transactions, staged, strict=True)
@@ -185,6 +200,7 @@ class Session:
             printed=outcome.printed,
             leftovers=tuple(self.leftovers),
             warnings=tuple(symbolic.warnings),
+            bytes_resumed=self._resumption.nbytes,
             **self.figures.of(Report),
         )
 
@@ -207,8 +223,12 @@ class Session:
                 )
             passes += 1
             work = whole.first(self.options.limits)
-            check_fits_here(work)
-            found, asked = self._perform(work, (), is_last=False), work.program.symbolic
+            asked = work.program.symbolic
+            found = self._known(transactions, work)
+            if found is None:
+                check_fits_here(work)
+                found = self._perform(work, (), is_last=False)
+            self._answers[answers_key(work.program)] = found.pack(asked)
             answers |= {sink.node: found[sink] for sink in asked.sinks}
             answers |= {check.node: found[check].holds for check in asked.checks}
             transactions = [_answered(one, answers) for one in transactions]
@@ -216,6 +236,15 @@ class Session:
         if passes:
             whole = self._check(transactions)
         return transactions, whole.last(self.options.limits)
+
+    def _known(self, transactions: Sequence[Transaction], work: Schedule) -> Findings | None:
+        """What a pass of an earlier run has found, if that is known and this is to go on with it."""
+        packed = b""
+        if self.options.resume and self.peers.rank == 0:
+            paths = [output.path for asked in transactions for output, _ in asked.outputs]
+            packed = self._resumption.answers(paths, work.program) or b""
+        packed = self.peers.share(packed) if self.options.resume else packed
+        return understood(work.program.symbolic, packed)
 
     def _check(self, transactions: Sequence[Transaction]) -> Compiled:
         """The work of all, once it is known that its outputs can be written and that it fits."""
@@ -231,9 +260,10 @@ class Session:
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
-    def _stage(self, asked: Transaction, stack: ExitStack) -> tuple[list[Staging], list[Target]]:
+    def _stage(self, asked: Transaction, stack: ExitStack, begun: _Begun) -> tuple[list[Staging], list[Target]]:
         """Outputs in their hidden places, made by the first of the processes and opened by the others, and all that is
-        written to. What is not committed when the stack closes is removed.
+        written to. What is not committed when the stack closes is removed, or kept for a run that goes on. Those that
+        another run has `begun` are added, with what is finished of them.
 
         Raises:
             StorageError: the operating system refuses, or this process does not see what the first one made.
@@ -242,34 +272,73 @@ class Session:
 
         stagings: list[Staging] = []
 
-        def add(output: OutputPlan, layout: Layout, told: dict[str, Any] | None = None) -> None:
+        def add(output: OutputPlan, layout: Layout, **how: Any) -> None:
             with held():  # from the moment when there is something, it is known that it must be removed
-                staging = open_staging(output, layout, told, overwrite=self.options.overwrite)
+                staging = open_staging(output, layout, overwrite=self.options.overwrite, **how)
                 stagings.append(staging)
-                stack.callback(staging.abort)
-                self.peers.rescue(staging.abort)
+                stack.push(partial(_abort, staging))
+                self.peers.rescue(partial(staging.abort, keep=True))
 
         if self.peers.rank == 0:
+            head = head_of(asked.compiled, self.options, self._answers)
             for output, layout in asked.outputs:
-                add(output, layout)
+                found = self._resumption.begun(output, layout, head) if self.options.resume else None
+                add(output, layout, begun=None if found is None else found[0])
+                if found is not None:
+                    begun[id(stagings[-1])] = stagings[-1], found[1]
+                if stagings[-1].stage is not None:
+                    stagings[-1].stage.write_head(head)
                 tell_laid(self._observer, stagings[-1])
         told = json.loads(self.peers.share(json.dumps([staging.tell() for staging in stagings]).encode()))
         if self.peers.rank:
             for (output, layout), place in zip(asked.outputs, told, strict=True):
-                add(output, layout, place)
+                add(output, layout, told=place)
+        for staging in stagings:
+            self._journals.open(staging, self.peers.rank)
         if asked.keep is None:
             return stagings, [*stagings]
         kept = asked.keep(*asked.compiled.outputs[-1])
         stack.callback(kept.close)
         return stagings, [*stagings, kept]
 
-    def _perform(self, work: Schedule, targets: Sequence[Target], *, is_last: bool) -> Mapping[Any, Any]:
+    def _write(
+        self,
+        work: Schedule,
+        targets: Sequence[Target],
+        begun: _Begun,
+        is_one: bool,
+    ) -> Mapping[Any, Any]:
+        """The last pass, which writes what is not finished already; `is_one`: for one plan."""
+        from ..storage.publish import may_go_on
+
+        done = Done()
+        if self.options.resume:
+            if self.peers.rank == 0:
+                done = self._resumption.done(work.program, _numbered(targets, begun), is_one=is_one)
+            done = Done.unpacked(self.peers.share(done.packed()))
+        self._journals.begin(is_one)
+        error: BaseException | None = None
+        try:
+            return self._perform(work, targets, is_last=True, done=done)
+        except BaseException as found:
+            error = found
+            raise
+        finally:
+            with held():
+                self._journals.close(is_kept=may_go_on(error))
+
+    def _perform(
+        self, work: Schedule, targets: Sequence[Target], *, is_last: bool, done: Done | None = None
+    ) -> Findings:
         """A pass over the data: what came of its checks and sinks."""
         from ..compile.functions import Functions
         from .perform import perform
 
         self._functions = self._functions or Functions()
-        return perform(work, targets, self.options, self._observer, self.peers, self._functions, is_last=is_last)
+        functions = self._functions
+        return perform(
+            work, targets, self.options, self._observer, self.peers, functions, is_last=is_last, done=done or Done()
+        )
 
     # -- publishing -------------------------------------------------------------------------------------------------
 
@@ -328,6 +397,13 @@ class Session:
         _each(works, commit)
 
 
+def _abort(staging: Staging, kind: object, error: BaseException | None, at: object) -> None:
+    """The end of a stack: what is not committed is removed, or kept for a run that goes on."""
+    from ..storage.publish import may_go_on
+
+    staging.abort(keep=may_go_on(error))
+
+
 def _each(works: Sequence[_Work], act: Callable[[_Work], None], mapped: Callable[..., Iterable[None]] = map) -> None:
     """Do something for every transaction that has not failed. What it raises is noted, or, if there is only one, goes
     on."""
@@ -342,6 +418,16 @@ def _each(works: Sequence[_Work], act: Callable[[_Work], None], mapped: Callable
 
     for _ in mapped(attempt, [work for work in works if work.outcome.error is None]):
         pass
+
+
+def _numbered(targets: Sequence[Target], begun: _Begun) -> Iterator[tuple[Staging, int, Sequence[Finished]]]:
+    """What is begun, each with the number that a program gives its first file."""
+    first = 0
+    for target in targets:
+        if id(target) in begun:
+            staging, finished = begun[id(target)]
+            yield staging, first, finished
+        first += len(target.layout.files)
 
 
 def _answered(asked: Transaction, answers: Mapping[Node, Any]) -> Transaction:

@@ -12,6 +12,7 @@ from ..command import (
     JSON,
     OVERWRITE,
     QUIET,
+    RESUME,
     SHARD_SIZE,
     SYNC,
     Argument,
@@ -53,6 +54,7 @@ class Batch(Command):
         OVERWRITE,
         CONFIG_CHECK,
         SYNC,
+        RESUME,
         QUIET,
         JSON,
     )

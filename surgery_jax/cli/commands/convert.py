@@ -10,6 +10,7 @@ from ..command import (
     JSON,
     OVERWRITE,
     QUIET,
+    RESUME,
     SYNC,
     Argument,
     Command,
@@ -41,6 +42,7 @@ class Convert(Command):
         CONFIG_CHECK,
         *BUDGETS,
         SYNC,
+        RESUME,
         QUIET,
         JSON,
     )

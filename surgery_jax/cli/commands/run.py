@@ -15,6 +15,7 @@ from ..command import (
     OVERWRITE,
     PLAN,
     QUIET,
+    RESUME,
     SHARD_SIZE,
     SYNC,
     Argument,
@@ -27,6 +28,7 @@ from ..text import count, json_text, seconds, some
 
 if TYPE_CHECKING:
     from ...api import Compiled
+    from ...execute.options import Options
     from ...execute.report import Report
     from ...hosts.peers import Peers
     from ...language.plan import Plan
@@ -50,6 +52,7 @@ class Run(PlanCommand):
         OVERWRITE,
         CONFIG_CHECK,
         SYNC,
+        RESUME,
         QUIET,
         JSON,
         Argument("--distributed", "share the work with the other processes of the cluster, which run the same command"),
@@ -89,16 +92,18 @@ class Run(PlanCommand):
         options = options_of(args)
         with join(options, note) as peers:
             plan = self.plan(args)
-            left = _leftovers(plan, (), peers, remove=True)
+            left = _leftovers(plan, (), peers, options, mend=True)
             compiled = compile_plan(plan, options, peers=peers)
             together(peers, lambda: _check_summary(plan, compiled, args, is_writer=peers.rank == 0))
             if peers.rank == 0:
                 warn(compiled.symbolic.warnings)
-            left += _leftovers(plan, compiled.outputs, peers, remove=False)
+            left += _leftovers(plan, compiled.outputs, peers, options, mend=False)
             with shown(args.quiet or peers.rank > 0) as display:
                 report = run(plan, options, progress=display, compiled=compiled, peers=peers)
             if peers.rank:
                 return 0
+        name_leftovers(report.leftovers if options.resume else ())
+        left = report.leftovers if options.resume else left
         report = dataclasses.replace(report, summary=_summary(plan, compiled, args), leftovers=left)
         if args.json:
             emit(json_text(report.as_json()))
@@ -132,12 +137,14 @@ def _check_summary(plan: Plan, compiled: Compiled, args: Namespace, *, is_writer
     return True
 
 
-def _leftovers(plan: Plan, outputs: Outputs, peers: Peers, remove: bool) -> tuple[str, ...]:
-    """Name what runs that were killed have left: the output of the plan is looked at before its inputs, which it may
-    be, and all outputs once they are known."""
+def _leftovers(plan: Plan, outputs: Outputs, peers: Peers, options: Options, mend: bool) -> tuple[str, ...]:
+    """Name what runs that did not come to their end have left: the output of the plan is looked at before its inputs,
+    which it may be, and all outputs once they are known. One that goes on names what it leaves when it has looked."""
     from ...session.passes import leftovers, output_paths
 
-    found = leftovers(output_paths(plan, outputs), remove=remove) if peers.rank == 0 else ()
+    found = leftovers(output_paths(plan, outputs), mend=mend) if peers.rank == 0 else ()
+    if options.resume:
+        return ()
     name_leftovers(found)
     return found
 
@@ -179,4 +186,5 @@ def account(report: Report) -> str:
         f"{format_bytes(report.bytes_read)} read and {format_bytes(report.bytes_computed)} computed",
         f"in {seconds(report.wall_s)}, {format_bytes(through / max(report.wall_s, 1e-9))}/s",
     ]
-    return "; ".join(parts[:3]) + " " + parts[3]
+    resumed = f"; {format_bytes(report.bytes_resumed)} were there already" if report.bytes_resumed else ""
+    return "; ".join(parts[:3]) + " " + parts[3] + resumed

@@ -1,0 +1,342 @@
+"""What earlier runs have left of the outputs of a plan: found, tried, and gone on with.
+
+A run leaves, in the hidden directory of each output, what it has built and journals of what of that is finished.
+Another run goes on there if it is the same: the same plan, the same versions of the program, the same inputs, the same
+files to be written. Of what the journals say is taken what is on the disk for certain, and what is read and found to be
+true.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import secrets
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.digests import digest, encoded
+from ..core.errors import StorageError, listing
+from ..execute.left import Done
+from ..execute.verdicts import Findings
+from ..graph.node import Node, Source
+from ..storage.files import File
+from ..storage.identity import Identity
+from ..storage.journal import Finished, Range, holds
+from ..storage.places.found import is_local, locate
+from ..storage.stages import Begun, Stage, is_at_work, stages_of, take
+from ..storage.targets import final_place
+from .finished import key_of
+
+if TYPE_CHECKING:
+    from ..compile.program import Move, Program
+    from ..execute.options import Options
+    from ..graph.roots import Symbolic
+    from ..storage.base import Layout
+    from ..storage.formats import OutputPlan
+    from ..storage.publish import Staging
+    from .compiled import Compiled
+
+__all__ = ["Resumption", "answers_key", "head_of", "run_key", "understood"]
+
+_PACKAGES = ("jax", "jaxlib", "numpy")
+_PART = 4 << 20  # bytes that are compared at once
+
+
+# ------------------------------------------------------------------------------------------- what a run must be
+
+
+def run_key(compiled: Compiled, options: Options) -> str:
+    """The digest of all that decides the bytes of a plan's outputs and where in their files these are."""
+    plan = b"" if compiled.plan is None else key_of(compiled.plan, options).encode()
+    places = [encoded((output.path, output.format.name, layout.is_directory)) for output, layout in compiled.outputs]
+    places += [_places(layout) for _, layout in compiled.outputs]
+    inputs = encoded(_states(compiled.symbolic.identities))
+    wanted = [node for save in compiled.symbolic.saves for _, node in save.tensors]
+    wanted += [one.node for many in (compiled.symbolic.checks, compiled.symbolic.sinks) for one in many]
+    return digest(encoded(_versions()), plan, inputs, *places, *_operations(wanted)).hex()
+
+
+def _places(layout: Layout) -> bytes:
+    """Where everything belongs."""
+    lines = [f"{file.name!r} {file.size}" for file in layout.files]
+    lines += [f"{name!r} {number} {at}" for name, (number, at) in layout.places.items()]
+    lines += [f"{name!r} {parts!r}" for name, parts in layout.rest.items()]
+    return "\n".join(lines).encode("utf-8", "surrogatepass")
+
+
+def answers_key(program: Program) -> str:
+    """The digest of all that decides what a first pass finds."""
+    symbolic = program.symbolic
+    asked = [one.node for many in (symbolic.checks, symbolic.sinks) for one in many]
+    wants = encoded([sink.wants for sink in symbolic.sinks])
+    return digest(encoded(_versions()), encoded(_states(symbolic.identities)), wants, *_operations(asked)).hex()
+
+
+def understood(symbolic: Symbolic, packed: bytes) -> Findings | None:
+    """What was found by an earlier run of the same plan; None if that says nothing."""
+    found = Findings()
+    try:
+        found.unpack(symbolic, packed)
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        return None
+    return found
+
+
+def _versions() -> dict[str, str]:
+    from .. import __version__
+
+    found = {"surgery_jax": __version__}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = ""
+    return found
+
+
+def _states(identities: Mapping[str, Identity]) -> dict[str, list[Any]]:
+    """What tells files from any other. Not the device, which has another number when it is mounted again, and not the
+    time at which a file got its name."""
+    return {path: _state(path, known) for path, known in sorted(identities.items())}
+
+
+def _state(path: str, known: Identity) -> list[Any]:
+    if is_local(path):
+        return [known.file[-1], known.size, known.version[0]]
+    return [*known.file, known.size, *known.version]
+
+
+def _operations(nodes: Iterable[Node]) -> Iterator[bytes]:
+    """The digests of the operations that nodes come from, such as random numbers with what they were drawn with: each
+    once, since one operation makes many nodes."""
+    seen: set[int] = set()
+    known: dict[int, bytes] = {}
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        stack += node.operands
+        if not isinstance(node.op, Source) and id(node.op) not in known:
+            known[id(node.op)] = encoded(node.op)
+    yield from sorted(set(known.values()))
+
+
+def head_of(compiled: Compiled, options: Options, answers: Mapping[str, bytes]) -> dict[str, Any]:
+    """What is said in the hidden directory of each output of a run; `answers` are what passes before have found."""
+    return {
+        "key": run_key(compiled, options),
+        "plan": "" if compiled.plan is None else key_of(compiled.plan, options),
+        "versions": _versions(),
+        "inputs": _states(compiled.symbolic.identities),
+        "run": secrets.token_hex(8),
+        "outputs": [output.path for output, _ in compiled.outputs],
+        "answers": {name: base64.b85encode(packed).decode() for name, packed in answers.items()},
+    }
+
+
+# -------------------------------------------------------------------------------------------- what runs have left
+
+
+@dataclass(eq=False)
+class Resumption:
+    """What is taken over in one session. `told` gets a sentence for each stage that is not."""
+
+    told: dict[str, None]
+    nbytes: int = 0  # of outputs that need not be written again
+
+    def answers(self, outputs: Iterable[str], program: Program) -> bytes | None:
+        """What a first pass of an earlier run found."""
+        key = answers_key(program)
+        for path in outputs:
+            for stage in self._stages(path):
+                packed = stage.read_head().get("answers", {})
+                stage.close()
+                if isinstance(packed, dict) and isinstance(packed.get(key), str):
+                    try:
+                        return base64.b85decode(packed[key])
+                    except (ValueError, binascii.Error):
+                        continue
+        return None
+
+    def _stages(self, path: str) -> Iterator[Stage]:
+        """The dead stages of an output, each locked."""
+        if not is_local(path):
+            return
+        target = final_place(path)
+        for place in stages_of(target):
+            stage = take(place, target)
+            if stage is not None:
+                yield stage
+
+    def begun(self, output: OutputPlan, layout: Layout, head: Mapping[str, Any]) -> tuple[Begun, list[Finished]] | None:
+        """The stage of an output in which the most is finished of those that fit, and what is finished there.
+
+        Raises:
+            StorageError: somebody is at work on it.
+        """
+        best: tuple[int, Stage, list[Finished]] | None = None
+        sizes = [file.size for file in layout.files]
+        for stage in self._stages(output.path):
+            why = _unfit(stage, head)
+            if why is not None:
+                self._leave(stage, output.path, why)
+                continue
+            try:
+                finished = stage.finished(sizes)
+            except OSError as error:
+                self._leave(stage, output.path, error.strerror or "it cannot be read")
+                continue
+            amount = sum(nbytes for done in finished for _, _, nbytes in done.ranges)
+            if best is not None and best[0] >= amount:
+                self._leave(stage, output.path, "more is finished in another one")
+                continue
+            if best is not None:
+                self._leave(best[1], output.path, "more is finished in another one")
+            best = amount, stage, finished
+        if best is None:
+            self._check_idle(output.path)
+            return None
+        _, stage, finished = best
+        return Begun(stage, _sealed(stage, layout, finished)), finished
+
+    def _check_idle(self, path: str) -> None:
+        working = [stage for stage in stages_of(final_place(path)) if is_at_work(stage)] if is_local(path) else []
+        if working:
+            raise StorageError(
+                "a run is at work on it, so there is nothing to go on with",
+                where=path,
+                found=str(working[0]),
+                hint="wait until it has ended, or leave out --resume",
+            )
+
+    def _leave(self, stage: Stage, path: str, why: str) -> None:
+        """Leave a stage as it is; one in which nothing was finished is of no use to anybody."""
+        if stage.has_finished or os.path.lexists(stage.old):
+            self.told[f"{stage.path}: not gone on with: {why}; surgery-jax clean {path} removes it"] = None
+            stage.close()
+        else:
+            stage.remove()
+
+    def done(self, program: Program, parts: Iterable[tuple[Staging, int, Sequence[Finished]]], *, is_one: bool) -> Done:
+        """What of it counts: outputs with the number of their first file in a program, and what is finished of them.
+        What was found about tensors counts only if the program is that of one plan.
+
+        Raises:
+            StorageError: an input cannot be read, or has changed.
+        """
+        ranges: list[Range] = []
+        found: dict[str, bytes] = {}
+        moves = _Moves(program.moves)
+        for staging, first, finished in parts:
+            with ThreadPoolExecutor() as pool:
+                truths = pool.map(
+                    lambda done, staging=staging, first=first: _is_true(done, staging, first, moves), finished
+                )
+                for done, is_true in zip(finished, truths, strict=True):
+                    if not is_true:
+                        continue
+                    for number, offset, nbytes in done.ranges:
+                        file = staging.layout.files[number]
+                        ranges.append((first + number, *((offset, nbytes) if file.encode is None else (0, file.size))))
+                    if done.key and is_one and understood(program.symbolic, done.found) is not None:
+                        found[done.key] = done.found
+        taken = Done(ranges, found)
+        self.nbytes += taken.nbytes
+        return taken
+
+
+def _is_true(done: Finished, staging: Staging, first: int, moves: _Moves) -> bool:
+    """Whether what a record speaks of is on the disk for certain, or is read and found to be what was written. Of what
+    was copied without being seen that is what is there to be copied."""
+    if any(number in staging.renewed for number, _, _ in done.ranges):
+        return False
+    if done.is_synced:
+        return True
+
+    def read(number: int, offset: int, nbytes: int) -> bytes:
+        with Path(staging.place(number)).open("rb") as stream:
+            stream.seek(offset)
+            return stream.read(nbytes)
+
+    try:
+        if done.sum is not None:
+            return holds(done, read)
+        return all(
+            moves.gave((first + number, offset, nbytes), partial(read, number))
+            for number, offset, nbytes in done.ranges
+        )
+    except OSError:
+        return False
+
+
+class _Moves:
+    """What a program copies, by where it goes."""
+
+    def __init__(self, moves: Iterable[Move]) -> None:
+        self._moves = sorted(moves, key=lambda move: (move.file, move.offset))
+        self._places = [(move.file, move.offset) for move in self._moves]
+
+    def gave(self, place: Range, read: Callable[[int, int], bytes]) -> bool:
+        """Whether the bytes of a range, which `read` reads, are those that are copied there.
+
+        Raises:
+            OSError: they cannot be read.
+            StorageError: an input cannot be read, or has changed.
+        """
+        file, at, nbytes = place
+        end = at + nbytes
+        while at < end:
+            found = bisect_right(self._places, (file, at)) - 1
+            if found < 0:
+                return False
+            move = self._moves[found]
+            count = min(end, move.offset + move.nbytes, at + _PART) - at
+            if move.file != file or count <= 0:
+                return False
+            with File(locate(move.path)) as source:
+                if source.at(move.source + at - move.offset, count) != read(at, count):
+                    return False
+            at += count
+        return True
+
+
+def _sealed(stage: Stage, layout: Layout, finished: Sequence[Finished]) -> dict[int, int]:
+    """The sizes of the files that were encoded."""
+    found = {}
+    for done in finished:
+        for number, offset, nbytes in done.ranges:
+            if layout.files[number].encode is not None and offset == 0:
+                found[number] = nbytes
+    return found
+
+
+def _unfit(stage: Stage, head: Mapping[str, Any]) -> str | None:
+    """Why a run cannot go on in a stage."""
+    found = stage.read_head()
+    if not found:
+        return "nothing says of which plan it is"
+    if found.get("plan") != head["plan"]:
+        return "it is of another plan"
+    if found.get("versions") != head["versions"]:
+        return "it is of other versions of " + listing(_different(found.get("versions"), head["versions"]))
+    if found.get("inputs") != head["inputs"]:
+        return "inputs have changed since: " + listing(_different(found.get("inputs"), head["inputs"]))
+    if found.get("key") != head["key"]:
+        return "it has drawn other random numbers, or was to be written otherwise"
+    if not stage.is_whole:
+        return "what was built there is gone"
+    return None
+
+
+def _different(found: Any, expected: Mapping[str, Any]) -> list[str]:
+    found = found if isinstance(found, dict) else {}
+    return [name for name in sorted({*found, *expected}) if found.get(name) != expected.get(name)]
