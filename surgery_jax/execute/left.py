@@ -68,17 +68,19 @@ class Done:
         return nbytes == 0 or (at >= 0 and offset + nbytes <= self._ends[file][at])
 
 
-def left(work: Schedule, done: Done) -> Sequence[Task]:
-    """The tasks that are not done, in their order."""
+def left(work: Schedule, done: Done) -> tuple[Sequence[Task], Sequence[bytes]]:
+    """The tasks that are not done, in their order, and what was found by those that are."""
     if not done.ranges and not done.found:
-        return work.tasks
-    return [task for task in work.tasks if not _is_done(work, task, done)]
-
-
-def _is_done(work: Schedule, task: Task, done: Done) -> bool:
-    if is_looked_at(task) and (not done.found or work.key(task) not in done.found):
-        return False
-    return all(map(done.has, _places(work, task)))
+        return work.tasks, ()
+    tasks: list[Task] = []
+    found: list[bytes] = []
+    for task in work.tasks:
+        key = work.key(task) if done.found and is_looked_at(task) else ""
+        if (is_looked_at(task) and key not in done.found) or not all(map(done.has, _places(work, task))):
+            tasks.append(task)
+        elif key:
+            found.append(done.found[key])
+    return tasks, found
 
 
 def is_looked_at(task: Task) -> bool:

@@ -77,6 +77,7 @@ def perform(
     program = work.program
     pace = Pace(only_direct=options.sync)
     remaining, found = left(work, done)
+    remaining, found = left(work, done)
     part = OwnTasks(peers, work, remaining)
     full: deque[EncodedFile] = deque()
     hear = observer.written if observer.wants_ranges else None
@@ -118,7 +119,7 @@ def perform(
                 executor.timeline.busy_s,
             )
             if peers.rank == 0:
-                for packed in done.found.values():
+                for packed in found:
                     executor.findings.unpack(program.symbolic, packed)
             findings, account = _of_all(peers, program.symbolic, executor.findings, own)
         finally:

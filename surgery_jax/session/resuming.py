@@ -26,10 +26,10 @@ from ..core.errors import StorageError, listing
 from ..execute.left import Done
 from ..execute.verdicts import Findings
 from ..graph.node import Node, Source
-from ..storage.files import File
+from ..storage.files import File, storage_error
 from ..storage.identity import Identity
 from ..storage.journal import Finished, Range, holds
-from ..storage.places.found import is_local, locate
+from ..storage.places.found import is_local, locate, place_of
 from ..storage.stages import Begun, Stage, is_at_work, stages_of, take
 from ..storage.targets import final_place
 from .finished import key_of
@@ -38,12 +38,13 @@ if TYPE_CHECKING:
     from ..compile.program import Move, Program
     from ..execute.options import Options
     from ..graph.roots import Symbolic
+    from ..language.plan import Plan
     from ..storage.base import Layout
     from ..storage.formats import OutputPlan
     from ..storage.publish import Staging
     from .compiled import Compiled
 
-__all__ = ["Resumption", "answers_key", "head_of", "run_key", "understood"]
+__all__ = ["Resumption", "answers_key", "head_of", "look_back", "run_key", "understood"]
 
 _PACKAGES = ("jax", "jaxlib", "numpy")
 _PART = 4 << 20  # bytes that are compared at once
@@ -143,7 +144,84 @@ def head_of(compiled: Compiled, options: Options, answers: Mapping[str, bytes]) 
     }
 
 
+# ----------------------------------------------------------------------------------------- outputs that appeared
+
+
+def look_back(plan: Plan, paths: Iterable[str], options: Options) -> tuple[str, ...]:
+    """The outputs of a run of this plan that was killed when all of them were there: nothing is left to do. If only
+    some had appeared, what they replaced is put back, and a run can go on as if none had. To be done before inputs are
+    read, which may be among what is put back.
+
+    Raises:
+        StorageError: it cannot be put back.
+    """
+    for path in paths:
+        for stage in dead_stages(path):
+            head = stage.read_head()
+            is_ours = head.get("plan") == key_of(plan, options) and head.get("versions") == _versions()
+            appeared = is_ours and stage.has_appeared(final_place(path))
+            stage.close()
+            if appeared and (there := _recover(head)):
+                return there
+    return ()
+
+
+def _recover(head: Mapping[str, Any]) -> tuple[str, ...]:
+    """All outputs of a run, if all are there; else what they replaced is put back."""
+    outputs = tuple(path for path in head.get("outputs", ()) if isinstance(path, str))
+    found: list[tuple[Path, Stage]] = []
+    for path in outputs:
+        for stage in dead_stages(path):
+            if stage.read_head().get("run") == head.get("run"):
+                found.append((final_place(path), stage))
+            else:
+                stage.close()
+    try:
+        appeared = [stage.has_appeared(target) for target, stage in found]
+        if not all(appeared):
+            for (target, stage), has_appeared in zip(found, appeared, strict=True):
+                if has_appeared:
+                    stage.take_back(target)
+            return ()
+        if not _is_unchanged(head.get("inputs"), [final_place(path) for path in outputs]):
+            return ()
+        for _, stage in found:
+            stage.remove()
+        return outputs
+    except OSError as error:
+        raise storage_error(error, outputs[0], "put back what was there before") from None
+    finally:
+        for _, stage in found:
+            stage.close()
+
+
+def _is_unchanged(inputs: Any, outputs: Sequence[Path]) -> bool:
+    """Whether the files that a run has read are still the same, but for those that it has replaced itself."""
+    if not isinstance(inputs, dict):
+        return False
+    for path, known in inputs.items():
+        real = Path(os.path.realpath(path)) if is_local(path) else None
+        if real is not None and any(real.is_relative_to(output) for output in outputs):
+            continue
+        try:
+            if _state(path, place_of(path).identity(path)) != known:
+                return False
+        except OSError:
+            return False
+    return True
+
+
 # -------------------------------------------------------------------------------------------- what runs have left
+
+
+def dead_stages(path: str) -> Iterator[Stage]:
+    """The dead stages of an output, each locked."""
+    if is_local(path):
+        target = final_place(path)
+        for place in stages_of(target):
+            stage = take(place, target)
+            if stage is not None:
+                yield stage
 
 
 @dataclass(eq=False)
@@ -157,7 +235,7 @@ class Resumption:
         """What a first pass of an earlier run found."""
         key = answers_key(program)
         for path in outputs:
-            for stage in self._stages(path):
+            for stage in dead_stages(path):
                 packed = stage.read_head().get("answers", {})
                 stage.close()
                 if isinstance(packed, dict) and isinstance(packed.get(key), str):
@@ -167,16 +245,6 @@ class Resumption:
                         continue
         return None
 
-    def _stages(self, path: str) -> Iterator[Stage]:
-        """The dead stages of an output, each locked."""
-        if not is_local(path):
-            return
-        target = final_place(path)
-        for place in stages_of(target):
-            stage = take(place, target)
-            if stage is not None:
-                yield stage
-
     def begun(self, output: OutputPlan, layout: Layout, head: Mapping[str, Any]) -> tuple[Begun, list[Finished]] | None:
         """The stage of an output in which the most is finished of those that fit, and what is finished there.
 
@@ -185,7 +253,7 @@ class Resumption:
         """
         best: tuple[int, Stage, list[Finished]] | None = None
         sizes = [file.size for file in layout.files]
-        for stage in self._stages(output.path):
+        for stage in dead_stages(output.path):
             why = _unfit(stage, head)
             if why is not None:
                 self._leave(stage, output.path, why)

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import PlanError
+from ..core.errors import PlanError, listing
 from ..core.interrupts import held
 from ..core.process import take_back
 from ..execute.left import Done
@@ -27,8 +27,8 @@ from ..execute.report import Figures, Progress, Report
 from ..hosts.peers import ALONE, Peers
 from .compiled import Compiled, Outputs, Outside, compile_with, joined, with_inputs
 from .journals import Journals
-from .passes import Show, check_targets, leftovers, settle, tell_laid, write_notes
-from .resuming import Resumption, answers_key, head_of, understood
+from .passes import Show, check_targets, leftovers, output_paths, settle, tell_laid, write_notes
+from .resuming import Resumption, answers_key, head_of, look_back, understood
 
 if TYPE_CHECKING:
     from ..compile.functions import Functions
@@ -163,6 +163,24 @@ class Session:
             if not self.options.resume:
                 self.leftovers |= dict.fromkeys(found)
 
+    def look_back(self, plan: Plan, outputs: Outputs = ()) -> Report | None:
+        """The report of a run of this plan that was killed when all its outputs were there, if this session is to go on
+        with such runs. What another one was replacing is put back: to be called before inputs are read.
+
+        Raises:
+            StorageError: it cannot be put back.
+        """
+        if not self.options.resume:
+            return None
+        there: tuple[str, ...] = ()
+        if self.peers.rank == 0:
+            there = look_back(plan, output_paths(plan, outputs), self.options)
+        there = tuple(json.loads(self.peers.share(json.dumps(there).encode())))
+        if not there:
+            return None
+        told = f"{listing(there)}: a run had come to its end when it was killed; all is there"
+        return Report(there, 0, 0, leftovers=(told,), **self.figures.of(Report))
+
     def run(self, transactions: Sequence[Transaction]) -> list[Outcome]:
         """All that the transactions ask for, in one program. If there are several, one whose assertions fail or whose
         outputs cannot appear does not keep the others from it: its outcome has the error.
@@ -180,9 +198,10 @@ class Session:
         with unwinding() as stack:
             stack.callback(take_back)
             begun: _Begun = {}
-            staged = [self._stage(asked, stack, begun) for asked in transactions]
+            is_one = len(transactions) == 1
+            staged = [self._stage(asked, stack, begun, is_one) for asked in transactions]
             targets = [target for _, targets in staged for target in targets]
-            findings = self._write(work, targets, begun, is_one=len(transactions) == 1)
+            findings = self._write(work, targets, begun, is_one)
             works = [
                 _Work(asked.tag, stagings, Outcome(asked.compiled, findings, targets))
                 for asked, (stagings, targets) in zip(transactions, staged, strict=True)
@@ -260,7 +279,9 @@ class Session:
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
-    def _stage(self, asked: Transaction, stack: ExitStack, begun: _Begun) -> tuple[list[Staging], list[Target]]:
+    def _stage(
+        self, asked: Transaction, stack: ExitStack, begun: _Begun, is_one: bool
+    ) -> tuple[list[Staging], list[Target]]:
         """Outputs in their hidden places, made by the first of the processes and opened by the others, and all that is
         written to. What is not committed when the stack closes is removed, or kept for a run that goes on. Those that
         another run has `begun` are added, with what is finished of them.
@@ -276,7 +297,7 @@ class Session:
             with held():  # from the moment when there is something, it is known that it must be removed
                 staging = open_staging(output, layout, overwrite=self.options.overwrite, **how)
                 stagings.append(staging)
-                stack.push(partial(_abort, staging))
+                stack.push(partial(_abort, staging, is_one))
                 self.peers.rescue(partial(staging.abort, keep=True))
 
         if self.peers.rank == 0:
@@ -397,11 +418,12 @@ class Session:
         _each(works, commit)
 
 
-def _abort(staging: Staging, kind: object, error: BaseException | None, at: object) -> None:
-    """The end of a stack: what is not committed is removed, or kept for a run that goes on."""
+def _abort(staging: Staging, is_one: bool, kind: object, error: BaseException | None, at: object) -> None:
+    """The end of a stack: what is not committed is removed, or kept for a run that goes on. Where one of several plans
+    has failed, the others are tried again at once."""
     from ..storage.publish import may_go_on
 
-    staging.abort(keep=may_go_on(error))
+    staging.abort(keep=may_go_on(error) and (is_one or not isinstance(error, Exception)))
 
 
 def _each(works: Sequence[_Work], act: Callable[[_Work], None], mapped: Callable[..., Iterable[None]] = map) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.specs import format_bytes
 from .places.found import is_local
-from .renames import rename_new
+from .renames import put_back, rename_new
 from .stages import (
     LOCK,
     NEW,
@@ -115,7 +115,7 @@ def _clear_dead(stage: Path, target: Path, facts: Mapping[str, Any], remove: boo
         return f"{old}: what was in {target}, left by a run that was killed while it replaced it; run puts it back"
     if stage.parent == target and _has_entries(old) and _has_entries(new):
         if mend:
-            _put_back(target, old, new, facts.get("names", ()))
+            put_back(target, old, new, facts.get("names", ()))
         if remove:
             remove_stage(stage)
         return f"{old}: files of {target}, left by a run that was killed while it replaced them; run puts them back"
@@ -137,29 +137,6 @@ def _clear_dead(stage: Path, target: Path, facts: Mapping[str, Any], remove: boo
 
 def _has_entries(directory: Path) -> bool:
     return directory.is_dir() and any(directory.iterdir())
-
-
-def _put_back(target: Path, old: Path, new: Path, names: Iterable[str]) -> None:
-    """In a directory whose files were changed one by one, take back the new ones, and bring back the old ones."""
-    for name in names:
-        if not os.path.lexists(new / name) or _are_one(target / name, new / name):
-            _move(target / name, new / name)
-    for path in sorted(old.rglob("*")):
-        place = target / path.relative_to(old)
-        if not (path.is_dir() and place.is_dir()):
-            _move(path, place)
-
-
-def _are_one(one: Path, other: Path) -> bool:
-    """Whether a file has both names, because a rename in two steps was broken off."""
-    return os.path.lexists(one) and os.path.lexists(other) and os.path.samestat(one.lstat(), other.lstat())
-
-
-def _move(source: Path, target: Path) -> None:
-    if _are_one(source, target):
-        source.unlink()
-    elif os.path.lexists(source):
-        rename_new(source, target)
 
 
 def _size(path: Path) -> int:

@@ -24,6 +24,7 @@ from .base import Layout
 from .companions import State
 from .files import storage_error
 from .formats import OutputPlan
+from .identity import Changed
 from .laying import lay, lay_again, remove_others
 from .renames import Renames
 from .stages import Begun, Stage
@@ -394,9 +395,12 @@ def unwinding() -> Iterator[ExitStack]:
 
 def may_go_on(error: BaseException | None) -> bool:
     """Whether what was finished before an error may serve the next run: somebody stopped this one, or a disk or another
-    process failed it. A plan that is wrong, and an assertion, fail again."""
+    process failed it. A plan that is wrong, and an assertion, fail again; changed inputs give something else."""
     if isinstance(error, Exception):
-        return told(error).exit_code in (StorageError.exit_code, BudgetError.exit_code)
+        return not isinstance(error, Changed) and told(error).exit_code in (
+            StorageError.exit_code,
+            BudgetError.exit_code,
+        )
     return error is not None
 
 

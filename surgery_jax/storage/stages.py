@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from .journal import Finished, finished, framed, lock, unframed
 from .places.found import is_local
+from .renames import exchange, put_back, rename_new
 
 __all__ = [
     "LOCK",
@@ -174,6 +175,36 @@ class Stage:
             return self.new.lstat().st_ino == self.read_head().get("node")
         return False
 
+    def has_appeared(self, target: Path) -> bool:
+        """Whether what was built here is at its place."""
+        with suppress(OSError):
+            if self.path.parent == target:  # where files were exchanged one by one
+                return self.new.is_dir() and not any(self.new.iterdir()) and bool(self.read_head())
+            return target.lstat().st_ino == self.read_head().get("node")
+        return False
+
+    def take_back(self, target: Path) -> None:
+        """Put what has appeared back here, and what it replaced back to its place. What came into its directory since
+        goes with that.
+
+        Raises:
+            OSError: that cannot be done.
+        """
+        if self.path.parent == target:
+            facts = parsed(os.pread(self._lock, 1 << 16, 0).partition(b"\n")[2])
+            put_back(target, self.old, self.new, facts.get("names", ()))
+        elif os.path.lexists(self.new):
+            exchange(target, self.new)
+        else:
+            rename_new(target, self.new)
+            if os.path.lexists(self.old):
+                rename_new(self.old, target)
+        if self.new.is_dir() and target.is_dir() and self.path.parent != target:
+            own = set(os.listdir(target))  # noqa: PTH208
+            for entry in self.new.iterdir():
+                if entry.name not in own and is_stage(entry.name):
+                    rename_new(entry, target / entry.name)
+
     def begin(self, is_together: bool) -> None:
         """What is built is about to appear: note what whoever finds this directory dead must know to put things back.
 
@@ -218,9 +249,10 @@ def try_lock(descriptor: int) -> bool | None:
 
 
 def remove_stage(stage: Path) -> None:
-    """The lock goes last, and stays if something else does: others can then still tell that the stage is dead."""
+    """The lock goes last, and stays if something else does: others can then still tell that the stage is dead. Until
+    then the head tells a run that goes on whether its output has appeared."""
     with suppress(OSError):
-        for entry in stage.iterdir():
+        for entry in sorted(stage.iterdir(), key=lambda entry: entry.name == _HEAD):
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry, ignore_errors=True)
             elif entry.name != LOCK:

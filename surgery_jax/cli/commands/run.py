@@ -84,7 +84,7 @@ class Run(PlanCommand):
     )
 
     def run(self, args: Namespace) -> int:
-        from ...api import compile_plan, join, run
+        from ...api import compile_plan, finished, join, run
         from ...hosts.sharing import together
         from ..failures import warn
         from ..progress import shown
@@ -92,6 +92,8 @@ class Run(PlanCommand):
         options = options_of(args)
         with join(options, note) as peers:
             plan = self.plan(args)
+            if (there := finished(plan, options, peers)) is not None:
+                return _tell_there(there, args, peers)
             left = _leftovers(plan, (), peers, options, mend=True)
             compiled = compile_plan(plan, options, peers=peers)
             together(peers, lambda: _check_summary(plan, compiled, args, is_writer=peers.rank == 0))
@@ -114,6 +116,15 @@ class Run(PlanCommand):
         if not args.quiet:
             note(account(report))
         return 0
+
+
+def _tell_there(report: Report, args: Namespace, peers: Peers) -> int:
+    """Say that an earlier run had come to its end; gives the exit code."""
+    if peers.rank == 0 and args.json:
+        emit(json_text(report.as_json()))
+    elif peers.rank == 0:
+        name_leftovers(report.leftovers)
+    return 0
 
 
 def _check_summary(plan: Plan, compiled: Compiled, args: Namespace, *, is_writer: bool) -> bool:
