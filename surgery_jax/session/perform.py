@@ -77,7 +77,6 @@ def perform(
     program = work.program
     pace = Pace(only_direct=options.sync)
     remaining, found = left(work, done)
-    remaining, found = left(work, done)
     part = OwnTasks(peers, work, remaining)
     full: deque[EncodedFile] = deque()
     hear = observer.written if observer.wants_ranges else None

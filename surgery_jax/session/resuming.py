@@ -35,7 +35,7 @@ from ..storage.targets import final_place
 from .finished import key_of
 
 if TYPE_CHECKING:
-    from ..compile.program import Move, Program
+    from ..compile.program import ByteMove, Program
     from ..execute.options import Options
     from ..graph.roots import Symbolic
     from ..language.plan import Plan
@@ -349,7 +349,7 @@ def _is_true(done: Finished, staging: Staging, first: int, moves: _Moves) -> boo
 class _Moves:
     """What a program copies, by where it goes."""
 
-    def __init__(self, moves: Iterable[Move]) -> None:
+    def __init__(self, moves: Iterable[ByteMove]) -> None:
         self._moves = sorted(moves, key=lambda move: (move.file, move.offset))
         self._places = [(move.file, move.offset) for move in self._moves]
 
