@@ -11,28 +11,24 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-import secrets
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.digests import digest, encoded
 from ..core.errors import StorageError, listing
 from ..execute.left import Done
 from ..execute.verdicts import Findings
-from ..graph.node import Node, Source
 from ..storage.files import File, storage_error
-from ..storage.identity import Identity
 from ..storage.journal import Finished, Range, holds
 from ..storage.places.found import is_local, locate, place_of
 from ..storage.stages import Begun, Stage, is_at_work, stages_of, take
 from ..storage.targets import final_place
 from .finished import key_of
+from .run_keys import answers_key, state, versions
 
 if TYPE_CHECKING:
     from ..compile.program import ByteMove, Program
@@ -42,42 +38,10 @@ if TYPE_CHECKING:
     from ..storage.base import Layout
     from ..storage.formats import OutputPlan
     from ..storage.publish import Staging
-    from .compiled import Compiled
 
-__all__ = ["Resumption", "answers_key", "head_of", "look_back", "run_key", "understood"]
+__all__ = ["Resumption", "look_back", "understood"]
 
-_PACKAGES = ("jax", "jaxlib", "numpy")
 _PART = 4 << 20  # bytes that are compared at once
-
-
-# ------------------------------------------------------------------------------------------- what a run must be
-
-
-def run_key(compiled: Compiled, options: Options) -> str:
-    """The digest of all that decides the bytes of a plan's outputs and where in their files these are."""
-    plan = b"" if compiled.plan is None else key_of(compiled.plan, options).encode()
-    places = [encoded((output.path, output.format.name, layout.is_directory)) for output, layout in compiled.outputs]
-    places += [_places(layout) for _, layout in compiled.outputs]
-    inputs = encoded(_states(compiled.symbolic.identities))
-    wanted = [node for save in compiled.symbolic.saves for _, node in save.tensors]
-    wanted += [one.node for many in (compiled.symbolic.checks, compiled.symbolic.sinks) for one in many]
-    return digest(encoded(_versions()), plan, inputs, *places, *_operations(wanted)).hex()
-
-
-def _places(layout: Layout) -> bytes:
-    """Where everything belongs."""
-    lines = [f"{file.name!r} {file.size}" for file in layout.files]
-    lines += [f"{name!r} {number} {at}" for name, (number, at) in layout.places.items()]
-    lines += [f"{name!r} {parts!r}" for name, parts in layout.rest.items()]
-    return "\n".join(lines).encode("utf-8", "surrogatepass")
-
-
-def answers_key(program: Program) -> str:
-    """The digest of all that decides what a first pass finds."""
-    symbolic = program.symbolic
-    asked = [one.node for many in (symbolic.checks, symbolic.sinks) for one in many]
-    wants = encoded([sink.wants for sink in symbolic.sinks])
-    return digest(encoded(_versions()), encoded(_states(symbolic.identities)), wants, *_operations(asked)).hex()
 
 
 def understood(symbolic: Symbolic, packed: bytes) -> Findings | None:
@@ -88,60 +52,6 @@ def understood(symbolic: Symbolic, packed: bytes) -> Findings | None:
     except (ValueError, TypeError, KeyError, IndexError, RecursionError):
         return None
     return found
-
-
-def _versions() -> dict[str, str]:
-    from .. import __version__
-
-    found = {"surgery_jax": __version__}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = ""
-    return found
-
-
-def _states(identities: Mapping[str, Identity]) -> dict[str, list[Any]]:
-    """What tells files from any other. Not the device, which has another number when it is mounted again, and not the
-    time at which a file got its name."""
-    return {path: _state(path, known) for path, known in sorted(identities.items())}
-
-
-def _state(path: str, known: Identity) -> list[Any]:
-    if is_local(path):
-        return [known.file[-1], known.size, known.version[0]]
-    return [*known.file, known.size, *known.version]
-
-
-def _operations(nodes: Iterable[Node]) -> Iterator[bytes]:
-    """The digests of the operations that nodes come from, such as random numbers with what they were drawn with: each
-    once, since one operation makes many nodes."""
-    seen: set[int] = set()
-    known: dict[int, bytes] = {}
-    stack = list(nodes)
-    while stack:
-        node = stack.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        stack += node.operands
-        if not isinstance(node.op, Source) and id(node.op) not in known:
-            known[id(node.op)] = encoded(node.op)
-    yield from sorted(set(known.values()))
-
-
-def head_of(compiled: Compiled, options: Options, answers: Mapping[str, bytes]) -> dict[str, Any]:
-    """What is said in the hidden directory of each output of a run; `answers` are what passes before have found."""
-    return {
-        "key": run_key(compiled, options),
-        "plan": "" if compiled.plan is None else key_of(compiled.plan, options),
-        "versions": _versions(),
-        "inputs": _states(compiled.symbolic.identities),
-        "run": secrets.token_hex(8),
-        "outputs": [output.path for output, _ in compiled.outputs],
-        "answers": {name: base64.b85encode(packed).decode() for name, packed in answers.items()},
-    }
 
 
 # ----------------------------------------------------------------------------------------- outputs that appeared
@@ -158,7 +68,7 @@ def look_back(plan: Plan, paths: Iterable[str], options: Options) -> tuple[str, 
     for path in paths:
         for stage in dead_stages(path):
             head = stage.read_head()
-            is_ours = head.get("plan") == key_of(plan, options) and head.get("versions") == _versions()
+            is_ours = head.get("plan") == key_of(plan, options) and head.get("versions") == versions()
             appeared = is_ours and stage.has_appeared(final_place(path))
             stage.close()
             if appeared and (there := _recover(head)):
@@ -204,7 +114,7 @@ def _is_unchanged(inputs: Any, outputs: Sequence[Path]) -> bool:
         if real is not None and any(real.is_relative_to(output) for output in outputs):
             continue
         try:
-            if _state(path, place_of(path).identity(path)) != known:
+            if state(path, place_of(path).identity(path)) != known:
                 return False
         except OSError:
             return False

@@ -28,7 +28,8 @@ from ..hosts.peers import ALONE, Peers
 from .compiled import Compiled, Outputs, Outside, compile_with, joined, with_inputs
 from .journals import Journals
 from .passes import Show, check_targets, leftovers, output_paths, settle, tell_laid, write_notes
-from .resuming import Resumption, answers_key, head_of, look_back, understood
+from .resuming import Resumption, look_back, understood
+from .run_keys import answers_key, head_of
 
 if TYPE_CHECKING:
     from ..compile.functions import Functions

@@ -147,7 +147,8 @@ class Scene:
 
     @property
     def retry(self) -> tuple[str, ...]:
-        return self.again or (*self.command, *(() if "--overwrite" in self.command else ("--overwrite",)))
+        more = () if "--overwrite" in self.command else ("--overwrite",)
+        return self.again or (*self.command, *more, "--resume")
 
 
 Tree = Mapping[str, str]  # digests of files by relative path
@@ -248,7 +249,8 @@ class Trial:
             wrong.append(f"exit {done.code}: {done.stderr[-400:]}")
         elif done.code > 0 and self.is_new_now(new) and not self.is_told(done, new):
             wrong.append(f"exit {done.code} although {new} is there: {done.stderr[-300:]}")
-        if hidden and done.code not in (0, 5, SIGKILL):  # cleaning may fail after the outputs have appeared
+        # cleaning may fail after the outputs have appeared
+        if hidden and done.code not in (0, 5, SIGKILL) and "is kept: --resume goes on" not in done.stderr:
             wrong.append(f"it leaves {hidden}: {done.stderr[-300:]}")
         return wrong
 
