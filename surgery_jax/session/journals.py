@@ -87,18 +87,17 @@ class Journals(Observer):
         self._ended = threading.Event()
         self._last = time.monotonic()
 
-    def open(self, staging: Staging, rank: int) -> None:
-        """Keep the journal of this process for one output more. Where that cannot be, there is none."""
-        if staging.stage is None:
-            return
-        with suppress(OSError):
-            output = _Output(staging.stage, Journal(staging.stage.journal(rank)))
-            self._outputs.append(output)
-            self._places.update({staging.place(index): (output, index) for index in range(len(staging.layout.files))})
-
-    def begin(self, is_one: bool) -> None:
-        """All outputs are known: of one plan, or of several whose findings cannot be told apart."""
+    def begin(self, stagings: Sequence[Staging], rank: int, is_one: bool) -> None:
+        """Keep the journals of this process for these outputs: of one plan, or of several, whose findings cannot be
+        told apart. Where one cannot be kept there is none."""
         self._is_one = is_one
+        for staging in stagings:
+            if staging.stage is not None:
+                with suppress(OSError):
+                    output = _Output(staging.stage, Journal(staging.stage.journal(rank)))
+                    self._outputs.append(output)
+                    for index in range(len(staging.layout.files)):
+                        self._places[staging.place(index)] = output, index
 
     def pass_begins(self, work: Pass) -> None:
         self._work = work if self._outputs and work.is_last else None

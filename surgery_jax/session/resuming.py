@@ -209,30 +209,32 @@ class Resumption:
         What was found about tensors counts only if the program is that of one plan.
 
         Raises:
-            StorageError: an input cannot be read, or has changed.
+            StorageError: an input cannot be read, or has changed, or what is finished cannot be noted.
         """
         ranges: list[Range] = []
         found: dict[str, bytes] = {}
         moves = _Moves(program.moves)
         for staging, first, finished in parts:
             with ThreadPoolExecutor() as pool:
-                truths = pool.map(
-                    lambda done, staging=staging, first=first: _is_true(done, staging, first, moves), finished
-                )
-                for done, is_true in zip(finished, truths, strict=True):
-                    if not is_true:
-                        continue
-                    for number, offset, nbytes in done.ranges:
-                        file = staging.layout.files[number]
-                        ranges.append((first + number, *((offset, nbytes) if file.encode is None else (0, file.size))))
-                    if done.key and is_one and understood(program.symbolic, done.found) is not None:
-                        found[done.key] = done.found
+                truths = pool.map(partial(_is_true, staging, first, moves), finished)
+                known = [done for done, is_true in zip(finished, truths, strict=True) if is_true]
+            for done in known:
+                for number, offset, nbytes in done.ranges:
+                    file = staging.layout.files[number]
+                    ranges.append((first + number, *((offset, nbytes) if file.encode is None else (0, file.size))))
+                if done.key and is_one and understood(program.symbolic, done.found) is not None:
+                    found[done.key] = done.found
+            try:
+                if staging.stage is not None:
+                    staging.stage.rewrite(known)
+            except OSError as error:
+                raise storage_error(error, staging.plan.path, "note what is finished of it") from None
         taken = Done(ranges, found)
         self.nbytes += taken.nbytes
         return taken
 
 
-def _is_true(done: Finished, staging: Staging, first: int, moves: _Moves) -> bool:
+def _is_true(staging: Staging, first: int, moves: _Moves, done: Finished) -> bool:
     """Whether what a record speaks of is on the disk for certain, or is read and found to be what was written. Of what
     was copied without being seen that is what is there to be copied."""
     if any(number in staging.renewed for number, _, _ in done.ranges):

@@ -202,7 +202,8 @@ class Session:
             is_one = len(transactions) == 1
             staged = [self._stage(asked, stack, begun, is_one) for asked in transactions]
             targets = [target for _, targets in staged for target in targets]
-            findings = self._write(work, targets, begun, is_one)
+            stagings = [staging for own, _ in staged for staging in own]
+            findings = self._write(work, targets, stagings, begun, is_one)
             works = [
                 _Work(asked.tag, stagings, Outcome(asked.compiled, findings, targets))
                 for asked, (stagings, targets) in zip(transactions, staged, strict=True)
@@ -315,8 +316,6 @@ class Session:
         if self.peers.rank:
             for (output, layout), place in zip(asked.outputs, told, strict=True):
                 add(output, layout, told=place)
-        for staging in stagings:
-            self._journals.open(staging, self.peers.rank)
         if asked.keep is None:
             return stagings, [*stagings]
         kept = asked.keep(*asked.compiled.outputs[-1])
@@ -324,11 +323,7 @@ class Session:
         return stagings, [*stagings, kept]
 
     def _write(
-        self,
-        work: Schedule,
-        targets: Sequence[Target],
-        begun: _Begun,
-        is_one: bool,
+        self, work: Schedule, targets: Sequence[Target], stagings: Sequence[Staging], begun: _Begun, is_one: bool
     ) -> Mapping[Any, Any]:
         """The last pass, which writes what is not finished already; `is_one`: for one plan."""
         from ..storage.publish import may_go_on
@@ -338,9 +333,9 @@ class Session:
             if self.peers.rank == 0:
                 done = self._resumption.done(work.program, _numbered(targets, begun), is_one=is_one)
             done = Done.unpacked(self.peers.share(done.packed()))
-        self._journals.begin(is_one)
         error: BaseException | None = None
         try:
+            self._journals.begin(stagings, self.peers.rank, is_one)
             return self._perform(work, targets, is_last=True, done=done)
         except BaseException as found:
             error = found

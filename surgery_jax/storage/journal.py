@@ -3,7 +3,8 @@
 A journal is a file beside what is built, to which one process appends a record for every task that is done. A record
 has its length and a checksum before it, so that one that was not written whole is noticed, and everything after it
 ignored. It says which ranges of bytes of which files are in their places, and the sum of what was written there; a mark
-says that all before it has been brought to the disk. What no mark speaks of must be read and compared before it counts.
+says that what the same process had noted before has been brought to the disk. What no mark speaks of must be read and
+compared before it counts.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ import fcntl
 import os
 import struct
 import zlib
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
 from .writing import write_at
 
-__all__ = ["Finished", "Journal", "Range", "checksum", "finished", "framed", "holds", "lock", "unframed"]
+__all__ = ["Finished", "Journal", "Range", "checksum", "finished", "framed", "holds", "lock", "rewrite", "unframed"]
 
 Range = tuple[int, int, int]  # number of the file, offset, number of bytes: never none
 
@@ -28,7 +31,7 @@ MOST_BYTES = 256 << 20  # of a journal: a million tasks
 _FRAME = struct.Struct("<II")  # bytes of the record and their checksum
 _TASK = struct.Struct("<cBIQ")  # flags, number of runs of ranges, and the sum of what was written
 _RUN = struct.Struct("<IQQQI")  # file, offset, bytes, from one begin to the next, and how many
-_MARK = struct.Struct("<cQ")  # bytes of the journal that a mark speaks of
+_MARK = struct.Struct("<cQQ")  # where in the journal that begins and ends what a mark speaks of
 _KEY = 32  # characters of the key of a task
 _SEEN, _LOOKED_AT = 1, 2
 
@@ -81,7 +84,7 @@ class Journal:
         try:
             if not lock(self._fd):
                 raise BlockingIOError(errno.EAGAIN, "a process that lives is writing to it", str(path))
-            self.length = os.fstat(self._fd).st_size
+            self._begin = self.length = os.fstat(self._fd).st_size
         except BaseException:
             os.close(self._fd)
             raise
@@ -89,14 +92,11 @@ class Journal:
 
     def add(self, done: Finished) -> None:
         """A task is done."""
-        flags = (done.sum is not None) * _SEEN | bool(done.key) * _LOOKED_AT
-        runs = [_RUN.pack(*run) for run in _runs(sorted(done.ranges))]
-        head = _TASK.pack(b"T", flags, len(runs), done.sum or 0)
-        self._append(b"".join([head, *runs, done.key.encode(), done.found]))
+        self._append(_packed(done))
 
     def mark(self, length: int) -> None:
-        """What the first so many bytes of this journal speak of is on the disk; so is this mark."""
-        self._append(_MARK.pack(b"S", length))
+        """What this process has noted while the journal grew to so many bytes is on the disk; so is this mark."""
+        self._append(_MARK.pack(b"S", self._begin, length))
         if self._is_whole:
             with suppress(OSError):
                 os.fdatasync(self._fd)
@@ -115,6 +115,35 @@ class Journal:
         """Nothing more is noted, whoever still tries."""
         self._is_whole = False
         os.close(self._fd)
+
+
+def _packed(done: Finished) -> bytes:
+    flags = (done.sum is not None) * _SEEN | bool(done.key) * _LOOKED_AT
+    runs = [_RUN.pack(*run) for run in _runs(sorted(done.ranges))]
+    head = _TASK.pack(b"T", flags, len(runs), done.sum or 0)
+    return b"".join([head, *runs, done.key.encode(), done.found])
+
+
+def rewrite(path: Path, others: Iterable[Path], known: Iterable[Finished]) -> None:
+    """Make a journal of what is known to be finished, in the place of one and of others: what did not turn out to be
+    true must not be taken for true later.
+
+    Raises:
+        OSError: the operating system refuses.
+    """
+    synced: list[bytes] = []
+    unsynced: list[bytes] = []
+    for done in known:
+        (synced if done.is_synced else unsynced).append(framed(_packed(done)))
+    mark = framed(_MARK.pack(b"S", 0, sum(map(len, synced))))
+    fresh = path.with_name(f"new-{path.name}")
+    with fresh.open("wb") as stream:
+        stream.writelines([*synced, mark, *unsynced])
+        stream.flush()
+        os.fsync(stream.fileno())
+    for other in others:
+        other.unlink()
+    fresh.replace(path)
 
 
 def lock(descriptor: int) -> bool:
@@ -138,14 +167,22 @@ def finished(path: Path, sizes: Sequence[int]) -> list[Finished]:
     with path.open("r+b") as stream:
         data = stream.read(MOST_BYTES)
         found: list[tuple[int, Finished]] = []
-        end = synced = 0
+        synced: list[tuple[int, int]] = []
+        end = 0
         for end, body in unframed(data):
             if body[:1] == b"S" and len(body) == _MARK.size:
-                synced = max(synced, _MARK.unpack(body)[1])
+                synced.append(_MARK.unpack(body)[1:])
             elif body[:1] == b"T" and (done := _task(body, sizes)) is not None:
                 found.append((end, done))
         stream.truncate(end)
-    return [done._replace(is_synced=at <= synced) for at, done in found]
+    marks = [*accumulate(sorted(synced), lambda one, other: (other[0], max(one[1], other[1])))]
+    return [done._replace(is_synced=_is_within(at, marks)) for at, done in found]
+
+
+def _is_within(at: int, marks: Sequence[tuple[int, int]]) -> bool:
+    """Whether a record that ends here is one of those that marks speak of; each has the end of the farthest before."""
+    number = bisect_left(marks, (at, 0)) - 1
+    return number >= 0 and at <= marks[number][1]
 
 
 def _task(body: bytes, sizes: Sequence[int]) -> Finished | None:

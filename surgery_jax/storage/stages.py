@@ -18,12 +18,12 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .journal import Finished, finished, framed, lock, unframed
+from .journal import Finished, finished, framed, lock, rewrite, unframed
 from .places.found import is_local
 from .renames import exchange, put_back, rename_new
 
@@ -167,6 +167,15 @@ class Stage:
             OSError: they cannot be read.
         """
         return [done for path in self.journals for done in finished(path, sizes)]
+
+    def rewrite(self, known: Iterable[Finished]) -> None:
+        """Let the journals say this and nothing else.
+
+        Raises:
+            OSError: the operating system refuses.
+        """
+        first = self.journal(0)
+        rewrite(first, [path for path in self.journals if path != first], known)
 
     @property
     def is_whole(self) -> bool:

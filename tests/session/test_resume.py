@@ -22,7 +22,7 @@ from surgery_jax.execute.report import Report
 from surgery_jax.execute.tasks import Task
 from surgery_jax.session.batch import batch
 from surgery_jax.storage.clearing import cleared
-from surgery_jax.storage.journal import Finished, Journal, finished
+from surgery_jax.storage.journal import Finished, Journal, finished, rewrite
 
 DRAW = np.random.default_rng(5)
 TENSORS = {f"w.{n}": DRAW.standard_normal((160 + 8 * n, 256)).astype(np.float32) for n in range(12)}
@@ -328,3 +328,16 @@ def test_a_record_that_was_not_written_whole_is_cut_off_and_what_follows_counts(
     with pytest.raises(BlockingIOError):
         open_twice = [Journal(tmp_path / "done-0"), Journal(tmp_path / "done-0")]
         assert not open_twice
+
+
+def test_a_mark_speaks_of_what_its_own_process_has_noted(tmp_path: Path) -> None:
+    old, new = (Finished(((0, at, 10),), 7, False, "", b"") for at in (0, 50))
+    for done in (old, new):
+        journal = Journal(tmp_path / "done-0")
+        journal.add(done)
+        if done is new:
+            journal.mark(journal.length)
+        journal.close()
+    assert finished(tmp_path / "done-0", [100]) == [old, new._replace(is_synced=True)]
+    rewrite(tmp_path / "done-0", [], [old, new._replace(is_synced=True)])
+    assert finished(tmp_path / "done-0", [100]) == [new._replace(is_synced=True), old]
