@@ -19,6 +19,8 @@ if TYPE_CHECKING:
         inspect,
         join,
         load_plan,
+        merge,
+        merge_plan,
         plan_of,
         run,
         spectrum,
@@ -27,10 +29,12 @@ if TYPE_CHECKING:
     from .core.notes import Note
     from .execute.observers import Observer
     from .execute.report import Report
+    from .mergekit.options import MergeOptions
     from .reports.compare import Change, Difference
     from .reports.explain import Explanation
     from .reports.spectrum import ModuleSpectrum, Spectrum
     from .reports.survey import CheckpointInfo, TensorInfo
+    from .session.arrays import merge_tensors
     from .session.batch import batch
     from .session.ledger import BatchReport, JobReport
     from .session.memory import apply
@@ -50,6 +54,7 @@ __all__ = [
     "Difference",
     "Explanation",
     "JobReport",
+    "MergeOptions",
     "ModuleSpectrum",
     "Note",
     "Observer",
@@ -73,6 +78,9 @@ __all__ = [
     "inspect",
     "join",
     "load_plan",
+    "merge",
+    "merge_plan",
+    "merge_tensors",
     "plan_of",
     "run",
     "spectrum",
@@ -80,7 +88,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "api": "Compiled Options check compile_plan convert diff explain inspect join load_plan plan_of run spectrum",
+    "api": "Compiled Options check compile_plan convert diff explain inspect join load_plan merge merge_plan plan_of "
+    "run spectrum",
+    "session.arrays": "merge_tensors",
     "session.batch": "batch",
     "session.ledger": "BatchReport JobReport",
     "core.errors": "AssertionFailed BudgetError PlanError Problems StorageError SurgeryError",
@@ -89,6 +99,7 @@ _HOMES = {
     "reports.explain": "Explanation",
     "execute.observers": "Observer",
     "execute.report": "Report",
+    "mergekit.options": "MergeOptions",
     "reports.spectrum": "ModuleSpectrum Spectrum",
     "reports.survey": "CheckpointInfo TensorInfo",
     "session.memory": "apply",

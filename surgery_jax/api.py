@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .core.errors import Mark, PlanError, Problems, SurgeryError
+from .core.errors import Mark, Notice, PlanError, Problems, SurgeryError
 from .execute.observers import Observer
 from .execute.options import Options
 from .hosts.cluster import join
 from .hosts.peers import ALONE, Peers
 from .language import document
-from .language.document import node_of
+from .language.document import node_of, noting_files, plain
 from .language.parts import load_document, settings, settings_file
-from .language.plan import Plan
+from .language.plan import Origin, Plan
 from .language.regexes import check_time, compile_regex
 from .session.compiled import Compiled
 from .session.passes import Show, check_targets, output_paths
@@ -29,6 +30,7 @@ from .storage.base import Checkpoint
 
 if TYPE_CHECKING:
     from .execute.report import Report
+    from .mergekit.options import MergeOptions
     from .reports.compare import Difference
     from .reports.explain import Explanation
     from .reports.spectrum import Spectrum
@@ -46,6 +48,8 @@ __all__ = [
     "inspect",
     "join",
     "load_plan",
+    "merge",
+    "merge_plan",
     "plan_of",
     "run",
     "spectrum",
@@ -62,11 +66,15 @@ def load_plan(*arguments: str | Path, params: Mapping[str, Any] | str | Path | N
             expressions and its loops.
         StorageError: an input that they ask for cannot be read.
     """
-    if isinstance(params, str | Path):
-        more = settings_file(str(params))
-    else:
-        more = settings(params or {})
-    return Plan.of(load_document([str(argument) for argument in arguments], more, Headers()))
+    words = [str(argument) for argument in arguments]
+    with noting_files() as files:
+        if isinstance(params, str | Path):
+            more = settings_file(str(params))
+        else:
+            more = settings(params or {})
+        plan = Plan.of(load_document(words, more, Headers()))
+    given = {part.name: plain(part.root.entries[part.name]) for part in more}
+    return replace(plan, origin=Origin(files, tuple(word for word in words if word not in files), given))
 
 
 def plan_of(content: Mapping[str, Any], name: str = "plan") -> Plan:
@@ -274,6 +282,43 @@ def convert(
             if isinstance(problem.where, Mark) and problem.where.file == _NO_PLAN:
                 problem.where = None  # nobody wrote that plan
         raise (problems[0] if len(problems) == 1 else error) from None
+
+
+def merge_plan(
+    config: str | Path, out: str | Path, merge_options: MergeOptions | None = None
+) -> tuple[Plan, list[Notice]]:
+    """The plan that a configuration of mergekit becomes, which writes the directory `out`, and what of the
+    configuration is ignored.
+
+    Raises:
+        SurgeryError: what is wrong with the configuration, or a model that it names cannot be read.
+    """
+    from .mergekit.options import MergeOptions
+    from .mergekit.plans import plan_of_file
+
+    return plan_of_file(config, out, merge_options or MergeOptions())
+
+
+def merge(
+    config: str | Path,
+    out: str | Path,
+    options: Options | None = None,
+    *,
+    merge_options: MergeOptions | None = None,
+    progress: Show | None = None,
+    observers: Sequence[Observer] = (),
+) -> Report:
+    """Merge models as a configuration of mergekit says, into the directory `out`. `progress` and `observers` are those
+    of `run`.
+
+    Raises:
+        SurgeryError: what is wrong with the configuration, the models or the run; then nothing appears.
+    """
+    from .mergekit.plans import each_once
+
+    plan, _ = merge_plan(config, out, merge_options)
+    with each_once():
+        return run(plan, options, progress=progress, observers=observers)
 
 
 _NO_PLAN = "<convert>"

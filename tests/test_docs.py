@@ -3,7 +3,8 @@
 In a `console` block a line `$ COMMAND` is run, in the order of the page and in one directory per page; what follows
 must be its output, line by line, where `…` stands for anything: alone for any lines, in a line for any text. A comment
 `# exit code N` says how the command ends if not with 0. A `yaml` block that begins with `# NAME.yaml` is that file; a
-list of steps is checked as a plan on the checkpoint `llama`. `python` blocks with prompts are doctests.
+list of steps is checked as a plan on the checkpoint `llama`, a configuration of a merge as the plan that it becomes.
+`python` blocks with prompts are doctests.
 
     python tests/test_docs.py --write     renews the tables that are made from the registry
 """
@@ -26,7 +27,7 @@ import pytest
 import yaml
 from running import assert_same_bits, read_checkpoint, write_checkpoint
 
-from surgery_jax import Options, batch, check, load_plan, run
+from surgery_jax import Options, batch, check, load_plan, merge_plan, run
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -63,7 +64,7 @@ class Block(NamedTuple):
     @property
     def file(self) -> str | None:
         """The name of the file that it shows."""
-        found = re.match(r"# (\S+\.(?:yaml|py))\n", self.text)
+        found = re.match(r"# (\S+\.(?:ya?ml|py))\n", self.text)
         return found[1] if found else None
 
 
@@ -245,6 +246,10 @@ def test_yaml_of_the_pages_is_a_sound_plan(block: Block, place: Path) -> None:
         Path("jobs.yaml").write_text(block.text, encoding="utf-8")
         assert not batch("jobs.yaml", only_check=True).has_failed
         return
+    if isinstance(content, dict) and content.keys() & {"merge_method", "experts"}:
+        Path("config.yml").write_text(block.text, encoding="utf-8")
+        check(merge_plan("config.yml", "out")[0])
+        return
     if isinstance(content, list):
         Path("steps.yaml").write_text('inputs: [ "llama::llama" ]\ntransforms:\n' + block.text + "\n", encoding="utf-8")
     else:
@@ -256,20 +261,6 @@ def test_yaml_of_the_pages_is_a_sound_plan(block: Block, place: Path) -> None:
 def result(name: str, *overrides: str) -> dict[str, np.ndarray]:
     run(load_plan(f"plans/{name}", *overrides, "output=result"), Options(sync=False))
     return read_checkpoint(Path("result"))
-
-
-def test_upcycle_moe(place: Path) -> None:
-    before, after = read_checkpoint(Path("llama")), result("upcycle_moe.yaml")
-    assert len(after) == len(before) + 2 * 3 + 2
-    for layer in range(2):
-        block = f"model.layers.{layer}.mlp"
-        for part in ("gate", "up", "down"):
-            for expert in range(2):
-                assert_same_bits(
-                    after[f"{block}.experts.{expert}.{part}_proj.weight"], before[f"{block}.{part}_proj.weight"]
-                )
-        router = after[f"{block}.gate.weight"]
-        assert router.shape == (2, 64) and 0.015 < router.astype(np.float32).std() < 0.025
 
 
 def test_task_arithmetic(place: Path) -> None:
@@ -358,9 +349,17 @@ def test_every_plan_of_the_project_is_run() -> None:
         "demo_minilm.yaml",  # by scripts/demo, and checked in tests/plans/test_plans.py
         "lora_extract.yaml",  # both in tests/plans/test_lora.py
         "lora_merge.yaml",
-        "low_rank_expert.yaml",  # in tests/plans/test_plans.py
         "llama_to_maxtext.yaml",  # both in tests/plans/test_maxtext.py
         "maxtext_to_llama.yaml",
+        "branch_train_mix.yaml",  # the rest in tests/plans/test_upcycling.py
+        "low_rank_expert.yaml",
+        "low_rank_factors.yaml",
+        "two_experts.yaml",
+        "upcycle_drop.yaml",
+        "upcycle_flex_olmo.yaml",
+        "upcycle_mixtral.yaml",
+        "upcycle_qwen2_moe.yaml",
+        "upcycle_qwen3_moe.yaml",
     }
     assert set(PLANS) - run_here == elsewhere
 
@@ -412,9 +411,10 @@ sys.exit(main(["ops", "negate_"]) or main(["run", "opposite.yaml", "--quiet"]))
 
 
 def tables() -> dict[str, str]:
-    """What the registry says, for docs/plans.md."""
+    """What the registry says, by the place in its page."""
     from surgery_jax.kit.base import REQUIRED, fields_of, words
     from surgery_jax.kit.predicates import predicates
+    from surgery_jax.merging.method import methods, told
 
     def row(name: str, doc: str, declared: dict, bare: bool = False) -> str:
         keys = [f"`{key}`" if field.default is REQUIRED else f"[`{key}`]" for key, (_, field) in declared.items()]
@@ -432,26 +432,55 @@ def tables() -> dict[str, str]:
         )
         for name, cls in predicates().items()
     ]
+    merges = [
+        row(name, " ".join((cls.__doc__ or "").split("\n\n")[0].split()), told(cls)) for name, cls in methods().items()
+    ]
     head = "| {} | what it does | keys |\n|---|---|---|\n"
     return {
         "transforms": head.format("transform") + "\n".join(transforms),
         "assertions": head.format("assertion") + "\n".join(assertions),
+        "methods": head.format("method") + "\n".join(merges),
     }
 
 
+def page_of(table: str) -> Path:
+    return ROOT / "docs" / ("methods.md" if table == "methods" else "plans.md")
+
+
 def test_the_tables_are_those_of_the_registry() -> None:
-    page = (ROOT / "docs" / "plans.md").read_text(encoding="utf-8")
     for name, table in tables().items():
+        page = page_of(name).read_text(encoding="utf-8")
         found = re.search(rf"<!-- {name} -->\n\n(.*?)\n\n<!-- end -->", page, re.DOTALL)
-        assert found, f"docs/plans.md has no place for the table of {name}"
+        assert found, f"{page_of(name).name} has no place for the table of {name}"
         assert found[1] == table, "renew it: python tests/test_docs.py --write"
+
+
+MARKED = re.compile(r"(<!-- parameters of (\w+) -->\n\n)(.*?)(\n\n<!-- end -->)", re.DOTALL)
+
+
+def parameter_table(name: str) -> str:
+    """What a plan declares, for docs/library.md."""
+    from surgery_jax.language.document import Mapping, parse_plan_file
+    from surgery_jax.language.parameters import declarations
+
+    root = parse_plan_file(str(ROOT / "plans" / f"{name}.yaml"), interpolate=False)
+    assert isinstance(root, Mapping)
+    rows = [f"| `{p.name}` | {p.facts.replace('|', ' or ')} | {p.help} |" for p in declarations(root).values()]
+    return "| parameter | takes | |\n|---|---|---|\n" + "\n".join(rows)
+
+
+def test_the_tables_of_parameters_are_those_of_the_plans() -> None:
+    found = MARKED.findall((ROOT / "docs" / "library.md").read_text(encoding="utf-8"))
+    assert found
+    for _, name, table, _ in found:
+        assert table == parameter_table(name), f"{name}: renew it: python tests/test_docs.py --write"
 
 
 def test_the_table_lists_what_the_command_lists(environment: dict[str, str]) -> None:
     printed = subprocess.run(["surgery-jax", "ops"], env=environment, capture_output=True, text=True, check=True).stdout
     listed = re.findall(r"^  (\w+)", printed, re.MULTILINE)
-    shown = re.findall(r"^\| `(\w+)`", "\n".join(tables().values()), re.MULTILINE)
-    assert listed == shown
+    shown = [re.findall(r"^\| `(\w+)`", tables()[name], re.MULTILINE) for name in ("transforms", "assertions")]
+    assert listed == shown[0] + shown[1]
 
 
 def test_every_command_and_option_is_described() -> None:
@@ -500,15 +529,17 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 
 
 def write_tables() -> None:
-    path = ROOT / "docs" / "plans.md"
-    page = path.read_text(encoding="utf-8")
     for name, table in tables().items():
         page = re.sub(
             rf"(<!-- {name} -->\n\n).*?(\n\n<!-- end -->)",
             lambda found, table=table: found[1] + table + found[2],
-            page,
+            page_of(name).read_text(encoding="utf-8"),
             flags=re.DOTALL,
         )
+        page_of(name).write_text(page, encoding="utf-8")
+    path = ROOT / "docs" / "library.md"
+    page = path.read_text(encoding="utf-8")
+    page = MARKED.sub(lambda found: found[1] + parameter_table(found[2]) + found[4], page)
     path.write_text(page, encoding="utf-8")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
@@ -45,8 +44,9 @@ class CloseMask(Mask):
         return a.either(b)
 
 
-def _tolerance(doc: str, default: float) -> Any:
-    return base.declare(Field("number", doc, base.parse_epsilon, default))
+def _tolerance(doc: str, default: float) -> float:
+    declared: float = base.declare(Field("number", doc, base.parse_epsilon, default))
+    return declared
 
 
 @dataclass(frozen=True)

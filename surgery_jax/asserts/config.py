@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..core import json_text
 from ..core.errors import MOST_NAMES, PlanError, listing
@@ -43,7 +42,7 @@ class ConfigIs(Predicate):
         return Known(not wrong, f"config: {listing(wrong, MOST_NAMES) if wrong else 'all is as expected'}")
 
 
-def _config(state: State, alias: str) -> dict[str, Any]:
+def _config(state: State, alias: str) -> dict[str, object]:
     """The config of an alias, or of the one that is meant.
 
     Raises:
@@ -64,12 +63,13 @@ def _config(state: State, alias: str) -> dict[str, Any]:
         raise PlanError(f"config: {CONFIG} of {alias} is no JSON object", found=str(error)[:120]) from None
 
 
-def _at(config: Any, key: str) -> tuple[bool, Any]:
+def _at(config: dict[str, object], key: str) -> tuple[bool, object]:
     """Whether a key is there, and its value."""
     if key in config:
         return True, config[key]
+    found: object = config
     for part in key.split("."):
-        if not isinstance(config, dict) or part not in config:
+        if not isinstance(found, dict) or part not in found:
             return False, None
-        config = config[part]
-    return True, config
+        found = found[part]
+    return True, found

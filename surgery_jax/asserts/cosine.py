@@ -6,42 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core.errors import PlanError
-from ..core.specs import Spec
 from ..kit.base import number
 from ..kit.comparing import Comparing
 from ..kit.kernel import Array, Kernel
 from ..kit.predicates import Known, Measured, Outcome
-from ..kit.reduction import Before, Reduction
-from ..kit.rules import check_floats
+from ..kit.reduction import ScaledSums
 from ..kit.state import State, Value
 
 
 @dataclass(frozen=True)
-class Products(Reduction):
+class Products(ScaledSums):
     """Sums of a b, a a and b b, in float64.
 
-    a, b: float, of one size -> float64[3]; each is divided by its largest magnitude first, so that nothing overflows.
+    a, b: float, of one size -> float64[3]; each is divided by its largest magnitude first.
     """
 
-    @property
-    def stages(self) -> int:
-        return 2
+    num_sums = 3
 
-    def infer(self, *specs: Spec) -> tuple[Spec, ...]:
-        for spec in specs:
-            check_floats(spec)
-        return super().infer(*specs)
-
-    def how(self, stage: int) -> tuple[str, ...]:
-        return ("sum", "sum", "sum") if stage else ("max", "max")
-
-    def terms(self, k: Kernel, stage: int, before: Before, a: Array, b: Array) -> tuple[Array, ...]:
-        if before is None:
-            return k.magnitude(a), k.magnitude(b)
-        x, y = (
-            wide.astype("float64") / k.xp.where(largest > 0, largest, 1.0)
-            for wide, largest in ((k.widen(a), before[0]), (k.widen(b), before[1]))
-        )
+    def products(self, k: Kernel, x: Array, y: Array) -> tuple[Array, ...]:
         return k.mul(x, y), k.mul(x, x), k.mul(y, y)
 
 

@@ -7,43 +7,30 @@ from dataclasses import dataclass
 
 from ..core.dtypes import BY_NAME
 from ..core.errors import PlanError
-from ..core.specs import Spec
 from ..kit.base import number, operation, reference
 from ..kit.kernel import Array, Kernel
 from ..kit.predicates import Known, Measured, Outcome, Predicate, settle_all
-from ..kit.reduction import Before, Reduction
-from ..kit.rules import check_floats
+from ..kit.reduction import ScaledSums
 from ..kit.state import State, Value
 from ..language.document import Node
 from ..language.names import Reference
 
 
 @dataclass(frozen=True)
-class Remainder(Reduction):
+class Remainder(ScaledSums):
     """Sums of the squares of a and of a - factor b, both divided by the largest magnitude first, in float64.
 
     a, b: float, of one size -> float64[2].
     """
 
+    num_sums = 2
     factor: float = number("of b", traced=True)
 
-    @property
-    def stages(self) -> int:
-        return 2
+    def scales(self, k: Kernel, a: Array, b: Array) -> tuple[Array, Array]:
+        largest = k.xp.maximum(a, b)
+        return largest, largest
 
-    def infer(self, *specs: Spec) -> tuple[Spec, ...]:
-        for spec in specs:
-            check_floats(spec)
-        return super().infer(*specs)
-
-    def how(self, stage: int) -> tuple[str, ...]:
-        return ("sum", "sum") if stage else ("max", "max")
-
-    def terms(self, k: Kernel, stage: int, before: Before, a: Array, b: Array) -> tuple[Array, ...]:
-        if before is None:
-            return k.magnitude(a), k.magnitude(b)
-        largest = k.xp.maximum(before[0], before[1])
-        x, y = (wide.astype("float64") / k.xp.where(largest > 0, largest, 1.0) for wide in (k.widen(a), k.widen(b)))
+    def products(self, k: Kernel, x: Array, y: Array) -> tuple[Array, ...]:
         off = x - k.mul(y, k.xp.asarray(self.factor, "float64"))
         return k.mul(x, x), k.mul(off, off)
 

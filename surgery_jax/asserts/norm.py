@@ -10,7 +10,7 @@ from ..core.specs import Spec
 from ..kit.base import number
 from ..kit.kernel import Array, Kernel
 from ..kit.predicates import Measured, Outcome
-from ..kit.reduction import Before, Reduction
+from ..kit.reduction import Before, Reduction, divisor
 from ..kit.rules import check_floats
 from ..kit.selecting import Selecting
 from ..kit.state import State
@@ -43,19 +43,14 @@ class Norm2(Reduction):
         if stage < self.stages - 1:
             return (wide,)
         if before is not None:
-            wide = wide / _divisor(k, before[0])
+            wide = wide / divisor(k, before[0])
         return (k.mul(wide, wide),)
 
     def finish(self, k: Kernel, stage: int, totals: Sequence[Array], before: Before) -> tuple[Array, ...]:
         if stage < self.stages - 1:
             return tuple(totals)
         root = k.xp.sqrt(totals[0])
-        return (root if before is None else k.mul(root, _divisor(k, before[0])),)
-
-
-def _divisor(k: Kernel, largest: Array) -> Array:
-    """The largest magnitude, 1 where there is nothing to be divided."""
-    return k.xp.where(largest > 0, largest, 1.0)
+        return (root if before is None else k.mul(root, divisor(k, before[0])),)
 
 
 @dataclass(frozen=True)

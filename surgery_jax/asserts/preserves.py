@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..core.dtypes import BY_NAME
 from ..core.errors import PlanError
@@ -22,15 +23,19 @@ from ..language.document import Node, check_keys
 from ..language.names import INDEX, Reference, numbered_by
 
 PARTS = ("gate", "up", "down")
+PIECE = 1 << 22  # elements of a matrix that are widened at once
 
 
 @dataclass(frozen=True)
 class Blocks(TensorOp):
     """A dense gated MLP and a mixture of such experts, on the same tokens.
 
-    tokens: [n, h]; router: [E, h]; dense gate, up: [f, h], down: [h, f]; the same of each of E experts; if there is a
-    shared expert, its three and, if it is gated, its router [1, h] -> float64[2], the largest magnitude of the
-    difference and of what the dense one gives. In float32, or float64 if all are.
+    tokens: [n, h]; router: [E, h]; the router of the shared expert [1, h] if it is gated; then gate, up: [f, h], down:
+    [h, f] of the dense MLP, and of every other one that is not the same as an earlier one -> float64[2], the largest
+    magnitude of the difference and of what the dense one gives. In float32, or float64 if all are.
+
+    Where all are one and the same, what it gives counts no more, only with what weights: matrices are not given then,
+    and tokens stand for it.
     """
 
     kind = "whole"
@@ -39,13 +44,14 @@ class Blocks(TensorOp):
     normalize: bool
     scores: str
     scale: float
-    experts: int
+    experts: tuple[int, ...]  # which of the MLPs each of E experts is
+    shared: int | None  # which of them all tokens go to
+    is_gated: bool
 
-    def infer(self, tokens: Spec, router: Spec, *matrices: Spec) -> tuple[Spec, ...]:
+    def infer(self, tokens: Spec, router: Spec, *rest: Spec) -> tuple[Spec, ...]:
         check_floats(router)
         width = tokens.shape[1]
-        for at in range(0, len(matrices) // 3 * 3, 3):
-            gate, up, down = matrices[at : at + 3]
+        for gate, up, down in self._triples(rest):
             for spec in (gate, up, down):
                 check_floats(spec)
             inner = gate.shape[0] if gate.shape else 0
@@ -57,28 +63,43 @@ class Blocks(TensorOp):
                 )
         return (Spec((2,), BY_NAME["float64"]),)
 
-    def workspace_bytes(self, tokens: Spec, router: Spec, *matrices: Spec) -> int:
-        return 2 * 3 * 8 * max(spec.size for spec in matrices)  # one expert, widened, and the one before
+    def _triples(self, rest: Sequence[Any]) -> list[Sequence[Any]]:
+        """Gate, up and down of every MLP."""
+        rest = rest[self.is_gated :]
+        return [rest[at : at + 3] for at in range(0, len(rest), 3)]
 
-    def apply(self, k: Kernel, tokens: Array, router: Array, *matrices: Array) -> Array:
-        wide = "float64" if all(x.dtype == "float64" for x in (router, *matrices)) else "float32"
+    def workspace_bytes(self, tokens: Spec, router: Spec, *rest: Spec) -> int:
+        piece = max(PIECE, tokens.shape[1])
+        return 2 * 3 * 8 * min(piece, max((spec.size for spec in rest), default=0))  # pieces of two MLPs, widened
+
+    def apply(self, k: Kernel, tokens: Array, router: Array, *rest: Array) -> Array:
+        wide = "float64" if all(x.dtype == "float64" for x in (router, *rest)) else "float32"
         tokens = tokens.astype(wide)
-        dense = self._mlp(k, tokens, *matrices[:3])
         weights = self._weights(k, k.matmul(tokens, router.astype(wide).T))
-        mixed = k.xp.zeros(dense.shape, wide)
-        for expert in range(self.experts):
-            found = self._mlp(k, tokens, *matrices[3 + 3 * expert : 6 + 3 * expert])
-            mixed = mixed + weights[:, expert : expert + 1] * found
-        shared = matrices[3 + 3 * self.experts :]
-        if shared:
-            found = self._mlp(k, tokens, *shared[:3])
-            if len(shared) > 3:
-                found = found * _sigmoid(k, k.matmul(tokens, shared[3].astype(wide).T))
-            mixed = mixed + found
+        share = k.xp.ones((), wide)
+        if self.is_gated:
+            share = _sigmoid(k, k.matmul(tokens, rest[0].astype(wide).T))
+        dense = mixed = k.xp.zeros(tokens.shape, wide)
+        for mlp, found in enumerate([self._mlp(k, tokens, *each) for each in self._triples(rest)] or [tokens]):
+            dense = dense if mlp else found
+            places = [place for place, which in enumerate(self.experts) if which == mlp]
+            if places:
+                mixed = mixed + k.xp.sum(weights[:, k.xp.asarray(places)], axis=1, keepdims=True) * found
+            if self.shared == mlp:
+                mixed = mixed + share * found
         off, size = k.xp.max(k.xp.abs(mixed - dense)), k.xp.max(k.xp.abs(dense))
         return k.xp.stack([off, size]).astype("float64")
 
     def _mlp(self, k: Kernel, tokens: Array, gate: Array, up: Array, down: Array) -> Array:
+        """What an MLP gives, [n, h]; its places are worked off in pieces, so that few are wide at a time."""
+        found = k.xp.zeros(tokens.shape, tokens.dtype)
+        step = max(1, PIECE // tokens.shape[1])
+        for first in range(0, gate.shape[0], step):
+            places = slice(first, first + step)
+            found = found + self._piece(k, tokens, gate[places], up[places], down[:, places])
+        return found
+
+    def _piece(self, k: Kernel, tokens: Array, gate: Array, up: Array, down: Array) -> Array:
         gate, up, down = (x.astype(tokens.dtype).T for x in (gate, up, down))
         inner = k.matmul(tokens, gate)
         if self.act == "silu":
@@ -97,7 +118,7 @@ class Blocks(TensorOp):
         else:
             raised = k.xp.exp(logits - k.xp.max(logits, axis=1, keepdims=True))
             scores = raised / k.xp.sum(raised, axis=1, keepdims=True)
-        places = k.xp.arange(self.experts)
+        places = k.xp.arange(len(self.experts))
         mine, others = scores[:, :, None], scores[:, None, :]
         before = (others > mine) | ((others == mine) & (places[None, None, :] < places[None, :, None]))
         chosen = k.xp.where(k.xp.sum(before, axis=2) < self.top_k, scores, k.xp.zeros((), scores.dtype))
@@ -256,16 +277,23 @@ class Preserves(Predicate):
         return found
 
     def _measured(self, state: State, label: str, count: int, name: str, router: Value, parts: list[Value]) -> Outcome:
-        shared = parts[3 + 3 * count :]
-        if shared and not state.versions.spec(shared[0]).size:  # of no width: it adds nothing
-            parts = parts[: 3 + 3 * count]
+        triples = [tuple(parts[at : at + 3]) for at in range(0, len(parts) // 3 * 3, 3)]
+        gates = parts[3 * len(triples) :]
+        if len(triples) > 1 + count and not state.versions.spec(parts[3 + 3 * count]).size:  # of no width: adds nothing
+            triples, gates = triples[: 1 + count], []
+        distinct = list(dict.fromkeys(triples))  # copies of one tensor are one version
+        which = [distinct.index(triple) for triple in triples]
         drawn = operation("normal", mean=0.0, std=1.0)
         assert isinstance(drawn, Drawn)
         spec = Spec((self.tokens, state.versions.spec(router).shape[1]), BY_NAME["float32"])
         places = state.versions.compute(Positions(Spec(spec.shape, BY_NAME["uint64"])))
         tokens = state.versions.compute(drawn.of(name, self.seed, spec.dtype), places)
-        op = Blocks(self.top_k, self.act, self.normalize, self.scores, self.scale, count)
-        found = state.versions.compute(op, tokens, router, *parts)
+        rule = (self.top_k, self.act, self.normalize, self.scores, self.scale)
+        shared = which[1 + count] if len(which) > 1 + count else None
+        op = Blocks(*rule, tuple(which[1 : 1 + count]), shared, bool(gates))
+        mlps = [part for triple in distinct for part in triple]
+        op.infer(*map(state.versions.spec, (tokens, router, *gates, *mlps)))
+        found = state.versions.compute(op, tokens, router, *gates, *(mlps if len(distinct) > 1 else ()))
 
         def judge(measured: Sequence[float]) -> tuple[bool, str]:
             off, size = map(float, measured)

@@ -219,6 +219,21 @@ JSON = Argument("--json", "one JSON object on stdout instead of text")
 FILTER = Argument(
     "--filter", "only tensors whose names contain a match of this regular expression", "REGEX", default=""
 )
+RECEIPT = Argument(
+    "--receipt", "write the receipt of the output to this new file, with its table beside it", "PATH", completes="file"
+)
+NO_RECEIPT = Argument("--no-receipt", "write no receipts, which directories get otherwise")
+DIGEST = Argument(
+    "--digest",
+    "what tensors are known by in receipts: sha256 (default), or none",
+    "KIND",
+    choices=("sha256", "none"),
+    default="sha256",
+)
+SIGN = Argument("--sign", "sign outputs and receipts with this private key, a PEM file", "KEY", completes="file")
+STRICT = Argument("--strict", "a tensor of an input that is neither used nor dropped is an error")
+PUBLIC_KEY = Argument("--public-key", "the key that signatures must be of, a PEM file", "KEY", completes="file")
+PROOF = (RECEIPT, NO_RECEIPT, DIGEST, SIGN)
 BUDGETS = (MEMORY, WORKERS, DEVICES, DEVICE_MEMORY)
 PLAN = (PLANS, SET, PARAMS)
 
@@ -247,10 +262,18 @@ class PlanCommand(Command):
 
 
 def options_of(args: argparse.Namespace) -> Options:
-    """The options of a run that the command line gives; the others keep their defaults."""
+    """The options of a run that the command line gives; the others keep their defaults.
+
+    Raises:
+        PlanError: some of them contradict each other.
+    """
     from dataclasses import fields
 
     from ..execute.options import Options
 
     given = {field.name: getattr(args, field.name, None) for field in fields(Options)}
+    if hasattr(args, "no_receipt"):
+        given |= {"receipt": not args.no_receipt, "receipt_path": getattr(args, "receipt", None)}
+        if args.no_receipt and given["receipt_path"] is not None:
+            raise PlanError("--receipt and --no-receipt contradict each other")
     return Options(**{name: value for name, value in given.items() if value is not None})

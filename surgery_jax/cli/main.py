@@ -57,7 +57,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         except SystemExit as end:  # of argparse, after help
             return end.code if isinstance(end.code, int) else 0
         except BaseException as error:
-            return _report(error, words, watch)
+            return _report(_first(error), words, watch)
+
+
+def _first(error: BaseException) -> BaseException:
+    """An interrupt, where something failed only since it was broken off, as the parser of the standard library does."""
+    from ..core.errors import SurgeryError
+    from ..core.interrupts import Interrupted
+
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, (Interrupted, SurgeryError)):
+        cause = cause.__context__
+    return cause if isinstance(cause, Interrupted) else error
 
 
 def _report(error: BaseException, words: Sequence[str], watch: Watch) -> int:

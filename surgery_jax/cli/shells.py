@@ -21,8 +21,9 @@ def _words(argument: Argument) -> tuple[str, ...] | None:
     if argument.completes == "operation":
         from ..kit.base import words
         from ..kit.predicates import predicates
+        from ..merging.method import methods
 
-        return tuple(sorted({*words(), *predicates()}))
+        return tuple(sorted({*words(), *predicates(), *methods()}))
     return argument.choices or None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -41,7 +42,25 @@ def interruptible() -> Iterator[Watch]:
         try:
             for number in changed:
                 signal.signal(number, handle)
-            yield watch
+            with _swallowed_in_silence():
+                yield watch
         finally:
             for number in changed:
                 signal.signal(number, before[number])
+
+
+@contextmanager
+def _swallowed_in_silence() -> Iterator[None]:
+    """Python prints the traceback of an exception that it has to swallow, as one from a callback of the collector. That
+    of an interrupt is no news: it has been noted, and is heard a moment later."""
+    hook = sys.unraisablehook
+
+    def tell(unraisable: sys.UnraisableHookArgs) -> None:
+        if not isinstance(unraisable.exc_value, Interrupted):
+            hook(unraisable)
+
+    sys.unraisablehook = tell
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook

@@ -14,9 +14,8 @@ from ..core.errors import Mark
 from ..graph.build import parse_step
 from ..language.document import Node, Scalar, Sequence, node_of, plain
 from ..language.names import parse_reference
-from ..language.nodes import Unresolved
 from ..language.plan import Plan
-from ..language.scalars import parse_plain
+from ..language.writing import yaml_text
 
 __all__ = ["is_dry", "summarize"]
 
@@ -28,7 +27,7 @@ def summarize(plan: Plan, executed: list[Any], mode: str) -> str:
     """The summary of the executed steps of a plan."""
     steps = [_step(step) for step in executed]
     if mode == "raw":
-        return _yaml({"transforms": steps})
+        return yaml_text({"transforms": steps})
     default = plan.inputs[0].alias if len(plan.inputs) == 1 else None
     document: dict[str, Any] = {
         "inputs": sorted(f"{entry.alias}::{entry.path}" for entry in plan.inputs),
@@ -38,7 +37,7 @@ def summarize(plan: Plan, executed: list[Any], mode: str) -> str:
         output: dict[str, Any] = {"path": plan.output.path, "format": plan.output.format, "shard": plan.output.shard}
         output["options"] = dict(plan.output.options) or None
         document["output"] = {key: value for key, value in output.items() if value is not None}
-    return _yaml(document)
+    return yaml_text(document)
 
 
 def is_dry(executed: list[Any]) -> bool:
@@ -110,22 +109,3 @@ def _value(value: Any) -> Any:
     if isinstance(value, DType):
         return value.name
     return [_value(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _yaml(document: dict[str, Any]) -> str:
-    import yaml
-
-    class Dumper(yaml.SafeDumper):
-        """Quotes what plans would read as something else; repeats what is there twice."""
-
-        def ignore_aliases(self, data: Any) -> bool:
-            return True
-
-    def text(dumper: Any, value: str) -> Any:
-        style = None if parse_plain(value) == value else "'"
-        written = value if isinstance(value, Unresolved) else value.replace("${", "\\${")
-        return dumper.represent_scalar("tag:yaml.org,2002:str", written, style=style)
-
-    Dumper.add_representer(str, text)
-    Dumper.add_representer(Unresolved, text)
-    return yaml.dump(document, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)

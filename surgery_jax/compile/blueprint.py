@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..core.specs import Spec
-from ..kit.reduction import LANES, Reduction, tile_length
+from ..kit.reduction import Reduction, tile_length
 from ..numerics.cuts import STRANDS
 from .program import Component, Eqn, Group
 
@@ -40,7 +40,8 @@ LEAST = 2 * STRANDS  # components of a stack, and of what they are a multiple: e
 @dataclass(frozen=True)
 class Blueprint:
     """Specs of the inputs of one task, and its operations. `rows` is what it is counted in: elements of a flat group,
-    rows of one that is cut along the leading axis, components of a stack, and 1 for a whole component."""
+    rows of one that is cut along the leading axis, components of a stack, and 1 for a whole component. `width`:
+    elements of one of the rows of a reduced group."""
 
     kind: str  # "flat", "reduced", "rows", "stack" or "whole"
     rows: int
@@ -49,11 +50,12 @@ class Blueprint:
     leaving: tuple[int, ...]  # values that are written or looked at
     fused: bool = False  # whether the compiler makes one loop of the operations
     one: Blueprint | None = None  # of one component of a stack
+    width: int = 1
 
     def total(self, component: Component) -> int:
         """Rows of a whole component."""
         if self.kind in ("flat", "reduced"):
-            return component.size
+            return component.size // self.width
         return component.value_specs()[0].shape[0] if self.kind == "rows" else 1
 
     def value_specs(self) -> list[Spec]:
@@ -78,14 +80,14 @@ class Blueprint:
     @property
     def _statistics_bytes(self) -> int:
         """Bytes that statistics take beside results: computed operands, which no loop over all operations spares, a
-        mask of the elements that are small, and the lanes of every block: what is added to, what was, and what follows.
-        """
+        mask of the elements that are small, and their partial results."""
         values = self.value_specs()
         found = [eqn for eqn in self.eqns if isinstance(eqn.op, Reduction)]
         computed = {arg for eqn in found for arg in eqn.args if arg >= len(self.specs)} if self.fused else ()
-        terms = max((len(op.how(stage)) for op in self.reductions.values() for stage in range(op.stages)), default=0)
+        size = self.rows * self.width
+        spaces = (max(op.space(n, size) for n in range(op.stages)) for op in self.reductions.values())
         widened = sum(values[arg].size * max(values[arg].dtype.itemsize, 4) for arg in computed)
-        return widened + self.rows + 3 * 8 * terms * self.rows // LANES
+        return widened + size + sum(spaces)
 
     @property
     def reductions(self) -> dict[int, Reduction]:
@@ -154,8 +156,8 @@ def row_bytes(group: Group) -> int | None:
 
 def rows_blueprint(group: Group, rows: int) -> Blueprint | None:
     """`rows` rows of a group, None if its operations do not keep rows apart."""
-    values = group.sample.value_specs()
-    lengths = {spec.shape[0] if spec.shape else 0 for spec in values}
+    values, reduced = group.sample.value_specs(), set(whole_blueprint(group).reductions)
+    lengths = {spec.shape[0] if spec.shape else 0 for number, spec in enumerate(values) if number not in reduced}
     if len(lengths) != 1 or min(lengths) < max(rows, 2) or any(not spec.dtype.array for spec in values):
         return None
 
@@ -164,11 +166,16 @@ def rows_blueprint(group: Group, rows: int) -> Blueprint | None:
 
     eqns = []
     for eqn in group.sample.eqns:
+        if eqn.op.kind == "reduce":
+            eqns.append(eqn)
+            continue
         op = eqn.op.by_rows(rows, eqn.specs[0], *(values[arg] for arg in eqn.args))
         if op is None:
             return None
         eqns.append(Eqn(op, eqn.args, cut(eqn.specs)))
-    return Blueprint("rows", rows, cut(group.sample.specs), tuple(eqns), _leaving(group))
+    kind = "reduced" if reduced else "rows"
+    width = group.sample.specs[0].size // group.sample.specs[0].shape[0] if reduced else 1
+    return Blueprint(kind, rows, cut(group.sample.specs), tuple(eqns), _leaving(group), width=width)
 
 
 def blueprint(group: Group, limit: int) -> Blueprint:
@@ -177,6 +184,14 @@ def blueprint(group: Group, limit: int) -> Blueprint:
         length = _tile_length(group, limit)
         return flat_blueprint(group, tile_length(length) if group.reduces else length)
     whole = whole_blueprint(group)
+    if whole.reductions and group.sample.specs:
+        # always, if they can be: what statistics come to must not depend on the budget
+        per_row, length = row_bytes(group), whole.specs[0].shape[0] if whole.specs[0].shape else 0
+        if per_row is not None:
+            fitting = min(limit, TILE * (1 + len(whole.specs))) // max(per_row, 1)
+            rows = 1 << max(min(fitting, length), 1).bit_length() - 1
+            return rows_blueprint(group, rows) or whole
+        return whole
     if sum(spec.nbytes for spec in whole.specs) + whole.produced_bytes > limit:
         per_row = row_bytes(group)
         if per_row is not None and per_row > 0:

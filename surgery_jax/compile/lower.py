@@ -47,6 +47,7 @@ class GroupFunction:
         self.guarded = [arg for eqn in self.eqns if eqn.op.needs_finite for arg in eqn.args]
         self.exact = all(eqn.op.kind != "whole" for eqn in self.eqns)
         self.uses_lapack = any(eqn.op.uses_lapack for eqn in self.eqns)
+        self.is_fast_on_host = any(eqn.op.is_fast_on_host for eqn in self.eqns)
         self.num_traces = 0
         self._jitted: Any = None
         self._meshed: dict[Any, Any] = {}  # by devices and the values that leave
@@ -56,8 +57,9 @@ class GroupFunction:
 
     def belongs_on_host(self, platform: str) -> bool:
         """Whether NumPy is the better way on that platform: a CPU runs the same LAPACK inside a compiled function, but
-        multiplies matrices faster outside, and compiling takes longer than factoring a small one."""
-        return self.uses_lapack and platform == "cpu"
+        multiplies matrices faster outside, and compiling takes longer than factoring a small one; and it counts and
+        sorts faster in NumPy."""
+        return (self.uses_lapack or self.is_fast_on_host) and platform == "cpu"
 
     def on_host(self, inputs: Sequence[Any], numbers: Sequence[float]) -> tuple[list[Any], list[Any]]:
         """The outputs, and the masks themselves, in NumPy.

@@ -8,18 +8,23 @@ sizes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ..kit.reduction import Reduction, combined
+from ..kit.operations import TensorOp
+from ..kit.reduction import BLOCK, Reduction
 from ..numerics.kernels import HostKernel
 from .blueprint import Blueprint, passes_of
 from .lower import GroupFunction
 from .program import Group
 
 __all__ = ["PassFunction", "ReducedFunction", "Totals"]
+
+AT_ONCE = 16 * BLOCK  # elements that NumPy goes over at once: what they come to stays in the caches of a core
 
 Statistics = Mapping[int, Sequence[Any]]  # what reductions have come to, by the number of the value
 
@@ -32,9 +37,9 @@ class Totals:
     in which `combined` brings all blocks together, and neighbours of equal height make one that is higher.
     """
 
-    def __init__(self, how: Sequence[str]) -> None:
-        self.how = how
-        self._kernel = HostKernel()
+    def __init__(self, together: Callable[[Any], Sequence[Any]], width: int) -> None:
+        """`together` makes one row of several, each of so many terms."""
+        self._join, self._width = together, width
         self._branches: list[tuple[int, np.ndarray]] = []  # (tiles, terms), from the highest to the lowest
 
     def add(self, rows: np.ndarray) -> None:
@@ -44,18 +49,16 @@ class Totals:
             tiles, terms = 2 * tiles, self._together(np.stack([self._branches.pop()[1], terms]))
         self._branches.append((tiles, terms))
 
-    def result(self) -> list[Any]:
+    def result(self) -> Sequence[Any]:
         """The terms of all tiles."""
         terms: np.ndarray | None = None
         for _, branch in reversed(self._branches):
             terms = branch if terms is None else self._together(np.stack([branch, terms]))
-        rows: Any = np.zeros((0, len(self.how))) if terms is None else terms[None]
-        return combined(self._kernel, rows, self.how)
+        return self._join(np.zeros((0, self._width)) if terms is None else terms[None])
 
     def _together(self, rows: Any) -> np.ndarray:
         with np.errstate(all="ignore"):
-            joined: Any = combined(self._kernel, rows, self.how)
-            return np.stack(joined)
+            return np.asarray(self._join(rows), np.float64)
 
 
 class ReducedFunction:
@@ -65,7 +68,7 @@ class ReducedFunction:
         self.blueprint = blueprint
         self.reductions = blueprint.reductions
         known, self.first, count = passes_of(group, blueprint)
-        self.passes = [PassFunction(group, blueprint, self, number, known) for number in range(count)]
+        self.passes = [PassFunction(group, blueprint, self, number, count, known) for number in range(count)]
 
     @property
     def num_traces(self) -> int:
@@ -77,76 +80,150 @@ class ReducedFunction:
         stage = number - self.first[value]
         return stage if 0 <= stage < self.reductions[value].stages else None
 
-    def totals(self, number: int) -> dict[int, Totals]:
-        """What brings the tiles of a pass together, for each of its statistics."""
-        stages = ((value, op, self.stage(value, number)) for value, op in self.reductions.items())
-        return {value: Totals(op.how(stage)) for value, op, stage in stages if stage is not None}
+    def totals(self, number: int, before: Statistics) -> dict[int, Totals]:
+        """What brings the tiles of a pass together, for each of its statistics that are not settled."""
+        kernel = HostKernel()
+        found = {}
+        for value, op in self.reductions.items():
+            stage = self.stage(value, number)
+            if stage is not None and not op.is_settled(stage, before.get(value)):
+                found[value] = Totals(partial(op.together, kernel, stage), len(op.how(stage)))
+        return found
 
-    def finished(self, number: int, totals: Mapping[int, Totals], before: Statistics) -> dict[int, Sequence[Any]]:
-        """What is known after a pass."""
+    def is_needless(self, number: int, totals: Mapping[int, Totals]) -> bool:
+        """Whether nothing leaves or is checked in a pass, and its statistics are settled."""
+        once = self.passes[number]
+        return not totals and not once.checked and len(once.leaving) == len(once.active)
+
+    def finished(
+        self, number: int, totals: Mapping[int, Totals], before: Statistics, numbers: Sequence[float]
+    ) -> dict[int, Sequence[Any]]:
+        """What is known after a pass of a component with these numbers."""
         kernel = HostKernel()
         found = dict(before)
+        remaining = iter(numbers)
+        at = len(self.blueprint.specs)
         with np.errstate(all="ignore"):
-            for value, total in totals.items():
-                stage = self.stage(value, number)
-                assert stage is not None
-                found[value] = self.reductions[value].finish(kernel, stage, total.result(), before.get(value))
+            for eqn in self.blueprint.eqns:
+                op, stage = eqn.op.with_numbers(remaining), self.stage(at, number) if at in self.reductions else None
+                if at in totals and stage is not None:
+                    assert isinstance(op, Reduction)
+                    found[at] = op.finish(kernel, stage, totals[at].result(), before.get(at))
+                at += len(eqn.specs)
         return found
 
 
 class PassFunction(GroupFunction):
-    """One pass. What leaves a tile are partial results of its blocks, and what can be written for the first time.
+    """One pass. What leaves a tile are partial results of its blocks, and what can be written for the first time;
+    checks are for the last pass.
 
     It is called as the function of any group is, with more numbers (`arguments`).
     """
 
     def __init__(
-        self, group: Group, blueprint: Blueprint, whole: ReducedFunction, number: int, known: Sequence[int]
+        self,
+        group: Group,
+        blueprint: Blueprint,
+        whole: ReducedFunction,
+        number: int,
+        count: int,
+        known: Sequence[int],
     ) -> None:
         super().__init__(group, blueprint)
         self.number = number
         self.reductions = whole.reductions
         self.stages = {value: whole.stage(value, number) for value in whole.reductions}
         self.active = [value for value, stage in self.stages.items() if stage is not None]
-        self.known = known
         self.given = [value for value in whole.reductions if whole.first[value] < number]  # begun, or finished
         self.num_numbers = len(group.sample.numbers)
         own = [value for value in blueprint.leaving if value not in whole.reductions and known[value] == number]
         self.leaving = (*own, *self.active)
-        self.checked = [value for value in self.checked if known[value] == number]
+        self.checked = self.checked if number == count - 1 else []
+        self.needed = self._needed()
+        self.is_fast_on_host = any(op.is_fast_on_host for at, op in self._operations() if self._is_computed(at))
 
-    def arguments(self, numbers: Sequence[float], count: int, before: Statistics) -> tuple[float, ...]:
-        """The numbers of a call: those of the operations, how many elements of the tile are there, and what the passes
-        before have come to."""
+    def _needed(self) -> frozenset[int]:
+        """The values that what leaves, what is checked and what is reduced are made of."""
+        found = {*self.leaving, *self.checked}
+        at = len(self.blueprint.value_specs())
+        for eqn in reversed(self.eqns):
+            at -= len(eqn.specs)
+            is_wanted = not found.isdisjoint(range(at, at + len(eqn.specs)))
+            if is_wanted and self.stages.get(at, 0) is not None:
+                found.update(eqn.args)
+        return frozenset(found)
+
+    def _operations(self) -> Iterator[tuple[int, TensorOp]]:
+        """Every operation, with the number of its first value."""
+        at = len(self.specs)
+        for eqn in self.eqns:
+            yield at, eqn.op
+            at += len(eqn.specs)
+
+    def _is_computed(self, value: int) -> bool:
+        """Whether the operation of a value is done in this pass; statistics that are known are not."""
+        return value in self.needed and self.stages.get(value, 0) is not None
+
+    def arguments(self, numbers: Sequence[float], start: int, count: int, before: Statistics) -> tuple[float, ...]:
+        """The numbers of a call: those of the operations, with which element of the tensor the tile begins, how many
+        elements of it are there, and what the passes before have come to."""
         told = (float(x) for value in self.given for x in before[value])
-        return (*numbers, float(count), *told)
+        return (*numbers, float(start), float(count), *told)
 
     def threshold(self, numbers: tuple[float, ...]) -> int | None:
         """As for any group; statistics are no small numbers."""
         return super().threshold(numbers[: self.num_numbers])
 
+    def on_host(self, inputs: Sequence[Any], numbers: Sequence[float]) -> tuple[list[Any], list[Any]]:
+        """As for any group, a part of the tile after the other, so that what is computed stays in the caches."""
+        rows, at = self.blueprint.rows, self.num_numbers
+        parts = []
+        step = max(AT_ONCE // self.blueprint.width, 1)
+        for begin in range(0, rows, step):
+            end = min(begin + step, rows)
+            start, count = numbers[at] + begin, min(max(numbers[at + 1] - begin, 0), end - begin)
+            own = (*numbers[:at], start, float(count), *numbers[at + 2 :])
+            parts.append(super().on_host([x[begin:end] for x in inputs], own))
+        outputs, masks = (list(zip(*column, strict=True)) for column in zip(*parts, strict=True))
+        return list(map(np.concatenate, outputs)), list(map(np.concatenate, masks))
+
     def _evaluate(self, kernel: Any, values: list[Any], numbers: Iterator[Any]) -> list[Any]:
         given = list(numbers)
         own, rest = iter(given[: self.num_numbers]), iter(given[self.num_numbers :])
-        count = next(rest)
-        before = {value: [next(rest) for _ in self._terms_before(value)] for value in self.given}
+        start, count = next(rest), next(rest)
+        before = {value: [next(rest) for _ in range(self._given_before(value))] for value in self.given}
+        shape = values[0].shape if values else (self.blueprint.rows,)
+
+        def places() -> Any:
+            first = kernel.xp.asarray(start, "float64").astype("int64") * self.blueprint.width
+            return kernel.xp.arange(math.prod(shape), dtype="int64").reshape(shape) + first
+
         for eqn in self.eqns:
             op = eqn.op.with_numbers(own)
-            arrays = [values[arg] for arg in eqn.args]
             at = len(values)
+            arrays = [values[arg] for arg in eqn.args]
+            if op.needs_places:
+                arrays.append(places)
             if isinstance(op, Reduction):
                 stage = self.stages[at]
                 if stage is not None:
-                    values.append(op.partial(kernel, stage, before.get(at), count, *arrays))
+                    values.append(self._partial(kernel, op, stage, before.get(at), count, arrays))
                 else:
-                    values.append(kernel.xp.stack(before[at]) if at in before else None)
-            elif self.known[at] > self.number:
+                    values.append(kernel.xp.stack(before[at]) if at in before and at in self.needed else None)
+            elif self.needed.isdisjoint(range(at, at + len(eqn.specs))):
                 values += [None] * len(eqn.specs)
             else:
                 values += self._results(kernel, op, arrays, len(eqn.specs))
         return values
 
-    def _terms_before(self, value: int) -> tuple[str, ...]:
-        """As many words as a reduction has given numbers before this pass."""
+    def _partial(self, kernel: Any, op: Reduction, stage: int, before: Any, count: Any, arrays: Sequence[Any]) -> Any:
+        """Partial results of a stage; none where it is settled, which is known where numbers are."""
+        if isinstance(kernel, HostKernel) and op.is_settled(stage, before):
+            return np.zeros((0, len(op.how(stage))))
+        found = op.partial if self.flat else op.partial_by_rows
+        return found(kernel, stage, before, count, *arrays)
+
+    def _given_before(self, value: int) -> int:
+        """How many numbers a reduction has given before this pass."""
         op, stage = self.reductions[value], self.stages[value]
-        return op.how(op.stages - 1 if stage is None else stage - 1)
+        return op.given(op.stages - 1 if stage is None else stage - 1)

@@ -12,7 +12,6 @@ Source: PEFT 0.19, `peft/tuners/lora/layer.py` and `peft/utils/other.py`, https:
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from bisect import bisect_left, bisect_right
@@ -22,6 +21,7 @@ from operator import itemgetter
 from typing import Any
 
 from .errors import StorageError, listing
+from .strict_json import read_json
 
 __all__ = [
     "CONFIG",
@@ -150,8 +150,8 @@ def parse_config(text: str, where: str | None = None) -> dict[str, Any]:
         StorageError: no JSON object, or not that of a LoRA adapter whose meaning is known.
     """
     try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        config = read_json(text)
+    except ValueError as error:
         raise StorageError(
             "the configuration of the adapter is not JSON", where=where, found=str(error)[:120]
         ) from None

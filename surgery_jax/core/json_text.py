@@ -6,6 +6,8 @@ import json
 import re
 from typing import Any, NamedTuple
 
+from .strict_json import read_json
+
 __all__ = ["parsed", "put", "removed", "renamed"]
 
 _BLANK = re.compile(r"[ \t\n\r]*")
@@ -30,10 +32,7 @@ def parsed(text: str) -> dict[str, Any]:
     Raises:
         ValueError: it is no object, has a key twice, or is nested deeper than 100 levels.
     """
-    try:
-        value = json.loads(text, object_pairs_hook=_unique)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    value = read_json(text)
     if not isinstance(value, dict):
         raise ValueError(f"{type(value).__name__} instead of an object")
     level: list[Any] = [value]
@@ -47,13 +46,6 @@ def parsed(text: str) -> dict[str, Any]:
             for child in (parent.values() if isinstance(parent, dict) else parent)
         ]
     raise ValueError("nested too deeply")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise ValueError("a key twice in one object")
-    return table
 
 
 def put(text: str, path: list[str], value: Any) -> str:

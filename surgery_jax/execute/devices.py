@@ -4,14 +4,12 @@ of what devices do."""
 from __future__ import annotations
 
 import ctypes
-import os
-import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..core.caches import cache_folder
 from ..core.errors import PlanError
 from ..core.process import is_own
 
@@ -69,7 +67,7 @@ def _keep_compiled_functions() -> None:
     # before 0.10.2, XLA writes a page of warnings for every function for a CPU that it finds in the cache
     is_quiet = jax.__version_info__ >= (0, 10, 2) or jax.default_backend() != "cpu"
     if config.jax_compilation_cache_dir is None and is_quiet:
-        folder = _cache_folder()
+        folder = cache_folder("compiled")
         if folder is not None:
             config.update("jax_compilation_cache_dir", str(folder))
             config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -85,25 +83,6 @@ def _keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for parameter, value in ((M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 256 << 20), (M_ARENA_MAX, 1)):
             mallopt(parameter, value)
-
-
-def _cache_folder() -> Path | None:
-    """A folder that only this user can write, since what lies there is executed; None if there cannot be one.
-
-    `SURGERY_JAX_CACHE` names another folder, or is `off`.
-    """
-    wanted = os.environ.get("SURGERY_JAX_CACHE")
-    if wanted == "off":
-        return None
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    try:
-        folder = Path(wanted or f"{base}/surgery_jax/compiled").expanduser()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-    except (OSError, RuntimeError):  # no home, or not writable
-        return None
-    private = status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return folder if private and os.access(folder, os.W_OK) else None
 
 
 class CompileClock:

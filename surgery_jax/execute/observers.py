@@ -64,6 +64,9 @@ class Observer:
     called by the threads that do the work, several at once, and keep them from it.
     """
 
+    def staged(self, plan: Appearing) -> None:
+        """The outputs of a plan have their hidden places, and nothing is written yet; nothing is printed yet either."""
+
     def pass_begins(self, work: Pass) -> None:
         """The first of its tasks is about to be taken."""
 
@@ -87,11 +90,19 @@ class Observer:
         between tensors: a file is what it will be when its output is `appearing`.
         """
 
+    def encoding(self, what: Written) -> None:
+        """The bytes of tensors that make up a file are all there, and are encoded now; `written` tells what becomes of
+        them. Called by the threads that do the work."""
+
     def pass_ends(self, account: Account | None) -> None:
         """The account of a pass, of all processes; None if it failed."""
 
     def settled(self, assertion: Assertion, holds: bool, why: str) -> None:
         """Values have decided an assertion."""
+
+    def completed(self, plan: Appearing) -> None:
+        """The outputs of a plan are complete, but not on the disk yet: files can still be put beside them. Of several
+        plans called by several threads; if this raises, the outputs of this plan do not appear."""
 
     def appearing(self, plans: Sequence[Appearing]) -> None:
         """Outputs are complete and will appear at once, those of each plan together; if this raises, none of them."""
@@ -113,7 +124,7 @@ class Observers(Observer):
             heard = [getattr(one, name) for one in told if getattr(type(one), name) is not getattr(Observer, name)]
             if heard:
                 setattr(self, name, heard[0] if len(heard) == 1 else _each(heard))
-        self.wants_ranges = "written" in vars(self)
+        self.wants_ranges = "written" in vars(self) or "encoding" in vars(self)
 
 
 def _each(heard: Sequence[Callable[..., None]]) -> Callable[..., None]:

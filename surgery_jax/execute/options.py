@@ -22,7 +22,10 @@ class Options:
     traces of the run. device_memory: budget of every device, a size or `none`. distributed: share the work with the
     other processes of a cluster; where JAX cannot tell which these are, coordinator (`HOST:PORT`), num_processes and
     process_id do. join_timeout: seconds within which all must have come together. resume: go on with what a run of the
-    same plan on the same inputs has finished of the same outputs.
+    same plan on the same inputs has finished of the same outputs. receipt: write one beside every output that is a
+    directory; receipt_path: also that of the plan's output, whatever it is, to this file. digest: `sha256`, or `none`
+    to leave out those of tensors. sign: a private key, a PEM file, to sign outputs and receipts with. strict: a tensor
+    of an input that is neither used nor dropped is an error.
     """
 
     memory: str = "2GiB"
@@ -40,6 +43,11 @@ class Options:
     process_id: int | None = None
     join_timeout: float = 300.0
     resume: bool = False
+    receipt: bool = True
+    receipt_path: str | None = None
+    digest: str = "sha256"
+    sign: str | None = None
+    strict: bool = False
 
     @property
     def memory_bytes(self) -> int:

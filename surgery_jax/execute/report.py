@@ -16,7 +16,7 @@ from typing import Any
 from ..core.errors import Notice
 from .observers import Observer, Pass
 
-__all__ = ["Account", "Figures", "Progress", "Report", "Share", "peak_rss_bytes"]
+__all__ = ["Account", "Amounts", "Figures", "Progress", "Report", "Share", "peak_rss_bytes"]
 
 
 class Progress(Observer):
@@ -125,23 +125,18 @@ class Figures(Observer):
         return {field.name: found[field.name] for field in dataclasses.fields(kind) if field.name in found}
 
 
-@dataclass(frozen=True)
-class Report:
-    """The account of one run. Sizes in bytes, times in seconds.
+@dataclass(frozen=True, kw_only=True)
+class Amounts:
+    """What was done, by all passes together. Sizes in bytes, times in seconds.
 
-    `stream_s` is the time of reading, computing and writing; `busy_s` the part of it in which a stage was at work, and
-    `overlap` the busiest stage's share of it: near 1 the other stages cost nothing. `compile_s` is the part in which
-    JAX traced and compiled, or loaded what it had compiled before. `processes` are those that shared the work; of
-    several, times and peaks are the largest. `bytes_resumed` are those of the outputs that an earlier run had written;
-    what it had moved and computed is not counted again. `leftovers` says, a sentence each, what runs that did not come
-    to their end had left beside the outputs.
+    `stream_s` is the time of reading, computing and writing; `compile_s` the part of it in which JAX traced and
+    compiled, or loaded what it had compiled before. Of several processes, times and peaks are the largest.
+    `bytes_resumed` are those of the outputs that an earlier run had written; what it had moved and computed is not
+    counted again. `leftovers` says, a sentence each, what runs that did not come to their end had left beside the
+    outputs.
     """
 
-    outputs: tuple[str, ...]
-    num_tensors: int
-    num_groups: int
     num_compilations: int
-    num_host_fallbacks: int
     bytes_moved: int
     bytes_read: int
     bytes_computed: int
@@ -151,11 +146,25 @@ class Report:
     stream_s: float
     compile_s: float
     bytes_resumed: int = 0
+    leftovers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Amounts):
+    """The account of one run.
+
+    `busy_s` is the part of `stream_s` in which a stage was at work, and `overlap` the busiest stage's share of it: near
+    1 the other stages cost nothing. `processes` are those that shared the work.
+    """
+
+    outputs: tuple[str, ...]
+    num_tensors: int
+    num_groups: int
+    num_host_fallbacks: int
     busy_s: Mapping[str, float] = field(default_factory=dict)
     processes: tuple[Share, ...] = ()
     printed: str = ""
     summary: str = ""
-    leftovers: tuple[str, ...] = ()
     warnings: tuple[Notice, ...] = ()
 
     @property

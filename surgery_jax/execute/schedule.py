@@ -60,7 +60,7 @@ class GroupSchedule:
 
     def num_tiles(self, component: Component) -> int:
         """Tiles of a component that are gone over several times."""
-        return -(-component.size // self.blueprint.rows)
+        return -(-self.blueprint.total(component) // self.blueprint.rows)
 
     def is_held(self, component: Component) -> bool:
         """Whether the inputs of a component are gone over several times and read once: they fit whole."""

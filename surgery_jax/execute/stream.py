@@ -216,20 +216,24 @@ class Executor:
         held = self._read(plan, tile, buffers) if self.schedule.groups[tile.group].is_held(component) else None
         known: dict[int, Sequence[Any]] = {}
         for number, once in enumerate(function.passes):
-            totals = function.totals(number)
+            totals = function.totals(number, known)
+            if function.is_needless(number, totals):
+                continue
             for at, start in enumerate(range(0, size, plan.rows)):
                 part = Tile(tile.group, ((component, start, min(plan.rows, size - start)),))
                 inputs = shaped(plan, self._read(plan, part, buffers)) if held is None else shaped(plan, held, at)
-                numbers = once.arguments(component.numbers, part.num_fresh, known)
+                numbers = once.arguments(component.numbers, start, part.num_fresh, known)
                 found = self.computing.outputs(once, part, inputs, numbers)
                 outputs = dict(zip(once.leaving, found, strict=True))
-                for value, total in totals.items():
-                    total.add(outputs.pop(value))
+                for value in once.active:
+                    partial = outputs.pop(value)
+                    if value in totals:
+                        totals[value].add(partial)
                 with self.timeline.stage("write"):
                     self.results.put(plan, part, outputs, buffers[-1])
                 if number == 0:
                     self.observer.advanced(self.schedule.advance(part))
-            known = function.finished(number, totals, known)
+            known = function.finished(number, totals, known, component.numbers)
         results = {value: np.array(found, np.float64) for value, found in known.items()}
         self.results.tell(component, results, buffers[-1])
 

@@ -158,7 +158,7 @@ def _row_tiles(number: int, group: Group, plan: Blueprint, _: Mapping[str, int])
 def _components(number: int, group: Group, plan: Blueprint, _: Mapping[str, int]) -> Iterator[Tile]:
     """A whole component each, which its task cuts into tiles: partial results are brought together in its order."""
     for component in group.components:
-        yield Tile(number, ((component, 0, component.size),))
+        yield Tile(number, ((component, 0, plan.total(component)),))
 
 
 def _stacks(number: int, group: Group, plan: Blueprint, readers: Mapping[str, int]) -> Iterator[Tile]:

@@ -14,7 +14,7 @@ from ..core.errors import AssertionFailed, Mark, PlanError, Problems, SurgeryErr
 from ..kit.words import BoundStep, find_word, words
 from ..language import document
 from ..language import names as naming
-from ..language.document import Mapping, Node, Scalar, Sequence, plain
+from ..language.document import Mapping, Node, Scalar, Sequence, noting_files, plain
 from ..language.expansion import CONTROL
 from ..language.nodes import node_of
 from ..language.plan import Input, Plan
@@ -42,7 +42,8 @@ def build(
         Problems: everything that is wrong with the plan and can be known from headers, in the order of the plan.
     """
     builder = _Builder(plan, outside, graph or Graph(), answers or {})
-    builder.run()
+    with noting_files() as nested:
+        builder.run()
     demands, frame = builder.frame.demands, builder.frame
     if demands.errors:
         raise Problems(_few_turns(demands.errors))
@@ -57,6 +58,9 @@ def build(
         warnings=list(demands.warnings.values()),
         questions=demands.questions,
         identities=frame.identities,
+        plan=replace(plan, origin=replace(plan.origin, files={**plan.origin.files, **nested})) if nested else plan,
+        given=frame.given,
+        met=frame.met,
     )
 
 

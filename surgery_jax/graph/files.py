@@ -62,6 +62,7 @@ class Files:
         scales = companions((name, entry.spec.dtype) for name, entry in checkpoint.entries.items())
         for name, entry in checkpoint.entries.items():
             model.add(name, Slot(self._read(key, path, name, entry, scales.get(name, "")), 0, 1))
+        self.frame.given[alias] = {name: slot.node for name, slot in model.slots.items()}
 
     def _read(self, checkpoint: str, path: str, name: str, entry: Any, companion: str = "") -> Node:
         self.frame.graph.needs_whole |= entry.blocks is not None
@@ -138,8 +139,8 @@ class Files:
         self._change(alias, {**self.model(alias).documents, name: Document(path or name, text)})
 
     def copy_document(self, source: str, name: str, alias: str, new: str) -> None:
+        self._need(alias)
         found = self.model(source).documents[name]
-        self.model(alias)
         self._change(alias, {**self.model(alias).documents, new: found})
 
     def drop_document(self, alias: str, name: str) -> None:

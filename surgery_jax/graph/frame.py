@@ -68,6 +68,8 @@ class Frame:
     recent: list[str] = field(default_factory=list)  # names that it has read since it last wrote one
     touched: dict[str, list[str]] = field(default_factory=lambda: {"changed": [], "created": [], "deleted": []})
     used: set[tuple[str, str, Node]] = field(default_factory=set)  # that a step has read, under their names
+    met: set[Node] = field(default_factory=set)  # stored tensors that a step has looked at, moved or dropped
+    given: dict[str, dict[str, Node]] = field(default_factory=dict)  # the stored tensors of each checkpoint, by alias
     # of all files whose headers were read, by path
     identities: dict[str, Any] = field(default_factory=dict)
     checkpoints: dict[str, Any] = field(default_factory=dict)

@@ -116,6 +116,10 @@ class Names:
             seen[row[-1]] = row[0]
         return rows
 
+    def captured(self, ref: Reference) -> list[tuple[str, tuple[object, ...]]]:
+        selector = self._selector(ref)
+        return [(name, selector.captured(name)) for name in self.select(ref)]
+
     def numbered(self, source: Reference, template: Reference) -> list[tuple[str, str, int]]:
         rows = self.rows(source, template)
         try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from copy import copy
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..core.errors import Mark, Notice, SurgeryError
+from ..language.plan import Plan
 from .node import Node
 
 __all__ = ["Assertion", "Check", "Demands", "Print", "Request", "Save", "Sink", "Symbolic"]
@@ -108,6 +109,9 @@ class Symbolic:
     warnings: Sequence[Notice] = ()
     questions: Sequence[Check | Sink] = ()  # what the data must tell before the plan is final; until then it is a bound
     identities: Mapping[str, Any] = field(default_factory=dict)  # of the files whose headers were read, by path
+    plan: Plan | None = None  # that it was made of
+    given: Mapping[str, Mapping[str, Node]] = field(default_factory=dict)  # stored tensors by alias and name, as opened
+    met: Set[Node] = frozenset()  # those that a step has looked at, moved or dropped
 
     def stored(self) -> list[Node]:
         """The stored tensors that anything demanded comes from, in the order of the plan's reading."""

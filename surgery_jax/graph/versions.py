@@ -38,6 +38,8 @@ class Versions:
         if self.frame.word == "assert" and found.node is BROKEN:
             raise Consequence  # nothing can be said of what a failed step would have made
         self.frame.recent.append(name)
+        if found.node is not BROKEN and found.node.kind == "read":
+            self.frame.met.add(found.node)
         if reads:
             self.frame.note_read(alias, name, found.node)
         return self.frame.space.count(alias, name, reads)

@@ -23,6 +23,7 @@ __all__ = ["ALONE", "Alone", "Peers", "Star"]
 
 BEAT_S = 5.0  # between signs of life
 GRACE_S = 15.0  # to come to an end in once another has failed; with SILENCE_S this stays within a minute
+CAUSE_S = 2.0  # for word of a failure elsewhere that explains one here
 LOOK_S = 0.5  # between looks for an interrupt while a process waits
 
 
@@ -67,6 +68,13 @@ class Peers:
 
     def hand_over(self) -> None:
         """From now on process 0 may let the outputs appear, whatever becomes of this process."""
+
+    def stop(self, error: BaseException) -> None:
+        """This process fails: the others hear of it before what they work on is removed.
+
+        Raises:
+            SurgeryError: another process failed first, which explains this error.
+        """
 
     def name(self, rank: int) -> str:
         """What to call a process in a message."""
@@ -245,15 +253,28 @@ class Star(Peers):
             if rank != but and rank not in self._gone:
                 link.urge(FAIL, message)
 
+    def stop(self, error: BaseException) -> None:
+        if isinstance(error, Exception) and isinstance(reason(error), StorageError):
+            with self._changed:  # a file may be gone because another process has ended, and removed all that was made
+                self._changed.wait_for(lambda: self._failure is not None, CAUSE_S)
+            if self._failure is not None and self._failure is not error:
+                raise self._failure from None
+        self._end(error)
+
+    def _end(self, error: BaseException) -> None:
+        """Tell the others, unless they know of a failure already."""
+        known = reason(error)
+        with self._changed:  # those that hear of it leave, which is no failure then
+            is_first, self._failure = self._failure is None, self._failure or known
+        if is_first:
+            self._tell(f"{self.name(self.rank)} stopped: {str(known).splitlines()[0]}", known)
+
     def __enter__(self) -> Star:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None and error is not self._failure:
-            known = reason(error)
-            with self._changed:  # those that hear of it leave, which is no failure then
-                self._failure = self._failure or known
-            self._tell(f"{self.name(self.rank)} stopped: {str(known).splitlines()[0]}", known)
+        if error is not None:
+            self._end(error)
         self._close(BYE if error is None else None)
 
     def _close(self, word: int | None) -> None:

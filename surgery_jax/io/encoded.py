@@ -13,7 +13,7 @@ from ..storage.files import storage_error
 from ..storage.places.base import fill
 from .buffers import OpenFiles
 from .fleeting import FleetingFile
-from .outputs import Hear
+from .outputs import Hear, Written
 from .pace import Pace
 
 __all__ = ["EncodedFile"]
@@ -21,7 +21,7 @@ __all__ = ["EncodedFile"]
 
 class EncodedFile(FleetingFile):
     """A file that is filled like any other, and tells by `full` when its last byte is there; then `seal` it. What it is
-    encoded to is what `hear` is told.
+    encoded to is what `hear` is told; `hear_raw` is told what it is encoded of.
 
     Until then its bytes are in the page cache: nothing of them need reach the disk. One that `is_sealed` already, by
     another run, stays as it is whatever is written to it.
@@ -34,6 +34,7 @@ class EncodedFile(FleetingFile):
         laid: LaidFile,
         full: deque[EncodedFile],
         hear: Hear | None = None,
+        hear_raw: Hear | None = None,
         *,
         is_sealed: bool = False,
     ) -> None:
@@ -41,6 +42,7 @@ class EncodedFile(FleetingFile):
         assert laid.encode is not None
         self.size, self.workspace = laid.size, laid.workspace
         self._encode = laid.encode
+        self._hear_raw = hear_raw
         self._full = full
         self._missing = laid.size
         self._is_sealed = is_sealed
@@ -84,6 +86,8 @@ class EncodedFile(FleetingFile):
             assert self.writer is not None
             try:
                 fill(self.writer, 0, raw[: self.size].data)
+                if self._hear_raw is not None:
+                    self._hear_raw(Written(self.path, self.place, 0, self.size, raw[: self.size].data))
                 data = self._encode(raw[: self.size])
                 self.writer.truncate(len(data))
             except OSError as error:

@@ -22,6 +22,7 @@ from .fields import (
     integers,
     node,
     number,
+    numbers_of,
     parse_bool,
     parse_epsilon,
     parse_fields,
@@ -36,17 +37,20 @@ from .fields import (
     word,
     wrong,
 )
-from .operations import NO_ARITHMETIC, Directive, TensorOp
+from .operations import DECOMPOSED, NO_ARITHMETIC, SUMMED, Directive, TensorOp, Varies
 from .words import BoundStep, Word, find_word, operation, words
 
 __all__ = [
+    "DECOMPOSED",
     "NO_ARITHMETIC",
     "REQUIRED",
+    "SUMMED",
     "BoundStep",
     "Directive",
     "Field",
     "TensorOp",
     "Values",
+    "Varies",
     "Word",
     "boolean",
     "choice",
@@ -61,6 +65,7 @@ __all__ = [
     "integers",
     "node",
     "number",
+    "numbers_of",
     "operation",
     "parse_bool",
     "parse_epsilon",

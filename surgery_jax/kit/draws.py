@@ -122,7 +122,8 @@ _SEED = base.integer("of all tensors of the step, whose names make them differ",
 
 
 class Draw(_Drawing):
-    """`to`, and either `from`, whose matches give names, shapes and dtypes, or `shape`: new tensors."""
+    """`to` with `from`, whose matches give names, dtypes and, unless `shape` says otherwise, shapes; or the one tensor
+    that `shape` and `dtype` describe: new tensors."""
 
     def __init__(self, word: str) -> None:
         super().__init__(word)
@@ -130,7 +131,7 @@ class Draw(_Drawing):
         self.fields = {
             "from": reference_field("tensors that give shape and dtype, may be sliced", "from", None),
             "to": reference_field("names of the results, must be new", "to"),
-            "shape": ("shape", base.integers("positive lengths, without `from`", None).metadata["field"]),
+            "shape": ("shape", base.integers("positive lengths; by default those of `from`", None).metadata["field"]),
             "dtype": ("dtype", dtype),
             "seed": ("seed", _SEED),
         }
@@ -138,12 +139,13 @@ class Draw(_Drawing):
     def build(self, step: BoundStep, state: State) -> None:
         """Draw every tensor."""
         given: Any = step.refs
-        if ("from" in given) == ("shape" in given):
-            raise PlanError(f"{self.word} needs one of `from` and `shape`", where=step.mark)
-        is_single = "shape" in given
+        if "from" not in given and "shape" not in given:
+            raise PlanError(f"{self.word} needs `from` or `shape`", where=step.mark)
+        is_single = "from" not in given
         dest = state.names.reference(given["to"], key="to", slices=False, literal=is_single)
-        if is_single:
+        if "shape" in given:
             check_shape(given["shape"])
+        if is_single:
             assert isinstance(dest.expr, str)
             state.names.expect_new(dest.alias, [dest.expr])
             spec = Spec(given["shape"], given.get("dtype", BY_NAME["float32"]))
@@ -158,7 +160,7 @@ class Draw(_Drawing):
                 check_not_clamped(source.slice, state.versions.spec(stored).shape)
             like = state.versions.view(stored, source)
             spec = state.versions.spec(like)
-            spec = Spec(spec.shape, given.get("dtype", spec.dtype))
+            spec = Spec(given.get("shape", spec.shape), given.get("dtype", spec.dtype))
             state.versions.create(dest.alias, new, self._draw(step, state, new, spec, like))
             state.speech.tell(f"{self.word}: {new}")
 

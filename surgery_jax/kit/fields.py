@@ -31,6 +31,7 @@ __all__ = [
     "integers",
     "node",
     "number",
+    "numbers_of",
     "parse_bool",
     "parse_epsilon",
     "parse_fields",
@@ -201,6 +202,11 @@ def text(doc: str, default: Any = REQUIRED) -> Any:
 def word() -> Any:
     """Not a key but a number that the operation finds for itself: a word of a random key, say. Traced."""
     return dataclasses.field(default=0.0, metadata={"traced": True})
+
+
+def numbers_of() -> Any:
+    """Not a key but numbers that the operation is given, of which there may be any number. Traced."""
+    return dataclasses.field(default=(), metadata={"traced": True})
 
 
 def texts(doc: str, default: Any = REQUIRED) -> Any:

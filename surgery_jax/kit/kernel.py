@@ -94,6 +94,10 @@ class Array(Protocol):
 
     def __or__(self, other: Any, /) -> Array: ...
 
+    def __lshift__(self, other: Any, /) -> Array: ...
+
+    def __rshift__(self, other: Any, /) -> Array: ...
+
 
 class Arrays(Protocol):
     """An array module, as far as operations use it: functions that give arrays."""
@@ -194,6 +198,10 @@ class Kernel(Protocol):
 
     def choose(self, is_first: Any, first: Callable[[], T], second: Callable[[], T]) -> T:
         """The result of one of two functions; only that one is computed."""
+
+    def histogram(self, index: Array, count: Any, bins: int, chosen: Array | None = None) -> Array:
+        """How often each number below `bins` is among the first `count` of a flat array of integers, of those that are
+        `chosen` if that is given: float64 [bins]. What is not chosen may be any number."""
 
     # -- matrices -----------------------------------------------------------------------------------------------
 

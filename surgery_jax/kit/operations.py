@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ..core.exact import exact
 from ..core.specs import Spec
-from .fields import fields_of
+from .fields import Field, fields_of
 from .kernel import Kernel
 
 if TYPE_CHECKING:
+    from ..language.document import Node
     from ..numerics.cuts import Cut
     from .forms import Form
     from .state import State
 
-__all__ = ["NO_ARITHMETIC", "Directive", "TensorOp"]
+__all__ = ["DECOMPOSED", "NO_ARITHMETIC", "SUMMED", "Directive", "TensorOp", "Varies"]
 
 NO_ARITHMETIC = ("structure", "check", "make", "template", "composed")  # kinds that compute with no numbers of operands
 
+
+class Varies(NamedTuple):
+    """Why the results of an operation may have other bits on another processor or backend, and by how much they may be
+    off: a part of the largest magnitude in the tensor."""
+
+    why: str
+    tolerance: float
+
+
+SUMMED = Varies("it sums in the order of the library and the processor", 1e-5)
+DECOMPOSED = Varies("the library and the processor decide the last bits of a decomposition", 1e-3)
 
 _TRACED: dict[type, tuple[str, ...]] = {}
 
@@ -40,7 +52,12 @@ class TensorOp:
     kind: ClassVar[str] = "elementwise"
     needs_finite: ClassVar[bool] = False  # NaN or infinity in an operand is an error
     uses_lapack: ClassVar[bool] = False  # which a CPU runs as well without a compiled function around it
+    is_fast_on_host: ClassVar[bool] = False  # NumPy counts and sorts faster than a compiled function on a CPU does
     needs_positions: ClassVar[bool] = False  # the last operand is the number of every element, uint64
+    # the last argument of `apply`, beside the operands, is a function that gives the number of every element, int64; it
+    # is left out where the operands are whole tensors. Only together with statistics of the same tensor.
+    needs_places: ClassVar[bool] = False
+    varies: ClassVar[Varies | None] = None  # None: the same bits on every processor and backend
     outputs: ClassVar[int] = 1
     spellings: ClassVar[tuple[Form, ...]] = ()
     examples: ClassVar[tuple[str, ...]] = ()
@@ -108,13 +125,18 @@ class TensorOp:
         return self
 
     def numbers(self) -> tuple[float, ...]:
-        """Values of the traced fields that are present."""
-        return tuple(getattr(self, name) for name in self.traced_fields() if getattr(self, name) is not None)
+        """Values of the traced fields that are present, those of a tuple one after the other."""
+        values = [getattr(self, name) for name in self.traced_fields()]
+        return tuple(number for value in values if value is not None for number in _each(value))
 
     def with_numbers(self, numbers: Iterator[Any]) -> TensorOp:
         """This operation with its present traced fields replaced, in order."""
-        present = [name for name in self.traced_fields() if getattr(self, name) is not None]
-        return dataclasses.replace(self, **{name: next(numbers) for name in present}) if present else self  # type: ignore[type-var]
+        present = {name: getattr(self, name) for name in self.traced_fields() if getattr(self, name) is not None}
+        given = {
+            name: tuple(next(numbers) for _ in value) if isinstance(value, tuple) else next(numbers)
+            for name, value in present.items()
+        }
+        return dataclasses.replace(self, **given) if present else self  # type: ignore[type-var]
 
     def static_key(self) -> tuple[Any, ...]:
         """What of this operation belongs to the compiled structure."""
@@ -122,8 +144,15 @@ class TensorOp:
         rest = []
         for entry in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, entry.name)
-            rest.append((value is None) if entry.name in traced else exact(value))
+            if entry.name not in traced:
+                rest.append(exact(value))
+            else:
+                rest.append(len(value) if isinstance(value, tuple) else value is None)
         return (type(self).__name__, *rest)
+
+
+def _each(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 class Directive:
@@ -146,3 +175,16 @@ class Directive:
     def contributes(self, state: State) -> str | None:
         """The alias that this step offers as the plan's output, None if it offers none."""
         return None
+
+    @classmethod
+    def further(cls, payload: Node) -> Mapping[str, tuple[str, Field]]:
+        """Keys that this payload may have beside the attributes; the step gets their values by `with_further`.
+
+        Raises:
+            PlanError: the payload does not say which.
+        """
+        return {}
+
+    def with_further(self, values: Mapping[str, Any]) -> Directive:
+        """This step with the values of its further keys, by the names that `further` gives."""
+        return self

@@ -3,20 +3,25 @@
 Elements are numbered in row-major order and cut into blocks of `BLOCK`; a block is a square of `LANES` by `LANES`,
 whose rows are combined one after the other, and then its columns. Blocks are combined in pairs of neighbours, the
 results again, until one is left. Tiles, budgets and devices change nothing about that.
+
+Where what is added needs whole rows of a tensor to be computed, the rows along the leading axis are the blocks. Within
+a row halves are combined until one number is left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 from ..core.dtypes import BY_NAME
 from ..core.specs import Spec
 from .kernel import Array, Bound, Kernel
 from .operations import TensorOp
+from .rules import check_floats
 
-__all__ = ["BLOCK", "LANES", "Before", "Reduction", "combined", "tile_length"]
+__all__ = ["BLOCK", "LANES", "Before", "Reduction", "ScaledSums", "combined", "divisor", "halved", "tile_length"]
 
 Before = Sequence[Array] | None  # what the stage before came to, None for the first stage
 
@@ -60,8 +65,22 @@ class Reduction(TensorOp):
         """What a stage comes to, from the combined terms, as many numbers as these; after the last stage the result."""
         return tuple(totals)
 
+    def given(self, stage: int) -> int:
+        """How many numbers a stage comes to."""
+        return len(self.how(stage))
+
+    def is_settled(self, stage: int, before: Before) -> bool:
+        """Whether a stage would change nothing of what the one before came to, so that elements need not be gone over;
+        `before` are numbers, not traced."""
+        return False
+
+    def space(self, stage: int, size: int) -> int:
+        """Bytes that partial results of so many elements take: the lanes of every block, what is added to, what was,
+        and what follows."""
+        return 3 * 8 * len(self.how(stage)) * size // LANES
+
     def infer(self, *specs: Spec) -> tuple[Spec, ...]:
-        return (Spec((len(self.how(self.stages - 1)),), BY_NAME["float64"]),)
+        return (Spec((self.given(self.stages - 1),), BY_NAME["float64"]),)
 
     def smallest(self, *bounds: Bound) -> Bound:
         least = bounds[0]
@@ -90,15 +109,90 @@ class Reduction(TensorOp):
         sums = k.repeat(LANES, column, tuple(k.xp.full((blocks,), NEUTRAL[word], "float64") for word in how))
         return k.xp.stack(sums, axis=1)
 
+    def partial_by_rows(self, k: Kernel, stage: int, before: Before, count: Array | int, *arrays: Array) -> Array:
+        """The terms of a stage, combined within each row along the leading axis: float64 [rows, terms]. The first
+        `count` rows of the operands are there."""
+        rows = arrays[0].shape[0]
+        is_there = k.xp.arange(rows) < count
+        found = []
+        for word, x in zip(self.how(stage), self.terms(k, stage, before, *arrays), strict=True):
+            row = halved(partial(_join, k, word), x.reshape(rows, -1), k)[:, 0]
+            found.append(k.xp.where(is_there, row, NEUTRAL[word]))
+        return k.xp.stack(found, axis=1)
+
+    def together(self, k: Kernel, stage: int, parts: Array) -> Sequence[Array]:
+        """Partial results of consecutive blocks, float64 [blocks, terms], as one of each term."""
+        return combined(k, parts, self.how(stage))
+
     def apply(self, k: Kernel, *arrays: Array) -> Array:
         size = int(arrays[0].size)
         missing = -size % BLOCK
-        padded = [k.xp.concatenate([x.reshape(-1), k.xp.zeros(missing, x.dtype)]) for x in arrays]
+        padded: list[Any] = [k.xp.concatenate([x.reshape(-1), k.xp.zeros(missing, x.dtype)]) for x in arrays]
+        if self.needs_places:
+            padded.append(lambda: k.xp.arange(size + missing, dtype="int64"))
         before: tuple[Array, ...] | None = None
         for stage in range(self.stages):
             parts = self.partial(k, stage, before, size, *padded)
-            before = self.finish(k, stage, combined(k, parts, self.how(stage)), before)
+            before = self.finish(k, stage, self.together(k, stage, parts), before)
         return k.xp.stack([k.xp.asarray(x, "float64") for x in before or ()])
+
+
+@dataclass(frozen=True)
+class ScaledSums(Reduction):
+    """Sums about two operands, each divided by its largest magnitude first, so that nothing overflows.
+
+    a, b: float, of one size -> float64[num_sums]. A subclass says how many sums there are, and their terms in
+    `products`.
+    """
+
+    num_sums: ClassVar[int]
+
+    @property
+    def stages(self) -> int:
+        return 2
+
+    def infer(self, *specs: Spec) -> tuple[Spec, ...]:
+        for spec in specs:
+            check_floats(spec)
+        return super().infer(*specs)
+
+    def how(self, stage: int) -> tuple[str, ...]:
+        return ("sum",) * self.num_sums if stage else ("max", "max")
+
+    def terms(self, k: Kernel, stage: int, before: Before, a: Array, b: Array) -> tuple[Array, ...]:
+        if before is None:
+            return k.magnitude(a), k.magnitude(b)
+        x, y = (
+            wide.astype("float64") / divisor(k, largest)
+            for wide, largest in zip((k.widen(a), k.widen(b)), self.scales(k, before[0], before[1]), strict=True)
+        )
+        return self.products(k, x, y)
+
+    def scales(self, k: Kernel, a: Array, b: Array) -> tuple[Array, Array]:
+        """What the operands are divided by, given their largest magnitudes."""
+        return a, b
+
+    def products(self, k: Kernel, x: Array, y: Array) -> tuple[Array, ...]:
+        """The terms of every element, of the divided operands in float64."""
+        raise NotImplementedError
+
+
+def divisor(k: Kernel, largest: Array) -> Array:
+    """The largest magnitude, 1 where there is nothing to be divided."""
+    return k.xp.where(largest > 0, largest, 1.0)
+
+
+def halved(join: Callable[[Array, Array], Array], x: Array, k: Kernel) -> Array:
+    """The elements along the last axis, which stays with length 1, joined in an order that depends on their number
+    alone: the first half with the second one, again and again."""
+    length = x.shape[-1]
+    while length > 1:
+        half = length // 2
+        rest = x[..., 2 * half :]
+        x = join(x[..., :half], x[..., half : 2 * half])
+        x = k.xp.concatenate([x, rest], axis=-1) if rest.shape[-1] else x
+        length = x.shape[-1]
+    return x
 
 
 def combined(k: Kernel, parts: Array, how: Sequence[str]) -> list[Array]:

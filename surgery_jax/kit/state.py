@@ -69,6 +69,9 @@ class Names(Protocol):
     def rows(self, source: Reference, *templates: Reference) -> list[tuple[str, ...]]:
         """For every match of `source`: its name and the name each template gives, which may come again."""
 
+    def captured(self, ref: Reference) -> list[tuple[str, tuple[object, ...]]]:
+        """Matching names, sorted, each with what its groups or variables stand for; nothing matching is an error."""
+
     def numbered(self, source: Reference, template: Reference) -> list[tuple[str, str, int]]:
         """For every match of `source`: its name, the name that the template gives, and the number that its group or
         variable `index` stands for."""

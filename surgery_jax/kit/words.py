@@ -64,12 +64,15 @@ class Word:
             if not absent and (len(self.fields) == 1 or not isinstance(payload, document.Mapping)):
                 key = next(key for key, (attribute, _) in self.fields.items() if attribute == directive.takes)  # type: ignore[union-attr]
                 payload = document.Mapping({key: payload}, {key: payload.mark}, payload.mark)
-        parsed = parse_fields(self.name, payload, {**self.fields, **self.shared})
+        further = directive.further(payload) if directive is not None else {}  # type: ignore[union-attr]
+        keys = fields_of(self.cls) if directive is not None else self.fields
+        parsed = parse_fields(self.name, payload, {**keys, **further, **self.shared})
         where, raw = parsed.pop("where", None), parsed.pop("raw", False)
         own = {attribute for attribute, _ in fields_of(self.cls).values()}
         refs = {key: value for key, value in parsed.items() if key not in own}
         try:
             thing = self.cls(**{key: value for key, value in parsed.items() if key in own})
+            thing = thing.with_further(refs) if further and isinstance(thing, Directive) else thing
         except PlanError as error:
             error.problem = f"{self.name}: {error.problem}"
             raise error.located(mark) from None

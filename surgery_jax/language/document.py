@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ __all__ = [
     "Sequence",
     "check_keys",
     "node_of",
+    "parse_documents_file",
     "parse_plan_file",
     "parse_yaml",
     "plain",
@@ -65,6 +68,25 @@ def parse_plan_file(path: str | Path, *, interpolate: bool = True) -> Node:
     Raises:
         PlanError: the file cannot be read or is not UTF-8, and all that `parse_yaml` raises.
     """
+    return parse_yaml(_read(path), str(path), interpolate=interpolate)
+
+
+def parse_documents_file(path: str | Path) -> tuple[str, list[Node]]:
+    """The text of a file, and its YAML documents, of which there may be several; references stay as they are.
+
+    Raises:
+        PlanError: what `parse_plan_file` raises, but for several documents.
+    """
+    text = _read(path)
+    return text, _Builder(text, str(path)).documents()
+
+
+def _read(path: str | Path) -> str:
+    """The text of a file.
+
+    Raises:
+        PlanError: it cannot be read, is too large, or is not UTF-8.
+    """
     file = str(path)
     try:
         # a pipe would be waited for: it is opened without that, and refused
@@ -88,7 +110,28 @@ def parse_plan_file(path: str | Path, *, interpolate: bool = True) -> Node:
         line = data.count(b"\n", 0, error.start) + 1
         column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
         raise PlanError("not UTF-8 text", where=Mark(file, line, column)) from None
-    return parse_yaml(text, file, interpolate=interpolate)
+    noted = _NOTED.get()
+    if noted is not None:
+        noted[file] = text
+    return text
+
+
+_NOTED: ContextVar[dict[str, str] | None] = ContextVar("noted", default=None)
+
+
+@contextmanager
+def noting_files() -> Iterator[dict[str, str]]:
+    """The texts of the plan files that this thread reads meanwhile, by path; whoever notes them already hears of them
+    too."""
+    found: dict[str, str] = {}
+    outer = _NOTED.get()
+    token = _NOTED.set(found)
+    try:
+        yield found
+    finally:
+        _NOTED.reset(token)
+        if outer is not None:
+            outer.update(found)
 
 
 def _siblings(path: Path) -> list[str]:
@@ -129,6 +172,16 @@ class _Builder:
         if not isinstance(event, yaml.StreamEndEvent):
             raise PlanError("several documents in one file", where=self._mark(event), expected="one document")
         return root
+
+    def documents(self) -> list[Node]:
+        """All documents; anchors of one are unknown in the next."""
+        found: list[Node] = []
+        self._next()
+        while not isinstance(self._next(), yaml.StreamEndEvent):
+            found.append(self._node(self._next(), 1)[0])
+            self._anchors.clear()
+            self._next()
+        return found
 
     def _node(self, event: Any, depth: int) -> tuple[Node, int]:
         """The node that begins with `event`, and the number of levels below it."""

@@ -1,6 +1,6 @@
 """Expressions in plans: Python's syntax for values, and nothing that acts.
 
-Numbers, strings, lists, mappings, comparisons, conditionals, list comprehensions, and calls of the functions in
+Numbers, strings, lists, mappings, comparisons, conditionals, comprehensions, and calls of the functions in
 `FUNCTIONS`. A dot takes an entry of a mapping (`config.hidden_size`), never an attribute of an object. What an
 expression may make is bounded in size and in work, since plans come from strangers.
 """
@@ -49,9 +49,20 @@ def _sum(values: list[float]) -> float:
     return sum(values)
 
 
+def _join(values: Any, between: Any = "") -> str:
+    if not isinstance(values, list) or not isinstance(between, str):
+        raise _Refused("join takes a list, and the text that is put between its items")
+    words = [str(value) for value in values if not isinstance(value, list | dict)]
+    if len(words) != len(values):
+        raise _Refused("join takes a list of numbers and texts")
+    if sum(map(len, words)) + len(between) * len(words) > MAX_ITEMS:
+        raise _Refused(f"more than {MAX_ITEMS} characters")
+    return between.join(words)
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "abs": abs, "all": all, "any": any, "bool": bool, "float": float, "int": int, "len": len, "max": max, "min": min,
-    "range": _range, "round": _round, "sorted": sorted, "str": str, "sum": _sum,
+    "abs": abs, "all": all, "any": any, "bool": bool, "float": float, "int": int, "join": _join, "len": len,
+    "max": max, "min": min, "range": _range, "round": _round, "sorted": sorted, "str": str, "sum": _sum,
     "ceil": math.ceil, "floor": math.floor, "sqrt": math.sqrt, "log2": math.log2,
 }  # fmt: skip
 _BINARY: dict[type, Callable[[Any, Any], Any]] = {
@@ -350,6 +361,11 @@ class _Evaluator:
         return found
 
     _generatorexp = _listcomp
+
+    def _dictcomp(self, node: ast.DictComp, depth: int) -> dict[str, Any]:
+        found: list[Any] = []
+        self._turns(ast.Tuple([node.key, node.value], ast.Load()), node.generators, found, depth)
+        return {str(key): value for key, value in found}
 
     def _turns(self, item: ast.expr, loops: list[ast.comprehension], found: list[Any], depth: int) -> None:
         if not loops:

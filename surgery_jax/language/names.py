@@ -169,6 +169,13 @@ class Selector:
             raise PlanError(f"{self.reference.text!r} does not match {name!r}", where=self.reference.mark)
         return fill_template(template.expr, bound, template.mark)
 
+    def captured(self, name: str) -> tuple[object, ...]:
+        """What the groups or variables stand for in a name that this selector matched, in their order."""
+        if self._segments is not None:
+            return tuple((self._segments.bind(name) or {}).values())
+        found = self._regex.fullmatch(name)
+        return found.groups() if found else ()
+
     def number(self, name: str) -> int:
         """The number that the group or variable `index` stands for in a name that this selector matched.
 

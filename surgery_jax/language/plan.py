@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping as AbstractMapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..core.errors import Mark, PlanError, nearest
 from .nodes import Mapping, Node, Scalar, Sequence, check_keys, shown, words_of
 
-__all__ = ["Input", "Output", "Plan", "inputs_of", "parse_documents"]
+__all__ = ["Input", "Origin", "Output", "Plan", "inputs_of", "parse_documents"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +34,22 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """What a plan was made of: the texts of its files by path, overrides as given, and values of parameters."""
+
+    files: AbstractMapping[str, str] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+    parameters: AbstractMapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """A plan: inputs with their aliases, the steps as YAML, and where the result goes."""
+    """A plan: inputs with their aliases, the steps as YAML, and where the result goes. `origin` is for receipts."""
 
     inputs: tuple[Input, ...]
     steps: Node | None
     output: Output | None
+    origin: Origin = Origin()
 
     @classmethod
     def of(cls, root: Mapping, nested: bool = False) -> Plan:

@@ -12,7 +12,7 @@ from functools import partial
 from ..core.dtypes import BY_NAME, DType
 from ..core.errors import PlanError
 from ..core.specs import Spec
-from ..kit.base import TensorOp, number
+from ..kit.base import DECOMPOSED, SUMMED, TensorOp, number
 from ..kit.kernel import Array, Kernel
 from ..kit.rules import check_floats
 from ..numerics.cuts import Cut, factoring_bytes, longer_side
@@ -71,6 +71,7 @@ class ExtractFactors(TensorOp):
     """
 
     kind = "whole"
+    varies = DECOMPOSED
     needs_finite = True
     uses_lapack = True
     outputs = 3
@@ -142,6 +143,7 @@ class Spectrum(TensorOp):
     """
 
     kind = "whole"
+    varies = DECOMPOSED
     needs_finite = True
     uses_lapack = True
     count: int
@@ -202,6 +204,7 @@ class AddFactors(TensorOp):
     """
 
     kind = "whole"
+    varies = SUMMED
     transposed: tuple[bool, ...]
     scales: tuple[float, ...]
 

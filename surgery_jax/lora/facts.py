@@ -10,11 +10,12 @@ Sources: PEFT 0.17 to 0.21, `peft/tuners/lora/layer.py`; transformers 5, `Conv1D
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from ..core.strict_json import read_json
 
 __all__ = ["CONV1D_LEAVES", "Model", "axis_of_inputs", "describe", "is_in_declared_order", "ties_factors"]
 
@@ -44,8 +45,8 @@ class Model:
 def describe(text: str | None) -> Model:
     """What a `config.json` tells; nothing where there is none, or the classes are code of the model's own."""
     try:
-        config = json.loads(text or "{}")
-    except (ValueError, RecursionError):
+        config = read_json(text or "{}")
+    except ValueError:
         return Model()
     parts = [config, *config.values()] if isinstance(config, dict) else []
     tables = [part for part in parts if isinstance(part, dict)]

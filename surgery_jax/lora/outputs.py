@@ -8,10 +8,12 @@ the adapter was made with `ensure_weight_tying`. A checkpoint does not tell that
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from ..core import json_text
 from ..core.errors import StorageError, listing
+from ..core.model_rules import TEXT
 from . import facts as adapter_facts
 from .targets import Adapter, Places, is_output
 
@@ -146,9 +148,26 @@ class Outputs:
             yield f"{name} is new: only {alias} has it"
         untied = self.untied()
         if untied:
-            yield f"{untied[0]} is a tensor of its own now: set tie_word_embeddings: false in config.json"
+            yield f"{untied[0]} is a tensor of its own now: tie_word_embeddings must be false in config.json"
         elif self.model.tied and self.has_output and self.alone:
-            yield "the embedding no longer equals the output layer: set tie_word_embeddings: false in config.json"
+            yield "the embedding no longer equals the output layer: tie_word_embeddings must be false in config.json"
+
+    def followed(self, text: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
+        """What `config.json` says once parameters of these shapes have changed: of the rows of the vocabulary, and that
+        embedding and output layer are two, where each has a tensor. Text that is no JSON object stays as it is."""
+        try:
+            config = json_text.parsed(text)
+        except ValueError:
+            return text
+        shared = [name for name in shapes if _is_shared(name.rpartition(".")[0])]
+        tables = [([], config), *(([key], part) for key, part in config.items() if isinstance(part, Mapping))]
+        for path, table in tables:
+            if shared and (self.has_output or self.layer) and table.get("tie_word_embeddings") is True:
+                text = json_text.put(text, [*path, "tie_word_embeddings"], False)
+            rows = {shapes[name][0] for name in shared if len(shapes[name]) == 2}
+            if len(rows) == 1 and table.get("vocab_size", *rows) not in rows and (not path or path[0] in TEXT):
+                text = json_text.put(text, [*path, "vocab_size"], *rows)
+        return text
 
     def _embeddings(self) -> list[str]:
         return [name for name in self.places.names if re.fullmatch(rf"(.+\.)?({'|'.join(_TOKENS)})\.weight", name)]
@@ -177,6 +196,12 @@ def _is_tying(adapter: Adapter) -> bool:
         return adapter_facts.ties_factors(adapter.config)
     whole = [name.rpartition(".")[0].rpartition(".")[2] for name in adapter.whole]
     return bool(adapter.config.get("ensure_weight_tying")) and not _TOKENS.isdisjoint(whole)
+
+
+def _is_shared(module: str) -> bool:
+    """Whether a module has a row for every token of the vocabulary."""
+    leaf = module.rpartition(".")[2]
+    return leaf in _TOKENS or (is_output(module) and leaf not in _HEADS)
 
 
 def _is_end(one: str, other: str) -> bool:

@@ -190,6 +190,13 @@ class HostKernel(_Kernel):
             state = step(number, state)
         return state
 
+    def histogram(self, index: Any, count: Any, bins: int, chosen: Any = None) -> Any:
+        """How often each number is among the first `count`."""
+        index = index[: int(count)]
+        if chosen is not None:
+            index = index[chosen[: int(count)]]
+        return np.bincount(index.astype(np.int64), minlength=bins).astype(np.float64)
+
     def over(self, x: Any, divisor: Any) -> Any:
         """x divided by a number; x itself if that is 1."""
         return x if divisor == 1 else x / divisor
@@ -298,6 +305,13 @@ class DeviceKernel(_Kernel):
         zero = self.zeros[product.dtype.itemsize // 8]
         raw = self.jax.lax.bitcast_convert_type(product, zero.dtype) ^ zero
         return self.jax.lax.bitcast_convert_type(raw, product.dtype)
+
+    def histogram(self, index: Any, count: Any, bins: int, chosen: Any = None) -> Any:
+        """How often each number is among the first `count`; others are counted beyond the end."""
+        is_counted = self.xp.arange(index.shape[0]) < count
+        is_counted = is_counted if chosen is None else is_counted & chosen
+        where = self.xp.where(is_counted, index.astype(np.int32), np.int32(bins))
+        return self.xp.zeros(bins + 1, np.int32).at[where].add(1)[:bins].astype(np.float64)
 
     def over(self, x: Any, divisor: Any) -> Any:
         return x / divisor

@@ -265,6 +265,8 @@ class Compute(Directive):
 class ComputeInPlace(Directive):
     """Change tensors by a formula in which `target` is what they are before: as `compute`.
 
+    A formula of other tensors, without `target`, replaces them.
+
     target: float -> the same; with a slice only that part of it changes.
     """
 
@@ -281,7 +283,8 @@ class ComputeInPlace(Directive):
         given = {} if self.others is None else dict(_references(self.others, "with"))
         if self.others is not None and "target" in given:
             raise PlanError("compute_: `target` is what is changed", where=self.others.mark, hint="use another name")
-        _check_names(state, self.value, ["target", *given])
+        is_replaced = bool(given) and "target" not in names_of(self.value)
+        _check_names(state, self.value, [*given] if is_replaced else ["target", *given])
         target = state.names.reference(self.target, key="target")
         refs = [state.names.reference(node, key="with") for node in given.values()]
         state.names.select(target)

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 
 from ..core.errors import PlanError, nearest
 from ..kit.base import REQUIRED, Field, fields_of, find_word, words
+from ..merging.method import methods, told
 
 __all__ = ["describe"]
 
 
 def describe(word: str | None = None, assertion: str | None = None) -> str:
-    """What there is, what a transform takes, or what an assertion expression takes.
+    """What there is, what a transform takes, or what an assertion expression or a merge method takes.
 
     Raises:
         PlanError: no such name.
@@ -34,10 +35,15 @@ def describe(word: str | None = None, assertion: str | None = None) -> str:
         doc = " ".join((cls.__doc__ or "").split())
         declared = {} if cls.takes and len(fields_of(cls)) == 1 else fields_of(cls)
         return _page(f"assert: {name}", doc, declared, [f"assert: {{ {text} }}" for text in cls.examples])
+    if word not in words() and word in methods():
+        return _page(f"merge: {word}", "\n".join(_paragraphs(methods()[word].__doc__ or "")), told(methods()[word]), ())
     entry = find_word(word)
     page = _page(
         word, "\n".join(_paragraphs(entry.cls.__doc__ or "")), {**entry.fields, **entry.shared}, entry.examples
     )
+    if word == "merge":
+        docs = {name: " ".join((cls.__doc__ or "").split("\n\n")[0].split()) for name, cls in methods().items()}
+        return "\n".join([page, "", "methods:", *_table(docs)])
     return page if word != "assert" else "\n".join([page, "", "expressions:", *_table(_predicate_docs())])
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..core.errors import PlanError
 from ..core.specs import Spec
 from ..kit import base
-from ..kit.base import BoundStep, TensorOp, text
+from ..kit.base import SUMMED, BoundStep, TensorOp, text
 from ..kit.forms import Several
 from ..kit.kernel import Array, Kernel
 from ..kit.rules import check_arrays
@@ -49,6 +49,7 @@ class Einsum(TensorOp):
     """
 
     kind = "whole"
+    varies = SUMMED
     spellings = (_OneOrMore("einsum"),)
     examples = (
         "einsum: { from: '(.+)\\.lora_B', and: ['\\1.lora_A'], to: '\\1.delta', equation: 'o r, r i -> o i' }",

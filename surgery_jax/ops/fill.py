@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
@@ -82,5 +81,4 @@ def largest(spec: Spec) -> float:
     """Largest finite value of a float dtype."""
     import ml_dtypes
 
-    info: Any = ml_dtypes.finfo(spec.dtype.numpy)  # type: ignore[no-untyped-call]
-    return float(info.max)
+    return float(ml_dtypes.finfo(spec.dtype.numpy).max)  # type: ignore[no-untyped-call]

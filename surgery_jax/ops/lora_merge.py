@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from ..core import adapters
 from ..core.dtypes import BY_NAME
 from ..core.errors import PlanError, StorageError, listing, nearest
+from ..core.model_config import CONFIG
 from ..core.specs import Spec
 from ..kit.base import Directive, boolean, choice, expressions, pattern, reference, text
 from ..kit.base import node as any_node
@@ -98,7 +99,7 @@ class LoraMerge(Directive):
             dict.fromkeys(state.names.of(base.alias)),
             _specs(state, base.alias),
         )
-        model = adapter_facts.describe(state.files.document(base.alias, "config.json"))
+        model = adapter_facts.describe(state.files.document(base.alias, CONFIG))
         changes: dict[str, Changes] = {}
         outputs = Outputs(places, self.tied, model)
         for alias, weight in self._weights().items():
@@ -130,6 +131,13 @@ class LoraMerge(Directive):
             state.speech.tell(f"lora_merge: {name}")
         if untied:
             self._check_rows(state, base, *untied)
+        told = state.files.document(base, CONFIG)
+        shapes = {
+            name: spec.shape for name in changes if (spec := state.versions.slot(base, name).node.spec) is not None
+        }
+        if told is not None and (follows := outputs.followed(told, shapes)) != told:
+            state.files.put_document(base, CONFIG, follows)
+            state.speech.say(f"lora_merge: {CONFIG} says now what the embedding and the output layer have become")
 
     def _check_rows(self, state: State, base: str, layer: str, embedding: str) -> None:
         """Raise a PlanError if an adapter gave new rows to an embedding, but not to the output layer that shared it."""
@@ -320,7 +328,7 @@ class LoraMerge(Directive):
             if shape != spec.shape:
                 state.speech.say(
                     f"lora_merge: {name} is that of {first.alias}, {list(shape)} for {list(spec.shape)}"
-                    + (f": set vocab_size: {shape[0]} in config.json" if len(shape) == 2 else "")
+                    + (f": vocab_size is {shape[0]}" if len(shape) == 2 else "")
                 )
             return state.versions.compute(Cast(spec.dtype), part)
         if any(other.shape != spec.shape for _, other in specs):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
-from ..kit.base import TensorOp
+from ..kit.base import SUMMED, TensorOp
 from ..kit.forms import Ternary
 from ..kit.kernel import Array, Kernel
 from ..kit.rules import check_arrays
@@ -26,6 +26,7 @@ class Matmul(TensorOp):
     """
 
     kind = "whole"
+    varies = SUMMED
     spellings = (Ternary("matmul", new=True),)
     examples = ("matmul: { from_a: '(.+)\\.lora_B', from_b: '\\1.lora_A', to: '\\1.delta' }",)
 

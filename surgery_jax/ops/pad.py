@@ -55,24 +55,11 @@ class Average(TensorOp):
 
 
 @dataclass(frozen=True)
-class Pad(TensorOp):
-    """Add places at the beginning or the end of an axis: of zeros, of the mean of those that are there, or of normal
-    numbers.
-
-    source: any dtype (`mean` and `normal`: float), at least one axis -> the axis longer by `before` + `after`; what was
-    there keeps its bits. The mean is computed in float64 and rounded once. Normal numbers depend on the seed, the name
-    of the result and the position; `like` takes mean or deviation from the whole tensor.
-    """
+class Filling(TensorOp):
+    """What operations that add places to an axis have in common: what these are."""
 
     kind = "composed"
-    spellings = (New("pad"), InPlace("pad_", slices=False))
-    examples = (
-        "pad: { from: wte.weight, to: wte.padded, after: 47 }",
-        "pad_: { target: '.+\\.wte\\.weight', after: 8, init: normal, std: like }",
-    )
 
-    before: int = integer("places at the beginning", 0)
-    after: int = integer("places at the end", 0)
     dim: int = integer("the axis; negative counts from the end", 0)
     init: str = choice("what the new places are", INITS, "zeros")
     mean: float | None = number_or_like("mean of normal numbers", 0.0)
@@ -80,23 +67,16 @@ class Pad(TensorOp):
     seed: int = integer("of normal numbers, the same for all tensors of a step", 0)
     name: str = ""
 
-    def __post_init__(self) -> None:
-        if self.before < 0 or self.after < 0:
-            raise PlanError("before and after must not be negative", found=f"{self.before} and {self.after}")
-
     def named(self, name: str) -> TensorOp:
         return replace(self, name=name)
 
-    def compose(self, versions: Versions, source: Value) -> tuple[Value, ...]:
-        """What is added, joined to what is there."""
-        spec = versions.spec(source)
-        check_arrays(spec)
-        axis = check_axis(self.dim, spec)
+    def lengthened(self, versions: Versions, source: Value, axis: int, before: int, after: int) -> tuple[Value, ...]:
+        """The source with so many new places at the ends of an axis."""
         parts = [source]
-        if self.before:
-            parts.insert(0, self._filler(versions, source, axis, self.before, " before"))
-        if self.after:
-            parts.append(self._filler(versions, source, axis, self.after, ""))
+        if before:
+            parts.insert(0, self._filler(versions, source, axis, before, " before"))
+        if after:
+            parts.append(self._filler(versions, source, axis, after, ""))
         return versions.apply(Concat(axis), *parts) if len(parts) > 1 else (source,)
 
     def _filler(self, versions: Versions, source: Value, axis: int, count: int, place: str) -> Value:
@@ -110,3 +90,33 @@ class Pad(TensorOp):
         statistics = versions.apply(Moments(), source) if drawn.is_like else ()
         positions = versions.compute(Positions(Spec(filler.shape, BY_NAME["uint64"])))
         return versions.compute(drawn.of(self.name + place, self.seed, spec.dtype), positions, *statistics)
+
+
+@dataclass(frozen=True)
+class Pad(Filling):
+    """Add places at the beginning or the end of an axis: of zeros, of the mean of those that are there, or of normal
+    numbers.
+
+    source: any dtype (`mean` and `normal`: float), at least one axis -> the axis longer by `before` + `after`; what was
+    there keeps its bits. The mean is computed in float64 and rounded once. Normal numbers depend on the seed, the name
+    of the result and the position; `like` takes mean or deviation from the whole tensor.
+    """
+
+    spellings = (New("pad"), InPlace("pad_", slices=False))
+    examples = (
+        "pad: { from: wte.weight, to: wte.padded, after: 47 }",
+        "pad_: { target: '.+\\.wte\\.weight', after: 8, init: normal, std: like }",
+    )
+
+    before: int = integer("places at the beginning", 0)
+    after: int = integer("places at the end", 0)
+
+    def __post_init__(self) -> None:
+        if self.before < 0 or self.after < 0:
+            raise PlanError("before and after must not be negative", found=f"{self.before} and {self.after}")
+
+    def compose(self, versions: Versions, source: Value) -> tuple[Value, ...]:
+        """What is added, joined to what is there."""
+        spec = versions.spec(source)
+        check_arrays(spec)
+        return self.lengthened(versions, source, check_axis(self.dim, spec), self.before, self.after)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..core.errors import PlanError
 from ..core.specs import Spec
-from ..kit.base import Directive, TensorOp, boolean, choice, rank, reference
+from ..kit.base import DECOMPOSED, Directive, TensorOp, boolean, choice, rank, reference
 from ..kit.forms import InPlace
 from ..kit.kernel import Array, Kernel
 from ..kit.rules import check_floats, check_matrix
@@ -32,6 +32,7 @@ class Factors(TensorOp):
     """
 
     kind = "whole"
+    varies = DECOMPOSED
     uses_lapack = True
     needs_finite = True
     outputs = 2
@@ -68,6 +69,7 @@ class LowRank(TensorOp):
     """
 
     kind = "whole"
+    varies = DECOMPOSED
     uses_lapack = True
     needs_finite = True
     spellings = (InPlace("phlora_", slices=False),)

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..core.errors import PlanError
-from ..kit.base import TensorOp, choice, integer
-from ..kit.draws import number_or_like
+from ..kit.base import integer
 from ..kit.forms import InPlace, New
 from ..kit.rules import check_arrays, check_axis
 from ..kit.state import Value, Versions
 from ..kit.structure import View
-from .pad import INITS, Pad
+from .pad import Filling
 
 
 @dataclass(frozen=True)
-class Resize(TensorOp):
+class Resize(Filling):
     """Give an axis another length: places at its end go, or come as `pad` makes them.
 
     source: any dtype, at least one axis -> the axis of length `size`, or of the next multiple of `multiple_of`.
     """
 
-    kind = "composed"
     spellings = (New("resize"), InPlace("resize_", slices=False))
     examples = (
         "resize: { from: lm_head.weight, to: lm_head.larger, size: 32064, init: mean }",
@@ -30,12 +28,6 @@ class Resize(TensorOp):
 
     size: int | None = integer("the new length", None)
     multiple_of: int | None = integer("of what the new length is the next multiple", None)
-    dim: int = integer("the axis; negative counts from the end", 0)
-    init: str = choice("what new places are", INITS, "zeros")
-    mean: float | None = number_or_like("mean of normal numbers", 0.0)
-    std: float | None = number_or_like("standard deviation of normal numbers", 0.02)
-    seed: int = integer("of normal numbers, the same for all tensors of a step", 0)
-    name: str = ""
 
     def __post_init__(self) -> None:
         given = [n for n in (self.size, self.multiple_of) if n is not None]
@@ -43,9 +35,6 @@ class Resize(TensorOp):
             raise PlanError(
                 "needs one of size and multiple_of, positive", found=", ".join(map(str, given)) or "neither"
             )
-
-    def named(self, name: str) -> TensorOp:
-        return replace(self, name=name)
 
     def compose(self, versions: Versions, source: Value) -> tuple[Value, ...]:
         """A slice, or what `pad` makes."""
@@ -56,8 +45,7 @@ class Resize(TensorOp):
         size = self.size if self.multiple_of is None else -(-length // self.multiple_of) * self.multiple_of
         assert size is not None
         if size > length:
-            more = Pad(0, size - length, axis, self.init, self.mean, self.std, self.seed, self.name)
-            return versions.apply(more, source)
+            return self.lengthened(versions, source, axis, 0, size - length)
         axes = [(0, 1, count) for count in spec.shape]
         axes[axis] = (0, 1, size)
         return versions.apply(View(tuple(axes), (False,) * len(axes)), source)

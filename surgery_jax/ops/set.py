@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.errors import PlanError
 from ..kit import base
@@ -20,8 +19,9 @@ def _parse_flag(value: Node) -> bool:
     return word in ("t", "true")
 
 
-def _flag(doc: str, key: str) -> Any:
-    return base.declare(Field("boolean", doc, _parse_flag, None, key=key))
+def _flag(doc: str, key: str) -> bool | None:
+    declared: bool | None = base.declare(Field("boolean", doc, _parse_flag, None, key=key))
+    return declared
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def batch(
         work = _Batch(jobs, session, ledger)
         work.run(max(together, 1), again=again, stop_on_failure=stop_on_failure, only_check=only_check)
     return BatchReport(
-        tuple(ledger.reports[number] for number in range(len(jobs))),
+        jobs=tuple(ledger.reports[number] for number in range(len(jobs))),
         leftovers=tuple(session.leftovers),
         **session.figures.of(BatchReport),
     )

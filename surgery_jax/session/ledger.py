@@ -9,6 +9,7 @@ from typing import Any
 from ..core.errors import Notice, PlanError, SurgeryError, told
 from ..execute.observers import Appearing, Observer
 from ..execute.options import Options
+from ..execute.report import Amounts
 from ..graph.roots import Symbolic
 from ..language.jobs import Job
 from .compiled import Compiled, Outputs
@@ -43,25 +44,12 @@ class JobReport:
         return told | {"problems": [] if self.error is None else [problem.as_json() for problem in self.error.single]}
 
 
-@dataclass(frozen=True)
-class BatchReport:
-    """The account of a batch. The amounts are those of all passes together, also of those that were tried again.
-
-    `leftovers` says, a sentence each, what runs that were killed had left beside the outputs.
-    """
+@dataclass(frozen=True, kw_only=True)
+class BatchReport(Amounts):
+    """The account of a batch, with the amounts also of passes that were tried again."""
 
     jobs: tuple[JobReport, ...]
     num_passes: int
-    num_compilations: int
-    bytes_moved: int
-    bytes_read: int
-    bytes_computed: int
-    peak_buffer_bytes: int
-    peak_rss_bytes: int
-    wall_s: float
-    stream_s: float
-    compile_s: float
-    leftovers: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:

@@ -24,7 +24,7 @@ from ..hosts.sharing import OwnTasks, bring_together
 from ..io.encoded import EncodedFile
 from ..io.fleeting import MANY, FleetingFile
 from ..io.openfiles import room_for_files
-from ..io.outputs import Hear, OutputFile
+from ..io.outputs import OutputFile
 from ..io.pace import Pace
 from ..storage.base import Layout
 from ..storage.formats import OutputPlan
@@ -79,10 +79,9 @@ def perform(
     remaining, found = left(work, done)
     part = OwnTasks(peers, work, remaining)
     full: deque[EncodedFile] = deque()
-    hear = observer.written if observer.wants_ranges else None
     outputs: list[OutputFile] = []
     for target in targets:
-        outputs += _files(target, pace, full, hear, done, len(outputs))
+        outputs += _files(target, pace, full, observer, done, len(outputs))
     compiled_before = functions.num_compilations
 
     def tick() -> None:
@@ -154,13 +153,14 @@ def _to_sync(targets: Sequence[Target], sync: bool) -> set[int]:
 
 
 def _files(
-    target: Target, pace: Pace, full: deque[EncodedFile], hear: Hear | None, done: Done, first: int
+    target: Target, pace: Pace, full: deque[EncodedFile], observer: Observers, done: Done, first: int
 ) -> Iterator[OutputFile]:
+    hear, hear_raw = (observer.written, observer.encoding) if observer.wants_ranges else (None, None)
     for index, file in enumerate(target.layout.files):
         path, place = str(locate(target.plan.path) / file.name), target.place(index)
         if file.encode is not None:
             is_sealed = file.size > 0 and done.has((first + index, 0, file.size))
-            yield EncodedFile(path, place, file, full, hear, is_sealed=is_sealed)
+            yield EncodedFile(path, place, file, full, hear, hear_raw, is_sealed=is_sealed)
         else:
             kind = FleetingFile if len(target.layout.files) > MANY else OutputFile
             yield kind(path, place, pace, may_go_direct=target.is_on_disk, hear=hear)

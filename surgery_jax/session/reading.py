@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ..core.errors import Mark, StorageError
+from ..core.strict_json import read_json
 from ..language.expressions import Named
 from ..storage import formats
 from ..storage.files import read_text
@@ -34,11 +35,11 @@ class Headers:
             return None
         text = read_text(file, "the configuration")
         try:
-            found = json.loads(text)
+            found = read_json(text)
         except json.JSONDecodeError as error:
             where = Mark(str(file), error.lineno, error.colno)
             raise StorageError("the configuration is no JSON", where=where, found=error.msg) from None
-        except (RecursionError, ValueError) as error:
+        except ValueError as error:
             raise StorageError("the configuration is no JSON", where=str(file), found=str(error)) from None
         if not isinstance(found, dict):
             raise StorageError("the configuration is no JSON object", where=str(file), found=type(found).__name__)

@@ -25,6 +25,7 @@ from ..execute.observers import Appearing, Observer, Observers
 from ..execute.options import Options
 from ..execute.report import Figures, Progress, Report
 from ..hosts.peers import ALONE, Peers
+from ..proof.accounting import check_strict
 from .compiled import Compiled, Outputs, Outside, compile_with, joined, with_inputs
 from .journals import Journals
 from .passes import Show, check_targets, leftovers, output_paths, settle, tell_laid, write_notes
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
     from ..execute.schedule import Schedule
     from ..execute.verdicts import Findings
     from ..graph.node import Node
+    from ..io.outputs import Written
     from ..language.plan import Plan
+    from ..proof.keeping import Receipts
     from ..storage.base import Checkpoint, Layout
     from ..storage.formats import OutputPlan
     from ..storage.journal import Finished
@@ -100,6 +103,17 @@ def _traces(options: Options, peers: Peers) -> list[Observer]:
     return [Trace(folder / f"process-{peers.rank}" if peers.size > 1 else folder)]
 
 
+def _receipts(options: Options, peers: Peers, tell: Callable[[Written], object]) -> list[Receipts]:
+    """What writes receipts, in the process that publishes; `tell` is told of them."""
+    if options.sign is not None and not options.receipt:
+        raise PlanError("what is signed has a receipt", hint="leave out --no-receipt, or --sign")
+    if peers.rank or not (options.receipt or options.receipt_path is not None):
+        return []
+    from ..proof.keeping import Receipts
+
+    return [Receipts(options, peers.size, tell)]
+
+
 def showing(progress: Show | None, observers: Iterable[Observer] = ()) -> list[Observer]:
     """Observers, and one that shows progress if it is wanted."""
     return [*([] if progress is None else [Progress(progress)]), *observers]
@@ -123,7 +137,9 @@ class Session:
         self._swept: set[str] = set()
         self._journals = Journals(self.options.sync)
         self._resumption = Resumption(self.leftovers)
-        self._observer = Observers([self.figures, self._journals, *_traces(self.options, peers), *observers])
+        self._receipts = _receipts(self.options, peers, lambda what: self._observer.written(what))
+        traces = _traces(self.options, peers)
+        self._observer = Observers([self.figures, self._journals, *traces, *self._receipts, *observers])
         self._functions: Functions | None = None
         self._answers: dict[str, bytes] = {}  # what passes over the data have found, for a run that goes on
 
@@ -180,7 +196,7 @@ class Session:
         if not there:
             return None
         told = f"{listing(there)}: a run had come to its end when it was killed; all is there"
-        return Report(there, 0, 0, leftovers=(told,), **self.figures.of(Report))
+        return Report(outputs=there, num_tensors=0, num_groups=0, leftovers=(told,), **self.figures.of(Report))
 
     def run(self, transactions: Sequence[Transaction]) -> list[Outcome]:
         """All that the transactions ask for, in one program. If there are several, one whose assertions fail or whose
@@ -198,17 +214,14 @@ class Session:
         check_fits_here(work)
         with unwinding() as stack:
             stack.callback(take_back)
-            begun: _Begun = {}
-            is_one = len(transactions) == 1
-            staged = [self._stage(asked, stack, begun, is_one) for asked in transactions]
-            targets = [target for _, targets in staged for target in targets]
-            stagings = [staging for own, _ in staged for staging in own]
-            findings = self._write(work, targets, stagings, begun, is_one)
-            works = [
-                _Work(asked.tag, stagings, Outcome(asked.compiled, findings, targets))
-                for asked, (stagings, targets) in zip(transactions, staged, strict=True)
-            ]
-            self._commit(works)
+            for receipts in self._receipts:
+                stack.callback(receipts.end)
+            try:
+                works = self._write(transactions, work, stack)
+                self._commit(works)
+            except BaseException as error:
+                self.peers.stop(error)
+                raise
         return [work.outcome for work in works]
 
     def report(self, outcome: Outcome) -> Report:
@@ -272,6 +285,9 @@ class Session:
         from ..hosts.sharing import agree
 
         whole = joined([asked.compiled for asked in transactions])
+        if self.options.strict:
+            for asked in transactions:
+                check_strict(asked.compiled.symbolic)
         outputs = tuple(output for asked in transactions for output in asked.outputs)
         agree(self.peers, outputs)
         if self.peers.rank == 0:
@@ -280,6 +296,19 @@ class Session:
         return whole
 
     # -- writing ----------------------------------------------------------------------------------------------------
+
+    def _write(self, transactions: Sequence[Transaction], work: Schedule, stack: ExitStack) -> list[_Work]:
+        """All outputs, in their hidden places."""
+        begun: _Begun = {}
+        is_one = len(transactions) == 1
+        staged = [self._stage(asked, stack, begun, is_one) for asked in transactions]
+        targets = [target for _, own in staged for target in own]
+        stagings = [staging for own, _ in staged for staging in own]
+        findings = self._perform_rest(work, targets, stagings, begun, is_one)
+        return [
+            _Work(asked.tag, own, Outcome(asked.compiled, findings, written))
+            for asked, (own, written) in zip(transactions, staged, strict=True)
+        ]
 
     def _stage(
         self, asked: Transaction, stack: ExitStack, begun: _Begun, is_one: bool
@@ -311,7 +340,9 @@ class Session:
                     begun[id(stagings[-1])] = stagings[-1], found[1]
                 if stagings[-1].stage is not None:
                     stagings[-1].stage.write_head(head)
-                tell_laid(self._observer, stagings[-1])
+            self._observer.staged(Appearing(asked.compiled.symbolic, stagings, "", asked.tag))
+            for staging in stagings:
+                tell_laid(self._observer, staging)
         told = json.loads(self.peers.share(json.dumps([staging.tell() for staging in stagings]).encode()))
         if self.peers.rank:
             for (output, layout), place in zip(asked.outputs, told, strict=True):
@@ -322,7 +353,7 @@ class Session:
         stack.callback(kept.close)
         return stagings, [*stagings, kept]
 
-    def _write(
+    def _perform_rest(
         self, work: Schedule, targets: Sequence[Target], stagings: Sequence[Staging], begun: _Begun, is_one: bool
     ) -> Mapping[Any, Any]:
         """The last pass, which writes what is not finished already; `is_one`: for one plan."""
@@ -391,6 +422,9 @@ class Session:
         sync = self.options.sync
 
         def complete(work: _Work) -> None:
+            for staging in work.stagings:
+                staging.finish()
+            self._observer.completed(work.appearing())
             for staging in work.stagings:
                 staging.finish(sync)
             check_all(work.outcome.compiled.symbolic.identities)

@@ -17,6 +17,7 @@ from ..core.errors import PlanError, StorageError, listing, nearest
 from ..core.ranges import Parts, ranges
 from ..core.specs import Spec
 from .identity import Identity
+from .proofs import PROOFS
 
 if TYPE_CHECKING:
     import numpy
@@ -218,8 +219,9 @@ class Format:
 
     def is_document(self, name: str) -> bool:
         """Whether a file of this name that lies beside the tensors is a document of the model: its configuration, its
-        tokenizer, a template, code, a text for people. Not an index, not what trainers note, nothing hidden."""
-        return bool(_DOCUMENT.fullmatch(name)) and not _NO_DOCUMENT.fullmatch(name)
+        tokenizer, a template, code, a text for people. Not an index, not what trainers note,
+        no receipt, nothing hidden."""
+        return bool(_DOCUMENT.fullmatch(name)) and not _NO_DOCUMENT.fullmatch(name) and name not in PROOFS
 
     def indexed_name(self, name: str) -> str:
         """The name here of a tensor that an index calls `name`."""

@@ -20,6 +20,7 @@ from .stages import (
     all_left,
     is_at_work,
     is_stage,
+    names_in,
     parsed,
     remove_stage,
     stages_in,
@@ -76,6 +77,7 @@ def clear_stage(stage: Path, target: Path | None, *, remove: bool, mend: bool) -
         if mend:  # its process was killed when it began, or has not come further
             with suppress(OSError):
                 stage.rmdir()
+                return f"{stage}: empty, removed, left by a run that was killed when it began"
         return f"{stage}: cannot be told to be dead; remove it if no run is at work there" if stage.exists() else None
     try:
         locked = try_lock(descriptor)
@@ -115,7 +117,7 @@ def _clear_dead(stage: Path, target: Path, facts: Mapping[str, Any], remove: boo
         return f"{old}: what was in {target}, left by a run that was killed while it replaced it; run puts it back"
     if stage.parent == target and _has_entries(old) and _has_entries(new):
         if mend:
-            put_back(target, old, new, facts.get("names", ()))
+            put_back(target, old, new, names_in(facts))
         if remove:
             remove_stage(stage)
         return f"{old}: files of {target}, left by a run that was killed while it replaced them; run puts them back"
@@ -126,7 +128,7 @@ def _clear_dead(stage: Path, target: Path, facts: Mapping[str, Any], remove: boo
             f"it may hold what was in {target}"
         )
     size = format_bytes(sum(_size(path) for path in stage.rglob("*")))
-    if remove:
+    if remove or (mend and not Stage(stage).read_head()):  # without a head nobody can go on with it
         remove_stage(stage)
         return f"{stage}: removed, {size} left by a run that did not come to its end"
     ways = f"surgery-jax clean {target} removes it"

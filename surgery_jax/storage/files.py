@@ -5,19 +5,20 @@ from __future__ import annotations
 import errno
 import gc
 import io
-import json
 import mmap
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO
 
 from ..core.errors import StorageError, nearest
+from ..core.strict_json import read_json
 from .identity import notice
 from .places.base import fill
 from .places.found import is_local, locate, place_of
+from .stages import Stage
 
 __all__ = [
     "File",
@@ -114,6 +115,10 @@ class File:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """It is not read any more."""
         self._reader.close()
 
     @contextmanager
@@ -173,6 +178,23 @@ class File:
             offset, count = offset + len(part), count - len(part)
         return b"".join(parts)
 
+    def blocks(self, offset: int, count: int) -> Iterator[memoryview]:
+        """These bytes in blocks, each valid until the next.
+
+        Raises:
+            StorageError: they cannot be read.
+        """
+        self.check_range(offset, count)
+        buffer = memoryview(bytearray(min(count, _BLOCK)))
+        while count:
+            part = buffer[: min(count, _BLOCK)]
+            try:
+                fill(self._reader, offset, part)
+            except OSError as error:
+                raise storage_error(error, self.path, "read it") from None
+            yield part
+            offset, count = offset + part.nbytes, count - part.nbytes
+
     def _part(self, offset: int, count: int) -> bytes:
         """At most so many bytes."""
         if self._reader.descriptor is not None:
@@ -196,17 +218,18 @@ def first_bytes(path: Path, count: int) -> bytes:
         reader.close()
 
 
+_BLOCK = 1 << 20  # bytes that are read at once
 _MAX_TEXT = 1 << 24  # bytes
 
 
-def read_text(path: Path, what: str) -> str:
-    """A whole text file: UTF-8, and no longer than anybody writes one.
+def read_text(path: Path, what: str, most: int = _MAX_TEXT) -> str:
+    """A whole text file: UTF-8, and no longer than anybody writes one, `most` bytes.
 
     Raises:
         StorageError: it is not that, or cannot be read.
     """
     with File(path) as file:
-        if file.size > _MAX_TEXT:
+        if file.size > most:
             raise StorageError(f"{what} is too long", where=str(path), found=f"{file.size} bytes")
         raw = file.at(0, file.size)
     try:
@@ -227,31 +250,16 @@ def paused_gc() -> Iterator[None]:
             gc.enable()
 
 
-def parse_json(raw: bytes, path: Path, what: str) -> Any:
+def parse_json(raw: bytes, path: Path, what: str) -> object:
     """The value of a JSON text: UTF-8, no key twice in one object, no NaN, not nested without end.
 
     Raises:
         StorageError: it is not that.
     """
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except RecursionError:
-        raise StorageError(f"{what} is nested too deeply", where=str(path)) from None
+        return read_json(raw.decode("utf-8"), constants=False)
     except ValueError as error:
         raise StorageError(f"{what} is not valid JSON", where=str(path), found=str(error)) from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r} twice in one object")
-    return table
-
-
-def _no_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is not JSON")
 
 
 def check_new_file(path: str, overwrite: bool) -> None:
@@ -285,19 +293,34 @@ def write_whole(path: str, text: str) -> None:
         StorageError: the operating system refuses; what was there stays.
     """
     place, data, target = place_of(path), text.encode("utf-8"), locate(path)
+    try:
+        with _unfinished(target) as part:
+            place.create(part, len(data))
+            writer = place.target(part)
+            try:
+                writer.write(0, data)
+                writer.sync()
+            finally:
+                writer.close()
+            place.publish(part, str(target))
+    except OSError as error:
+        raise storage_error(error, path, "write it") from None
+
+
+@contextmanager
+def _unfinished(target: Path) -> Iterator[str]:
+    """Where a file is until it appears: what is left there at the end goes, after a kill with the next run."""
+    if is_local(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stage = Stage.make(target, target.parent)
+        try:
+            yield str(stage.new)
+        finally:
+            stage.remove()
+        return
     part = str(target.with_name(f".{target.name[:40]}.surgery-{os.getpid()}-{os.urandom(4).hex()}"))
     try:
-        place.create(part, len(data))
-        writer = place.target(part)
-        try:
-            writer.write(0, data)
-            writer.sync()
-        finally:
-            writer.close()
-        place.publish(part, str(target))
-    except OSError as error:
-        place.remove(part)
-        raise storage_error(error, path, "write it") from None
+        yield part
     except BaseException:
-        place.remove(part)
+        place_of(part).remove(part)
         raise

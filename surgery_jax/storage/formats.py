@@ -31,6 +31,7 @@ __all__ = [
     "is_one_file",
     "open_checkpoint",
     "open_single",
+    "place_of_input",
     "resolve_output",
     "resolve_save",
     "resolve_save_tensor",
@@ -88,6 +89,11 @@ def open_checkpoint(path: str) -> Checkpoint:
         note(f"{path}: left out: {sentence}")
     checkpoint = replace(checkpoint, path=str(target), identities=identities_of(checkpoint.files, opened))
     return replace(checkpoint, documents=documents_beside(target, formats()[checkpoint.format], checkpoint.files))
+
+
+def place_of_input(path: str) -> str:
+    """The file or directory that a path of an input means, without the part of it and the format that it names."""
+    return str(locate(_split_format(split_part(path)[0])[1]))
 
 
 def split_part(path: str) -> tuple[str, str]:

@@ -10,9 +10,10 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..core.errors import StorageError
+from ..core.strict_json import at, read_json
 from .files import parse_json
 
 __all__ = [
@@ -72,13 +73,13 @@ def split_name(name: str) -> tuple[str, ...]:
     return tuple(keys)
 
 
-def nest(leaves: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
+def nest(leaves: Iterable[tuple[str, object]], where: str) -> dict[str, object]:
     """Nested dictionaries of the leaves of these names; a leaf is anything but a dictionary.
 
     Raises:
         StorageError: a name that is no path, nests too deep, or is also the beginning of another.
     """
-    top: dict[str, Any] = {}
+    top: dict[str, object] = {}
     for name, leaf in leaves:
         try:
             *parents, last = split_name(name)
@@ -90,9 +91,10 @@ def nest(leaves: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
             )
         node, depth = top, 0
         for key in parents:
-            node, depth = node.setdefault(key, {}), depth + 1
-            if not isinstance(node, dict):
+            child, depth = node.setdefault(key, {}), depth + 1
+            if not isinstance(child, dict):
                 raise _collision(join_keys(parents[:depth]), name, where)
+            node = child
         if last in node:
             raise _collision(name, _first_below(name, node[last]), where)
         node[last] = leaf
@@ -114,10 +116,10 @@ def branches(names: Iterable[str]) -> set[str]:
 class Plain(NamedTuple):
     """A leaf that is no tensor: None, a text, an empty map or a complex number."""
 
-    value: Any
+    value: object
 
 
-def describe_leaves(names: Iterable[str], scalars: Sequence[str], others: Mapping[str, Any]) -> dict[str, str]:
+def describe_leaves(names: Iterable[str], scalars: Sequence[str], others: Mapping[str, object]) -> dict[str, str]:
     """The metadata of a tree with tensors of these names, of which `scalars` are no arrays, and with other leaves.
 
     Of every other leaf it tells the value, and the nearest branch above it that has tensors, without which it is of no
@@ -146,7 +148,9 @@ def told_leaves(metadata: Mapping[str, str], names: Sequence[str], where: str) -
         return set(), {}
     table = parse_json(metadata[LEAVES].encode(), Path(where), f"the metadata {LEAVES!r}")
     try:
-        scalars, rows = set(table["scalars"]), [(name, above, _value(told)) for name, above, told in table["others"]]
+        names_of_scalars, told = _rows(table)
+        scalars = set(names_of_scalars)
+        rows = [(name, above, _value(value)) for name, above, value in told]
         paths = [(split_name(name), split_name(above)) for name, above, _ in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(
@@ -167,27 +171,44 @@ def leaves_below(metadata: Mapping[str, str], prefix: str) -> dict[str, str]:
         return dict(metadata)
     start = f"{prefix}."
     try:
-        table = json.loads(metadata[LEAVES])
-    except (ValueError, RecursionError):  # whoever wants the leaves refuses it with its place
+        all_scalars, all_others = _rows(read_json(metadata[LEAVES]))
+    except (ValueError, KeyError, TypeError):  # whoever wants the leaves refuses it with its place
         return dict(metadata)
-    scalars = [name.removeprefix(start) for name in table["scalars"] if name.startswith(start)]
+    scalars = [name.removeprefix(start) for name in all_scalars if name.startswith(start)]
     others = [
         [name.removeprefix(start), above.removeprefix(start) if above.startswith(start) else "", told]
-        for name, above, told in table["others"]
+        for name, above, told in all_others
         if name.startswith(start)
     ]
     rest = {key: text for key, text in metadata.items() if key != LEAVES}
     return rest | ({LEAVES: json.dumps({"scalars": scalars, "others": others})} if scalars or others else {})
 
 
-def _value(told: Any) -> Any:
+def _rows(table: object) -> tuple[list[str], list[tuple[str, str, object]]]:
+    """Names of scalars, and (name, branch above, what is told of it) of the other leaves.
+
+    Raises:
+        KeyError, TypeError, ValueError: the table does not say that.
+    """
+    scalars, others = at(table, "scalars"), at(table, "others")
+    if not isinstance(scalars, list) or not isinstance(others, list):
+        raise TypeError("no lists of leaves")
+    rows = [(name, above, told) for name, above, told in others]
+    if not all(isinstance(name, str) for name in (*scalars, *(name for row in rows for name in row[:2]))):
+        raise TypeError("a name that is no text")
+    return scalars, rows
+
+
+def _value(told: object) -> object:
+    if isinstance(told, list):
+        real, imaginary = told
+        return complex(real, imaginary)
     if told is None or isinstance(told, str) or told == {}:
         return told
-    real, imaginary = told
-    return complex(real, imaginary)
+    raise TypeError(f"a leaf {told!r}"[:120])
 
 
-def _first_below(name: str, node: Any) -> str:
+def _first_below(name: str, node: object) -> str:
     while isinstance(node, dict):
         key, node = next(iter(node.items()))
         name = f"{name}.{join_keys([key])}"

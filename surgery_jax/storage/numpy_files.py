@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import IO, TYPE_CHECKING, Literal, NamedTuple
 
 from ..core.dtypes import DTYPES, by_numpy
 from ..core.errors import StorageError
@@ -108,7 +108,7 @@ def _is_archive(file: File) -> bool:
     return file.at(0, min(2, file.size)) == b"PK"
 
 
-def _read_array_header(path: Path, what: str, source: IO[bytes]) -> tuple[Spec, numpy.dtype[Any], bool, int]:
+def _read_array_header(path: Path, what: str, source: IO[bytes]) -> tuple[Spec, numpy.dtype, bool, int]:
     """(spec, the dtype as stored, whether it is column-major and that matters, where the data begins)."""
     import numpy as np
 
@@ -167,7 +167,7 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Entr
         spec, _, _, begin = _read_array_header(path, what, stream)
     _check_size(path, what, begin + spec.nbytes, info.file_size)
 
-    def read() -> numpy.ndarray[Any, Any]:
+    def read() -> numpy.ndarray:
         import numpy as np
 
         with _refusing(path), File(path) as again, again.stream() as whole, zipfile.ZipFile(whole) as opened:
@@ -181,12 +181,12 @@ class _Stored(NamedTuple):
     """How the elements of an array that has to be turned lie in a file."""
 
     path: Path
-    dtype: numpy.dtype[Any]
+    dtype: numpy.dtype
     order: Literal["C", "F"]
     begin: int
 
 
-def _load(stored: _Stored, spec: Spec) -> numpy.ndarray[Any, Any]:
+def _load(stored: _Stored, spec: Spec) -> numpy.ndarray:
     import numpy as np
 
     with _refusing(stored.path), File(stored.path) as file:
@@ -194,7 +194,7 @@ def _load(stored: _Stored, spec: Spec) -> numpy.ndarray[Any, Any]:
         return _packed(np.ndarray(spec.shape, stored.dtype, data, stored.begin, order=stored.order), spec)
 
 
-def _packed(array: numpy.ndarray[Any, Any], spec: Spec) -> numpy.ndarray[Any, Any]:
+def _packed(array: numpy.ndarray, spec: Spec) -> numpy.ndarray:
     """Row-major, of this machine's byte order, and not a view of a file."""
     import numpy as np
 

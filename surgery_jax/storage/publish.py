@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from ..core.errors import BudgetError, Problems, StorageError, told
 from ..core.interrupts import check_interrupted, held, note_kept, note_published
@@ -26,11 +26,20 @@ from .files import storage_error
 from .formats import OutputPlan
 from .identity import Changed
 from .laying import lay, lay_again, remove_others
+from .proofs import PROOFS
 from .renames import Renames
-from .stages import Begun, Stage
+from .stages import Begun, Stage, is_stage
 from .targets import check_space, check_target, final_place
 
 __all__ = ["Staging", "check_space", "check_target", "commit_all", "may_go_on", "storage_error", "unwinding"]
+
+
+class Told(TypedDict):
+    """What a process that writes to a staging of another one must know of it: where it is, and the directories above
+    it that were made for it."""
+
+    stage: str
+    parents: list[str]
 
 
 class Staging:
@@ -43,7 +52,7 @@ class Staging:
         self,
         plan: OutputPlan,
         layout: Layout,
-        told: Mapping[str, Any] | None = None,
+        told: Told | None = None,
         *,
         overwrite: bool = True,
         begun: Begun | None = None,
@@ -117,12 +126,17 @@ class Staging:
         """Where it is built, if that is a directory of this machine's."""
         return self._stage
 
-    def tell(self) -> dict[str, Any]:
+    @property
+    def root(self) -> Path:
+        """The directory or the file that is being built."""
+        return self._built
+
+    def tell(self) -> Told:
         """What another process must know to write here too."""
         assert self._stage is not None
         return {"stage": str(self._stage.path), "parents": [str(parent) for parent in self._parents]}
 
-    def _join(self, told: Mapping[str, Any]) -> None:
+    def _join(self, told: Told) -> None:
         self._stage = Stage(Path(told["stage"]))
         self._built = self._stage.new
         self._parents = [Path(parent) for parent in told["parents"]]
@@ -188,6 +202,27 @@ class Staging:
         found = sorted(path for path in self._built.rglob("*") if path.is_file())
         return {str(Path(self.plan.path) / path.relative_to(self._built)): path for path in found}
 
+    def staying(self) -> dict[str, Path]:
+        """The files that lie below a directory and stay when the output appears there, by name.
+
+        Raises:
+            StorageError: the directory cannot be read.
+        """
+        if not self.layout.is_directory or not self._final.is_dir():
+            return {}
+        found = {}
+        try:
+            for entry in sorted(self._final.rglob("*")):
+                name = entry.relative_to(self._final)
+                is_ours = (
+                    any(str(part) in self._seen for part in (name, *name.parents)) or (self._built / name).exists()
+                )
+                if not is_ours and not is_stage(name.parts[0]) and entry.is_file():
+                    found[name.as_posix()] = entry
+        except OSError as error:
+            raise storage_error(error, self.plan.path, "read the directory") from None
+        return found
+
     # -- what is there ------------------------------------------------------------------------------------------
 
     def _state(self, place: Path) -> dict[str, State]:
@@ -196,7 +231,7 @@ class Staging:
             return {}
         if not place.is_dir() or not self.layout.is_directory:
             return {".": companions.state_of(place)}
-        own = [*self.plan.format.stale(place), *(place / name for name in self.layout.documents)]
+        own = [*self.plan.format.stale(place), *(place / name for name in (*self.layout.documents, *PROOFS))]
         return {str(path.relative_to(place)): companions.state_of(path) for path in own if os.path.lexists(path)}
 
     def _check_seen(self, place: Path, fresh: Set[Path]) -> dict[str, State]:

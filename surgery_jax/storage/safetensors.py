@@ -13,7 +13,6 @@ import re
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..core.dtypes import BY_CODE
 from ..core.errors import StorageError, listing, nearest
@@ -150,7 +149,7 @@ def _parse_file(path: Path, file: File) -> Checkpoint:
     return Checkpoint(where, SafetensorsFormat.name, entries, metadata, (where,))
 
 
-def _check_not_a_part(path: Path, table: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+def _check_not_a_part(path: Path, table: Mapping[str, object], metadata: Mapping[str, str]) -> None:
     """PyTorch's distributed saves to safetensors write a file per rank, with its part of every tensor under the whole
     tensor's name. Nothing in the file of the first rank tells it from a whole checkpoint, but for its name.
 
@@ -174,7 +173,7 @@ def _check_not_a_part(path: Path, table: Mapping[str, Any], metadata: Mapping[st
     )
 
 
-def _begins_at_zero(row: Any) -> bool:
+def _begins_at_zero(row: object) -> bool:
     """Whether a tensor, by what is told of it, is not the second or a later part of one."""
     begins = row.get("saved_offsets") if isinstance(row, dict) else []
     return isinstance(begins, list) and not any(begins)
@@ -195,12 +194,14 @@ def _excess(length: int, text: bytes, data: int) -> tuple[str, str, str] | None:
     return None
 
 
-def _rows(path: Path, table: Mapping[str, Any]) -> list[tuple[int, int, str, Spec]]:
+def _rows(path: Path, table: Mapping[str, object]) -> list[tuple[int, int, str, Spec]]:
     """(begin, end, name, spec) of every tensor in data order."""
     rows: list[tuple[int, int, str, Spec]] = []
     specs: dict[tuple[str, tuple[int, ...]], tuple[Spec, int]] = {}  # few are distinct: a layer repeats
     for name, item in table.items():
         try:
+            if not isinstance(item, dict):
+                raise TypeError
             code, shape, (begin, end) = item["dtype"], tuple(item["shape"]), item["data_offsets"]
             sizes = (begin, end, *shape)
             known = specs.get((code, shape))
@@ -245,7 +246,7 @@ def _spec(path: Path, name: str, code: object, shape: tuple[int, ...]) -> tuple[
     return spec, spec.nbytes
 
 
-def _check_text(path: Path, table: Mapping[str, Any]) -> None:
+def _check_text(path: Path, table: Mapping[str, object]) -> None:
     metadata = table.get(_METADATA)
     texts = [*table, *(metadata.items() if isinstance(metadata, dict) else ())]
     for text in texts:
@@ -266,7 +267,7 @@ def _lay_file(
     path: Path, name: str, tensors: Sequence[tuple[str, Spec]], metadata: Mapping[str, str]
 ) -> tuple[LaidFile, dict[str, int]]:
     """One file, and where in it the bytes of each tensor begin."""
-    table: dict[str, Any] = {_METADATA: metadata}
+    table: dict[str, object] = {_METADATA: metadata}
     begins: dict[str, int] = {}
     end = 0
     for tensor, spec in tensors:

@@ -23,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..core.strict_json import read_json
 from .journal import Finished, finished, framed, lock, rewrite, unframed
 from .places.found import is_local
 from .renames import exchange, put_back, rename_new
@@ -37,6 +38,7 @@ __all__ = [
     "is_at_work",
     "is_stage",
     "kept_copy",
+    "names_in",
     "parsed",
     "remove_stage",
     "stages_in",
@@ -201,7 +203,7 @@ class Stage:
         """
         if self.path.parent == target:
             facts = parsed(os.pread(self._lock, 1 << 16, 0).partition(b"\n")[2])
-            put_back(target, self.old, self.new, facts.get("names", ()))
+            put_back(target, self.old, self.new, names_in(facts))
         elif os.path.lexists(self.new):
             exchange(target, self.new)
         else:
@@ -324,10 +326,20 @@ def all_left(stage: Stage) -> bool:
     return True
 
 
+def names_in(facts: Mapping[str, Any]) -> list[str]:
+    """The names of what was about to appear, as `begin` has noted them: of entries of one directory."""
+    names = facts.get("names")
+    return [
+        name
+        for name in (names if isinstance(names, list) else ())
+        if isinstance(name, str) and name not in ("", ".", "..") and "/" not in name
+    ]
+
+
 def parsed(said: bytes) -> dict[str, Any]:
     """What a lock says; nothing if its process was killed before it had written that."""
-    with suppress(ValueError, RecursionError):
-        value = json.loads(said)
+    with suppress(ValueError):
+        value = read_json(said.decode())
         return value if isinstance(value, dict) else {}
     return {}
 

@@ -16,6 +16,7 @@ from .documents import documents_beside
 from .files import storage_error
 from .formats import OutputPlan, formats
 from .places.found import is_local, locate
+from .proofs import proofs_in
 
 __all__ = ["MODEL_FILES", "check_space", "check_target", "final_place", "tell_kept"]
 
@@ -37,6 +38,7 @@ def check_target(plan: OutputPlan, overwrite: bool, documents: Sequence[str] = (
         if mode is not None and stat.S_ISDIR(mode):
             _check_directory(plan, final, overwrite)
             _check_documents(plan, final, overwrite, documents)
+            _check_proofs(plan, final, overwrite)
         elif mode is not None:
             _check_file(plan, final, stat.S_ISREG(mode), overwrite)
         if not is_local(final):
@@ -106,6 +108,18 @@ def _check_documents(plan: OutputPlan, final: Path, overwrite: bool, documents: 
             where=plan.path,
             found=listing(in_the_way),
             hint="add --overwrite to replace them, or leave them as they are with documents: none",
+        )
+
+
+def _check_proofs(plan: OutputPlan, final: Path, overwrite: bool) -> None:
+    """A receipt belongs to the checkpoint beside it: it goes with it, and not otherwise."""
+    found = [path.name for path in proofs_in(final)]
+    if found and not overwrite:
+        raise StorageError(
+            "the directory holds the receipt of another checkpoint",
+            where=plan.path,
+            found=listing(found),
+            hint="add --overwrite to replace it, or choose another directory",
         )
 
 

@@ -8,10 +8,9 @@ way, what has appeared is removed again, but files that it replaced are gone.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from ..core.errors import StorageError
 from ..core.interrupts import held
@@ -20,7 +19,8 @@ from .files import storage_error
 from .formats import OutputPlan
 from .laying import lay
 from .places.found import is_local, locate, place_of
-from .publish import Staging
+from .proofs import proofs_in
+from .publish import Staging, Told
 from .stages import Begun
 from .targets import check_target
 
@@ -30,7 +30,7 @@ __all__ = ["Upload", "open_staging"]
 def open_staging(
     plan: OutputPlan,
     layout: Layout,
-    told: Mapping[str, Any] | None = None,
+    told: Told | None = None,
     *,
     overwrite: bool = True,
     begun: Begun | None = None,
@@ -50,9 +50,7 @@ class Upload(Staging):
 
     is_on_disk = False
 
-    def __init__(
-        self, plan: OutputPlan, layout: Layout, told: Mapping[str, Any] | None = None, *, overwrite: bool = True
-    ) -> None:
+    def __init__(self, plan: OutputPlan, layout: Layout, told: Told | None = None, *, overwrite: bool = True) -> None:
         """Create all files in their full length; or write to those that another process has created."""
         self.plan, self.layout = plan, layout
         self._final = locate(plan.path)
@@ -69,7 +67,8 @@ class Upload(Staging):
         self._built = above / f".{self._final.name[:40]}.surgery-{secrets.token_hex(4)}"
         try:
             check_target(plan, overwrite, layout.documents)
-            self._old = {str(path) for path in plan.format.stale(self._final)} if layout.is_directory else set()
+            old = [*plan.format.stale(self._final), *proofs_in(self._final)] if layout.is_directory else []
+            self._old = set(map(str, old))
             for file in layout.files:
                 self._create(file)
         except OSError as error:
@@ -83,9 +82,9 @@ class Upload(Staging):
         self._created[file.name] = str(self._built / file.name if file.name else self._built)
         lay(self._created[file.name], file)
 
-    def tell(self) -> dict[str, Any]:
+    def tell(self) -> Told:
         """What another process must know to write here too."""
-        return {"stage": str(self._built)}
+        return {"stage": str(self._built), "parents": []}
 
     def release(self) -> None:
         """Leave everything to the process that publishes."""
@@ -115,6 +114,10 @@ class Upload(Staging):
 
     def _named(self, name: str) -> str:
         return str(self._final / name if name else self._final)
+
+    def staying(self) -> dict[str, Path]:
+        """Nothing is known of it: what lies below a name may be very much."""
+        return {}
 
     def _prepare(self, sync: bool, fresh: Set[Path]) -> None:
         """Nothing: what stays of the old directory stays where it is."""

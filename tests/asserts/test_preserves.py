@@ -12,6 +12,7 @@ from running import Bench, dtype
 
 from surgery_jax import Problems
 from surgery_jax.asserts.preserves import Blocks
+from surgery_jax.numerics.kernels import HostKernel
 
 RNG = np.random.default_rng(4)
 H, F = 8, 12
@@ -37,40 +38,46 @@ def blocks(op: Blocks, *arrays: np.ndarray) -> np.ndarray:
     weights, places = torch.topk(scores, op.top_k, -1)
     if op.normalize:
         weights = weights / weights.sum(-1, keepdim=True)
-    mixed = torch.zeros(len(x), H, dtype=torch.float64)
+    gates, triples = given[: op.is_gated], [given[at : at + 3] for at in range(op.is_gated, len(given), 3)]
+    mixed = torch.zeros(*x.shape, dtype=torch.float64)
     for token in range(len(x)):
         for weight, place in zip(weights[token] * op.scale, places[token].tolist(), strict=True):
-            mixed[token] += weight * torch_mlp(op.act, x[token], *given[3 + 3 * place : 6 + 3 * place])
-    shared = given[3 + 3 * op.experts :]
-    if shared:
-        gate = torch.sigmoid(x @ shared[3].T) if len(shared) > 3 else 1
-        mixed += gate * torch_mlp(op.act, x, *shared[:3])
-    dense = torch_mlp(op.act, x, *given[:3])
+            mixed[token] += weight * (torch_mlp(op.act, x[token], *triples[op.experts[place]]) if triples else x[token])
+    if op.shared is not None:
+        gate = torch.sigmoid(x @ gates[0].T) if gates else 1
+        mixed += gate * torch_mlp(op.act, x, *triples[op.shared])
+    dense = torch_mlp(op.act, x, *triples[0]) if triples else x
     return np.array([float((mixed - dense).abs().max()), float(dense.abs().max())])
 
 
-def operands(name: str, experts: int, width: int = F, shared: int = 0) -> list[np.ndarray]:
-    mlp = lambda f: [normal(name, f, H), normal(name, f, H), normal(name, H, f)]  # noqa: E731
-    found = [normal("float32", 5, H), normal(name, experts, H), *mlp(F)]
-    for _ in range(experts):
-        found += mlp(width)
-    if shared:
-        found += mlp(4)
-    return [*found, normal(name, 1, H)] if shared > 1 else found
+def operands(name: str, experts: int, *widths: int, gated: bool = False) -> list[np.ndarray]:
+    """Tokens, routers, the dense MLP, and others of these widths."""
+    found = [normal("float32", 5, H), normal(name, experts, H)] + [normal(name, 1, H)] * gated
+    for width in (F, *widths):
+        found += [normal(name, width, H), normal(name, width, H), normal(name, H, width)]
+    return found
 
 
 REFERENCES = {
     "Blocks": (
         [
-            (Blocks(2, "silu", True, "softmax", 1.0, 4), operands("float64", 4)),
-            (Blocks(3, "gelu_tanh", False, "softmax", 2.5, 4), operands("float64", 4, 6)),
-            (Blocks(1, "relu", True, "sigmoid", 1.0, 3), operands("float64", 3, 6, 1)),
-            (Blocks(2, "silu", True, "softmax", 1.0, 3), operands("float64", 3, 6, 2)),
+            (Blocks(2, "silu", True, "softmax", 1.0, (1, 2, 0, 3), None, False), operands("float64", 4, F, F, F)),
+            (Blocks(3, "gelu_tanh", False, "softmax", 2.5, (1, 2, 1, 2), None, False), operands("float64", 4, 6, 6)),
+            (Blocks(1, "relu", True, "sigmoid", 1.0, (1, 2, 3), 4, False), operands("float64", 3, 6, 6, 6, 4)),
+            (Blocks(2, "silu", True, "softmax", 1.0, (1, 1, 2), 0, True), operands("float64", 3, 6, 6, gated=True)),
+            (Blocks(2, "silu", False, "softmax", 1.0, (0, 0, 0), None, False), operands("float64", 3)[:2]),
         ],
         blocks,
         "single",
     )
 }
+
+
+def test_an_mlp_of_many_places_is_worked_off_in_pieces() -> None:
+    shapes = [(3, 4096), (2, 4096), *[(1500, 4096), (1500, 4096), (4096, 1500)] * 2]
+    given = [RNG.standard_normal(shape, "f4").astype("f8") for shape in shapes]
+    op = Blocks(1, "silu", True, "softmax", 1.0, (0, 1), None, False)
+    np.testing.assert_allclose(op.apply(HostKernel(), *given), blocks(op, *given), rtol=1e-12)
 
 
 def dense_model(name: str, layers: int = 2) -> dict[str, np.ndarray]:

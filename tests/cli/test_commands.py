@@ -8,6 +8,7 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from surgery_jax.cli.main import main
+from surgery_jax.storage.proofs import PROOFS
 
 PLAN = """\
 inputs: [ a.safetensors ]
@@ -43,7 +44,7 @@ def answer(here, capsys):
 
 
 def bytes_in(directory):
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.name not in PROOFS}
 
 
 def test_explain_predicts_the_bytes_that_run_reports(answer, plan):

@@ -1,5 +1,6 @@
 """A signal is heard wherever it comes, and the exit code says what is true of the outputs."""
 
+import gc
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from surgery_jax import Options, plan_of, run
+from surgery_jax.cli.main import main
 from surgery_jax.cli.signals import interruptible
 from surgery_jax.core.interrupts import Interrupted, held
 
@@ -34,6 +36,43 @@ def test_a_signal_that_something_swallows_still_stops_the_run(place):
     assert [path for path in place.iterdir() if path not in before and ".surgery-" not in path.name] == []
     run(content(place), Options(sync=False, resume=True))  # the next one does not hear of it
     assert sorted(place.iterdir()) == sorted([*before, place / "out.safetensors"])
+
+
+def test_a_signal_that_a_callback_of_the_collector_swallows_prints_no_traceback(monkeypatch):
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: said.append(told.exc_type))
+
+    def interrupt(phase, info):
+        signal.raise_signal(signal.SIGTERM)
+
+    def fail(phase, info):
+        raise ValueError
+
+    with interruptible() as watch:
+        for callback in (interrupt, fail):
+            gc.callbacks.append(callback)
+            gc.collect()
+            gc.callbacks.remove(callback)
+    assert watch.asked == signal.SIGTERM
+    assert set(said) == {ValueError}  # which is still told
+
+
+def test_a_signal_that_another_error_hides_is_an_interrupt(place, plan, capsys):
+    plan(MOVES)
+    came = []
+
+    def interrupt(frame, event, argument):
+        if event == "call" and frame.f_code.co_name == "format_usage" and not came:  # where argparse cannot bear it
+            came.append(True)
+            signal.raise_signal(signal.SIGTERM)
+
+    sys.setprofile(interrupt)
+    try:
+        code = main(["check", str(place / "plan.yaml")])
+    finally:
+        sys.setprofile(None)
+    assert came and code == 143
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_a_signal_that_is_held_back_comes_at_the_end():

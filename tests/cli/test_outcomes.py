@@ -3,11 +3,15 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
 from surgery_jax.cli import failures
 from surgery_jax.cli.main import main
+
+from .conftest import environment
 
 MOVES = """\
 inputs: [ a.safetensors ]
@@ -24,6 +28,12 @@ transforms:
   - dump: { target: 'h\\.0\\.up' }
 output: out.safetensors
 """
+KILLED = """\
+import os, sys
+os.fsync = lambda descriptor: os._exit(9)
+from surgery_jax.storage.files import write_whole
+write_whole(sys.argv[1], "text")
+"""
 
 
 def test_success_is_0_with_results_on_stdout_and_the_account_on_stderr(surgery, plan, place):
@@ -33,6 +43,21 @@ def test_success_is_0_with_results_on_stdout_and_the_account_on_stderr(surgery, 
     assert done.stderr.count("\n") == 1
     assert "wrote out.safetensors: 7 tensors" in done.stderr
     assert (place / "out.safetensors").exists()
+
+
+def test_what_a_run_left_that_was_killed_while_it_wrote_a_text_is_named_and_removed(surgery, plan, place):
+    plan(MOVES)
+    before = {path.name for path in place.iterdir()}
+    texts = (("run", "plan.yaml", "--summary", "steps.yaml"), ("spectrum", "a.safetensors", "--html", "page.html"))
+    for *words, name in texts:
+        command = [sys.executable, "-c", KILLED, name]
+        assert subprocess.run(command, cwd=place, env=environment()).returncode == 9
+        (left,) = {path.name for path in place.iterdir()} - before
+        done = surgery(*words, name)
+        assert done.returncode == 0, done.stderr
+        assert f"{left}: " in done.stderr and "left by a run that was killed" in done.stderr
+        before |= {"out.safetensors", name}
+        assert {path.name for path in place.iterdir()} <= before
 
 
 def test_a_failed_assertion_is_1_and_leaves_nothing(surgery, plan, place):

@@ -90,6 +90,9 @@ def test_a_config_that_is_missing_or_broken_is_told_before_anything_is_written(h
     (here / "config.json").write_text('{\n "n": 2,,\n}')
     assert main(["run", name]) == 3
     assert "config.json:2:9: the configuration is no JSON" in capsys.readouterr().err
+    (here / "config.json").write_text('{"n": 2, "n": 3}')
+    assert main(["run", name]) == 3
+    assert "the key 'n' twice" in capsys.readouterr().err
     (here / "config.json").write_text("[1]")
     assert main(["run", name]) == 3
     (here / "config.json").write_text('{"m": 2}')

@@ -47,7 +47,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 def written(bench: Bench, output: Any, **options: Any) -> dict[str, bytes]:
     """All bytes of an output, by file."""
     plan = plan_of(bench.plan(STEPS, output=False) | {"output": output})
-    run(plan, Options(overwrite=True, **options))
+    run(plan, Options(overwrite=True, receipt=False, **options))
     found = [path for path in bench.root.rglob("*") if path.is_file() and path.name != "m.safetensors"]
     # what tells of the moment is no matter of writing
     return {str(path): path.read_bytes() for path in found if path.name != "_CHECKPOINT_METADATA"}

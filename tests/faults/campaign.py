@@ -1,95 +1,77 @@
-"""Many faults in every kind of run, and many damaged inputs; the counts of what was tried and what was wrong."""
+"""Many faults in every kind of run, and many damaged inputs."""
 
 from __future__ import annotations
 
 import random
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-from .harness import Mode, Point, Scene, Server, Trial, points
-from .mutants import faults_of, mutants, seeds
-from .scenes import SCENES
+from .account import Account
+from .harness import Mode, Point, Server
+from .mutants import Mutants, faults_of, seeds
+from .trial import Scene, Trial
 
 __all__ = ["damaged", "struck"]
-
-WORKERS = 2
-
-
-class _Tally:
-    """Counts by kind, and sentences on what was wrong."""
-
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self.tried: Counter[str] = Counter()
-        self.wrong: list[str] = []
-        self._lock = threading.Lock()
-        self._tell = tell
-
-    def add(self, kind: str, wrong: Sequence[str]) -> None:
-        with self._lock:
-            self.tried[kind] += 1
-            self.wrong += wrong
-            for sentence in wrong:
-                self._tell(sentence)
 
 
 def struck(
     library: Path,
     folder: Path,
-    counts: dict[Mode, int | None],
+    counts: Mapping[Mode, int | None],
     seed: int,
+    scenes: Iterable[Scene],
+    account_of: Callable[[str], Account],
     *,
-    scenes: Iterable[Scene] = SCENES,
-    tell: Callable[[str], None] = lambda sentence: None,
-) -> tuple[Counter[str], list[str]]:
-    """Faults of each mode in each scene: all calls (None) or so many. Gives what was tried and what was wrong."""
-    tally = _Tally(tell)
+    workers: int = 2,
+    patience: float = 1.0,
+) -> None:
+    """Faults of each mode in each scene: at all calls (None) or so many.
+
+    What the account of a scene has already is not tried again. A call that a run does not come to, since its threads
+    share the work otherwise, is `missed`.
+    """
 
     def work(scene: Scene) -> None:
-        draw = random.Random(f"{seed} {scene.name}")
-        with Server(library, folder) as server:
+        account = account_of(scene.name)
+        with Server(library, folder, patience=patience) as server:
             trial = Trial(scene, folder, server)
             for mode, count in counts.items():
-                for point in points(trial.calls, mode, draw, count):
-                    tally.add(f"{scene.name} {mode.name.lower()}", trial.strike(point))
+                kind = mode.name.lower()
+                points = list(trial.points(mode, random.Random(f"{seed} {scene.name} {kind}"), count))
+                for point in points[account.tried[kind] + account.tried[f"{kind} missed"] :]:
+                    is_hit, wrong, peak = trial.strike(point)
+                    account.add(kind if is_hit else f"{kind} missed", wrong, peak)
+        account.close()
 
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         list(pool.map(work, scenes))
-    return tally.tried, tally.wrong
 
 
 def damaged(
-    library: Path, folder: Path, count: int, seed: int, *, tell: Callable[[str], None] = lambda sentence: None
-) -> tuple[Counter[str], list[str], int]:
-    """So many damaged inputs. Gives the exit codes, what was wrong, and the most memory that one took."""
-    tally = _Tally(tell)
-    peaks: list[int] = []
+    library: Path, folder: Path, numbers: range, seed: int, account: Account, *, workers: int = 2, patience: float = 1.0
+) -> None:
+    """Damaged inputs, each by its number; those that the account has are not tried again."""
+    left = iter(numbers[account.tried.total() :])
+    taking = threading.Lock()
 
     def work(worker: int) -> None:
         own = folder / f"damaged-{worker}"
         own.mkdir()
-        draw = random.Random(f"{seed} {worker}")
-        with Server(library, own, modules=()) as server:
-            root = own / "seeds"
-            root.mkdir()
-            for mutant in mutants(seeds(root, server), own / "mutant", draw, count // WORKERS):
-                done = server.run(mutant.command, mutant.folder, Point(Mode.OFF, 0), timeout_s=30)
-                peaks.append(done.peak)
-                tally.add(f"exit {done.code}", faults_of(mutant, done))
+        root = own / "seeds"
+        root.mkdir()
+        with Server(library, own, modules=(), patience=patience) as server:
+            mutants = Mutants(seeds(root, server), own / "mutant", seed)
+            while True:
+                with taking:
+                    number = next(left, None)
+                if number is None:
+                    return
+                mutant = mutants.make(number)
+                done = server.run(mutant.command, mutant.folder, Point(Mode.OFF, 0), timeout_s=60)
+                account.add(f"{mutant.kind}, exit {done.code}", faults_of(mutant, done), done.peak)
 
-    with ThreadPoolExecutor(WORKERS) as pool:
-        list(pool.map(work, range(WORKERS)))
-    return tally.tried, tally.wrong, max(peaks)
-
-
-def account(tried: Counter[str], wrong: Sequence[str]) -> dict[str, Any]:
-    """Counts for a report."""
-    return {
-        "tried": dict(sorted(tried.items())),
-        "total": tried.total(),
-        "wrong": len(wrong),
-        "first": list(wrong[:20]),
-    }
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(work, range(workers)))
+    account.close()

@@ -1,4 +1,5 @@
-/* Fails, shortens, kills or interrupts at the n-th call that a process makes on files below one directory.
+/* Fails, shortens, kills or interrupts at the n-th call that a process makes on files below one directory, or lets the
+ * disk be full from there on.
  *
  * Loaded before the C library (LD_PRELOAD), it counts calls whose path, or whose descriptor's path, lies below the
  * directory that fault_arm names; relative paths count as below it. Nothing happens before fault_arm. */
@@ -22,7 +23,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { OFF, COUNT, KILL_BEFORE, KILL_AFTER, FAIL, SHORT, SIGNAL };
+enum { OFF, COUNT, KILL_BEFORE, KILL_AFTER, FAIL, SHORT, SIGNAL, FULL };
 struct shared { long count; char hit[64]; };
 
 static struct shared *shared;
@@ -54,6 +55,8 @@ void fault_arm(const char *directory, int how, long number, int what, int log) {
   __atomic_store_n(&mode, how, __ATOMIC_SEQ_CST);
 }
 
+void fault_disarm(void) { __atomic_store_n(&mode, OFF, __ATOMIC_SEQ_CST); }
+
 static int below_path(const char *path) {
   if (!path || !*path) return 0;
   if (path[0] != '/') return 1;
@@ -76,6 +79,11 @@ static int below_at(int fd, const char *path) {
   return fd == AT_FDCWD ? below_path(path) : below_fd(fd);
 }
 
+/* Calls that need room, which a full disk refuses. */
+static int takes_room(const char *name) {
+  return strstr(name, "write") || !strncmp(name, "mkdir", 5) || !strncmp(name, "sendfile", 8) || !strcmp(name, "copy_file_range");
+}
+
 /* Counts a call; the verdict of this one: 0 go on, FAIL, SHORT or KILL_AFTER. */
 static int counted(const char *name, int is_below) {
   int saved = errno, verdict = 0;
@@ -92,8 +100,9 @@ static int counted(const char *name, int is_below) {
     strncpy(shared->hit, name, sizeof shared->hit - 1);
     if (mode == KILL_BEFORE) kill(getpid(), SIGKILL);
     else if (mode == SIGNAL) kill(getpid(), value);
-    else if (mode != COUNT) verdict = mode;
+    else if (mode != COUNT && mode != FULL) verdict = mode;
   }
+  if (mode == FULL && number >= target && takes_room(name)) verdict = FAIL;
   errno = saved;
   return verdict;
 }

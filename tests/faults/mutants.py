@@ -6,35 +6,92 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .harness import Answer, Server
-from .scenes import BATCH, JOBS, model, tensors
+from .harness import MEMORY, Answer, Server
+from .scenes import DOCUMENTS, batch, model, plan, tensors
 
-__all__ = ["MEMORY", "Mutant", "faults_of", "mutants", "seeds"]
+__all__ = ["Mutant", "Mutants", "faults_of", "seeds"]
 
-MEMORY = 500 << 20  # bytes that no reading of a small file may take, the program included
+CPU_S = 30.0  # that no small input may take
 NUMBERS = (b"0", b"-1", b"1e999", b"18446744073709551615", b"9" * 300, b"NaN", b"null", b'"x"', b"[]", b"{}", b"true")
 BYTES = (b"\x00", b"\xff", b"\x7f", b"\x80", b"\xff\xff\xff\xff", b"\x00\x00\x00\x80", b"\xed\xa0\x80")
 
 
-def seeds(root: Path, server: Server) -> list[tuple[Path, tuple[str, ...]]]:
-    """Inputs of every format in folders of their own, with the command that reads each."""
+PARAMETERS = r"""
+params:
+  source: { type: path, default: model, help: what is changed }
+  output: { type: path, default: out, help: where the result goes }
+  copies: { type: int, default: 2, min: 1, max: 9 }
+  kinds: { type: list of str, default: [weight, bias] }
+  kept: { type: choice, values: [all, none], default: all }
+  factor: { type: float, default: '${1 / sqrt(config.hidden_size)}' }
+inputs: [ 'model::${source}' ]
+table: { a: 0.5, b: 0.25 }
+transforms:
+  - foreach:
+      'name, by': '${table}'
+      do:
+        - foreach:
+            n: '${range(copies)}'
+            do:
+              - scale: { from: '${name}\.(weight)', to: 'copy.${n}.${name}.\1', by: '${by * factor + n}' }
+  - foreach:
+      name: { match: 'model::(.)\.weight' }
+      do: [ scale_: { target: '${name}\.weight', by: '${table[name]}' } ]
+  - when: kept == 'none' and len(kinds) > 1
+    delete: { target: 'big' }
+  - include: { path: part.yaml, with: { stop: '${copies - 1}' } }
+output: { shard: 1MB }
+"""
+PART = r"""
+params: { stop: { type: int } }
+transforms:
+  - foreach: { n: '${[i for i in range(stop) if i % 2 == 0]}', do: [ delete: { target: 'copy\.${n}\.a\.weight' } ] }
+"""
+VALUES = r"""
+copies: 3
+kinds: [ weight ]
+factor: 2.5
+"""
+VERBS = r"""
+inputs: [ "model::model", "other::other" ]
+transforms:
+  - compute: { from: { w: 'model::(.)\.(weight)' }, to: 'model::made.\1.\2', value: 'w * 0.5 + 1' }
+  - add_: { from: 'other::(a\..+)', to: 'model::\1' }
+  - reshape: { from: 'model::b\.weight', to: 'model::flat', shape: [2048] }
+  - copy: { from: 'model::a.weight::[:4, ::2]', to: 'model::part' }
+  - prefixes: { mode: rename, from: other, to: second }
+  - assert: { all: [ { shape: { of: 'model::flat', is: [2048] } }, { dtype: { of: 'model::.+', is: float32 } } ] }
+  - delete: { target: 'second::.+' }
+output: { path: out, shard: 1MB }
+"""
+MERGE = r"""
+inputs: [ "model::model", "adapter::adapter" ]
+transforms:
+  - lora_merge: { adapters: { adapter: 0.7 }, to: model }
+output: out.safetensors
+"""
+Seed = tuple[Path, tuple[str, ...]]  # a folder, and a command that reads what is in it
+
+
+def seeds(root: Path, server: Server) -> list[Seed]:
+    """Inputs of every format in folders of their own, with the commands that read each."""
     model(root)
-    found: list[tuple[Path, tuple[str, ...]]] = []
+    found: list[Seed] = []
     formats = {
         "file": ("model.safetensors",), "shards": ("model", "--shard-size", "700KB"), "torch": ("model.pt",),
-        "flax": ("model.msgpack",), "orbax": ("model", "--format", "orbax"),
+        "flax": ("model.msgpack",), "orbax": ("model", "--format", "orbax"), "dcp": ("model", "--format", "dcp"),
     }  # fmt: skip
     for name, (target, *more) in formats.items():
         folder = root / name
         folder.mkdir()
-        done = server.run(("convert", "model", f"{name}/{target}", *more, "--no-sync"), root)
-        assert done.code == 0, done
-        found.append((folder, ("inspect", target)))
+        _must(server, root, "convert", "model", f"{name}/{target}", *more, "--no-sync")
+        found.append((folder, ("inspect", target, "--documents")))
         found.append((folder, ("convert", target, "out.safetensors", "--no-sync")))
     arrays = root / "arrays"
     arrays.mkdir()
@@ -43,13 +100,35 @@ def seeds(root: Path, server: Server) -> list[tuple[Path, tuple[str, ...]]]:
     adapter = root / "adapter"
     adapter.mkdir()
     found.append((_adapter(adapter), ("inspect", "adapter")))
-    plans = root / "plans"
-    plans.mkdir()
-    model(plans)
-    (plans / "plan.yaml").write_text(BATCH)
-    (plans / "jobs.yaml").write_text(JOBS)
-    found += [(plans, ("check", "plan.yaml")), (plans, ("batch", "jobs.yaml", "--check"))]
-    return found
+    found.append((adapter, ("check", "plan.yaml")))
+    return found + _plans(root, server)
+
+
+def _plans(root: Path, server: Server) -> list[Seed]:
+    """Plans, values for their parameters, jobs and records."""
+    asked = {
+        "parameters": ("check", "plan.yaml", "--params", "values.yaml"), "verbs": ("check", "plan.yaml"),
+        "documents": ("check", "plan.yaml"), "jobs": ("batch", "jobs.yaml", "--check"),
+        "record": ("batch", "jobs.yaml"),
+    }  # fmt: skip
+    for name in asked:
+        folder = root / name
+        folder.mkdir()
+        batch(folder)
+    for name, text in (("parameters", PARAMETERS), ("verbs", VERBS), ("documents", DOCUMENTS)):
+        plan(root / name, text)
+    plan(root / "parameters", PART, "part.yaml")
+    plan(root / "parameters", VALUES, "values.yaml")
+    _must(server, root / "record", "batch", "jobs.yaml")
+    found = [(root / name, command) for name, command in asked.items()]
+    for folder, command in found:
+        _must(server, folder, *command)
+    return [*found, (root / "documents", ("run", "plan.yaml", "--no-summary", "--no-sync", "--overwrite"))]
+
+
+def _must(server: Server, cwd: Path, *command: str) -> None:
+    done = server.run(command, cwd)
+    assert done.code == 0, done
 
 
 def _adapter(folder: Path) -> Path:
@@ -58,11 +137,13 @@ def _adapter(folder: Path) -> Path:
     given = tensors(5)
     names = {
         "base_model.model.a.lora_A.weight": given["a.weight"][:4],
-        "base_model.model.a.lora_B.weight": given["b.weight"][:, :4],
+        "base_model.model.a.lora_B.weight": given["a.weight"][:, :4],
     }
     write_checkpoint(folder / "adapter" / "adapter_model.safetensors", names)
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["a"], "rank_pattern": {"a": 4}}
     (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    model(folder)
+    plan(folder, MERGE)
     return folder
 
 
@@ -120,27 +201,33 @@ MUTATIONS: tuple[Callable[[bytes, random.Random], bytes], ...] = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
 class Mutant:
     """One damaged input: a folder and the command that reads it."""
 
-    def __init__(self, folder: Path, command: tuple[str, ...], what: str) -> None:
-        self.folder = folder
-        self.command = command
-        self.what = what
+    folder: Path
+    command: tuple[str, ...]
+    kind: str
+    what: str
+    names: frozenset[str]  # of files before
 
 
-def mutants(
-    found: list[tuple[Path, tuple[str, ...]]], place: Path, draw: random.Random, count: int
-) -> Iterator[Mutant]:
-    """So many damaged inputs, each in `place`, which is made anew."""
-    for number in range(count):
-        folder, command = found[number % len(found)]
-        if place.exists():
-            shutil.rmtree(place)
-        shutil.copytree(folder, place)
-        files = [path for path in sorted(place.rglob("*")) if path.is_file() and path.stat().st_size]
-        texts = [path for path in files if path.suffix in (".json", ".yaml")]
-        victim = draw.choice(texts if texts and draw.random() < 0.5 else files)
+class Mutants:
+    """Damaged inputs, each the same whenever it is made, and each in the same place, which is made anew."""
+
+    def __init__(self, found: list[Seed], place: Path, seed: int) -> None:
+        self.found = found
+        self.place = place
+        self.seed = seed
+
+    def make(self, number: int) -> Mutant:
+        """One of them."""
+        draw = random.Random(f"{self.seed} {number}")
+        folder, command = self.found[number % len(self.found)]
+        if self.place.exists():
+            shutil.rmtree(self.place)
+        shutil.copytree(folder, self.place)
+        victim = self._victim(draw)
         data = victim.read_bytes()
         names = []
         for _ in range(draw.choice((1, 1, 1, 2, 4))):
@@ -149,7 +236,19 @@ def mutants(
             data = mutation(head, draw) + data[len(head) :] if head else b""
             names.append(mutation.__name__.strip("_"))
         victim.write_bytes(data)
-        yield Mutant(place, command, f"{folder.name} {victim.name} {'+'.join(names)} (number {number})")
+        told = f"{folder.name} {' '.join(command)}: {victim.name} {'+'.join(names)} (number {number})"
+        return Mutant(self.place, command, f"{folder.name} {command[0]}", told, _names(self.place))
+
+    def _victim(self, draw: random.Random) -> Path:
+        files = [path for path in sorted(self.place.rglob("*")) if path.is_file() and path.stat().st_size]
+        texts = [path for path in files if path.suffix in (".json", ".yaml", ".done")]
+        return draw.choice(texts if texts and draw.random() < 0.5 else files)
+
+
+def _names(place: Path) -> frozenset[str]:
+    """All files in and beside a folder, but for the undamaged ones."""
+    beside = (path.name for path in place.parent.iterdir())
+    return frozenset([*beside, *(str(path.relative_to(place)) for path in place.rglob("*"))])
 
 
 def faults_of(mutant: Mutant, done: Answer) -> list[str]:
@@ -161,6 +260,14 @@ def faults_of(mutant: Mutant, done: Answer) -> list[str]:
         wrong.append(f"exit {done.code}: {done.stderr[-300:]}")
     elif done.code and not done.stderr.startswith("error: ") and "failed" not in done.stdout:
         wrong.append(f"exit {done.code} without an error: {done.stderr[-300:]}")
+    new = _names(mutant.folder) ^ mutant.names
+    if done.code and "batch" not in mutant.command and new:  # of a batch, some jobs may be done
+        wrong.append(f"exit {done.code}, and it leaves {sorted(new)[:4]}")
+    hidden = sorted(name for name in new if ".surgery-" in name)
+    if hidden:
+        wrong.append(f"it leaves {hidden[:4]}")
+    if done.cpu_s > CPU_S:
+        wrong.append(f"{done.cpu_s:.0f} s of processor time")
     if done.peak > MEMORY:
         wrong.append(f"{done.peak >> 20} MiB")
     return [f"{mutant.what}: {w}" for w in wrong]

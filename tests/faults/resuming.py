@@ -13,8 +13,9 @@ from running import write_checkpoint
 from surgery_jax.storage.journal import unframed
 from surgery_jax.storage.stages import Stage
 
-from .harness import Mode, Point, Scene, Trial, difference, tree
+from .harness import Mode, Point
 from .scenes import RUN, batch, model, plan, with_plan
+from .trial import Scene, Trial, difference, tree
 
 __all__ = ["RESUMED", "cut_power", "resumed"]
 

@@ -20,8 +20,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from faults.harness import Mode, Scene, Server, Trial, build_library
+from faults.harness import Mode, Server, build_library
 from faults.resuming import RESUMED, resumed
+from faults.trial import Scene, Trial
 
 KINDS = {"kill": (Mode.KILL_BEFORE, Mode.KILL_AFTER), "fail": (Mode.FAIL,), "signal": (Mode.SIGNAL,)}
 

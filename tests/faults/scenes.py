@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from running import write_checkpoint
 
-from .harness import Scene
+from .trial import Scene
 
-__all__ = ["SCENES"]
+__all__ = ["BATCH", "DOCUMENTS", "JOBS", "SCENES", "batch", "model", "plan", "tensors"]
 
 
 def tensors(seed: int) -> dict[str, np.ndarray]:
@@ -93,6 +93,31 @@ output: ${to}
 """
 
 
+TORCH_DIRECTORY = r"""
+inputs: [ "model::model" ]
+transforms:
+  - move: { from: 'a\.(.+)', to: 'layers.0.\1' }
+output: { path: old, format: torch, shard: 700KB }
+"""
+DOCUMENTS = r"""
+inputs: [ "model::model", "other::other" ]
+transforms:
+  - config: { set: { hidden_size: 32, deep: { er: [1, 2] } }, rename: { seed: from_seed }, alias: model }
+  - document: { write: NOTICE, text: "made of ${config.model.hidden_size}", alias: model }
+  - document: { copy: 'tokenizer*', from: other, alias: model }
+  - assert: { config: { 'model::hidden_size': 32 } }
+  - save: { path: told, alias: model, format: safetensors, shard: 2MB, documents: [config.json, NOTICE, 'tokenizer*'] }
+  - delete: { target: 'other::.+' }
+output: { path: out, documents: [NOTICE] }
+"""
+EXTRACT = r"""
+inputs: [ "base::model", "tuned::other" ]
+transforms:
+  - lora_extract: { base: 'base::(.\.weight)', tuned: 'tuned::\1', to: adapter, energy: 0.5, max_rank: 8 }
+output: { path: adapter, format: peft }
+"""
+
+
 def with_plan(text: str):
     def build(root: Path) -> None:
         model(root)
@@ -106,22 +131,65 @@ def replacing(root: Path) -> None:
     model(root, "old", seed=2)
 
 
+def replacing_two(root: Path) -> None:
+    with_plan(TWO)(root)
+    write_checkpoint(root / "first", tensors(2))
+    model(root, "second", seed=3)
+
+
+def beside_strangers(root: Path) -> None:
+    """A plan for a directory that holds files of its owner."""
+    two_models(TORCH_DIRECTORY)(root)
+    (root / "old").mkdir()
+    for name in STRANGERS:
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(name.encode())
+
+
+def two_models(text: str):
+    def build(root: Path) -> None:
+        with_plan(text)(root)
+        model(root, "other", seed=3)
+
+    return build
+
+
 def batch(root: Path) -> None:
-    model(root)
-    model(root, "other", seed=3)
-    plan(root, BATCH)
+    two_models(BATCH)(root)
     plan(root, JOBS, "jobs.yaml")
+    plan(root, "\n".join(JOBS.splitlines()[:-1]), "first.yaml")
 
 
 RUN = ("run", "plan.yaml", "--no-summary", "--workers", "2")
+STRANGERS = ("old/ema.pt", "old/tokenizer.bin", "old/notes/scheduler.pth")
+RECORD = "jobs.yaml.done"
 SCENES = (
     Scene("move", with_plan(MOVE), RUN, ("out",)),
-    Scene("compute", with_plan(COMPUTE), (*RUN, "--no-sync"), ("out.safetensors",), computes=True),
+    Scene("compute", with_plan(COMPUTE), (*RUN, "--no-sync"), ("out.safetensors",)),
     Scene("torch", with_plan(TORCH), RUN, ("out.pt",)),
-    Scene("orbax", with_plan(ORBAX), (*RUN, "--no-sync"), ("out",), computes=True),
+    Scene("orbax", with_plan(ORBAX), (*RUN, "--no-sync"), ("out",)),
     Scene("two", with_plan(TWO), RUN, ("first", "second")),
     Scene("replace", replacing, (*RUN, "--overwrite"), ("old",)),
-    Scene("itself", with_plan(ITSELF), (*RUN, "--overwrite"), ("model",), computes=True),
+    Scene("itself", with_plan(ITSELF), (*RUN, "--overwrite"), ("model",)),
     Scene("convert", with_plan(MOVE), ("convert", "model", "out.msgpack"), ("out.msgpack",)),
-    Scene("batch", batch, ("batch", "jobs.yaml"), ("one", "two"), volatile=("jobs.yaml.done",)),
-)
+    Scene(
+        "batch", batch, ("batch", "jobs.yaml"), ("one", "two"), again=("batch", "jobs.yaml"), volatile=(RECORD,),
+        keeps=True,
+    ),
+    Scene(
+        "batch again", batch, ("batch", "jobs.yaml"), ("one", "two"), first=("batch", "first.yaml", "--record", RECORD),
+        again=("batch", "jobs.yaml"), volatile=(RECORD,), keeps=True,
+    ),
+    Scene(
+        "replace torch", beside_strangers, (*RUN, "--overwrite"), ("old",), strangers=STRANGERS,
+        first=("convert", "other", "old", "--format", "torch", "--overwrite"),
+    ),
+    Scene(
+        "replace orbax", with_plan(MOVE), ("convert", "model", "old", "--format", "orbax", "--overwrite"), ("old",),
+        first=("convert", "model/model.safetensors", "old", "--format", "orbax"),
+    ),
+    Scene("replace two", replacing_two, (*RUN, "--overwrite"), ("first", "second")),
+    Scene("documents", two_models(DOCUMENTS), RUN, ("told", "out")),
+    Scene("extract", two_models(EXTRACT), (*RUN, "--no-sync"), ("adapter",)),
+    Scene("summary", with_plan(MOVE), (*RUN[:2], "--summary", "summary.yaml"), ("out", "summary.yaml")),
+)  # fmt: skip

@@ -1,8 +1,9 @@
 """Runs command lines in children of a process that has imported everything, with a fault armed in each.
 
 Started with `inject.c` preloaded. Reads one JSON object a line: argv, cwd, root, mode, number, value, timeout_s, out
-(a folder for what is said), log (whether the names of calls are wanted), limit (bytes of address space, or 0). Answers
-one a line: code (negative for a signal, null for a timeout), count (calls), hit (name of the call), peak (bytes).
+(a folder for what is said), log (whether the names of calls are wanted), limit (bytes of address space, or 0), after_s
+(when the signal `value` is sent, twice, or null). Answers one a line: code (negative for a signal, null for a timeout),
+count (calls), hit (name of the call), peak (bytes), cpu_s (seconds of processor time).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import signal
 import sys
 import traceback
 from typing import Any
+
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def preloaded() -> ctypes.CDLL:
@@ -42,7 +45,7 @@ def prepare(names: list[str]) -> None:
 
 
 def child(request: dict[str, Any], library: ctypes.CDLL) -> None:
-    from surgery_jax.cli.main import main
+    from surgery_jax.cli.main import entry
 
     out = request["out"]
     for name, number in (("stdout", 1), ("stderr", 2)):
@@ -51,8 +54,9 @@ def child(request: dict[str, Any], library: ctypes.CDLL) -> None:
         os.close(descriptor)
     log = os.open(f"{out}/calls", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600) if request["log"] else -1
     os.chdir(request["cwd"])
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    for number in ASKING:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
     if request["limit"]:
         resource.setrlimit(resource.RLIMIT_AS, (request["limit"], request["limit"]))
     sys.stdout = open(1, "w", closefd=False)
@@ -60,12 +64,14 @@ def child(request: dict[str, Any], library: ctypes.CDLL) -> None:
     code = 1
     try:
         library.fault_arm(request["root"].encode(), request["mode"], request["number"], request["value"], log)
-        code = main(request["argv"])
-        sys.stdout.flush()
+        sys.argv = ["surgery-jax", *request["argv"]]
+        entry()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
     except BaseException:
         traceback.print_exc()
     finally:
-        library.fault_arm(b"/nowhere", 0, 0, 0, -1)
+        library.fault_disarm()
         sys.stderr.flush()
         os._exit(code)
 
@@ -76,10 +82,17 @@ def serve() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
+        signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # until the child is ready to be ended by one
         pid = os.fork()
         if not pid:
             child(request, library)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
         watch = os.pidfd_open(pid)
+        is_sent = False
+        for wait_s in () if request["after_s"] is None else (request["after_s"], 0.01):
+            if not select.select([watch], [], [], wait_s)[0]:
+                os.kill(pid, request["value"])
+                is_sent = True
         ready, _, _ = select.select([watch], [], [], request["timeout_s"])
         if not ready:
             os.kill(pid, signal.SIGKILL)
@@ -88,8 +101,9 @@ def serve() -> None:
         answer = {
             "code": os.waitstatus_to_exitcode(status) if ready else None,
             "count": library.fault_count(),
-            "hit": library.fault_hit().decode(),
+            "hit": "any time" if is_sent else library.fault_hit().decode(),
             "peak": usage.ru_maxrss * 1024,
+            "cpu_s": usage.ru_utime + usage.ru_stime,
         }
         print(json.dumps(answer), flush=True)
 

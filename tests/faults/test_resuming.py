@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from .harness import Mode, Server, Trial, build_library
+from .harness import Mode, Server, build_library
 from .resuming import RESUMED, resumed
+from .trial import Trial
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("cc") is None, reason="needs Linux and a C compiler"

@@ -85,6 +85,26 @@ def test_all_static_errors_are_reported_together_in_the_order_of_the_plan(bench:
     assert {type(error) for error in found} == {PlanError, AssertionFailed}
 
 
+def test_a_plan_refuses_in_its_own_words_and_nothing_follows(bench: Path) -> None:
+    (error,) = problems("  - fail: { problem: never, expected: a, found: b, hint: c }\n  - delete: { target: nothing }")
+    assert isinstance(error, PlanError) and str(error).splitlines() == [
+        "plan.yaml:3:5: never",
+        "    expected: a",
+        "    found: b",
+        "    try: c",
+    ]
+    (error,) = problems("  - fail: just so")
+    assert str(error) == "plan.yaml:3:5: just so"
+
+
+def test_a_note_is_told_once_and_is_no_error(bench: Path) -> None:
+    Path("plan.yaml").write_text("inputs: [m.safetensors]\ntransforms: [note: mind it, note: mind it]\noutput: out\n")
+    assert [str(notice) for notice in check(load_plan("plan.yaml")).symbolic.warnings] == [
+        "plan.yaml:2:14: mind it",
+        "plan.yaml:2:29: mind it",
+    ]
+
+
 def test_steps_after_an_exit_must_still_be_well_formed(bench: Path) -> None:
     (error,) = problems("  - exit\n  - scale_: { target: nothing, by: 2 }\n  - scael_: { target: embed, by: 2 }")
     assert error.where.line == 5

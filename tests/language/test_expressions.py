@@ -27,6 +27,7 @@ NAMES = {"n": 3, "x": 2.5, "w": "word", "xs": [3, 1, 2], "m": {"key": 7, "deep":
         ("f'{w}-{n}'", "word-3"), ("{'a': n}", {"a": 3}), ("n and 0 or w", "word"), ("int('12') + int(2.9)", 14),
         ("any(i > 2 for i in xs)", True), ("all(i > 2 for i in xs)", False), ("'\\\\d'", "\\d"), ("(1,\n 2)", [1, 2]),
         ("ceil(1.2) + floor(1.8)", 3), ("log2(8)", 3.0), ("[k for k in m]", ["key", "deep"]),
+        ("{f'e{i}': [i] for i in xs if i > 1}", {"e3": [3], "e2": [2]}), ("join(xs, ' + ')", "3 + 1 + 2"),
     ],
 )  # fmt: skip
 def test_an_expression_has_the_value_that_python_gives(text, value):
@@ -94,6 +95,7 @@ def test_what_would_act_or_reach_into_objects_is_refused(text):
         "[[0] * 9000 for i in range(999)]", "[2 ** 4000] * 99999", "int('9' * 99999)", "sorted([[0] * 49999] * 2)",
         "(" * 4000, "[" * 4000, "-" * 4000 + "1", "not " * 1000 + "1", "+".join(["1"] * 2000), "1" * 4096,
         "max([0] * 99999 == [0] * 99999 for i in range(99))", "x" * 5000, "2 ** 4095 * 2 ** 4095", "f'{xs}' * 99999",
+        "join(['x' * 9999] * 99)", "join([''] * 99999, 'xx')", "{i: [0] * 9000 for i in range(999)}",
     ],
 )  # fmt: skip
 def test_what_would_be_large_or_take_long_is_refused_soon(text):
@@ -118,6 +120,7 @@ def test_several_expressions_share_what_they_may_do():
         ("foo(1)", "'foo' is no function; there are abs"), ("1 +", "not an expression: '1 \\+'"),
         ("n / 0", "division by zero"), ("w + n", "in the expression 'w \\+ n': can only concatenate"),
         ("max([])", "empty"), ("len(n)", "no len"), ("10 ** 400 * 1.0", "too large"),
+        ("join(xs, n)", "join takes a list, and the text"), ("join([xs])", "a list of numbers and texts"),
     ],
 )  # fmt: skip
 def test_an_error_names_the_expression_and_the_cause(text, words):
@@ -127,5 +130,5 @@ def test_an_error_names_the_expression_and_the_cause(text, words):
 
 def test_the_functions_are_those_that_are_documented():
     assert set(FUNCTIONS) == set(
-        "abs all any bool ceil float floor int len log2 max min range round sorted sqrt str sum".split()
+        "abs all any bool ceil float floor int join len log2 max min range round sorted sqrt str sum".split()
     )

@@ -78,6 +78,17 @@ def test_a_formula_changes_tensors_or_slices_of_them_in_one_fused_group(tmp_path
         assert_same_bits(found[name], expected, name)
 
 
+def test_a_formula_without_the_target_replaces_it(tmp_path: Path) -> None:
+    tensors = {name: RNG.standard_normal((3, 2)).astype(dtype("bfloat16")) for name in "abc"}
+    bench = Bench(tmp_path, m=tensors)
+    step = {"compute_": {"target": "a", "with": {"one": "b", "two": "c"}, "value": "(one + two) / 2"}}
+    mean = (wide(tensors["b"]) + wide(tensors["c"])) / np.float32(2)
+    assert_same_bits(bench.tensors([step])["a"], mean.astype(dtype("bfloat16")))
+    step["compute_"]["value"] = "one / 2"
+    with pytest.raises(Problems, match="the formula has no two"):
+        bench.compile([step])
+
+
 REFUSED = {
     "a +": "not a formula",
     "a ** 2": "not a formula",

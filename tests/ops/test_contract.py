@@ -192,17 +192,18 @@ ELEMENTWISE = [cls.__name__ for cls in all_ops() if cls.kind in ("elementwise", 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_several_tensors_in_one_tile_give_the_bits_that_each_gives_alone(name: str) -> None:
-    op = REFERENCES[name][0][0][0]
-    rows = [[array_of("float32", (n,), 3 * n + 3 * side) for n in (1, 7, 4)] for side in range(2)]
-    operands: list[list[np.ndarray]] = list(rows[: len(REFERENCES[name][0][0][1])])
-    for side, operand in enumerate(REFERENCES[name][0][0][1]):
+    op, given = REFERENCES[name][0][0]
+    operands = [[array_of("float32", (n,), 3 * n + 3 * side) for n in (1, 7, 4)] for side in range(len(given))]
+    for side, operand in enumerate(given):
         if operand.dtype == np.uint64:  # positions
-            operands[side] = [np.arange(len(array), dtype=np.uint64) for array in rows[0]]
+            operands[side] = [np.arange(len(array), dtype=np.uint64) for array in operands[0]]
+    statistics = [operand for operand in given if operand.shape != given[0].shape]
+    operands = operands[: len(given) - len(statistics)]
 
     def call(*arrays: np.ndarray) -> np.ndarray:
         zeros = (np.int32(0), np.int64(0))
         with jax.enable_x64(True):
-            return np.asarray(jax.jit(lambda z, *x: op.apply(DeviceKernel(z), *x))(zeros, *arrays))
+            return np.asarray(jax.jit(lambda z, *x: op.apply(DeviceKernel(z), *x))(zeros, *arrays, *statistics))
 
     together = call(*(np.concatenate([*side, np.zeros(4, side[0].dtype)]) for side in operands))
     alone = np.concatenate([call(*parts) for parts in zip(*operands, strict=True)])

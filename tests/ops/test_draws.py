@@ -75,6 +75,9 @@ def test_names_and_seeds_make_tensors_differ_and_nothing_else_does(tmp_path: Pat
         assert found[name].dtype == STORED[name.replace("new", "mlp")].dtype
     alone = [{"normal": {"to": "new.0", "shape": [600, 500], "std": 0.1}}]
     assert_same_bits(drawn(tmp_path / "c", alone)["new.0"], found["new.0"])
+    shaped = drawn(tmp_path / "e", [{"normal": {"from": r"mlp\.(\d)", "to": r"new.\1", "shape": [7, 2], "std": 0.1}}])
+    assert_same_bits(shaped["new.0"].reshape(-1), found["new.0"].reshape(-1)[:14])
+    assert shaped["new.1"].shape == (7, 2) and shaped["new.1"].dtype == STORED["mlp.1"].dtype
     other = drawn(tmp_path / "d", [{"normal": {"to": "new.0", "shape": [600, 500], "std": 0.1, "seed": 1}}])
     assert abs(np.corrcoef(other["new.0"].reshape(-1), found["new.0"].reshape(-1))[0, 1]) < 0.01
     assert stats.kstest(found["new.0"].reshape(-1) / 0.1, "norm").pvalue > 1e-3
@@ -118,7 +121,7 @@ def test_moments_are_the_same_whole_and_in_tiles() -> None:
 @pytest.mark.parametrize(
     ("step", "said"),
     [
-        ({"normal": {"to": "new", "std": 1}}, "needs one of `from` and `shape`"),
+        ({"normal": {"to": "new", "std": 1}}, "needs `from` or `shape`"),
         ({"normal": {"to": "new", "shape": [3], "std": "like"}}, "`like` needs a tensor"),
         ({"normal": {"to": "new", "shape": [3], "std": -1}}, "std must not be negative"),
         ({"normal": {"to": "new", "shape": [3], "dtype": "int8"}}, "needs a floating-point tensor"),

@@ -139,7 +139,22 @@ def test_adapters_that_change_embedding_and_outputs_alike_do_so(tmp_path: Path) 
 def test_a_config_that_is_no_longer_true_is_told(tmp_path: Path) -> None:
     stored(llama(), tmp_path / "base", {"tie_word_embeddings": True})
     adapted(llama(), tmp_path / "one", target_modules=["embed_tokens"])
-    assert "set tie_word_embeddings: false in config.json" in told_merging(tmp_path)
+    assert "tie_word_embeddings must be false in config.json" in told_merging(tmp_path)
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+def test_the_config_gets_the_vocabulary_that_an_adapter_was_trained_with(tmp_path: Path) -> None:
+    base = stored(llama(), tmp_path / "base", {"vocab_size": len(llama().lm_head.weight), "model_type": "llama"})
+    rows, width = base["lm_head.weight"].shape
+    adapted(llama(), tmp_path / "one", target_modules=["q_proj"])
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    held = {f"base_model.model.{name}": np.ones((rows + 3, width), np.float32) for name in names}
+    write_checkpoint(
+        tmp_path / "one" / "adapter_model.safetensors",
+        read_checkpoint(tmp_path / "one" / "adapter_model.safetensors") | held,
+    )
+    assert merge(tmp_path)["lm_head.weight"].shape == (rows + 3, width)
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["vocab_size"] == rows + 3
 
 
 # ------------------------------------------------------------------------------------------------- what the base lacks

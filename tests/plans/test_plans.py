@@ -56,25 +56,14 @@ def plain_llama() -> Shapes:
     return {name: shape for name, shape in llama(11).items() if "rotary" not in name}
 
 
-def moe() -> Shapes:
-    shapes: Shapes = {"model.embed_tokens.weight": (24, 8)}
-    for expert in range(3):
-        name = f"model.layers.0.mlp.experts.{expert}"
-        shapes |= {f"{name}.{part}_proj.weight": (12, 8) for part in ("gate", "up")}
-        shapes[f"{name}.down_proj.weight"] = (8, 12)
-    return shapes
-
-
 # plan -> its checkpoints: path, shapes, dtype
 SYNTHETIC: dict[str, list[tuple[str, Callable[[], Shapes], str]]] = {
     "cast_bf16.yaml": [("llama", llama, "float32")],
     "depth_upscale.yaml": [("llama", lambda: llama(22), "bfloat16")],
     "llama_to_maxtext.yaml": [("llama", plain_llama, "bfloat16")],
     "maxtext_to_llama.yaml": [("llama-maxtext", maxtext, "bfloat16")],
-    "low_rank_expert.yaml": [("moe", moe, "bfloat16")],
     "rename_gpt2.yaml": [("gpt2", gpt2, "float16")],
     "task_arithmetic.yaml": [("base", llama, "bfloat16"), ("a", llama, "bfloat16"), ("b", llama, "bfloat16")],
-    "upcycle_moe.yaml": [("llama", llama, "float32")],
 }
 # plan -> parameters that suit its checkpoints
 SAFETENSORS = {"path": "out", "format": "safetensors"}
@@ -83,6 +72,10 @@ SETTINGS: dict[str, dict[str, object]] = {
     "maxtext_to_llama.yaml": {"heads": 2, "kv_heads": 2, "hidden": 8, "query_scale": 0.7},
 }
 ADAPTERS = {"lora_extract.yaml", "lora_merge.yaml"}  # tests/plans/test_lora.py runs them on models
+UPCYCLING = {  # tests/plans/test_upcycling.py runs them on models
+    "branch_train_mix.yaml", "low_rank_expert.yaml", "low_rank_factors.yaml", "two_experts.yaml", "upcycle_drop.yaml",
+    "upcycle_flex_olmo.yaml", "upcycle_mixtral.yaml", "upcycle_qwen2_moe.yaml", "upcycle_qwen3_moe.yaml",
+}  # fmt: skip
 CHECKED_ONLY = {"demo_minilm.yaml"}  # its assertions hold for the values of one real model
 
 
@@ -102,7 +95,9 @@ def interpolated(text: str, settings: dict[str, object]) -> dict:
 
 def test_every_plan_of_the_repository_is_tried() -> None:
     found = {path.name for path in PLANS.glob("*.yaml")}
-    assert found == SYNTHETIC.keys() | ADAPTERS | CHECKED_ONLY, "tell tests/plans/test_plans.py what the plan reads"
+    assert found == SYNTHETIC.keys() | ADAPTERS | UPCYCLING | CHECKED_ONLY, (
+        "tell tests/plans/test_plans.py what the plan reads"
+    )
 
 
 @pytest.mark.parametrize("name", SYNTHETIC)

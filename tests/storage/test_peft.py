@@ -58,6 +58,7 @@ def test_what_is_no_adapter_is_not_written_as_one(tmp_path: Path) -> None:
 
 HOSTILE: dict[str, tuple[Any, str]] = {
     "no json": ("{", "is not JSON"),
+    "a key twice": (json.dumps(CONFIG).replace("{", '{"r": 1, ', 1), "is not JSON.*the key 'r' twice"),
     "a list": ("[]", "is not an object"),
     "deep": ("[" * 100_000, "is not JSON"),
     "another kind": (CONFIG | {"peft_type": "IA3"}, "not a LoRA adapter"),

@@ -48,7 +48,7 @@ def contents(memory: Any) -> dict[str, bytes]:
 
 def go(steps: Any, output: Any, *inputs: str, **options: Any) -> Any:
     plan = plan_of({"inputs": list(inputs), "transforms": steps, "output": output})
-    return run(plan, Options(**{"sync": False} | options))
+    return run(plan, Options(**{"sync": False, "receipt": False} | options))
 
 
 def test_a_sharded_checkpoint_goes_to_a_place_and_comes_back_the_same(memory: Any, source: Path) -> None:

@@ -354,7 +354,7 @@ def killed(place: Path, code: str = "") -> None:
 
 def test_what_a_killed_process_was_building_is_named_and_removed_only_when_that_is_asked(tmp_path: Path) -> None:
     for _ in range(2):
-        killed(tmp_path / "out")
+        killed(tmp_path / "out", "staging._stage.write_head({})")
     killed(tmp_path / "other")
     staging = staged(output(tmp_path / "out"))  # at work, and not to be touched
     before = tree(tmp_path)
@@ -371,6 +371,13 @@ def test_what_a_killed_process_was_building_is_named_and_removed_only_when_that_
     assert left == [".other.surgery", ".out.surgery"]
     commit_all([staging])
     assert clear(tmp_path / "out", remove=True) == []
+
+
+def test_what_does_not_say_whose_it_is_serves_nobody_and_goes_with_the_next_run(tmp_path: Path) -> None:
+    killed(tmp_path / "out")
+    (sentence,) = clear(tmp_path / "out", remove=False, mend=True)
+    assert ": removed, " in sentence
+    assert not list(tmp_path.iterdir())
 
 
 def test_targets_whose_names_begin_alike_do_not_clear_each_other(tmp_path: Path) -> None:
@@ -403,6 +410,14 @@ def test_a_stage_of_which_nobody_can_tell_is_kept(tmp_path: Path) -> None:
     (sentence,) = clear(tmp_path / "out", remove=True)
     assert "cannot be told to be dead" in sentence
     assert stage.exists()
+
+
+def test_a_stage_that_is_still_empty_is_named_when_it_is_removed(tmp_path: Path) -> None:
+    """Its process was killed between making it and locking it."""
+    stage = tmp_path / ".out.surgery-a1b2c3d4"
+    stage.mkdir()
+    (sentence,) = clear(tmp_path / "out", remove=True)
+    assert str(stage) in sentence and not stage.exists()
 
 
 def test_a_missing_checkpoint_says_where_a_killed_run_has_put_it(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from ..command import (
     CONFIG_CHECK,
     JSON,
     OVERWRITE,
+    PROOF,
     QUIET,
     RESUME,
     SYNC,
@@ -43,6 +44,7 @@ class Convert(Command):
         *BUDGETS,
         SYNC,
         RESUME,
+        *PROOF,
         QUIET,
         JSON,
     )

@@ -14,7 +14,11 @@ class Ops(Command):
     name = "ops"
     arguments = (
         Argument(
-            "operation", "a transform or an assertion; all without it", "NAME", completes="operation", optional=True
+            "operation",
+            "a transform, an assertion or a merge method; all without it",
+            "NAME",
+            completes="operation",
+            optional=True,
         ),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,11 @@ from ..command import (
     JSON,
     OVERWRITE,
     PLAN,
+    PROOF,
     QUIET,
     RESUME,
     SHARD_SIZE,
+    STRICT,
     SYNC,
     Argument,
     PlanCommand,
@@ -32,7 +35,6 @@ if TYPE_CHECKING:
     from ...execute.report import Report
     from ...hosts.peers import Peers
     from ...language.plan import Plan
-    from ...session.compiled import Outputs
 
 __all__ = ["account"]
 
@@ -53,6 +55,14 @@ class Run(PlanCommand):
         CONFIG_CHECK,
         SYNC,
         RESUME,
+        *PROOF,
+        Argument(
+            "--locked",
+            "refuse to run if plan, parameters or inputs are not those of this receipt",
+            "RECEIPT",
+            completes="file",
+        ),
+        STRICT,
         QUIET,
         JSON,
         Argument("--distributed", "share the work with the other processes of the cluster, which run the same command"),
@@ -86,6 +96,7 @@ class Run(PlanCommand):
     def run(self, args: Namespace) -> int:
         from ...api import compile_plan, finished, join, run
         from ...hosts.sharing import together
+        from ...session.passes import output_paths
         from ..failures import warn
         from ..progress import shown
 
@@ -94,12 +105,17 @@ class Run(PlanCommand):
             plan = self.plan(args)
             if (there := finished(plan, options, peers)) is not None:
                 return _tell_there(there, args, peers)
-            left = _leftovers(plan, (), peers, options, mend=True)
+            texts = [] if args.summary is None else [args.summary]
+            left = _leftovers([*output_paths(plan), *texts], peers, options, mend=True)
             compiled = compile_plan(plan, options, peers=peers)
+            if args.locked is not None:
+                from ...reports.replay import check_locked
+
+                together(peers, lambda: check_locked(plan, compiled, args.locked) if peers.rank == 0 else True)
             together(peers, lambda: _check_summary(plan, compiled, args, is_writer=peers.rank == 0))
             if peers.rank == 0:
                 warn(compiled.symbolic.warnings)
-            left += _leftovers(plan, compiled.outputs, peers, options, mend=False)
+            left += _leftovers(output_paths(plan, compiled.outputs), peers, options, mend=False)
             with shown(args.quiet or peers.rank > 0) as display:
                 report = run(plan, options, progress=display, compiled=compiled, peers=peers)
             if peers.rank:
@@ -148,12 +164,12 @@ def _check_summary(plan: Plan, compiled: Compiled, args: Namespace, *, is_writer
     return True
 
 
-def _leftovers(plan: Plan, outputs: Outputs, peers: Peers, options: Options, mend: bool) -> tuple[str, ...]:
+def _leftovers(paths: Iterable[str], peers: Peers, options: Options, mend: bool) -> tuple[str, ...]:
     """Name what runs that did not come to their end have left: the output of the plan is looked at before its inputs,
     which it may be, and all outputs once they are known. One that goes on names what it leaves when it has looked."""
-    from ...session.passes import leftovers, output_paths
+    from ...session.passes import leftovers
 
-    found = leftovers(output_paths(plan, outputs), mend=mend) if peers.rank == 0 else ()
+    found = leftovers(paths, mend=mend) if peers.rank == 0 else ()
     if options.resume:
         return ()
     name_leftovers(found)

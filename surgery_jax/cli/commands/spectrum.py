@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..command import BUDGETS, FILTER, JSON, OVERWRITE, QUIET, Argument, Command, options_of
-from ..streams import emit, flush, note
+from ..streams import emit, flush, name_leftovers, note
 from ..text import count, json_text, some, table, visible
 
 if TYPE_CHECKING:
@@ -40,11 +40,13 @@ class SpectrumCommand(Command):
 
     def run(self, args: Namespace) -> int:
         from ...api import spectrum
+        from ...session.passes import leftovers
         from ...storage.files import check_new_file, write_whole
         from ..progress import shown
 
         if args.html is not None:
             check_new_file(args.html, args.overwrite)
+            name_leftovers(leftovers([args.html], mend=True))
         with shown(args.quiet) as display:
             found = spectrum(args.checkpoint, args.tuned, options_of(args), filter=args.filter, progress=display)
         if args.html is not None:

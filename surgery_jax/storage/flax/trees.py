@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...core.dtypes import by_numpy
 from ...core.errors import StorageError
@@ -27,7 +27,7 @@ _BLOCK = 4 << 20  # bytes in which arrays are handed out: several workers can be
 _WHERE = "the tree"
 
 
-def from_flax(tree: Any) -> Checkpoint:
+def from_flax(tree: object) -> Checkpoint:
     """A checkpoint of the arrays of a tree: nested mappings, `flax.nnx` states, and what `flax.serialization` knows,
     such as lists and train states.
 
@@ -51,9 +51,9 @@ class _Gathered:
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
         self.scalars: list[str] = []
-        self.others: dict[str, Any] = {}
+        self.others: dict[str, object] = {}
 
-    def add(self, keys: tuple[str, ...], node: Any) -> None:
+    def add(self, keys: tuple[str, ...], node: object) -> None:
         """A node at a path, and all below it."""
         if isinstance(node, Mapping):
             self._add_mapping(keys, node)
@@ -71,7 +71,7 @@ class _Gathered:
         else:
             self.add(keys, _state_dict(keys, node))
 
-    def _add_mapping(self, keys: tuple[str, ...], node: Mapping[Any, Any]) -> None:
+    def _add_mapping(self, keys: tuple[str, ...], node: Mapping[str, object]) -> None:
         if not node and keys:
             self.others[join_keys(keys)] = {}
         if len(keys) == MAX_DEPTH:
@@ -88,13 +88,13 @@ class _Gathered:
             self.add((*keys, word), child)
 
 
-def _is_scalar(node: Any) -> bool:
+def _is_scalar(node: object) -> bool:
     import numpy as np
 
     return isinstance(node, np.generic)
 
 
-def _state_dict(keys: tuple[str, ...], node: Any) -> Mapping[Any, Any]:
+def _state_dict(keys: tuple[str, ...], node: object) -> Mapping[str, object]:
     """What Flax would store of a container that is no mapping."""
     from flax.serialization import to_state_dict
 
@@ -109,7 +109,7 @@ def _state_dict(keys: tuple[str, ...], node: Any) -> Mapping[Any, Any]:
     return found
 
 
-def _entry(name: str, node: Any) -> Entry:
+def _entry(name: str, node: object) -> Entry:
     import numpy as np
 
     try:
@@ -135,7 +135,7 @@ def held(array: numpy.ndarray, spec: Spec) -> Entry:
     return Entry(spec, blocks=Blocks.whole(spec, lambda: array.reshape(-1)))
 
 
-def to_flax(source: Checkpoint | str | Path) -> dict[str, Any]:
+def to_flax(source: Checkpoint | str | Path) -> dict[str, object]:
     """Nested dictionaries of the arrays of a checkpoint, which may be a path.
 
     What `from_flax` looked at is given back as it is; arrays of files are views of them, read when they are used, and
@@ -148,7 +148,7 @@ def to_flax(source: Checkpoint | str | Path) -> dict[str, Any]:
     maps: dict[str, mmap.mmap] = {}
     names = list(checkpoint.entries)
     scalars, others = told_leaves(checkpoint.metadata, names, checkpoint.path)
-    leaves: list[tuple[str, Any]] = []
+    leaves: list[tuple[str, object]] = []
     with remembering(dict(checkpoint.identities)):
         for name, entry in checkpoint.entries.items():
             array = _array(checkpoint.path, name, entry, maps)
@@ -156,8 +156,12 @@ def to_flax(source: Checkpoint | str | Path) -> dict[str, Any]:
     return _opened(nest([*leaves, *others.items()], checkpoint.path))
 
 
-def _opened(tree: dict[str, Any]) -> dict[str, Any]:
-    return {key: _opened(child) if isinstance(child, dict) else child.value for key, child in tree.items()}
+def _opened(tree: dict[str, object]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, child in tree.items():
+        assert isinstance(child, dict | Plain)
+        found[key] = child.value if isinstance(child, Plain) else _opened(child)
+    return found
 
 
 def _array(where: str, name: str, entry: Entry, maps: dict[str, mmap.mmap]) -> numpy.ndarray:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ...core.errors import StorageError
 from ...core.ranges import Parts
 from ...core.specs import Spec
 from ..base import LaidFile, Layout
-from ..keys import nest, told_leaves
+from ..keys import Plain, nest, told_leaves
 
 __all__ = ["ARRAY", "MARK", "MAX_CHUNK", "SCALAR", "lay_tree"]
 
@@ -30,7 +30,7 @@ def lay_tree(
     """
     scalars, others = told_leaves(metadata, [name for name, _ in tensors], str(path))
     writer = _Writer(path, max_chunk)
-    leaves: list[tuple[str, Any]] = [(name, _Tensor(name, spec, name in scalars)) for name, spec in tensors]
+    leaves: list[tuple[str, object]] = [(name, _Tensor(name, spec, name in scalars)) for name, spec in tensors]
     leaves += others.items()
     writer.tree(nest(leaves, str(path)))
     writer.flush()
@@ -45,7 +45,7 @@ class _Tensor(NamedTuple):
     is_scalar: bool
 
 
-def _plain(value: Any) -> bytes:
+def _plain(value: object) -> bytes:
     """None, a text, an empty map or a complex number."""
     if isinstance(value, complex):
         return b"\xc7\x13\x02" + struct.pack(">BBdBd", 0x92, 0xCB, value.real, 0xCB, value.imag)
@@ -81,7 +81,7 @@ class _Writer:
         self.at = self.begin = self.at + count
         return found
 
-    def tree(self, node: Mapping[str, Any]) -> None:
+    def tree(self, node: Mapping[str, object]) -> None:
         self.put(_head(len(node), 0x80, 15, "HI", 0xDE))
         for key, child in node.items():
             try:
@@ -93,6 +93,7 @@ class _Writer:
             elif isinstance(child, _Tensor):
                 self.tensor(child)
             else:
+                assert isinstance(child, Plain)
                 self.put(_plain(child.value))
 
     def tensor(self, tensor: _Tensor) -> None:

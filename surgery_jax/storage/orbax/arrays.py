@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ...core.errors import StorageError
 from ..base import Entry
@@ -17,11 +17,14 @@ from .entries import entry_of
 from .tree import MANIFEST, Leaf
 from .zarr import METADATA, UnknownDtype, ZarrArray, parse_array
 
+if TYPE_CHECKING:
+    import tensorstore
+
 __all__ = ["entries_apart", "entries_together"]
 
 
 @cache
-def _context() -> Any:
+def _context() -> tensorstore.Context:
     import tensorstore
 
     return tensorstore.Context(
@@ -29,14 +32,14 @@ def _context() -> Any:
     )
 
 
-def _open(version: int, store: Mapping[str, Any], has_holes: bool) -> Any:
+def _open(version: int, store: Mapping[str, object], has_holes: bool) -> tensorstore.TensorStore:
     import tensorstore
 
     spec = {"driver": "zarr" if version == 2 else "zarr3", "kvstore": store, "fill_missing_data_reads": has_holes}
     return tensorstore.open(spec, context=_context(), read=True, open=True).result()
 
 
-def _directory(path: Path) -> dict[str, Any]:
+def _directory(path: Path) -> dict[str, object]:
     return {"driver": "file", "path": f"{path.resolve()}/"}
 
 
@@ -130,13 +133,13 @@ def entries_together(
 
 
 def _from_store(
-    item: Path, leaves: Sequence[Leaf], has_holes: bool, base: Mapping[str, Any], others: list[tuple[str, str]]
+    item: Path, leaves: Sequence[Leaf], has_holes: bool, base: Mapping[str, object], others: list[tuple[str, str]]
 ) -> dict[str, Entry]:
     import tensorstore
 
     store = tensorstore.KvStore.open(dict(base), context=_context()).result()
     below = _by_array(leaves, [key.decode("utf-8", "surrogateescape") for key in store.list().result()])
-    reads: list[tuple[Leaf, int, Any]] = []
+    reads: list[tuple[Leaf, int, tensorstore.Future[tensorstore.KvStore.ReadResult]]] = []
     for leaf in leaves:
         keys = below.get(leaf.stored, {})
         version = next((number for number, name in ((2, METADATA[0]), (3, METADATA[1])) if name in keys), None)

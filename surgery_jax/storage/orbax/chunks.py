@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...core.specs import Spec
 from .zarr import leading_axis
@@ -58,7 +58,7 @@ def encode_bytes(whole: int, size: int) -> int:
     return (3 if size == whole else 4) * whole + whole // 32 + (2 << 20)
 
 
-def encode_chunk(described: bytes, chunk: tuple[int, ...], data: numpy.ndarray[Any, Any]) -> bytes:
+def encode_chunk(described: bytes, chunk: tuple[int, ...], data: numpy.ndarray) -> bytes:
     """What the file of a chunk holds for its packed bytes, as TensorStore encodes them; the last one may have less."""
     import numpy as np
     import tensorstore

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...core.errors import StorageError, listing
 from ..base import Blocks, Entry, Extent
@@ -17,6 +17,7 @@ from .zarr import INDEX, ZarrArray, leading_axis
 
 if TYPE_CHECKING:
     import numpy
+    import tensorstore
 
 __all__ = ["entry_of"]
 
@@ -25,7 +26,11 @@ Places = Mapping[str, tuple[str, int] | None]
 
 
 def entry_of(
-    array: ZarrArray, places: Places, has_holes: bool, open_array: Callable[[bool], Any], where: Path
+    array: ZarrArray,
+    places: Places,
+    has_holes: bool,
+    open_array: Callable[[bool], tensorstore.TensorStore],
+    where: Path,
 ) -> Entry:
     """How the bytes of an array are read.
 
@@ -135,15 +140,15 @@ def _shard_begin(array: ZarrArray, path: str, size: int, stored: int) -> int | N
 
 def _read(
     array: ZarrArray,
-    open_array: Callable[[bool], Any],
+    open_array: Callable[[bool], tensorstore.TensorStore],
     is_whole: bool,
     where: Path,
     first: int,
     count: int,
-) -> numpy.ndarray[Any, Any]:
+) -> numpy.ndarray:
     """Consecutive elements of one block, or all."""
     shape, dtype = array.spec.shape, array.spec.dtype
-    index: tuple[Any, ...] = ()
+    index: tuple[int | slice, ...] = ()
     if shape and count != array.spec.size:
         axis = leading_axis(shape, array.read_chunk)
         inner = math.prod(shape[axis + 1 :])
@@ -157,7 +162,7 @@ def _read(
         stored = open_array(not is_whole)
         if tuple(stored.shape) != shape or stored.dtype.numpy_dtype != dtype.numpy:
             raise ValueError(f"it changed to {stored.dtype.name}{list(stored.shape)}")
-        found: numpy.ndarray[Any, Any] = stored[index].read().result()
+        found: numpy.ndarray = stored[index].read().result()
     except StorageError:
         raise
     except Exception as error:  # of TensorStore, which raises ValueError and OSError for whatever is wrong

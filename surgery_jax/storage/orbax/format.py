@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ...core.errors import PlanError, StorageError, listing
 from ...core.ranges import Parts
@@ -44,7 +44,7 @@ from .zarr import METADATA, describe
 __all__ = ["OrbaxFormat"]
 
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a directory that is being written
-_COMPRESSORS: dict[str, Mapping[str, Any] | None] = {"none": None, "zstd": {"id": "zstd", "level": 1}}
+_COMPRESSORS: dict[str, Mapping[str, object] | None] = {"none": None, "zstd": {"id": "zstd", "level": 1}}
 
 
 class OrbaxFormat(Format):
@@ -233,7 +233,7 @@ def _is_array(path: Path, stored: str) -> bool:
     return Path(stored).name == stored and any((path / stored / name).is_file() for name in METADATA)
 
 
-def _by_number(path: Path) -> tuple[Any, ...]:
+def _by_number(path: Path) -> tuple[int, str]:
     """Steps in the order of their numbers: `ckpt_9/items` before `ckpt_10/items`."""
     digits = "".join(character for character in path.parent.name + path.name if character.isdigit())
     return (int(digits[:18] or 0), str(path))
@@ -294,7 +294,7 @@ def _read_item(path: Path, item: Path, prefix: str) -> Checkpoint:
         note.texts[name] = text
     by_stored = {leaf.stored: leaf.name for leaf in leaves}
     note.random = {by_stored[key]: kind for key, kind in read_random_kinds(item).items() if key in by_stored}
-    has_holes = table.get("store_array_data_equal_to_fill_value") is not True
+    has_holes = not (isinstance(table, dict) and table.get("store_array_data_equal_to_fill_value") is True)
     is_together = (item / MANIFEST).is_file()
     others: list[tuple[str, str]] = []
     read = entries_together if is_together else entries_apart
@@ -314,7 +314,7 @@ def _files(folder: str) -> list[str]:
     return [path for place, is_folder in found for path in (_files(place) if is_folder else [place])]
 
 
-def _step_metadata(item: Path) -> tuple[dict[str, str], Any]:
+def _step_metadata(item: Path) -> tuple[dict[str, str], object]:
     """What the user put beside the whole checkpoint: texts by name, or something else."""
     for place in (item, item.parent):
         if (place / STEP[0]).is_file():

@@ -10,9 +10,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ...core.errors import StorageError
+from ...core.strict_json import at, read_json
 from ..bounds import Allowance, TooLarge
 from ..files import File, parse_json
 from ..keys import MAX_DEPTH, join_keys
@@ -56,20 +56,21 @@ class Note:
     texts: dict[str, str] = field(default_factory=dict)
     empty: dict[str, str] = field(default_factory=dict)  # containers without leaves, and None
     random: dict[str, str] = field(default_factory=dict)  # implementations of random keys
-    custom: Any = None  # what the user of Orbax put beside the tree
-    step: Any = None  # the same of the step, where it is not all texts
+    custom: object = None  # what the user of Orbax put beside the tree
+    step: object = None  # the same of the step, where it is not all texts
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> Note:
         """The note that a checkpoint carries; an empty one if it carries none, or something else under its key."""
         try:
-            held: dict[str, Any] = json.loads(metadata.get(NOTE, "{}"))
-            known: dict[str, Any] = {
-                key: value for key, value in held.items() if key in _TYPES and isinstance(value, _TYPES[key])
-            }
-        except (AttributeError, ValueError, RecursionError):
+            held = read_json(metadata.get(NOTE, "{}"))
+        except ValueError:
             return cls()
-        return cls(**known)
+        note = cls()
+        for key, value in held.items() if isinstance(held, dict) else ():
+            if key in _TYPES and isinstance(value, _TYPES[key]):
+                setattr(note, key, value)
+        return note
 
     def below(self, prefix: str) -> Note:
         """The note of a branch of the tree."""
@@ -87,7 +88,7 @@ class Note:
         return {NOTE: json.dumps(held, separators=(",", ":"), sort_keys=True)} if held else {}
 
 
-_TYPES: dict[str, type[Any]] = {
+_TYPES: dict[str, type[object]] = {
     "lists": list,
     "kinds": dict,
     "texts": dict,
@@ -107,7 +108,7 @@ class Leaf:
         self.stored = stored
 
 
-def read_table(path: Path, what: str) -> Any:
+def read_table(path: Path, what: str) -> object:
     """The value of a file of JSON; `what` names it in errors.
 
     Raises:
@@ -126,14 +127,14 @@ def read_table(path: Path, what: str) -> Any:
     return parse_json(raw, path, what)
 
 
-def read_tree(where: Path, table: Any, start: str) -> tuple[list[Leaf], Note]:
+def read_tree(where: Path, table: object, start: str) -> tuple[list[Leaf], Note]:
     """The leaves and all that is no leaf, from the table of a checkpoint, as far as names begin with `start`."""
     note = Note()
     leaves: list[Leaf] = []
     rows = table.get("tree_metadata") if isinstance(table, dict) else None
     if not isinstance(rows, dict):
         raise StorageError("the table of the tree is not one", where=str(where), expected="an object 'tree_metadata'")
-    note.custom = table.get("custom_metadata")
+    note.custom = table.get("custom_metadata") if isinstance(table, dict) else None
     seen: dict[str, str] = {}
     lists: dict[str, None] = {}
     for shown, row in rows.items():
@@ -179,10 +180,13 @@ def read_random_kinds(item: Path) -> dict[str, str]:
     for path in sorted((item / KEYS).glob("process_*")):
         table = read_table(path, "the table of arrays")
         try:
-            for row in table["array_metadatas"]:
-                more = row["array_metadata"]["ext_metadata"]
-                if more:
-                    found[str(row["array_metadata"]["param_name"])] = str(more["random_key_impl"])
+            rows = at(table, "array_metadatas")
+            if not isinstance(rows, list):
+                raise TypeError("no list of arrays")
+            for row in rows:
+                if at(row, "array_metadata", "ext_metadata"):
+                    kind = at(row, "array_metadata", "ext_metadata", "random_key_impl")
+                    found[str(at(row, "array_metadata", "param_name"))] = str(kind)
         except (KeyError, TypeError) as error:
             raise StorageError("the table of arrays is not one", where=str(path), found=repr(error)[:120]) from None
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from ...core.errors import StorageError
 from ...core.specs import Spec
@@ -80,7 +79,7 @@ class Written:
             "commit_timestamp_nsecs": None,
             "custom_metadata": note.step if isinstance(note.step, dict) else dict(sorted(metadata.items())),
         }
-        found: dict[str, Any] = {TREE: tree, STEP[0]: step}
+        found: dict[str, object] = {TREE: tree, STEP[0]: step}
         if texts := {".".join(self.others[name]): text for name, text in note.texts.items() if name in self.others}:
             found[STRINGS] = texts
         if random := [name for name in self.specs if name in note.random]:
@@ -91,7 +90,7 @@ class Written:
         content = {name: json.dumps(table).encode() for name, table in found.items()}
         return content | {COMMIT: b""}
 
-    def _value(self, name: str) -> dict[str, Any]:
+    def _value(self, name: str) -> dict[str, object]:
         """The kind of a leaf. Arrays are of the host: these are restored on any machine, and onto any devices that
         the caller asks for, while for a jax.Array the devices would have to be told here."""
         note = self.note
@@ -103,7 +102,7 @@ class Written:
         is_scalar = note.kinds.get(name) == "scalar" and not spec.shape
         return {"value_type": "scalar" if is_scalar else "np.ndarray", "skip_deserialize": False}
 
-    def _random(self, name: str) -> dict[str, Any]:
+    def _random(self, name: str) -> dict[str, object]:
         shape = list(self.specs[name].shape)
         kind = {"random_key_impl": self.note.random[name]}
         row = {"param_name": self.stored[name], "write_shape": shape, "chunk_shape": shape, "ext_metadata": kind}

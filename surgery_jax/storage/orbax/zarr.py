@@ -10,13 +10,15 @@ import json
 import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ...core.dtypes import BY_NAME, DTYPES, DType
 from ...core.errors import StorageError, listing
 from ...core.specs import Spec
+from ...core.strict_json import at
 from ..files import parse_json
 from ..leftovers import foreign_dtype
 
@@ -85,7 +87,8 @@ def parse_array(raw: bytes, version: int, where: Path) -> ZarrArray:
     except UnknownDtype:
         raise
     except KeyError as error:
-        raise _refusal(where, "it is not complete", f"the key {error}", listing(map(str, table))) from None
+        there = listing(table) if isinstance(table, dict) else ""
+        raise _refusal(where, "it is not complete", f"the key {error}", there) from None
     except (TypeError, ValueError, AttributeError) as error:
         raise _refusal(where, "it is not understood", "an array of a known kind", str(error)[:200]) from None
 
@@ -94,19 +97,17 @@ def _refusal(where: Path, problem: str, expected: str, found: str) -> StorageErr
     return StorageError(f"not a valid zarr array: {problem}", where=str(where), expected=expected, found=found)
 
 
-def _parse_v2(table: Mapping[str, Any]) -> ZarrArray:
+def _parse_v2(table: dict[str, object]) -> ZarrArray:
     dtype, is_little = _dtype_v2(table["dtype"])
     spec, chunk, grid = _geometry(table["shape"], table["chunks"], dtype)
     is_plain = table.get("compressor") is None and not table.get("filters")
     is_row_major = table.get("order", "C") == "C" or sum(length > 1 for length in chunk) <= 1
-    separator = table.get("dimension_separator", ".")
-    if separator not in (".", "/"):
-        raise ValueError(f"dimension_separator {separator!r}")
+    separator = _separator(table.get("dimension_separator", "."))
     packing = "raw" if is_plain and is_row_major and is_little else ""
     return ZarrArray(spec, 2, chunk, chunk, grid, packing, 0, "", separator)
 
 
-def _dtype_v2(word: Any) -> tuple[DType, bool]:
+def _dtype_v2(word: object) -> tuple[DType, bool]:
     if not isinstance(word, str):
         raise ValueError(f"dtype {word!r}")
     if word in BY_NAME and BY_NAME[word].name == word and BY_NAME[word].array:
@@ -123,8 +124,8 @@ def _unknown(word: str) -> ValueError:
     return ValueError(f"dtype {word[:80]!r} is not known") if name is None else UnknownDtype(name)
 
 
-def _parse_v3(table: Mapping[str, Any]) -> ZarrArray:
-    if table.get("node_type") != "array" or table["chunk_grid"]["name"] != "regular":
+def _parse_v3(table: dict[str, object]) -> ZarrArray:
+    if table.get("node_type") != "array" or at(table, "chunk_grid", "name") != "regular":
         raise ValueError("only arrays of regular chunks are supported")
     word = table["data_type"]
     if not isinstance(word, str):
@@ -132,47 +133,69 @@ def _parse_v3(table: Mapping[str, Any]) -> ZarrArray:
     dtype = BY_NAME.get(word)
     if dtype is None or dtype.name != word or not dtype.array:
         raise _unknown(word)
-    spec, chunk, grid = _geometry(table["shape"], table["chunk_grid"]["configuration"]["chunk_shape"], dtype)
-    encoding = table["chunk_key_encoding"]
-    if encoding["name"] not in ("default", "v2"):
-        raise ValueError(f"chunk_key_encoding {encoding['name']!r}")
-    prefix, separator = ("c", "/") if encoding["name"] == "default" else ("", ".")
-    separator = encoding.get("configuration", {}).get("separator", separator)
-    if separator not in (".", "/"):
-        raise ValueError(f"separator {separator!r}")
+    spec, chunk, grid = _geometry(table["shape"], at(table, "chunk_grid", "configuration", "chunk_shape"), dtype)
+    prefix, separator = _key_encoding(table["chunk_key_encoding"])
     read_chunk, packing, index_bytes = chunk, "", 0
     codecs = table["codecs"]
     if _is_little(codecs, dtype):
         packing = "raw"
-    elif len(codecs) == 1 and codecs[0].get("name") == "sharding_indexed":
-        inner = codecs[0]["configuration"]
-        _, read_chunk, _ = _geometry(table["shape"], inner["chunk_shape"], dtype)
-        index = inner["index_codecs"]
-        is_plain = _is_little(inner["codecs"], dtype) and inner.get("index_location", "end") == "end"
-        if is_plain and read_chunk == chunk and index[:1] == [_LITTLE]:
-            checks = [codec.get("name") for codec in index[1:]]
-            if checks in ([], ["crc32c"]):
-                packing, index_bytes = "shard", INDEX.size + 4 * len(checks)
+    elif isinstance(codecs, list) and len(codecs) == 1 and at(codecs[0], "name") == "sharding_indexed":
+        inner = at(codecs[0], "configuration")
+        _, read_chunk, _ = _geometry(table["shape"], at(inner, "chunk_shape"), dtype)
+        checks = _index_checks(inner, dtype)
+        if read_chunk == chunk and checks is not None:
+            packing, index_bytes = "shard", INDEX.size + 4 * checks
     return ZarrArray(spec, 3, chunk, read_chunk, grid, packing, index_bytes, prefix, separator)
 
 
-def _is_little(codecs: Any, dtype: DType) -> bool:
+def _key_encoding(encoding: object) -> tuple[str, str]:
+    """What the keys of chunks begin with, and what separates the numbers in them."""
+    name = at(encoding, "name")
+    if name not in ("default", "v2"):
+        raise ValueError(f"chunk_key_encoding {name!r}")
+    prefix, separator = ("c", "/") if name == "default" else ("", ".")
+    with suppress(KeyError):  # both may be left out
+        separator = _separator(at(encoding, "configuration", "separator"))
+    return prefix, separator
+
+
+def _separator(word: object) -> str:
+    if word == "." or word == "/":
+        return str(word)
+    raise ValueError(f"separator {word!r}")
+
+
+def _index_checks(inner: object, dtype: DType) -> int | None:
+    """How many checksums the index of a shard ends with; None if it or the chunks must be decoded."""
+    index = at(inner, "index_codecs")
+    location = inner.get("index_location", "end") if isinstance(inner, dict) else ""
+    if not _is_little(at(inner, "codecs"), dtype) or location != "end" or not isinstance(index, list):
+        return None
+    checks = [at(codec, "name") for codec in index[1:]]
+    return len(checks) if index[:1] == [_LITTLE] and checks in ([], ["crc32c"]) else None
+
+
+def _is_little(codecs: object, dtype: DType) -> bool:
     return codecs == [_LITTLE] or (dtype.bits == 8 and codecs == [{"name": "bytes"}])
 
 
-def _geometry(shape: Any, chunk: Any, dtype: DType) -> tuple[Spec, tuple[int, ...], tuple[int, ...]]:
-    for row, least in ((shape, 0), (chunk, 1)):
-        if type(row) is not list or any(type(length) is not int or length < least for length in row):
-            raise ValueError(f"shape {row!r}")
-    if len(shape) != len(chunk) or len(shape) > _MAX_NDIM:
+def _geometry(shape: object, chunk: object, dtype: DType) -> tuple[Spec, tuple[int, ...], tuple[int, ...]]:
+    lengths, steps = _lengths(shape, 0), _lengths(chunk, 1)
+    if len(lengths) != len(steps) or len(lengths) > _MAX_NDIM:
         raise ValueError(f"chunks {chunk!r} of shape {shape!r}")
-    if max(math.prod(filter(None, shape)), math.prod(chunk)) * dtype.bits >= 1 << 63:
+    if max(math.prod(filter(None, lengths)), math.prod(steps)) * dtype.bits >= 1 << 63:
         raise ValueError(f"the shape {shape!r} is too large")
-    grid = tuple(-(-length // step) for length, step in zip(shape, chunk, strict=True))
-    return Spec(tuple(shape), dtype), tuple(chunk), grid
+    grid = tuple(-(-length // step) for length, step in zip(lengths, steps, strict=True))
+    return Spec(lengths, dtype), steps, grid
 
 
-def describe(spec: Spec, chunk: tuple[int, ...], compressor: Mapping[str, Any] | None) -> bytes:
+def _lengths(row: object, least: int) -> tuple[int, ...]:
+    if type(row) is not list or any(type(length) is not int or length < least for length in row):
+        raise ValueError(f"shape {row!r}")
+    return tuple(row)
+
+
+def describe(spec: Spec, chunk: tuple[int, ...], compressor: Mapping[str, object] | None) -> bytes:
     """The metadata of an array of version 2."""
     table = {
         "chunks": chunk,

@@ -14,7 +14,6 @@ from collections.abc import Generator, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path, PosixPath
-from typing import Any
 
 from ...core.discover import import_all
 from ...core.errors import StorageError, nearest
@@ -114,16 +113,16 @@ class PlacePath(PosixPath):
         mode = stat.S_IFDIR if found.is_directory else stat.S_IFREG
         return os.stat_result((mode, 0, 0, 1, 0, 0, found.size, 0, 0, 0))
 
-    def exists(self, **options: Any) -> bool:
+    def exists(self, **options: object) -> bool:
         """Whether anything lies there."""
         return place_of(str(self)).stat(str(self)) is not None
 
-    def is_file(self, **options: Any) -> bool:
+    def is_file(self, **options: object) -> bool:
         """Whether a file lies there."""
         found = place_of(str(self)).stat(str(self))
         return found is not None and not found.is_directory
 
-    def is_dir(self, **options: Any) -> bool:
+    def is_dir(self, **options: object) -> bool:
         """Whether a directory lies there."""
         found = place_of(str(self)).stat(str(self))
         return found is not None and found.is_directory

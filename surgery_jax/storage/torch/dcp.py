@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...core.dtypes import BY_NAME
 from ...core.errors import StorageError, listing
@@ -142,17 +142,17 @@ class DcpFormat(Format):
 class _Table(NamedTuple):
     """What the table says: tensors and others by name, the keys that a name was made of, and where chunks lie."""
 
-    tensors: Mapping[str, Mapping[str, Any]]
+    tensors: Mapping[str, Mapping[str, object]]
     others: Mapping[str, str]
-    keys: Mapping[Any, Any]
-    places: Mapping[tuple[Any, Any], Mapping[str, Any]]
+    keys: Mapping[object, object]
+    places: Mapping[tuple[object, object], Mapping[str, object]]
 
     @classmethod
     def of(cls, path: Path) -> _Table:
         table = _read_table(path)
-        tensors: dict[str, Mapping[str, Any]] = {}
+        tensors: dict[str, Mapping[str, object]] = {}
         others: dict[str, str] = {}
-        for name, item in table["state_dict_metadata"].items():
+        for name, item in _table(table["state_dict_metadata"]).items():
             if type(name) is not str:
                 raise PickleRefused("a name that is no text")
             kind = str(getattr(getattr(item, "symbol", None), "name", ""))
@@ -162,8 +162,8 @@ class _Table(NamedTuple):
                 tensors[name] = fields
             else:
                 others[name] = f"a tensor of {dtype}"[:120] if fields else dtype
-        places: dict[tuple[Any, Any], Mapping[str, Any]] = {}
-        for index, info in table["storage_data"].items():
+        places: dict[tuple[object, object], Mapping[str, object]] = {}
+        for index, info in _table(table["storage_data"]).items():
             key = _fields(index, "MetadataIndex")
             places[key["fqn"], key.get("offset")] = _fields(info, "_StorageInfo")
         keys = table.get("planner_data")
@@ -206,7 +206,7 @@ def _chosen(path: Path, table: _Table, prefix: str | None) -> _Names:
     return _Names(table, inner, told)
 
 
-def _read_table(path: Path) -> Mapping[str, Any]:
+def _read_table(path: Path) -> Mapping[str, object]:
     with File(path / _TABLE) as file:
         if file.size > _MAX_TABLE:
             raise PickleRefused(f"a table of {file.size} bytes")
@@ -217,23 +217,32 @@ def _read_table(path: Path) -> Mapping[str, Any]:
     return _fields(value, "Metadata")
 
 
-def _no_reference(pid: Any) -> Any:
+def _no_reference(pid: object) -> object:
     raise PickleRefused("a reference to something outside")
 
 
-def _fields(value: Any, kind: str) -> Mapping[str, Any]:
+def _fields(value: object, kind: str) -> Mapping[str, object]:
     """What an instance of a class of `torch.distributed.checkpoint` would hold."""
+    state = _built(value, kind).state
+    return state if isinstance(state, dict) else {}
+
+
+def _built(value: object, kind: str) -> Built:
     if not isinstance(value, Built) or not isinstance(value.symbol, Symbol) or value.symbol.name != kind:
         raise PickleRefused(f"something else where {kind} is expected")
-    return value.state if isinstance(value.state, dict) else {}
+    return value
 
 
-def _dtype(fields: Mapping[str, Any]) -> str:
+def _table(value: object) -> dict[object, object]:
+    if not isinstance(value, dict):
+        raise PickleRefused(f"{type(value).__name__} where a table is expected")
+    return value
+
+
+def _dtype(fields: Mapping[str, object]) -> str:
     """The name of the dtype of a tensor."""
-    properties = fields["properties"]
-    _fields(properties, "TensorProperties")
-    state = properties.state
-    symbol = state[0] if isinstance(state, tuple) and state else (state or {}).get("dtype")
+    state = _built(fields["properties"], "TensorProperties").state
+    symbol = state[0] if isinstance(state, tuple) and state else _table(state or {}).get("dtype")
     return symbol.name if isinstance(symbol, Symbol) else f"no dtype: {type(symbol).__name__}"
 
 
@@ -244,14 +253,15 @@ def _tensor(path: Path, table: _Table, name: str, inside: set[str]) -> tuple[Spe
     if not is_possible(spec.shape, spec.dtype):
         raise PickleRefused(f"an impossible shape of {name!r}")
     chunks = []
-    for part in fields["chunks"]:
+    parts = fields["chunks"]
+    for part in parts if isinstance(parts, list | tuple) else ():
         block = _fields(part, "ChunkStorageMetadata")
         corner = _numbers(block["offsets"])
         chunks.append(Chunk(corner, _numbers(block["sizes"]), *_place(path, name, table.places[name, corner], inside)))
     return spec, chunks
 
 
-def _place(path: Path, name: str, place: Mapping[str, Any], inside: set[str]) -> tuple[Path, int, int]:
+def _place(path: Path, name: str, place: Mapping[str, object], inside: set[str]) -> tuple[Path, int, int]:
     """The file of a chunk, and its bytes there."""
     relative, begin, length = place["relative_path"], place["offset"], place["length"]
     if place.get("transform_descriptors"):
@@ -264,7 +274,7 @@ def _place(path: Path, name: str, place: Mapping[str, Any], inside: set[str]) ->
     return path / relative, begin, length
 
 
-def _numbers(value: Any) -> tuple[int, ...]:
+def _numbers(value: object) -> tuple[int, ...]:
     if type(value) is not tuple or any(type(number) is not int or number < 0 for number in value):
         raise PickleRefused("a shape that is none")
     return value
@@ -329,10 +339,10 @@ def _chunk_entry(file: File, name: str, spec: Spec, chunk: Chunk) -> Entry:
     return entry
 
 
-def _assemble(name: str, spec: Spec, chunks: Sequence[Chunk]) -> numpy.ndarray[Any, Any]:
+def _assemble(name: str, spec: Spec, chunks: Sequence[Chunk]) -> numpy.ndarray:
     import numpy as np
 
-    whole: numpy.ndarray[Any, Any] = np.empty(spec.shape, spec.dtype.numpy)
+    whole: numpy.ndarray = np.empty(spec.shape, spec.dtype.numpy)
     for chunk in chunks:
         with File(chunk.path) as file:
             entry = _chunk_entry(file, name, spec, chunk)
@@ -360,8 +370,8 @@ def _table_bytes(path: Path, tensors: Sequence[tuple[str, Spec]], ranges: Sequen
             where=str(path),
             hint="pip install 'surgery_jax[torch]'",
         ) from None
-    contents: dict[str, Any] = {}
-    places: dict[Any, Any] = {}
+    contents: dict[str, classes.TensorStorageMetadata | classes.BytesStorageMetadata] = {}
+    places: dict[object, object] = {}
     for (name, spec), (begin, length) in zip(tensors, ranges, strict=True):
         corner, shape = torch.Size([0] * len(spec.shape)), torch.Size(spec.shape)
         contents[name] = classes.TensorStorageMetadata(

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Mapping
 from mmap import mmap
 from sys import getsizeof
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..bounds import Allowance, TooLarge
 from ..files import paused_gc
@@ -42,7 +42,7 @@ class Built:
         """The call of `symbol` with `args`; `state` comes later, if at all."""
         self.symbol = symbol
         self.args = args
-        self.state: Any = None
+        self.state: object = None
 
 
 class _Mark:
@@ -59,12 +59,12 @@ _PLACE = 8  # bytes that a value takes in what holds it
 
 def read_pickle(
     data: bytes | mmap,
-    calls: Mapping[str, Callable[..., Any]],
-    persistent: Callable[[Any], Any],
+    calls: Mapping[str, Callable[..., object]],
+    persistent: Callable[[object], object],
     start: int = 0,
     limit: int | None = None,
     allowance: Allowance | None = None,
-) -> tuple[Any, int]:
+) -> tuple[object, int]:
     """The value of the pickle that begins at `start`, and where it ends.
 
     `calls` has the only functions that are called, by full name; `persistent` resolves persistent ids. The memory that
@@ -93,8 +93,8 @@ class _Machine:
     def __init__(
         self,
         data: bytes | mmap,
-        calls: Mapping[str, Callable[..., Any]],
-        persistent: Callable[[Any], Any],
+        calls: Mapping[str, Callable[..., object]],
+        persistent: Callable[[object], object],
         start: int,
         end: int,
         allowance: Allowance,
@@ -104,11 +104,11 @@ class _Machine:
         self.persistent = persistent
         self.at = start
         self.end = end
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
+        self.stack: list[object] = []
+        self.memo: dict[int, object] = {}
         self.spend = allowance.spend
 
-    def run(self) -> Any:
+    def run(self) -> object:
         data, table = self.data, _INSTRUCTIONS
         while self.at < self.end:
             code = data[self.at]
@@ -148,7 +148,7 @@ class _Machine:
             raise PickleRefused("the pickle is cut off")
         return self.take(stop + 1 - self.at)[:-1].decode()
 
-    def since_mark(self) -> list[Any]:
+    def since_mark(self) -> list[object]:
         stack = self.stack
         position = len(stack) - 1
         while stack[position] is not _MARK:
@@ -159,7 +159,7 @@ class _Machine:
         del stack[position:]
         return items
 
-    def call(self, function: object, args: Any) -> Any:
+    def call(self, function: object, args: object) -> object:
         if type(args) is not tuple:
             raise PickleRefused("arguments that are no tuple")
         known = self.calls.get(str(function)) if type(function) is Symbol else None
@@ -190,7 +190,7 @@ class _Machine:
             self.stack[-1].state = state
         # Anything else was made by our own calls, and attributes of those do not matter (`_metadata` of a state dict).
 
-    def append(self, items: list[Any]) -> None:
+    def append(self, items: list[object]) -> None:
         target = self.stack[-1]
         if type(target) is list:
             self.spend(8 * len(items))
@@ -198,7 +198,7 @@ class _Machine:
         elif type(target) is not Built:
             raise PickleRefused("appending to what is no list")
 
-    def set_items(self, items: list[Any]) -> None:
+    def set_items(self, items: list[object]) -> None:
         target = self.stack[-1]
         if len(items) % 2 or type(target) not in (dict, Built):
             raise PickleRefused("setting items of what is no dictionary")
@@ -227,18 +227,18 @@ class _Machine:
         self.spend(getsizeof(made) + _PLACE)
         self.stack[-count:] = [made]
 
-    def push(self, value: Any) -> None:
+    def push(self, value: object) -> None:
         if len(self.stack) >= _MAX_STACK:
             raise PickleRefused(f"more than {_MAX_STACK} values at once")
         self.stack.append(value)
 
 
-def _push(value: Callable[[_Machine], Any]) -> Callable[[_Machine], None]:
+def _push(value: Callable[[_Machine], object]) -> Callable[[_Machine], None]:
     """What exists already."""
     return lambda machine: machine.push(value(machine))
 
 
-def _make(value: Callable[[_Machine], Any]) -> Callable[[_Machine], None]:
+def _make(value: Callable[[_Machine], object]) -> Callable[[_Machine], None]:
     """What takes memory of its own."""
 
     def made(machine: _Machine) -> None:
@@ -249,7 +249,7 @@ def _make(value: Callable[[_Machine], Any]) -> Callable[[_Machine], None]:
     return made
 
 
-_INSTRUCTIONS: dict[int, Callable[[_Machine], Any]] = {
+_INSTRUCTIONS: dict[int, Callable[[_Machine], object]] = {
     ord(code): instruction
     for code, instruction in {
         "\x80": lambda m: m.take(1),  # PROTO

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ...core.errors import StorageError, listing
 from ..base import Checkpoint, Entry, no_part
@@ -112,7 +111,7 @@ def read_table(path: Path) -> Table:
     return Table(path, tuple(walk.tensors), tuple(walk.others), _model(value, walk.tensors))
 
 
-def _model(value: dict[Any, Any], tensors: Iterable[tuple[str, Tensor]]) -> str:
+def _model(value: dict[object, object], tensors: Iterable[tuple[str, Tensor]]) -> str:
     """The key of the table that is the model, if the keys at the top tell."""
     holders = {key for key in (_STATE, *_WRAPPERS) if isinstance(value.get(key), dict)}
     tops = {name.split(".")[0] for name, _ in tensors}
@@ -130,7 +129,7 @@ class _Walk:
         self._spend = allowance.spend
         self._above: set[int] = set()  # the tables that hold the one at hand
 
-    def table(self, name: str, table: dict[Any, Any] | list[Any] | tuple[Any, ...]) -> bool:
+    def table(self, name: str, table: dict[object, object] | list[object] | tuple[object, ...]) -> bool:
         """Whether a table has tensors; if it has none, it is one value."""
         start = len(self.others)
         self._above.add(id(table))
@@ -145,13 +144,13 @@ class _Walk:
             self.others[start:] = [(name, "a table without tensors")]
         return found
 
-    def value(self, name: str, value: Any) -> bool:
+    def value(self, name: str, value: object) -> bool:
         """Whether a value is a tensor or has some."""
         self._spend(100 + len(name))
         if isinstance(value, Tensor):
             self.tensors.append((name, value))
             return True
-        if type(value) in (dict, list, tuple) and value:
+        if (type(value) is dict or type(value) is list or type(value) is tuple) and value:
             if id(value) in self._above:
                 self.others.append((name, "a table that is in itself"))
                 return False

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...core.dtypes import BY_NAME
 from ...core.errors import StorageError
@@ -88,7 +88,9 @@ class Tensor:
 # ------------------------------------------------------------------------------------------ what the pickle may call
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: str | None, bits: Any) -> Tensor | Unread:
+def _tensor(
+    storage: object, offset: object, shape: object, strides: object, dtype: str | None, bits: object
+) -> Tensor | Unread:
     if isinstance(storage, Unread):
         return storage
     if not isinstance(storage, Storage) or dtype is None:
@@ -97,51 +99,73 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: str | No
         return Unread("a tensor that is stored conjugated or negated")
     if dtype not in STORAGES and dtype not in UNTYPED:
         return Unread(f"a tensor of {dtype[:80]}")
-    numbers = (offset, *shape, *strides)
-    if len(shape) != len(strides) or any(type(number) is not int or number < 0 for number in numbers):
+    (begin,), lengths, steps = _counts((offset,)), _counts(shape), _counts(strides)
+    if len(lengths) != len(steps):
         raise PickleRefused("a tensor of impossible shape")
-    return Tensor(storage, dtype, offset, tuple(shape), tuple(strides))
+    return Tensor(storage, dtype, begin, lengths, steps)
+
+
+def _counts(numbers: object) -> tuple[int, ...]:
+    """Numbers of 0 or more."""
+    if not isinstance(numbers, tuple | list) or any(type(number) is not int or number < 0 for number in numbers):
+        raise PickleRefused("a tensor of impossible shape")
+    return tuple(numbers)
 
 
 def _tensor_v2(
-    storage: Any, offset: Any, shape: Any, strides: Any, needs_grad: Any = None, hooks: Any = None, bits: Any = None
+    storage: object,
+    offset: object,
+    shape: object,
+    strides: object,
+    needs_grad: object = None,
+    hooks: object = None,
+    bits: object = None,
 ) -> Tensor | Unread:
     return _tensor(storage, offset, shape, strides, getattr(storage, "dtype", None), bits)
 
 
 def _tensor_v3(
-    storage: Any, offset: Any, shape: Any, strides: Any, needs_grad: Any, hooks: Any, dtype: Any, bits: Any = None
+    storage: object,
+    offset: object,
+    shape: object,
+    strides: object,
+    needs_grad: object,
+    hooks: object,
+    dtype: object,
+    bits: object = None,
 ) -> Tensor | Unread:
     return _tensor(storage, offset, shape, strides, dtype.name if type(dtype) is Symbol else None, bits)
 
 
-_REBUILT: Mapping[str, Callable[..., Any]] = {
+_REBUILT: Mapping[str, Callable[..., object]] = {
     "torch._utils._rebuild_tensor": _tensor_v2,
     "torch._utils._rebuild_tensor_v2": _tensor_v2,
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
 }
 
 
-def _from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
+def _from_type(function: object, kind: object, args: object, state: object) -> object:
     """A tensor of a class of its own, of which some hold no bytes but other tensors."""
-    known = _REBUILT.get(str(function)) if type(function) is Symbol and type(args) is tuple else None
-    return Unread(f"a tensor of {kind}"[:120]) if known is None else known(*args)
+    known = _REBUILT.get(str(function)) if type(function) is Symbol else None
+    return known(*args) if known is not None and type(args) is tuple else Unread(f"a tensor of {kind}"[:120])
 
 
-def _ordered(pairs: Any = ()) -> dict[Any, Any]:
-    if any(type(pair) not in (list, tuple) or len(pair) != 2 or type(pair[0]) not in (str, int) for pair in pairs):
+def _ordered(pairs: object = ()) -> dict[object, object]:
+    if not isinstance(pairs, list | tuple) or any(
+        type(pair) not in (list, tuple) or len(pair) != 2 or type(pair[0]) not in (str, int) for pair in pairs
+    ):
         raise PickleRefused("an OrderedDict of other keys than texts and numbers")
-    found = dict(pairs)
+    found: dict[object, object] = dict(pairs)
     if len(found) != len(pairs):
         raise PickleRefused("a key twice in one OrderedDict")
     return found
 
 
-def _default(factory: Any = None) -> dict[Any, Any]:
+def _default(factory: object = None) -> dict[object, object]:
     return {}
 
 
-CALLS: Mapping[str, Callable[..., Any]] = {
+CALLS: Mapping[str, Callable[..., object]] = {
     **_REBUILT,
     "collections.OrderedDict": _ordered,
     "collections.defaultdict": _default,
@@ -152,11 +176,11 @@ CALLS: Mapping[str, Callable[..., Any]] = {
 }
 
 
-def _persistent(find: Callable[[str, str | None, int], Storage]) -> Callable[[Any], Storage | Unread]:
+def _persistent(find: Callable[[str, str | None, int], Storage]) -> Callable[[object], Storage | Unread]:
     """Storages by their persistent id ("storage", class, key, device, number of elements, view)."""
     known: dict[str, Storage] = {}
 
-    def load(pid: Any) -> Storage | Unread:
+    def load(pid: object) -> Storage | Unread:
         if type(pid) is not tuple or len(pid) not in (5, 6) or pid[0] != "storage":
             raise PickleRefused("a reference to something that is no storage")
         _, kind, key, _, count, *view = pid
@@ -180,7 +204,7 @@ def _itemsize(dtype: str | None) -> int:
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def read_file(path: Path) -> Any:
+def read_file(path: Path) -> object:
     """The value of a file that `torch.save` wrote: tensors are `Tensor`s, unknown objects `Built`.
 
     Raises:
@@ -200,7 +224,7 @@ def read_file(path: Path) -> Any:
     )
 
 
-def read_archive(file: File, begin: int = 0, length: int | None = None) -> Any:
+def read_archive(file: File, begin: int = 0, length: int | None = None) -> object:
     """The value of a torch zip archive that is a file or a range of one.
 
     Raises:
@@ -238,7 +262,7 @@ def read_archive(file: File, begin: int = 0, length: int | None = None) -> Any:
         raise archive.refusal("the table of tensors cannot be read", str(error)) from None
 
 
-def _read_old(file: File) -> Any:
+def _read_old(file: File) -> object:
     """Before PyTorch 1.6: five pickles in a row, then for each storage its length and its bytes."""
     wanted: dict[str, tuple[Storage, int]] = {}
     where = str(file.path)
@@ -254,11 +278,11 @@ def _read_old(file: File) -> Any:
                 raise PickleRefused("a pickle that torch.save did not write")
             _, at = read_pickle(data, {}, _nothing, at, at + 64)
             system, at = read_pickle(data, {}, _nothing, at, at + 4096)
-            if system.get("little_endian") is not True:
+            if not isinstance(system, dict) or system.get("little_endian") is not True:
                 raise PickleRefused("tensors that are not little-endian")
             value, at = read_pickle(data, CALLS, _persistent(find), at, at + _MAX_PICKLE)
             keys, at = read_pickle(data, {}, _nothing, at, at + _MAX_PICKLE)
-            for key in keys:
+            for key in keys if isinstance(keys, list) else ():
                 if key not in wanted:
                     raise PickleRefused(f"storage {key!r} is of a kind that is not known"[:120])
                 storage, count = wanted.pop(key)
@@ -273,14 +297,14 @@ def _read_old(file: File) -> Any:
     return value
 
 
-def _nothing(pid: Any) -> Any:
+def _nothing(pid: object) -> object:
     raise PickleRefused("a storage where there can be none")
 
 
 # ---------------------------------------------------------------------------------------------------------- entries
 
 
-def describe(value: Any) -> str:
+def describe(value: object) -> str:
     """What a value is, for a message."""
     if isinstance(value, Unread):
         return value.what
@@ -336,7 +360,7 @@ def _whole(tensor: Tensor, spec: Spec, last: int) -> Blocks:
     return Blocks(spec.size, spec.size, lambda first, count: _load(tensor, spec, begin, end), factor)
 
 
-def _load(tensor: Tensor, spec: Spec, begin: int, end: int) -> numpy.ndarray[Any, Any]:
+def _load(tensor: Tensor, spec: Spec, begin: int, end: int) -> numpy.ndarray:
     import numpy as np
 
     dtype = spec.dtype
@@ -350,5 +374,5 @@ def _load(tensor: Tensor, spec: Spec, begin: int, end: int) -> numpy.ndarray[Any
         assert storage.unpack is not None
         data = storage.unpack()[begin:end]
     strides = tuple(stride * dtype.itemsize for stride in tensor.strides)
-    view: numpy.ndarray[Any, Any] = np.ndarray(spec.shape, dtype.numpy, data, 0, strides)
+    view: numpy.ndarray = np.ndarray(spec.shape, dtype.numpy, data, 0, strides)
     return view.copy(order="C")

@@ -1,0 +1,1 @@
+"""Configurations of mergekit to plans of ours: one concern a file."""

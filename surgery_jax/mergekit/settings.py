@@ -1,0 +1,132 @@
+"""Parameters of merges as configurations write them: one value, a gradient over layers, or values by parts of names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeAlias
+
+from ..core.errors import PlanError
+from ..language.nodes import Mapping, Node, Scalar, Sequence, check_keys, shown
+from ..language.scalars import parse_plain
+
+__all__ = ["Settings", "check_settings", "resolve", "value_at"]
+
+Settings: TypeAlias = Mapping | None  # by the name of the parameter
+
+EVERYWHERE = "*"
+
+
+def check_settings(node: Node | None, what: str) -> Settings:
+    """A `parameters` section: a mapping of names to values of one of the forms.
+
+    Raises:
+        PlanError: it is none, or a value has no such form.
+    """
+    if node is None or (isinstance(node, Scalar) and node.value is None):
+        return None
+    if not isinstance(node, Mapping):
+        raise PlanError(f"{what} is a mapping", where=node.mark, expected="names and values", found=shown(node))
+    for name, value in node.entries.items():
+        _check(value, name)
+    return node
+
+
+def _check(node: Node, name: str) -> None:
+    if isinstance(node, Scalar):
+        if node.value is None:
+            raise PlanError(f"{name} has no value", where=node.mark, hint="leave it out")
+        return
+    if isinstance(node, Mapping):
+        _check_condition(node, name)
+        return
+    kinds = {type(item) for item in node.items}
+    if kinds <= {Scalar}:
+        for item in node.items:
+            _check(item, name)
+    elif kinds == {Mapping}:
+        for item in node.items:
+            assert isinstance(item, Mapping)
+            _check_condition(item, name)
+    else:
+        raise PlanError(
+            f"{name} is no value of a parameter",
+            where=node.mark,
+            expected="a value, a list of values (a gradient), or a list of { filter, value }",
+            found=shown(node),
+        )
+
+
+def _check_condition(node: Mapping, name: str) -> None:
+    check_keys(node, ("filter", "value"), name)
+    if "value" not in node.entries:
+        raise PlanError(f"{name}: a filter has no value", where=node.mark, expected="{ filter, value }")
+    filter = node.entries.get("filter")
+    if filter is not None and not (isinstance(filter, Scalar) and isinstance(filter.value, str | None)):
+        raise PlanError(f"{name}.filter is a part of a name", where=filter.mark, found=shown(filter))
+    value = node.entries["value"]
+    if isinstance(value, Mapping) or (isinstance(value, Sequence) and not all(_is_scalar(i) for i in value.items)):
+        raise PlanError(f"{name}: the value of a filter is a value or a gradient", where=value.mark, found=shown(value))
+    _check(value, name)
+
+
+def _is_scalar(node: Node) -> bool:
+    return isinstance(node, Scalar)
+
+
+def resolve(name: str, scopes: Iterable[Settings], tensor: str, position: float) -> Scalar | None:
+    """What a parameter is for a tensor: that of the first scope which says something about it. `position` in a gradient
+    is from 0 to 1."""
+    for scope in scopes:
+        if scope is not None and name in scope.entries:
+            found = value_at(scope.entries[name], tensor, position)
+            if found is not None:
+                return found
+    return None
+
+
+def value_at(node: Node, tensor: str, position: float) -> Scalar | None:
+    """The value for a tensor; None if no filter is part of its name."""
+    if isinstance(node, Scalar):
+        return _number(node)
+    if isinstance(node, Mapping):
+        return _of_conditions((node,), tensor, position)
+    if all(isinstance(item, Scalar) for item in node.items):
+        return _along([_number(item) for item in node.items if isinstance(item, Scalar)], node, position)
+    return _of_conditions([item for item in node.items if isinstance(item, Mapping)], tensor, position)
+
+
+def _of_conditions(conditions: Iterable[Mapping], tensor: str, position: float) -> Scalar | None:
+    for condition in conditions:
+        filter = condition.entries.get("filter")
+        part = filter.value if isinstance(filter, Scalar) else None
+        if part is None or part == EVERYWHERE or str(part) in tensor:
+            return value_at(condition.entries["value"], tensor, position)
+    return None
+
+
+def _along(values: list[Scalar], node: Node, position: float) -> Scalar | None:
+    """The value at a position of a gradient: between numbers piecewise linear, of other values the one before."""
+    if not values:
+        return None
+    scaled = position * (len(values) - 1)
+    first = int(scaled)
+    if not all(_is_number(value) for value in values):
+        return values[first]
+    left, right = values[first].value, values[min(first + 1, len(values) - 1)].value
+    if left == right or scaled == first:
+        return values[first]
+    assert isinstance(left, int | float) and isinstance(right, int | float)
+    return Scalar((1 - (scaled - first)) * left + (scaled - first) * right, node.mark)
+
+
+def _is_number(value: Scalar) -> bool:
+    return isinstance(value.value, int | float) and not isinstance(value.value, bool)
+
+
+def _number(node: Scalar) -> Scalar:
+    """A number that is written as text, as a number."""
+    if isinstance(node.value, str):
+        found = parse_plain(node.value.strip())
+        if isinstance(found, int | float) and not isinstance(found, bool):
+            return Scalar(found, node.mark)
+    return node

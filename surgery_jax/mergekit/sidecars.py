@@ -1,0 +1,189 @@
+"""What belongs to a merged model beside its tensors: configuration, tokenizer, template, card."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ..core import json_text
+from ..core.errors import Mark, PlanError
+from .chat_templates import NAMED
+from .configuration import Merge
+from .models import Model
+from .planning import Planner
+from .recipe import Recipe
+
+__all__ = ["AROUND_TOKENIZER", "OWN", "TOKENIZER_FILES", "changed", "changes_of", "copy_documents_of", "write_template"]
+
+TEMPLATE = "chat_template.jinja"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+OWN = ("*", "!README*", "!adapter_config.json", "!mergekit_*")  # all but what speaks of the donor alone
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "vocab.json",
+    "vocab.txt",
+    "*.tiktoken",
+    "*.model",
+    "*.spm",
+    "*.bpe",
+    "chat_template*",
+    "additional_chat_templates/*",
+)
+# What tells how to use a tokenizer; the rest would contradict one that was made here.
+AROUND_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "chat_template*", "additional_chat_templates/*")
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a name matches the last of the patterns that says something about it."""
+    found = False
+    for pattern in patterns:
+        if fnmatchcase(name, pattern.removeprefix("!")):
+            found = not pattern.startswith("!")
+    return found
+
+
+def copy_documents_of(donor: Model, recipe: Recipe, alias: str, mark: Mark, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Copy those of the documents of a model whose names match one of the patterns, a pattern with `!` none; the names
+    of what was copied."""
+    names = [name for name in donor.documents if _matches(name, patterns)]
+    for name in names:
+        recipe.step("document", {"copy": glob.escape(name), "from": donor.alias, "alias": alias}, mark, alias)
+    return tuple(names)
+
+
+# ------------------------------------------------------------------------------------------------------- config.json
+
+
+def changes_of(merge: Merge, donor: Model, planner: Planner, rows: int | None) -> dict[str, Any]:
+    """What must be different in `config.json` of the donor, by the path of the key; `rows` is the size of the
+    vocabulary if it is another one."""
+    changes: dict[str, Any] = {}
+    for stack in donor.stacks:
+        order = planner.order.get(stack.prefix)
+        if order is not None and [number for _, number in order] != list(range(stack.count)):
+            for path in stack.keys:
+                changes[".".join(path)] = len(order)
+                changes |= dict(_lists(donor, path[:-1], order, stack.count))
+    dtype = merge.out_dtype or merge.dtype
+    if dtype is not None:
+        changes["dtype" if "dtype" in donor.config else "torch_dtype"] = dtype.name
+    if donor.untied:
+        changes[_path(donor.config, "tie_word_embeddings")] = False
+    elif "feed_forward_proj" in donor.config and donor.is_tied is False:
+        # T5: newer classes of transformers scale what goes into the output layer unless this says no, and call all
+        # weights tied, which a file with a tensor for each overrides
+        changes |= {"scale_decoder_outputs": False, "tie_word_embeddings": True}
+    if rows is not None:
+        changes[_path(donor.config, "vocab_size")] = rows
+    return changes
+
+
+def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with what is different, given by the path of the key."""
+    found = dict(config)
+    for path, value in changes.items():
+        first, _, rest = path.partition(".")
+        found[first] = changed(found.get(first, {}), {rest: value}) if rest else value
+    return found
+
+
+def _path(config: Mapping[str, Any], key: str) -> str:
+    """Where a key is: at the top, or in a part such as `text_config`."""
+    if key not in config:
+        for part, value in config.items():
+            if isinstance(value, Mapping) and key in value:
+                return f"{part}.{key}"
+    return key
+
+
+def _part(config: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
+    for key in path:
+        config = config.get(key, {})
+    return config
+
+
+def _lists(
+    donor: Model, path: tuple[str, ...], order: Sequence[tuple[Model, int]], count: int
+) -> Iterator[tuple[str, list[Any]]]:
+    """Lists with an entry per layer, and lists of numbers of layers, for layers in another order."""
+    for key, value in _part(donor.config, path).items():
+        if not isinstance(value, list) or not value:
+            continue
+        own = [_part(model.config, path).get(key) for model, _ in order]
+        lists = [found if isinstance(found, list) else value for found in own]
+        where = ".".join((*path, key))
+        if len(value) == count:
+            picked = [
+                (found if number < len(found) else value)[number]
+                for found, (_, number) in zip(lists, order, strict=True)
+            ]
+            yield where, picked
+        elif key.endswith(("_layers", "_indices")) and all(isinstance(n, int) and 0 <= n < count for n in value):
+            yield where, [out for out, (_, number) in enumerate(order) if number in lists[out]]
+
+
+# ---------------------------------------------------------------------------------------------------- chat templates
+
+
+def template_of(merge: Merge, models: Sequence[Model]) -> str | None:
+    """The chat template that a configuration asks for; None if it leaves it open.
+
+    Raises:
+        PlanError: it is neither a template nor the name of one.
+    """
+    if merge.template is None:
+        return None
+    given = str(merge.template.value)
+    if given == "auto":
+        found = Counter(template.strip() for model in models if (template := _own_template(model)))
+        return found.most_common(1)[0][0] if found else None
+    if given in NAMED:
+        return NAMED[given]
+    if "{" not in given or len(given) < 20:
+        raise PlanError(
+            "chat_template is no template",
+            where=merge.template.mark,
+            expected=f"auto, one of {', '.join(NAMED)}, or the text of a template",
+            found=repr(given[:80]),
+        )
+    return given
+
+
+def _own_template(model: Model) -> str | None:
+    if (text := model.text(TEMPLATE)) is not None:
+        return text
+    told = model.text(TOKENIZER_CONFIG)
+    try:
+        found = json.loads(told or "{}").get("chat_template")
+    except (ValueError, AttributeError):
+        return None
+    if isinstance(found, list):
+        found = next((entry.get("template") for entry in found if entry.get("name") == "default"), None)
+    return found if isinstance(found, str) else None
+
+
+def write_template(
+    merge: Merge, models: Sequence[Model], tokenizer: Model, recipe: Recipe, alias: str
+) -> dict[str, str]:
+    """Give the output the chat template that the configuration asks for, where the tokenizer has its own; what was
+    written, by the name of the document."""
+    template = template_of(merge, models)
+    if template is None or merge.template is None:
+        return {}
+    told = tokenizer.text(TOKENIZER_CONFIG)
+    texts = {}
+    if told is None or TEMPLATE in tokenizer.documents:
+        texts[TEMPLATE] = template
+    if told is not None:
+        texts[TOKENIZER_CONFIG] = json_text.put(told, ["chat_template"], template)
+    for name, text in texts.items():
+        mark = merge.template.mark
+        recipe.step("document", {"write": name, "text": text, "alias": alias}, mark, alias)
+    return texts

@@ -1,0 +1,1 @@
+"""The merge methods, one a file; each is found by being here."""

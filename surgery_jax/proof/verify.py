@@ -1,0 +1,298 @@
+"""Whether a checkpoint is what a receipt describes: every tensor, whatever stores it, and every file as it was."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import PlanError, StorageError
+from ..core.interrupts import check_interrupted
+from ..storage.base import Checkpoint, Entry
+from ..storage.formats import open_checkpoint
+from ..storage.identity import check_all
+from ..storage.places.found import locate
+from ..storage.proofs import PROOFS, RECEIPT_SIGNATURE, SIGNATURE
+from ..storage.stages import is_stage
+from ..storage.stored import Readers, blocks_of
+from .receipt import Receipt, read_receipt
+from .rolling import digest_of, gaps
+from .signing import Verifier, manifest_files
+from .tree import LEAF, num_leaves, root_of, tensor_digest
+
+__all__ = ["Verification", "verify"]
+
+BATCH = 64  # leaves that a thread takes at once
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a checkpoint has in common with a receipt. Names of tensors and of files that differ from it, that it has
+    and the checkpoint has not, and that only the checkpoint has. Files are compared if those that hold tensors are cut
+    as they were (`same_files`). `signed`: whether a key was given, and is that of the signatures."""
+
+    path: str
+    receipt: str
+    num_tensors: int
+    num_files: int
+    same_files: bool
+    signed: bool
+    tensors_differing: tuple[str, ...] = ()
+    tensors_missing: tuple[str, ...] = ()
+    tensors_extra: tuple[str, ...] = ()
+    files_differing: tuple[str, ...] = ()
+    files_missing: tuple[str, ...] = ()
+    files_extra: tuple[str, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing differs."""
+        lists = ("differing", "missing", "extra")
+        return not any(getattr(self, f"{what}_{kind}") for what in ("tensors", "files") for kind in lists)
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self) | {"holds": self.holds}
+
+
+def verify(
+    path: str,
+    receipt: str | None = None,
+    public_key: str | None = None,
+    *,
+    workers: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verification:
+    """Compare a checkpoint with the receipt beside it or another one, and signatures with a public key.
+
+    Raises:
+        StorageError: one of them cannot be read, or is not signed with that key.
+        PlanError: the receipt has no digests of tensors, and its files are not there; or the key cannot be used.
+    """
+    verifier = Verifier(public_key) if public_key is not None else None
+    place = locate(path)
+    known = read_receipt(receipt if receipt is not None else str(place if place.is_dir() else place.parent))
+    if verifier is not None:
+        _check_signed(known, verifier)
+    root = place if place.is_dir() else place.parent
+    alone = set(known.table["files"]) == {"."}
+    there = {name: place if alone else root / name for name in known.table["files"]}
+    holding = [name for name, facts in known.table["files"].items() if name not in known.table["documents"]]
+    same_files = place.is_dir() != alone and all(there[name].is_file() for name in holding)
+    found: dict[str, tuple[str, ...]] = {}
+    has_tensors = known.table["digest"] != "none"
+    if not has_tensors and not same_files:
+        raise PlanError(
+            "the receipt knows no tensors, and the files that it knows are not all there",
+            where=str(known.path),
+            hint="receipts that are written without --digest none can be compared with any copy",
+        )
+    by_file = set(known.table["files"]) if not has_tensors else set()
+    if has_tensors:
+        try:
+            checkpoint = open_checkpoint(path)
+        except StorageError:
+            if not same_files:
+                raise
+            by_file = set(known.table["files"])
+        else:
+            found = _compare_tensors(checkpoint, known.table, workers or os.cpu_count() or 1, progress)
+            if same_files:
+                found |= _compare_rest(checkpoint, known.table, there)
+                by_file = {name for name, facts in known.table["files"].items() if "rest" not in facts}
+    if same_files:
+        found = _compare_files(known.table, there, by_file, found)
+        found["files_extra"] = () if alone else tuple(_extra(root, known.table["files"]))
+    num_files = len(there) if same_files else 0
+    num_tensors = len(known.table["tensors"])
+    return Verification(path, str(known.path), num_tensors, num_files, same_files, verifier is not None, **found)
+
+
+def _check_signed(known: Receipt, verifier: Verifier) -> None:
+    """Whether the receipt and the manifest beside it are signed, and say the same.
+
+    Raises:
+        StorageError: they are not, or do not.
+    """
+    signature = known.path.with_name(RECEIPT_SIGNATURE)
+    if not signature.exists():
+        raise StorageError("the receipt is not signed", where=str(known.path), expected=signature.name)
+    if verifier.verify(signature) != known.raw:
+        raise StorageError("the receipt is not the one that was signed", where=str(known.path))
+    manifest = known.path.with_name(SIGNATURE)
+    if manifest.exists():
+        files = {name: facts["sha256"] for name, facts in known.table["files"].items()}
+        if manifest_files(verifier.verify(manifest), manifest) != files:
+            raise StorageError("the files that were signed are not those of the receipt", where=str(manifest))
+
+
+# ---------------------------------------------------------------------------------------------------------- tensors
+
+
+def _compare_tensors(
+    checkpoint: Checkpoint, table: Mapping[str, Any], workers: int, progress: Callable[[int, int], None] | None
+) -> dict[str, tuple[str, ...]]:
+    known, entries = table["tensors"], checkpoint.entries
+    differing = [name for name, facts in known.items() if name in entries and not _is_spec(entries[name], facts)]
+    same = {name: entries[name] for name in known if name in entries and name not in set(differing)}
+    digests = _Digests(same, progress)
+    digests.find(workers)
+    check_all(checkpoint.identities)
+    differing += [name for name in same if digests.found[name] != known[name].get("digest")]
+    order = {name: number for number, name in enumerate(known)}
+    return {
+        "tensors_differing": tuple(sorted(differing, key=order.__getitem__)),
+        "tensors_missing": tuple(name for name in known if name not in entries),
+        "tensors_extra": tuple(name for name in entries if name not in known),
+    }
+
+
+def _is_spec(entry: Entry, facts: Mapping[str, Any]) -> bool:
+    return bool(entry.spec.dtype.name == facts["dtype"] and list(entry.spec.shape) == facts["shape"])
+
+
+class _Digests:
+    """Digests of stored tensors, found by several threads that take some leaves after the other."""
+
+    def __init__(self, entries: Mapping[str, Entry], progress: Callable[[int, int], None] | None) -> None:
+        self.found: dict[str, str] = {}
+        self._entries = entries
+        self._leaves = {name: [b""] * num_leaves(entry.spec.nbytes) for name, entry in entries.items()}
+        self._show = progress
+        self._total = sum(entry.spec.nbytes for entry in entries.values())
+        self._done = 0
+        self._failed: BaseException | None = None
+        self._lock = threading.Lock()
+
+    def find(self, workers: int) -> None:
+        """Find all of them.
+
+        Raises:
+            StorageError: a tensor cannot be read.
+        """
+        pending = self._portions()
+        threads = [threading.Thread(target=self._work, args=(pending,), daemon=True) for _ in range(workers)]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(0.2)
+                    check_interrupted()
+                    if self._show is not None:
+                        self._show(self._done, self._total)
+        except BaseException as error:
+            self._failed = self._failed or error
+            raise
+        if self._failed is not None:
+            raise self._failed
+        for name, entry in self._entries.items():
+            if name not in self.found:
+                self.found[name] = root_of(entry.spec, self._leaves[name])
+
+    def _portions(self) -> Iterator[list[tuple[str, int, int]]]:
+        """Leaves that are taken together: of one large tensor, or of many small ones."""
+        portion: list[tuple[str, int, int]] = []
+        room = BATCH
+        for name, entry in self._entries.items():
+            if entry.extent is None:
+                yield [(name, 0, 0)]
+                continue
+            count = len(self._leaves[name])
+            for first in range(0, count, BATCH):
+                portion.append((name, first, min(count, first + BATCH)))
+                room -= min(BATCH, count - first)
+                if room <= 0 or len(portion) > 1000:
+                    yield portion
+                    portion, room = [], BATCH
+        if portion:
+            yield portion
+
+    def _work(self, pending: Iterator[list[tuple[str, int, int]]]) -> None:
+        try:
+            with Readers() as readers:
+                while self._failed is None:
+                    with self._lock:
+                        portion = next(pending, None)
+                    if portion is None:
+                        return
+                    for name, first, end in portion:
+                        self._take(self._entries[name], name, first, end, readers)
+        except BaseException as error:
+            self._failed = self._failed or error
+
+    def _take(self, entry: Entry, name: str, first: int, end: int, readers: Readers) -> None:
+        if entry.extent is None:
+            self.found[name] = tensor_digest(entry.spec, blocks_of(entry))
+            nbytes = entry.spec.nbytes
+        else:
+            nbytes = 0
+            for leaf in range(first, end):
+                length = min(LEAF, entry.spec.nbytes - leaf * LEAF)
+                digest = hashlib.sha256()
+                for block in blocks_of(entry, leaf * LEAF, length, readers):
+                    digest.update(block)
+                self._leaves[name][leaf] = digest.digest()
+                nbytes += length
+        with self._lock:
+            self._done += nbytes
+
+
+# ------------------------------------------------------------------------------------------------------------ files
+
+
+def _compare_rest(checkpoint: Checkpoint, table: Mapping[str, Any], there: Mapping[str, Path]) -> dict[str, Any]:
+    """Files that hold tensors as they are, but for these: headers, and what lies between."""
+    taken: dict[str, list[tuple[int, int]]] = {}
+    for entry in checkpoint.entries.values():
+        if entry.extent is not None and entry.spec.nbytes:
+            for path, offset, nbytes in entry.extent.ranges(0, entry.spec.nbytes):
+                taken.setdefault(os.path.realpath(path), []).append((offset, nbytes))
+    differing = []
+    with Readers() as readers:
+        for name, facts in table["files"].items():
+            if "rest" not in facts:
+                continue
+            file = readers.of(str(there[name]))
+            rest = hashlib.sha256()
+            for offset, nbytes in gaps(taken.get(os.path.realpath(there[name]), ()), file.size):
+                for block in file.blocks(offset, nbytes):
+                    rest.update(block)
+            if file.size != facts["size"] or rest.hexdigest() != facts["rest"]:
+                differing.append(name)
+    return {"files_differing": tuple(differing)}
+
+
+def _compare_files(
+    table: Mapping[str, Any], there: Mapping[str, Path], names: set[str], found: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[str, ...]]:
+    """With what is found already, the files of these names as a whole."""
+    missing = [name for name in names if not there[name].is_file()]
+    present = [name for name in table["files"] if name in names and name not in missing]
+
+    def differs(name: str) -> bool:
+        facts = table["files"][name]
+        return (
+            bool(there[name].stat().st_size != facts["size"]) or digest_of(str(there[name])).sha256 != facts["sha256"]
+        )
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        differing = [name for name, is_other in zip(present, pool.map(differs, present), strict=True) if is_other]
+    return {
+        **found,
+        "files_differing": (*found.get("files_differing", ()), *differing),
+        "files_missing": tuple(sorted(missing)),
+    }
+
+
+def _extra(root: Path, known: Sequence[str] | Mapping[str, Any]) -> Iterator[str]:
+    for entry in sorted(root.rglob("*")):
+        name = entry.relative_to(root)
+        if entry.is_file() and name.as_posix() not in known and name.as_posix() not in PROOFS:
+            if not is_stage(name.parts[0]):
+                yield name.as_posix()

@@ -1,0 +1,344 @@
+"""Plans run again from their receipts: on the same inputs they must make the same tensors, to the last bit."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..asserts.same_bits import SameBits
+from ..core.errors import PlanError, StorageError, listing
+from ..execute.options import Options
+from ..graph.node import Graph, Node, Source
+from ..graph.roots import Check, Sink
+from ..kit.kernel import Array, Kernel
+from ..kit.operations import Varies
+from ..language.document import Mapping as YamlMapping
+from ..language.document import parse_yaml
+from ..language.plan import Plan
+from ..language.writing import plan_text
+from ..proof.differences import first_difference, suspects, varying
+from ..proof.environment import versions
+from ..proof.inputs import check_inputs
+from ..proof.keeping import Proof, Receipts, placeless
+from ..proof.receipt import Receipt, read_receipt
+from ..proof.tree import tensor_digest
+from ..session.compiled import Compiled, Outside, compile_with
+from ..session.passes import Show
+from ..session.run import Session, Transaction, showing
+from ..storage.base import Checkpoint, Entry
+from ..storage.formats import open_checkpoint
+from ..storage.proofs import RECEIPT
+from ..storage.stored import blocks_of
+from .survey import stored
+
+__all__ = ["Mismatch", "Replay", "check_locked", "replay"]
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """A tensor that is not what the plan makes. why: what differs. index: of the first element that does, if it is
+    known; within: whether it is within what its operations may differ by between processors."""
+
+    name: str
+    why: str
+    index: tuple[int, ...] | None = None
+    within: bool = False
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What came of a replay. compared: the receipt, or the checkpoint that it was compared with. suspects: what differs
+    between then and now that results may depend on."""
+
+    receipt: str
+    compared: str
+    num_tensors: int
+    mismatches: tuple[Mismatch, ...]
+    suspects: tuple[str, ...] = ()
+    output: str | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether every tensor is the same, or as near as its operations promise."""
+        return all(mismatch.within for mismatch in self.mismatches)
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self) | {"holds": self.holds}
+
+
+def replay(
+    receipt: str,
+    options: Options | None = None,
+    *,
+    inputs: Mapping[str, str] | None = None,
+    output: str | None = None,
+    against: str | None = None,
+    progress: Show | None = None,
+) -> Replay:
+    """Run the plan of a receipt again, and compare every tensor with what the receipt says of it.
+
+    inputs: other places of its inputs, by alias. output: where the result goes, if it is right; otherwise it is built
+    in a hidden place and removed. against: a checkpoint to compare with what the plan makes; nothing is written then.
+
+    Raises:
+        SurgeryError: the receipt cannot be read, inputs are not those of the receipt, or the plan fails.
+    """
+    known = read_receipt(receipt)
+    plan = _plan_of(known, inputs or {})
+    options = replace(options or Options(), receipt=False, receipt_path=None, sign=None)
+    if against is not None:
+        if output is not None:
+            raise PlanError("--output and --against contradict each other", hint="against writes nothing")
+        return _against(known, plan, options, against, progress)
+    if output is not None:
+        return _again(known, plan, options, Path(output), output, progress)
+    with tempfile.TemporaryDirectory(prefix=".surgery-replay-", dir=known.path.parent) as folder:
+        return _again(known, plan, options, Path(folder) / known.name, None, progress)
+
+
+def check_locked(plan: Plan, compiled: Compiled, receipt: str) -> bool:
+    """Whether a plan and its inputs are those of a receipt; True.
+
+    Raises:
+        PlanError: the plan is another, or has other parameters.
+        StorageError: an input has other bytes.
+    """
+    known = read_receipt(receipt)
+    then, now = (plan_text(placeless(one)).splitlines() for one in (_plan_of(known, {}), plan))
+    if then != now:
+        number = next((n for n, (a, b) in enumerate(zip(then, now, strict=False)) if a != b), min(len(then), len(now)))
+        raise PlanError(
+            "the plan is not that of the receipt",
+            where=receipt,
+            expected=(then[number : number + 1] or ["nothing more"])[0].strip(),
+            found=(now[number : number + 1] or ["nothing more"])[0].strip(),
+            hint="compare plan, overrides and parameters with externalParameters of the receipt",
+        )
+    check_inputs(known, compiled.symbolic)
+    return True
+
+
+def _plan_of(known: Receipt, inputs: Mapping[str, str]) -> Plan:
+    """The plan of a receipt, with some inputs elsewhere.
+
+    Raises:
+        PlanError: it is no plan, or has no such input.
+    """
+    root = parse_yaml(known.expanded, str(known.path), interpolate=True)
+    if not isinstance(root, YamlMapping):
+        raise PlanError("the receipt has no plan", where=str(known.path))
+    plan = Plan.of(root)
+    aliases = [entry.alias for entry in plan.inputs]
+    for alias in inputs:
+        if alias not in aliases:
+            raise PlanError(f"the plan has no input {alias!r}", expected=listing(aliases) or "it has none")
+    moved = tuple(replace(entry, path=inputs.get(entry.alias, entry.path)) for entry in plan.inputs)
+    return replace(plan, inputs=moved)
+
+
+# --------------------------------------------------------------------------------------------------- made once more
+
+
+def _elsewhere(compiled: Compiled, places: Sequence[str]) -> Compiled:
+    """A plan that writes its outputs to other places, and goes on to do so when the data has answered its questions."""
+    outputs = [
+        (replace(output, path=path), layout) for (output, layout), path in zip(compiled.outputs, places, strict=True)
+    ]
+    again = compiled.again
+    more = None if again is None else lambda answers: _elsewhere(again(answers), places)
+    return Compiled(compiled.symbolic, outputs, more)
+
+
+class _Comparing(Receipts):
+    """Finds the digests of what is written, and compares them with those of a receipt before anything appears."""
+
+    def __init__(self, known: Receipt, options: Options) -> None:
+        super().__init__(options, 1, lambda what: None)
+        self.known = known
+        self.found: list[Mismatch] = []
+
+    def wants(self, number: int, is_directory: bool) -> bool:
+        return number == self.known.number
+
+    def keep(self, proof: Proof) -> None:
+        """Raises _Differs: something is not what the receipt says, so it must not appear."""
+        self.found = [*_mismatches(self.known, proof)]
+        if any(not mismatch.within for mismatch in self.found):
+            raise _Differs
+
+
+class _Differs(Exception):
+    """What was made is not what the receipt says."""
+
+
+def _again(
+    known: Receipt, plan: Plan, options: Options, target: Path, output: str | None, progress: Show | None
+) -> Replay:
+    comparing = _Comparing(known, options)
+    session = Session(options, observers=showing(progress, [comparing]))
+    compiled = session.compile(plan)
+    check_inputs(known, compiled.symbolic)
+    if len(compiled.outputs) <= known.number:
+        raise StorageError("the plan writes no such output any more", where=str(known.path))
+    with tempfile.TemporaryDirectory(prefix=".surgery-replay-", dir=target.parent) as rest:
+        places = [str(Path(rest) / str(n) / Path(out.path).name) for n, (out, _) in enumerate(compiled.outputs)]
+        places[known.number] = str(target)
+        try:
+            session.run([Transaction(_elsewhere(compiled, places))])
+        except _Differs:
+            output = None
+        finally:
+            comparing.end()
+    return _told(known, str(known.path), comparing.found, output)
+
+
+def _told(known: Receipt, compared: str, found: Sequence[Mismatch], output: str | None) -> Replay:
+    now = versions(with_devices=known.versions.get("devices", "none") != "none") if found else {}
+    causes = tuple(suspects(known.versions, now)) if found else ()
+    return Replay(str(known.path), compared, len(known.table["tensors"]), tuple(found), causes, output)
+
+
+def _mismatches(known: Receipt, proof: Proof) -> Iterator[Mismatch]:
+    """What differs between the output that is built and what the receipt says."""
+    then, now = known.table["tensors"], proof.table["tensors"]
+    nodes = dict(proof.output.save.tensors)
+    originals = _Originals(known)
+    for name in dict.fromkeys((*then, *now)):
+        if name not in now or name not in then:
+            yield Mismatch(
+                name, "the plan makes no such tensor" if name not in now else "the receipt has no such tensor"
+            )
+        elif (then[name]["dtype"], then[name]["shape"]) != (now[name]["dtype"], now[name]["shape"]):
+            yield Mismatch(name, f"{_spec_of(then[name])} then, {_spec_of(now[name])} now")
+        elif then[name].get("digest") != now[name].get("digest"):
+            yield originals.compare(name, nodes[name], proof.output.staging.root)
+    for name in known.table["documents"]:
+        files = proof.table["files"]
+        if known.table["files"].get(name, {}).get("sha256") != files.get(name, {}).get("sha256"):
+            yield Mismatch(name, "the document has other bytes" if name in files else "the plan makes no such document")
+
+
+def _spec_of(facts: Mapping[str, Any]) -> str:
+    return f"{facts['dtype']}{facts['shape']}"
+
+
+class _Originals:
+    """What a receipt was written for, if it still lies beside it: digests tell that tensors differ, and this where."""
+
+    def __init__(self, known: Receipt) -> None:
+        self._known = known
+        self._made: dict[str, Entry] | None = None
+        try:
+            found = open_checkpoint(str(known.path.parent)) if known.path.name == RECEIPT else None
+            self._entries = {} if found is None else dict(found.entries)
+        except StorageError:
+            self._entries = {}
+
+    def compare(self, name: str, node: Node, root: Path) -> Mismatch:
+        """A tensor whose digest differs."""
+        why = "its elements differ; the original does not lie beside the receipt, so there is no telling which"
+        entry, facts = self._entries.get(name), self._known.table["tensors"][name]
+        if entry is None or tensor_digest(entry.spec, blocks_of(entry)) != facts["digest"]:
+            return Mismatch(name, why)
+        if self._made is None:
+            self._made = dict(open_checkpoint(str(root)).entries)
+        varies = varying(node)
+        index, is_within = first_difference(entry, self._made[name], varies.tolerance if varies is not None else 0.0)
+        return Mismatch(
+            name, f"element {list(index)} is the first that differs{_told_within(varies)}", index, is_within
+        )
+
+
+# ------------------------------------------------------------------------------------------------ compared as it is
+
+
+@dataclass(frozen=True)
+class _First(SameBits):
+    """Where a has the bits of b; all others are off by one, so that the first of them is told."""
+
+    def measure(self, k: Kernel, a: Array, b: Array) -> Array:
+        return k.xp.where(self.apply(k, a, b), 0.0, 1.0)
+
+
+def _told_within(varies: Varies | None) -> str:
+    return "" if varies is None else f"; {varies.why}: by {varies.tolerance:g} of the largest magnitude at most"
+
+
+def _against(known: Receipt, plan: Plan, options: Options, path: str, progress: Show | None) -> Replay:
+    """What the plan makes is compared with a checkpoint while it is computed."""
+    graph = Graph()
+    compiled = compile_with(plan, Outside(options), graph)
+    check_inputs(known, compiled.symbolic)
+    comparison = _Comparison(known, open_checkpoint(path), graph)
+    session = Session(options, observers=showing(progress))
+    (outcome,) = session.run([Transaction(comparison.of(compiled))])
+    return _told(known, path, [*comparison.mismatches, *comparison.judge(outcome.findings)], None)
+
+
+class _Comparison:
+    """A plan that writes nothing and checks instead that a checkpoint holds what it would write."""
+
+    def __init__(self, known: Receipt, other: Checkpoint, graph: Graph) -> None:
+        self._known, self._other, self._graph = known, other, graph
+        self._checks: dict[str, tuple[Check, Sink | None]] = {}
+        self._nodes: dict[str, Node] = {}
+        self.mismatches: list[Mismatch] = []
+
+    def of(self, compiled: Compiled) -> Compiled:
+        """The plan with checks in the place of its outputs, and what becomes of it once the data has answered."""
+        self._checks, self.mismatches = {}, []
+        saves = compiled.symbolic.saves
+        if len(saves) <= self._known.number:
+            raise StorageError("the plan writes no such output any more", where=str(self._known.path))
+        self._nodes = dict(saves[self._known.number].tensors)
+        for name in dict.fromkeys((*self._nodes, *self._other.entries)):
+            node, entry = self._nodes.get(name), self._other.entries.get(name)
+            if node is None or entry is None:
+                what = "the plan makes no such tensor" if node is None else f"{self._other.path} has no such tensor"
+                self.mismatches.append(Mismatch(name, what))
+            elif node.spec != entry.spec:
+                self.mismatches.append(Mismatch(name, f"{node.spec} from the plan, {entry.spec} in the checkpoint"))
+            elif node.spec.dtype.array and node.spec.size:
+                self._checks[name] = self._check(name, node, stored(self._graph, 0, name, entry))
+            elif node.spec.size:
+                self.mismatches += self._packed(name, node, entry)
+        identities = {**compiled.symbolic.identities, **self._other.identities}
+        checks = [*compiled.symbolic.checks, *(check for check, _ in self._checks.values())]
+        sinks = [*compiled.symbolic.sinks, *(sink for _, sink in self._checks.values() if sink is not None)]
+        symbolic = replace(compiled.symbolic, saves=(), checks=checks, sinks=sinks, identities=identities)
+        again = compiled.again
+        return Compiled(symbolic, (), None if again is None else lambda answers: self.of(again(answers)))
+
+    def _check(self, name: str, node: Node, other: Node) -> tuple[Check, Sink | None]:
+        """That a tensor has the same bits; of what may differ elsewhere, also how large its elements are."""
+        if varying(node) is None:
+            return Check(self._graph.apply(_First(), (node, other), None)[0], name), None
+        return Check(self._graph.apply(SameBits(), (node, other), None)[0], name), Sink(node, "stat")
+
+    def judge(self, findings: Mapping[Any, Any]) -> Iterator[Mismatch]:
+        """The tensors whose bits differ."""
+        for name, (check, sink) in self._checks.items():
+            verdict = findings[check]
+            if not verdict[0]:
+                place, varies = list(verdict.place), varying(self._nodes[name])
+                count = f"{verdict.num_off} of {check.node.spec.size} elements differ"
+                if sink is None or varies is None:
+                    yield Mismatch(name, f"{count}, first {place}", tuple(place))
+                else:
+                    largest = max(abs(findings[sink]["min"]), abs(findings[sink]["max"]))
+                    is_within = verdict.worst <= varies.tolerance * largest
+                    why = f"{count}, the most {place}{_told_within(varies)}"
+                    yield Mismatch(name, why, tuple(place), bool(is_within))
+
+    def _packed(self, name: str, node: Node, entry: Entry) -> list[Mismatch]:
+        """A tensor of a type that is only moved: its bytes are those of one that is stored."""
+        if isinstance(node.op, Source):
+            known = tensor_digest(node.spec, blocks_of(node.op.entry))
+        else:
+            known = self._known.table["tensors"].get(name, {}).get("digest", "")
+        is_same = tensor_digest(entry.spec, blocks_of(entry)) == known
+        return [] if is_same else [Mismatch(name, "its elements differ, which are packed below a byte")]

@@ -1,0 +1,300 @@
+"""Configurations merged on tiny models, against NumPy: layouts, sources, documents, files, adapters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from running import read_checkpoint, write_checkpoint
+from tiny_models import LLAMA, Tensors, command, configuration, llama, merged, planned, write_model
+
+from surgery_jax import Options, PlanError, SurgeryError, load_plan, merge_plan, run
+from surgery_jax.language.writing import plan_text
+
+LINEAR = """
+    models:
+      - { model: one, parameters: { weight: 0.25 } }
+      - { model: two, parameters: { weight: [0, 0.75] } }
+    merge_method: linear
+    parameters: { normalize: false }
+"""
+
+
+def close(found: Path, expected: Tensors) -> None:
+    got = read_checkpoint(found)
+    assert set(got) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-6, atol=1e-7, err_msg=name)
+
+
+def config_of(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text())
+
+
+def layer_of(name: str) -> int:
+    return int(name.split(".")[2]) if ".layers." in name else 0
+
+
+def test_a_gradient_runs_over_the_layers_and_begins_outside_of_them(models: dict[str, Tensors]) -> None:
+    one, two = models["one"], models["two"]
+    expected = {name: 0.25 * one[name] + 0.75 * layer_of(name) / 3 * two[name] for name in one}
+    close(merged(LINEAR), expected)
+
+
+def test_the_printed_plan_runs_by_itself_and_gives_the_same_bits(models: dict[str, Tensors]) -> None:
+    out = merged(LINEAR)
+    plan, _ = merge_plan(configuration(LINEAR), "again")
+    Path("plan.yaml").write_text(plan_text(plan))
+    run(load_plan("plan.yaml"), Options(sync=False))
+    for file in sorted(out.iterdir()):
+        if file.name != "README.md":  # which has the name of the directory
+            assert (Path("again") / file.name).read_bytes() == file.read_bytes()
+
+
+def test_tensors_that_are_merged_alike_are_one_step(models: dict[str, Tensors]) -> None:
+    steps = planned(LINEAR.replace("[0, 0.75]", "0.75"))
+    assert [step["merge"] for step in steps if "merge" in step] == [
+        {
+            "method": "linear",
+            "models": {"one": {"from": "one::(.+)", "weight": 0.25}, "two": {"weight": 0.75}},
+            "to": "out::\\1",
+            "normalize": False,
+        }
+    ]
+
+
+def test_layers_of_several_models_are_stacked_and_lists_follow(models: dict[str, Tensors]) -> None:
+    kinds = {"a": ["full", "sliding", "full", "sliding"], "b": ["w", "x", "y", "z"]}
+    config = LLAMA | {"no_rope_layers": [1, 3]}
+    for name, seed in (("a", 5), ("b", 6)):
+        write_model(Path(name), llama(seed=seed), config | {"layer_types": kinds[name]})
+    out = merged("""
+        slices:
+          - sources: [{ model: a, layer_range: [0, 3] }]
+          - sources: [{ model: b, layer_range: [1, 4] }]
+        merge_method: passthrough
+    """)
+    a, b, got = llama(seed=5), llama(seed=6), read_checkpoint(out)
+    for number, (model, source) in enumerate([(a, 0), (a, 1), (a, 2), (b, 1), (b, 2), (b, 3)]):
+        for name in (name for name in model if f".layers.{source}." in name):
+            np.testing.assert_array_equal(got[name.replace(f".{source}.", f".{number}.", 1)], model[name])
+    np.testing.assert_array_equal(got["model.embed_tokens.weight"], a["model.embed_tokens.weight"])
+    np.testing.assert_array_equal(got["lm_head.weight"], b["lm_head.weight"])
+    told = config_of(out)
+    assert (told["num_hidden_layers"], told["layer_types"]) == (6, ["full", "sliding", "full", "x", "y", "z"])
+    assert told["no_rope_layers"] == [1, 3, 5]
+
+
+def test_one_model_may_give_two_layers_of_a_slice(models: dict[str, Tensors]) -> None:
+    out = merged("""
+        slices:
+          - sources:
+              - { model: one, layer_range: [0, 2], parameters: { weight: 0.5 } }
+              - { model: one, layer_range: [2, 4], parameters: { weight: 0.5 } }
+        merge_method: linear
+    """)
+    one = models["one"]
+    name = "model.layers.{}.mlp.up_proj.weight"
+    np.testing.assert_allclose(
+        read_checkpoint(out)[name.format(1)], (one[name.format(1)] + one[name.format(3)]) / 2, rtol=1e-6
+    )
+    assert config_of(out)["num_hidden_layers"] == 2
+
+
+def test_merges_of_one_file_build_on_each_other_in_any_order(models: dict[str, Tensors]) -> None:
+    out = merged("""
+        models: [{ model: mean, parameters: { weight: 1 } }, { model: two, parameters: { weight: -1 } }]
+        merge_method: task_arithmetic
+        base_model: base
+        ---
+        name: mean
+        models: [{ model: one }, { model: two }]
+        merge_method: linear
+        parameters: { weight: 1 }
+    """)
+    base, one, two = models["base"], models["one"], models["two"]
+    close(out, {name: base[name] + (one[name] + two[name]) / 2 - two[name] for name in base})
+
+
+def test_an_adapter_is_applied_while_the_plan_runs(models: dict[str, Tensors]) -> None:
+    name = "model.layers.1.self_attn.q_proj"
+    rng = np.random.default_rng(3)
+    a, b = (rng.standard_normal(shape).astype("f4") for shape in ((2, 16), (16, 2)))
+    Path("style").mkdir()
+    key = f"base_model.model.{name}"
+    write_checkpoint(Path("style/adapter_model.safetensors"), {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b})
+    told = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["q_proj"]}
+    Path("style/adapter_config.json").write_text(json.dumps(told))
+    out = merged("""
+        models: [{ model: base+style, parameters: { weight: 0.5 } }]
+        merge_method: task_arithmetic
+        base_model: base
+    """)
+    base = models["base"]
+    close(out, base | {f"{name}.weight": base[f"{name}.weight"] + 0.5 * 3 * b @ a})
+    assert sorted(Path().iterdir()) == sorted(map(Path, ["base", "config.yml", "one", "out", "style", "two"]))
+
+
+def test_embeddings_stand_for_an_output_layer_that_only_the_others_have(models: dict[str, Tensors]) -> None:
+    tied = {name: value for name, value in models["one"].items() if name != "lm_head.weight"}
+    write_model(Path("tied"), tied, LLAMA | {"tie_word_embeddings": True})
+    out = merged("""
+        models: [{ model: tied, parameters: { weight: 1 } }, { model: two, parameters: { weight: 3 } }]
+        merge_method: linear
+    """)
+    full = tied | {"lm_head.weight": tied["model.embed_tokens.weight"]}
+    close(out, {name: (full[name] + 3 * models["two"][name]) / 4 for name in full})
+    assert config_of(out)["tie_word_embeddings"] is False
+
+
+def test_buffers_that_one_model_lacks_are_left_out(models: dict[str, Tensors]) -> None:
+    extra = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": np.ones(4, "f4") for n in range(4)}
+    write_model(Path("old"), models["one"] | extra)
+    out = merged("""
+        models: [{ model: old }, { model: two }]
+        merge_method: linear
+        parameters: { weight: 1 }
+    """)
+    close(out, {name: (models["one"][name] + models["two"][name]) / 2 for name in models["one"]})
+
+
+def test_files_of_tensors_are_merged_by_what_they_have(models: dict[str, Tensors]) -> None:
+    Path("files").mkdir()
+    a, b, extra = (np.full((2, 3), value, "f4") for value in (1, 3, 9))
+    write_checkpoint(Path("files/a.safetensors"), {"w": a, "only": extra})
+    write_checkpoint(Path("files/b.safetensors"), {"w": b})
+    text = """
+        models: [{ model: files/a.safetensors }, { model: files/b.safetensors }]
+        merge_method: linear
+        parameters: { weight: 1 }
+    """
+    close(merged(text, "common", tensors="intersection"), {"w": (a + b) / 2})
+    close(merged(text, "all", tensors="union"), {"w": (a + b) / 2, "only": extra})
+    with pytest.raises(PlanError, match=r"files/b\.safetensors has no tensor only"):
+        merged(text, "none")
+
+
+def test_documents_come_from_the_base_and_the_card_has_the_configuration(models: dict[str, Tensors]) -> None:
+    out = merged(LINEAR.replace("false }", "false, weight: 1 }") + "    base_model: base\n    dtype: bfloat16\n")
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (out / name).read_bytes() == (Path("base") / name).read_bytes()
+    assert (out / "mergekit_config.yml").read_text() == Path("config.yml").read_text()
+    assert Path("config.yml").read_text() in (out / "README.md").read_text()
+    assert config_of(out)["torch_dtype"] == "bfloat16"
+    assert {value.dtype.name for value in read_checkpoint(out).values()} == {"bfloat16"}
+
+
+def test_a_chat_template_goes_where_the_tokenizer_has_its_own(models: dict[str, Tensors]) -> None:
+    out = merged(LINEAR + "    chat_template: chatml\n")
+    told = json.loads((out / "tokenizer_config.json").read_text())
+    assert "<|im_start|>" in told["chat_template"]
+    assert not (out / "chat_template.jinja").exists()
+
+
+def test_the_command_takes_the_flags_of_mergekit(
+    models: dict[str, Tensors], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = configuration(LINEAR)
+    flags = "--cuda --lora-merge-cache x --no-copy-tokenizer --lazy-unpickle -v --out-shard-size 4K --quiet --no-sync"
+    assert command(path, "out", *flags.split()) == 0
+    assert not Path("out/tokenizer.json").exists()
+    assert len(list(Path("out").glob("*.safetensors"))) > 2
+    assert capsys.readouterr().out == ""
+
+
+def test_keys_that_mean_nothing_are_told_and_slips_are_errors(
+    models: dict[str, Tensors], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(configuration(LINEAR + "    license: mit\n"), "out", "--quiet", "--no-sync") == 0
+    assert "config.yml:6:1: the configuration: 'license' means nothing here" in capsys.readouterr().err
+    with pytest.raises(PlanError, match="did you mean base_model") as error:
+        merged(LINEAR + "    base_modle: base\n", "again")
+    assert str(error.value.where) == "config.yml:6:1"
+
+
+def test_integers_that_differ_are_told(models: dict[str, Tensors]) -> None:
+    Path("files").mkdir()
+    for name, count in (("a", 1), ("b", 2)):
+        write_checkpoint(Path(f"files/{name}.safetensors"), {"count": np.array([count]), "w": np.ones(2, "f4")})
+    with pytest.raises(SurgeryError, match="count of b"):
+        merged("""
+            models: [{ model: files/a.safetensors }, { model: files/b.safetensors }]
+            merge_method: linear
+            parameters: { weight: 1 }
+        """)
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where", "words"),
+    [
+        ("linear", "linaer", "4:15", "unknown merge method 'linaer'"),
+        ("weight: 0.25", "density: 0.25", "2:5", "linear needs weight of one"),
+        ("weight: 0.25", "weight: { filter: mlp, value: 1 }", "2:5", "linear needs weight of one"),
+        ("model: two", "model: nowhere", "3:14", "the model nowhere does not exist"),
+        ("model: two", "model: one", "3:5", "the model one is listed twice"),
+        ("weight: 0.25", "weight: much", "2:41", "weight"),
+        ("merge_method: linear", "merge_method: slerp", "4:15", "slerp needs a base model"),
+        ("merge_method: linear", "merge_method: linear\n    dtype: float31", "5:8", "dtype is no floating dtype"),
+        ("models:", "slices:", "2:5", "a slice has no sources"),
+        ("models:", "mdoels:", "1:1", "unknown key 'mdoels'"),
+        ("normalize: false", "normalize: perhaps", "5:26", "normalize"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_place_and_nothing_is_written(
+    models: dict[str, Tensors], capsys: pytest.CaptureFixture[str], old: str, new: str, where: str, words: str
+) -> None:
+    text = LINEAR.replace(old, new)
+    code = command(configuration(text), "out", "--no-sync")
+    told = capsys.readouterr().err
+    assert (code, told.count("error:")) == (3 if "nowhere" in new else 2, 1)
+    assert words in told
+    assert f"config.yml:{where}:" in told
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("slices: [{ sources: [{ model: one, layer_range: [2, 6] }] }]", "one has no layer 5"),
+        ("slices: [{ sources: [{ model: one, layer_range: [2] }] }]", "layer_range is two numbers"),
+        ("slices: [{ sources: [{ model: one, layer_range: [2, 2] }] }]", "layer_range is two numbers"),
+        ("models: [{ model: one }]\nslices: []", "models and slices at once"),
+        ("models: []", "models is a list"),
+        ("models: [{ model: one }, { model: two }]", "passthrough"),
+        ("modules: { vision: { models: [{ model: one }] } }", "no tensor belongs to the module vision"),
+        ("models: [{ model: one }]\nchat_template: nonsense", "chat_template is no template"),
+        ("models: [{ model: one }]\ntokenizer: { source: two }", "the tokenizer's model two is none of the merge"),
+        ("models: [{ model: one }]\ntokenizer: { pad_to_multiple_of: 0 }", "pad_to_multiple_of"),
+        ("models: [{ model: one }]\n---\nmodels: [{ model: two }]", "two configurations have no name"),
+        ("models: [{ model: x }]\nname: y\n---\nmodels: [{ model: y }]\nname: x", "merges need each other"),
+        ("models: [", "not valid YAML"),
+    ],
+)
+def test_layouts_that_cannot_be_are_errors(models: dict[str, Tensors], text: str, words: str) -> None:
+    documents = [f"merge_method: passthrough\n{part}" for part in text.split("\n---\n")]
+    Path("config.yml").write_text("\n---\n".join(documents))
+    with pytest.raises(PlanError) as error:
+        merge_plan("config.yml", "out")
+        run(merge_plan("config.yml", "out")[0])
+    assert words in str(error.value)
+    assert "config.yml:" in str(error.value)
+
+
+def test_models_that_do_not_fit_are_told_with_what_would_allow_it(models: dict[str, Tensors]) -> None:
+    write_model(Path("wide"), llama(LLAMA | {"intermediate_size": 32}), LLAMA | {"intermediate_size": 32})
+    write_model(Path("more"), llama(LLAMA | {"vocab_size": 48}), LLAMA | {"vocab_size": 48})
+    write_model(Path("other"), llama(), LLAMA | {"architectures": ["MistralForCausalLM"]})
+    for name, words in (
+        ("wide", "mlp.down_proj.weight has different shapes"),
+        ("more", "--unsafe-truncate-embeddings"),
+        ("other", "--allow-crimes"),
+    ):
+        with pytest.raises(PlanError) as error:
+            merged(LINEAR.replace("two", name))
+        assert words in str(error.value)
+    out = merged(LINEAR.replace("two", "more").replace("[0, 0.75]", "0.75"), truncate=True)
+    assert read_checkpoint(out)["lm_head.weight"].shape == (40, 16)
+    assert merged(LINEAR.replace("two", "other"), "mixed", allow_crimes=True).exists()
