@@ -85,12 +85,13 @@ def test_an_interrupted_run_leaves_what_it_has_finished_and_says_so(number, code
         process.kill()
         process.wait()
     assert process.returncode == code, told
+    left = sorted(place.glob("deep/.*"))
     kept = "what is finished of deep/out is kept: --resume goes on, surgery-jax clean removes it\n"
-    assert told == f"interrupted\n{kept}"
-    assert [path.name for path in (place / "deep").iterdir() if ".surgery-" not in path.name] == []
-    done = surgery("clean", "deep/out")
-    assert (done.returncode, done.stdout.count("removed")) == (0, 1), done.stderr
-    (place / "deep").rmdir()
+    assert told == "interrupted\n" + kept * bool(left)  # it depends on how far it came
+    if left:
+        done = surgery("clean", "deep/out")
+        assert (done.returncode, done.stdout.count("removed")) == (0, 1), done.stderr
+        (place / "deep").rmdir()
     assert sorted(place.rglob("*")) == before
 
 
