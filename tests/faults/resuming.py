@@ -83,15 +83,15 @@ def _two(root: Path) -> None:
 
 
 FINE = (*RUN, "--memory", "3MiB")  # many tasks
-BATCH = ("batch", "jobs.yaml", "--memory", "3MiB")
+BATCH = ("batch", "jobs.yaml", "--memory", "3MiB", "--no-receipt")
 RESUMED = (
-    Scene("resume-norm", with_plan(NORM), FINE, ("out",)),
-    Scene("resume-low-rank", _pair, RUN, ("lora",)),
-    Scene("resume-merge", _two, (*FINE, "--no-sync"), ("merged",)),
-    Scene("resume-orbax", with_plan(ORBAX), RUN, ("out",)),
+    Scene("resume-norm", with_plan(NORM), FINE, ("out",), volatile=("out/surgery.receipt.json",)),
+    Scene("resume-low-rank", _pair, RUN, ("lora",), volatile=("lora/surgery.receipt.json",)),
+    Scene("resume-merge", _two, (*FINE, "--no-sync", "--no-receipt"), ("merged",)),
+    Scene("resume-orbax", with_plan(ORBAX), (*RUN, "--no-receipt"), ("out",)),
     Scene("resume-torch", with_plan(TORCH), FINE, ("out.pt",)),
-    Scene("resume-save", with_plan(SAVE), FINE, ("first", "second")),
-    Scene("resume-itself", with_plan(ITSELF), (*FINE, "--overwrite"), ("model",)),
+    Scene("resume-save", with_plan(SAVE), (*FINE, "--no-receipt"), ("first", "second")),
+    Scene("resume-itself", with_plan(ITSELF), (*FINE, "--overwrite", "--no-receipt"), ("model",)),
     Scene("resume-batch", batch, BATCH, ("one", "two"), volatile=("jobs.yaml.done",)),
 )
 

@@ -28,10 +28,10 @@ def test_a_run_that_lost_a_process_is_gone_on_with_by_others(tmp_path: Path, los
     write_checkpoint(tmp_path / "m.safetensors", tensors)
     plan = {"inputs": ["m.safetensors"], "transforms": STEPS, "output": {"path": "out", "shard": "20MB"}}
     (tmp_path / "plan.yaml").write_text(json.dumps(plan))
-    command = [sys.executable, "-m", "surgery_jax", "run", "plan.yaml", "--quiet", "--no-summary"]
+    command = [sys.executable, "-m", "surgery_jax", "run", "plan.yaml", "--quiet", "--no-summary", "--no-receipt"]
     subprocess.run(command, cwd=tmp_path, check=True)
     (tmp_path / "out").rename(tmp_path / "whole")
-    with Pod(2, "plan.yaml", "--quiet", "--memory", "3MiB", "--workers", "1", cwd=tmp_path) as pod:
+    with Pod(2, "plan.yaml", "--quiet", "--no-receipt", "--memory", "3MiB", "--workers", "1", cwd=tmp_path) as pod:
         pod.start()
         wait_for(lambda: journals(tmp_path), 90)
         pod.signal(lost, signal.SIGKILL)
@@ -45,7 +45,7 @@ def test_a_run_that_lost_a_process_is_gone_on_with_by_others(tmp_path: Path, los
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["bytes_resumed"] > 0
     else:
-        with Pod(size, "plan.yaml", "--resume", cwd=tmp_path) as pod:
+        with Pod(size, "plan.yaml", "--resume", "--no-receipt", cwd=tmp_path) as pod:
             pod.start()
             assert [ended.code for ended in pod.ends(within_s=90)] == [0] * size
             assert "were there already" in pod.said(0)
