@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 
 def mixtral(source: Path, out: Path, experts: int) -> None:
@@ -30,7 +31,8 @@ def mixtral(source: Path, out: Path, experts: int) -> None:
         state[f"{at}.experts.down_proj"] = mlp.down_proj.weight.expand(experts, -1, -1)
         state[f"{at}.gate.weight"] = torch.randn(experts, config.hidden_size, dtype=both.dtype) * 0.02
     with torch.device("meta"):
-        moe = MixtralForCausalLM(config).to(dense.dtype)
+        moe: Any = MixtralForCausalLM(config)
+    moe = moe.to(dense.dtype)
     moe.load_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, assign=True)
     moe.save_pretrained(out)
 
@@ -44,7 +46,8 @@ def tokenized(source: Path, out: Path) -> None:
     for file in source.iterdir():
         os.link(file, out / file.name)
     words = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "a": 2}, unk_token="a"))
-    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>").save_pretrained(out)
+    fast: Any = PreTrainedTokenizerFast
+    fast(tokenizer_object=words, bos_token="<s>", eos_token="</s>").save_pretrained(out)
 
 
 def main() -> None:
