@@ -22,11 +22,15 @@ _COMMON = {
     "tie_word_embeddings": False,
     "attention_dropout": 0.0,
 }
+_FIRST_AND_LAST = {"bos_token_id": 1, "eos_token_id": 2}
 # What the classes of transformers take where a config says nothing, as far as it changes what a model computes.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "llama": _COMMON | {"max_position_embeddings": 2048, "attention_bias": False, "mlp_bias": False},
-    "mistral": _COMMON | {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
+    "llama": _COMMON | _FIRST_AND_LAST | {"max_position_embeddings": 2048, "attention_bias": False, "mlp_bias": False},
+    "mistral": _COMMON
+    | _FIRST_AND_LAST
+    | {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
     "mixtral": _COMMON
+    | _FIRST_AND_LAST
     | {
         "max_position_embeddings": 131072,
         "num_key_value_heads": 8,
@@ -34,7 +38,14 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "rope_theta": 1000000.0,
         "sliding_window": None,
     },
-    "olmo2": _COMMON | {"max_position_embeddings": 2048, "rms_norm_eps": 1e-05, "attention_bias": False},
+    "olmo2": _COMMON
+    | {
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-05,
+        "attention_bias": False,
+        "pad_token_id": 1,
+        "eos_token_id": 50279,
+    },
     "phi3": _COMMON
     | {
         "max_position_embeddings": 4096,
@@ -58,11 +69,15 @@ _AS_MANY_HEADS = ("llama", "olmo2", "phi3")  # whose keys and values have as man
 def defaults_of(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """What a model of a type in `DEFAULTS` takes for granted and its config does not say."""
     known = dict(DEFAULTS[kind])
-    if kind in _AS_MANY_HEADS and "num_attention_heads" in config:
+    is_null = config.get("num_key_value_heads", 0) is None  # as many as queries, for all of them
+    if (kind in _AS_MANY_HEADS or is_null) and "num_attention_heads" in config:
         known["num_key_value_heads"] = config["num_attention_heads"]
-    if isinstance(config.get("rope_parameters"), Mapping):  # the newer spelling of rope_theta
+    rope = config.get("rope_parameters")  # the newer place of rope_theta, for all layers or for each type of them
+    if isinstance(rope, Mapping) and ("rope_theta" in rope or any(isinstance(x, Mapping) for x in rope.values())):
         known.pop("rope_theta")
-    return {key: value for key, value in known.items() if key not in config}
+    return {
+        key: value for key, value in known.items() if key not in config or (is_null and key == "num_key_value_heads")
+    }
 
 
 def told_dtypes(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -204,6 +204,24 @@ def test_the_defaults_are_those_of_transformers(kind: str) -> None:
     assert known == {key: getattr(meant, key) for key in known}
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"num_key_value_heads": None}, {"num_key_value_heads": 4, "rope_theta": 10000.0}),
+        ({"num_key_value_heads": 2, "rope_parameters": {"rope_type": "default"}}, {"rope_theta": 10000.0}),
+        ({"num_key_value_heads": 2, "rope_parameters": {"rope_theta": 5e5}}, {}),
+    ],
+)
+def test_defaults_of_what_is_null_or_half_said(config: dict[str, Any], expected: dict[str, Any]) -> None:
+    transformers = pytest.importorskip("transformers")
+    from surgery_jax.core.model_config import defaults_of
+
+    found = defaults_of("qwen2", {"num_attention_heads": 4} | config)
+    assert {key: found[key] for key in ("num_key_value_heads", "rope_theta") if key in found} == expected
+    meant = transformers.Qwen2Config(num_attention_heads=4, **config)
+    assert meant.num_key_value_heads == found.get("num_key_value_heads", 2)
+
+
 def test_the_dtype_of_the_config_follows_the_tensors(model: Path) -> None:
     found = go(model, [{"cast": {"from": "w", "to": "v", "dtype": "bfloat16"}}, {"delete": {"target": "w"}}])
     assert documents(found)["config.json"] == CONFIG.replace('"float32"', '"bfloat16"')

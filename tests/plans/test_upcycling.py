@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from make_headers import make_dense_headers
 from running import assert_same_bits, read_checkpoint
 
 from surgery_jax import Options, check, load_plan, run
+from surgery_jax.api import compile_plan
 from surgery_jax.core.errors import SurgeryError
 
 torch = pytest.importorskip("torch")
@@ -369,3 +372,14 @@ def test_a_fine_tune_with_a_tensor_that_is_left_out_is_refused(tmp_path: Path) -
     tuned = make(tmp_path / "tuned", "llama")
     with pytest.raises(SurgeryError, match=r"all_consumed.*lm_head\.weight"):
         go("branch_train_mix", tmp_path / "moe", base=base, experts=[str(tuned)], top_k=1)
+
+
+@pytest.mark.parametrize("plan", ["upcycle_mixtral", "upcycle_qwen2_moe", "upcycle_drop"])
+def test_64_experts_of_32_layers_are_planned_in_seconds(plan: str, tmp_path: Path) -> None:
+    make_dense_headers(tmp_path / "dense", layers=32)
+    values = (f"source={tmp_path / 'dense'}", f"output={tmp_path / 'moe'}", "experts=64")
+    began = time.process_time()
+    compiled = compile_plan(load_plan(str(PLANS / f"{plan}.yaml"), *values))
+    assert time.process_time() - began < 6  # about 1 on an idle machine
+    ((_, layout),) = compiled.outputs
+    assert len(layout.places) >= 32 * 64 * 3
