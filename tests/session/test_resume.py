@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pods import wait_for
 from running import write_checkpoint
 
 from surgery_jax import Observer, Options, Problems, load_plan, plan_of, run
@@ -373,3 +374,21 @@ def test_a_journal_of_a_stranger_speaks_only_of_bytes_that_there_are(tmp_path: P
         (tmp_path / "head").write_bytes(framed(bytes(body)))
         assert isinstance(Stage(tmp_path).read_head(), dict)
         assert not Stage(tmp_path).is_whole
+
+
+def test_a_long_run_brings_to_the_disk_what_it_has_finished_and_says_so(place: Place) -> None:
+    plan = place.plan([SCALE, MOVE], path="out.safetensors")
+    seen: list[list[bytes]] = []
+
+    class Waiting(Observer):
+        def task_done(self, task: Task) -> None:
+            if not seen:
+                seen.append(wait_for(lambda: self.marks(), 60))
+
+        def marks(self) -> list[bytes]:
+            journals = place.root.glob(".out*/done-0")
+            return [body for path in journals for _, body in unframed(path.read_bytes()) if body[:1] == b"S"]
+
+    run(plan, Options(workers=1, memory="2MiB"), observers=[Waiting()])
+    assert len(seen[0]) >= 1
+    assert not place.hidden
