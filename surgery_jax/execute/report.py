@@ -154,7 +154,9 @@ class Report(Amounts):
     """The account of one run.
 
     `busy_s` is the part of `stream_s` in which a stage was at work, and `overlap` the busiest stage's share of it: near
-    1 the other stages cost nothing. `processes` are those that shared the work.
+    1 the other stages cost nothing. `processes` are those that shared the work. `accounting` says how many tensors of
+    the inputs were `read` and `dropped`, how many of the outputs are `moved`, `computed` and `created`, and which ones
+    of the inputs are `untouched`.
     """
 
     outputs: tuple[str, ...]
@@ -166,6 +168,7 @@ class Report(Amounts):
     printed: str = ""
     summary: str = ""
     warnings: tuple[Notice, ...] = ()
+    accounting: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def overlap(self) -> float:

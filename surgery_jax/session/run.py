@@ -23,7 +23,7 @@ from ..execute.observers import Appearing, Observer, Observers
 from ..execute.options import Options
 from ..execute.report import Figures, Report
 from ..hosts.peers import ALONE, Peers
-from ..proof.accounting import check_strict
+from ..proof.accounting import account_for, check_strict
 from .compiled import Compiled, Outputs, Outside, compile_with, joined, with_inputs
 from .journals import Journals
 from .listening import receipts, traces
@@ -181,6 +181,7 @@ class Session:
             printed=outcome.printed,
             leftovers=tuple(self.leftovers),
             warnings=tuple(symbolic.warnings),
+            accounting=account_for(symbolic).as_json(),
             bytes_resumed=self._resumption.nbytes,
             **self.figures.of(Report),
         )

@@ -27,7 +27,7 @@ from ..command import (
     whole,
 )
 from ..streams import emit, flush, name_leftovers, note
-from ..text import count, json_text, seconds, some
+from ..text import count, json_text, seconds, some, visible
 
 if TYPE_CHECKING:
     from ...api import Compiled
@@ -201,12 +201,13 @@ def _summary(plan: Plan, compiled: Compiled, args: Namespace) -> str:
 
 
 def account(report: Report) -> str:
-    """One line on what was done."""
+    """A line on what was done, and one on what nothing used, if there is any."""
+    from ...core.errors import listing
     from ...core.specs import format_bytes
 
     through = report.bytes_moved + report.bytes_read
     parts = [
-        f"wrote {some(report.outputs)}: {count(report.num_tensors, 'tensor')}"
+        f"wrote {some(report.outputs)}: {count(report.num_tensors, 'tensor')}{_kinds(report)}"
         if report.outputs
         else "nothing to write",
         f"{format_bytes(report.bytes_moved)} moved",
@@ -214,4 +215,16 @@ def account(report: Report) -> str:
         f"in {seconds(report.wall_s)}, {format_bytes(through / max(report.wall_s, 1e-9))}/s",
     ]
     resumed = f"; {format_bytes(report.bytes_resumed)} were there already" if report.bytes_resumed else ""
-    return "; ".join(parts[:3]) + " " + parts[3] + resumed
+    lines = ["; ".join(parts[:3]) + " " + parts[3] + resumed]
+    untouched = report.accounting.get("untouched", ())
+    if untouched:
+        names = [name if not name.endswith("::") else f"all of {name[:-2]}" for name in untouched]
+        lines.append(f"of the inputs nothing used {visible(listing(names))}")
+    return "\n".join(lines)
+
+
+def _kinds(report: Report) -> str:
+    """What became of the tensors of inputs and outputs, in brackets."""
+    kinds = ("moved", "computed", "created", "dropped")
+    told = [f"{report.accounting[kind]} {kind}" for kind in kinds if report.accounting.get(kind)]
+    return f" ({', '.join(told)})" if told else ""
