@@ -119,7 +119,7 @@ class Schedule:
         plan = blueprint(group, limit if group.on_host else min(limit, device_limit(self.limits)))
         beside = plan.produced_bytes + _making_bytes(group)
         passes = passes_of(group, plan).number if plan.kind == "reduced" else 1
-        room = min(limit, self.memory - rounded(self.piece) - beside)
+        room = min(self.memory // 2, self.memory - rounded(self.piece) - beside)
         return GroupSchedule(group, plan, self._place(group, plan), passes, room, self.piece, beside)
 
     def _place(self, group: Group, plan: Blueprint) -> Place:

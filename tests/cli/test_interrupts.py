@@ -57,12 +57,13 @@ def test_a_signal_that_a_callback_of_the_collector_swallows_prints_no_traceback(
     assert set(said) == {ValueError}  # which is still told
 
 
-def test_a_signal_that_another_error_hides_is_an_interrupt(place, plan, capsys):
+@pytest.mark.parametrize("function", ["notes_shown", "format_usage"])  # at the beginning; where argparse cannot bear it
+def test_a_signal_is_an_interrupt_wherever_it_comes(function, place, plan, capsys):
     plan(MOVES)
     came = []
 
     def interrupt(frame, event, argument):
-        if event == "call" and frame.f_code.co_name == "format_usage" and not came:  # where argparse cannot bear it
+        if event == "call" and frame.f_code.co_name == function and not came:
             came.append(True)
             signal.raise_signal(signal.SIGTERM)
 
