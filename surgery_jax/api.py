@@ -22,9 +22,10 @@ from .language.parts import load_document, settings, settings_file
 from .language.plan import Origin, Plan
 from .language.regexes import check_time, compile_regex
 from .session.compiled import Compiled
+from .session.listening import showing
 from .session.passes import Show, check_targets, output_paths
 from .session.reading import Headers
-from .session.run import Session, Transaction, showing
+from .session.run import Session, Transaction
 from .storage import formats
 from .storage.base import Checkpoint
 

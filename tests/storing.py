@@ -9,8 +9,9 @@ from surgery_jax.core.dtypes import BY_NAME
 from surgery_jax.core.ranges import ranges
 from surgery_jax.core.specs import Spec
 from surgery_jax.storage.base import Entry, Layout
+from surgery_jax.storage.commits import commit_all
 from surgery_jax.storage.formats import OutputPlan, resolve_output
-from surgery_jax.storage.publish import Staging, check_space, check_target, commit_all
+from surgery_jax.storage.publish import Staging, check_space, check_target
 
 Tensors = Mapping[str, tuple[Spec, bytes]]
 

@@ -27,9 +27,10 @@ from ..proof.keeping import Proof, Receipts, placeless
 from ..proof.receipt import Receipt, read_receipt
 from ..proof.tree import tensor_digest
 from ..session.compiled import Compiled, Outside, compile_with
+from ..session.listening import showing
 from ..session.passes import Show
 from ..session.reading import Headers
-from ..session.run import Session, Transaction, showing
+from ..session.run import Session, Transaction
 from ..storage.base import Checkpoint, Entry
 from ..storage.formats import open_checkpoint
 from ..storage.proofs import RECEIPT

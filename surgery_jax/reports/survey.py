@@ -13,7 +13,8 @@ from ..execute.options import Options
 from ..graph.node import Graph, Node, Source
 from ..graph.roots import Check, Sink, Symbolic
 from ..session.compiled import Compiled
-from ..session.run import Session, Transaction, showing
+from ..session.listening import showing
+from ..session.run import Session, Transaction
 from ..storage.base import Checkpoint, Entry
 from ..storage.identity import Identity
 

@@ -25,9 +25,10 @@ from ..storage.identity import Identity
 from .compiled import Outside, compile_with
 from .finished import FileState, Finished, key_of, states_of
 from .ledger import BatchReport, JobReport, Ledger, Ready, amounts
+from .listening import showing
 from .passes import Show, check_targets, output_paths
 from .reading import Headers
-from .run import Session, Transaction, showing
+from .run import Session, Transaction
 
 __all__ = ["batch"]
 

@@ -22,8 +22,9 @@ from ..storage.base import Checkpoint, Entry, Format, LaidFile, Layout
 from ..storage.flax.trees import MEMORY, held
 from ..storage.formats import OutputPlan
 from .compiled import Compiled, Outside, compile_with, with_inputs
+from .listening import showing
 from .passes import Show
-from .run import Session, Transaction, showing
+from .run import Session, Transaction
 
 __all__ = ["apply"]
 

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import PlanError, listing
@@ -23,12 +21,14 @@ from ..core.process import take_back
 from ..execute.left import Done
 from ..execute.observers import Appearing, Observer, Observers
 from ..execute.options import Options
-from ..execute.report import Figures, Progress, Report
+from ..execute.report import Figures, Report
 from ..hosts.peers import ALONE, Peers
 from ..proof.accounting import account_for, check_strict
 from .compiled import Compiled, Outputs, Outside, compile_with, joined, with_inputs
 from .journals import Journals
-from .passes import Show, check_targets, leftovers, output_paths, settle, tell_laid, write_notes
+from .listening import receipts, traces
+from .passes import check_targets, leftovers, output_paths, tell_laid
+from .publishing import Outcome, Publisher, Work
 from .resuming import Resumption, look_back, understood
 from .run_keys import answers_key, head_of
 
@@ -37,9 +37,7 @@ if TYPE_CHECKING:
     from ..execute.schedule import Schedule
     from ..execute.verdicts import Findings
     from ..graph.node import Node
-    from ..io.outputs import Written
     from ..language.plan import Plan
-    from ..proof.keeping import Receipts
     from ..storage.base import Checkpoint, Layout
     from ..storage.formats import OutputPlan
     from ..storage.journal import Finished
@@ -48,7 +46,7 @@ if TYPE_CHECKING:
 
     _Begun = dict[int, tuple[Staging, Sequence[Finished]]]  # by the identity of the output
 
-__all__ = ["Outcome", "Session", "Transaction", "showing"]
+__all__ = ["Session", "Transaction"]
 
 MAX_PASSES = 16  # over the data, before the last one: far more than steps build upon each other
 
@@ -66,57 +64,6 @@ class Transaction:
     def outputs(self) -> Outputs:
         """Those that appear."""
         return self.compiled.outputs if self.keep is None else self.compiled.outputs[:-1]
-
-
-@dataclass(eq=False)
-class Outcome:
-    """What came of a transaction. `compiled` is its plan with what the data answered to its questions, `findings` has
-    its checks and sinks, `targets` are what was written, and `error` says why nothing appeared."""
-
-    compiled: Compiled
-    findings: Mapping[Any, Any]
-    targets: Sequence[Target]
-    printed: str = ""
-    error: Exception | None = None
-
-
-@dataclass(eq=False)
-class _Work:
-    """A transaction whose outputs are being written."""
-
-    tag: Any
-    stagings: Sequence[Staging]
-    outcome: Outcome
-
-    def appearing(self) -> Appearing:
-        """For observers."""
-        return Appearing(self.outcome.compiled.symbolic, self.stagings, self.outcome.printed, self.tag)
-
-
-def _traces(options: Options, peers: Peers) -> list[Observer]:
-    """What writes the profile that the options ask for."""
-    if options.profile is None:
-        return []
-    from ..execute.timeline import Trace
-
-    folder = Path(options.profile)
-    return [Trace(folder / f"process-{peers.rank}" if peers.size > 1 else folder)]
-
-
-def _receipts(options: Options, peers: Peers, tell: Callable[[Written], object]) -> list[Receipts]:
-    """What writes receipts, in the process that publishes; `tell` is told of them."""
-    if options.sign is not None and not options.receipt:
-        raise PlanError("what is signed has a receipt", hint="leave out --no-receipt, or --sign")
-    if peers.rank or not (options.receipt or options.receipt_path is not None):
-        return []
-    from ..proof.keeping import Receipts
-
-    return [Receipts(options, peers.size, tell)]
-
-
-def showing(progress: Show | None, observers: Iterable[Observer] = ()) -> list[Observer]:
-    """Observers, and one that shows progress if it is wanted."""
-    return [*([] if progress is None else [Progress(progress)]), *observers]
 
 
 class Session:
@@ -137,9 +84,9 @@ class Session:
         self._swept: set[str] = set()
         self._journals = Journals(self.options.sync)
         self._resumption = Resumption(self.leftovers)
-        self._receipts = _receipts(self.options, peers, lambda what: self._observer.written(what))
-        traces = _traces(self.options, peers)
-        self._observer = Observers([self.figures, self._journals, *traces, *self._receipts, *observers])
+        self._receipts = receipts(self.options, peers, lambda what: self._observer.written(what))
+        profile = traces(self.options, peers)
+        self._observer = Observers([self.figures, self._journals, *profile, *self._receipts, *observers])
         self._functions: Functions | None = None
         self._answers: dict[str, bytes] = {}  # what passes over the data have found, for a run that goes on
 
@@ -207,18 +154,18 @@ class Session:
         """
         from ..execute.devices import check_fits_here
         from ..hosts.sharing import agreed_options
-        from ..storage.publish import unwinding
+        from ..storage.commits import unwinding
 
         self.options = agreed_options(self.peers, self.options)
         transactions, work = self._settle(transactions)
         check_fits_here(work)
         with unwinding() as stack:
             stack.callback(take_back)
-            for receipts in self._receipts:
-                stack.callback(receipts.end)
+            for kept in self._receipts:
+                stack.callback(kept.end)
             try:
                 works = self._write(transactions, work, stack)
-                self._commit(works)
+                Publisher(self.peers, self._observer, self.options.sync).commit(works)
             except BaseException as error:
                 self.peers.stop(error)
                 raise
@@ -298,7 +245,7 @@ class Session:
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
-    def _write(self, transactions: Sequence[Transaction], work: Schedule, stack: ExitStack) -> list[_Work]:
+    def _write(self, transactions: Sequence[Transaction], work: Schedule, stack: ExitStack) -> list[Work]:
         """All outputs, in their hidden places."""
         begun: _Begun = {}
         is_one = len(transactions) == 1
@@ -307,7 +254,7 @@ class Session:
         stagings = [staging for own, _ in staged for staging in own]
         findings = self._perform_rest(work, targets, stagings, begun, is_one)
         return [
-            _Work(asked.tag, own, Outcome(asked.compiled, findings, written))
+            Work(asked.tag, own, Outcome(asked.compiled, findings, written))
             for asked, (own, written) in zip(transactions, staged, strict=True)
         ]
 
@@ -358,7 +305,7 @@ class Session:
         self, work: Schedule, targets: Sequence[Target], stagings: Sequence[Staging], begun: _Begun, is_one: bool
     ) -> Mapping[Any, Any]:
         """The last pass, which writes what is not finished already; `is_one`: for one plan."""
-        from ..storage.publish import may_go_on
+        from ..storage.commits import may_go_on
 
         done = Done()
         if self.options.resume:
@@ -389,88 +336,13 @@ class Session:
             work, targets, self.options, self._observer, self.peers, functions, is_last=is_last, done=done or Done()
         )
 
-    # -- publishing -------------------------------------------------------------------------------------------------
-
-    def _commit(self, works: Sequence[_Work]) -> None:
-        """Let the outputs of every transaction appear, if its assertions hold."""
-        peers = self.peers
-        if peers.rank == 0:
-            _each(works, self._finish)
-        peers.share()
-        if peers.rank:  # only now, and whoever has not heard this keeps process 0 from going on
-            peers.hand_over()
-            for work in works:
-                for staging in work.stagings:
-                    staging.release()
-        peers.gather()
-        if peers.rank == 0:
-            peers.disregard()
-            self._publish(works)
-        peers.share()
-
-    def _finish(self, work: _Work) -> None:
-        """Settle the assertions, and write what belongs beside the outputs."""
-        symbolic, findings = work.outcome.compiled.symbolic, work.outcome.findings
-        work.outcome.printed = settle(symbolic, findings, self._observer)
-        write_notes(symbolic, work.stagings, findings, self._observer)
-
-    def _publish(self, works: Sequence[_Work]) -> None:
-        """Complete the outputs of all at once, since bringing many to the disk takes little longer than one; then let
-        them appear, one transaction after the other."""
-        from ..storage.identity import check_all
-        from ..storage.publish import commit_all
-
-        sync = self.options.sync
-
-        def complete(work: _Work) -> None:
-            for staging in work.stagings:
-                staging.finish()
-            self._observer.completed(work.appearing())
-            for staging in work.stagings:
-                staging.finish(sync)
-            check_all(work.outcome.compiled.symbolic.identities)
-
-        def commit(work: _Work) -> None:
-            commit_all(work.stagings, sync, partial(self._observer.appeared, work.appearing()))
-
-        if len(works) == 1:
-            complete(works[0])
-        else:
-            with ThreadPoolExecutor(max(len(works), 1)) as pool:
-                _each(works, complete, pool.map)
-        whole = [work for work in works if work.outcome.error is None]
-        try:
-            self._observer.appearing([work.appearing() for work in whole])
-        except Exception as error:
-            if len(works) == 1:
-                raise
-            for work in whole:
-                work.outcome.error = error
-        _each(works, commit)
-
 
 def _abort(staging: Staging, is_one: bool, kind: object, error: BaseException | None, at: object) -> None:
     """The end of a stack: what is not committed is removed, or kept for a run that goes on. Where one of several plans
     has failed, the others are tried again at once."""
-    from ..storage.publish import may_go_on
+    from ..storage.commits import may_go_on
 
     staging.abort(keep=may_go_on(error) and (is_one or not isinstance(error, Exception)))
-
-
-def _each(works: Sequence[_Work], act: Callable[[_Work], None], mapped: Callable[..., Iterable[None]] = map) -> None:
-    """Do something for every transaction that has not failed. What it raises is noted, or, if there is only one, goes
-    on."""
-
-    def attempt(work: _Work) -> None:
-        try:
-            act(work)
-        except Exception as error:
-            if len(works) == 1:
-                raise
-            work.outcome.error = error
-
-    for _ in mapped(attempt, [work for work in works if work.outcome.error is None]):
-        pass
 
 
 def _numbered(targets: Sequence[Target], begun: _Begun) -> Iterator[tuple[Staging, int, Sequence[Finished]]]:

@@ -28,6 +28,7 @@ __all__ = ["Finished", "Journal", "Range", "checksum", "finished", "framed", "ho
 Range = tuple[int, int, int]  # number of the file, offset, number of bytes: never none
 
 MOST_BYTES = 256 << 20  # of a journal: a million tasks
+_MOST_RANGES = 1 << 20  # of one length in a task, whose blocks have at least 512 bytes of 32 MiB
 _FRAME = struct.Struct("<II")  # bytes of the record and their checksum
 _TASK = struct.Struct("<cBIQ")  # flags, number of runs of ranges, and the sum of what was written
 _RUN = struct.Struct("<IQQQI")  # file, offset, bytes, from one begin to the next, and how many
@@ -195,7 +196,7 @@ def _task(body: bytes, sizes: Sequence[int]) -> Finished | None:
     ranges: list[Range] = []
     for run in _RUN.iter_unpack(body[_TASK.size : end]):
         file, offset, nbytes, step, many = run
-        if file >= len(sizes) or not nbytes or not many or (many > 1 and step < nbytes):
+        if file >= len(sizes) or not nbytes or not 0 < many <= _MOST_RANGES or (many > 1 and step < nbytes):
             return None
         if offset + (many - 1) * step + nbytes > sizes[file]:
             return None

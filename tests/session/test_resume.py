@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pods import wait_for
 from running import write_checkpoint
 
 from surgery_jax import Observer, Options, Problems, load_plan, plan_of, run
@@ -22,7 +23,8 @@ from surgery_jax.execute.report import Report
 from surgery_jax.execute.tasks import Task
 from surgery_jax.session.batch import batch
 from surgery_jax.storage.clearing import cleared
-from surgery_jax.storage.journal import Finished, Journal, finished, rewrite
+from surgery_jax.storage.journal import Finished, Journal, finished, framed, rewrite, unframed
+from surgery_jax.storage.stages import Stage
 
 DRAW = np.random.default_rng(5)
 TENSORS = {f"w.{n}": DRAW.standard_normal((160 + 8 * n, 256)).astype(np.float32) for n in range(12)}
@@ -350,3 +352,43 @@ def test_a_mark_speaks_of_what_its_own_process_has_noted(tmp_path: Path) -> None
     assert finished(tmp_path / "done-0", [100]) == [old, new._replace(is_synced=True)]
     rewrite(tmp_path / "done-0", [], [old, new._replace(is_synced=True)])
     assert finished(tmp_path / "done-0", [100]) == [new._replace(is_synced=True), old]
+
+
+def test_a_journal_of_a_stranger_speaks_only_of_bytes_that_there_are(tmp_path: Path) -> None:
+    """Records whose checksum is right, and whose content is anything."""
+    draw = random.Random(1)
+    sizes = [100, 40]
+    bodies = [bytes(draw.randrange(256) for _ in range(draw.randrange(90))) for _ in range(500)]
+    honest = Journal(tmp_path / "done-0")
+    honest.add(Finished(((0, 0, 10), (0, 20, 10), (1, 30, 10)), 7, False, "k" * 32, b"found"))
+    honest.mark(honest.length)
+    honest.close()
+    bodies += [body for _, body in unframed((tmp_path / "done-0").read_bytes())]
+    for _ in range(3000):
+        body = bytearray(draw.choice(bodies))
+        for _ in range(draw.randrange(4) if body else 0):
+            body[draw.randrange(len(body))] = draw.choice([0, 1, 255, ord("T"), ord("S"), draw.randrange(256)])
+        (tmp_path / "done-0").write_bytes(framed(bytes(body)))
+        for done in finished(tmp_path / "done-0", sizes):
+            assert all(0 <= at and 0 < nbytes and at + nbytes <= sizes[file] for file, at, nbytes in done.ranges)
+        (tmp_path / "head").write_bytes(framed(bytes(body)))
+        assert isinstance(Stage(tmp_path).read_head(), dict)
+        assert not Stage(tmp_path).is_whole
+
+
+def test_a_long_run_brings_to_the_disk_what_it_has_finished_and_says_so(place: Place) -> None:
+    plan = place.plan([SCALE, MOVE], path="out.safetensors")
+    seen: list[list[bytes]] = []
+
+    class Waiting(Observer):
+        def task_done(self, task: Task) -> None:
+            if not seen:
+                seen.append(wait_for(lambda: self.marks(), 60))
+
+        def marks(self) -> list[bytes]:
+            journals = place.root.glob(".out*/done-0")
+            return [body for path in journals for _, body in unframed(path.read_bytes()) if body[:1] == b"S"]
+
+    run(plan, Options(workers=1, memory="2MiB"), observers=[Waiting()])
+    assert len(seen[0]) >= 1
+    assert not place.hidden

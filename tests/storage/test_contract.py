@@ -13,6 +13,7 @@ from storing import bytes_of, fill, put, sample, spec, tree, write
 from surgery_jax.core.dtypes import DTYPES
 from surgery_jax.core.errors import PlanError, StorageError
 from surgery_jax.storage.base import Format
+from surgery_jax.storage.commits import commit_all
 from surgery_jax.storage.formats import (
     OutputPlan,
     formats,
@@ -22,7 +23,7 @@ from surgery_jax.storage.formats import (
     resolve_save,
     resolve_save_tensor,
 )
-from surgery_jax.storage.publish import Staging, commit_all
+from surgery_jax.storage.publish import Staging
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # importing PyTorch warns
 

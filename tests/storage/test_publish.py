@@ -15,8 +15,9 @@ from surgery_jax.core.errors import StorageError
 from surgery_jax.core.notes import Note
 from surgery_jax.storage.base import LaidFile, Layout
 from surgery_jax.storage.clearing import clear
+from surgery_jax.storage.commits import commit_all
 from surgery_jax.storage.formats import OutputPlan, open_checkpoint, resolve_output, resolve_save
-from surgery_jax.storage.publish import Staging, check_space, check_target, commit_all
+from surgery_jax.storage.publish import Staging, check_space, check_target
 
 OLD = {"old": sample("uint8", 3)}
 NEW = {"new": sample("float32", 5)}

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from ..command import BUDGETS, CONFIG_CHECK, JSON, OVERWRITE, PROOF, QUIET, SYNC, Argument, Command, options_of, whole
+from ..command import (
+    BUDGETS,
+    CONFIG_CHECK,
+    JSON,
+    OVERWRITE,
+    PROOF,
+    QUIET,
+    RESUME,
+    SYNC,
+    Argument,
+    Command,
+    options_of,
+    whole,
+)
 from ..streams import emit, name_leftovers, note
 from ..text import json_text
 from .run import account
@@ -58,6 +71,7 @@ class Merge(Command):
         CONFIG_CHECK,
         *BUDGETS,
         SYNC,
+        RESUME,
         *PROOF,
         QUIET,
         JSON,
