@@ -152,3 +152,10 @@ def test_a_model_without_a_tokenizer_is_an_error_only_if_it_is_the_first(sides: 
     with pytest.raises(PlanError, match=r"left has no tokenizer\.json"):
         merged(average("", "tokenizer: { source: base }", left=1, right=1))
     merged(average("", "tokenizer: { source: base }", right=1, left=1))
+
+
+def test_a_model_without_embeddings_cannot_be_given_a_vocabulary(sides: dict[str, Tensors]) -> None:
+    bare = {name: tensor for name, tensor in sides["right"].items() if name not in (EMBEDDING, HEAD)}
+    write_model(Path("bare"), bare, LLAMA, {"tokenizer.json": RIGHT})
+    with pytest.raises(PlanError, match="bare has no matrix with a row for each token"):
+        merged(average("", "tokenizer_source: union", left=1, bare=1))
