@@ -127,7 +127,7 @@ def test_a_config_of_another_input_is_named_by_its_alias(model: Path) -> None:
 inputs: [ 'm::{model}', 'o::{other}' ]
 transforms:
   - config: {{ alias: m, set: {{ one: '${{m.config.model_type}}', deep.n: '${{config.num_attention_heads}}' }} }}
-  - config: {{ alias: m, set: {{ two: '${{config.deep.n + 5}}' }} }}
+  - config: {{ alias: m, defaults_of: '${{m.config.model_type}}', set: {{ two: '${{config.deep.n + 5}}' }} }}
   - config: {{ alias: m, set: {{ width: '${{config.o.width + o.config.width + config.num_attention_heads}}' }} }}
   - prefixes: {{ mode: remove, alias: o }}
 output: '{model.parent / "out"}'
@@ -135,6 +135,19 @@ output: '{model.parent / "out"}'
     run(load_plan(model.parent / "plan.yaml"), Options(sync=False))
     found = json.loads((model.parent / "out" / "config.json").read_text())
     assert (found["width"], found["one"], found["two"]) == (7 + 7 + 4, "llama", 9)
+
+
+def test_other_keys_of_the_step_speak_of_the_config_of_the_input(model: Path) -> None:
+    (model.parent / "plan.yaml").write_text(f"""
+inputs: [ 'm::{model}' ]
+transforms:
+  - config: {{ set: {{ model_type: other }} }}
+  - config: {{ defaults_of: '${{config.model_type}}', delete: '${{config.torch_dtype and "torch_dtype"}}' }}
+output: '{model.parent / "out"}'
+""")
+    run(load_plan(model.parent / "plan.yaml"), Options(sync=False))
+    found = json.loads((model.parent / "out" / "config.json").read_text())
+    assert found["hidden_act"] == "silu" and "torch_dtype" not in found
 
 
 def test_a_key_that_the_config_at_its_place_has_not_is_named(model: Path) -> None:
@@ -166,7 +179,7 @@ transforms:
     assert "heads: ${config.num_attention_heads * 2}" in summary
     plan.write_text(head + summary)
     assert main(["run", str(plan), f"output={model.parent / 'b'}", "--quiet", "--no-sync"]) == 0
-    assert documents(model.parent / "a") == documents(model.parent / "b")
+    assert documents(model.parent / "a")["config.json"] == documents(model.parent / "b")["config.json"]
 
 
 def test_defaults_of_the_architecture_are_written_out_where_the_config_leaves_them_open(model: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from ..command import BUDGETS, JSON, OVERWRITE, PROOF, QUIET, SYNC, Argument, Command, options_of, whole
+from ..command import BUDGETS, CONFIG_CHECK, JSON, OVERWRITE, PROOF, QUIET, SYNC, Argument, Command, options_of, whole
 from ..streams import emit, name_leftovers, note
 from ..text import json_text
 from .run import account
@@ -55,6 +55,7 @@ class Merge(Command):
         ),
         Argument("--i-understand-this-is-not-useful-without-training", "allow experts that are all alike"),
         OVERWRITE,
+        CONFIG_CHECK,
         *BUDGETS,
         SYNC,
         *PROOF,

@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..command import BUDGETS, JSON, OVERWRITE, QUIET, SYNC, Argument, Command, options_of
+from ..command import BUDGETS, CONFIG_CHECK, JSON, OVERWRITE, QUIET, SYNC, Argument, Command, options_of
 from ..streams import emit
 from ..text import count, json_text, visible
 
@@ -35,6 +35,7 @@ class Replay(Command):
         ),
         *BUDGETS,
         OVERWRITE,
+        CONFIG_CHECK,
         SYNC,
         QUIET,
         JSON,
