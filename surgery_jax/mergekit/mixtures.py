@@ -4,67 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..core.dtypes import BY_NAME, DType
-from ..core.errors import Mark, Notice, PlanError, listing
+from ..core.errors import Notice, PlanError, listing
 from ..core.model_config import CONFIG, DEFAULTS
-from ..language import nodes
 from ..language.nodes import Mapping, Scalar, shown
 from .card import card_of
-from .configuration import check_known, dtype_of, given_in
+from .configuration import given_in
+from .experts import Expert, Mixture, mixture_of
 from .models import Model, Models, embedding_of
 from .options import MergeOptions
 from .patterns import pattern_of
 from .prompts import token_lists
 from .recipe import OUT, Recipe, Value
-from .references import Reference, reference
 from .sidecars import OWN, TOKENIZER_FILES, copy_documents_of
 from .targets import TARGETS, Target
 
 __all__ = ["merge_experts"]
 
-KEYS = (
-    "base_model",
-    "experts",
-    "shared_experts",
-    "gate_mode",
-    "dtype",
-    "experts_per_token",
-    "architecture",
-)
-MODES = ("hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random")
 NORMAL = 0.02  # deviation of random routers where the base does not say with what it was initialised
-
-
-@dataclass(frozen=True, eq=False)
-class Expert:
-    """A model whose feed-forward layers become an expert."""
-
-    model: Reference
-    positive: tuple[str, ...]
-    negative: tuple[str, ...]
-    noise: float | None
-    scale: float | None
-    mark: Mark
-
-
-@dataclass(frozen=True, eq=False)
-class Mixture:
-    """What the configuration says."""
-
-    base: Reference
-    experts: tuple[Expert, ...]
-    shared: tuple[Expert, ...]
-    mode: str
-    dtype: DType | None
-    per_token: int
-    mark: Mark
-
-    @property
-    def all(self) -> tuple[Expert, ...]:
-        return (*self.experts, *self.shared)
 
 
 def merge_experts(
@@ -75,7 +34,7 @@ def merge_experts(
     Raises:
         SurgeryError: what is wrong with the configuration or the models.
     """
-    mixture = _mixture(node, notices)
+    mixture = mixture_of(node, notices)
     models = Models(recipe)
     base = models.get(mixture.base)
     found = {expert: models.get(expert.model) for expert in mixture.all}
@@ -100,80 +59,6 @@ def merge_experts(
         )
         recipe.step("document", {"write": "README.md", "text": card, "alias": OUT}, mixture.mark)
         recipe.step("document", {"write": "mergekit_moe_config.yml", "text": text, "alias": OUT}, mixture.mark)
-
-
-# ----------------------------------------------------------------------------------------------- the configuration
-
-
-def _mixture(node: Mapping, notices: list[Notice]) -> Mixture:
-    check_known(node, KEYS, "the configuration", notices)
-    if given_in(node, "base_model") is None:
-        raise PlanError("a mixture needs a base_model", where=node.mark, expected="base_model: a path")
-    mode = node.entries.get("gate_mode", Scalar("hidden", node.mark))
-    if not isinstance(mode, Scalar) or mode.value not in MODES:
-        raise PlanError("gate_mode is none", where=mode.mark, expected=", ".join(MODES), found=shown(mode))
-    experts = _experts(node, "experts", notices)
-    if not experts:
-        raise PlanError("a mixture needs experts", where=node.mark)
-    count = node.entries.get("experts_per_token", Scalar(2, node.mark))
-    per_token = count.value if isinstance(count, Scalar) else None
-    if not isinstance(per_token, int) or not 1 <= per_token <= len(experts):
-        raise PlanError(
-            "experts_per_token is no number of experts",
-            where=count.mark,
-            expected=f"1 to {len(experts)}, of as many experts",
-            found=shown(count),
-        )
-    base = reference(node.entries["base_model"], "base_model")
-    shared = _experts(node, "shared_experts", notices)
-    return Mixture(base, experts, shared, str(mode.value), dtype_of(node, "dtype"), per_token, node.mark)
-
-
-def _experts(node: Mapping, key: str, notices: list[Notice]) -> tuple[Expert, ...]:
-    given = given_in(node, key)
-    if given is None:
-        return ()
-    if not isinstance(given, nodes.Sequence):
-        raise PlanError(f"{key} is a list", where=given.mark, expected="{ source_model, … }", found=shown(given))
-    found = []
-    for item in given.items:
-        if not isinstance(item, Mapping) or "source_model" not in item.entries:
-            raise PlanError(f"an entry of {key} has no source_model", where=item.mark, found=shown(item))
-        known = ("source_model", "positive_prompts", "negative_prompts", "noise_scale", "residual_scale")
-        check_known(item, known, f"an entry of {key}", notices)
-        found.append(
-            Expert(
-                reference(item.entries["source_model"], "source_model"),
-                _prompts(item, "positive_prompts"),
-                _prompts(item, "negative_prompts"),
-                _number(item, "noise_scale"),
-                _number(item, "residual_scale"),
-                item.mark,
-            )
-        )
-    return tuple(found)
-
-
-def _prompts(node: Mapping, key: str) -> tuple[str, ...]:
-    given = given_in(node, key)
-    if given is None:
-        return ()
-    items = given.items if isinstance(given, nodes.Sequence) else ()
-    words = [str(item.value) for item in items if isinstance(item, Scalar) and item.value is not None]
-    if not isinstance(given, nodes.Sequence) or len(words) != len(items):
-        raise PlanError(f"{key} is a list of texts", where=given.mark, found=shown(given))
-    return tuple(words)
-
-
-def _number(node: Mapping, key: str) -> float | None:
-    given = given_in(node, key)
-    if given is None:
-        return None
-    try:
-        assert isinstance(given, Scalar) and not isinstance(given.value, bool)
-        return float(str(given.value))
-    except (AssertionError, ValueError):
-        raise PlanError(f"{key} is a number", where=given.mark, found=shown(given)) from None
 
 
 def _target(node: Mapping, mixture: Mixture, base: Model, found: dict[Expert, Model]) -> Target:
