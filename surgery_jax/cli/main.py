@@ -46,18 +46,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         own()
     words = list(sys.argv[1:] if argv is None else argv)
-    with interruptible() as watch, notes_shown():
-        try:
-            from .streams import flush, open_closed
+    watch: Watch | None = None
+    try:
+        with interruptible() as watch, notes_shown():
+            try:
+                from .streams import flush, open_closed
 
-            open_closed()
-            code = _dispatch(words)
-            flush()
-            return code
-        except SystemExit as end:  # of argparse, after help
-            return end.code if isinstance(end.code, int) else 0
-        except BaseException as error:
-            return _report(_first(error), words, watch)
+                open_closed()
+                code = _dispatch(words)
+                flush()
+                return code
+            except SystemExit as end:  # of argparse, after help
+                return end.code if isinstance(end.code, int) else 0
+            except BaseException as error:
+                return _report(_first(error), words, watch)
+    except KeyboardInterrupt as error:  # on the way into the command, or out of it
+        return _report(error, words, watch)
 
 
 def _first(error: BaseException) -> BaseException:
@@ -71,13 +75,14 @@ def _first(error: BaseException) -> BaseException:
     return cause if isinstance(cause, Interrupted) else error
 
 
-def _report(error: BaseException, words: Sequence[str], watch: Watch) -> int:
+def _report(error: BaseException, words: Sequence[str], watch: Watch | None) -> int:
     from ..core.interrupts import held
     from .failures import report
 
     with held():
         is_whole = words[:1] != ["batch"]  # whose jobs appear one by one
-        return report(error, as_json="--json" in words, outputs=watch.outputs, is_whole=is_whole)
+        outputs, kept = (watch.outputs, watch.kept) if watch is not None else ((), ())
+        return report(error, as_json="--json" in words, outputs=outputs, kept=kept, is_whole=is_whole)
 
 
 def _dispatch(words: list[str]) -> int:

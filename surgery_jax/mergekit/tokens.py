@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from ..core.errors import Mark, PlanError
+from ..core.errors import Mark, PlanError, listing
 from ..core.tokenizer_json import TOKENIZER, Vocabulary, additions, grown, vocabulary_of
 from ..language.nodes import Mapping as MappingNode
 from ..language.nodes import Node, Scalar, check_keys, shown
@@ -110,7 +110,15 @@ def _made(models: Sequence[Model], rows: Rows, donor: str, tokens: Tokens) -> tu
                 found=", ".join(model.documents) or "no documents",
                 hint="write one with AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers",
             )
-        sizes[model.alias] = min(model.specs[name].shape[0] for name in rows.names if name in model.specs)
+        heights = [model.specs[name].shape[0] for name in rows.names if name in model.specs]
+        if not heights:
+            raise PlanError(
+                f"{model.name} has no matrix with a row for each token",
+                where=tokens.mark,
+                found=listing(model.specs),
+                hint="leave out what is said of the tokenizer",
+            )
+        sizes[model.alias] = min(heights)
         told[model.alias] = text
         try:
             known[model.alias] = vocabulary_of(text, sizes[model.alias])

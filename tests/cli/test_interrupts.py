@@ -33,8 +33,9 @@ def test_a_signal_that_something_swallows_still_stops_the_run(place):
             signal.raise_signal(signal.SIGINT)
         with pytest.raises(Interrupted):
             run(content(place), Options(sync=False))
-    assert sorted(place.iterdir()) == before
-    run(content(place), Options(sync=False))  # the next one does not hear of it
+    assert [path for path in place.iterdir() if path not in before and ".surgery-" not in path.name] == []
+    run(content(place), Options(sync=False, resume=True))  # the next one does not hear of it
+    assert sorted(place.iterdir()) == sorted([*before, place / "out.safetensors"])
 
 
 def test_a_signal_that_a_callback_of_the_collector_swallows_prints_no_traceback(monkeypatch):
@@ -56,12 +57,13 @@ def test_a_signal_that_a_callback_of_the_collector_swallows_prints_no_traceback(
     assert set(said) == {ValueError}  # which is still told
 
 
-def test_a_signal_that_another_error_hides_is_an_interrupt(place, plan, capsys):
+@pytest.mark.parametrize("function", ["notes_shown", "format_usage"])  # at the beginning; where argparse cannot bear it
+def test_a_signal_is_an_interrupt_wherever_it_comes(function, place, plan, capsys):
     plan(MOVES)
     came = []
 
     def interrupt(frame, event, argument):
-        if event == "call" and frame.f_code.co_name == "format_usage" and not came:  # where argparse cannot bear it
+        if event == "call" and frame.f_code.co_name == function and not came:
             came.append(True)
             signal.raise_signal(signal.SIGTERM)
 

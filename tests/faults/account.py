@@ -36,7 +36,7 @@ class Account:
     def __init__(self, part: str, path: Path | None = None, about: Mapping[str, Any] | None = None) -> None:
         self.part = part
         self.path = path
-        self.about = {**(about or {}), **(_origin() if path else {})}
+        self.about = {**(about or {}), **(_commit() if path else {})}
         self.tried: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.peak = 0
@@ -46,10 +46,9 @@ class Account:
         self._lock = threading.Lock()
         before = _read(path).get(part) if path else None
         if before is not None:
-            asked = {key: before[key] for key in self.about if key != "machine"}
-            given = {key: value for key, value in self.about.items() if key != "machine"}
-            if asked != given:
-                raise SystemExit(f"{path} is about {asked}, not {given}: name another file")
+            known = {key: before[key] for key in self.about}
+            if known != self.about:
+                raise SystemExit(f"{path} is about {known}, not {self.about}: name another file")
             self.tried.update(before["tried"])
             self.wrong += before["wrong"]
             self.peak = before["peak_bytes"]
@@ -90,7 +89,7 @@ class Account:
             "wrong": self.wrong,
         }
         with _alone(self.path.parent):
-            whole = json.dumps({**_read(self.path), self.part: mine}, indent=1)
+            whole = json.dumps({"machine": describe(HERE, None), **_read(self.path), self.part: mine}, indent=1)
             staged = self.path.with_suffix(f".{os.getpid()}")
             staged.write_text(whole + "\n")
             staged.replace(self.path)
@@ -111,11 +110,11 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _origin() -> dict[str, Any]:
-    """The commit that is tried, and the machine."""
+def _commit() -> dict[str, Any]:
+    """The commit that is tried, and whether the tree differs from it."""
     asked = {"commit": ("rev-parse", "--short", "HEAD"), "changed": ("status", "--porcelain", "surgery_jax", "tests")}
     said = {
         key: subprocess.run(("git", *words), cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
         for key, words in asked.items()
     }
-    return {"commit": said["commit"], "changed": bool(said["changed"]), "machine": describe(HERE, None)}
+    return {"commit": said["commit"], "changed": bool(said["changed"])}

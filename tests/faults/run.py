@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from faults.account import Account
-from faults.campaign import damaged, struck
+from faults.campaign import damaged, serving, struck
 from faults.harness import Mode, build_library
 from faults.scenes import SCENES
 
@@ -55,7 +55,10 @@ def main() -> int:
         folder = Path(name)
         library = build_library(folder)
         scenes = [scene for scene in SCENES if not only or scene.name in only]
-        struck(library, folder, LONG if options.long else SHORT, options.seed, scenes, account, **more)
+        with serving(library, folder, **more) as servers:
+            for scene in scenes:
+                counts = LONG if options.long else SHORT
+                struck(servers, folder, scene, counts, options.seed, account(scene.name))
         if not only or "damaged" in only:
             numbers = range(20_000 if options.long else 500)[options.first : options.last]
             part = f"damaged {numbers.start} to {numbers.stop}"

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from .account import Account
-from .campaign import damaged, struck
+from .campaign import damaged, serving, struck
 from .harness import Mode, build_library
 from .scenes import SCENES
 
@@ -24,11 +24,17 @@ def library(tmp_path_factory):
     return build_library(tmp_path_factory.mktemp("library"))
 
 
+@pytest.fixture(scope="module")
+def servers(library, tmp_path_factory):
+    with serving(library, tmp_path_factory.mktemp("servers")) as started:
+        yield started
+
+
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
-def test_a_fault_at_any_call_leaves_the_old_or_the_new(scene, library, tmp_path):
+def test_a_fault_at_any_call_leaves_the_old_or_the_new(scene, servers, tmp_path):
     account = Account(scene.name)
     modes = [mode for mode in Mode if mode not in (Mode.OFF, Mode.COUNT)]
-    struck(library, tmp_path, dict.fromkeys(modes, EACH), 7, [scene], lambda part: account)
+    struck(servers, tmp_path, scene, dict.fromkeys(modes, EACH), 7, account)
     assert sum(account.tried[mode.name.lower()] for mode in modes) > 4 * EACH
     assert not account.wrong, "\n".join(account.wrong)
 
