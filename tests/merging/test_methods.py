@@ -436,7 +436,7 @@ def test_nan_in_what_a_model_changes_is_an_error_that_names_it(tmp_path: Path, m
         "a.safetensors",
         "b.safetensors",
         "base.safetensors",
-        "out.safetensors",
+        "made.safetensors",
     ]
 
 
