@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from running import Bench, assert_same_bits, dtype, read_checkpoint, simulated
 
-from surgery_jax import AssertionFailed, Problems
+from surgery_jax import Problems
 from surgery_jax.merging.method import methods
 
 SHAPES = {"wide": (96, 130), "long": (300, 200), "short": (33,), "one": (1,), "none": (0, 4), "cube": (6, 5, 7)}
@@ -267,7 +267,7 @@ def test_half_precision_is_computed_wider_and_rounded_once(tmp_path: Path) -> No
     plain = ("task_arithmetic", "linear", "slerp", "karcher", "model_stock", "nuslerp", "nearswap")
     for what, key, found, wide in cases_of(tmp_path, "bfloat16", [case for case in CASES if case[0] in plain]):
         expected = wide.astype(np.float32).astype(dtype("bfloat16"))
-        one_step = np.abs(np.spacing(expected.astype(np.float32))) * 2**16
+        one_step = np.abs(np.spacing(expected.astype(np.float32))) * 2**16 + 1e-8  # of what cancels in float32
         off = np.abs(found.astype(np.float64) - expected.astype(np.float64))
         assert (off <= one_step).all() and (off > 0).mean() < 0.05, (what, key)
 
@@ -418,7 +418,7 @@ def test_integers_must_be_the_same_and_are_taken(tmp_path: Path) -> None:
     tensors: list[Tensors] = [{"n": np.arange(4)}, {"n": np.arange(4)}]
     assert_same_bits(merged(tmp_path / "a", tensors, step("ties", [{"weight": 1}]))["n"], np.arange(4))
     tensors[1]["n"] = np.array([0, 1, 2, 4])
-    with pytest.raises(AssertionFailed, match=r"n of a is that of the base.*1 of 4"):
+    with pytest.raises(Problems, match=r"n of a is that of the base.*1 of 4"):
         merged(tmp_path / "b", tensors, step("ties", [{"weight": 1}]))
 
 
@@ -430,13 +430,13 @@ def test_nan_in_what_a_model_changes_is_an_error_that_names_it(tmp_path: Path, m
     given = step("slerp", [{}], t=0.5) if method == "slerp" else step(method, own)
     if method == "slerp":
         tensors[1] = tensors[2]
-    with pytest.raises(AssertionFailed, match=r"no NaN in wide of [ab] less wide of the base.*3 of 12480"):
+    with pytest.raises(Problems, match=r"no NaN in wide of [ab] less wide of the base.*3 of 12480"):
         merged(tmp_path, tensors, given)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "a.safetensors",
         "b.safetensors",
         "base.safetensors",
-        "out.safetensors",
+        "made.safetensors",
     ]
 
 
