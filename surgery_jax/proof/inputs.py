@@ -25,10 +25,12 @@ THREADS = 2
 
 
 class InputDigests:
-    """Hashes files in threads of its own, once each; those that were hashed before are remembered."""
+    """Hashes files in threads of its own, once each; those that were hashed before are remembered: on the disk, and in
+    memory those of the one `before`."""
 
-    def __init__(self) -> None:
-        self._remembered = Remembered()
+    def __init__(self, before: InputDigests | None = None) -> None:
+        self._remembered: Remembered = Remembered() if before is None else before._remembered
+        self._known: dict[tuple[str, Identity, tuple[int, ...]], FileDigest] = {} if before is None else before._known
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="surgery-digest")
         self._found: dict[str, Future[FileDigest]] = {}
         self._stopped = threading.Event()
@@ -53,11 +55,12 @@ class InputDigests:
         self._pool.shutdown(cancel_futures=True)
 
     def _find(self, path: str, identity: Identity, marks: tuple[int, ...]) -> FileDigest:
-        found = self._remembered.get(identity, marks)
+        found = self._known.get((path, identity, marks)) or self._remembered.get(identity, marks)
         if found is None:
             with remembering({path: identity}):
                 found = digest_of(path, marks, self._tick)
             self._remembered.put(identity, found, marks)
+        self._known[path, identity, marks] = found
         return found
 
     def _tick(self) -> None:

@@ -187,7 +187,7 @@ class Receipts(Observer):
     def end(self) -> None:
         """What was at work has ended, whatever came of it."""
         self._inputs.close()
-        self._inputs = InputDigests()
+        self._inputs = InputDigests(self._inputs)
         self._plans.clear()
         self._outputs.clear()
         self._settled.clear()

@@ -184,13 +184,21 @@ def read_receipt(path: str) -> Receipt:
             hint="fetch both files again, from one place",
         )
     table: Any = parse_json(text, beside, "the table of the receipt")
-    problem = _first_fault(table, _TABLE, "")
+    problem = _first_fault(table, _TABLE, "") or next(filter(None, map(_strange, table["files"])), "")
     if problem:
         raise StorageError("not a table of tensors", where=str(beside), found=problem)
     return Receipt(place, raw, found, table)
 
 
 # ------------------------------------------------------------------------------------------------------- their form
+
+
+def _strange(name: str) -> str:
+    """What is wrong with the name of a file of an output, which must lie in it."""
+    path = PurePosixPath(name)
+    lies_within = not path.is_absolute() and ".." not in path.parts and "\0" not in name
+    return "" if lies_within else f"the name of a file that leads elsewhere: {name!r:.80}"
+
 
 _DIGEST = {"sha256": "hex"}
 _STATEMENT: Any = {

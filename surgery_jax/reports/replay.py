@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from ..session.passes import Show
 from ..session.reading import Headers
 from ..session.run import Session, Transaction
 from ..storage.base import Checkpoint, Entry
+from ..storage.files import storage_error
 from ..storage.formats import open_checkpoint
 from ..storage.proofs import RECEIPT
 from ..storage.stored import blocks_of
@@ -99,8 +101,8 @@ def replay(
         return _against(known, plan, options, against, progress)
     if output is not None:
         return _again(known, plan, options, Path(output), output, progress)
-    with tempfile.TemporaryDirectory(prefix=".surgery-replay-", dir=known.path.parent) as folder:
-        return _again(known, plan, options, Path(folder) / known.name, None, progress)
+    with _hidden(known.path.parent) as folder:
+        return _again(known, plan, options, folder / "output", None, progress)
 
 
 def check_locked(plan: Plan, compiled: Compiled, receipt: str) -> bool:
@@ -146,6 +148,21 @@ def _plan_of(known: Receipt, inputs: Mapping[str, str]) -> Plan:
 # --------------------------------------------------------------------------------------------------- made once more
 
 
+@contextmanager
+def _hidden(above: Path) -> Iterator[Path]:
+    """A hidden directory, until it is left.
+
+    Raises:
+        StorageError: there cannot be one.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=".surgery-replay-", dir=above)
+    except OSError as error:
+        raise storage_error(error, above, "build what the plan makes there") from None
+    with folder as path:
+        yield Path(path)
+
+
 def _elsewhere(compiled: Compiled, places: Sequence[str]) -> Compiled:
     """A plan that writes its outputs to other places, and goes on to do so when the data has answered its questions."""
     outputs = [
@@ -187,8 +204,8 @@ def _again(
     check_inputs(known, compiled.symbolic)
     if len(compiled.outputs) <= known.number:
         raise StorageError("the plan writes no such output any more", where=str(known.path))
-    with tempfile.TemporaryDirectory(prefix=".surgery-replay-", dir=target.parent) as rest:
-        places = [str(Path(rest) / str(n) / Path(out.path).name) for n, (out, _) in enumerate(compiled.outputs)]
+    with _hidden(known.path.parent) as rest:
+        places = [str(rest / str(number)) for number in range(len(compiled.outputs))]
         places[known.number] = str(target)
         try:
             session.run([Transaction(_elsewhere(compiled, places))])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -264,8 +266,6 @@ def test_a_replay_on_other_devices_and_budgets_gives_the_same_bits(place: Path, 
     ]
     make("out", [{"permute": {"from": "w.5", "to": "w.t", "order": [1, 0]}}, *steps])
     environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": ":".join(sys.path)}
-    import os
-
     command = [sys.executable, "-m", "surgery_jax", "replay", "out", "--quiet", *options]
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -281,6 +281,26 @@ def test_a_locked_run_refuses_another_plan_and_other_inputs(place: Path, capsys:
     flip(Path("m/model.safetensors"), -1)
     assert main([*call, "--locked", "out"]) == 3
     assert "not those of the receipt" in capsys.readouterr().err
+
+
+def test_a_receipt_leads_nowhere_else(place: Path) -> None:
+    make("deep/out")
+    before = sorted(place.rglob("*"))
+    receipt, table = Path("deep/out/surgery.receipt.json"), Path("deep/out/surgery.tensors.json")
+    told = json.loads(receipt.read_text())
+    told["subject"][0]["name"] = "../../stray"
+    receipt.write_text(json.dumps(told))
+    assert replay("deep/out", QUICK).holds
+    assert sorted(place.rglob("*")) == before
+    files = json.loads(table.read_text())
+    files["files"]["../../m/model.safetensors"] = files["files"]["config.json"]
+    table.write_text(json.dumps(files))
+    digest = hashlib.sha256(table.read_bytes()).hexdigest()
+    told["predicate"]["runDetails"]["byproducts"][0]["digest"]["sha256"] = digest
+    receipt.write_text(json.dumps(told))
+    with pytest.raises(StorageError, match="not a table of tensors") as caught:
+        verify("deep/out")
+    assert "leads elsewhere" in str(caught.value.found)
 
 
 # ---------------------------------------------------------------------------------------------- signatures, lineage
@@ -402,8 +422,6 @@ def test_spoiled_receipts_tables_and_signatures_are_refused_or_told(data: st.Dat
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
         target.write_bytes(raw)
     if name == "surgery.tensors.json":  # a table that its receipt names
-        import hashlib
-
         receipt = json.loads((spoiled / "good" / "surgery.receipt.json").read_text())
         digest = hashlib.sha256(target.read_bytes()).hexdigest()
         receipt["predicate"]["runDetails"]["byproducts"][0]["digest"]["sha256"] = digest
