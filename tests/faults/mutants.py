@@ -76,6 +76,18 @@ transforms:
   - lora_merge: { adapters: { adapter: 0.7 }, to: model }
 output: out.safetensors
 """
+KIT = r"""
+merge_method: task_arithmetic
+base_model: model
+models:
+  - model: other
+    parameters: { weight: [ 0.1, 0.9 ], density: 1.0 }
+  - model: { model: model, override_architecture: null }
+    parameters: { weight: [ { filter: bias, value: 0.2 }, { value: 0.5 } ] }
+parameters: { lambda: 0.7 }
+dtype: float32
+out_dtype: float16
+"""
 Seed = tuple[Path, tuple[str, ...]]  # a folder, and a command that reads what is in it
 
 
@@ -109,7 +121,8 @@ def _plans(root: Path, server: Server) -> list[Seed]:
     asked = {
         "parameters": ("check", "plan.yaml", "--params", "values.yaml"), "verbs": ("check", "plan.yaml"),
         "documents": ("check", "plan.yaml"), "jobs": ("batch", "jobs.yaml", "--check"),
-        "record": ("batch", "jobs.yaml"),
+        "record": ("batch", "jobs.yaml"), "merge": ("merge", "merge.yaml", "out", "--print-plan"),
+        "receipt": ("verify", "out"), "lineage": ("lineage", "out"),
     }  # fmt: skip
     for name in asked:
         folder = root / name
@@ -117,6 +130,9 @@ def _plans(root: Path, server: Server) -> list[Seed]:
         batch(folder)
     for name, text in (("parameters", PARAMETERS), ("verbs", VERBS), ("documents", DOCUMENTS)):
         plan(root / name, text)
+    plan(root / "merge", KIT, "merge.yaml")
+    for name in ("receipt", "lineage"):
+        _must(server, root / name, "run", "plan.yaml", "output=out", "--no-summary")
     plan(root / "parameters", PART, "part.yaml")
     plan(root / "parameters", VALUES, "values.yaml")
     _must(server, root / "record", "batch", "jobs.yaml")
@@ -258,7 +274,7 @@ def faults_of(mutant: Mutant, done: Answer) -> list[str]:
         wrong.append("it hangs")
     elif done.code not in (0, 1, 2, 3, 4) or "Traceback" in done.stderr:
         wrong.append(f"exit {done.code}: {done.stderr[-300:]}")
-    elif done.code and not done.stderr.startswith("error: ") and "failed" not in done.stdout:
+    elif (done.code > 1 and not done.stderr.startswith("error: ")) or not (done.stderr or done.stdout):
         wrong.append(f"exit {done.code} without an error: {done.stderr[-300:]}")
     new = _names(mutant.folder) ^ mutant.names
     if done.code and "batch" not in mutant.command and new:  # of a batch, some jobs may be done
