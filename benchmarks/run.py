@@ -356,6 +356,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="ROW", help="rows to run")
     parser.add_argument("--ours", type=Path, default=Path(sys.executable).with_name("surgery-jax"))
     parser.add_argument("--mergekit", type=Path, metavar="PATH", help="the program mergekit-extract-lora")
+    parser.add_argument("--mergekit-moe", type=Path, metavar="PATH", help="the program mergekit-moe")
     parser.add_argument("--brainsurgery", metavar="PATH", help="its program, or `make` to install it for this")
     parser.add_argument("--work", type=Path, default=HERE / "work", help="where inputs and outputs lie")
     parser.add_argument("--name", help="of the result (default: SUITE-SIZE)")
@@ -374,11 +375,11 @@ def main() -> int:
         make_brainsurgery(options.work.resolve()) if wanted == "make" else Path(wanted).absolute() if wanted else None
     )
     ours = options.ours.absolute() if options.ours.exists() else None
-    helpers = {
-        name: shlex.join([sys.executable, str(HERE / f"{name}.py")]) for name in ("with_orbax", "factor", "residual")
-    }
-    mergekit = options.mergekit.absolute() if options.mergekit else None
-    programs = {"ours": ours, "brainsurgery": theirs, "mergekit": mergekit} | helpers
+    names = ("with_orbax", "with_torch", "factor", "residual", "floor")
+    helpers = {name: shlex.join([sys.executable, str(HERE / f"{name}.py")]) for name in names}
+    others = {"mergekit": options.mergekit, "mergekit_moe": options.mergekit_moe}
+    others = {name: path.absolute() if path else None for name, path in others.items()}
+    programs = {"ours": ours, "brainsurgery": theirs} | others | helpers
 
     results = []
     for row in rows:

@@ -486,7 +486,53 @@ LOW_RANK = Suite(
     ),
 )
 
-SUITES = {"storage": STORAGE, "batch": BATCH, "orbax": ORBAX, "lowrank": LOW_RANK}
+MIXTRAL = "plans/upcycle_mixtral.yaml source=base output=out"
+# mergekit says of equal experts that they are not useful without training, and wants a tokenizer.
+MERGEKIT_MOE = " && ".join(
+    [
+        "echo 'base_model: base_tokens' > moe.yaml",
+        "echo 'gate_mode: random' >> moe.yaml",
+        "echo 'dtype: bfloat16' >> moe.yaml",
+        f"echo 'experts: [{', '.join(['{{source_model: base_tokens}}'] * 8)}]' >> moe.yaml",
+        "{mergekit_moe} moe.yaml out --i-understand-this-is-not-useful-without-training > /dev/null",
+    ]
+)
+
+UPCYCLE = Suite(
+    about="A dense Llama to a Mixtral of eight experts: against writing as many bytes, and against other programs.",
+    inputs={"base": MODELS["base"], "base_tokens": "with_torch.py tokenized base"},
+    rows=(
+        Row(
+            "mixtral",
+            "every MLP as eight experts, with routers, config and the proof that it computes what it did",
+            {
+                "floor, cached": "{floor} out base",
+                "floor, direct": "{floor} out base --direct",
+                "ours": f"{{ours}} run --quiet --json {MIXTRAL}",
+                "ours --no-sync": f"{{ours}} run --quiet --json --no-sync {MIXTRAL}",
+                "transformers": "{with_torch} out mixtral base",
+                "mergekit-moe": MERGEKIT_MOE,
+            },
+            (
+                Target("wall_s", "ours --no-sync", per="floor, cached", at_most=1.2),
+                Target("wall_s", "ours --no-sync", per="floor, direct", at_most=1.2),
+                *(Target("rss_bytes", side, at_most=300e6) for side in ("ours", "ours --no-sync")),
+                *(
+                    Target("wall_s", side, per="ours --no-sync", at_least=4)
+                    for side in ("transformers", "mergekit-moe")
+                ),
+                *(
+                    Target("rss_bytes", side, per="ours --no-sync", at_least=10)
+                    for side in ("transformers", "mergekit-moe")
+                ),
+            ),
+            inputs=("base", "base_tokens"),
+            disk_bytes=14e9,
+        ),
+    ),
+)
+
+SUITES = {"storage": STORAGE, "batch": BATCH, "orbax": ORBAX, "lowrank": LOW_RANK, "upcycle": UPCYCLE}
 
 
 def guarded(baseline: str, tiny: str, plan: str, *inputs: str) -> Row:

@@ -44,6 +44,7 @@ __all__ = [
     "convert",
     "diff",
     "explain",
+    "finished",
     "inspect",
     "join",
     "load_plan",
@@ -150,16 +151,34 @@ def run(
     them calls this with the same plan, and each gets the report of all, but what is printed only process 0. `progress`
     is called with bytes done and bytes in all, and `observers` are told what happens.
 
-    What runs that were killed have left beside the outputs is removed, and named in the report; what may be the only
-    copy of what was there is only named.
+    What runs that did not come to their end have left beside the outputs is named in the report, and left alone; with
+    `options.resume` the run goes on with it, if it is the same plan on the same inputs.
 
     Raises:
-        SurgeryError: what went wrong; nothing appears under an output's name, and nothing temporary is left.
+        SurgeryError: what went wrong; nothing appears under an output's name. What was finished is kept for a run that
+            goes on where somebody stopped this one, or files or another process failed it; else nothing is left.
     """
     session = Session(options, peers=peers, observers=showing(progress, observers))
     session.sweep(output_paths(plan))
-    (outcome,) = session.run([Transaction(compiled or session.compile(plan, inputs))])
+    if (there := session.look_back(plan)) is not None:
+        return there
+    compiled = compiled or session.compile(plan, inputs)
+    if (there := session.look_back(plan, compiled.outputs)) is not None:
+        return there
+    (outcome,) = session.run([Transaction(compiled)])
     return session.report(outcome)
+
+
+def finished(plan: Plan, options: Options, peers: Peers = ALONE) -> Report | None:
+    """The report of a run that was killed when all outputs of the plan were there, if `options.resume` asks to go on
+    with such runs. Whoever compiles a plan before `run` calls this before that, since an input may be put back.
+
+    Raises:
+        StorageError: it cannot be put back.
+    """
+    session = Session(options, peers=peers)
+    session.sweep(output_paths(plan))
+    return session.look_back(plan)
 
 
 def inspect(

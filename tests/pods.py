@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -22,9 +24,16 @@ BECOME = (
 )
 
 
+PORTS = range(10_000, 32_000)  # below those that systems hand out by themselves, which may be taken any time
+DRAWN = random.Random(os.getpid())  # of each process of the tests another one
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """A port that nobody listens at, and that other processes of the tests hardly ask for."""
+    while True:
+        port = DRAWN.choice(PORTS)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def wait_for(condition: Callable[[], Any], limit_s: float = 30, what: str = "") -> Any:

@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from running import assert_same_bits, read_checkpoint
+
+from surgery_jax import Options, load_plan, run
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 TIMES = [0.31, 0.12, 0.25, 0.19, 0.44, 0.28]
@@ -23,7 +26,7 @@ TIMES = [0.31, 0.12, 0.25, 0.19, 0.44, 0.28]
 def harness(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The modules of the folder, which are scripts beside each other."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    names = ("run", "suites", "measure", "guard", "machine", "make_llama", "make_tensors", "quote", "simulate")
+    names = "run suites measure guard machine make_llama make_tensors quote simulate house floor".split()
     modules: dict[str, ModuleType] = {name: __import__(name) for name in names}
     yield SimpleNamespace(**modules)
     for name in names:
@@ -172,6 +175,30 @@ def test_every_row_names_what_there_is(harness: Any) -> None:
                 assert {target.of, target.less, target.per, target.per_less} - {None} <= set(row.sides), row.name
 
 
+def test_the_sides_of_an_upcycling_write_the_same_experts_and_as_many_bytes(harness: Any, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    harness.make_llama.write(
+        tmp_path / "base", "tiny", "bfloat16", harness.make_llama.Source("bfloat16", 0, None, 0), 1e9
+    )
+    theirs, ours, floor = tmp_path / "theirs", tmp_path / "ours", tmp_path / "floor"
+    for program, *words in (
+        ("with_torch.py", theirs, "mixtral", tmp_path / "base", "--experts", 3),
+        ("floor.py", floor, tmp_path / "base", "--experts", 3),
+    ):
+        done = start(program, *words)
+        assert done.returncode == 0, done.stderr
+    plan = str(BENCHMARKS.parent / "plans" / "upcycle_mixtral.yaml")
+    run(load_plan(plan, f"source={tmp_path / 'base'}", f"output={ours}", "experts=3"), Options(sync=False))
+    expected, found = read_checkpoint(theirs), read_checkpoint(ours)
+    assert found.keys() == expected.keys()
+    for name, array in found.items():
+        if "sparse_moe.gate" not in name:  # routers are drawn
+            assert_same_bits(array, expected[name], name)
+    nbytes = sum(array.nbytes for name, array in found.items() if "sparse_moe.gate" not in name)
+    assert harness.floor.upcycled_bytes(tmp_path / "base", 3) == nbytes
+    assert nbytes <= (floor / "floor.bin").stat().st_size < nbytes + harness.floor.BUFFER
+
+
 # -------------------------------------------------------------------------------------------------- inputs and plans
 
 
@@ -318,3 +345,30 @@ def test_the_documentation_quotes_the_results_as_they_are(harness: Any) -> None:
         quotes += len(harness.quote.QUOTE.findall(text))
         assert harness.quote.quoted(text) == text, f"{page.name}: run benchmarks/quote.py --write"
     assert quotes > 3
+
+
+def test_the_structure_has_no_circles_and_storage_and_verbs_say_their_types(harness: Any) -> None:
+    tree = BENCHMARKS.parent
+    assert harness.house.circles(tree) == []
+    found = harness.house.files(tree)
+    assert {room: found[room]["any"] for room in ("asserts", "ops", "storage")} == {
+        "asserts": 0,
+        "ops": 0,
+        "storage": 0,
+    }
+
+
+def test_circles_are_found_also_within_functions_and_through_others(harness: Any, tmp_path: Path) -> None:
+    place = tmp_path / "surgery_jax"
+    place.mkdir()
+    files = {
+        "__init__": "",
+        "a": "from . import b",
+        "b": "def late():\n    from .c import x",
+        "c": "import surgery_jax.a",
+        "d": "from typing import TYPE_CHECKING\nfrom .a import y\nif TYPE_CHECKING:\n    from .e import z",
+        "e": "from .d import y",
+    }
+    for name, text in files.items():
+        (place / f"{name}.py").write_text(text)
+    assert harness.house.circles(tmp_path) == [["surgery_jax.a", "surgery_jax.b", "surgery_jax.c"]]

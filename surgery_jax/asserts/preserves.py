@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from ..core.dtypes import BY_NAME
 from ..core.errors import PlanError
@@ -24,6 +24,7 @@ from ..language.names import INDEX, Reference, numbered_by
 
 PARTS = ("gate", "up", "down")
 PIECE = 1 << 22  # elements of a matrix that are widened at once
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Blocks(TensorOp):
                 )
         return (Spec((2,), BY_NAME["float64"]),)
 
-    def _triples(self, rest: Sequence[Any]) -> list[Sequence[Any]]:
+    def _triples(self, rest: Sequence[_T]) -> list[Sequence[_T]]:
         """Gate, up and down of every MLP."""
         rest = rest[self.is_gated :]
         return [rest[at : at + 3] for at in range(0, len(rest), 3)]

@@ -213,6 +213,7 @@ CONFIG_CHECK = Argument(
     negated=True,
 )
 SYNC = Argument("--sync", "bring the outputs to the disk before they appear (default)", default=True, negated=True)
+RESUME = Argument("--resume", "go on with what a run of the same plan on the same inputs has finished")
 QUIET = Argument("--quiet", "no progress and no account on stderr")
 JSON = Argument("--json", "one JSON object on stdout instead of text")
 FILTER = Argument(

@@ -22,11 +22,18 @@ def warn(warnings: Iterable[Notice], prefix: str = "") -> None:
         note(f"warning: {prefix}{visible(str(warning))}")
 
 
-def report(error: BaseException, *, as_json: bool, outputs: Sequence[str] = (), is_whole: bool = True) -> int:
+def report(
+    error: BaseException,
+    *,
+    as_json: bool,
+    outputs: Sequence[str] = (),
+    kept: Sequence[str] = (),
+    is_whole: bool = True,
+) -> int:
     """Tell the user; gives the exit code.
 
-    outputs: those that are there nevertheless. is_whole: whether they are all that the command would have written, as
-    they are unless it runs many jobs.
+    outputs: those that are there nevertheless. kept: those of which is kept what was finished. is_whole: whether the
+    outputs are all that the command would have written, as they are unless it runs many jobs.
     """
     if os.environ.get("SURGERY_JAX_TRACEBACK"):
         import traceback
@@ -41,7 +48,7 @@ def report(error: BaseException, *, as_json: bool, outputs: Sequence[str] = (), 
     there = f"the outputs are there: {listing(outputs, MOST_NAMES)}" if outputs else ""
     with suppress(Untold):  # stderr still says what happened
         if as_json:
-            emit(json_text(_as_json(code, problems, printed, outputs)))
+            emit(json_text(_as_json(code, problems, printed, outputs, kept)))
         elif printed:
             emit(printed)
         flush()
@@ -53,6 +60,9 @@ def report(error: BaseException, *, as_json: bool, outputs: Sequence[str] = (), 
         note("interrupted")
     if there:
         note(visible(there))
+    if kept:
+        names = listing(kept, MOST_NAMES)
+        note(visible(f"what is finished of {names} is kept: --resume goes on, surgery-jax clean removes it"))
     return code
 
 
@@ -64,7 +74,9 @@ def _understood(error: BaseException) -> tuple[int, list[SurgeryError]]:
     return 128 + (error.number if isinstance(error, Interrupted) else signal.SIGINT), []
 
 
-def _as_json(code: int, problems: list[SurgeryError], printed: str, outputs: Sequence[str]) -> dict[str, Any]:
+def _as_json(
+    code: int, problems: list[SurgeryError], printed: str, outputs: Sequence[str], kept: Sequence[str]
+) -> dict[str, Any]:
     text = "\n".join(map(str, problems)) or "interrupted"
     found = {"error": text, "exit_code": code, "problems": [p.as_json() for p in problems], "printed": printed}
-    return found | ({"outputs": list(outputs)} if outputs else {})
+    return found | ({"outputs": list(outputs)} if outputs else {}) | ({"kept": list(kept)} if kept else {})

@@ -81,8 +81,8 @@ def _report(error: BaseException, words: Sequence[str], watch: Watch | None) -> 
 
     with held():
         is_whole = words[:1] != ["batch"]  # whose jobs appear one by one
-        outputs = watch.outputs if watch is not None else ()
-        return report(error, as_json="--json" in words, outputs=outputs, is_whole=is_whole)
+        outputs, kept = (watch.outputs, watch.kept) if watch is not None else ((), ())
+        return report(error, as_json="--json" in words, outputs=outputs, kept=kept, is_whole=is_whole)
 
 
 def _dispatch(words: list[str]) -> int:

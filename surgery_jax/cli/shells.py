@@ -141,7 +141,9 @@ def _fish(known: Sequence[Command]) -> Iterator[str]:
             words = _words(option)
             value = f" -x -a {text(' '.join(words))}" if words else " -r" if option.takes else ""
             value += " -F" if option.completes in ("file", "plan") else ""
-            yield from (f"{here} -l {word[2:]}{value} -d {text(option.help)}" for word in option.spellings)
+            for word in option.spellings:
+                flag = f"-l {word[2:]}" if word.startswith("--") else f"-s {word[1:]}"
+                yield f"{here} {flag}{value} -d {text(option.help)}"
         positional = _positional(command)
         if positional is not None:
             words = _words(positional)

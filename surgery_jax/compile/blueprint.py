@@ -184,21 +184,27 @@ def blueprint(group: Group, limit: int) -> Blueprint:
         length = _tile_length(group, limit)
         return flat_blueprint(group, tile_length(length) if group.reduces else length)
     whole = whole_blueprint(group)
-    if whole.reductions and group.sample.specs:
-        # always, if they can be: what statistics come to must not depend on the budget
-        per_row, length = row_bytes(group), whole.specs[0].shape[0] if whole.specs[0].shape else 0
-        if per_row is not None:
-            fitting = min(limit, TILE * (1 + len(whole.specs))) // max(per_row, 1)
-            rows = 1 << max(min(fitting, length), 1).bit_length() - 1
-            return rows_blueprint(group, rows) or whole
-        return whole
+    if whole.reductions and any(eqn.op.kind == "whole" for eqn in whole.eqns):
+        found = _reduced_rows(group, whole, limit)
+        if found is not None:
+            return found
     if sum(spec.nbytes for spec in whole.specs) + whole.produced_bytes > limit:
-        per_row = row_bytes(group)
+        per_row = None if whole.reductions else row_bytes(group)
         if per_row is not None and per_row > 0:
             length = whole.specs[0].shape[0]
             return rows_blueprint(group, min(max(limit // per_row, 1), length)) or whole
         return whole
     return stack_blueprint(group, limit) or whole
+
+
+def _reduced_rows(group: Group, whole: Blueprint, limit: int) -> Blueprint | None:
+    """A power of two of rows of a group with statistics of what needs whole rows; None if it cannot be cut. It is cut
+    wherever it can be: what statistics come to must not depend on the budget."""
+    per_row = row_bytes(group)
+    if per_row is None:
+        return None
+    fitting = min(limit, TILE * (1 + len(whole.specs))) // max(per_row, 1)
+    return rows_blueprint(group, 1 << max(min(fitting, whole.specs[0].shape[0]), 1).bit_length() - 1)
 
 
 def _tile_length(group: Group, limit: int) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["NUMBERS", "Interrupted", "Watch", "check_interrupted", "held", "note_published", "watched"]
+__all__ = ["NUMBERS", "Interrupted", "Watch", "check_interrupted", "held", "note_kept", "note_published", "watched"]
 
 # The one that Python itself turns into an exception is the last, so that it cannot disturb what is done for the others.
 NUMBERS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
@@ -27,11 +27,13 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Watch:
-    """What happens during one command: the signal that asked to stop, and the outputs that have appeared."""
+    """What happens during one command: the signal that asked to stop, the outputs that have appeared, and those that
+    have not, but of which is kept what was finished."""
 
     def __init__(self) -> None:
         self.asked: int | None = None
         self.outputs: list[str] = []
+        self.kept: list[str] = []
 
 
 _watches: list[Watch] = []
@@ -62,6 +64,12 @@ def note_published(paths: Iterable[str]) -> None:
     """These outputs are there, and nothing takes them back any more."""
     if _watches:
         _watches[-1].outputs.extend(paths)
+
+
+def note_kept(path: str) -> None:
+    """What is finished of this output is kept, for a run that goes on."""
+    if _watches:
+        _watches[-1].kept.append(path)
 
 
 @contextmanager

@@ -35,6 +35,13 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "sliding_window": None,
     },
     "olmo2": _COMMON | {"max_position_embeddings": 2048, "rms_norm_eps": 1e-05, "attention_bias": False},
+    "phi3": _COMMON
+    | {
+        "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-05,
+        "sliding_window": None,
+    },
     "qwen2": _COMMON | {"max_position_embeddings": 32768, "num_key_value_heads": 32, "use_sliding_window": False},
     "qwen3": _COMMON
     | {
@@ -45,7 +52,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "use_sliding_window": False,
     },
 }
-_AS_MANY_HEADS = ("llama", "olmo2")  # whose keys and values have as many heads as queries where nothing is said
+_AS_MANY_HEADS = ("llama", "olmo2", "phi3")  # whose keys and values have as many heads as queries where nothing is said
 
 
 def defaults_of(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,8 +37,8 @@ SIZES: Mapping[str, tuple[str, ...]] = {
     "head": ("head_dim", "d_kv", "attention_head_dim", "kv_channels", "hidden//heads"),
     "width": (
         "intermediate_size", "n_inner", "d_ff", "ffn_dim", "ffn_hidden_size", "inner_dim", "expansion_ratio*hidden",
-        "4*n_embd",
     ),
+    "inner": ("n_inner", "4*n_embd", "width"),
     "encoder_width": ("encoder_ffn_dim", "width"),
     "decoder_width": ("decoder_ffn_dim", "width"),
     "expert": ("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size"),
@@ -70,7 +70,8 @@ _ATTENTION = r"(?:self_attn|attn|self_attention|attention|SelfAttention|EncDecAt
 _BLOCK = r"(?:mlp|feed_forward|ffn|block_sparse_moe)"
 _HIDDEN = r"(?:input_layernorm|post_attention_layernorm|(?:pre|post)_feedforward_layernorm|ln_[12f]|final_layer_?norm)"
 # What gives queries, keys or values widths of their own: low ranks, other heads in some layers.
-_LATENT = ("kv_lora_rank", "v_head_dim", "swa_head_dim", "swa_num_key_value_heads")
+_SLIDING = ("swa_head_dim", "swa_num_key_value_heads", "linear_attn_config", "linear_head_dim")
+_LATENT = ("kv_lora_rank", "v_head_dim", *_SLIDING)
 _GATED = ("attn_output_gate", "linear_key_head_dim")  # queries have a second half
 _ROUNDED = ("block_auto_adjust_ff_dim",)  # the width is made of others
 _EXTENDED = ("cross_attention_layers", "audio_vocab_size", "num_codebooks")  # embeddings have a few more rows
@@ -88,9 +89,17 @@ RULES = (
     Rule(rf"{_ATTENTION}\.[kv]_proj\.bias", ("groups*head",), _LATENT),
     Rule(
         rf"{_ATTENTION}\.o_proj\.weight",
-        ("hidden heads*head", "hidden hidden"),
-        _LATENT,
+        ("hidden heads*head", "hidden heads*v_head_dim", "hidden hidden"),
+        _SLIDING,
     ),
+    Rule(rf"{_ATTENTION}\.q_a_proj\.weight", ("q_lora_rank hidden",)),
+    Rule(
+        rf"{_ATTENTION}\.q_b_proj\.weight",
+        ("heads*(qk_nope_head_dim+qk_rope_head_dim) q_lora_rank",),
+        ("gated_norm_rank",),
+    ),
+    Rule(rf"{_ATTENTION}\.kv_a_proj_with_mqa\.weight", ("kv_lora_rank+qk_rope_head_dim hidden",)),
+    Rule(rf"{_ATTENTION}\.kv_b_proj\.weight", ("heads*(qk_nope_head_dim+v_head_dim) kv_lora_rank",)),
     Rule(rf"{_ATTENTION}\.o_proj\.bias", ("hidden",)),
     Rule(rf"{_ATTENTION}\.qkv_proj\.weight", ("(heads+2*groups)*head hidden", "3*heads*head hidden")),
     Rule(rf"{_ATTENTION}\.qkv_proj\.bias", ("(heads+2*groups)*head", "3*heads*head")),
@@ -116,13 +125,14 @@ RULES = (
     Rule(r"experts\.down_proj(?:\.weight)?", ("experts hidden expert", "experts expert hidden")),
     Rule(rf"{_BLOCK}\.(?:gate|router)\.weight", ("experts hidden", "experts+n_shared_experts hidden")),
     Rule(r"shared_experts?\.(?:gate_proj|up_proj)\.weight", ("shared hidden",)),
+    Rule(r"shared_expert_gate\.weight", ("1 hidden",)),
     Rule(r"shared_experts?\.down_proj\.weight", ("hidden shared",)),
     # The dense feed-forward block.
     Rule(rf"{_BLOCK}\.gate_up_proj\.weight", ("2*width hidden",)),
     Rule(rf"{_BLOCK}\.(?:gate_proj|up_proj|w1|w3)\.weight", ("width hidden",), _ROUNDED),
     Rule(rf"{_BLOCK}\.(?:down_proj|w2)\.weight", ("hidden width",), _ROUNDED),
-    Rule(rf"{_BLOCK}\.c_fc\.weight", ("hidden width", "width hidden")),
-    Rule(rf"{_BLOCK}\.c_proj\.weight", ("width hidden", "hidden width")),
+    Rule(rf"{_BLOCK}\.c_fc\.weight", ("hidden inner", "inner hidden")),
+    Rule(rf"{_BLOCK}\.c_proj\.weight", ("inner hidden", "hidden inner")),
     Rule(rf"{_BLOCK}\.dense_h_to_4h\.weight", ("width hidden", "4*hidden hidden")),
     Rule(rf"{_BLOCK}\.dense_4h_to_h\.weight", ("hidden width", "hidden 4*hidden")),
     Rule(r"intermediate\.dense\.weight", ("width hidden",)),

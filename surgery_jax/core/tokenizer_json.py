@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .strict_json import read_json
+
 __all__ = ["TOKENIZER", "Vocabulary", "additions", "grown", "vocabulary_of"]
 
 TOKENIZER = "tokenizer.json"
@@ -26,7 +28,7 @@ def vocabulary_of(text: str, rows: int | None = None) -> Vocabulary:
     Raises:
         ValueError: the text is no such file.
     """
-    body = json.loads(text)
+    body = read_json(text)
     if not isinstance(body, dict) or not isinstance(body.get("model"), dict):
         raise ValueError("it has no model")
     vocab = body["model"].get("vocab")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .report import Account
     from .schedule import Schedule
     from .tasks import Task
+    from .verdicts import Findings
 
 __all__ = ["Appearing", "Observer", "Observers", "Pass"]
 
@@ -22,14 +23,17 @@ class Pass(NamedTuple):
     """A pass over the data.
 
     schedule: of the work of all processes; its `key` names a task in the same way in all of them, and whenever the plan
-    is run again. tasks: those of this process, and the bytes that it has to get through. is_last: whether it is the one
-    that writes; those before it find what the plan asks of the data.
+    is run again. left: the tasks of all processes that no earlier run has finished. tasks: those of this process, and
+    the bytes that it has to get through. is_last: whether it is the one that writes; those before it find what the plan
+    asks of the data. findings: what comes of the checks and sinks of this process, as it comes.
     """
 
     schedule: Schedule
+    left: Sequence[Task]
     tasks: Sequence[Task]
     nbytes: int
     is_last: bool
+    findings: Findings
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,10 +21,11 @@ class Options:
     before they are published. devices: use only the first so many; 0 means all. profile: folder for
     traces of the run. device_memory: budget of every device, a size or `none`. distributed: share the work with the
     other processes of a cluster; where JAX cannot tell which these are, coordinator (`HOST:PORT`), num_processes and
-    process_id do. join_timeout: seconds within which all must have come together. receipt: write one beside every
-    output that is a directory; receipt_path: also that of the plan's output, whatever it is, to this file. digest:
-    `sha256`, or `none` to leave out those of tensors. sign: a private key, a PEM file, to sign outputs and receipts
-    with. strict: a tensor of an input that is neither used nor dropped is an error.
+    process_id do. join_timeout: seconds within which all must have come together. resume: go on with what a run of the
+    same plan on the same inputs has finished of the same outputs. receipt: write one beside every output that is a
+    directory; receipt_path: also that of the plan's output, whatever it is, to this file. digest: `sha256`, or `none`
+    to leave out those of tensors. sign: a private key, a PEM file, to sign outputs and receipts with. strict: a tensor
+    of an input that is neither used nor dropped is an error.
     """
 
     memory: str = "2GiB"
@@ -41,6 +42,7 @@ class Options:
     num_processes: int | None = None
     process_id: int | None = None
     join_timeout: float = 300.0
+    resume: bool = False
     receipt: bool = True
     receipt_path: str | None = None
     digest: str = "sha256"

@@ -106,10 +106,10 @@ class Figures(Observer):
             return
         self.account = Account.of([self.account, account] if self.account.processes else [account])
         if work is not None and work.is_last:
-            program = work.schedule.program
-            self.bytes_moved += program.bytes_moved
-            self.bytes_read += program.bytes_read
-            self.bytes_computed += program.bytes_computed
+            moved, read, computed = work.schedule.amounts(work.left)
+            self.bytes_moved += moved
+            self.bytes_read += read
+            self.bytes_computed += computed
 
     def of(self, kind: type) -> dict[str, Any]:
         """All that a report of this kind, a dataclass, has a field for."""
@@ -130,8 +130,10 @@ class Amounts:
     """What was done, by all passes together. Sizes in bytes, times in seconds.
 
     `stream_s` is the time of reading, computing and writing; `compile_s` the part of it in which JAX traced and
-    compiled, or loaded what it had compiled before. Of several processes, times and peaks are the largest. `leftovers`
-    says, a sentence each, what runs that were killed had left beside the outputs.
+    compiled, or loaded what it had compiled before. Of several processes, times and peaks are the largest.
+    `bytes_resumed` are those of the outputs that an earlier run had written; what it had moved and computed is not
+    counted again. `leftovers` says, a sentence each, what runs that did not come to their end had left beside the
+    outputs.
     """
 
     num_compilations: int
@@ -143,6 +145,7 @@ class Amounts:
     wall_s: float
     stream_s: float
     compile_s: float
+    bytes_resumed: int = 0
     leftovers: tuple[str, ...] = ()
 
 
@@ -151,7 +154,9 @@ class Report(Amounts):
     """The account of one run.
 
     `busy_s` is the part of `stream_s` in which a stage was at work, and `overlap` the busiest stage's share of it: near
-    1 the other stages cost nothing. `processes` are those that shared the work.
+    1 the other stages cost nothing. `processes` are those that shared the work. `accounting` says how many tensors of
+    the inputs were `read` and `dropped`, how many of the outputs are `moved`, `computed` and `created`, and which ones
+    of the inputs are `untouched`.
     """
 
     outputs: tuple[str, ...]
@@ -163,6 +168,7 @@ class Report(Amounts):
     printed: str = ""
     summary: str = ""
     warnings: tuple[Notice, ...] = ()
+    accounting: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def overlap(self) -> float:

@@ -6,7 +6,7 @@ processes go by. What not all of these need is found on first use.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -119,7 +119,7 @@ class Schedule:
         plan = blueprint(group, limit if group.on_host else min(limit, device_limit(self.limits)))
         beside = plan.produced_bytes + _making_bytes(group)
         passes = passes_of(group, plan).number if plan.kind == "reduced" else 1
-        room = min(limit, self.memory - rounded(self.piece) - beside)
+        room = min(self.memory // 2, self.memory - rounded(self.piece) - beside)
         return GroupSchedule(group, plan, self._place(group, plan), passes, room, self.piece, beside)
 
     def _place(self, group: Group, plan: Blueprint) -> Place:
@@ -188,6 +188,14 @@ class Schedule:
         is_read_again = work.passes > 1 and not work.is_held(tile.segments[0][0])
         return Sized(tile, read * work.passes if is_read_again else read, written)
 
+    def amounts(self, tasks: Sequence[Task]) -> tuple[int, int, int]:
+        """Bytes that tasks move, that they read for computing, and that computing writes."""
+        if tasks is self.tasks:
+            return self.program.bytes_moved, self.program.bytes_read, self.program.bytes_computed
+        moved = sum(self.sized(task).written for task in tasks if not isinstance(task, Tile))
+        tiles = [self.sized(task) for task in tasks if isinstance(task, Tile)]
+        return moved, sum(tile.read for tile in tiles), sum(tile.written for tile in tiles)
+
     def advance(self, task: Task) -> int:
         """Bytes by which a task brings a run forward: those that it moves, or of all its inputs, once."""
         if isinstance(task, MoveTask):
@@ -197,9 +205,10 @@ class Schedule:
         plan = self.blueprints[task.group]
         return task.num_fresh * sum(spec.nbytes for spec in plan.specs) // plan.rows
 
-    def shares(self, count: int) -> list[list[Sized]]:
-        """The tasks as shares of so many processes: every byte of the outputs is written by one of them."""
-        return shares(self.tasks, count, self.sized, self.blueprints)
+    def shares(self, count: int, tasks: Sequence[Task] | None = None) -> list[list[Sized]]:
+        """The tasks, or these of them, as shares of so many processes: every byte of the outputs is written by one of
+        them."""
+        return shares(self.tasks if tasks is None else tasks, count, self.sized, self.blueprints)
 
     # -- names that last ------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import numpy as np
 from ..core.specs import Spec
 from ..graph.roots import Check, Sink, Symbolic
 
-__all__ = ["Findings", "Verdict"]
+__all__ = ["Findings", "Verdict", "numbered"]
 
 
 class Verdict(NamedTuple):
@@ -34,6 +34,22 @@ class Findings(Mapping[Any, Any]):
         self._failures: dict[Check, list[tuple[int, float, int, int]]] = defaultdict(list)
         self._parts: dict[Sink, list[tuple[int, Any]]] = defaultdict(list)
         self._lock = threading.Lock()
+        self._own = threading.local()
+        self._remembers = False
+
+    def remember(self) -> None:
+        """From now on `taken` can be asked."""
+        self._remembers = True
+
+    def taken(self) -> Findings:
+        """What this thread has added since it was last asked."""
+        found: Findings | None = vars(self._own).pop("findings", None)
+        return Findings() if found is None else found
+
+    def _mine(self) -> Iterator[Findings]:
+        """Where to note what this thread adds, if that is remembered."""
+        if self._remembers:
+            yield vars(self._own).setdefault("findings", Findings())
 
     def fail(self, check: Check, mask: Any, measure: Any, start: int) -> None:
         """Elements from number `start` on of which some do not hold."""
@@ -41,23 +57,29 @@ class Findings(Mapping[Any, Any]):
         if bad.size:
             amounts = np.where(np.isnan(measure[bad]), np.inf, measure[bad])
             worst = int(np.argmax(amounts))
+            entry = (int(bad.size), float(amounts[worst]), -(start + int(bad[worst])), start)
             with self._lock:
-                index = start + int(bad[worst])
-                self._failures[check].append((int(bad.size), float(amounts[worst]), -index, start))
+                self._failures[check].append(entry)
+            for own in self._mine():
+                own._failures[check].append(entry)
 
     def add(self, sink: Sink, start: int, elements: Any) -> None:
         """Elements of a sink from number `start` on."""
         part: Any = _summary(elements) if sink.wants == "stat" else elements.copy()
         with self._lock:
             self._parts[sink].append((start, part))
+        for own in self._mine():
+            own._parts[sink].append((start, part))
 
-    def pack(self, symbolic: Symbolic) -> bytes:
-        """All of it as bytes, for another process with the same plan."""
+    def pack(self, symbolic: Symbolic, numbers: Mapping[Any, int] | None = None) -> bytes:
+        """All of it as bytes, for another process with the same plan. `numbers` are those of its checks and sinks, for
+        whoever packs often."""
+        known = numbers if numbers is not None else numbered(symbolic)
         head: dict[str, list[Any]] = {"failures": [], "parts": []}
         body: list[bytes] = []
-        head["failures"] = [[n, self._failures[c]] for n, c in enumerate(symbolic.checks) if c in self._failures]
-        for number, sink in enumerate(symbolic.sinks):
-            for start, part in self._parts.get(sink, ()):
+        head["failures"] = sorted([known[check], failures] for check, failures in self._failures.items())
+        for number, sink in sorted((known[sink], sink) for sink in self._parts):
+            for start, part in self._parts[sink]:
                 if sink.wants != "stat":
                     body.append(part.tobytes())
                     head["parts"].append([number, start, len(body[-1])])
@@ -118,6 +140,11 @@ class Findings(Mapping[Any, Any]):
 
     def __len__(self) -> int:
         return len(self._failures) + len(self._parts)
+
+
+def numbered(symbolic: Symbolic) -> dict[Any, int]:
+    """The checks and sinks of a plan, with the numbers that stand for them in what is packed."""
+    return {one: number for many in (symbolic.checks, symbolic.sinks) for number, one in enumerate(many)}
 
 
 def _summary(elements: Any) -> tuple[float, float, float, int]:

@@ -129,6 +129,7 @@ def facts_of_options(options: Options) -> Facts:
         "--devices": f"{options.devices}",
         "--overwrite": f"{options.overwrite}",
         "--sync": f"{options.sync}",
+        "--resume": f"{options.resume}",
     }
     return {name: partial(list, [(value, "")]) for name, value in values.items()}
 

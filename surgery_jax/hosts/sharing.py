@@ -94,6 +94,7 @@ class OwnTasks:
 
     peers: Peers
     work: Schedule
+    left: Sequence[Task]  # those of all processes that are not done yet
     written: int = 0  # bytes
     files: frozenset[int] = frozenset()  # written to
 
@@ -103,8 +104,8 @@ class OwnTasks:
         Raises:
             PlanError: another process has scheduled other tasks.
         """
-        compare(self.peers, {"the tasks": lambda: ((line, "") for line in _spelled(self.work))})
-        own = self.work.shares(self.peers.size)[self.peers.rank]
+        compare(self.peers, {"the tasks": lambda: ((line, "") for line in _spelled(self.work, self.left))})
+        own = self.work.shares(self.peers.size, self.left)[self.peers.rank]
         self.written = sum(entry.written for entry in own)
         self.files = frozenset(file for entry in own for file in _files(entry.task))
         return [entry.task for entry in own]
@@ -121,11 +122,11 @@ def _files(task: Task) -> Iterable[int]:
                 yield from (dest.file for dest in output.dests)
 
 
-def _spelled(work: Schedule) -> Iterable[str]:
+def _spelled(work: Schedule, tasks: Sequence[Task]) -> Iterable[str]:
     """The tasks in their order: what the first one that differs is about, and the key that tells it from all others."""
-    for task, key in zip(work.tasks, work.keys, strict=True):
+    for task in tasks:
         places = sorted(work.program.files[number] for number in set(_files(task)))
-        yield f"task {key} of {work.advance(task)} bytes, into {', '.join(places[:3]) or 'nothing'}"
+        yield f"task {work.key(task)} of {work.advance(task)} bytes, into {', '.join(places[:3]) or 'nothing'}"
 
 
 def bring_together(

@@ -23,7 +23,8 @@ class EncodedFile(FleetingFile):
     """A file that is filled like any other, and tells by `full` when its last byte is there; then `seal` it. What it is
     encoded to is what `hear` is told; `hear_raw` is told what it is encoded of.
 
-    Until then its bytes are in the page cache: nothing of them need reach the disk.
+    Until then its bytes are in the page cache: nothing of them need reach the disk. One that `is_sealed` already, by
+    another run, stays as it is whatever is written to it.
     """
 
     def __init__(
@@ -34,6 +35,8 @@ class EncodedFile(FleetingFile):
         full: deque[EncodedFile],
         hear: Hear | None = None,
         hear_raw: Hear | None = None,
+        *,
+        is_sealed: bool = False,
     ) -> None:
         super().__init__(path, place, Pace(only_direct=False), may_go_direct=False, hear=hear)
         assert laid.encode is not None
@@ -42,15 +45,20 @@ class EncodedFile(FleetingFile):
         self._hear_raw = hear_raw
         self._full = full
         self._missing = laid.size
+        self._is_sealed = is_sealed
 
     def write(self, offset: int, source: np.ndarray, bounce: np.ndarray) -> None:
         """Write all bytes of a buffer."""
+        if self._is_sealed:
+            return
         with self._opened():
             self._write(offset, source)
         self._arrived(source.nbytes)
 
     def move(self, files: OpenFiles, moves: Sequence[ByteMove], bounce: np.ndarray, scratch: np.ndarray) -> None:
         """Copy bytes of input files."""
+        if self._is_sealed:
+            return
         with self._opened():
             for path, source, _, offset, nbytes in moves:
                 done = self._copy_in_kernel(files, path, source, offset, nbytes)

@@ -199,9 +199,13 @@ class Kernel(Protocol):
     def choose(self, is_first: Any, first: Callable[[], T], second: Callable[[], T]) -> T:
         """The result of one of two functions; only that one is computed."""
 
-    def histogram(self, index: Array, count: Any, bins: int, chosen: Array | None = None) -> Array:
-        """How often each number below `bins` is among the first `count` of a flat array of integers, of those that are
-        `chosen` if that is given: float64 [bins]. What is not chosen may be any number."""
+    def picked(self, count: Any, mask: Array | None, *arrays: Array) -> tuple[Array | None, list[Array]]:
+        """Of the first `count` elements of flat arrays those that a mask chooses, all of them without one. Where arrays
+        cannot become shorter, they stay, and a mask that tells which are meant comes with them."""
+
+    def histogram(self, index: Array, bins: int, mask: Array | None) -> Array:
+        """How often each number below `bins` is in a flat array of integers, of those elements that `picked` means:
+        float64 [bins]."""
 
     # -- matrices -----------------------------------------------------------------------------------------------
 

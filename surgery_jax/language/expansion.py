@@ -78,7 +78,7 @@ class PlanResolver(Resolver):
         self.turn = turn
         self.is_expanding = bool(around)
         self.has_deferred = False
-        self.is_late = False  # whether a step `config` is resolved
+        self.late: Path | None = None  # while a step `config` is resolved, the place of what it sets
         self._given = [name for name in values if name in given]
 
     def check_given(self) -> None:
@@ -108,7 +108,8 @@ class PlanResolver(Resolver):
     def resolve(self, node: Node, path: Path, depth: int) -> Node:
         if isinstance(node, Mapping) and _is_list(path) and _is_control(node):
             node = Sequence((node,), node.mark)  # one step in the place of a list
-        if self.is_late and isinstance(node, Scalar) and isinstance(node.value, str) and "${" in node.value:
+        is_late = self.late is not None and path[: len(self.late)] == self.late
+        if is_late and isinstance(node, Scalar) and isinstance(node.value, str) and "${" in node.value:
             late = self._late(node, node.value, path, depth)
             if late is not None:
                 return late
@@ -130,7 +131,9 @@ class PlanResolver(Resolver):
 
     def _step(self, node: Node, path: Path, depth: int) -> Node:
         """A step. What is wrong with its references may be that it is none; others know the steps."""
-        self.is_late = isinstance(node, Mapping) and list(node.entries) == [CONFIG] and path[0] == "transforms"
+        kept = self.late  # what a step speaks of may be an input, whose list is resolved now
+        is_config = isinstance(node, Mapping) and list(node.entries) == [CONFIG] and path[0] == "transforms"
+        self.late = (*path, CONFIG, "set") if is_config else None
         try:
             return self.resolve(node, path, depth)
         except PlanError as error:
@@ -138,16 +141,16 @@ class PlanResolver(Resolver):
                 raise
             return replace(node, fault=error)
         finally:
-            self.is_late = False
+            self.late = kept
 
     @contextmanager
     def _outside_loops(self) -> Iterator[None]:
-        kept, self.is_late = self.is_late, False
+        kept, self.late = self.late, None
         try:
             with super()._outside_loops():
                 yield
         finally:
-            self.is_late = kept
+            self.late = kept
 
     def _late(self, node: Scalar, text: str, path: Path, depth: int) -> Scalar | None:
         """A value of the step `config` that speaks of the config at its place; None if it does not."""

@@ -164,7 +164,7 @@ class _Partly(ast.NodeTransformer):
         return any(map(self.needs, ast.iter_child_nodes(node)))
 
     def visit(self, node: ast.AST) -> ast.AST:
-        if isinstance(node, ast.ListComp | ast.GeneratorExp):
+        if isinstance(node, ast.ListComp | ast.GeneratorExp | ast.DictComp):
             self._made |= {loop.target.id for loop in node.generators if isinstance(loop.target, ast.Name)}
         if isinstance(node, ast.Call) and self.needs(node):
             known: list[Any] = list(map(self.visit, node.args))  # its function is no value

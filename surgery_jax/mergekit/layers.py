@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 __all__ = ["Place", "Stack", "counts_of", "is_buffer", "is_entrance", "place_of", "stacks_of"]
@@ -44,6 +45,7 @@ class Stack:
     keys: tuple[tuple[str, ...], ...] = ()
 
 
+@lru_cache(maxsize=1 << 18)
 def place_of(name: str) -> Place | None:
     """The layer of a tensor by the first number in its name, if there is one."""
     found = _INDEX.fullmatch(name)

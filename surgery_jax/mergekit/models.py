@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from ..core.errors import Mark, PlanError, StorageError, SurgeryError
 from ..core.model_config import CONFIG
 from ..core.specs import Spec
+from ..core.strict_json import read_json
 from ..lora.targets import is_output
 from ..storage import formats
 from ..storage.base import Checkpoint
@@ -140,8 +140,8 @@ def _config(checkpoint: Checkpoint, mark: Mark) -> dict[str, Any]:
     if CONFIG not in checkpoint.documents:
         return {}
     try:
-        found = json.loads(read_text(Path(checkpoint.documents[CONFIG]), "the configuration"))
-    except (ValueError, RecursionError) as error:
+        found = read_json(read_text(Path(checkpoint.documents[CONFIG]), "the configuration"))
+    except ValueError as error:
         raise StorageError(f"{checkpoint.documents[CONFIG]} is no JSON", where=mark, found=str(error)) from None
     return found if isinstance(found, dict) else {}
 

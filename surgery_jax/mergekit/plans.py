@@ -134,7 +134,9 @@ def _merge(merge: Merge, models: Models, recipe: Recipe, alias: str, options: Me
         check_architectures(found, [reference.mark for reference in references])
     align(found, recipe, merge.mark)
     donor = found[0]
-    changes, documents, texts = {}, _documents(merge, models, donor, recipe, alias, options), dict[str, str]()
+    changes, documents = {}, _documents(merge, models, donor, recipe, alias, options)
+    texts = {name: model.texts[name] for name, model in documents.items() if name in model.texts}
+    files = {name: model.files[name] for name, model in documents.items() if name in model.files}
     rows = _rows(merge, models, found, recipe, alias, options)
     planner = Planner(merge, models, recipe, alias, options.seed, rows)
     for section in sections_of(merge, found):
@@ -148,7 +150,7 @@ def _merge(merge: Merge, models: Models, recipe: Recipe, alias: str, options: Me
         if changes:
             recipe.step("config", {"set": changes, "alias": alias}, merge.mark, alias)
     names = tuple(dict.fromkeys((*documents, *texts)))
-    return Model(merge.name or OUT, alias, planner.made, changed(donor.config, changes), names, documents, texts=texts)
+    return Model(merge.name or OUT, alias, planner.made, changed(donor.config, changes), names, files, texts=texts)
 
 
 def _rows(
@@ -167,8 +169,8 @@ def _tokenizer_donor(merge: Merge, models: Models) -> Model:
 
 def _documents(
     merge: Merge, models: Models, donor: Model, recipe: Recipe, alias: str, options: MergeOptions
-) -> dict[str, str]:
-    """Copy what lies beside the donor, and what belongs to the tokenizer; the files of what was copied."""
+) -> dict[str, Model]:
+    """Copy what lies beside the donor, and what belongs to the tokenizer; where each of the documents comes from."""
     patterns = [*OWN]
     if merge.tokens is not None or not options.copy_tokenizer:
         patterns += [f"!{pattern}" for pattern in TOKENIZER_FILES]
@@ -176,7 +178,7 @@ def _documents(
     if merge.tokens is not None:
         tokenizer = _tokenizer_donor(merge, models)
         names |= dict.fromkeys(copy_documents_of(tokenizer, recipe, alias, merge.mark, AROUND_TOKENIZER), tokenizer)
-    return {name: model.files.get(name, "") for name, model in names.items()}
+    return names
 
 
 def _write_card(merge: Merge, text: str, title: str, recipe: Recipe, options: MergeOptions) -> None:

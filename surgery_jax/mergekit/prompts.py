@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from ..core.errors import Mark, PlanError
+from ..core.strict_json import read_json
 from ..core.tokenizer_json import TOKENIZER
 from .models import Model
 
@@ -38,5 +38,6 @@ def token_lists(model: Model, prompts: Sequence[Sequence[str]], where: Mark) -> 
 
 def _begin(model: Model) -> str:
     """The token that begins a text, as text; nothing if there is none."""
-    told = json.loads(model.text("tokenizer_config.json") or "{}").get("bos_token")
+    config = read_json(model.text("tokenizer_config.json") or "{}")
+    told = config.get("bos_token") if isinstance(config, dict) else None
     return str(told.get("content", "") if isinstance(told, dict) else told or "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -11,6 +10,7 @@ from typing import Any
 
 from ..core import json_text
 from ..core.errors import Mark, PlanError
+from ..core.strict_json import at, read_json
 from .chat_templates import NAMED
 from .configuration import Merge
 from .models import Model
@@ -161,8 +161,8 @@ def _own_template(model: Model) -> str | None:
         return text
     told = model.text(TOKENIZER_CONFIG)
     try:
-        found = json.loads(told or "{}").get("chat_template")
-    except (ValueError, AttributeError):
+        found = at(read_json(told or "{}"), "chat_template")
+    except (ValueError, LookupError, TypeError):
         return None
     if isinstance(found, list):
         found = next((entry.get("template") for entry in found if entry.get("name") == "default"), None)

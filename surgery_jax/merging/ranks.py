@@ -90,9 +90,11 @@ class Ranks(Reduction):
         source, places = arrays
         raw = magnitude_bits(k, source)
         if stage == 0:
-            found = [k.histogram(raw >> (8 * raw.dtype.itemsize - DIGIT), count, BINS // 2)]  # there is no sign
+            mask, (first,) = k.picked(count, None, raw >> (8 * raw.dtype.itemsize - DIGIT))  # there is no sign
+            found = [k.histogram(first, BINS // 2, mask)]
             if self.counts_zeros:
-                found.append(k.histogram((raw != 0).astype("int32"), count, 2)[:1])
+                mask, (zeros,) = k.picked(count, raw == 0, raw)
+                found.append(k.histogram(zeros, 1, mask))
             return k.xp.concatenate(found)[None]
         assert before is not None
         found = [self._counted(k, stage, one, count, raw, places) for one in _each(before)]
@@ -112,11 +114,14 @@ class Ranks(Reduction):
         sought = _bits_of(k, one, self.wide)
         if stage < self.digits:
             shift = DIGIT * (self.digits - stage)
-            return k.histogram((raw >> (shift - DIGIT)) % BINS, count, BINS, (raw >> shift) == (sought >> shift))
+            mask, (found,) = k.picked(count, (raw >> shift) == (sought >> shift), raw)
+            return k.histogram((found >> (shift - DIGIT)) % BINS, BINS, mask)
         shift = DIGIT * (PLACES - (stage - self.digits))
-        place, last = places(), k.xp.asarray(one[3], "float64").astype("int64")
-        is_there = (raw == sought) & ((place >> shift) == (last >> shift))
-        return k.histogram((place >> (shift - DIGIT)) % BINS, count, BINS, is_there)
+        last = k.xp.asarray(one[3], "float64").astype("int64")
+        mask, (place,) = k.picked(count, raw == sought, places())
+        is_near = (place >> shift) == (last >> shift)
+        mask, (place,) = k.picked(place.shape[0], is_near if mask is None else is_near & mask, place)
+        return k.histogram((place >> (shift - DIGIT)) % BINS, BINS, mask)
 
     def together(self, k: Kernel, stage: int, parts: Array) -> Sequence[Array]:
         return parts.sum(0)  # type: ignore[attr-defined, no-any-return]

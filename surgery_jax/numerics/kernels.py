@@ -162,6 +162,8 @@ class HostKernel(_Kernel):
         source = _dtype(x)
         if source is dtype:
             return x
+        if source.name == "bfloat16" and dtype.name == "float32":  # the bits followed by zeros
+            return (self.bits(x).astype(np.uint32) << np.uint32(16)).view(np.float32)
         made = x.astype(dtype.numpy)
         if not source.is_float or not np.isnan(x).any():
             return made
@@ -190,11 +192,14 @@ class HostKernel(_Kernel):
             state = step(number, state)
         return state
 
-    def histogram(self, index: Any, count: Any, bins: int, chosen: Any = None) -> Any:
-        """How often each number is among the first `count`."""
-        index = index[: int(count)]
-        if chosen is not None:
-            index = index[chosen[: int(count)]]
+    def picked(self, count: Any, mask: Any, *arrays: Any) -> Any:
+        """The elements that are chosen."""
+        number = int(count)
+        chosen = slice(number) if mask is None else np.flatnonzero(mask[:number])
+        return None, [x[chosen] for x in arrays]
+
+    def histogram(self, index: Any, bins: int, mask: Any) -> Any:
+        """How often each number is there."""
         return np.bincount(index.astype(np.int64), minlength=bins).astype(np.float64)
 
     def over(self, x: Any, divisor: Any) -> Any:
@@ -306,11 +311,14 @@ class DeviceKernel(_Kernel):
         raw = self.jax.lax.bitcast_convert_type(product, zero.dtype) ^ zero
         return self.jax.lax.bitcast_convert_type(raw, product.dtype)
 
-    def histogram(self, index: Any, count: Any, bins: int, chosen: Any = None) -> Any:
-        """How often each number is among the first `count`; others are counted beyond the end."""
-        is_counted = self.xp.arange(index.shape[0]) < count
-        is_counted = is_counted if chosen is None else is_counted & chosen
-        where = self.xp.where(is_counted, index.astype(np.int32), np.int32(bins))
+    def picked(self, count: Any, mask: Any, *arrays: Any) -> Any:
+        """All elements, and which are chosen."""
+        is_there = self.xp.arange(arrays[0].shape[0]) < count
+        return is_there if mask is None else is_there & mask, list(arrays)
+
+    def histogram(self, index: Any, bins: int, mask: Any) -> Any:
+        """How often each number is there; what is not chosen is counted beyond the end."""
+        where = self.xp.where(mask, index.astype(np.int32), np.int32(bins))
         return self.xp.zeros(bins + 1, np.int32).at[where].add(1)[:bins].astype(np.float64)
 
     def over(self, x: Any, divisor: Any) -> Any:

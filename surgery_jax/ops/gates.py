@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ..core.dtypes import BY_NAME, DType
 from ..core.errors import PlanError
 from ..core.specs import Spec
-from ..kit.base import Directive, TensorOp, dtype_name, node, reference
+from ..kit.base import SUMMED, Directive, TensorOp, dtype_name, node, reference
 from ..kit.kernel import Array, Kernel
 from ..kit.rules import check_floats
 from ..kit.state import State
@@ -25,6 +25,7 @@ class PromptRows(TensorOp):
     """
 
     kind = "whole"
+    varies = SUMMED
     counts: tuple[tuple[float, ...], ...] = ()
     dtype: DType = field(default=BY_NAME["float32"])
 

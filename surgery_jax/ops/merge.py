@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ..core.dtypes import BY_NAME, DType
 from ..core.errors import PlanError, listing, nearest
@@ -65,7 +64,12 @@ class Merge(Directive):
     base: Node | None = reference("tensors that the others are seen from, may be sliced", None)
     dtype: DType | None = dtype_name("the tensors are rounded to it before they are merged", None)
     out_dtype: DType | None = dtype_name("dtype of the results", None)
-    given: Any = None  # values of the method's parameters, by attribute
+    given: Mapping[str, object] | None = None  # values of the method's parameters, by attribute
+
+    def __post_init__(self) -> None:
+        for key, dtype in (("dtype", self.dtype), ("out_dtype", self.out_dtype)):
+            if dtype is not None and not dtype.is_float:
+                raise PlanError(f"{key} is not a floating-point dtype", found=str(dtype))
 
     @classmethod
     def further(cls, payload: Node) -> Mapping[str, tuple[str, Field]]:
@@ -74,7 +78,7 @@ class Merge(Directive):
             return {}
         return parameters(find_method(given.value, given.mark))
 
-    def with_further(self, values: Mapping[str, Any]) -> Directive:
+    def with_further(self, values: Mapping[str, object]) -> Directive:
         return replace(self, given=values)
 
     def contributes(self, state: State) -> str | None:
@@ -174,7 +178,7 @@ class Merge(Directive):
         columns = [[name for name, _ in lead]]
         for side in sides[1:]:
             keys = [(name if side.is_same else captures) for name, captures in lead]
-            there: dict[Any, str] = {}
+            there: dict[object, str] = {}
             for name, captures in state.names.captured(side.ref):
                 key = name if side.is_same else captures
                 if there.setdefault(key, name) != name:
@@ -188,7 +192,7 @@ class Merge(Directive):
         return [list(row) for row in zip(*columns, strict=True)]
 
     def _check_same(
-        self, state: State, side: Side, lead: Side, wanted: Mapping[Any, str], there: Mapping[Any, str]
+        self, state: State, side: Side, lead: Side, wanted: Mapping[object, str], there: Mapping[object, str]
     ) -> None:
         """Raise a PlanError unless a side has a tensor for every name that leads, and no other."""
         missing = [name for key, name in wanted.items() if key not in there]
@@ -231,13 +235,12 @@ class Merge(Directive):
             return self._cast(state, self._cast(state, found[0], self.dtype), self.out_dtype)
         dtype = self.dtype or _promoted([spec.dtype for spec in specs])
         values = [self._cast(state, value, dtype) for value in found]
-        base = None if self.base is None else values[0]
-        models = values if base is None else values[1:]
-        if specs[0].size:
-            self._check_numbers(state, sides, names, values)
-            base, *models = [base, *models]
-            values = [method.merge(state.versions, _keys(sides[len(values) - len(models) :], new), base, models)]
-        return self._cast(state, values[0], self.out_dtype)
+        if not specs[0].size:
+            return self._cast(state, values[0], self.out_dtype)
+        self._check_numbers(state, sides, names, values)
+        base, models = (None, values) if self.base is None else (values[0], values[1:])
+        made = method.merge(state.versions, _keys(sides[-len(models) :], new), base, models)
+        return self._cast(state, made, self.out_dtype)
 
     def _cast(self, state: State, value: Value, dtype: DType | None) -> Value:
         return value if dtype is None else state.versions.compute(Cast(dtype), value)

@@ -86,8 +86,9 @@ class Reinit(TensorOp):
     second: float = word()
     chosen_first: float = word()
     chosen_second: float = word()
-    high: float = word()  # the largest random words of a place that is chosen, as the generator gives them
-    low: float = word()
+    count: float = word()  # how many places are chosen
+    high: float = word()  # the largest random words of a place that is chosen, as the generator gives them; found when
+    low: float = word()  # the numbers are asked for, since that takes the words of all places
     length: float = word()
     inner: float = word()  # elements of a place of the axis
 
@@ -110,10 +111,19 @@ class Reinit(TensorOp):
         axis = check_axis(self.dim, spec)
         length, inner = spec.shape[axis], _size(spec.shape[axis + 1 :])
         keys = *key_of(self.seed, name), *key_of(self.seed, f"places of {share}")
-        bound = _bound(keys[2:], length, round(self.ratio * length))
-        numbers = [float(x) for x in (*keys, *bound, max(length, 1), max(inner, 1))]
-        names = ("first", "second", "chosen_first", "chosen_second", "high", "low", "length", "inner")
+        numbers = [float(x) for x in (*keys, round(self.ratio * length), max(length, 1), max(inner, 1))]
+        names = ("first", "second", "chosen_first", "chosen_second", "count", "length", "inner")
         return replace(self, dim=0, seed=0, ratio=0.0, **dict(zip(names, numbers, strict=True)))
+
+    def numbers(self) -> tuple[float, ...]:
+        high, low = self._bounds()
+        return super(Reinit, replace(self, high=high, low=low)).numbers()
+
+    def _bounds(self) -> tuple[float, float]:
+        """The largest words of a place that is chosen."""
+        if self.length.__class__ is not float:
+            return self.high, self.low  # while a function is traced they are its arguments
+        return _bound((self.chosen_first, self.chosen_second), int(self.length), int(self.count))
 
     def infer(self, source: Spec, *_: Spec) -> tuple[Spec, ...]:
         check_floats(source)
@@ -126,7 +136,7 @@ class Reinit(TensorOp):
         mean = statistics[0][0] if self.mean is None else k.xp.asarray(self.mean, "float64")
         std = statistics[0][1] if self.std is None else k.xp.asarray(self.std, "float64")
         inner, length = (k.xp.asarray(x, "float64").astype("uint64") for x in (self.inner, self.length))
-        high, low = (k.xp.asarray(x, "float64").astype("int64") for x in (self.high, self.low))
+        high, low = (k.xp.asarray(x, "float64").astype("int64") for x in self._bounds())
         a, b = (
             x.astype("int64") for x in words(k, (self.chosen_first, self.chosen_second), position // inner % length)
         )
@@ -146,7 +156,7 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 @lru_cache(maxsize=1 << 16)  # the matrices of an expert share theirs
-def _bound(key: tuple[int, ...], length: int, count: int) -> tuple[int, int]:
+def _bound(key: tuple[float, float], length: int, count: int) -> tuple[float, float]:
     """The largest two words of the `count` places with the smallest ones; (-1, -1) if there are none."""
     import numpy as np
 
@@ -154,7 +164,7 @@ def _bound(key: tuple[int, ...], length: int, count: int) -> tuple[int, int]:
     from ..numerics.threefry import words
 
     if not count:
-        return -1, -1
-    a, b = words(HostKernel(), (key[0], key[1]), np.arange(length, dtype=np.uint64))
+        return -1.0, -1.0
+    a, b = words(HostKernel(), key, np.arange(length, dtype=np.uint64))
     last = int(np.partition(a.astype(np.uint64) << np.uint64(32) | b, count - 1)[count - 1])
-    return last >> 32, last & 0xFFFFFFFF
+    return float(last >> 32), float(last & 0xFFFFFFFF)

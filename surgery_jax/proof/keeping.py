@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-import threading
+import os
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import PlanError
+from ..core.errors import PlanError, StorageError
 from ..execute.observers import Appearing, Observer, Pass
 from ..execute.options import Options
 from ..graph.roots import Assertion, Save, Symbolic
@@ -79,7 +80,6 @@ class Receipts(Observer):
         self._settled: dict[int, tuple[bool, str]] = {}
         self._inputs = InputDigests()
         self._needs_device = False
-        self._lock = threading.Lock()
 
     # -- while the bytes pass -----------------------------------------------------------------------------------
 
@@ -89,7 +89,7 @@ class Receipts(Observer):
         for number, (save, staging) in enumerate(zip(symbolic.saves, plan.stagings, strict=False)):
             path = self._options.receipt_path if number == len(symbolic.saves) - 1 else None
             if path is not None:
-                check_new_file(path, self._options.overwrite)
+                self._check_place(path, plan)
             if path is None and not self.wants(number, staging.plan.is_directory):
                 continue
             specs = {name: node.spec for name, node in save.tensors}
@@ -101,6 +101,22 @@ class Receipts(Observer):
         self._outputs |= {place: output for output in found for place in output.digests.numbers}
         if found:
             self._inputs.begin(symbolic.identities, marks_of(symbolic))
+
+    def _check_place(self, path: str, plan: Appearing) -> None:
+        """Whether a receipt can be written to a path of its own, and its table beside it.
+
+        Raises:
+            StorageError: they cannot, or would replace what the plan reads or writes.
+        """
+        taken = {os.path.realpath(read) for read in plan.symbolic.identities}
+        outputs = [os.path.realpath(output) for output in plan.paths]
+        for file in (path, str(table_path(locate(path)))):
+            real = os.path.realpath(file)
+            if real in taken or any(Path(real).is_relative_to(output) for output in outputs):
+                raise StorageError(
+                    "the receipt would replace what the plan reads or writes", where=file, hint="name another file"
+                )
+            check_new_file(file, self._options.overwrite)
 
     def pass_begins(self, work: Pass) -> None:
         self._needs_device |= work.schedule.program.needs_device

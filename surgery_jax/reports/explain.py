@@ -42,7 +42,7 @@ class GroupAccount:
     lines: places of the plan, such as `plan.yaml:3-5`. kind: `tiles` (elementwise, in tiles of one length), `rows`,
     `whole`, `stacks` (whole, many in one call), or `sharded` (over devices, since one is too small), with ` on host`
     where NumPy evaluates it. reads, writes: patterns of tensor names. shapes: distinct inputs of a component.
-    task_bytes: memory that one task reserves, at most.
+    task_bytes: memory that one task reserves, at most. varies: why results may have other bits on another processor.
     """
 
     lines: tuple[str, ...]
@@ -57,6 +57,7 @@ class GroupAccount:
     bytes_in: int
     bytes_out: int
     task_bytes: int
+    varies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +200,14 @@ def _group(work: GroupSchedule, names: _Names, num_tasks: int) -> GroupAccount:
         bytes_in=group.bytes_in,
         bytes_out=group.bytes_out,
         task_bytes=work.most,
+        varies=tuple(_varying(group)),
     )
+
+
+def _varying(group: Group) -> Iterable[str]:
+    """What may have other bits on another processor or backend, a sentence for each reason."""
+    told = dict.fromkeys(eqn.op.varies for eqn in group.sample.eqns if eqn.op.varies is not None)
+    return (f"{why}; by at most {part:g} of the largest magnitude" for why, part in told)
 
 
 def _origins(component: Component) -> Iterable[Any]:

@@ -17,6 +17,7 @@ from ..kit.kernel import Array, Kernel
 from ..kit.operations import Varies
 from ..language.document import Mapping as YamlMapping
 from ..language.document import parse_yaml
+from ..language.parts import Part, merge_parts
 from ..language.plan import Plan
 from ..language.writing import plan_text
 from ..proof.differences import first_difference, suspects, varying
@@ -27,6 +28,7 @@ from ..proof.receipt import Receipt, read_receipt
 from ..proof.tree import tensor_digest
 from ..session.compiled import Compiled, Outside, compile_with
 from ..session.passes import Show
+from ..session.reading import Headers
 from ..session.run import Session, Transaction, showing
 from ..storage.base import Checkpoint, Entry
 from ..storage.formats import open_checkpoint
@@ -128,10 +130,10 @@ def _plan_of(known: Receipt, inputs: Mapping[str, str]) -> Plan:
     Raises:
         PlanError: it is no plan, or has no such input.
     """
-    root = parse_yaml(known.expanded, str(known.path), interpolate=True)
+    root = parse_yaml(known.expanded, str(known.path), interpolate=False)
     if not isinstance(root, YamlMapping):
         raise PlanError("the receipt has no plan", where=str(known.path))
-    plan = Plan.of(root)
+    plan = Plan.of(merge_parts([Part(root, True)], Headers()))
     aliases = [entry.alias for entry in plan.inputs]
     for alias in inputs:
         if alias not in aliases:

@@ -7,8 +7,6 @@ outputs appear by itself. If the work of a pass fails, its halves are tried, dow
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,15 +17,13 @@ from ..core.interrupts import check_interrupted
 from ..execute.observers import Observer
 from ..execute.options import Options
 from ..graph.node import Graph
-from ..language.document import plain
 from ..language.jobs import Job, load_jobs
-from ..language.plan import Plan
 from ..storage import formats
 from ..storage.base import Checkpoint, Single
 from ..storage.documents import DocumentText
 from ..storage.identity import Identity
 from .compiled import Outside, compile_with
-from .finished import FileState, Finished, states_of
+from .finished import FileState, Finished, key_of, states_of
 from .ledger import BatchReport, JobReport, Ledger, Ready, amounts
 from .passes import Show, check_targets, output_paths
 from .reading import Headers
@@ -179,8 +175,8 @@ class _Batch:
         from ..storage.publish import check_target
 
         plan = self.jobs[number].plan(self.headers)
-        self.session.sweep(output_paths(plan), remove=not only_check)  # also of a job that had just ended
-        key = _key_of(plan, self.options)
+        self.session.sweep(output_paths(plan), mend=not only_check)  # also of a job that had just ended
+        key = key_of(plan, self.options)
         known = None if again else self.ledger.finished.entries.get(key)
         if known is not None and known.holds(self._files_of):
             self._claim(number, list(known.outputs), known.inputs)
@@ -189,7 +185,7 @@ class _Batch:
         current.headers.opened = {}
         compiled = compile_with(plan, current.headers, current.graph)
         self._claim(number, [output.path for output, _ in compiled.outputs], current.headers.opened)
-        self.session.sweep(output_paths(plan, compiled.outputs), remove=not only_check)
+        self.session.sweep(output_paths(plan, compiled.outputs), mend=not only_check)
         for output, layout in compiled.outputs:
             check_target(output, self.options.overwrite, layout.documents)
         return Ready(number, key, compiled, dict(current.headers.opened))
@@ -268,15 +264,3 @@ class _Batch:
 
     def _is_stopped(self) -> bool:
         return self._stop_on_failure and self.ledger.has_failed
-
-
-def _key_of(plan: Plan, options: Options) -> str:
-    """The hash of all that decides what a job writes, but for the files that it reads."""
-    output = (
-        None
-        if plan.output is None
-        else [plan.output.path, plan.output.format, plan.output.shard, *sorted(plan.output.options.items())]
-    )
-    steps = None if plan.steps is None else plain(plan.steps)
-    content = [1, [[entry.alias, entry.path] for entry in plan.inputs], steps, output, options.shard_size]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -45,6 +45,7 @@ class Compiled:
     symbolic: Symbolic
     outputs: Outputs
     again: Callable[[Answers], Compiled] | None = None  # the same plan with answers of the data
+    plan: Plan | None = None  # None for several
 
     @cached_property
     def program(self) -> Program:
@@ -208,7 +209,7 @@ def compile_with(plan: Plan, outside: Outside, graph: Graph | None = None, answe
             symbolic = replace(symbolic, warnings=[*symbolic.warnings, *told])
         if errors:
             raise Problems(errors)
-        return Compiled(symbolic, tuple(outputs), partial(compile_with, plan, outside, graph))
+        return Compiled(symbolic, tuple(outputs), partial(compile_with, plan, outside, graph), plan)
 
 
 def joined(parts: Sequence[Compiled]) -> Compiled:

@@ -22,6 +22,7 @@ from ..graph.roots import Save, Symbolic
 from ..language.expressions import evaluate
 from ..storage.base import Checkpoint
 from ..storage.documents import read_document
+from ..storage.files import storage_error
 from ..storage.formats import OutputPlan
 from ..storage.places.found import is_local, locate
 from ..storage.targets import MODEL_FILES, final_place
@@ -89,8 +90,11 @@ def _beside(save: Save, output: OutputPlan) -> tuple[str, dict[str, Any]] | None
         final = final_place(output.path)
         place = (final if output.is_directory else final.parent) / CONFIG
         is_model = output.is_directory or final.name in MODEL_FILES
-        if not is_model or output.single or not is_local(final) or not place.is_file():
-            return None
+        try:
+            if not is_model or output.single or not is_local(final) or not place.is_file():
+                return None
+        except OSError as error:  # such as a name that is too long for the system
+            raise storage_error(error, place, "look at it") from None
         which, text = f"{place}, which is there and stays,", read_document(place).text
     try:
         return which, json_text.parsed(text)

@@ -8,6 +8,7 @@ and time when they are renamed: whenever a batch ends, a line is true as soon as
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -18,9 +19,12 @@ from types import TracebackType
 from typing import Any
 
 from ..core.errors import StorageError
+from ..execute.options import Options
+from ..language.document import plain
+from ..language.plan import Plan
 from ..storage.files import check_regular, parse_json, storage_error
 
-__all__ = ["FileState", "Finished", "FinishedJob", "states_of"]
+__all__ = ["FileState", "Finished", "FinishedJob", "key_of", "states_of"]
 
 _ATTEMPTS = 10
 MAX_BYTES = 256 << 20  # of an untrusted record: 10 000 jobs of 100 files take 10 MB
@@ -53,6 +57,18 @@ class FinishedJob:
             if len(kept) == len(states) and set(files_of(path)) != {state[0] for state in states}:
                 return False
         return True
+
+
+def key_of(plan: Plan, options: Options) -> str:
+    """The hash of all that decides what a plan writes, but for the files that it reads."""
+    output = (
+        None
+        if plan.output is None
+        else [plan.output.path, plan.output.format, plan.output.shard, *sorted(plan.output.options.items())]
+    )
+    steps = None if plan.steps is None else plain(plan.steps)
+    content = [1, [[entry.alias, entry.path] for entry in plan.inputs], steps, output, options.shard_size]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 class Finished:

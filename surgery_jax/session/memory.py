@@ -122,6 +122,7 @@ class _Rest:
             symbolic,
             (*compiled.outputs[:-1], (compiled.outputs[-1][0], layout)),
             None if again is None else lambda answers: self.of(again(answers)),
+            compiled.plan,
         )
 
 

@@ -59,18 +59,18 @@ def output_paths(plan: Plan, outputs: Outputs = ()) -> list[str]:
     return [output.path for output, _ in outputs] or ([plan.output.path] if plan.output is not None else [])
 
 
-def leftovers(paths: Iterable[str], *, remove: bool = False) -> tuple[str, ...]:
-    """What runs that were killed have left beside outputs, a sentence each; `remove` what nobody can miss. To be done
-    before anything is read: it may be the input that is put back.
+def leftovers(paths: Iterable[str], *, mend: bool = False) -> tuple[str, ...]:
+    """What runs that did not come to their end have left beside outputs, a sentence each; with `mend` what they were
+    replacing is put back. To be done before anything is read: it may be an input.
 
     Raises:
         StorageError: an output is no path.
     """
-    from ..storage.stages import clear
+    from ..storage.clearing import clear
     from ..storage.targets import final_place
 
     places = dict.fromkeys(final_place(path) for path in paths)
-    return tuple(told for place in places for told in clear(place, remove=remove))
+    return tuple(told for place in places for told in clear(place, remove=False, mend=mend))
 
 
 def write_notes(symbolic: Symbolic, stagings: Sequence[Staging], findings: Any, observer: Observers) -> None:

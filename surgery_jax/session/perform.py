@@ -11,6 +11,7 @@ from typing import Protocol
 from ..compile.functions import Functions
 from ..core.interrupts import check_interrupted
 from ..execute.devices import CompileClock
+from ..execute.left import Done, left
 from ..execute.observers import Observers, Pass
 from ..execute.options import Options
 from ..execute.report import Account, Share
@@ -30,6 +31,8 @@ from ..storage.formats import OutputPlan
 from ..storage.places.found import locate
 
 __all__ = ["Kept", "Target", "perform"]
+
+NOTHING = Done()
 
 
 class Target(Protocol):
@@ -62,19 +65,23 @@ def perform(
     functions: Functions,
     *,
     is_last: bool,
+    done: Done = NOTHING,
 ) -> Findings:
     """Read, compute and write everything, or the share of this process of it; what came of the checks and sinks of all
     processes. `targets` are the outputs in the order in which the program numbers their files, `functions` what
-    programs before have compiled, and `is_last` is for observers.
+    programs before have compiled, and `is_last` is for observers. What is `done` is left as it is.
 
     Raises:
         SurgeryError: the first thing that went wrong, here or in another process.
     """
     program = work.program
     pace = Pace(only_direct=options.sync)
-    part = OwnTasks(peers, work)
+    remaining, found = left(work, done)
+    part = OwnTasks(peers, work, remaining)
     full: deque[EncodedFile] = deque()
-    outputs = [file for target in targets for file in _files(target, pace, full, observer)]
+    outputs: list[OutputFile] = []
+    for target in targets:
+        outputs += _files(target, pace, full, observer, done, len(outputs))
     compiled_before = functions.num_compilations
 
     def tick() -> None:
@@ -88,16 +95,18 @@ def perform(
         room_for_files(2 * len(outputs)),
         Executor(work, outputs, full, functions, observer, options.devices or None) as executor,
     ):
-        tasks = part.tasks() if peers.size > 1 else work.tasks
+        tasks = part.tasks() if peers.size > 1 else remaining
         account: Account | None = None
         try:
-            observer.pass_begins(Pass(work, tasks, sum(map(work.advance, tasks)), is_last))
+            nbytes = sum(map(work.advance, tasks))
+            observer.pass_begins(Pass(work, remaining, tasks, nbytes, is_last, executor.findings))
             executor.run(tasks, tick)
             if peers.rank:  # process 0 does so for its own bytes when it publishes
                 for number in _to_sync(targets, options.sync) & part.files:
                     outputs[number].sync()
             stream_s = time.perf_counter() - start
-            written = part.written if peers.size > 1 else program.bytes_moved + program.bytes_computed
+            moved, _, computed = work.amounts(remaining)
+            written = part.written if peers.size > 1 else moved + computed
             own = Account(
                 (Share(peers.name(peers.rank), executor.inputs.num_bytes, written, stream_s),),
                 functions.num_compilations - compiled_before,
@@ -107,6 +116,9 @@ def perform(
                 clock.seconds,
                 executor.timeline.busy_s,
             )
+            if peers.rank == 0:
+                for packed in found:
+                    executor.findings.unpack(program.symbolic, packed)
             findings, account = _of_all(peers, program.symbolic, executor.findings, own)
         finally:
             observer.pass_ends(account)
@@ -140,12 +152,15 @@ def _to_sync(targets: Sequence[Target], sync: bool) -> set[int]:
     return {number for number, is_wanted in enumerate(wanted) if is_wanted}
 
 
-def _files(target: Target, pace: Pace, full: deque[EncodedFile], observer: Observers) -> Iterator[OutputFile]:
+def _files(
+    target: Target, pace: Pace, full: deque[EncodedFile], observer: Observers, done: Done, first: int
+) -> Iterator[OutputFile]:
     hear, hear_raw = (observer.written, observer.encoding) if observer.wants_ranges else (None, None)
     for index, file in enumerate(target.layout.files):
         path, place = str(locate(target.plan.path) / file.name), target.place(index)
         if file.encode is not None:
-            yield EncodedFile(path, place, file, full, hear, hear_raw)
+            is_sealed = file.size > 0 and done.has((first + index, 0, file.size))
+            yield EncodedFile(path, place, file, full, hear, hear_raw, is_sealed=is_sealed)
         else:
             kind = FleetingFile if len(target.layout.files) > MANY else OutputFile
             yield kind(path, place, pace, may_go_direct=target.is_on_disk, hear=hear)

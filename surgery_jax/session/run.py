@@ -9,7 +9,7 @@ settled and notes written; outputs completed and, if the inputs are still what t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -17,28 +17,36 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import PlanError
+from ..core.errors import PlanError, listing
 from ..core.interrupts import held
 from ..core.process import take_back
+from ..execute.left import Done
 from ..execute.observers import Appearing, Observer, Observers
 from ..execute.options import Options
 from ..execute.report import Figures, Progress, Report
 from ..hosts.peers import ALONE, Peers
-from ..proof.accounting import check_strict
+from ..proof.accounting import account_for, check_strict
 from .compiled import Compiled, Outputs, Outside, compile_with, joined, with_inputs
-from .passes import Show, check_targets, leftovers, settle, tell_laid, write_notes
+from .journals import Journals
+from .passes import Show, check_targets, leftovers, output_paths, settle, tell_laid, write_notes
+from .resuming import Resumption, look_back, understood
+from .run_keys import answers_key, head_of
 
 if TYPE_CHECKING:
     from ..compile.functions import Functions
     from ..execute.schedule import Schedule
+    from ..execute.verdicts import Findings
     from ..graph.node import Node
     from ..io.outputs import Written
     from ..language.plan import Plan
     from ..proof.keeping import Receipts
     from ..storage.base import Checkpoint, Layout
     from ..storage.formats import OutputPlan
-    from ..storage.publish import Staging, Told
+    from ..storage.journal import Finished
+    from ..storage.publish import Staging
     from .perform import Kept, Target
+
+    _Begun = dict[int, tuple[Staging, Sequence[Finished]]]  # by the identity of the output
 
 __all__ = ["Outcome", "Session", "Transaction", "showing"]
 
@@ -127,9 +135,13 @@ class Session:
         self.figures = Figures()
         self.leftovers: dict[str, None] = {}
         self._swept: set[str] = set()
+        self._journals = Journals(self.options.sync)
+        self._resumption = Resumption(self.leftovers)
         self._receipts = _receipts(self.options, peers, lambda what: self._observer.written(what))
-        self._observer = Observers([self.figures, *_traces(self.options, peers), *self._receipts, *observers])
+        traces = _traces(self.options, peers)
+        self._observer = Observers([self.figures, self._journals, *traces, *self._receipts, *observers])
         self._functions: Functions | None = None
+        self._answers: dict[str, bytes] = {}  # what passes over the data have found, for a run that goes on
 
     def compile(self, plan: Plan, inputs: Mapping[str, Checkpoint] | None = None) -> Compiled:
         """Everything about a plan that can be known without reading a tensor. `inputs` are checkpoints by alias, that
@@ -153,9 +165,10 @@ class Session:
             lambda: compare(self.peers, facts_of_sources(outside.sources)),
         )
 
-    def sweep(self, paths: Iterable[str], *, remove: bool = True) -> None:
-        """Remove what runs that were killed have left beside outputs, once for each: that of a plan before its inputs
-        are read, since one of them may be what is put back.
+    def sweep(self, paths: Iterable[str], *, mend: bool = True) -> None:
+        """Name what runs that did not come to their end have left beside outputs, once for each, and with `mend` put
+        back what they were replacing: that of a plan before its inputs are read, since one of them may be that. A run
+        that goes on names only what it does not go on with.
 
         Raises:
             StorageError: an output is no path.
@@ -163,7 +176,27 @@ class Session:
         if self.peers.rank == 0:
             fresh = [path for path in paths if path not in self._swept]
             self._swept.update(fresh)
-            self.leftovers |= dict.fromkeys(leftovers(fresh, remove=remove))
+            found = leftovers(fresh, mend=mend)
+            if not self.options.resume:
+                self.leftovers |= dict.fromkeys(found)
+
+    def look_back(self, plan: Plan, outputs: Outputs = ()) -> Report | None:
+        """The report of a run of this plan that was killed when all its outputs were there, if this session is to go on
+        with such runs. What another one was replacing is put back: to be called before inputs are read.
+
+        Raises:
+            StorageError: it cannot be put back.
+        """
+        if not self.options.resume:
+            return None
+        there: tuple[str, ...] = ()
+        if self.peers.rank == 0:
+            there = look_back(plan, output_paths(plan, outputs), self.options)
+        there = tuple(json.loads(self.peers.share(json.dumps(there).encode())))
+        if not there:
+            return None
+        told = f"{listing(there)}: a run had come to its end when it was killed; all is there"
+        return Report(outputs=there, num_tensors=0, num_groups=0, leftovers=(told,), **self.figures.of(Report))
 
     def run(self, transactions: Sequence[Transaction]) -> list[Outcome]:
         """All that the transactions ask for, in one program. If there are several, one whose assertions fail or whose
@@ -201,6 +234,8 @@ class Session:
             printed=outcome.printed,
             leftovers=tuple(self.leftovers),
             warnings=tuple(symbolic.warnings),
+            accounting=account_for(symbolic).as_json(),
+            bytes_resumed=self._resumption.nbytes,
             **self.figures.of(Report),
         )
 
@@ -223,8 +258,12 @@ class Session:
                 )
             passes += 1
             work = whole.first(self.options.limits)
-            check_fits_here(work)
-            found, asked = self._perform(work, (), is_last=False), work.program.symbolic
+            asked = work.program.symbolic
+            found = self._known(transactions, work)
+            if found is None:
+                check_fits_here(work)
+                found = self._perform(work, (), is_last=False)
+            self._answers[answers_key(work.program)] = found.pack(asked)
             answers |= {sink.node: found[sink] for sink in asked.sinks}
             answers |= {check.node: found[check].holds for check in asked.checks}
             transactions = [_answered(one, answers) for one in transactions]
@@ -232,6 +271,15 @@ class Session:
         if passes:
             whole = self._check(transactions)
         return transactions, whole.last(self.options.limits)
+
+    def _known(self, transactions: Sequence[Transaction], work: Schedule) -> Findings | None:
+        """What a pass of an earlier run has found, if that is known and this is to go on with it."""
+        packed = b""
+        if self.options.resume and self.peers.rank == 0:
+            paths = [output.path for asked in transactions for output, _ in asked.outputs]
+            packed = self._resumption.answers(paths, work.program) or b""
+        packed = self.peers.share(packed) if self.options.resume else packed
+        return understood(work.program.symbolic, packed)
 
     def _check(self, transactions: Sequence[Transaction]) -> Compiled:
         """The work of all, once it is known that its outputs can be written and that it fits."""
@@ -252,16 +300,23 @@ class Session:
 
     def _write(self, transactions: Sequence[Transaction], work: Schedule, stack: ExitStack) -> list[_Work]:
         """All outputs, in their hidden places."""
-        staged = [self._stage(asked, stack) for asked in transactions]
-        findings = self._perform(work, [target for _, targets in staged for target in targets], is_last=True)
+        begun: _Begun = {}
+        is_one = len(transactions) == 1
+        staged = [self._stage(asked, stack, begun, is_one) for asked in transactions]
+        targets = [target for _, own in staged for target in own]
+        stagings = [staging for own, _ in staged for staging in own]
+        findings = self._perform_rest(work, targets, stagings, begun, is_one)
         return [
-            _Work(asked.tag, stagings, Outcome(asked.compiled, findings, targets))
-            for asked, (stagings, targets) in zip(transactions, staged, strict=True)
+            _Work(asked.tag, own, Outcome(asked.compiled, findings, written))
+            for asked, (own, written) in zip(transactions, staged, strict=True)
         ]
 
-    def _stage(self, asked: Transaction, stack: ExitStack) -> tuple[list[Staging], list[Target]]:
+    def _stage(
+        self, asked: Transaction, stack: ExitStack, begun: _Begun, is_one: bool
+    ) -> tuple[list[Staging], list[Target]]:
         """Outputs in their hidden places, made by the first of the processes and opened by the others, and all that is
-        written to. What is not committed when the stack closes is removed.
+        written to. What is not committed when the stack closes is removed, or kept for a run that goes on. Those that
+        another run has `begun` are added, with what is finished of them.
 
         Raises:
             StorageError: the operating system refuses, or this process does not see what the first one made.
@@ -270,36 +325,69 @@ class Session:
 
         stagings: list[Staging] = []
 
-        def add(output: OutputPlan, layout: Layout, told: Told | None = None) -> None:
+        def add(output: OutputPlan, layout: Layout, **how: Any) -> None:
             with held():  # from the moment when there is something, it is known that it must be removed
-                staging = open_staging(output, layout, told, overwrite=self.options.overwrite)
+                staging = open_staging(output, layout, overwrite=self.options.overwrite, **how)
                 stagings.append(staging)
-                stack.callback(staging.abort)
-                self.peers.rescue(staging.abort)
+                stack.push(partial(_abort, staging, is_one))
+                self.peers.rescue(partial(staging.abort, keep=True))
 
         if self.peers.rank == 0:
+            head = head_of(asked.compiled, self.options, self._answers)
             for output, layout in asked.outputs:
-                add(output, layout)
+                found = self._resumption.begun(output, layout, head) if self.options.resume else None
+                add(output, layout, begun=None if found is None else found[0])
+                if found is not None:
+                    begun[id(stagings[-1])] = stagings[-1], found[1]
+                if stagings[-1].stage is not None:
+                    stagings[-1].stage.write_head(head)
             self._observer.staged(Appearing(asked.compiled.symbolic, stagings, "", asked.tag))
             for staging in stagings:
                 tell_laid(self._observer, staging)
         told = json.loads(self.peers.share(json.dumps([staging.tell() for staging in stagings]).encode()))
         if self.peers.rank:
             for (output, layout), place in zip(asked.outputs, told, strict=True):
-                add(output, layout, place)
+                add(output, layout, told=place)
         if asked.keep is None:
             return stagings, [*stagings]
         kept = asked.keep(*asked.compiled.outputs[-1])
         stack.callback(kept.close)
         return stagings, [*stagings, kept]
 
-    def _perform(self, work: Schedule, targets: Sequence[Target], *, is_last: bool) -> Mapping[Any, Any]:
+    def _perform_rest(
+        self, work: Schedule, targets: Sequence[Target], stagings: Sequence[Staging], begun: _Begun, is_one: bool
+    ) -> Mapping[Any, Any]:
+        """The last pass, which writes what is not finished already; `is_one`: for one plan."""
+        from ..storage.publish import may_go_on
+
+        done = Done()
+        if self.options.resume:
+            if self.peers.rank == 0:
+                done = self._resumption.done(work.program, _numbered(targets, begun), is_one=is_one)
+            done = Done.unpacked(self.peers.share(done.packed()))
+        error: BaseException | None = None
+        try:
+            self._journals.begin(stagings, self.peers.rank, is_one)
+            return self._perform(work, targets, is_last=True, done=done)
+        except BaseException as found:
+            error = found
+            raise
+        finally:
+            with held():
+                self._journals.close(is_kept=may_go_on(error))
+
+    def _perform(
+        self, work: Schedule, targets: Sequence[Target], *, is_last: bool, done: Done | None = None
+    ) -> Findings:
         """A pass over the data: what came of its checks and sinks."""
         from ..compile.functions import Functions
         from .perform import perform
 
         self._functions = self._functions or Functions()
-        return perform(work, targets, self.options, self._observer, self.peers, self._functions, is_last=is_last)
+        functions = self._functions
+        return perform(
+            work, targets, self.options, self._observer, self.peers, functions, is_last=is_last, done=done or Done()
+        )
 
     # -- publishing -------------------------------------------------------------------------------------------------
 
@@ -361,6 +449,14 @@ class Session:
         _each(works, commit)
 
 
+def _abort(staging: Staging, is_one: bool, kind: object, error: BaseException | None, at: object) -> None:
+    """The end of a stack: what is not committed is removed, or kept for a run that goes on. Where one of several plans
+    has failed, the others are tried again at once."""
+    from ..storage.publish import may_go_on
+
+    staging.abort(keep=may_go_on(error) and (is_one or not isinstance(error, Exception)))
+
+
 def _each(works: Sequence[_Work], act: Callable[[_Work], None], mapped: Callable[..., Iterable[None]] = map) -> None:
     """Do something for every transaction that has not failed. What it raises is noted, or, if there is only one, goes
     on."""
@@ -375,6 +471,16 @@ def _each(works: Sequence[_Work], act: Callable[[_Work], None], mapped: Callable
 
     for _ in mapped(attempt, [work for work in works if work.outcome.error is None]):
         pass
+
+
+def _numbered(targets: Sequence[Target], begun: _Begun) -> Iterator[tuple[Staging, int, Sequence[Finished]]]:
+    """What is begun, each with the number that a program gives its first file."""
+    first = 0
+    for target in targets:
+        if id(target) in begun:
+            staging, finished = begun[id(target)]
+            yield staging, first, finished
+        first += len(target.layout.files)
 
 
 def _answered(asked: Transaction, answers: Mapping[Node, Any]) -> Transaction:

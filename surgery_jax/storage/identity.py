@@ -15,6 +15,7 @@ from .places.base import Identity
 from .places.found import place_of
 
 __all__ = [
+    "Changed",
     "Identity",
     "add_all",
     "check_all",
@@ -23,6 +24,10 @@ __all__ = [
     "notice",
     "remembering",
 ]
+
+
+class Changed(StorageError):
+    """A file is not what it was: what was made of it is of no use any more."""
 
 
 def check_unchanged(path: str, known: Identity, found: Identity) -> None:
@@ -39,7 +44,7 @@ def check_unchanged(path: str, known: Identity, found: Identity) -> None:
         how = f"{found.size} bytes, after {known.size}"
     else:
         how = "the same file, changed since"
-    raise _changed(path, how)
+    raise _changed(Changed, path, how)
 
 
 def check_all(known: Mapping[str, Identity]) -> None:
@@ -52,7 +57,7 @@ def check_all(known: Mapping[str, Identity]) -> None:
         try:
             found = place_of(path).identity(path)
         except OSError as error:
-            raise _changed(path, error.strerror or str(error)) from None
+            raise _changed(StorageError, path, error.strerror or str(error)) from None  # it may come back
         check_unchanged(path, identity, found)
 
 
@@ -66,8 +71,8 @@ def add_all(known: dict[str, Identity], more: Mapping[str, Identity]) -> None:
         check_unchanged(path, known.setdefault(path, found), found)
 
 
-def _changed(path: str, how: str) -> StorageError:
-    return StorageError(
+def _changed(kind: type[StorageError], path: str, how: str) -> StorageError:
+    return kind(
         "the file changed after its header was read",
         where=path,
         expected="the same file until the end",
@@ -116,5 +121,5 @@ def identities_of(files: Iterable[str], opened: Mapping[str, Identity]) -> dict[
             try:
                 found[path] = place_of(path).identity(path)
             except OSError as error:
-                raise _changed(path, error.strerror or str(error)) from None
+                raise _changed(StorageError, path, error.strerror or str(error)) from None  # it may come back
     return found

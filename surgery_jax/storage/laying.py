@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
 from .base import LaidFile
 from .files import File
 from .places.base import Writer
 from .places.found import locate, place_of
 
-__all__ = ["lay"]
+__all__ = ["lay", "lay_again", "remove_others"]
 
 _PART = 4 << 20  # bytes of a document that are copied at once
 
@@ -19,10 +25,49 @@ def lay(path: str, file: LaidFile) -> None:
         OSError: its place refuses.
         StorageError: what it is a copy of cannot be read.
     """
-    place = place_of(path)
-    place.create(path, file.size)
+    place_of(path).create(path, file.size)
+    _write_known(path, file)
+
+
+def lay_again(path: str, file: LaidFile, size: int) -> bool:
+    """Make a file that another run has laid what it is at the beginning, but for the bytes of tensors that are there;
+    gives whether they still are: a file that is gone, or not `size` bytes long, is laid anew.
+
+    Raises:
+        OSError: its place refuses.
+        StorageError: what it is a copy of cannot be read.
+    """
+    with suppress(FileNotFoundError):
+        status = Path(path).lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_size == size:
+            _write_known(path, file)
+            return True
+        Path(path).unlink()
+    lay(path, file)
+    return False
+
+
+def remove_others(root: Path, files: Sequence[LaidFile]) -> None:
+    """Remove what lies in a directory that is built beside the files of its layout: what another run has added and
+    linked when it was about to publish.
+
+    Raises:
+        OSError: the operating system refuses.
+    """
+    own = {str(root / file.name) for file in files}
+    own |= {str(parent) for path in list(own) for parent in Path(path).parents}
+    for above, directories, names in os.walk(root, topdown=False):
+        for name in (*directories, *names):
+            path = Path(above, name)
+            if str(path) not in own and path.is_dir() and not path.is_symlink():
+                path.rmdir()
+            elif str(path) not in own:
+                path.unlink()
+
+
+def _write_known(path: str, file: LaidFile) -> None:
     if file.fixed or file.source is not None:
-        writer = place.target(path)
+        writer = place_of(path).target(path)
         try:
             for offset, data in file.fixed:
                 writer.write(offset, data)

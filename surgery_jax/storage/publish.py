@@ -16,21 +16,22 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypedDict
 
-from ..core.errors import Problems, StorageError, told
-from ..core.interrupts import check_interrupted, held, note_published
+from ..core.errors import BudgetError, Problems, StorageError, told
+from ..core.interrupts import check_interrupted, held, note_kept, note_published
 from ..core.specs import format_bytes
 from . import companions
 from .base import Layout
 from .companions import State
 from .files import storage_error
 from .formats import OutputPlan
-from .laying import lay
+from .identity import Changed
+from .laying import lay, lay_again, remove_others
 from .proofs import PROOFS
 from .renames import Renames
-from .stages import Stage, is_stage
+from .stages import Begun, Stage, is_stage
 from .targets import check_space, check_target, final_place
 
-__all__ = ["Staging", "check_space", "check_target", "commit_all", "storage_error", "unwinding"]
+__all__ = ["Staging", "check_space", "check_target", "commit_all", "may_go_on", "storage_error", "unwinding"]
 
 
 class Told(TypedDict):
@@ -47,9 +48,18 @@ class Staging:
 
     is_on_disk = True
 
-    def __init__(self, plan: OutputPlan, layout: Layout, told: Told | None = None, *, overwrite: bool = True) -> None:
-        """Make the hidden directory and all files in their full length; or open those that another process has made,
-        by what its `tell` told. That other process publishes; this one only helps to write.
+    def __init__(
+        self,
+        plan: OutputPlan,
+        layout: Layout,
+        told: Told | None = None,
+        *,
+        overwrite: bool = True,
+        begun: Begun | None = None,
+    ) -> None:
+        """Make the hidden directory and all files in their full length; or take over what another run has `begun`; or
+        open what another process has made, by what its `tell` told. That other process publishes; this one only helps
+        to write.
 
         What lies at the place now is what may be replaced, if `overwrite`, and nothing that comes later.
 
@@ -65,6 +75,7 @@ class Staging:
         self._finished = self._synced = False
         self._seen: dict[str, State] = {}
         self._kept: dict[str, State] = {}  # what was linked into the new directory, by name
+        self.renewed: set[int] = set()  # numbers of files of which nothing counts that another run has written
         if told is not None:
             self._join(told)
             return
@@ -73,7 +84,10 @@ class Staging:
             self._seen = self._state(self._final)
             check_target(plan, overwrite, layout.documents)
             self._in_place = _stays(self._final)
-            self._make()
+            if begun is None:
+                self._make()
+            else:
+                self._take_over(begun)
         except OSError as error:
             self.abort()
             raise storage_error(error, plan.path, "write there") from None
@@ -95,6 +109,22 @@ class Staging:
                 self._built.chmod(stat.S_IMODE(self._final.stat().st_mode))
         for index, file in enumerate(self.layout.files):
             lay(self.place(index), file)
+
+    def _take_over(self, begun: Begun) -> None:
+        self._stage, self._in_place = begun.stage, begun.stage.path.parent == self._final
+        self._built = begun.stage.new
+        if self.layout.is_directory:
+            remove_others(self._built, self.layout.files)
+            if self._final.is_dir():
+                self._built.chmod(stat.S_IMODE(self._final.stat().st_mode))
+        for index, file in enumerate(self.layout.files):
+            if not lay_again(self.place(index), file, begun.sealed.get(index, file.size)):
+                self.renewed.add(index)
+
+    @property
+    def stage(self) -> Stage | None:
+        """Where it is built, if that is a directory of this machine's."""
+        return self._stage
 
     @property
     def root(self) -> Path:
@@ -316,16 +346,21 @@ class Staging:
             self._stage.remove()
             self._stage = None
 
-    def abort(self) -> StorageError | None:
+    def abort(self, *, keep: bool = False) -> StorageError | None:
         """Take everything back that is not committed; does nothing the second time. Does not fail: gives what to say
-        if what was there before could not be put back.
+        if what was there before could not be put back. With `keep` what is finished stays, for a run that goes on.
 
         Of several outputs abort the last one first: an earlier one may have made the directory of a later one.
         """
         with held():
             problem = self._take_back()
             if self._stage is not None:
-                self._stage.remove()
+                if keep and self._stage.has_finished:
+                    self._stage.close()
+                    self._parents.clear()
+                    note_kept(self.plan.path)
+                else:
+                    self._stage.remove()
                 self._stage = None
             while self._parents:
                 with suppress(OSError):  # somebody else may have put something there
@@ -357,9 +392,9 @@ def commit_all(stagings: Sequence[Staging], sync: bool = True, appeared: Callabl
                 staging._clean()
             if appeared is not None:
                 appeared()
-    except BaseException:
+    except BaseException as error:
         for staging in reversed(stagings):
-            staging.abort()
+            staging.abort(keep=may_go_on(error))
         raise
 
 
@@ -385,9 +420,23 @@ def unwinding() -> Iterator[ExitStack]:
     stack = ExitStack()
     try:
         yield stack
-    finally:
+    except BaseException as error:
         with held():
-            stack.close()
+            stack.__exit__(type(error), error, error.__traceback__)
+        raise
+    with held():
+        stack.close()
+
+
+def may_go_on(error: BaseException | None) -> bool:
+    """Whether what was finished before an error may serve the next run: somebody stopped this one, or a disk or another
+    process failed it. A plan that is wrong, and an assertion, fail again; changed inputs give something else."""
+    if isinstance(error, Exception):
+        return not isinstance(error, Changed) and told(error).exit_code in (
+            StorageError.exit_code,
+            BudgetError.exit_code,
+        )
+    return error is not None
 
 
 # ---------------------------------------------------------------------------------------------------------- details

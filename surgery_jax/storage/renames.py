@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
-__all__ = ["Renames", "rename_new"]
+__all__ = ["Renames", "exchange", "put_back", "rename_new"]
 
 _AT_FDCWD, _NOREPLACE, _EXCHANGE = -100, 1, 2  # of linux/fcntl.h and linux/fs.h
 _MISSING = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)  # what a system or a file system says that has no such rename
@@ -74,6 +74,39 @@ def link(source: Path, target: Path) -> bool:
             raise
         return False
     return True
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Let two things change places, in one step.
+
+    Raises:
+        OSError: they cannot, or the system has no such thing.
+    """
+    if not _rename(one, other, _EXCHANGE):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(one), None, str(other))
+
+
+def put_back(target: Path, old: Path, new: Path, names: Iterable[str]) -> None:
+    """In a directory whose files were changed one by one, take back the new ones, and bring back the old ones."""
+    for name in names:
+        if not os.path.lexists(new / name) or _are_one(target / name, new / name):
+            _move(target / name, new / name)
+    for path in sorted(old.rglob("*")):
+        place = target / path.relative_to(old)
+        if not (path.is_dir() and place.is_dir()):
+            _move(path, place)
+
+
+def _are_one(one: Path, other: Path) -> bool:
+    """Whether a file has both names, because a rename in two steps was broken off."""
+    return os.path.lexists(one) and os.path.lexists(other) and os.path.samestat(one.lstat(), other.lstat())
+
+
+def _move(source: Path, target: Path) -> None:
+    if _are_one(source, target):
+        source.unlink()
+    elif os.path.lexists(source):
+        rename_new(source, target)
 
 
 def _identity(path: Path) -> Identity | None:

@@ -1,9 +1,11 @@
-"""The hidden directories in which outputs are built: made, locked as long as their process lives, and cleared away when
-it was killed.
+"""The hidden directories in which outputs are built: made, locked as long as their process lives, and found again when
+it has ended before the output was there.
 
 A stage lies beside its output, or within it, and holds `new`, what is built; `old`, what was there before, while it is
-being replaced; and `lock`, a file that is locked by whoever works here and says for which output. A stage whose lock
-can be had is dead, and removed unless something in it may be the only copy of what was there.
+being replaced; `lock`, a file that is locked by whoever works here and says for which output; `head`, what a run must
+be to go on here; and the journals of the processes that work here. A stage whose locks can be had is dead. It stays
+until a run goes on with it or somebody clears it away, which nobody does if something in it may be the only copy of
+what was there.
 """
 
 from __future__ import annotations
@@ -16,24 +18,51 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from ..core.specs import format_bytes
 from ..core.strict_json import read_json
+from .journal import Finished, finished, framed, lock, rewrite, unframed
 from .places.found import is_local
-from .renames import rename_new
+from .renames import exchange, put_back, rename_new
 
-__all__ = ["Stage", "clear", "is_stage", "kept_copy"]
+__all__ = [
+    "LOCK",
+    "NEW",
+    "OLD",
+    "Begun",
+    "Stage",
+    "all_left",
+    "is_at_work",
+    "is_stage",
+    "kept_copy",
+    "names_in",
+    "parsed",
+    "remove_stage",
+    "stages_in",
+    "stages_of",
+    "take",
+    "try_lock",
+]
 
 _NAME = re.compile(r"\..{0,40}\.surgery-[a-z0-9_]{8}", re.DOTALL)
-_LOCK, _OLD, _NEW = "lock", "old", "new"
+LOCK, OLD, NEW, _HEAD, _JOURNAL = "lock", "old", "new", "head", "done-"
+_MOST_HEAD = 64 << 20  # bytes of an untrusted head: inputs of 100 000 files take 10 MB
 _ATTEMPTS = 10
 
 
 def _prefix(target: Path) -> str:
     return f".{target.name[:40]}.surgery-"  # file names have at most 255 bytes
+
+
+class Begun(NamedTuple):
+    """A stage that a run takes over, which it has locked. `sealed` are the sizes of the files, by number, that another
+    run has encoded already."""
+
+    stage: Stage
+    sealed: Mapping[int, int]
 
 
 def is_stage(name: str) -> bool:
@@ -61,7 +90,7 @@ class Stage:
         for _ in range(_ATTEMPTS):
             path = Path(tempfile.mkdtemp(prefix=_prefix(target), dir=above))
             try:
-                lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             except FileNotFoundError:  # somebody who clears away took it for a dead one
                 continue
             except OSError:
@@ -70,8 +99,8 @@ class Stage:
                 raise
             stage = cls(path, lock)
             try:
-                is_ours = _try_lock(lock)
-                if is_ours is None or (is_ours and (path / _LOCK).exists()):
+                is_ours = try_lock(lock)
+                if is_ours is None or (is_ours and (path / LOCK).exists()):
                     os.write(lock, said)
                     return stage
             except BaseException:
@@ -83,12 +112,109 @@ class Stage:
     @property
     def new(self) -> Path:
         """Where the output is built."""
-        return self.path / _NEW
+        return self.path / NEW
 
     @property
     def old(self) -> Path:
         """Where what was there before may be put."""
-        return self.path / _OLD
+        return self.path / OLD
+
+    # -- what is finished ---------------------------------------------------------------------------------------
+
+    def write_head(self, head: Mapping[str, Any]) -> None:
+        """Say what a run must be to go on here, and which of the things that lie here or at the output's place is what
+        is built: its number in the file system stays when it is renamed.
+
+        Raises:
+            OSError: the operating system refuses.
+        """
+        said = json.dumps({**head, "node": self.new.lstat().st_ino}).encode()
+        place = self.path / _HEAD
+        if not place.exists():
+            place.write_bytes(framed(said))
+            return
+        with (self.path / f"{_HEAD}.new").open("wb") as stream:  # the old one must not be lost
+            stream.write(framed(said))
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(stream.name).replace(place)
+
+    def read_head(self) -> dict[str, Any]:
+        """What `write_head` said; nothing if its process was killed before that."""
+        with suppress(OSError), (self.path / _HEAD).open("rb") as stream:
+            for _, said in unframed(stream.read(_MOST_HEAD)):
+                return parsed(said)
+        return {}
+
+    def journal(self, number: int) -> Path:
+        """The journal of one process of a run."""
+        return self.path / f"{_JOURNAL}{number}"
+
+    @property
+    def journals(self) -> list[Path]:
+        """Those of all processes that have worked here."""
+        return sorted(path for path in self.path.glob(f"{_JOURNAL}*") if path.is_file() and not path.is_symlink())
+
+    @property
+    def has_finished(self) -> bool:
+        """Whether anything that was done here is noted."""
+        with suppress(OSError):
+            return any(path.lstat().st_size for path in self.journals) and (self.path / _HEAD).exists()
+        return False
+
+    def finished(self, sizes: Sequence[int]) -> list[Finished]:
+        """What the journals say is done. `sizes` are those of the files as their tensors have them.
+
+        Raises:
+            OSError: they cannot be read.
+        """
+        return [done for path in self.journals for done in finished(path, sizes)]
+
+    def rewrite(self, known: Iterable[Finished]) -> None:
+        """Let the journals say this and nothing else.
+
+        Raises:
+            OSError: the operating system refuses.
+        """
+        first = self.journal(0)
+        rewrite(first, [path for path in self.journals if path != first], known)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether what is built is here, and not at its place."""
+        with suppress(OSError):
+            return self.new.lstat().st_ino == self.read_head().get("node")
+        return False
+
+    def has_appeared(self, target: Path) -> bool:
+        """Whether what was built here is at its place."""
+        with suppress(OSError):
+            if self.path.parent == target:  # where files were exchanged one by one
+                return self.new.is_dir() and not any(self.new.iterdir()) and bool(self.read_head())
+            return target.lstat().st_ino == self.read_head().get("node")
+        return False
+
+    def take_back(self, target: Path) -> None:
+        """Put what has appeared back here, and what it replaced back to its place. What came into its directory since
+        goes with that.
+
+        Raises:
+            OSError: that cannot be done.
+        """
+        if self.path.parent == target:
+            facts = parsed(os.pread(self._lock, 1 << 16, 0).partition(b"\n")[2])
+            put_back(target, self.old, self.new, names_in(facts))
+        elif os.path.lexists(self.new):
+            exchange(target, self.new)
+        else:
+            rename_new(target, self.new)
+            if os.path.lexists(self.old):
+                rename_new(self.old, target)
+        if self.new.is_dir() and target.is_dir() and self.path.parent != target:
+            own = set(os.listdir(target))  # noqa: PTH208
+            for entry in self.new.iterdir():
+                if entry.name not in own and is_stage(entry.name):
+                    rename_new(entry, target / entry.name)
 
     def begin(self, is_together: bool) -> None:
         """What is built is about to appear: note what whoever finds this directory dead must know to put things back.
@@ -111,7 +237,7 @@ class Stage:
 
     def remove(self) -> None:
         """Remove all that is left here, and let go."""
-        _remove(self.path)
+        remove_stage(self.path)
         self.close()
 
     def close(self) -> None:
@@ -122,7 +248,7 @@ class Stage:
             self._lock = -1
 
 
-def _try_lock(descriptor: int) -> bool | None:
+def try_lock(descriptor: int) -> bool | None:
     """Whether it is locked by us now; None if the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -133,125 +259,89 @@ def _try_lock(descriptor: int) -> bool | None:
     return True
 
 
-def _remove(stage: Path) -> None:
-    """The lock goes last, and stays if something else does: others can then still tell that the stage is dead."""
+def remove_stage(stage: Path) -> None:
+    """The lock goes last, and stays if something else does: others can then still tell that the stage is dead. Until
+    then the head tells a run that goes on whether its output has appeared."""
     with suppress(OSError):
-        for entry in stage.iterdir():
+        for entry in sorted(stage.iterdir(), key=lambda entry: entry.name == _HEAD):
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry, ignore_errors=True)
-            elif entry.name != _LOCK:
+            elif entry.name != LOCK:
                 with suppress(OSError):
                     entry.unlink()
-        if all(entry.name == _LOCK for entry in stage.iterdir()):
-            (stage / _LOCK).unlink(missing_ok=True)
+        if all(entry.name == LOCK for entry in stage.iterdir()):
+            (stage / LOCK).unlink(missing_ok=True)
             stage.rmdir()
 
 
 # ------------------------------------------------------------------------------------------------- what others left
 
 
-def clear(target: Path, *, remove: bool) -> list[str]:
-    """Name the dead stages of an output, a sentence each, and with `remove` remove those that nobody can miss."""
-    stages = _stages(target) if is_local(target) else ()  # elsewhere nobody can tell whether a writer lives
-    return [told for stage in stages if (told := _clear(stage, target, remove))]
-
-
-def _stages(target: Path) -> Iterator[Path]:
+def stages_of(target: Path) -> Iterator[Path]:
+    """The stages of an output, which lie beside it or in it."""
     for place in (target.parent, target):
-        with suppress(OSError):
-            names = sorted(entry.name for entry in place.iterdir())
-            yield from (place / name for name in names if name.startswith(_prefix(target)) and is_stage(name))
+        yield from (stage for stage in stages_in(place) if stage.name.startswith(_prefix(target)))
 
 
-def _clear(stage: Path, target: Path, remove: bool) -> str | None:
-    try:
-        lock = os.open(stage / _LOCK, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        if remove:  # its process was killed when it began, or has not come further
-            with suppress(OSError):
-                stage.rmdir()
-                return f"{stage}: empty, left by a run that was killed when it began; run removes it"
-        return f"{stage}: cannot be told to be dead; remove it if no run is at work there" if stage.exists() else None
-    try:
-        locked = _try_lock(lock)
-        said, _, more = os.read(lock, 1 << 16).partition(b"\n")
-        told = _parsed(said)
-        if locked is False or told.get("target", target.name) != target.name:
-            return None
-        if locked is None or told.get("host", socket.gethostname()) != socket.gethostname():
-            host = f", made on {told['host']}" if isinstance(told.get("host"), str) else ""
-            return f"{stage}: cannot be told to be dead{host}; remove it if no run is at work there"
-        return _clear_dead(stage, target, _parsed(more), remove)
-    except OSError as error:
-        return f"{stage}: cannot be looked at: {error.strerror}"
-    finally:
-        os.close(lock)
+def stages_in(directory: Path) -> Iterator[Path]:
+    """The stages of whatever output that lie in a directory."""
+    with suppress(OSError):
+        names = sorted(entry.name for entry in directory.iterdir())
+        yield from (directory / name for name in names if is_stage(name))
 
 
-def _parsed(said: bytes) -> dict[str, object]:
+def take(stage: Path, target: Path) -> Stage | None:
+    """A stage of an output, if nobody who lives works in it; it is ours from now on. On a file system without locks
+    nobody can tell."""
+    with suppress(OSError):
+        descriptor = os.open(stage / LOCK, os.O_RDWR | os.O_CLOEXEC)
+        found = Stage(stage, descriptor)
+        told = parsed(os.pread(descriptor, 1 << 16, 0).partition(b"\n")[0])
+        if told.get("target", target.name) == target.name and try_lock(descriptor) and all_left(found):
+            return found
+        found.close()
+    return None
+
+
+def is_at_work(stage: Path) -> bool:
+    """Whether somebody who lives works in a stage."""
+    with suppress(OSError):
+        descriptor = os.open(stage / LOCK, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return try_lock(descriptor) is False or not all_left(Stage(stage))
+        finally:
+            os.close(descriptor)
+    return False
+
+
+def all_left(stage: Stage) -> bool:
+    """Whether no process of a run writes to its journal any more."""
+    for path in stage.journals:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if not lock(descriptor):
+                return False
+        finally:
+            os.close(descriptor)
+    return True
+
+
+def names_in(facts: Mapping[str, Any]) -> list[str]:
+    """The names of what was about to appear, as `begin` has noted them: of entries of one directory."""
+    names = facts.get("names")
+    return [
+        name
+        for name in (names if isinstance(names, list) else ())
+        if isinstance(name, str) and name not in ("", ".", "..") and "/" not in name
+    ]
+
+
+def parsed(said: bytes) -> dict[str, Any]:
     """What a lock says; nothing if its process was killed before it had written that."""
     with suppress(ValueError):
         value = read_json(said.decode())
         return value if isinstance(value, dict) else {}
     return {}
-
-
-def _clear_dead(stage: Path, target: Path, facts: Mapping[str, object], remove: bool) -> str:
-    old, new = stage / _OLD, stage / _NEW
-    if os.path.lexists(old) and not os.path.lexists(target):
-        if remove:
-            rename_new(old, target)
-            _remove(stage)
-        return f"{old}: what was in {target}, left by a run that was killed while it replaced it; run puts it back"
-    if stage.parent == target and _has_entries(old) and _has_entries(new):
-        if remove:
-            names = facts.get("names")
-            _put_back(target, old, new, map(str, names) if isinstance(names, list) else ())
-            _remove(stage)
-        return f"{old}: files of {target}, left by a run that was killed while it replaced them; run puts them back"
-    is_old_here = os.path.lexists(old) or (os.path.lexists(new) and new.lstat().st_ino != facts.get("node"))
-    if facts.get("together") and is_old_here:
-        return (
-            f"{stage}: left by a run that was killed while its outputs appeared, not all of which may be new; "
-            f"it may hold what was in {target}"
-        )
-    size = format_bytes(sum(_size(path) for path in stage.rglob("*")))
-    if remove:
-        _remove(stage)
-    return f"{stage}: {size} left by a run that was killed; run removes it"
-
-
-def _has_entries(directory: Path) -> bool:
-    return directory.is_dir() and any(directory.iterdir())
-
-
-def _put_back(target: Path, old: Path, new: Path, names: Iterable[str]) -> None:
-    """In a directory whose files were changed one by one, take back the new ones, and bring back the old ones."""
-    for name in names:
-        if not os.path.lexists(new / name) or _are_one(target / name, new / name):
-            _move(target / name, new / name)
-    for path in sorted(old.rglob("*")):
-        place = target / path.relative_to(old)
-        if not (path.is_dir() and place.is_dir()):
-            _move(path, place)
-
-
-def _are_one(one: Path, other: Path) -> bool:
-    """Whether a file has both names, because a rename in two steps was broken off."""
-    return os.path.lexists(one) and os.path.lexists(other) and os.path.samestat(one.lstat(), other.lstat())
-
-
-def _move(source: Path, target: Path) -> None:
-    if _are_one(source, target):
-        source.unlink()
-    elif os.path.lexists(source):
-        rename_new(source, target)
-
-
-def _size(path: Path) -> int:
-    with suppress(OSError):
-        return path.lstat().st_blocks * 512
-    return 0
 
 
 def kept_copy(target: Path) -> str | None:
@@ -260,7 +350,7 @@ def kept_copy(target: Path) -> str | None:
         return None
     try:
         target = Path(os.path.realpath(target))
-        found = [stage / _OLD for stage in _stages(target) if os.path.lexists(stage / _OLD)]
+        found = [stage / OLD for stage in stages_of(target) if os.path.lexists(stage / OLD)]
     except (OSError, ValueError):
         return None
     if not found:

@@ -21,19 +21,28 @@ from .laying import lay
 from .places.found import is_local, locate, place_of
 from .proofs import proofs_in
 from .publish import Staging, Told
+from .stages import Begun
 from .targets import check_target
 
 __all__ = ["Upload", "open_staging"]
 
 
-def open_staging(plan: OutputPlan, layout: Layout, told: Told | None = None, *, overwrite: bool = True) -> Staging:
+def open_staging(
+    plan: OutputPlan,
+    layout: Layout,
+    told: Told | None = None,
+    *,
+    overwrite: bool = True,
+    begun: Begun | None = None,
+) -> Staging:
     """An output that is being written, wherever it lies; the arguments are those of `Staging`.
 
     Raises:
         StorageError: something is in the way, or the place refuses; nothing is left behind.
     """
-    kind = Staging if is_local(plan.path) else Upload
-    return kind(plan, layout, told, overwrite=overwrite)
+    if is_local(plan.path):
+        return Staging(plan, layout, told, overwrite=overwrite, begun=begun)
+    return Upload(plan, layout, told, overwrite=overwrite)
 
 
 class Upload(Staging):
@@ -47,6 +56,7 @@ class Upload(Staging):
         self._final = locate(plan.path)
         self._place = place_of(plan.path)
         self._stage = None
+        self.renewed = set()
         self._finished = False
         self._created: dict[str, str] = {}  # names below the output and where they are until they are published
         self._appeared: list[str] = []
@@ -135,8 +145,9 @@ class Upload(Staging):
         self._appeared.clear()
         self._created.clear()
 
-    def abort(self) -> StorageError | None:
-        """Remove everything that is not committed; does nothing the second time."""
+    def abort(self, *, keep: bool = False) -> StorageError | None:
+        """Remove everything that is not committed; does nothing the second time. Nothing is kept: nobody could tell
+        later that this process is dead."""
         with held():
             self._take_back()
             for staged in self._created.values():

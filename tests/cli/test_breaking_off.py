@@ -1,4 +1,4 @@
-"""A run that is stopped, or that the disk refuses, leaves no output and nothing temporary."""
+"""A run that is stopped, or that the disk refuses, leaves no output, and only what a run can go on with."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def is_reading(process, name):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_leaves_nothing(number, code, place, plan):
+def test_an_interrupted_run_leaves_what_it_has_finished_and_says_so(number, code, place, plan, surgery):
     write_sparse(place / "long.safetensors", 48 << 30)
     plan(LONG)
     before = sorted(place.rglob("*"))
@@ -85,7 +85,13 @@ def test_an_interrupted_run_leaves_nothing(number, code, place, plan):
         process.kill()
         process.wait()
     assert process.returncode == code, told
-    assert told == "interrupted\n"
+    left = sorted(place.glob("deep/.*"))
+    kept = "what is finished of deep/out is kept: --resume goes on, surgery-jax clean removes it\n"
+    assert told == "interrupted\n" + kept * bool(left)  # it depends on how far it came
+    if left:
+        done = surgery("clean", "deep/out")
+        assert (done.returncode, done.stdout.count("removed")) == (0, 1), done.stderr
+        (place / "deep").rmdir()
     assert sorted(place.rglob("*")) == before
 
 

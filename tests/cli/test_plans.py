@@ -69,11 +69,11 @@ def test_the_library_is_listed_shown_and_run_by_its_name(here, capsys):
     for name in library_names():
         assert main(["plans", name]) == 0
         assert f"file: {library_file(name)}" in capsys.readouterr().out
-    assert main(["plans", "cast_bf61"]) == 2
-    assert "did you mean cast_bf16?" in capsys.readouterr().err
-    assert main(["check", "plans/cast_bf16.yaml", "inputs=[a.safetensors]", "output=x"]) == 0
-    assert main(["check", "cast_bf16", "output=x"]) == 2
-    assert "did you mean plans/cast_bf16.yaml?" in capsys.readouterr().err
+    assert main(["plans", "unties"]) == 2
+    assert "did you mean untie?" in capsys.readouterr().err
+    assert main(["check", "plans/cast.yaml", "source=a.safetensors", "output=x"]) == 0
+    assert main(["check", "cast", "output=x"]) == 2
+    assert "did you mean plans/cast.yaml?" in capsys.readouterr().err
 
 
 def test_the_summary_of_a_plan_is_the_first_sentence_of_its_comment():

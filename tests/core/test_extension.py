@@ -28,6 +28,15 @@ ASSERTS = shown("surgery_jax/asserts/square.py")
 FORMATS = shown("surgery_jax/storage/flat.py")
 
 
+def test_each_file_of_the_exercise_has_at_most_sixty_lines() -> None:
+    listed = re.findall(r"^\| (\w+) \| `(\S+)` \| `tests/", PAGE, re.MULTILINE)
+    assert [what for what, _ in listed] == ["transform", "assertion", "format", "place", "observer"]
+    for _, path in listed:
+        file = Path(__file__).parents[2] / path
+        text = file.read_text(encoding="utf-8") if file.exists() else shown(path)
+        assert text.count("\n") <= 60, path
+
+
 @pytest.fixture
 def site(tmp_path: Path) -> Path:
     place = tmp_path / "site"

@@ -67,6 +67,6 @@ def test_only_integers_and_narrow_floats_can_be_quantised() -> None:
 
 
 def test_many_tensors_of_one_module_take_no_longer_than_many_modules() -> None:
-    began = time.monotonic()
+    began = time.process_time()
     assert not companions([(f"w{number}x", BY_NAME["int8"]) for number in range(20_000)])
-    assert time.monotonic() - began < 20  # comparing each with each takes minutes
+    assert time.process_time() - began < 20  # comparing each with each takes minutes

@@ -85,7 +85,8 @@ def test_an_input_that_changes_while_it_is_read_is_refused(way: Callable[[Path],
     plan = plan_of(bench.plan([{"scale_": {"target": "a", "by": 2}}]))
     refused(lambda: run(plan, QUICK, progress=change), tmp_path / "m.safetensors")
     assert changed
-    assert not any("out" in name for name in bench.left())
+    # one that is gone may come back, and then a run goes on with what was made of it
+    assert [name for name in bench.left() if "out" in name and not (way is gone and ".surgery-" in name)] == []
 
 
 def test_an_output_may_still_be_written_over_its_own_input(tmp_path: Path) -> None:

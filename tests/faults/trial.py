@@ -50,7 +50,8 @@ class Scene:
 
     @property
     def retry(self) -> tuple[str, ...]:
-        return self.again or (*self.command, *(() if "--overwrite" in self.command else ("--overwrite",)))
+        more = () if "--overwrite" in self.command else ("--overwrite",)
+        return self.again or (*self.command, *more, "--resume")
 
 
 Tree = Mapping[str, str]  # digests of files by relative path
@@ -196,7 +197,8 @@ class Trial:
         changed = sorted(path for path in others if now.get(path) != self.before.get(path))
         if changed:
             wrong.append(f"other files changed: {changed}")
-        if hidden and done.code not in (0, 5, SIGKILL):  # cleaning may fail after the outputs have appeared
+        # cleaning may fail after the outputs have appeared
+        if hidden and done.code not in (0, 5, SIGKILL) and "is kept: --resume goes on" not in done.stderr:
             wrong.append(f"it leaves {hidden}: {done.stderr[-300:]}")
         return wrong + self.judge_code(done, point, new)
 
@@ -242,7 +244,7 @@ class Trial:
             wrong.append(f"the next run ends with {again.code}: {again.stderr[-300:]}")
         elif dict(now) != dict(self.after):
             wrong.append(f"the next run gives other files: {difference(now, self.after)}")
-        unnamed = [name for name in left if name not in again.stderr]
+        unnamed = [name for name in hidden if name not in again.stderr]
         if unnamed:
             wrong.append(f"the next run does not name {unnamed}: {again.stderr[-300:]}")
         if hidden and (len(self.scene.outputs) == 1 or not set(hidden) <= set(left)):

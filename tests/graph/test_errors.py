@@ -224,9 +224,9 @@ def test_a_name_that_is_too_long_for_the_system_is_an_error(place: str, bench: P
 
 def test_after_a_hundred_errors_the_rest_is_not_looked_at(bench: Path) -> None:
     wrong = [f"  - copy: {{ from: none.{n}, to: new.{n} }}" for n in range(4000)]
-    began = time.monotonic()
+    began = time.process_time()
     found = problems("\n".join(wrong))
-    assert time.monotonic() - began < 10  # 4 000 take minutes
+    assert time.process_time() - began < 10  # 4 000 take minutes
     assert len(found) == 101
     assert found[-1].where.line == 102 and "not looked at" in found[-1].problem
     nested = problems("  - execute:\n      transforms:\n" + "\n".join(f"    {step}" for step in wrong))

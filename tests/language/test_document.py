@@ -168,7 +168,7 @@ def test_deep_nesting_is_refused_and_not_a_crash():
 
 @pytest.mark.parametrize("form", ["[{}]", "{{ <<: [{}] }}"])
 def test_a_billion_laughs_are_refused_at_once(form):
-    start = time.perf_counter()
+    start = time.process_time()
     lines = ["a0: &a0 " + ("[x, y]" if form[0] == "[" else "{ x: 1 }")]
     lines += [f"a{i}: &a{i} " + form.format(", ".join([f"*a{i - 1}"] * 9)) for i in range(1, 30)]
     fails("\n".join(lines), "more than 2000000 values")
@@ -177,7 +177,7 @@ def test_a_billion_laughs_are_refused_at_once(form):
     text = "a0: word\n" + "\n".join(f"a{i}: '${{a{i - 1}}}${{a{i - 1}}}'" for i in range(1, 60))
     fails(text, "references make more than")
     fails("a: " + "x" * 1000 + "\nb: '" + "${a}" * 20000 + "'", "more than 16777216 characters of text")
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_file_that_is_too_large_or_no_text_is_refused(tmp_path):

@@ -90,10 +90,10 @@ def test_structured_patterns_agree_with_an_equivalent_regex(tokens, names):
 
 
 def test_many_stars_end_soon():
-    start = time.perf_counter()
+    start = time.process_time()
     names = [f"a{i}." + ".".join("b" * 24) for i in range(5)]
     assert matches([f"*v{i}" for i in range(12)] + ["$x", "~c"], names) == []
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,17 @@ def test_transformers_reads_the_tokenizer_of_the_union(sides: dict[str, Tensors]
     assert AutoModelForCausalLM.from_pretrained(out).get_input_embeddings().num_embeddings == len(read)
 
 
+def test_a_merge_that_others_build_on_has_the_tokenizer_that_it_made(sides: dict[str, Tensors]) -> None:
+    both = average("", "name: both\ntokenizer_source: union", left=1, right=1)
+    out = merged(
+        both
+        + "\n---\n"
+        + average("", "base_model: third\ntokenizer_source: union\nchat_template: chatml", both=1, third=1)
+    )
+    assert ids(out) == ids(merged(average("", "base_model: left\ntokenizer_source: union", left=1, right=1), "union"))
+    assert "<|im_start|>" in (out / "tokenizer_config.json").read_text()
+
+
 def test_a_named_model_gives_its_tokens_and_their_numbers(sides: dict[str, Tensors]) -> None:
     out = merged(average("", "base_model: left\ntokenizer_source: right", left=1, right=1))
     assert ids(out) == {token: number for token, number in ids("right").items() if number < 22}

@@ -27,13 +27,13 @@ def bits(first: float, second: float, count: int) -> np.ndarray:
 def drawn(op: Reinit, source: np.ndarray, *rest: np.ndarray) -> np.ndarray:
     """The words of JAX's generator: those of the places in order, and Box and Muller's formula of those of elements."""
     mean, std = rest[0] if len(rest) > 1 else (op.mean, op.std)
-    limit = (int(op.high) << 32) + int(op.low) if op.high >= 0 else -1
+    words = bits(op.chosen_first, op.chosen_second, int(op.length))
+    chosen = words.argsort().argsort() < op.count
     place = (np.arange(source.size) // int(op.inner) % int(op.length)).reshape(source.shape)
-    chosen = np.array([int(word) <= limit for word in bits(op.chosen_first, op.chosen_second, int(op.length))])[place]
     found = bits(op.first, op.second, source.size).reshape(source.shape)
     a, b = (found >> np.uint64(32)).astype(np.float64), (found & np.uint64(0xFFFFFFFF)).astype(np.float64)
     noise = np.sqrt(-2 * np.log((a + 1) * 2.0**-32)) * np.cos(2 * np.pi * (b * 2.0**-32))
-    return np.where(chosen, (mean + std * noise).astype(source.dtype), source)
+    return np.where(chosen[place], (mean + std * noise).astype(source.dtype), source)
 
 
 PLACES = np.arange(35, dtype=np.uint64).reshape(5, 7)

@@ -126,12 +126,15 @@ def test_a_config_of_another_input_is_named_by_its_alias(model: Path) -> None:
     (model.parent / "plan.yaml").write_text(f"""
 inputs: [ 'm::{model}', 'o::{other}' ]
 transforms:
+  - config: {{ alias: m, set: {{ one: '${{m.config.model_type}}', deep.n: '${{config.num_attention_heads}}' }} }}
+  - config: {{ alias: m, set: {{ two: '${{config.deep.n + 5}}' }} }}
   - config: {{ alias: m, set: {{ width: '${{config.o.width + o.config.width + config.num_attention_heads}}' }} }}
   - prefixes: {{ mode: remove, alias: o }}
 output: '{model.parent / "out"}'
 """)
     run(load_plan(model.parent / "plan.yaml"), Options(sync=False))
-    assert json.loads((model.parent / "out" / "config.json").read_text())["width"] == 7 + 7 + 4
+    found = json.loads((model.parent / "out" / "config.json").read_text())
+    assert (found["width"], found["one"], found["two"]) == (7 + 7 + 4, "llama", 9)
 
 
 def test_a_key_that_the_config_at_its_place_has_not_is_named(model: Path) -> None:
@@ -176,7 +179,7 @@ def test_defaults_of_the_architecture_are_written_out_where_the_config_leaves_th
     assert {"rope_theta", "num_key_value_heads", "hidden_act"} <= more.keys()
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "mixtral", "olmo2", "qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "mixtral", "olmo2", "phi3", "qwen2", "qwen3"])
 def test_the_defaults_are_those_of_transformers(kind: str) -> None:
     transformers = pytest.importorskip("transformers")
     from surgery_jax.core.model_config import defaults_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 PLANS = Path(__file__).parent.parent.parent / "plans"
 LAYERS, HEADS, KV_HEADS, HIDDEN, WIDTH, VOCABULARY = 12, 4, 2, 64, 40, 48
-SIZES = (f"heads={HEADS}", f"kv_heads={KV_HEADS}", f"hidden={HIDDEN}", "tree=params")
+SIZES = (
+    f"heads={HEADS}", f"kv_heads={KV_HEADS}", f"hidden={HIDDEN}", f"head={HIDDEN // HEADS}", f"width={WIDTH}",
+    f"layers={LAYERS}", f"vocabulary={VOCABULARY}", "theta=10000", "eps=1e-6", "tied=false",
+)  # fmt: skip
 quiet = Options(sync=False, overwrite=True)
 
 
@@ -42,7 +44,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 def convert(plan: str, source: Path, target: Path, *settings: str) -> Any:
     output = [f"output={target}", *(["output.format=flax"] if target.suffix == ".msgpack" else [])]
-    return run(load_plan(PLANS / plan, f"inputs[0]=model::{source}", *output, *SIZES, *settings), quiet)
+    told = SIZES if ".msgpack" in str(source) else ()  # there is no config beside such a file
+    return run(load_plan(PLANS / plan, f"source={source}", *output, "tree=params", *told, *settings), quiet)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -51,7 +54,7 @@ def test_the_parameters_for_maxtext_give_the_logits_of_transformers(
 ) -> None:
     path, made = llama
     target = tmp_path / "params.msgpack"
-    convert("llama_to_maxtext.yaml", path, target, "query_scale=0.25", f"axis={axis}")
+    convert("llama_to_maxtext.yaml", path, target, f"axis={axis}")
     variables = serialization.msgpack_restore(target.read_bytes())
     model = FlaxLlama(LAYERS, HEADS, KV_HEADS, HIDDEN // HEADS, WIDTH, HIDDEN, VOCABULARY, axis)
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, 20)
@@ -67,12 +70,13 @@ def test_the_parameters_for_maxtext_give_the_logits_of_transformers(
 @pytest.mark.parametrize(
     ("there", "back"),
     [
-        (("query_scale=0.25",), ("query_scale=4",)),
-        (("query_scale=0.25", "axis=0"), ("query_scale=4", "axis=0")),
+        ((), ()),
+        (("axis=0",), ("axis=0",)),
         (
-            ("query_scale=1", "rope=[3, 0, 1, 2]", "tree=params.params"),
-            ("query_scale=1", "rope=[1, 2, 3, 0]", "neighbours=8", "tree=params.params"),
+            ("query_scale=1", "rope=halves", "tree=params.params"),
+            ("query_scale=1", "rope=halves", "tree=params.params"),
         ),
+        (("scanned=false",), ("scanned=false",)),
     ],
 )
 def test_the_way_to_maxtext_and_back_changes_no_bit(
@@ -108,58 +112,64 @@ def test_the_shapes_are_those_of_maxtext(llama: tuple[Path, Any], tmp_path: Path
 
 
 def test_the_parameters_go_to_orbax_and_come_back(llama: tuple[Path, Any], tmp_path: Path) -> None:
-    source, target = f"inputs[0]=model::{llama[0]}", f"output.path={tmp_path / 'there'}"
-    run(load_plan(PLANS / "llama_to_maxtext.yaml", source, target, *SIZES, "query_scale=0.25"), quiet)
-    convert("llama_to_maxtext.yaml", llama[0], tmp_path / "there.msgpack", "query_scale=0.25")
+    convert("llama_to_maxtext.yaml", llama[0], tmp_path / "there")
+    convert("llama_to_maxtext.yaml", llama[0], tmp_path / "there.msgpack")
     with ocp.StandardCheckpointer() as checkpointer:
         found = checkpointer.restore(tmp_path / "there")
     expected = to_flax(tmp_path / "there.msgpack")
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     assert jax.tree.all(jax.tree.map(np.array_equal, found, expected))
-    convert("maxtext_to_llama.yaml", tmp_path / "there", tmp_path / "back", "query_scale=4")
+    convert("maxtext_to_llama.yaml", tmp_path / "there", tmp_path / "back")
     assert diff(llama[0], tmp_path / "back").is_empty
 
 
 def test_the_rest_of_a_train_state_is_not_taken_for_a_llama(llama: tuple[Path, Any], tmp_path: Path) -> None:
-    convert("llama_to_maxtext.yaml", llama[0], tmp_path / "there.msgpack", "query_scale=0.25", "tree=params.params")
+    convert("llama_to_maxtext.yaml", llama[0], tmp_path / "there.msgpack", "tree=params.params")
     state = to_flax(tmp_path / "there.msgpack") | {"step": 3, "opt_state": {"mu": np.ones(2)}}
     (tmp_path / "state.msgpack").write_bytes(serialization.msgpack_serialize(state))
     with pytest.raises(Problems, match="assertion failed: not: exists: 2 tensors match"):
         source = tmp_path / "state.msgpack"
-        convert("maxtext_to_llama.yaml", source, tmp_path / "back", "query_scale=4", "tree=params.params")
-    convert("maxtext_to_llama.yaml", Path(f"{source}#params"), tmp_path / "back", "query_scale=4")
+        convert("maxtext_to_llama.yaml", source, tmp_path / "back", "tree=params.params")
+    convert("maxtext_to_llama.yaml", Path(f"{source}#params"), tmp_path / "back")
     assert diff(llama[0], tmp_path / "back").is_empty
-
-
-def as_commented(plan: str, place: Path) -> str:
-    """The plan with its steps for stacked layers replaced by what its comment says of layers that are not scanned."""
-    text = (PLANS / plan).read_text()
-    (step,) = re.findall(r"(move: \{ from: '.*layers_.* \})", text)
-    content = yaml.safe_load(text)
-    at = next(i for i, found in enumerate(content["transforms"]) if found.keys() & {"stack", "unstack"})
-    content["transforms"][at : at + 2] = [yaml.safe_load(step)]
-    (place / plan).write_text(yaml.safe_dump(content))
-    return str(place / plan)
 
 
 def test_layers_that_are_not_scanned_have_the_names_of_maxtext_and_come_back(
     llama: tuple[Path, Any], tmp_path: Path
 ) -> None:
-    there, back = (as_commented(plan, tmp_path) for plan in ("llama_to_maxtext.yaml", "maxtext_to_llama.yaml"))
-    convert(there, llama[0], tmp_path / "apart.msgpack", "query_scale=0.25")
-    convert("llama_to_maxtext.yaml", llama[0], tmp_path / "scanned.msgpack", "query_scale=0.25")
+    convert("llama_to_maxtext.yaml", llama[0], tmp_path / "apart.msgpack", "scanned=false")
+    convert("llama_to_maxtext.yaml", llama[0], tmp_path / "scanned.msgpack")
     apart, scanned = (to_flax(tmp_path / f"{name}.msgpack")["params"]["decoder"] for name in ("apart", "scanned"))
     for number in range(LAYERS):
         expected = jax.tree.map(lambda leaf, n=number: leaf[:, n], scanned["layers"])
         assert jax.tree.all(jax.tree.map(np.array_equal, apart[f"layers_{number}"], expected))
-    convert(back, tmp_path / "apart.msgpack", tmp_path / "back", "query_scale=4")
-    assert diff(llama[0], tmp_path / "back").is_empty
 
 
-def test_a_tensor_that_maxtext_has_no_place_for_is_not_dropped(llama: tuple[Path, Any], tmp_path: Path) -> None:
-    content = yaml.safe_load((PLANS / "llama_to_maxtext.yaml").read_text())
-    bias = {"copy": {"from": r"(model\.layers\.0\.self_attn\.q_proj)\.weight", "to": r"\1.bias"}}
-    content["transforms"].insert(0, bias)
-    (tmp_path / "with_bias.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(Problems, match="assertion failed: not: exists: 1 tensors match"):
-        convert(str(tmp_path / "with_bias.yaml"), llama[0], tmp_path / "a.msgpack")
+def test_a_tensor_that_maxtext_has_no_place_for_is_not_dropped(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = transformers.LlamaConfig(**sizes, vocab_size=48, attention_bias=True)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "m")
+    with pytest.raises(Problems, match="assertion failed: not: exists: 4 tensors match"):
+        convert("llama_to_maxtext.yaml", tmp_path / "m", tmp_path / "a.msgpack")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_way_to_maxtext_and_back_gives_a_model_that_transformers_loads(tied: bool, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = transformers.LlamaConfig(
+        **sizes, num_key_value_heads=2, vocab_size=48, tie_word_embeddings=tied, rope_theta=5000.0, head_dim=64
+    )
+    made = transformers.LlamaForCausalLM(config).eval()
+    made.save_pretrained(tmp_path / "m")
+    convert("llama_to_maxtext.yaml", tmp_path / "m", tmp_path / "there")
+    text = yaml.safe_load((tmp_path / "there" / "maxtext.yml").read_text())
+    assert (text["logits_via_embedding"], text["head_dim"], text["rope_max_timescale"]) == (tied, 64, 5000.0)
+    convert("maxtext_to_llama.yaml", tmp_path / "there", tmp_path / "back")
+    convert("llama_to_maxtext.yaml", tmp_path / "m", tmp_path / "there.msgpack")
+    more = ("head=64", f"tied={str(tied).lower()}", "theta=5000", f"layers={sizes['num_hidden_layers']}")
+    convert("maxtext_to_llama.yaml", tmp_path / "there.msgpack", tmp_path / "bare", *more)
+    tokens = torch.arange(20)[None]
+    for place in ("back", "bare"):  # with the config that came along, and with one that is written of the numbers
+        found, told = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / place, output_loading_info=True)
+        assert not any(told.values())
+        assert torch.equal(found.eval()(tokens).logits, made(tokens).logits)

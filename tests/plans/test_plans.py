@@ -41,36 +41,16 @@ def gpt2() -> Shapes:
     return shapes
 
 
-def maxtext() -> Shapes:
-    stacked = {"pre_self_attention_layer_norm.scale": (8, 3), "post_self_attention_layer_norm.scale": (8, 3)}
-    stacked |= {f"mlp.{part}.kernel": (8, 3, 12) for part in ("wi_0", "wi_1")} | {"mlp.wo.kernel": (12, 3, 8)}
-    stacked |= {f"self_attention.{part}.kernel": (8, 3, 2, 4) for part in ("query", "key", "value")}
-    stacked |= {"self_attention.out.kernel": (2, 3, 4, 8)}
-    rest = {"token_embedder.embedding": (24, 8), "decoder.decoder_norm.scale": (8,)}
-    rest |= {"decoder.logits_dense.kernel": (8, 24)}
-    rest |= {f"decoder.layers.{name}": shape for name, shape in stacked.items()}
-    return {f"params.params.{name}": shape for name, shape in rest.items()}
-
-
-def plain_llama() -> Shapes:
-    return {name: shape for name, shape in llama(11).items() if "rotary" not in name}
-
-
 # plan -> its checkpoints: path, shapes, dtype
 SYNTHETIC: dict[str, list[tuple[str, Callable[[], Shapes], str]]] = {
-    "cast_bf16.yaml": [("llama", llama, "float32")],
-    "depth_upscale.yaml": [("llama", lambda: llama(22), "bfloat16")],
-    "llama_to_maxtext.yaml": [("llama", plain_llama, "bfloat16")],
-    "maxtext_to_llama.yaml": [("llama-maxtext", maxtext, "bfloat16")],
     "rename_gpt2.yaml": [("gpt2", gpt2, "float16")],
     "task_arithmetic.yaml": [("base", llama, "bfloat16"), ("a", llama, "bfloat16"), ("b", llama, "bfloat16")],
 }
-# plan -> parameters that suit its checkpoints
-SAFETENSORS = {"path": "out", "format": "safetensors"}
-SETTINGS: dict[str, dict[str, object]] = {
-    "llama_to_maxtext.yaml": {"heads": 2, "kv_heads": 2, "hidden": 8, "query_scale": 0.7, "output": SAFETENSORS},
-    "maxtext_to_llama.yaml": {"heads": 2, "kv_heads": 2, "hidden": 8, "query_scale": 0.7},
-}
+LIBRARY = {  # tests/plans/test_library.py and tests/plans/test_maxtext.py run them on models
+    "cast.yaml", "depth_upscale.yaml", "extend_vocab.yaml", "fuse_experts.yaml", "fuse_qkv.yaml",
+    "llama_to_maxtext.yaml", "maxtext_to_llama.yaml", "prune_layers.yaml", "split_experts.yaml", "split_qkv.yaml",
+    "tie.yaml", "untie.yaml",
+}  # fmt: skip
 ADAPTERS = {"lora_extract.yaml", "lora_merge.yaml"}  # tests/plans/test_lora.py runs them on models
 UPCYCLING = {  # tests/plans/test_upcycling.py runs them on models
     "branch_train_mix.yaml", "low_rank_expert.yaml", "low_rank_factors.yaml", "two_experts.yaml", "upcycle_drop.yaml",
@@ -79,9 +59,9 @@ UPCYCLING = {  # tests/plans/test_upcycling.py runs them on models
 CHECKED_ONLY = {"demo_minilm.yaml"}  # its assertions hold for the values of one real model
 
 
-def interpolated(text: str, settings: dict[str, object]) -> dict:
-    """A plan whose variables are set and replaced, as far as the plans of the repository need it."""
-    plan = yaml.safe_load(text) | settings
+def interpolated(text: str) -> dict:
+    """A plan whose variables are replaced, as far as the plans of the repository need it."""
+    plan = yaml.safe_load(text)
 
     def look_up(found: re.Match[str]) -> str:
         value = plan
@@ -90,12 +70,12 @@ def interpolated(text: str, settings: dict[str, object]) -> dict:
         return str(value)
 
     text = re.sub(r"'\$\{([\w.]+)\}'", look_up, text)  # alone: with its type
-    return yaml.safe_load(re.sub(r"\$\{([\w.]+)\}", look_up, text)) | settings
+    return yaml.safe_load(re.sub(r"\$\{([\w.]+)\}", look_up, text))
 
 
 def test_every_plan_of_the_repository_is_tried() -> None:
     found = {path.name for path in PLANS.glob("*.yaml")}
-    assert found == SYNTHETIC.keys() | ADAPTERS | UPCYCLING | CHECKED_ONLY, (
+    assert found == SYNTHETIC.keys() | LIBRARY | ADAPTERS | UPCYCLING | CHECKED_ONLY, (
         "tell tests/plans/test_plans.py what the plan reads"
     )
 
@@ -112,12 +92,11 @@ def test_a_plan_of_the_repository_gives_what_step_by_step_gives(
         tensors = {key: rng.standard_normal(shape).astype(dtype(kind)) for key, shape in shapes().items()}
         write_checkpoint(tmp_path / path / "model.safetensors", tensors)
         models[path] = tensors
-    settings = SETTINGS.get(name, {})
-    plan = interpolated(Path(name).read_text(), settings)
+    plan = interpolated(Path(name).read_text())
     aliases = [entry.partition("::")[::2] for entry in plan["inputs"]]
     state = Oracle.of(**{alias: models[path] for alias, path in aliases})
     expected = state.run(yaml.safe_dump(plan))
-    run(load_plan(name, *(f"{key}={value}" for key, value in settings.items())), Options(sync=False))
+    run(load_plan(name), Options(sync=False))
     output = plan["output"]
     found = read_checkpoint(tmp_path / (output["path"] if isinstance(output, dict) else output))
     assert found.keys() == expected.keys()

@@ -15,7 +15,7 @@ from pods import free_port
 from running import Bench, simulated, write_checkpoint
 
 import surgery_jax
-from surgery_jax import Observer, Options, Problems, StorageError, plan_of, run
+from surgery_jax import Observer, Options, Problems, SurgeryError, plan_of, run
 from surgery_jax.execute.observers import Appearing
 from surgery_jax.hosts.cluster import meet
 from surgery_jax.hosts.meeting import MeetingPlace, Patience
@@ -137,11 +137,11 @@ def test_outputs_are_complete_when_they_are_about_to_appear_and_there_when_they_
 
 def test_what_an_observer_raises_ends_the_run_and_nothing_appears(bench: Bench) -> None:
     def refuse(self: Observer, *_: Any) -> None:
-        raise StorageError("the journal is full")
+        raise SurgeryError("the journal is full")
 
     for event in ("pass_begins", "tick", "advanced", "written", "task_done", "settled", "appearing"):
         refusing = type("Refusing", (Observer,), {event: refuse})()
-        with pytest.raises(StorageError, match="the journal is full"):
+        with pytest.raises(SurgeryError, match="the journal is full"):
             run(plan_of(bench.plan(STEPS)), QUICK, observers=[refusing])
         assert bench.left() == ["m.safetensors"], event
 

@@ -17,8 +17,8 @@ from typing import Any
 from storing import Tensors, sample, tree, write
 
 from surgery_jax.core.errors import SurgeryError
+from surgery_jax.storage.clearing import clear
 from surgery_jax.storage.formats import formats
-from surgery_jax.storage.stages import clear
 
 OLD = {"a": sample("uint8", 8), "b": sample("uint8", 8), "c": sample("uint8", 8)}
 NEW = {"a": sample("int8", 8), "new": sample("int8", 16)}

@@ -14,9 +14,9 @@ from storing import fill, sample, spec, tree, write
 from surgery_jax.core.errors import StorageError
 from surgery_jax.core.notes import Note
 from surgery_jax.storage.base import LaidFile, Layout
+from surgery_jax.storage.clearing import clear
 from surgery_jax.storage.formats import OutputPlan, open_checkpoint, resolve_output, resolve_save
 from surgery_jax.storage.publish import Staging, check_space, check_target, commit_all
-from surgery_jax.storage.stages import clear
 
 OLD = {"old": sample("uint8", 3)}
 NEW = {"new": sample("float32", 5)}
@@ -352,21 +352,32 @@ def killed(place: Path, code: str = "") -> None:
     assert subprocess.run([sys.executable, "-c", program, str(place), *paths]).returncode == -9
 
 
-def test_what_a_killed_process_was_building_is_named_and_then_removed(tmp_path: Path) -> None:
+def test_what_a_killed_process_was_building_is_named_and_removed_only_when_that_is_asked(tmp_path: Path) -> None:
     for _ in range(2):
-        killed(tmp_path / "out")
+        killed(tmp_path / "out", "staging._stage.write_head({})")
     killed(tmp_path / "other")
     staging = staged(output(tmp_path / "out"))  # at work, and not to be touched
     before = tree(tmp_path)
     named = clear(tmp_path / "out", remove=False)
     assert tree(tmp_path) == before
     assert len(named) == 2
-    assert all("KiB left by a run that was killed" in sentence for sentence in named)
-    assert clear(tmp_path / "out", remove=True) == named
+    assert all("KiB left by a run that did not come to its end" in sentence for sentence in named)
+    assert all(f"surgery-jax clean {tmp_path / 'out'} removes it" in sentence for sentence in named)
+    assert clear(tmp_path / "out", remove=False, mend=True) == named
+    assert tree(tmp_path) == before
+    removed = clear(tmp_path / "out", remove=True)
+    assert len(removed) == 2 and all(": removed, " in sentence for sentence in removed)
     left = sorted(path.name.rpartition("-")[0] for path in tmp_path.iterdir())
     assert left == [".other.surgery", ".out.surgery"]
     commit_all([staging])
     assert clear(tmp_path / "out", remove=True) == []
+
+
+def test_what_does_not_say_whose_it_is_serves_nobody_and_goes_with_the_next_run(tmp_path: Path) -> None:
+    killed(tmp_path / "out")
+    (sentence,) = clear(tmp_path / "out", remove=False, mend=True)
+    assert ": removed, " in sentence
+    assert not list(tmp_path.iterdir())
 
 
 def test_targets_whose_names_begin_alike_do_not_clear_each_other(tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from storing import bytes_of, sample, spec, write
 
+from surgery_jax import Options, plan_of, run
 from surgery_jax.cli.main import main
 from surgery_jax.core.dtypes import DTYPES
 from surgery_jax.core.errors import StorageError
@@ -490,11 +492,11 @@ def test_a_distributed_checkpoint_without_tensors_says_what_it_has(tmp_path: Pat
     assert "step (a pickled value)" in refusal(tmp_path / "a")
 
 
-def write_chunks(path: Path, sizes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> Any:
-    """A tensor of 7 × 5 in chunks, as the ranks of a training run leave it; what it holds."""
+def write_chunks(path: Path, sizes: list[tuple[tuple[int, ...], tuple[int, ...]]], table: Any = None) -> Any:
+    """A tensor, of 7 × 5 if none is given, in chunks, as the ranks of a training run leave it; what it holds."""
     from torch.distributed.checkpoint import filesystem, metadata
 
-    table = torch.arange(35.0).reshape(7, 5)
+    table = torch.arange(35.0).reshape(7, 5) if table is None else table
     path.mkdir()
     chunks, places = [], {}
     for rank, (corner, shape) in enumerate(sizes):
@@ -511,9 +513,11 @@ def write_chunks(path: Path, sizes: list[tuple[tuple[int, ...], tuple[int, ...]]
 
 
 ROWS, COLUMNS = [((0, 0), (4, 5)), ((4, 0), (3, 5))], [((0, 0), (7, 3)), ((0, 3), (7, 2))]
+SOME_EMPTY = [((6, 0), (1, 5)), ((3, 0), (3, 5)), ((7, 0), (0, 5)), ((0, 0), (3, 5))]
+MORE_IN_THE_LAST, MORE_IN_THE_FIRST = [((0, 0), (2, 5)), ((2, 0), (5, 5))], [((0, 0), (4, 5)), *ROWS[1:]]
 
 
-@pytest.mark.parametrize("sizes", [ROWS, COLUMNS])
+@pytest.mark.parametrize("sizes", [ROWS, COLUMNS, SOME_EMPTY, MORE_IN_THE_LAST, MORE_IN_THE_FIRST])
 def test_tensors_in_several_chunks_are_put_together(sizes: list[Any], tmp_path: Path) -> None:
     table = write_chunks(tmp_path / "out", sizes)
     state = {"w": torch.zeros(7, 5)}
@@ -522,6 +526,19 @@ def test_tensors_in_several_chunks_are_put_together(sizes: list[Any], tmp_path: 
     assert read(tmp_path / "out") == {"w": raw(table)}
     (tmp_path / "out/__1_0.distcp").write_bytes((tmp_path / "out/__1_0.distcp").read_bytes()[:-20])
     assert "cut off" in refusal(tmp_path / "out")
+
+
+def test_a_tensor_in_shards_of_its_rows_takes_the_memory_of_one(tmp_path: Path) -> None:
+    """As FSDP leaves it: read, computed and written within a budget that the whole would not fit."""
+    table = torch.randn(8, 1 << 18)
+    write_chunks(tmp_path / "m", [((row, 0), (1, 1 << 18)) for row in range(8)], table)
+    blocks = open_checkpoint(str(tmp_path / "m")).entries["w"].blocks
+    assert blocks is not None and (blocks.length, blocks.period) == (1 << 18, 8 << 18)
+    steps = [{"scale_": {"target": "w", "by": 2}}]
+    plan = plan_of({"inputs": [str(tmp_path / "m")], "transforms": steps, "output": str(tmp_path / "o.safetensors")})
+    report = run(plan, Options(sync=False, memory="6MB", workers=1))
+    assert report.peak_buffer_bytes < table.nbytes
+    assert torch.equal(load_file(tmp_path / "o.safetensors")["w"], 2 * table)
 
 
 @pytest.mark.parametrize(

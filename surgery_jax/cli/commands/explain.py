@@ -153,6 +153,7 @@ def _group(number: int, group: GroupAccount) -> Iterator[str]:
         ("reads", some(group.reads)),
         ("writes", some(group.writes)),
         ("shapes", some(group.shapes)),
+        ("varies", "; ".join(group.varies)),
         ("amount", f"{pieces}{checks}; {amounts}; {format_bytes(group.task_bytes)} of buffers a task"),
     ]
     yield from (f"  {name:8}  {value}" for name, value in rows if value)

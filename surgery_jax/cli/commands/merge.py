@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from ..command import BUDGETS, JSON, OVERWRITE, QUIET, SYNC, Argument, Command, options_of, whole
+from ..command import BUDGETS, JSON, OVERWRITE, PROOF, QUIET, SYNC, Argument, Command, options_of, whole
 from ..streams import emit, name_leftovers, note
 from ..text import json_text
 from .run import account
@@ -57,6 +57,7 @@ class Merge(Command):
         OVERWRITE,
         *BUDGETS,
         SYNC,
+        *PROOF,
         QUIET,
         JSON,
         *_ignored(

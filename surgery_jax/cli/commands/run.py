@@ -17,6 +17,7 @@ from ..command import (
     PLAN,
     PROOF,
     QUIET,
+    RESUME,
     SHARD_SIZE,
     STRICT,
     SYNC,
@@ -26,10 +27,11 @@ from ..command import (
     whole,
 )
 from ..streams import emit, flush, name_leftovers, note
-from ..text import count, json_text, seconds, some
+from ..text import count, json_text, seconds, some, visible
 
 if TYPE_CHECKING:
     from ...api import Compiled
+    from ...execute.options import Options
     from ...execute.report import Report
     from ...hosts.peers import Peers
     from ...language.plan import Plan
@@ -52,6 +54,7 @@ class Run(PlanCommand):
         OVERWRITE,
         CONFIG_CHECK,
         SYNC,
+        RESUME,
         *PROOF,
         Argument(
             "--locked",
@@ -91,7 +94,7 @@ class Run(PlanCommand):
     )
 
     def run(self, args: Namespace) -> int:
-        from ...api import compile_plan, join, run
+        from ...api import compile_plan, finished, join, run
         from ...hosts.sharing import together
         from ...session.passes import output_paths
         from ..failures import warn
@@ -100,8 +103,10 @@ class Run(PlanCommand):
         options = options_of(args)
         with join(options, note) as peers:
             plan = self.plan(args)
+            if (there := finished(plan, options, peers)) is not None:
+                return _tell_there(there, args, peers)
             texts = [] if args.summary is None else [args.summary]
-            left = _leftovers([*output_paths(plan), *texts], peers, remove=True)
+            left = _leftovers([*output_paths(plan), *texts], peers, options, mend=True)
             compiled = compile_plan(plan, options, peers=peers)
             if args.locked is not None:
                 from ...reports.replay import check_locked
@@ -110,11 +115,13 @@ class Run(PlanCommand):
             together(peers, lambda: _check_summary(plan, compiled, args, is_writer=peers.rank == 0))
             if peers.rank == 0:
                 warn(compiled.symbolic.warnings)
-            left += _leftovers(output_paths(plan, compiled.outputs), peers, remove=False)
+            left += _leftovers(output_paths(plan, compiled.outputs), peers, options, mend=False)
             with shown(args.quiet or peers.rank > 0) as display:
                 report = run(plan, options, progress=display, compiled=compiled, peers=peers)
             if peers.rank:
                 return 0
+        name_leftovers(report.leftovers if options.resume else ())
+        left = report.leftovers if options.resume else left
         report = dataclasses.replace(report, summary=_summary(plan, compiled, args), leftovers=left)
         if args.json:
             emit(json_text(report.as_json()))
@@ -125,6 +132,15 @@ class Run(PlanCommand):
         if not args.quiet:
             note(account(report))
         return 0
+
+
+def _tell_there(report: Report, args: Namespace, peers: Peers) -> int:
+    """Say that an earlier run had come to its end; gives the exit code."""
+    if peers.rank == 0 and args.json:
+        emit(json_text(report.as_json()))
+    elif peers.rank == 0:
+        name_leftovers(report.leftovers)
+    return 0
 
 
 def _check_summary(plan: Plan, compiled: Compiled, args: Namespace, *, is_writer: bool) -> bool:
@@ -148,12 +164,14 @@ def _check_summary(plan: Plan, compiled: Compiled, args: Namespace, *, is_writer
     return True
 
 
-def _leftovers(paths: Iterable[str], peers: Peers, remove: bool) -> tuple[str, ...]:
-    """Name what runs that were killed have left: the output of the plan is looked at before its inputs, which it may
-    be, and all outputs once they are known."""
+def _leftovers(paths: Iterable[str], peers: Peers, options: Options, mend: bool) -> tuple[str, ...]:
+    """Name what runs that did not come to their end have left: the output of the plan is looked at before its inputs,
+    which it may be, and all outputs once they are known. One that goes on names what it leaves when it has looked."""
     from ...session.passes import leftovers
 
-    found = leftovers(paths, remove=remove) if peers.rank == 0 else ()
+    found = leftovers(paths, mend=mend) if peers.rank == 0 else ()
+    if options.resume:
+        return ()
     name_leftovers(found)
     return found
 
@@ -183,16 +201,30 @@ def _summary(plan: Plan, compiled: Compiled, args: Namespace) -> str:
 
 
 def account(report: Report) -> str:
-    """One line on what was done."""
+    """A line on what was done, and one on what nothing used, if there is any."""
+    from ...core.errors import listing
     from ...core.specs import format_bytes
 
     through = report.bytes_moved + report.bytes_read
     parts = [
-        f"wrote {some(report.outputs)}: {count(report.num_tensors, 'tensor')}"
+        f"wrote {some(report.outputs)}: {count(report.num_tensors, 'tensor')}{_kinds(report)}"
         if report.outputs
         else "nothing to write",
         f"{format_bytes(report.bytes_moved)} moved",
         f"{format_bytes(report.bytes_read)} read and {format_bytes(report.bytes_computed)} computed",
         f"in {seconds(report.wall_s)}, {format_bytes(through / max(report.wall_s, 1e-9))}/s",
     ]
-    return "; ".join(parts[:3]) + " " + parts[3]
+    resumed = f"; {format_bytes(report.bytes_resumed)} were there already" if report.bytes_resumed else ""
+    lines = ["; ".join(parts[:3]) + " " + parts[3] + resumed]
+    untouched = report.accounting.get("untouched", ())
+    if untouched:
+        names = [name if not name.endswith("::") else f"all of {name[:-2]}" for name in untouched]
+        lines.append(f"of the inputs nothing used {visible(listing(names))}")
+    return "\n".join(lines)
+
+
+def _kinds(report: Report) -> str:
+    """What became of the tensors of inputs and outputs, in brackets."""
+    kinds = ("moved", "computed", "created", "dropped")
+    told = [f"{report.accounting[kind]} {kind}" for kind in kinds if report.accounting.get(kind)]
+    return f" ({', '.join(told)})" if told else ""

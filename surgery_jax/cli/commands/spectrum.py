@@ -46,7 +46,7 @@ class SpectrumCommand(Command):
 
         if args.html is not None:
             check_new_file(args.html, args.overwrite)
-            name_leftovers(leftovers([args.html], remove=True))
+            name_leftovers(leftovers([args.html], mend=True))
         with shown(args.quiet) as display:
             found = spectrum(args.checkpoint, args.tuned, options_of(args), filter=args.filter, progress=display)
         if args.html is not None:

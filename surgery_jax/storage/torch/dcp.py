@@ -11,25 +11,25 @@ import pickle
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...core.dtypes import BY_NAME
 from ...core.errors import StorageError, listing
 from ...core.specs import Spec
-from ..base import Blocks, Checkpoint, Entry, Format, LaidFile, Layout, no_part
+from ..base import Checkpoint, Entry, Format, LaidFile, Layout, no_part
 from ..bounds import Allowance, is_possible
 from ..files import File
 from ..leftovers import in_words
 from ..shards import check_inside
+from .chunks import Chunk, blocks_of, check_cover, chunk_entry
 from .files import lay_torch
 from .pickles import Built, PickleRefused, Symbol, read_pickle
-from .tensors import CALLS, Tensor, entry_of, read_archive
+from .tensors import CALLS
 from .zips import LaidZip, complete_checksums
 
 if TYPE_CHECKING:
-    import numpy
+    pass
 
 __all__ = ["DcpFormat"]
 
@@ -38,17 +38,6 @@ _DATA = "__0_0.distcp"
 _OWN = re.compile(r"__\d+_\d+\.distcp")
 _UNSOUND = (PickleRefused, KeyError, TypeError, AttributeError, ValueError)  # what a table that is none raises
 _MAX_TABLE = 1 << 30
-_MAX_PAIRS = 1 << 23  # of chunks of a tensor that are compared: a grid of 500 by 500 has as many
-
-
-class Chunk(NamedTuple):
-    """A block of a tensor: its corner and shape, and the range of the file that holds it."""
-
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-    path: Path
-    begin: int
-    length: int
 
 
 class DcpFormat(Format):
@@ -96,15 +85,15 @@ class DcpFormat(Format):
         with ExitStack() as stack:
             files: dict[Path, File] = {}
             for name, (spec, chunks) in tensors.items():
-                _check_cover(path, name, spec, chunks)
+                check_cover(path, name, spec, chunks)
                 for chunk in chunks:
                     if chunk.path not in files:
                         files[chunk.path] = stack.enter_context(File(chunk.path))
                     files[chunk.path].check_range(chunk.begin, chunk.length)
                 if len(chunks) == 1:
-                    entries[name] = _chunk_entry(files[chunks[0].path], name, spec, chunks[0])
+                    entries[name] = chunk_entry(files[chunks[0].path], name, spec, chunks[0])
                 else:
-                    entries[name] = Entry(spec, blocks=Blocks.whole(spec, partial(_assemble, name, spec, chunks)))
+                    entries[name] = Entry(spec, blocks=blocks_of(name, spec, chunks))
         where = (str(path / _TABLE), *map(str, files))
         return Checkpoint(str(path), self.name, entries, {}, where, left_out=names.left_out)
 
@@ -278,82 +267,6 @@ def _numbers(value: object) -> tuple[int, ...]:
     if type(value) is not tuple or any(type(number) is not int or number < 0 for number in value):
         raise PickleRefused("a shape that is none")
     return value
-
-
-def _check_cover(path: Path, name: str, spec: Spec, chunks: Sequence[Chunk]) -> None:
-    """The chunks must fill the tensor: enough elements, each chunk inside, no two at one place."""
-    is_inside = all(
-        len(chunk.offsets) == len(chunk.sizes) == len(spec.shape)
-        and all(corner + size <= n for corner, size, n in zip(chunk.offsets, chunk.sizes, spec.shape, strict=True))
-        for chunk in chunks
-    )
-    count = sum(Spec(chunk.sizes, spec.dtype).size for chunk in chunks)
-    if not is_inside or count != spec.size or (not chunks and spec.size) or _overlap(chunks):
-        raise StorageError(
-            f"the chunks of {name!r} do not make up the tensor",
-            where=str(path),
-            expected=f"{spec.size} elements of {spec}",
-            found=f"{len(chunks)} chunks of {count} elements",
-        )
-
-
-def _overlap(chunks: Sequence[Chunk]) -> bool:
-    """Whether two chunks share an element. Sorted along the axis that they differ most on, few pairs have to be
-    compared; where these are very many, the chunks are none that a program cut."""
-    solid = [chunk for chunk in chunks if all(chunk.sizes)]
-    if len(solid) < 2:
-        return False
-    axes = range(len(solid[0].offsets))
-    if not axes:
-        return True
-    along = max(axes, key=lambda axis: len({chunk.offsets[axis] for chunk in solid}))
-    solid.sort(key=lambda chunk: chunk.offsets[along])
-    compared = 0
-    for number, one in enumerate(solid):
-        end = one.offsets[along] + one.sizes[along]
-        for at in range(number + 1, len(solid)):
-            other = solid[at]
-            if other.offsets[along] >= end:
-                break
-            compared += 1
-            if compared > _MAX_PAIRS or all(
-                a < b + m and b < a + n for a, n, b, m in zip(*one[:2], *other[:2], strict=True)
-            ):
-                return True
-    return False
-
-
-def _chunk_entry(file: File, name: str, spec: Spec, chunk: Chunk) -> Entry:
-    tensor = read_archive(file, chunk.begin, chunk.length)
-    if not isinstance(tensor, Tensor):
-        raise StorageError(f"the chunk of {name!r} is no tensor", where=str(file.path))
-    entry = entry_of(tensor, repr(name))
-    expected = Spec(chunk.sizes, spec.dtype)
-    if entry.spec != expected:
-        raise StorageError(
-            f"a chunk of {name!r} is not what the table says",
-            where=str(file.path),
-            expected=str(expected),
-            found=str(entry.spec),
-        )
-    return entry
-
-
-def _assemble(name: str, spec: Spec, chunks: Sequence[Chunk]) -> numpy.ndarray:
-    import numpy as np
-
-    whole: numpy.ndarray = np.empty(spec.shape, spec.dtype.numpy)
-    for chunk in chunks:
-        with File(chunk.path) as file:
-            entry = _chunk_entry(file, name, spec, chunk)
-            if entry.extent is not None:
-                data = file.at(entry.extent.offset, entry.spec.nbytes)
-                block = np.frombuffer(data, spec.dtype.numpy).reshape(chunk.sizes)
-            else:
-                block = entry.read()
-        ranges = zip(chunk.offsets, chunk.sizes, strict=True)
-        whole[tuple(slice(corner, corner + size) for corner, size in ranges)] = block
-    return whole
 
 
 # ---------------------------------------------------------------------------------------------------------- writing

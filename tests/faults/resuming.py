@@ -1,0 +1,147 @@
+"""Runs that are stopped again and again, and cuts of power: `--resume` must come to the end that nothing disturbs."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from running import write_checkpoint
+
+from surgery_jax.storage.journal import unframed
+from surgery_jax.storage.stages import Stage
+
+from .harness import Mode, Point
+from .scenes import RUN, batch, model, plan, with_plan
+from .trial import Scene, Trial, difference, tree
+
+__all__ = ["RESUMED", "cut_power", "resumed"]
+
+NORM = r"""
+inputs: [ "model::model" ]
+transforms:
+  - scale_: { target: 'a.+|big', by: 0.5 }
+  - assert: { norm: { of: '.+weight|big', gt: 0 } }
+  - dump: { target: 'a\.weight::[:1,:2]' }
+  - move: { from: 'b\.(.+)', to: 'c.\1' }
+output: { path: out, format: safetensors, shard: 700KB }
+"""
+LOW_RANK = r"""
+inputs: [ "base::base", "tuned::tuned" ]
+transforms:
+  - lora_extract: { base: 'base::(.+)', tuned: 'tuned::\1', to: lora, energy: 0.9 }
+output: lora
+"""
+MERGE = r"""
+inputs: [ "model::model", "other::other" ]
+transforms:
+  - scale_: { target: 'model::.+weight|big', by: 0.25 }
+  - add_: { from: 'other::(.+weight|big)', to: 'model::\1' }
+output: merged
+"""
+ORBAX = r"""
+inputs: [ "model::model" ]
+transforms:
+  - scale_: { target: 'a.+', by: 0.5 }
+output: { path: out, format: orbax, options: { compression: zstd, chunk: 256KB } }
+"""
+TORCH = r"""
+inputs: [ "model::model" ]
+transforms:
+  - scale_: { target: 'a.+', by: 0.5 }
+output: { path: out.pt }
+"""
+SAVE = r"""
+inputs: [ "model::model" ]
+transforms:
+  - scale_: { target: 'a.+', by: 0.5 }
+  - save: { path: first, alias: model, format: safetensors }
+  - scale_: { target: 'b.+', by: 0.5 }
+output: second
+"""
+ITSELF = r"""
+inputs: [ "model::model" ]
+transforms:
+  - cast_: { target: '.+', to: float16 }  # done twice it gives the same, as where it is killed when all is over
+output: model
+"""
+
+
+def _pair(root: Path) -> None:
+    draw = np.random.default_rng(6)
+    for name, by in (("base", 0.0), ("tuned", 1.0)):
+        matrices = {f"l.{n}.q_proj.weight": draw.standard_normal((24, 16), np.float32) * by for n in range(20)}
+        write_checkpoint(root / name / "model.safetensors", matrices)
+    plan(root, LOW_RANK)
+
+
+def _two(root: Path) -> None:
+    model(root, "other", seed=2)
+    with_plan(MERGE)(root)
+
+
+FINE = (*RUN, "--memory", "3MiB")  # many tasks
+BATCH = ("batch", "jobs.yaml", "--memory", "3MiB", "--no-receipt")
+RESUMED = (
+    Scene("resume-norm", with_plan(NORM), FINE, ("out",), volatile=("out/surgery.receipt.json",)),
+    Scene("resume-low-rank", _pair, RUN, ("lora",), volatile=("lora/surgery.receipt.json",)),
+    Scene("resume-merge", _two, (*FINE, "--no-sync", "--no-receipt"), ("merged",)),
+    Scene("resume-orbax", with_plan(ORBAX), (*RUN, "--no-receipt"), ("out",)),
+    Scene("resume-torch", with_plan(TORCH), FINE, ("out.pt",)),
+    Scene("resume-save", with_plan(SAVE), (*FINE, "--no-receipt"), ("first", "second")),
+    Scene("resume-itself", with_plan(ITSELF), (*FINE, "--overwrite", "--no-receipt"), ("model",)),
+    Scene("resume-batch", batch, BATCH, ("one", "two"), volatile=("jobs.yaml.done",)),
+)
+
+
+def resumed(trial: Trial, draw: random.Random, mode: Mode) -> Iterator[str]:
+    """What is wrong after a run that is stopped at a call, gone on with under other budgets, stopped once more, and
+    gone on with to its end."""
+    scene = trial.scene
+    place = trial.copy()
+    numbers = [draw.randrange(1, len(trial.calls) + 1) for _ in range(2)]
+    where = f"{scene.name} {mode.name} at {numbers}"
+    value = 5 if mode == Mode.FAIL else 15 if mode == Mode.SIGNAL else 0
+    command = scene.command
+    for number in numbers:
+        done = trial.server.run(command, place, Point(mode, number, value))
+        if done.code == 0 or (done.code is not None and done.code > 0 and mode in (Mode.KILL_BEFORE, Mode.KILL_AFTER)):
+            break
+        command = (*scene.retry, "--workers", str(draw.choice([1, 3])))
+        if mode in (Mode.KILL_BEFORE, Mode.KILL_AFTER) and draw.random() < 0.3:
+            cut_power(place, draw)
+    yield from (f"{where}: {wrong}" for wrong in _end(trial, place))
+
+
+def _end(trial: Trial, place: Path) -> Iterator[str]:
+    again = trial.server.run(trial.scene.retry, place)
+    now, hidden = tree(place, trial.scene.volatile)
+    if again.code != 0:
+        yield f"--resume ends with {again.code}: {again.stderr[-300:]}"
+    elif dict(now) != dict(trial.after):
+        yield f"--resume gives other files: {difference(now, trial.after)}: {again.stderr[-300:]}"
+    elif [name for name in hidden if name not in again.stderr]:
+        yield f"--resume leaves {hidden}: {again.stderr[-300:]}"
+    shutil.rmtree(place)
+
+
+def cut_power(place: Path, draw: random.Random) -> None:
+    """What no mark of a journal says to be on the disk is lost, wholly or in part: of files that are built some blocks,
+    and of journals their ends."""
+    for stage in (path for path in place.rglob(".*.surgery-*") if Stage(path).is_whole):
+        journals = Stage(stage).journals
+        if any(body.startswith(b"S") for path in journals for _, body in unframed(path.read_bytes())):
+            continue  # something was brought to the disk, which is not lost
+        for path in journals:
+            with path.open("r+b") as stream:
+                stream.truncate(draw.randrange(path.stat().st_size + 1))
+        for path in sorted(stage.rglob("*")):
+            is_built = "new" in path.relative_to(stage).parts[:1] and path.is_file() and path.stat().st_nlink == 1
+            if is_built and draw.random() < 0.5:
+                with path.open("r+b") as stream:
+                    size = path.stat().st_size
+                    at = draw.randrange(size + 1)
+                    stream.seek(at)
+                    stream.write(bytes(min(1 << 16, size - at)))

@@ -1,0 +1,34 @@
+"""Runs that are killed, fail or are stopped at any call are gone on with."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from .harness import Mode, Server, build_library
+from .resuming import RESUMED, resumed
+from .trial import Trial
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("cc") is None, reason="needs Linux and a C compiler"
+)
+KILLS, OTHERS = 5, 1  # of every scene and kind; resuming.py --long tries more
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_library(tmp_path_factory.mktemp("library"))
+
+
+@pytest.mark.parametrize("scene", RESUMED, ids=lambda scene: scene.name)
+def test_a_run_that_was_stopped_at_any_call_is_gone_on_with(scene, library: Path, tmp_path: Path) -> None:
+    draw = random.Random(f"7 {scene.name}")
+    modes = [*[Mode.KILL_BEFORE, Mode.KILL_AFTER] * KILLS][:KILLS] + [Mode.FAIL, Mode.SIGNAL] * OTHERS
+    with Server(library, tmp_path) as server:
+        trial = Trial(scene, tmp_path, server)
+        wrong = [sentence for mode in modes for sentence in resumed(trial, draw, mode)]
+    assert not wrong, "\n".join(wrong)

@@ -1,0 +1,446 @@
+"""Receipts: what is verified against them, replayed from them, signed with them, and what they are made of."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from running import write_checkpoint
+
+from surgery_jax import Options, PlanError, StorageError, SurgeryError, convert, load_plan, plan_of, run
+from surgery_jax.cli.main import main
+from surgery_jax.proof.lineage import lineage
+from surgery_jax.proof.receipt import read_receipt
+from surgery_jax.proof.verify import verify
+from surgery_jax.reports.replay import replay
+from surgery_jax.storage.proofs import PROOFS
+
+GENERATOR = np.random.default_rng(1)
+TENSORS = {f"h.{n}.up": GENERATOR.standard_normal((60, 100)).astype(np.float32) for n in range(4)}
+TENSORS |= {"norm": np.ones(100, np.float16), "empty": np.zeros((0, 3), np.float32)}
+STEPS: list[Any] = [
+    {"scale_": {"target": r"h\.0\.up", "by": 0.5}},
+    {"delete": {"target": r"h\.3\.up"}},
+    {"assert": {"norm": {"of": "norm", "ge": 1}}},
+]
+QUICK = Options(sync=False)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SURGERY_JAX_CACHE", str(tmp_path / "cache"))
+    write_checkpoint(tmp_path / "m" / "model.safetensors", TENSORS)
+    (tmp_path / "m" / "config.json").write_text("{}")
+    return tmp_path
+
+
+def make(output: Any = "out", steps: Any = STEPS, source: str = "m", **options: Any) -> None:
+    plan = plan_of({"inputs": [f"m::{source}"], "transforms": steps, "output": output})
+    run(plan, Options(**{"sync": False, "overwrite": True} | options))
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def weights(folder: str) -> Path:
+    (found,) = Path(folder).glob("*.safetensors")
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- what they say
+
+
+def test_a_receipt_is_a_statement_of_in_toto_with_what_made_the_output(place: Path) -> None:
+    statement_of = pytest.importorskip("in_toto_attestation.v1.statement_pb2")
+    provenance_of = pytest.importorskip("in_toto_attestation.predicates.provenance.v1.provenance_pb2")
+    from google.protobuf import json_format
+
+    Path("plan.yaml").write_text(json.dumps({"inputs": ["m::m"], "transforms": STEPS, "output": "out", "by": 1}))
+    run(load_plan("plan.yaml", "transforms[0].scale_.by=2"), QUICK)
+    text = Path("out/surgery.receipt.json").read_text()
+    told = json.loads(text)
+    statement = json_format.Parse(text, statement_of.Statement())
+    assert statement.predicate_type == "https://slsa.dev/provenance/v1" and len(statement.subject) == 1
+    json_format.ParseDict(told["predicate"], provenance_of.Provenance())
+    definition = told["predicate"]["buildDefinition"]
+    assert definition["externalParameters"]["overrides"] == ["transforms[0].scale_.by=2"]
+    assert definition["externalParameters"]["plan"] == {"plan.yaml": Path("plan.yaml").read_text()}
+    assert "by: 2" in definition["internalParameters"]["plan"]
+    names = [(entry["name"], entry["annotations"]["kind"]) for entry in definition["resolvedDependencies"]]
+    assert names == [("m/model.safetensors", "input"), ("m/config.json", "input"), ("plan.yaml", "plan")]
+    table = json.loads(Path("out/surgery.tensors.json").read_text())
+    assert table["accounting"] == {
+        "read": 5, "moved": 4, "computed": 1, "created": 0, "dropped": 1, "untouched": []
+    }  # fmt: skip
+    assert [entry["holds"] for entry in table["assertions"]] == [True]
+    assert "10" in table["assertions"][0]["measured"]
+
+
+def test_what_differs_between_honest_runs_is_not_comparable(place: Path) -> None:
+    found = set()
+    for number, options in enumerate([{}, {"memory": "8MiB", "workers": 1}, {"shard_size": "20KB"}]):
+        make(f"out{number}", **options)
+        found.add(read_receipt(f"out{number}").comparable)
+    shutil.copytree("m", "elsewhere")
+    make("out3", source="elsewhere")
+    found.add(read_receipt("out3").comparable)
+    assert len(found) == 1
+    make("out4", [{"scale_": {"target": r"h\.0\.up", "by": 0.25}}])
+    make("out5", [{"cast_": {"target": "norm", "to": "float16"}}])
+    flip(Path("elsewhere/model.safetensors"), -1)
+    make("out6", source="elsewhere")
+    assert len({read_receipt(f"out{n}").comparable for n in (3, 4, 5, 6)}) == 4
+
+
+def test_files_get_receipts_on_request_and_nothing_gets_one_without(place: Path) -> None:
+    make("out.safetensors")
+    assert not list(place.glob("*.json"))
+    make("out.safetensors", receipt_path="proof.json")
+    assert verify("out.safetensors", "proof.json").holds
+    assert replay("proof.json", QUICK).holds
+    for taken in ("out.safetensors", "m/model.safetensors"):
+        with pytest.raises(StorageError, match="what the plan reads or writes"):
+            make("out.safetensors", receipt_path=taken)
+    make("quiet", receipt=False)
+    assert not set(PROOFS) & {path.name for path in Path("quiet").iterdir()}
+    make("out", receipt_path="second.json")
+    assert verify("out").holds and verify("out", "second.json").holds
+
+
+@pytest.mark.filterwarnings("ignore:out. kept")
+def test_a_receipt_goes_with_its_checkpoint_and_is_no_document(place: Path) -> None:
+    make("out")
+    Path("out/README.md").write_text("mine")
+    with pytest.raises(StorageError, match="holds a checkpoint already"):
+        make("out", overwrite=False)
+    make("next", [], source="out")
+    assert json.loads(Path("next/surgery.receipt.json").read_text())["subject"][0]["name"] == "next"
+    make("out", receipt=False)
+    assert not set(PROOFS) & {path.name for path in Path("out").iterdir()}
+    make("out")
+    assert verify("out").holds and Path("out/README.md").read_text() == "mine"
+    for file in (*Path("out").glob("model*"), Path("out/config.json")):
+        file.unlink()
+    with pytest.raises(StorageError, match="the receipt of another checkpoint"):
+        make("out", overwrite=False)
+
+
+def test_strict_refuses_what_is_neither_used_nor_dropped(place: Path) -> None:
+    write_checkpoint(place / "extra.safetensors", {"a": np.ones(3, np.float32), "b": np.ones(3, np.float32)})
+    write_checkpoint(place / "never.safetensors", {"c": np.ones(3, np.float32)})
+    inputs = ["m::m", "x::extra.safetensors", "n::never.safetensors"]
+    content = {"inputs": inputs, "transforms": [{"copy": {"from": "x::a", "to": "m::a"}}], "output": "out"}
+    run(plan_of(content), QUICK)
+    untouched = json.loads(Path("out/surgery.tensors.json").read_text())["accounting"]["untouched"]
+    assert untouched == ["x::b", "n::"]
+    with pytest.raises(PlanError, match="2 tensors of the inputs are neither used nor dropped") as caught:
+        run(plan_of(content | {"output": "other"}), Options(strict=True))
+    assert caught.value.found == "x::b, all of n" and not Path("other").exists()
+    make("fine", strict=True)
+
+
+# ---------------------------------------------------------------------------------------------------- verification
+
+
+@pytest.mark.parametrize(
+    "output",
+    [{"path": "copy", "shard": "20KB"}, "copy.safetensors", "copy.pt", {"path": "copy", "format": "orbax"}],
+    ids=["shards", "file", "torch", "orbax"],
+)
+def test_a_copy_in_any_format_is_verified_and_replayed_against(place: Path, output: Any) -> None:
+    make("out")
+    make(output, [], source="out")
+    path = output if isinstance(output, str) else output["path"]
+    found = verify(path, "out")
+    assert found.holds and not found.same_files
+    against = replay("out", QUICK, against=path)
+    assert against.holds and against.num_tensors == 5 and not against.mismatches
+
+
+def test_verify_names_what_differs_is_missing_and_is_extra(place: Path) -> None:
+    make("out")
+    assert verify("out").holds
+    original = weights("out").read_bytes()
+    at = original.index(TENSORS["h.1.up"].tobytes())
+    flip(weights("out"), at + 5)
+    assert verify("out").tensors_differing == ("h.1.up",)
+    assert main(["verify", "out", "--quiet"]) == 1
+    weights("out").write_bytes(original.replace(b'"format":"pt"', b'"format":"tp"'))
+    assert verify("out").files_differing == (weights("out").name,)
+    weights("out").write_bytes(b"nothing")
+    assert weights("out").name in verify("out").files_differing
+    weights("out").write_bytes(original)
+    Path("out/config.json").write_text("[]")
+    Path("out/sub").mkdir()
+    Path("out/sub/more").write_text("")
+    found = verify("out")
+    assert (found.files_differing, found.files_extra, found.files_missing) == (("config.json",), ("sub/more",), ())
+    Path("out/config.json").unlink()
+    assert verify("out").files_missing == ("config.json",)
+    make("less", [{"delete": {"target": "norm"}}, {"copy": {"from": r"h\.1\.up", "to": "new"}}], source="out")
+    found = verify("less", "out")
+    assert (found.tensors_missing, found.tensors_extra) == (("norm",), ("new",))
+
+
+def test_without_digests_of_tensors_only_the_same_files_are_verified(place: Path) -> None:
+    make("out", digest="none")
+    assert verify("out").holds
+    convert("out", "copy.safetensors", QUICK)
+    with pytest.raises(PlanError, match="knows no tensors"):
+        verify("copy.safetensors", "out")
+    flip(weights("out"), -1)
+    assert verify("out").files_differing == (weights("out").name,)
+
+
+# ---------------------------------------------------------------------------------------------------------- replay
+
+
+def test_a_replay_refuses_other_inputs_and_names_the_tensor(place: Path) -> None:
+    make("out")
+    shutil.copytree("m", "other")
+    assert replay("out", QUICK, inputs={"m": "other"}).holds
+    data = Path("other/model.safetensors").read_bytes()
+    flip(Path("other/model.safetensors"), data.index(TENSORS["h.2.up"].tobytes()) + 7)
+    with pytest.raises(StorageError, match="not those of the receipt") as caught:
+        replay("out", QUICK, inputs={"m": "other"})
+    assert "tensor h.2.up differs" in str(caught.value.found)
+    with pytest.raises(PlanError, match="no input 'x'"):
+        replay("out", QUICK, inputs={"x": "other"})
+
+
+def test_a_replay_writes_what_is_right_and_nothing_else(place: Path) -> None:
+    make("out", [*STEPS, {"save": {"path": "middle", "alias": "m", "format": "safetensors"}}])
+    before = sorted(place.rglob("*"))
+    assert replay("out", QUICK).holds
+    assert sorted(place.rglob("*")) == before
+    assert replay("out", QUICK, output="again").output == "again"
+    assert verify("again", "out").holds
+
+
+def test_a_flipped_bit_is_found_by_a_replay_against_it(place: Path) -> None:
+    make("out")
+    shutil.copytree("out", "bad")
+    at = weights("bad").read_bytes().index((TENSORS["h.0.up"] * np.float32(0.5)).tobytes())
+    flip(weights("bad"), at + 4 * 345)
+    found = replay("out", QUICK, against="bad")
+    assert not found.holds and [(one.name, one.index) for one in found.mismatches] == [("h.0.up", (3, 45))]
+    assert "the same" in found.suspects[0]
+
+
+def test_a_receipt_that_says_otherwise_fails_the_replay_and_tells_where(place: Path) -> None:
+    make("out", [*STEPS, {"scale_": {"target": "norm", "by": 3}}])
+    told = json.loads(Path("out/surgery.receipt.json").read_text())
+    inner = told["predicate"]["buildDefinition"]["internalParameters"]
+    inner["plan"] = inner["plan"].replace("by: 3", "by: 5")
+    told["predicate"]["runDetails"]["builder"]["version"]["numpy"] = "1.0"
+    Path("out/surgery.receipt.json").write_text(json.dumps(told))
+    found = replay("out", QUICK, output="never")
+    assert [(one.name, one.index) for one in found.mismatches] == [("norm", (0,))]
+    assert found.suspects[0].startswith("numpy: 1.0 then") and not Path("never").exists()
+    assert main(["replay", "out", "--quiet"]) == 1
+
+
+@pytest.mark.parametrize("options", [["--devices", "8"], ["--devices", "2"], ["--memory", "4MiB", "--workers", "1"]])
+def test_a_replay_on_other_devices_and_budgets_gives_the_same_bits(place: Path, options: list[str]) -> None:
+    wide = {f"w.{n}": GENERATOR.standard_normal((130, 70)).astype(np.float32) for n in range(6)}
+    write_checkpoint(place / "m" / "model.safetensors", wide)
+    steps = [
+        {"matmul": {"from_a": "w.0", "from_b": "w.t", "to": "square"}},
+        {"phlora": {"target": r"w\.[12]", "target_a": r"\g<0>.a", "target_b": r"\g<0>.b", "rank": 4}},
+        {"add_": {"from": "w.3", "to": "w.4"}},
+    ]
+    make("out", [{"permute": {"from": "w.5", "to": "w.t", "order": [1, 0]}}, *steps])
+    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": ":".join(sys.path)}
+    import os
+
+    command = [sys.executable, "-m", "surgery_jax", "replay", "out", "--quiet", *options]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_locked_run_refuses_another_plan_and_other_inputs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("plan.yaml").write_text(json.dumps({"inputs": ["m::m"], "transforms": STEPS, "output": "out"}))
+    call = ["run", "plan.yaml", "--no-summary", "--quiet", "--overwrite"]
+    assert main(call) == 0
+    assert main([*call, "--locked", "out", "output=again"]) == 0
+    assert main([*call, "--locked", "out", "transforms[0].scale_.by=3"]) == 2
+    assert "expected: by: 0.5" in capsys.readouterr().err
+    flip(Path("m/model.safetensors"), -1)
+    assert main([*call, "--locked", "out"]) == 3
+    assert "not those of the receipt" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------- signatures, lineage
+
+
+@pytest.fixture
+def keys(place: Path) -> Callable[[str], tuple[str, str]]:
+    pytest.importorskip("cryptography")
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+    def made(curve: str) -> tuple[str, str]:
+        key = ec.generate_private_key(getattr(ec, curve)())
+        raw = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        Path(f"{curve}.pem").write_bytes(raw)
+        raw = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        Path(f"{curve}.pub").write_bytes(raw)
+        return f"{curve}.pem", f"{curve}.pub"
+
+    return made
+
+
+@pytest.mark.parametrize("curve", ["SECP256R1", "SECP384R1", "SECP521R1"])
+@pytest.mark.parametrize("format", ["safetensors", "orbax", "torch", "dcp"])
+def test_the_tool_of_openssf_accepts_what_is_signed(place: Path, keys: Any, format: str, curve: str) -> None:
+    verifying = pytest.importorskip("model_signing.verifying")
+    private, public = keys(curve)
+    Path("out").mkdir()
+    Path("out/notes").write_text("stays")
+    make({"path": "out", "format": format}, sign=private)
+    tool = verifying.Config().use_elliptic_key_verifier(public_key=public)
+    tool.verify("out", "out/model.sig")
+    assert verify("out", public_key=public).signed
+    Path("out/notes").write_text("is another")
+    with pytest.raises(ValueError, match="notes"):
+        tool.verify("out", "out/model.sig")
+
+
+def test_signatures_of_others_and_changed_receipts_are_refused(place: Path, keys: Any) -> None:
+    private, public = keys("SECP256R1")
+    _, other = keys("SECP384R1")
+    make("out", sign=private)
+    with pytest.raises(StorageError, match="not signed with this key"):
+        verify("out", public_key=other)
+    with pytest.raises(PlanError, match="not a public key"):
+        verify("out", public_key=private)
+    with pytest.raises(PlanError, match="cannot read the key"):
+        make("none", sign="nothing.pem")
+    with pytest.raises(PlanError, match="an output that is a directory"):
+        make("out.safetensors", sign=private)
+    with pytest.raises(PlanError, match="has a receipt"):
+        make("none", sign=private, receipt=False)
+    receipt = Path("out/surgery.receipt.json")
+    receipt.write_text(receipt.read_text() + "\n")
+    with pytest.raises(StorageError, match="not the one that was signed"):
+        verify("out", public_key=public)
+
+
+def test_a_lineage_of_three_steps_is_proven_link_by_link(place: Path, keys: Any) -> None:
+    private, public = keys("SECP256R1")
+    for source, target in (("m", "one"), ("one", "two"), ("two", "three")):
+        make(target, [{"scale_": {"target": "norm", "by": 2}}], source=source, sign=private)
+    found = lineage("three", public)
+    chain = []
+    while True:
+        chain.append((Path(found.path).name, found.signed, found.end))
+        if not found.parents:
+            break
+        (found,) = found.parents
+    assert chain == [
+        ("three", True, ""),
+        ("two", True, ""),
+        ("one", True, ""),
+        ("m", False, "no receipt lies beside it"),
+    ]
+    make("one", [], source="m")
+    (two,) = lineage("three").parents
+    assert two.parents[0].end == "its receipt is of another model-00001-of-00001.safetensors than this one was made of"
+
+
+# ------------------------------------------------------------------------------------------------- hostile contents
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def paths_of(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(found for key, inner in items for found in paths_of(inner, (*path, key)))]
+
+
+def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
+        return new
+    value[path[0]] = put(value[path[0]], path[1:], new)
+    return value
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_spoiled_receipts_tables_and_signatures_are_refused_or_told(data: st.DataObject, spoiled: Path) -> None:
+    """Whatever stands in them: one of our errors, or an answer."""
+    name = data.draw(st.sampled_from(["surgery.receipt.json", "surgery.tensors.json", "surgery.receipt.sig"]))
+    target = spoiled / "bad" / name
+    for proof in PROOFS:
+        if (spoiled / "good" / proof).exists():
+            shutil.copy(spoiled / "good" / proof, spoiled / "bad" / proof)
+    if not target.exists():
+        return
+    if data.draw(st.booleans()):
+        told = json.loads(target.read_text())
+        target.write_text(json.dumps(put(told, data.draw(st.sampled_from(paths_of(told))), data.draw(JSON))))
+    else:
+        raw = bytearray(target.read_bytes())
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+        target.write_bytes(raw)
+    if name == "surgery.tensors.json":  # a table that its receipt names
+        import hashlib
+
+        receipt = json.loads((spoiled / "good" / "surgery.receipt.json").read_text())
+        digest = hashlib.sha256(target.read_bytes()).hexdigest()
+        receipt["predicate"]["runDetails"]["byproducts"][0]["digest"]["sha256"] = digest
+        (spoiled / "bad" / "surgery.receipt.json").write_text(json.dumps(receipt))
+    before = sorted(spoiled.parent.rglob("*"))
+    public = str(spoiled / "key.pub") if (spoiled / "key.pub").exists() else None
+    for act in (
+        lambda: verify(str(spoiled / "bad"), public_key=public if name.endswith(".sig") else None),
+        lambda: lineage(str(spoiled / "bad")),
+        lambda: replay(str(spoiled / "bad"), QUICK, against=str(spoiled / "good")),
+    ):
+        try:
+            act()
+        except SurgeryError:
+            pass
+    assert sorted(spoiled.parent.rglob("*")) == before
+
+
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with a receipt, and a copy to be spoiled."""
+    root = tmp_path_factory.mktemp("spoiled")
+    write_checkpoint(root / "m.safetensors", {"a": np.ones((4, 5), np.float32)})
+    options = Options(sync=False)
+    try:
+        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+        key = ec.generate_private_key(ec.SECP256R1())
+        (root / "key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        raw = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        (root / "key.pub").write_bytes(raw)
+        options = Options(sync=False, sign=str(root / "key"))
+    except ImportError:
+        pass
+    steps = [{"scale_": {"target": "a", "by": 2}}, {"assert": {"norm": {"of": "a", "ge": 1}}}]
+    content = {"inputs": [f"m::{root / 'm.safetensors'}"], "transforms": steps, "output": str(root / "good")}
+    run(plan_of(content), options)
+    shutil.copytree(root / "good", root / "bad")
+    return root
