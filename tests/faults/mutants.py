@@ -77,6 +77,18 @@ transforms:
   - lora_merge: { adapters: { adapter: 0.7 }, to: model }
 output: out.safetensors
 """
+KIT = r"""
+merge_method: task_arithmetic
+base_model: model
+models:
+  - model: other
+    parameters: { weight: [ 0.1, 0.9 ], density: 1.0 }
+  - model: { model: model, override_architecture: null }
+    parameters: { weight: [ { filter: bias, value: 0.2 }, { value: 0.5 } ] }
+parameters: { lambda: 0.7 }
+dtype: float32
+out_dtype: float16
+"""
 PROVEN = r"""
 inputs: [ "model::model" ]
 transforms:
@@ -130,7 +142,7 @@ def _plans(root: Path, server: Server) -> list[Seed]:
     asked = {
         "parameters": ("check", "plan.yaml", "--params", "values.yaml"), "verbs": ("check", "plan.yaml"),
         "documents": ("check", "plan.yaml"), "jobs": ("batch", "jobs.yaml", "--check"),
-        "record": ("batch", "jobs.yaml"),
+        "record": ("batch", "jobs.yaml"), "merge": ("merge", "merge.yaml", "out", "--print-plan"),
     }  # fmt: skip
     for name in asked:
         folder = root / name
@@ -138,6 +150,7 @@ def _plans(root: Path, server: Server) -> list[Seed]:
         batch(folder)
     for name, text in (("parameters", PARAMETERS), ("verbs", VERBS), ("documents", DOCUMENTS)):
         plan(root / name, text)
+    plan(root / "merge", KIT, "merge.yaml")
     plan(root / "parameters", PART, "part.yaml")
     plan(root / "parameters", VALUES, "values.yaml")
     _must(server, root / "record", "batch", "jobs.yaml")

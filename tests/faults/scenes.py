@@ -118,6 +118,13 @@ output: { path: adapter, format: peft }
 """
 
 
+KIT = """
+merge_method: linear
+models: [ { model: model, parameters: { weight: 0.25 } }, { model: other, parameters: { weight: 0.75 } } ]
+dtype: float32
+"""
+
+
 def with_plan(text: str):
     def build(root: Path) -> None:
         model(root)
@@ -154,6 +161,11 @@ def two_models(text: str):
     return build
 
 
+def merging(root: Path) -> None:
+    two_models(MOVE)(root)
+    plan(root, KIT, "merge.yaml")
+
+
 def batch(root: Path) -> None:
     two_models(BATCH)(root)
     plan(root, JOBS, "jobs.yaml")
@@ -163,6 +175,7 @@ def batch(root: Path) -> None:
 RUN = ("run", "plan.yaml", "--no-summary", "--workers", "2")
 STRANGERS = ("old/ema.pt", "old/tokenizer.bin", "old/notes/scheduler.pth")
 RECORD = "jobs.yaml.done"
+RECEIPTS = ("model/surgery.receipt.json", "model/surgery.tensors.json")  # those of the second time tell of other inputs
 SCENES = (
     Scene("move", with_plan(MOVE), RUN, ("out",)),
     Scene("compute", with_plan(COMPUTE), (*RUN, "--no-sync"), ("out.safetensors",)),
@@ -170,7 +183,7 @@ SCENES = (
     Scene("orbax", with_plan(ORBAX), (*RUN, "--no-sync"), ("out",)),
     Scene("two", with_plan(TWO), RUN, ("first", "second")),
     Scene("replace", replacing, (*RUN, "--overwrite"), ("old",)),
-    Scene("itself", with_plan(ITSELF), (*RUN, "--overwrite"), ("model",)),
+    Scene("itself", with_plan(ITSELF), (*RUN, "--overwrite"), ("model",), volatile=RECEIPTS),
     Scene("convert", with_plan(MOVE), ("convert", "model", "out.msgpack"), ("out.msgpack",)),
     Scene(
         "batch", batch, ("batch", "jobs.yaml"), ("one", "two"), again=("batch", "jobs.yaml"), volatile=(RECORD,),
@@ -191,5 +204,6 @@ SCENES = (
     Scene("replace two", replacing_two, (*RUN, "--overwrite"), ("first", "second")),
     Scene("documents", two_models(DOCUMENTS), RUN, ("told", "out")),
     Scene("extract", two_models(EXTRACT), (*RUN, "--no-sync"), ("adapter",)),
+    Scene("merge", merging, ("merge", "merge.yaml", "out", "--no-sync"), ("out",)),
     Scene("summary", with_plan(MOVE), (*RUN[:2], "--summary", "summary.yaml"), ("out", "summary.yaml")),
 )  # fmt: skip
