@@ -285,6 +285,11 @@ def _names(place: Path) -> frozenset[str]:
     return frozenset([*beside, *(str(path.relative_to(place)) for path in place.rglob("*"))])
 
 
+def _is_kept(name: str, done: Answer) -> bool:
+    """Whether a run says that it keeps what it had written, for another to go on."""
+    return ".surgery-" in name and "is kept: --resume goes on" in done.stderr
+
+
 def faults_of(mutant: Mutant, done: Answer) -> list[str]:
     """What is wrong with how a damaged input was taken."""
     wrong = []
@@ -296,7 +301,7 @@ def faults_of(mutant: Mutant, done: Answer) -> list[str]:
         pass
     elif done.code and not done.stderr.startswith("error: ") and "failed" not in done.stdout:
         wrong.append(f"exit {done.code} without an error: {done.stderr[-300:]}")
-    new = _names(mutant.folder) ^ mutant.names
+    new = {name for name in _names(mutant.folder) ^ mutant.names if not _is_kept(name, done)}
     if done.code and "batch" not in mutant.command and new:  # of a batch, some jobs may be done
         wrong.append(f"exit {done.code}, and it leaves {sorted(new)[:4]}")
     hidden = sorted(name for name in new if ".surgery-" in name)

@@ -118,13 +118,6 @@ output: { path: adapter, format: peft }
 """
 
 
-KIT = """
-merge_method: linear
-models: [ { model: model, parameters: { weight: 0.25 } }, { model: other, parameters: { weight: 0.75 } } ]
-dtype: float32
-"""
-
-
 def with_plan(text: str):
     def build(root: Path) -> None:
         model(root)
@@ -159,11 +152,6 @@ def two_models(text: str):
         model(root, "other", seed=3)
 
     return build
-
-
-def merging(root: Path) -> None:
-    two_models(MOVE)(root)
-    plan(root, KIT, "merge.yaml")
 
 
 def batch(root: Path) -> None:
@@ -204,6 +192,5 @@ SCENES = (
     Scene("replace two", replacing_two, (*RUN, "--overwrite"), ("first", "second")),
     Scene("documents", two_models(DOCUMENTS), RUN, ("told", "out")),
     Scene("extract", two_models(EXTRACT), (*RUN, "--no-sync"), ("adapter",)),
-    Scene("merge", merging, ("merge", "merge.yaml", "out", "--no-sync"), ("out",)),
     Scene("summary", with_plan(MOVE), (*RUN[:2], "--summary", "summary.yaml"), ("out", "summary.yaml")),
 )  # fmt: skip
