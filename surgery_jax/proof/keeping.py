@@ -16,7 +16,6 @@ from ..core.errors import PlanError, StorageError
 from ..execute.observers import Appearing, Observer, Pass
 from ..execute.options import Options
 from ..graph.roots import Assertion, Save, Symbolic
-from ..io.outputs import Written
 from ..language.plan import Plan
 from ..language.writing import plan_text
 from ..storage.files import check_new_file, write_whole
@@ -31,6 +30,7 @@ from .signing import Signer
 from .table import table_of, table_text
 
 if TYPE_CHECKING:
+    from ..io.outputs import Written
     from ..storage.publish import Staging
 
 __all__ = ["Proof", "Receipts", "placeless"]
@@ -169,6 +169,8 @@ class Receipts(Observer):
             beside = table_path(locate(output.path))
             output.texts = {str(beside): text, output.path: facts.receipt(text, beside.name)}
         if output.staging.plan.is_directory:
+            from ..io.outputs import Written  # with NumPy, which what only checks a plan does without
+
             receipt = facts.receipt(text, TABLE)
             added = {RECEIPT: receipt, TABLE: text}
             if self._signer is not None:

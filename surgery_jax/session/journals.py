@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..execute.left import is_looked_at
 from ..execute.observers import Observer, Pass
-from ..execute.verdicts import numbered
 from ..storage.companions import sync
 from ..storage.journal import Finished, Journal, Range, checksum
 
@@ -102,6 +101,8 @@ class Journals(Observer):
     def pass_begins(self, work: Pass) -> None:
         self._work = work if self._outputs and work.is_last else None
         if self._work is not None and self._is_one:
+            from ..execute.verdicts import numbered  # with NumPy, which what only checks a plan does without
+
             self._numbers = numbered(work.schedule.program.symbolic)
             work.findings.remember()
         self._last = time.monotonic()

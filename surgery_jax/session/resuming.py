@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import StorageError, listing
 from ..execute.left import Done
-from ..execute.verdicts import Findings
 from ..storage.files import File, storage_error
 from ..storage.journal import Finished, Range, holds
 from ..storage.places.found import is_local, locate, place_of
@@ -33,6 +32,7 @@ from .run_keys import answers_key, state, versions
 if TYPE_CHECKING:
     from ..compile.program import ByteMove, Program
     from ..execute.options import Options
+    from ..execute.verdicts import Findings
     from ..graph.roots import Symbolic
     from ..language.plan import Plan
     from ..storage.base import Layout
@@ -46,6 +46,8 @@ _PART = 4 << 20  # bytes that are compared at once
 
 def understood(symbolic: Symbolic, packed: bytes) -> Findings | None:
     """What was found by an earlier run of the same plan; None if that says nothing."""
+    from ..execute.verdicts import Findings  # with NumPy, which what only checks a plan does without
+
     found = Findings()
     try:
         found.unpack(symbolic, packed)

@@ -55,7 +55,7 @@ def test_what_a_run_left_that_was_killed_while_it_wrote_a_text_is_named_and_remo
         (left,) = {path.name for path in place.iterdir()} - before
         done = surgery(*words, name)
         assert done.returncode == 0, done.stderr
-        assert f"{left}: " in done.stderr and "left by a run that was killed" in done.stderr
+        assert f"{left}: " in done.stderr and "left by a run that did not come to its end" in done.stderr
         before |= {"out.safetensors", name}
         assert {path.name for path in place.iterdir()} <= before
 
