@@ -104,7 +104,7 @@ class Run(PlanCommand):
         with join(options, note) as peers:
             plan = self.plan(args)
             if (there := finished(plan, options, peers)) is not None:
-                return _tell_there(there, args, peers)
+                return _tell_there(there, plan, args, peers)
             texts = [] if args.summary is None else [args.summary]
             left = _leftovers([*output_paths(plan), *texts], peers, options, mend=True)
             compiled = compile_plan(plan, options, peers=peers)
@@ -134,8 +134,21 @@ class Run(PlanCommand):
         return 0
 
 
-def _tell_there(report: Report, args: Namespace, peers: Peers) -> int:
-    """Say that an earlier run had come to its end; gives the exit code."""
+def _tell_there(report: Report, plan: Plan, args: Namespace, peers: Peers) -> int:
+    """Say that an earlier run had come to its end, and write the summary that it owed; gives the exit code."""
+    from ...api import compile_plan
+    from ...core.errors import StorageError, SurgeryError
+
+    if peers.rank == 0 and args.summary is not None and not Path(args.summary).exists():
+        try:
+            compiled = compile_plan(plan, dataclasses.replace(options_of(args), overwrite=True))
+        except SurgeryError:
+            raise StorageError(
+                "cannot write the summary: the inputs are no longer what they were",
+                where=args.summary,
+                hint="the output of the plan is there; only the summary of its steps is missing",
+            ) from None
+        _summary(plan, compiled, args)
     if peers.rank == 0 and args.json:
         emit(json_text(report.as_json()))
     elif peers.rank == 0:
