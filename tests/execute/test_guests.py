@@ -120,7 +120,8 @@ for name, call in calls.items():
     after = state()
     changed[name] = {key: (before[key], after[key]) for key in before if before[key] != after[key]}
 jax.jit(lambda x: x * 3 + 1)(jnp.ones(5)).block_until_ready()
-kept = [str(path) for path in Path(os.environ["XDG_CACHE_HOME"]).rglob("*")]
+kept = [str(path) for path in Path(os.environ["XDG_CACHE_HOME"]).rglob("*") if "digests" not in path.parts]
+kept = [path for path in kept if os.path.isfile(path)]
 def collected():
     gc.unfreeze(); gc.collect()
     return len(gc.get_objects())
