@@ -76,7 +76,7 @@ def test_a_row_runs_from_end_to_end(suite: list[str], tmp_path: Path) -> None:
     assert {"cpu", "cores", "memory_bytes", "file_system", "kernel", "jax", "surgery_jax"} <= set(result["machine"])
     assert not re.search(rf"\b{re.escape(platform.node())}\b", json.dumps(result["machine"]))
     assert str(tmp_path) not in text and not re.search(r'"/\w', text)
-    assert sorted(path.name for path in (tmp_path / "work" / "tiny").iterdir()) == ["base", "log.txt"]
+    assert sorted(path.name for path in (tmp_path / "work" / "tiny").iterdir()) == ["base", "compiled", "log.txt"]
 
 
 def test_a_met_target_is_0_and_a_missed_one_is_1(

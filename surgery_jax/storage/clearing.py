@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..core.specs import format_bytes
 from .places.found import is_local
@@ -107,7 +107,7 @@ def _target_of(stage: Path, name: object) -> Path:
     return stage.parent if stage.parent.name == name else stage.parent / name
 
 
-def _clear_dead(stage: Path, target: Path, facts: Mapping[str, Any], remove: bool, mend: bool) -> str:
+def _clear_dead(stage: Path, target: Path, facts: Mapping[str, object], remove: bool, mend: bool) -> str:
     old, new = stage / OLD, stage / NEW
     if os.path.lexists(old) and not os.path.lexists(target):
         if mend:

@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..core.strict_json import read_json
 from .journal import Finished, finished, framed, lock, rewrite, unframed
@@ -121,7 +121,7 @@ class Stage:
 
     # -- what is finished ---------------------------------------------------------------------------------------
 
-    def write_head(self, head: Mapping[str, Any]) -> None:
+    def write_head(self, head: Mapping[str, object]) -> None:
         """Say what a run must be to go on here, and which of the things that lie here or at the output's place is what
         is built: its number in the file system stays when it is renamed.
 
@@ -139,7 +139,7 @@ class Stage:
             os.fsync(stream.fileno())
         Path(stream.name).replace(place)
 
-    def read_head(self) -> dict[str, Any]:
+    def read_head(self) -> dict[str, object]:
         """What `write_head` said; nothing if its process was killed before that."""
         with suppress(OSError), (self.path / _HEAD).open("rb") as stream:
             for _, said in unframed(stream.read(_MOST_HEAD)):
@@ -326,7 +326,7 @@ def all_left(stage: Stage) -> bool:
     return True
 
 
-def names_in(facts: Mapping[str, Any]) -> list[str]:
+def names_in(facts: Mapping[str, object]) -> list[str]:
     """The names of what was about to appear, as `begin` has noted them: of entries of one directory."""
     names = facts.get("names")
     return [
@@ -336,7 +336,7 @@ def names_in(facts: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def parsed(said: bytes) -> dict[str, Any]:
+def parsed(said: bytes) -> dict[str, object]:
     """What a lock says; nothing if its process was killed before it had written that."""
     with suppress(ValueError):
         value = read_json(said.decode())
