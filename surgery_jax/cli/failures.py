@@ -13,7 +13,7 @@ from ..core.interrupts import Interrupted
 from .streams import MOST_NAMES, Untold, emit, flush, note
 from .text import json_text, visible
 
-__all__ = ["report", "warn"]
+__all__ = ["report", "tell_kept", "warn"]
 
 
 def warn(warnings: Iterable[Notice], prefix: str = "") -> None:
@@ -60,10 +60,15 @@ def report(
         note("interrupted")
     if there:
         note(visible(there))
+    tell_kept(kept)
+    return code
+
+
+def tell_kept(kept: Sequence[str]) -> None:
+    """Say of which outputs what is finished is kept."""
     if kept:
         names = listing(kept, MOST_NAMES)
         note(visible(f"what is finished of {names} is kept: --resume goes on, surgery-jax clean removes it"))
-    return code
 
 
 def _understood(error: BaseException) -> tuple[int, list[SurgeryError]]:

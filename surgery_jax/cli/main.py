@@ -55,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 open_closed()
                 code = _dispatch(words)
                 flush()
+                if watch.kept:  # by jobs that failed
+                    from .failures import tell_kept
+
+                    tell_kept(watch.kept)
                 return code
             except SystemExit as end:  # of argparse, after help
                 return end.code if isinstance(end.code, int) else 0
