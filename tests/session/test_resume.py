@@ -121,10 +121,8 @@ def test_a_run_that_was_stopped_is_gone_on_with_under_other_budgets(place: Place
     found = {path: data for path, data in place.files(name).items() if "_CHECKPOINT_METADATA" not in path}
     assert found == expected
     assert 0 < report.bytes_resumed or kind == "orbax-zstd"
-    assert (
-        report.bytes_moved + report.bytes_computed < whole.bytes_moved + whole.bytes_computed
-        or not report.bytes_resumed
-    )
+    again, once = (one.bytes_moved + one.bytes_computed for one in (report, whole))
+    assert again < once or (kind == "orbax-zstd" and again == once)  # a compressed chunk counts when it is whole
 
 
 @pytest.mark.parametrize("seed", range(6))
