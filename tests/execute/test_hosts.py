@@ -27,6 +27,7 @@ from surgery_jax import (
     plan_of,
     run,
 )
+from surgery_jax.cli.main import main
 from surgery_jax.compile.program import ByteMove, Program
 from surgery_jax.core.errors import Problems
 from surgery_jax.execute.reservations import Limits
@@ -455,7 +456,7 @@ def test_processes_with_several_devices_each_give_the_same_bits(bench):
 
 
 @pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_process_stops_the_others_and_leaves_nothing(tmp_path, killed):
+def test_a_killed_process_stops_the_others_and_what_is_kept_is_told(tmp_path, killed):
     with Pod(2, write_endless(tmp_path), cwd=tmp_path) as pod:
         pod.start()
         wait_for(lambda: list(tmp_path.glob(".out*")), 60)
@@ -464,6 +465,9 @@ def test_a_killed_process_stops_the_others_and_leaves_nothing(tmp_path, killed):
         other = pod.end(1 - killed, within_s=20)
     assert other.code == 3 and f"process {killed}" in other.err and "is lost" in other.err
     assert "Traceback" not in other.err
+    kept = list(tmp_path.glob(".out*"))  # none if the small tensor had not been written by then
+    assert ("of out.safetensors is kept" in other.err) == bool(kept) and not (tmp_path / "out.safetensors").exists()
+    assert main(["clean", str(tmp_path / "out.safetensors")]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["long.safetensors", "plan.yaml"]
 
 
