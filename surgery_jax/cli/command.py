@@ -225,10 +225,10 @@ RECEIPT = Argument(
 NO_RECEIPT = Argument("--no-receipt", "write no receipts, which directories get otherwise")
 DIGEST = Argument(
     "--digest",
-    "what tensors are known by in receipts: sha256 (default), or none",
+    "what tensors are known by in receipts: blake3, sha256, none, or auto (default): blake3 if it is installed",
     "KIND",
-    choices=("sha256", "none"),
-    default="sha256",
+    choices=("auto", "blake3", "sha256", "none"),
+    default="auto",
 )
 SIGN = Argument("--sign", "sign outputs and receipts with this private key, a PEM file", "KEY", completes="file")
 STRICT = Argument("--strict", "a tensor of an input that is neither used nor dropped is an error")

@@ -59,9 +59,9 @@ class Appearing:
 class Observer:
     """Is told what happens in a run. Each method does nothing until it is overridden, and then costs one call.
 
-    Of several processes each tells its own observers what it does itself; what is settled and what appears, process 0
-    tells. What an observer raises ends the run as any other error does. Those methods whose description says so are
-    called by the threads that do the work, several at once, and keep them from it.
+    Of several processes each tells its own observers what is staged and what it does itself; what is settled and what
+    appears, process 0 tells. What an observer raises ends the run as any other error does. Those methods whose
+    description says so are called by the threads that do the work, several at once, and keep them from it.
     """
 
     def staged(self, plan: Appearing) -> None:

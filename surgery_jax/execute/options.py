@@ -23,8 +23,9 @@ class Options:
     other processes of a cluster; where JAX cannot tell which these are, coordinator (`HOST:PORT`), num_processes and
     process_id do. join_timeout: seconds within which all must have come together. resume: go on with what a run of the
     same plan on the same inputs has finished of the same outputs. receipt: write one beside every output that is a
-    directory; receipt_path: also that of the plan's output, whatever it is, to this file. digest: `sha256`, or `none`
-    to leave out those of tensors. sign: a private key, a PEM file, to sign outputs and receipts with. strict: a tensor
+    directory; receipt_path: also that of the plan's output, whatever it is, to this file. digest: the hash
+    of tensors, `blake3` or `sha256`; `none` leaves them out, and `auto` is BLAKE3, or SHA-256 where its package is not
+    installed. sign: a private key, a PEM file, to sign outputs and receipts with. strict: a tensor
     of an input that is neither used nor dropped is an error.
     """
 
@@ -45,7 +46,7 @@ class Options:
     resume: bool = False
     receipt: bool = True
     receipt_path: str | None = None
-    digest: str = "sha256"
+    digest: str = "auto"
     sign: str | None = None
     strict: bool = False
 

@@ -121,7 +121,7 @@ def _node_lines(path: str, node: nodes.Node) -> Iterator[Line]:
 
 
 def facts_of_options(options: Options) -> Facts:
-    """What of the options decides how the work is cut, and what may be replaced."""
+    """What of the options decides how the work is cut, what may be replaced, and what all have to tell process 0."""
     values = {
         "--memory": f"{options.memory_bytes} bytes",
         "--device-memory": f"{options.limits.device} bytes",
@@ -130,6 +130,8 @@ def facts_of_options(options: Options) -> Facts:
         "--overwrite": f"{options.overwrite}",
         "--sync": f"{options.sync}",
         "--resume": f"{options.resume}",
+        "--receipt": f"{options.receipt}, {options.receipt_path}",
+        "--digest": options.digest,
     }
     return {name: partial(list, [(value, "")]) for name, value in values.items()}
 

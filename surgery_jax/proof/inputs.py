@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from ..core.errors import StorageError, listing
@@ -14,14 +15,12 @@ from ..graph.roots import Symbolic
 from ..language.plan import Plan
 from ..storage.formats import place_of_input
 from ..storage.identity import Identity, remembering
+from ..storage.places.found import place_of
 from .receipt import Receipt
 from .remembered import Remembered
-from .rolling import FileDigest, digest_of
+from .rolling import MOST_MARKS, THREADS, FileDigest, digest_of, thinned
 
-__all__ = ["InputDigests", "check_inputs", "marks_of", "names_of", "thinned"]
-
-MOST_MARKS = 4096  # of a file: where many small tensors lie, a mark stands for several
-THREADS = 2
+__all__ = ["InputDigests", "check_inputs", "marks_of", "names_of"]
 
 
 class InputDigests:
@@ -48,6 +47,11 @@ class InputDigests:
             StorageError: it cannot be read, or is not what it was.
         """
         return self._found[path].result()
+
+    def remember(self, path: str, digest: FileDigest, marks: tuple[int, ...]) -> None:
+        """A file was just written, and has this digest."""
+        with suppress(OSError):  # it is gone already
+            self._remembered.put(place_of(path).identity(path), digest, marks)
 
     def close(self) -> None:
         """Nobody asks any more."""
@@ -147,12 +151,6 @@ def marks_of(symbolic: Symbolic) -> dict[str, tuple[int, ...]]:
             for path, offset, nbytes in _ranges(node):
                 ends.setdefault(path, set()).update((offset, offset + nbytes))
     return {path: thinned(sorted(found)) for path, found in ends.items()}
-
-
-def thinned(offsets: list[int]) -> tuple[int, ...]:
-    """No more than `MOST_MARKS` of ascending offsets, with the first and the last."""
-    step = -(-len(offsets) // MOST_MARKS)
-    return tuple(offsets if step == 1 else [*offsets[:1], *offsets[step:-1:step], offsets[-1]])
 
 
 def _ranges(node: Node) -> Iterable[tuple[str, int, int]]:

@@ -16,6 +16,7 @@ from ..core.errors import PlanError, StorageError
 from ..execute.observers import Appearing, Observer, Pass
 from ..execute.options import Options
 from ..graph.roots import Assertion, Save, Symbolic
+from ..hosts.peers import Peers
 from ..language.plan import Plan
 from ..language.writing import plan_text
 from ..storage.files import check_new_file, write_whole
@@ -28,6 +29,7 @@ from .receipt import Facts, comparable, table_path
 from .rolling import FileDigest
 from .signing import Signer
 from .table import table_of, table_text
+from .tree import kind_of
 
 if TYPE_CHECKING:
     from ..io.outputs import Written
@@ -46,6 +48,7 @@ class _Output:
     digests: OutputDigests
     path: str | None  # of a receipt beside that in a directory
     texts: dict[str, bytes] = field(default_factory=dict)  # by path, of what is written when the output has appeared
+    known: list[tuple[str, FileDigest, tuple[int, ...]]] = field(default_factory=list)  # its files, and their marks
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,18 +65,16 @@ class Proof:
 
 class Receipts(Observer):
     """Hears what is written, and writes a receipt for every output that is a directory, and for the output of the plan
-    if a path for it is given. `num_processes` share the work; `tell` is told what is written beside the outputs."""
+    if a path for it is given. Of several processes each hears what it writes itself, and process 0 writes the receipts.
+    `tell` is told what is written beside the outputs."""
 
-    def __init__(self, options: Options, num_processes: int, tell: Callable[[Written], object]) -> None:
+    def __init__(self, options: Options, peers: Peers, tell: Callable[[Written], object]) -> None:
         """Raises PlanError: the options do not go together, or the key for signing cannot be used."""
-        if options.digest not in ("sha256", "none"):
-            raise PlanError(
-                f"unknown digest {options.digest!r}", expected="sha256, or none to leave out those of tensors"
-            )
         self._options = options
-        self._num_processes = num_processes
+        self._kind = kind_of(options.digest)
+        self._peers = peers
         self._tell = tell
-        self._signer = Signer(options.sign) if options.sign else None
+        self._signer = Signer(options.sign) if options.sign and not peers.rank else None
         self._began = _now()
         self._outputs: dict[str, _Output] = {}  # by the place of each of its files
         self._plans: dict[int, list[_Output]] = {}  # by the identity of what was compiled
@@ -88,18 +89,18 @@ class Receipts(Observer):
         found = []
         for number, (save, staging) in enumerate(zip(symbolic.saves, plan.stagings, strict=False)):
             path = self._options.receipt_path if number == len(symbolic.saves) - 1 else None
-            if path is not None:
+            if path is not None and not self._peers.rank:
                 self._check_place(path, plan)
             if path is None and not self.wants(number, staging.plan.is_directory):
                 continue
             specs = {name: node.spec for name, node in save.tensors}
-            digests = OutputDigests(staging, specs, with_tensors=self._options.digest != "none")
+            digests = OutputDigests(staging, specs, self._kind, self._peers.size)
             found.append(_Output(save, number, staging, digests, path))
-        if self._signer is not None and not any(output.staging.plan.is_directory for output in found):
+        if self._options.sign and not any(output.staging.plan.is_directory for output in found):
             raise PlanError("signing needs an output that is a directory", hint="leave out --sign")
         self._plans[id(symbolic)] = found
         self._outputs |= {place: output for output in found for place in output.digests.numbers}
-        if found:
+        if found and not self._peers.rank:
             self._inputs.begin(symbolic.identities, marks_of(symbolic))
 
     def _check_place(self, path: str, plan: Appearing) -> None:
@@ -131,6 +132,19 @@ class Receipts(Observer):
         if output is not None:
             output.digests.raw(what)
 
+    def gather(self) -> None:
+        """Of several processes, process 0 learns what the others have heard; all call it once everything is written.
+
+        Raises:
+            SurgeryError: a file cannot be read, or another process failed.
+        """
+        if self._peers.size == 1:
+            return
+        for output in [output for outputs in self._plans.values() for output in outputs]:
+            messages = self._peers.gather(output.digests.tell(self._peers.rank))
+            for message in messages:
+                output.digests.hear(message)
+
     def settled(self, assertion: Assertion, holds: bool, why: str) -> None:
         self._settled[id(assertion)] = holds, why
 
@@ -142,9 +156,10 @@ class Receipts(Observer):
 
     def _write(self, symbolic: Symbolic, output: _Output) -> None:
         files = output.digests.files()
-        tensors = output.digests.tensors() if self._options.digest != "none" else None
+        output.known = [*output.digests.known()]
+        tensors = output.digests.tensors() if self._kind != "none" else None
         inputs, paths = self._dependencies(symbolic)
-        table = table_of(symbolic, output.save, tensors, files, inputs, self._assertions(symbolic))
+        table = table_of(symbolic, output.save, self._kind, tensors, files, inputs, self._assertions(symbolic))
         self.keep(Proof(symbolic, output, table, inputs, paths))
 
     def wants(self, number: int, is_directory: bool) -> bool:
@@ -185,6 +200,8 @@ class Receipts(Observer):
         for output in self._plans.pop(id(plan.symbolic), ()):
             for path, text in output.texts.items():
                 write_whole(path, text.decode())
+            for path, digest, marks in output.known:
+                self._inputs.remember(path, digest, marks)  # another plan may read it
 
     def end(self) -> None:
         """What was at work has ended, whatever came of it."""
@@ -236,7 +253,7 @@ class Receipts(Observer):
                 "deviceMemory": options.device_memory,
                 "workers": options.num_workers,
                 "devices": options.devices,
-                "hosts": self._num_processes,
+                "hosts": self._peers.size,
                 "shardSize": options.shard_size,
                 "numerics": "exact",
             },

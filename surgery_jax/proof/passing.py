@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
+import struct
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +20,11 @@ from ..core.specs import Spec
 from ..storage.base import Layout
 from ..storage.files import storage_error
 from ..storage.formats import open_checkpoint
+from ..storage.places.base import fill
 from ..storage.places.found import place_of
 from ..storage.stored import blocks_of
-from .rolling import FileFacts, Held, Rolling, digest_of, gaps, read_back
-from .tree import LEAF, num_leaves, root_of, tensor_digest
+from .rolling import THREADS, FileDigest, FileFacts, Held, Rolling, blocks, digest_of, gaps, read_back, thinned
+from .tree import LEAF, Hash, hash_of, num_leaves, root_of, tensor_digest
 
 if TYPE_CHECKING:
     from ..io.outputs import Written
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["OutputDigests"]
 
 EARLY = 32 << 20  # bytes that are kept until it is their turn, of files, and as much of leaves
+_LEAF = struct.Struct("<IQ")  # of what processes tell each other: number of the tensor, of the leaf; its hash follows
 
 
 class _Leaves:
@@ -46,24 +51,39 @@ class _Leaves:
 
 
 class OutputDigests:
-    """Of one staged output: told every range that is written to its files, by several threads.
+    """Of one staged output: told every range that is written to its files, by several threads. Of several processes
+    each is told what it writes itself; then `hear` brings together what they `tell`.
 
     Bytes that are not seen, as the kernel copied them, are read back at once, while they are in the page cache; what is
     still missing at the end is read from the finished files. `numbers` are those of its files in the layout, by their
     places.
     """
 
-    def __init__(self, staging: Staging, specs: Mapping[str, Spec], *, with_tensors: bool) -> None:
+    def __init__(self, staging: Staging, specs: Mapping[str, Spec], kind: str, num_processes: int = 1) -> None:
+        """`kind`: the hash of tensors, `none` if they are left out. Of several processes none sees a whole file, so
+        that each reads some of them in the end."""
         self.staging = staging
+        self._num_processes = num_processes
         self._held = Held(EARLY), Held(EARLY)
-        self._tensors = {name: _Leaves(spec) for name, spec in specs.items()} if with_tensors else {}
-        self._segments = _segments(staging.layout, specs if with_tensors else {})
+        self._kind = kind
+        self._begin: Callable[[bytes | memoryview], Hash] = hash_of(kind) if kind != "none" else hashlib.sha256
+        self._tensors = {name: _Leaves(spec) for name, spec in specs.items()} if kind != "none" else {}
+        self._segments = _segments(staging.layout, specs)
         self._starts = [[start for start, *_ in entries] for entries in self._segments]
         self.numbers = {staging.place(index): index for index in range(len(staging.layout.files))}
         # what a format completes in the end, such as checksums, may lie in bytes that were told before
-        turned = () if staging.layout.finish is not None else self.numbers
-        self._rolling = {place: Rolling(place, self._held[0]) for place in turned}
+        self._is_completed = staging.layout.finish is not None
+        turned = () if self._is_completed or num_processes > 1 else self.numbers
+        self._rolling = {place: Rolling(place, self._held[0], self.marks(place)) for place in turned}
+        self._known: dict[str, FileDigest] = {}  # of files that this or another process has read, by place
         self._lock = threading.Lock()
+
+    def marks(self, place: str) -> tuple[int, ...]:
+        """The offsets at which tensors begin and end in a file, as far as it holds them as they are."""
+        number = self.numbers.get(place)
+        if number is None or self.staging.layout.files[number].encode is not None:
+            return ()
+        return thinned(sorted({end for at, nbytes, *_ in self._segments[number] for end in (at, at + nbytes)}))
 
     def written(self, what: Written) -> None:
         """A range of bytes is in its place.
@@ -71,29 +91,50 @@ class OutputDigests:
         Raises:
             StorageError: bytes that were not seen cannot be read back.
         """
-        number = self.numbers[what.place]
+        number, rolling = self.numbers[what.place], self._rolling.get(what.place)
+        is_raw = self.staging.layout.files[number].encode is None
         try:
-            if what.place in self._rolling:
-                self._rolling[what.place].add(what.offset, what.nbytes, what.data)
-            if self.staging.layout.files[number].encode is None:
-                self.raw(what)
+            if what.data is not None:
+                self._show(what.offset, memoryview(what.data).cast("B"), number if is_raw else None, rolling)
+            elif rolling is not None or (is_raw and self._tensors):
+                self._read_back(what, number, rolling)
         except OSError as error:
             raise storage_error(error, what.path, "read it back") from None
 
     def raw(self, what: Written) -> None:
-        """Bytes of tensors are in a file, or will be once they are encoded.
+        """Bytes of tensors are about to be encoded."""
+        assert what.data is not None
+        self._show(what.offset, memoryview(what.data).cast("B"), self.numbers[what.place], None)
 
-        Raises:
-            OSError: bytes that were not seen cannot be read back.
-        """
-        number = self.numbers[what.place]
-        for start, nbytes, name, begin in self._overlapping(number, what.offset, what.nbytes):
-            leaves = self._tensors[name]
-            if what.data is not None:
-                at = start - what.offset
-                self._see(leaves, begin, memoryview(what.data).cast("B")[at : at + nbytes])
-            else:
-                self._see_back(leaves, begin, what.place, start, nbytes)
+    def _show(self, offset: int, data: memoryview, number: int | None, rolling: Rolling | None) -> None:
+        """Bytes of a file, or of those that it is made of; to be taken for tensors if `number` says of which file."""
+        if number is not None and self._tensors:
+            for start, nbytes, name, begin in self._overlapping(number, offset, data.nbytes):
+                self._see(self._tensors[name], begin, data[start - offset : start - offset + nbytes])
+        if rolling is not None:
+            rolling.add(offset, data.nbytes, data)  # which may have to wait
+
+    def _read_back(self, what: Written, number: int, rolling: Rolling | None) -> None:
+        """Blocks that end where leaves do, so that none is kept in part but the first and the last."""
+        writer = place_of(what.place).target(what.place)
+        try:
+            buffer = memoryview(bytearray(min(what.nbytes, LEAF)))
+            for at, nbytes in self._cut(number, what.offset, what.nbytes):
+                part = buffer[:nbytes]
+                fill(writer, at, part)
+                self._show(at, part, number, rolling)
+        finally:
+            writer.close()
+
+    def _cut(self, number: int, offset: int, nbytes: int) -> Iterator[tuple[int, int]]:
+        at, end = offset, offset + nbytes
+        for start, length, _, begin in self._overlapping(number, offset, nbytes):
+            yield from blocks(at, start - at, LEAF)
+            first = min(-begin % LEAF, length)
+            yield from blocks(start, first, LEAF)
+            yield from blocks(start + first, length - first, LEAF)
+            at = start + length
+        yield from blocks(at, end - at, LEAF)
 
     def _overlapping(self, number: int, offset: int, nbytes: int) -> Iterator[tuple[int, int, str, int]]:
         """(offset in the file, bytes, tensor, byte of the tensor) of what tensors have in a range of a file."""
@@ -111,21 +152,10 @@ class OutputDigests:
             leaf, inside = divmod(begin, LEAF)
             part = data[: leaves.length(leaf) - inside]
             if part.nbytes == leaves.length(leaf):
-                leaves.found[leaf] = hashlib.sha256(part).digest()
+                leaves.found[leaf] = self._begin(part).digest()
             else:
                 self._keep(leaves, leaf, inside, part)
             begin, data = begin + part.nbytes, data[part.nbytes :]
-
-    def _see_back(self, leaves: _Leaves, begin: int, place: str, offset: int, nbytes: int) -> None:
-        """Blocks that end where leaves do, so that none is kept in part but the first and the last."""
-        while nbytes:
-            count = min(LEAF - begin % LEAF, nbytes)
-
-            def see(part: memoryview, at: int = begin) -> None:
-                self._see(leaves, at, part)
-
-            read_back(place, offset, count, see)
-            begin, offset, nbytes = begin + count, offset + count, nbytes - count
 
     def _keep(self, leaves: _Leaves, leaf: int, inside: int, part: memoryview) -> None:
         """A part of a leaf, whose others come from other tasks."""
@@ -137,11 +167,50 @@ class OutputDigests:
             if sum(map(len, parts.values())) < leaves.length(leaf):
                 return
             del leaves.parts[leaf]
-        whole = hashlib.sha256()
+        whole = self._begin(b"")
         for _, kept in sorted(parts.items()):
-            whole.update(kept)
+            whole.update(memoryview(kept))
         self._held[1].give(leaves.length(leaf))
         leaves.found[leaf] = whole.digest()
+
+    # -- of several processes -----------------------------------------------------------------------------------
+
+    def tell(self, rank: int) -> bytes:
+        """What process number `rank` knows, now that all bytes are in their places: the leaves that it has seen, and
+        the digests of its share of the files, which it reads now.
+
+        Raises:
+            StorageError: one cannot be read.
+        """
+        files = [] if self._is_completed else [*self.numbers][rank :: self._num_processes]
+        sums = {self.numbers[place]: self._digest(place, self.marks(place)) for place in files}
+        head = json.dumps(sums).encode()
+        parts = [len(head).to_bytes(8, "little"), head]
+        for number, leaves in enumerate(self._tensors.values()):
+            for leaf, found in enumerate(leaves.found):
+                if found is not None:
+                    parts += (_LEAF.pack(number, leaf), found)
+        return b"".join(parts)
+
+    def hear(self, said: bytes) -> None:
+        """What another process knows."""
+        begin = 8 + int.from_bytes(said[:8], "little")
+        for number, (sha256, size, marks) in json.loads(said[8:begin]).items():
+            self._known[self.staging.place(int(number))] = FileDigest(sha256, size, tuple(marks))
+        tensors, length = [*self._tensors.values()], _LEAF.size + self._begin(b"").digest_size
+        for at in range(begin, len(said), length):
+            number, leaf = _LEAF.unpack_from(said, at)
+            tensors[number].found[leaf] = said[at + _LEAF.size : at + length]
+
+    def _digest(self, place: str, marks: Sequence[int]) -> FileDigest:
+        try:
+            status = place_of(place).stat(place)
+            if status is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place)
+            rolling = self._rolling.get(place) or Rolling(place, self._held[0], marks)
+            return rolling.finish(status.size)
+        except OSError as error:
+            raise storage_error(error, place, "read it back") from None
 
     # -- when all is there --------------------------------------------------------------------------------------
 
@@ -161,14 +230,14 @@ class OutputDigests:
             for leaf, known in enumerate(leaves.found):
                 if known is None:
                     leaves.found[leaf] = self._read(layout, name, leaf, leaves.length(leaf))
-            found[name] = root_of(leaves.spec, [leaf for leaf in leaves.found if leaf is not None])
+            found[name] = root_of(leaves.spec, [leaf for leaf in leaves.found if leaf is not None], self._kind)
         if unknown:
-            found |= _decoded(self.staging.root, unknown)
+            found |= _decoded(self.staging.root, unknown, self._kind)
         return found
 
     def _read(self, layout: Layout, name: str, leaf: int, length: int) -> bytes:
         file, offset = layout.places[name]
-        whole = hashlib.sha256()
+        whole = self._begin(b"")
         for number, at, nbytes in ranges(file, offset, layout.rest.get(name, ()), leaf * LEAF, length):
             place = self.staging.place(number)
             try:
@@ -183,30 +252,36 @@ class OutputDigests:
         Raises:
             StorageError: one cannot be read.
         """
-        found = {}
-        for path, place in self.staging.finished_files().items():
-            name = os.path.relpath(path, self.staging.plan.path)
-            try:
-                found[name] = self._facts(str(place))
-            except OSError as error:
-                raise storage_error(error, place, "read it back") from None
+        made = {
+            os.path.relpath(path, self.staging.plan.path): str(place)
+            for path, place in self.staging.finished_files().items()
+        }
+        with ThreadPoolExecutor(THREADS) as pool:
+            found = dict(zip(made, pool.map(self._facts, made.values()), strict=True))
         for name, place in self.staging.staying().items():
             found[name] = FileFacts(*digest_of(str(place))[:2])
         return found
 
     def _facts(self, place: str) -> FileFacts:
-        status = place_of(place).stat(place)
         number = self.numbers.get(place)
-        if status is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place)
-        rolling = self._rolling.get(place) or Rolling(place, self._held[0])
-        sha256, size, _ = rolling.finish(status.size)
-        if number is None or not self._segments[number] or self.staging.layout.files[number].encode is not None:
-            return FileFacts(sha256, size)
+        digest = self._known.get(place) or self._digest(place, self.marks(place))
+        self._known[place] = digest
+        is_raw = number is not None and self.staging.layout.files[number].encode is None
+        if number is None or not is_raw or not self._tensors or not self._segments[number]:
+            return FileFacts(*digest[:2])
         rest = hashlib.sha256()
-        for at, nbytes in gaps(((at, nbytes) for at, nbytes, *_ in self._segments[number]), size):
-            read_back(place, at, nbytes, rest.update)
-        return FileFacts(sha256, size, rest.hexdigest())
+        try:
+            for at, nbytes in gaps(((at, nbytes) for at, nbytes, *_ in self._segments[number]), digest.size):
+                read_back(place, at, nbytes, rest.update)
+        except OSError as error:
+            raise storage_error(error, place, "read it back") from None
+        return FileFacts(*digest[:2], rest.hexdigest())
+
+    def known(self) -> Iterator[tuple[str, FileDigest, tuple[int, ...]]]:
+        """The files of the finished output by the path that they get, with their digests and the offsets of marks."""
+        for path, place in self.staging.finished_files().items():
+            if str(place) in self._known:
+                yield path, self._known[str(place)], self.marks(str(place))
 
 
 def _segments(layout: Layout, specs: Mapping[str, Spec]) -> list[list[tuple[int, int, str, int]]]:
@@ -225,10 +300,10 @@ def _segments(layout: Layout, specs: Mapping[str, Spec]) -> list[list[tuple[int,
     return found
 
 
-def _decoded(root: Path, names: list[str]) -> dict[str, str]:
+def _decoded(root: Path, names: list[str], kind: str) -> dict[str, str]:
     """The digests of tensors of a finished output whose format must be decoded."""
     entries = open_checkpoint(str(root)).entries
     absent = [name for name in names if name not in entries]
     if absent:
         raise StorageError(f"the output has no tensor {absent[0]!r} now that it is complete", where=str(root))
-    return {name: tensor_digest(entries[name].spec, blocks_of(entries[name])) for name in names}
+    return {name: tensor_digest(entries[name].spec, blocks_of(entries[name]), kind) for name in names}

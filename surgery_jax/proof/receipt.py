@@ -17,6 +17,7 @@ from ..core.errors import StorageError
 from ..storage.files import parse_json, read_text
 from ..storage.places.found import locate
 from ..storage.proofs import RECEIPT, TABLE
+from .tree import KINDS
 
 __all__ = ["Facts", "Receipt", "comparable", "read_receipt", "root_of_files", "table_path"]
 
@@ -141,6 +142,11 @@ class Receipt:
         return found
 
     @property
+    def digest(self) -> str:
+        """The kind of the digests of tensors; `none` if it has none."""
+        return str(self.table["digest"])
+
+    @property
     def comparable(self) -> str:
         """The digest of what another run must have in common with this one."""
         products = self.statement["predicate"]["runDetails"]["byproducts"]
@@ -222,7 +228,7 @@ _STATEMENT: Any = {
 }
 _TABLE: Any = {
     "version": 1,
-    "digest": str,
+    "digest": (*KINDS, "none"),
     "tensors": {str: {"dtype": str, "shape": [int], "from": [str]}},
     "files": {str: {"sha256": "hex", "size": int}},
     "documents": [str],
@@ -238,6 +244,8 @@ def _first_fault(value: Any, form: Any, where: str) -> str:
     if form == "hex":
         is_hex = isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
         return "" if is_hex else f"{where or 'it'} is no SHA-256"
+    if isinstance(form, tuple):
+        return "" if value in form else f"{where} is none of {', '.join(form)}"
     if isinstance(form, list):
         if not isinstance(value, list):
             return f"{where or 'it'} is no list"

@@ -5,15 +5,32 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from ..storage.files import File
 from ..storage.places.base import fill
 from ..storage.places.found import locate, place_of
 
-__all__ = ["FileDigest", "FileFacts", "Held", "Marking", "Rolling", "digest_of", "gaps", "read_back"]
+__all__ = [
+    "MOST_MARKS",
+    "THREADS",
+    "FileDigest",
+    "FileFacts",
+    "Held",
+    "Marking",
+    "Rolling",
+    "blocks",
+    "digest_of",
+    "gaps",
+    "read_back",
+    "thinned",
+]
 
 BLOCK = 1 << 20  # bytes that are read at once
+MOST_MARKS = 4096  # of a file: where many small tensors lie, a mark stands for several
+THREADS = 2  # that read whole files
+PATIENCE_S = 0.5  # that a range waits for others that must come before it, while nothing goes on
 
 
 class FileDigest(NamedTuple):
@@ -42,6 +59,19 @@ def gaps(taken: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int
         at = max(at, offset + nbytes)
     if at < size:
         yield at, size - at
+
+
+def blocks(offset: int, nbytes: int, most: int) -> Iterator[tuple[int, int]]:
+    """A range (offset, bytes) of a file as ranges of at most so many bytes."""
+    while nbytes > 0:
+        yield offset, min(nbytes, most)
+        offset, nbytes = offset + most, nbytes - most
+
+
+def thinned(offsets: list[int]) -> tuple[int, ...]:
+    """No more than `MOST_MARKS` of ascending offsets, with the first and the last."""
+    step = -(-len(offsets) // MOST_MARKS)
+    return tuple(offsets if step <= 1 else [*offsets[:1], *offsets[step:-1:step], offsets[-1]])
 
 
 class Marking:
@@ -84,9 +114,11 @@ def digest_of(path: str, marks: Sequence[int] = (), tick: Callable[[], object] |
 
 
 class Held:
-    """How many bytes may be kept because they came before their turn."""
+    """How many bytes of one output may be kept because they came before their turn; and whether it pays to wait for
+    that (`is_patient`), as it does where ranges come nearly in order."""
 
     def __init__(self, limit: int) -> None:
+        self.is_patient = True
         self._left = limit
         self._lock = threading.Lock()
 
@@ -113,19 +145,18 @@ def read_back(place: str, offset: int, nbytes: int, see: Callable[[memoryview], 
     writer = place_of(place).target(place)
     try:
         buffer = memoryview(bytearray(min(nbytes, BLOCK)))
-        while nbytes:
-            part = buffer[: min(nbytes, BLOCK)]
-            fill(writer, offset, part)
-            see(part)
-            offset, nbytes = offset + part.nbytes, nbytes - part.nbytes
+        for at, count in blocks(offset, nbytes, BLOCK):
+            fill(writer, at, buffer[:count])
+            see(buffer[:count])
     finally:
         writer.close()
 
 
 class Rolling:
-    """The digest of one file at `place`. Ranges are told by several threads; one of them hashes what is in turn, and
-    what comes early is kept, or read back later if it may not be kept or was never seen. `marks` are ascending offsets
-    at which the digest so far is wanted."""
+    """The digest of one file at `place`. Ranges are told by several threads, of which one at a time hashes what is in
+    turn. Who comes early waits if those before are here too, or may soon be; else the bytes are kept, or read back
+    later if they may not be kept or were never seen. `marks` are ascending offsets at which the digest so far is
+    wanted."""
 
     def __init__(self, place: str, held: Held, marks: Sequence[int] = ()) -> None:
         self.place = place
@@ -133,29 +164,67 @@ class Rolling:
         self._marks = marks
         self._so_far = Marking(marks)
         self._early: dict[int, tuple[int, bytes | None]] = {}
+        self._waiting: dict[int, int] = {}
+        self._end = 0  # of what is hashed, or will be by the thread that is at it
         self._is_busy = False
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
 
     def add(self, offset: int, nbytes: int, data: memoryview | bytes | None) -> None:
         """A range is in the file; `data` are its bytes, None if they were not seen."""
         if not nbytes:
             return
-        with self._lock:
-            if self._is_busy or offset != self._so_far.at:
+        with self._changed:
+            if (self._is_busy or offset != self._end) and (data is None or not self._comes(offset, nbytes)):
                 keep = data is not None and self._held.take(nbytes)
                 self._early[offset] = nbytes, bytes(data) if keep and data is not None else None
                 return
-            self._is_busy = True
-        while True:
-            self._take(offset, nbytes, data)
-            with self._lock:
-                if self._so_far.at not in self._early:
-                    self._is_busy = False
-                    return
-                offset = self._so_far.at
-                nbytes, data = self._early.pop(offset)
-                if data is not None:
-                    self._held.give(nbytes)
+            self._is_busy, self._end = True, offset + nbytes
+        try:
+            while True:
+                self._take(offset, nbytes, data)
+                with self._changed:
+                    if self._end not in self._early:
+                        return
+                    offset = self._end
+                    nbytes, data = self._early.pop(offset)
+                    self._end = offset + nbytes
+                    if data is not None:
+                        self._held.give(nbytes)
+        finally:
+            with self._changed:
+                self._is_busy = False
+                self._changed.notify_all()
+
+    def _comes(self, offset: int, nbytes: int) -> bool:
+        """Wait for the turn of a range, as long as what comes before is being hashed or waits too, and a moment for
+        what does not; whether it has come."""
+        self._waiting[offset] = nbytes
+        try:
+            while not self._is_turn(offset):
+                end, held = self._end, self._held
+                if not held.is_patient and not self._is_reached(offset):
+                    return False
+                goes_on = self._changed.wait_for(partial(self._has_moved, end, offset), PATIENCE_S)
+                held.is_patient = held.is_patient and (goes_on or self._is_reached(offset))
+            return True
+        finally:
+            del self._waiting[offset]
+
+    def _is_turn(self, offset: int) -> bool:
+        return not self._is_busy and offset == self._end
+
+    def _has_moved(self, end: int, offset: int) -> bool:
+        return self._end != end or self._is_turn(offset)
+
+    def _is_reached(self, offset: int) -> bool:
+        """Whether all before a range is hashed, or will be without anybody's doing."""
+        at = self._end
+        while at < offset:
+            nbytes = self._waiting.get(at) or self._early.get(at, (0, None))[0]
+            if not nbytes:
+                return False
+            at += nbytes
+        return True
 
     def _take(self, offset: int, nbytes: int, data: memoryview | bytes | None) -> None:
         if data is None:

@@ -20,13 +20,14 @@ MARK = 16  # hexadecimal digits of a mark, which only tells where files differ o
 def table_of(
     symbolic: Symbolic,
     save: Save,
+    kind: str,
     digests: Mapping[str, str] | None,
     files: Mapping[str, FileFacts],
     inputs: Mapping[str, tuple[FileDigest, tuple[int, ...]]],
     assertions: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The table of one output. `digests` are those of its tensors, None where they are left out; `inputs` are the
-    digests of files by name, with the offsets of their marks."""
+    """The table of one output. `digests` are those of its tensors, of this kind, None where they are left out; `inputs`
+    are the digests of files by name, with the offsets of their marks."""
     ancestors = Ancestors()
     named = _names(symbolic)
     tensors = {}
@@ -37,7 +38,7 @@ def table_of(
         tensors[name] = facts | {"from": sorted(_named(source, named) for source in ancestors.of(node))}
     return {
         "version": VERSION,
-        "digest": "sha256" if digests is not None else "none",
+        "digest": kind,
         "tensors": tensors,
         "files": {name: _facts(facts) for name, facts in files.items()},
         "documents": sorted(save.documents),

@@ -23,7 +23,7 @@ from ..storage.stored import Readers, blocks_of
 from .receipt import Receipt, read_receipt
 from .rolling import digest_of, gaps
 from .signing import Verifier, manifest_files
-from .tree import LEAF, num_leaves, root_of, tensor_digest
+from .tree import LEAF, hash_of, num_leaves, root_of, tensor_digest
 
 __all__ = ["Verification", "verify"]
 
@@ -85,7 +85,7 @@ def verify(
     holding = [name for name, facts in known.table["files"].items() if name not in known.table["documents"]]
     same_files = place.is_dir() != alone and all(there[name].is_file() for name in holding)
     found: dict[str, tuple[str, ...]] = {}
-    has_tensors = known.table["digest"] != "none"
+    has_tensors = known.digest != "none"
     if not has_tensors and not same_files:
         raise PlanError(
             "the receipt knows no tensors, and the files that it knows are not all there",
@@ -140,7 +140,7 @@ def _compare_tensors(
     known, entries = table["tensors"], checkpoint.entries
     differing = [name for name, facts in known.items() if name in entries and not _is_spec(entries[name], facts)]
     same = {name: entries[name] for name in known if name in entries and name not in set(differing)}
-    digests = _Digests(same, progress)
+    digests = _Digests(same, table["digest"], progress)
     digests.find(workers)
     check_all(checkpoint.identities)
     differing += [name for name in same if digests.found[name] != known[name].get("digest")]
@@ -159,7 +159,9 @@ def _is_spec(entry: Entry, facts: Mapping[str, Any]) -> bool:
 class _Digests:
     """Digests of stored tensors, found by several threads that take some leaves after the other."""
 
-    def __init__(self, entries: Mapping[str, Entry], progress: Callable[[int, int], None] | None) -> None:
+    def __init__(self, entries: Mapping[str, Entry], kind: str, progress: Callable[[int, int], None] | None) -> None:
+        self._kind = kind
+        self._begin = hash_of(kind)
         self.found: dict[str, str] = {}
         self._entries = entries
         self._leaves = {name: [b""] * num_leaves(entry.spec.nbytes) for name, entry in entries.items()}
@@ -193,7 +195,7 @@ class _Digests:
             raise self._failed
         for name, entry in self._entries.items():
             if name not in self.found:
-                self.found[name] = root_of(entry.spec, self._leaves[name])
+                self.found[name] = root_of(entry.spec, self._leaves[name], self._kind)
 
     def _portions(self) -> Iterator[list[tuple[str, int, int]]]:
         """Leaves that are taken together: of one large tensor, or of many small ones."""
@@ -228,13 +230,13 @@ class _Digests:
 
     def _take(self, entry: Entry, name: str, first: int, end: int, readers: Readers) -> None:
         if entry.extent is None:
-            self.found[name] = tensor_digest(entry.spec, blocks_of(entry))
+            self.found[name] = tensor_digest(entry.spec, blocks_of(entry), self._kind)
             nbytes = entry.spec.nbytes
         else:
             nbytes = 0
             for leaf in range(first, end):
                 length = min(LEAF, entry.spec.nbytes - leaf * LEAF)
-                digest = hashlib.sha256()
+                digest = self._begin(b"")
                 for block in blocks_of(entry, leaf * LEAF, length, readers):
                     digest.update(block)
                 self._leaves[name][leaf] = digest.digest()

@@ -14,6 +14,7 @@ from ..core.errors import PlanError, StorageError, listing
 from ..execute.options import Options
 from ..graph.node import Graph, Node, Source
 from ..graph.roots import Check, Sink
+from ..hosts.peers import ALONE
 from ..kit.kernel import Array, Kernel
 from ..kit.operations import Varies
 from ..language.document import Mapping as YamlMapping
@@ -177,7 +178,7 @@ class _Comparing(Receipts):
     """Finds the digests of what is written, and compares them with those of a receipt before anything appears."""
 
     def __init__(self, known: Receipt, options: Options) -> None:
-        super().__init__(options, 1, lambda what: None)
+        super().__init__(replace(options, digest=known.digest), ALONE, lambda what: None)
         self.known = known
         self.found: list[Mismatch] = []
 
@@ -262,7 +263,7 @@ class _Originals:
         """A tensor whose digest differs."""
         why = "its elements differ; the original does not lie beside the receipt, so there is no telling which"
         entry, facts = self._entries.get(name), self._known.table["tensors"][name]
-        if entry is None or tensor_digest(entry.spec, blocks_of(entry)) != facts["digest"]:
+        if entry is None or tensor_digest(entry.spec, blocks_of(entry), self._known.digest) != facts["digest"]:
             return Mismatch(name, why)
         if self._made is None:
             self._made = dict(open_checkpoint(str(root)).entries)
@@ -356,9 +357,11 @@ class _Comparison:
 
     def _packed(self, name: str, node: Node, entry: Entry) -> list[Mismatch]:
         """A tensor of a type that is only moved: its bytes are those of one that is stored."""
+        kind = self._known.digest
         if isinstance(node.op, Source):
-            known = tensor_digest(node.spec, blocks_of(node.op.entry))
+            kind = "sha256" if kind == "none" else kind
+            known = tensor_digest(node.spec, blocks_of(node.op.entry), kind)
         else:
             known = self._known.table["tensors"].get(name, {}).get("digest", "")
-        is_same = tensor_digest(entry.spec, blocks_of(entry)) == known
+        is_same = kind != "none" and tensor_digest(entry.spec, blocks_of(entry), kind) == known
         return [] if is_same else [Mismatch(name, "its elements differ, which are packed below a byte")]

@@ -31,14 +31,14 @@ def traces(options: Options, peers: Peers) -> list[Observer]:
 
 
 def receipts(options: Options, peers: Peers, tell: Callable[[Written], object]) -> list[Receipts]:
-    """What writes receipts, in the process that publishes; `tell` is told of them."""
+    """What writes receipts; `tell` is told of them."""
     if options.sign is not None and not options.receipt:
         raise PlanError("what is signed has a receipt", hint="leave out --no-receipt, or --sign")
-    if peers.rank or not (options.receipt or options.receipt_path is not None):
+    if not (options.receipt or options.receipt_path is not None):
         return []
     from ..proof.keeping import Receipts
 
-    return [Receipts(options, peers.size, tell)]
+    return [Receipts(options, peers, tell)]
 
 
 def showing(progress: Show | None, observers: Iterable[Observer] = ()) -> list[Observer]:

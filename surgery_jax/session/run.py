@@ -253,6 +253,8 @@ class Session:
         targets = [target for _, own in staged for target in own]
         stagings = [staging for own, _ in staged for staging in own]
         findings = self._perform_rest(work, targets, stagings, begun, is_one)
+        for kept in self._receipts:
+            kept.gather()
         return [
             Work(asked.tag, own, Outcome(asked.compiled, findings, written))
             for asked, (own, written) in zip(transactions, staged, strict=True)
@@ -288,13 +290,14 @@ class Session:
                     begun[id(stagings[-1])] = stagings[-1], found[1]
                 if stagings[-1].stage is not None:
                     stagings[-1].stage.write_head(head)
-            self._observer.staged(Appearing(asked.compiled.symbolic, stagings, "", asked.tag))
-            for staging in stagings:
-                tell_laid(self._observer, staging)
         told = json.loads(self.peers.share(json.dumps([staging.tell() for staging in stagings]).encode()))
         if self.peers.rank:
             for (output, layout), place in zip(asked.outputs, told, strict=True):
                 add(output, layout, told=place)
+        self._observer.staged(Appearing(asked.compiled.symbolic, stagings, "", asked.tag))
+        if self.peers.rank == 0:
+            for staging in stagings:
+                tell_laid(self._observer, staging)
         if asked.keep is None:
             return stagings, [*stagings]
         kept = asked.keep(*asked.compiled.outputs[-1])

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
+from pods import Pod
 from running import write_checkpoint
 
 from surgery_jax import Options, plan_of, run
 from surgery_jax.core.dtypes import BY_NAME
 from surgery_jax.core.specs import Spec
+from surgery_jax.proof.rolling import Held, Rolling
 from surgery_jax.proof.tree import LEAF, tensor_digest
 from surgery_jax.storage.formats import open_checkpoint
 from surgery_jax.storage.stored import blocks_of
@@ -39,12 +43,12 @@ OUTPUTS: dict[str, Any] = {
 }
 
 
-def defined(array: np.ndarray) -> str:
+def defined(array: np.ndarray, begin: Any = blake3) -> str:
     """The digest of an array as the documentation defines it, by itself."""
     data, dtype = np.ascontiguousarray(array).tobytes(), array.dtype.name
-    leaves = [hashlib.sha256(data[at : at + 2**20]).digest() for at in range(0, len(data), 2**20)]
+    leaves = [begin(data[at : at + 2**20]).digest() for at in range(0, len(data), 2**20)]
     head = f"surgery_jax tensor 1 {dtype} {','.join(map(str, array.shape))}\n"
-    return hashlib.sha256(head.encode() + b"".join(leaves)).hexdigest()
+    return begin(head.encode() + b"".join(leaves)).hexdigest()
 
 
 @given(st.lists(st.integers(0, 3 * LEAF // 2), max_size=6))
@@ -55,7 +59,9 @@ def test_a_digest_does_not_depend_on_how_the_bytes_are_cut(sizes: list[int]) -> 
     for size in sizes:
         blocks.append(data[at : at + size])
         at += size
-    assert tensor_digest(spec, blocks) == defined(np.frombuffer(data[:at], np.uint8))
+    array = np.frombuffer(data[:at], np.uint8)
+    assert tensor_digest(spec, blocks, "blake3") == defined(array)
+    assert tensor_digest(spec, blocks, "sha256") == defined(array, hashlib.sha256)
 
 
 @pytest.fixture
@@ -95,7 +101,7 @@ def test_every_tensor_and_file_has_the_digest_of_what_is_there(source: Path, out
         name: defined(array) for name, array in wanted.items()
     }
     entries = open_checkpoint("out").entries
-    assert {name: tensor_digest(entry.spec, blocks_of(entry)) for name, entry in entries.items()} == {
+    assert {name: tensor_digest(entry.spec, blocks_of(entry), "blake3") for name, entry in entries.items()} == {
         name: told["digest"] for name, told in found["tensors"].items()
     }
     files = {path.relative_to("out").as_posix(): path for path in Path("out").rglob("*") if path.is_file()}
@@ -108,6 +114,100 @@ def test_every_tensor_and_file_has_the_digest_of_what_is_there(source: Path, out
     root = hashlib.sha256(b"".join(hashlib.sha256(files[name].read_bytes()).digest() for name in ordered))
     assert statement["subject"] == [{"name": "out", "digest": {"sha256": root.hexdigest()}}]
     assert found["tensors"]["wide"]["from"] == ["m::h.0.up"]
+
+
+@given(data=st.data())
+def test_the_digest_of_a_file_does_not_depend_on_who_writes_its_ranges_when(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Three threads tell of ranges in some order; of some the bytes are not known, or may not be kept."""
+    sizes = data.draw(st.lists(st.integers(1, 50), min_size=1, max_size=20))
+    whole = GENERATOR.bytes(sum(sizes))
+    place = tmp_path_factory.mktemp("rolling") / "file"
+    place.write_bytes(whole)
+    offsets = np.cumsum([0, *sizes]).tolist()
+    order = data.draw(st.permutations(range(len(sizes))) | st.just([*range(len(sizes))]))
+    unseen = data.draw(st.sets(st.integers(0, len(sizes) - 1)))
+    marks = tuple(sorted(data.draw(st.sets(st.sampled_from(offsets)))))
+    held = Held(data.draw(st.sampled_from([0, 60, 1000])))
+    held.is_patient = False  # who waits for what comes later is not what this is about
+    rolling = Rolling(str(place), held, marks)
+
+    def tell(number: int) -> None:
+        at, nbytes = offsets[number], sizes[number]
+        rolling.add(at, nbytes, None if number in unseen else whole[at : at + nbytes])
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(tell, order))
+    found = rolling.finish(len(whole))
+    assert found.sha256 == hashlib.sha256(whole).hexdigest() and found.size == len(whole)
+    assert found.marks == tuple(hashlib.sha256(whole[:at]).hexdigest() for at in marks)
+
+
+def test_ranges_that_come_nearly_in_order_wait_for_their_turn_and_are_not_read_again(tmp_path: Path) -> None:
+    whole = GENERATOR.bytes(6000)
+    rolling = Rolling(str(tmp_path / "there is no such file"), Held(0))
+    with ThreadPoolExecutor(3) as pool:
+        for at in (1000, 2000, 0, 3000, 5000, 4000):
+            pool.submit(rolling.add, at, 1000, whole[at : at + 1000])
+    (tmp_path / "there is no such file").touch()
+    assert rolling.finish(6000).sha256 == hashlib.sha256(whole).hexdigest()
+
+
+def test_who_waits_for_what_never_comes_gives_up_once(tmp_path: Path) -> None:
+    place = tmp_path / "file"
+    place.write_bytes(whole := GENERATOR.bytes(3000))
+    held = Held(0)
+    rolling = Rolling(str(place), held)
+    rolling.add(1000, 1000, whole[1000:2000])
+    assert not held.is_patient
+    rolling.add(2000, 1000, whole[2000:])
+    rolling.add(0, 1000, whole[:1000])
+    assert rolling.finish(3000).sha256 == hashlib.sha256(whole).hexdigest()
+
+
+@pytest.mark.parametrize("shard", [None, "1MB"])
+def test_several_processes_bring_together_what_each_has_seen(source: Path, shard: str | None) -> None:
+    output = {"path": "out"} | ({"shard": shard} if shard else {})
+    plan = {"inputs": [f"m::{source}"], "transforms": STEPS, "output": output}
+    Path("plan.yaml").write_text(json.dumps(plan))
+    with Pod(3, "plan.yaml", "--memory", "8MiB", cwd=Path.cwd()) as pod:
+        assert [process.code for process in pod.start().ends(60)] == [0, 0, 0]
+    found = table()
+    for file, told in found["files"].items():
+        assert told["sha256"] == hashlib.sha256(Path("out", file).read_bytes()).hexdigest()
+    entries = open_checkpoint("out").entries
+    read = {name: np.frombuffer(b"".join(map(bytes, blocks_of(entry))), np.uint8) for name, entry in entries.items()}
+    assert {name: told["digest"] for name, told in found["tensors"].items()} == {
+        name: defined(bytes_of.view(entries[name].spec.dtype.numpy).reshape(entries[name].spec.shape))
+        for name, bytes_of in read.items()
+    }
+
+
+def test_an_output_that_is_read_by_another_plan_is_not_hashed_again(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(Path("cache").absolute()))
+    run(plan_of({"inputs": [f"m::{source}"], "transforms": STEPS, "output": {"path": "out", "shard": "2MB"}}))
+    sums = {told["sha256"] for told in table()["files"].values()}
+
+    def remembered() -> dict[str, int]:
+        folder = Path("cache")
+        known = {path: json.loads(path.read_text()) for path in folder.rglob("*.json") if path.parent.name == "digests"}
+        return {told["sha256"]: path.stat().st_mtime_ns for path, told in known.items() if told["sha256"] in sums}
+
+    before = remembered()
+    assert before
+    run(plan_of({"inputs": ["m::out"], "output": "again"}))
+    assert remembered() == before
+    known = {told["annotations"]["size"]: told["digest"]["sha256"] for told in _inputs("again")}
+    assert set(before) <= set(known.values())
+
+
+def _inputs(path: str) -> list[dict[str, Any]]:
+    statement = json.loads(Path(path, "surgery.receipt.json").read_text())
+    found: list[dict[str, Any]] = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+    return [told for told in found if told["annotations"]["kind"] == "input"]
 
 
 def test_digests_of_tensors_can_be_left_out(source: Path) -> None:
