@@ -18,14 +18,14 @@ from typing import Any
 from ..core.errors import Mark, PlanError, listing
 from .document import parse_plan_file
 from .expressions import FUNCTIONS, partly
-from .interpolate import Limits, Path, Resolver, escape
+from .interpolate import Path, Resolver, Tally, escape
 from .names import parse_reference
 from .nodes import Mapping, Node, Scalar, Sequence, Unresolved, check_keys, plain, shown
 from .parameters import OUTPUT, PARAMS, declarations, missing, unknown
 from .regexes import check_time, compile_regex
 from .sources import CONFIG, Sources
 
-__all__ = ["CONTROL", "Bounds", "PlanResolver", "expanded"]
+__all__ = ["CONTROL", "PlanResolver", "PlanTally", "expanded"]
 
 MAX_TURNS = 200_000  # of all loops of a plan
 MAX_INCLUDES = 10_000
@@ -37,7 +37,7 @@ _EXAMPLE = "foreach: { e: '${range(8)}', do: [...] }"
 
 
 @dataclass
-class Bounds(Limits):
+class PlanTally(Tally):
     """What a plan, in all its files, has made and read so far."""
 
     turns: int = 0
@@ -58,7 +58,7 @@ class PlanResolver(Resolver):
         root: Mapping,
         given: dict[str, Node],
         sources: Sources,
-        bounds: Bounds,
+        bounds: PlanTally,
         around: tuple[str, ...] = (),
         turn: str = "",
     ) -> None:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from ..core.errors import PlanError, listing, nearest
 from .regexes import without_warnings
 
-__all__ = ["FUNCTIONS", "Named", "Work", "evaluate", "is_expression", "partly"]
+__all__ = ["FUNCTIONS", "ExpressionBudget", "Named", "evaluate", "is_expression", "partly"]
 
 MAX_LENGTH = 4096  # characters of an expression
 MAX_STEPS = 300_000  # parts that are evaluated, counted again at every turn of a comprehension
@@ -90,7 +90,7 @@ class Named(dict[str, Any]):
 
 
 @dataclass
-class Work:
+class ExpressionBudget:
     """What several expressions together may still do: a loop evaluates the same one many times."""
 
     steps: int = MAX_STEPS
@@ -106,7 +106,7 @@ def is_expression(text: str) -> bool:
     return True
 
 
-def evaluate(text: str, scope: Mapping[str, Any], work: Work | None = None) -> Any:
+def evaluate(text: str, scope: Mapping[str, Any], work: ExpressionBudget | None = None) -> Any:
     """The value of an expression; names are looked up in `scope`. `work` is what it and others together may do.
 
     >>> evaluate("[n * 2 for n in range(experts) if n != 1]", {"experts": 3})
@@ -115,7 +115,7 @@ def evaluate(text: str, scope: Mapping[str, Any], work: Work | None = None) -> A
     Raises:
         PlanError: no expression, an unknown name, or one that does or makes what is not allowed.
     """
-    work = work or Work()
+    work = work or ExpressionBudget()
     evaluator = _Evaluator(scope, work)
     try:
         return evaluator.value(_parsed(text), 0)
@@ -212,10 +212,10 @@ def _reason(error: Exception) -> str:
 class _Evaluator:
     """Evaluates one expression, counting the steps it takes and the items it makes or goes through."""
 
-    def __init__(self, scope: Mapping[str, Any], work: Work) -> None:
+    def __init__(self, scope: Mapping[str, Any], work: ExpressionBudget) -> None:
         self._scope = scope
         self._local: dict[str, Any] = {}
-        self._most = Work(min(work.steps, MAX_STEPS), min(work.made, MAX_MADE))
+        self._most = ExpressionBudget(min(work.steps, MAX_STEPS), min(work.made, MAX_MADE))
         self.steps = self.made = 0
 
     def value(self, node: ast.expr, depth: int) -> Any:
