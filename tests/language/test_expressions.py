@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgery_jax.core.errors import PlanError
-from surgery_jax.language.expressions import FUNCTIONS, ExpressionBudget, Named, evaluate, is_expression
+from surgery_jax.language.expressions import ExpressionBudget, Named, evaluate, is_expression
+from surgery_jax.language.functions import FUNCTIONS
 
 NAMES = {"n": 3, "x": 2.5, "w": "word", "xs": [3, 1, 2], "m": {"key": 7, "deep": {"a": [1, 2]}}, "none": None}
 
