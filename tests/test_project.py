@@ -1,7 +1,9 @@
 """What holds for the files of the project, whatever they contain."""
 
+import ast
 import re
 import subprocess
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,13 @@ def test_the_patterns_find_what_they_are_for() -> None:
     assert not MACHINE_PATH.search("benchmarks/" + "work/1b")
     assert REGISTRY_HOST.search("https://py" + "pi.org/simple")
     assert REGISTRY_OPTION.search("--extra-index" + "-url x")
+
+
+def test_the_name_of_a_class_means_one_thing_in_the_whole_package() -> None:
+    homes = defaultdict(list)
+    for path in sorted((ROOT / "surgery_jax").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                homes[node.name].append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert len(homes) > 300
+    assert {name: places for name, places in homes.items() if len(places) > 1} == {}

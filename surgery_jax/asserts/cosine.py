@@ -15,7 +15,7 @@ from ..kit.state import State, Value
 
 
 @dataclass(frozen=True)
-class Products(ScaledSums):
+class CosineSums(ScaledSums):
     """Sums of a b, a a and b b, in float64.
 
     a, b: float, of one size -> float64[3]; each is divided by its largest magnitude first.
@@ -48,7 +48,7 @@ class Cosine(Comparing):
         one, other = state.versions.spec(a), state.versions.spec(b)
         if one.shape != other.shape:
             return Known(False, f"{label}: {one} against {other}")
-        found = state.versions.compute(Products(), a, b)
+        found = state.versions.compute(CosineSums(), a, b)
 
         def judge(sums: Sequence[float]) -> tuple[bool, str]:
             both, left, right = map(float, sums)

@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Blocks(TensorOp):
+class DenseAndMixture(TensorOp):
     """A dense gated MLP and a mixture of such experts, on the same tokens.
 
     tokens: [n, h]; router: [E, h]; the router of the shared expert [1, h] if it is gated; then gate, up: [f, h], down:
@@ -291,7 +291,7 @@ class Preserves(Predicate):
         tokens = state.versions.compute(drawn.of(name, self.seed, spec.dtype), places)
         rule = (self.top_k, self.act, self.normalize, self.scores, self.scale)
         shared = which[1 + count] if len(which) > 1 + count else None
-        op = Blocks(*rule, tuple(which[1 : 1 + count]), shared, bool(gates))
+        op = DenseAndMixture(*rule, tuple(which[1 : 1 + count]), shared, bool(gates))
         mlps = [part for triple in distinct for part in triple]
         op.infer(*map(state.versions.spec, (tokens, router, *gates, *mlps)))
         found = state.versions.compute(op, tokens, router, *gates, *(mlps if len(distinct) > 1 else ()))

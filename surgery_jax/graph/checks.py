@@ -9,15 +9,15 @@ from ..kit.state import Value
 from .frame import BROKEN, Consequence, Frame
 from .node import node_of
 from .roots import Assertion, Check, Sink
-from .versions import Versions
+from .versions import GraphVersions
 
-__all__ = ["Checks"]
+__all__ = ["GraphChecks"]
 
 
-class Checks:
+class GraphChecks:
     """See `kit.state.Checks` for the promises of the methods."""
 
-    def __init__(self, frame: Frame, versions: Versions) -> None:
+    def __init__(self, frame: Frame, versions: GraphVersions) -> None:
         self.frame, self.versions = frame, versions
 
     def check(self, op: TensorOp, operands: tuple[Value, ...], label: str) -> Check:

@@ -14,39 +14,39 @@ from ..core.quantised import companions
 from ..core.specs import Spec
 from ..kit.state import Found
 from .frame import BROKEN, Consequence, Frame
-from .namespace import Document, Model, Slot
+from .namespace import Binding, Document, SymbolicModel
 from .node import Node, Source
 from .roots import Request, Save
 
-__all__ = ["Files"]
+__all__ = ["GraphFiles"]
 
 
-class Files:
+class GraphFiles:
     """See `kit.state.Files` for the promises of the methods."""
 
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
 
-    def model(self, alias: str) -> Model:
+    def model(self, alias: str) -> SymbolicModel:
         """The names of an alias; an input's headers are read now."""
         found = self.frame.space.models[alias]
         if found is None:
             path, mark = self.frame.space.inputs[alias]
-            found = Model()
+            found = SymbolicModel()
             try:
                 self._attach(found, path, mark, alias)
             finally:
                 self.frame.space.opened(alias, found)
         return found
 
-    def _attach(self, model: Model, path: str, mark: Mark, alias: str) -> None:
+    def _attach(self, model: SymbolicModel, path: str, mark: Mark, alias: str) -> None:
         saved = self._saved(path, mark)
         if saved is not None:
             if saved.request.kind == "tensor" and saved.request.format == "numpy":
                 raise StorageError(f"{path} holds one array, not a checkpoint", where=mark, hint="load it with `to`")
             model.metadata, model.documents = dict(saved.metadata), dict(saved.documents)
             for name, node in saved.tensors:
-                model.add(name, Slot(node, 0, 1))
+                model.add(name, Binding(node, 0, 1))
             return
         try:
             key = _real_path(path)
@@ -61,7 +61,7 @@ class Files:
         model.documents = {name: Document(path) for name, path in checkpoint.documents.items()}
         scales = companions((name, entry.spec.dtype) for name, entry in checkpoint.entries.items())
         for name, entry in checkpoint.entries.items():
-            model.add(name, Slot(self._read(key, path, name, entry, scales.get(name, "")), 0, 1))
+            model.add(name, Binding(self._read(key, path, name, entry, scales.get(name, "")), 0, 1))
         self.frame.given[alias] = {name: slot.node for name, slot in model.slots.items()}
 
     def _read(self, checkpoint: str, path: str, name: str, entry: Any, companion: str = "") -> Node:

@@ -13,18 +13,18 @@ from ..language import names as naming
 from ..language.document import Node as YamlNode
 from ..language.names import Reference, Selector
 from ..language.regexes import compile_regex, ends_in_time
-from .files import Files
+from .files import GraphFiles
 from .frame import BROKEN, Consequence, Frame
-from .namespace import Model
-from .speech import Speech
+from .namespace import SymbolicModel
+from .speech import GraphSpeech
 
-__all__ = ["Names"]
+__all__ = ["GraphNames"]
 
 
-class Names:
+class GraphNames:
     """See `kit.state.Names` for the promises of the methods."""
 
-    def __init__(self, frame: Frame, files: Files, speech: Speech) -> None:
+    def __init__(self, frame: Frame, files: GraphFiles, speech: GraphSpeech) -> None:
         self.frame, self.files, self.speech = frame, files, speech
         self._selectors: dict[Any, Selector] = {}
 
@@ -74,7 +74,7 @@ class Names:
             self._check_follows(ref)
         return found if self.frame.where is None else self._of_dtype(model, found, self.frame.where, ref)
 
-    def _of_dtype(self, model: Model, names: list[str], where: Where, ref: Reference) -> list[str]:
+    def _of_dtype(self, model: SymbolicModel, names: list[str], where: Where, ref: Reference) -> list[str]:
         """Those that `where` takes; of a tensor that an earlier step failed to make nothing is known, so it stays."""
         specs: dict[str, Spec | None] = {name: model.slots[name].node.spec for name in names}
         found = [name for name, spec in specs.items() if spec is None or where.takes(spec.dtype)]

@@ -11,11 +11,11 @@ from ..language.names import NameIndex, Reference
 from .node import Node
 from .roots import Render
 
-__all__ = ["Document", "Model", "Namespace", "Slot"]
+__all__ = ["Binding", "Document", "Namespace", "SymbolicModel"]
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class Binding:
     """A name's current version and its access counters; `node` is a stand-in for a name whose step failed."""
 
     node: Node
@@ -31,18 +31,18 @@ class Document(NamedTuple):
 
 
 @dataclass(slots=True)
-class Model:
+class SymbolicModel:
     """One alias: slots by name in order, the text metadata of the checkpoint it came from, texts that are to be written
     beside it by file name, the format it is written in where a plan names none, and its documents by name."""
 
-    slots: dict[str, Slot] = field(default_factory=dict)
+    slots: dict[str, Binding] = field(default_factory=dict)
     index: NameIndex = field(default_factory=NameIndex)
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Render] = field(default_factory=dict)
     format: str | None = None
     documents: Mapping[str, Document] = field(default_factory=dict)  # is replaced, not changed
 
-    def add(self, name: str, slot: Slot) -> None:
+    def add(self, name: str, slot: Binding) -> None:
         """A new name, at the end."""
         self.slots[name] = slot
         self.index.add(name)
@@ -52,7 +52,7 @@ class Model:
         del self.slots[name]
         self.index.discard(name)
 
-    def copy(self) -> Model:
+    def copy(self) -> SymbolicModel:
         """An independent one of the same content: what it holds is immutable."""
         return replace(self, slots=dict(self.slots), index=self.index.copy())
 
@@ -67,7 +67,7 @@ class Namespace:
     counted. `before`: what the end of dry-run gives back.
     """
 
-    models: dict[str, Model | None]
+    models: dict[str, SymbolicModel | None]
     inputs: dict[str, tuple[str, Mark]]
     flags: dict[str, bool] = field(default_factory=lambda: {"dry-run": False, "preview": False, "verbose": False})
     stopped: bool = False
@@ -112,7 +112,7 @@ class Namespace:
 
     # -- aliases ------------------------------------------------------------------------------------------------
 
-    def opened(self, alias: str, model: Model) -> None:
+    def opened(self, alias: str, model: SymbolicModel) -> None:
         """What an input holds, here and before dry-run."""
         self.models[alias] = model
         if self.before is not None and self.before.models.get(alias, model) is None:
@@ -120,9 +120,9 @@ class Namespace:
         else:
             self._own.add(alias)
 
-    def add(self, alias: str, for_good: bool = False) -> Model:
+    def add(self, alias: str, for_good: bool = False) -> SymbolicModel:
         """A new alias without tensors; `for_good`: also when dry-run has ended."""
-        model = self.models[alias] = Model()
+        model = self.models[alias] = SymbolicModel()
         self._own.add(alias)
         if for_good and self.before is not None:
             self.before.add(alias)
@@ -148,13 +148,13 @@ class Namespace:
 
     # -- names of a model that was opened -----------------------------------------------------------------------
 
-    def held(self, alias: str) -> Model:
+    def held(self, alias: str) -> SymbolicModel:
         """A model to look at."""
         found = self.models[alias]
         assert found is not None
         return found
 
-    def writable(self, alias: str) -> Model:
+    def writable(self, alias: str) -> SymbolicModel:
         """A model to change."""
         found = self.held(alias)
         if alias not in self._own:
@@ -162,15 +162,15 @@ class Namespace:
             self._own.add(alias)
         return found
 
-    def count(self, alias: str, name: str, reads: int) -> Slot:
+    def count(self, alias: str, name: str, reads: int) -> Binding:
         """The slot of a name, after so many more reads."""
         slot = self.held(alias).slots[name]
         if not reads or not self.counts:
             return slot
-        found = self.writable(alias).slots[name] = Slot(slot.node, slot.reads + reads, slot.writes)
+        found = self.writable(alias).slots[name] = Binding(slot.node, slot.reads + reads, slot.writes)
         return found
 
     def rebind(self, alias: str, name: str, node: Node) -> None:
         """Another version of a name."""
         slot = self.held(alias).slots[name]
-        self.writable(alias).slots[name] = Slot(node, slot.reads, slot.writes + self.counts)
+        self.writable(alias).slots[name] = Binding(node, slot.reads, slot.writes + self.counts)

@@ -9,10 +9,10 @@ from ..kit.state import Found
 from .frame import Frame
 from .roots import Print
 
-__all__ = ["Speech"]
+__all__ = ["GraphSpeech"]
 
 
-class Speech:
+class GraphSpeech:
     """See `kit.state.Speech` for the promises of the methods."""
 
     def __init__(self, frame: Frame) -> None:

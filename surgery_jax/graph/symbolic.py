@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ..core.errors import Mark
 from ..kit.state import Control
-from .checks import Checks
-from .files import Files
+from .checks import GraphChecks
+from .files import GraphFiles
 from .frame import Frame
-from .names import Names
-from .speech import Speech
-from .versions import Versions
+from .names import GraphNames
+from .speech import GraphSpeech
+from .versions import GraphVersions
 
 __all__ = ["SymbolicState"]
 
@@ -20,11 +20,11 @@ class SymbolicState:
     def __init__(self, frame: Frame, control: Control) -> None:
         self.frame = frame
         self.control = control
-        self.speech = Speech(frame)
-        self.files = Files(frame)
-        self.names = Names(frame, self.files, self.speech)
-        self.versions = Versions(frame, self.files, self.names)
-        self.checks = Checks(frame, self.versions)
+        self.speech = GraphSpeech(frame)
+        self.files = GraphFiles(frame)
+        self.names = GraphNames(frame, self.files, self.speech)
+        self.versions = GraphVersions(frame, self.files, self.names)
+        self.checks = GraphChecks(frame, self.versions)
 
     @property
     def word(self) -> str:

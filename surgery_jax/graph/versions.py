@@ -13,25 +13,25 @@ from ..kit.state import Value
 from ..kit.structure import Structure, Update, View
 from ..language import names as naming
 from ..language.names import Reference
-from .files import Files
+from .files import GraphFiles
 from .frame import BROKEN, Consequence, Frame
-from .names import Names
-from .namespace import Slot
+from .names import GraphNames
+from .namespace import Binding
 from .node import Node, node_of
 
-__all__ = ["Versions"]
+__all__ = ["GraphVersions"]
 
 
-class Versions:
+class GraphVersions:
     """See `kit.state.Versions` for the promises of the methods."""
 
-    def __init__(self, frame: Frame, files: Files, names: Names) -> None:
+    def __init__(self, frame: Frame, files: GraphFiles, names: GraphNames) -> None:
         self.frame, self.files, self.names = frame, files, names
 
     def read(self, ref: Reference, name: str, reads: int = 1) -> Node:
         return self.view(self.slot(ref.alias, name, reads).node, ref)
 
-    def slot(self, alias: str, name: str, reads: int = 0) -> Slot:
+    def slot(self, alias: str, name: str, reads: int = 0) -> Binding:
         found = self.files.model(alias).slots.get(name)
         if found is None:
             raise PlanError(f"{self.frame.word}: no tensor {alias}::{name}", where=self.frame.mark)
@@ -49,7 +49,7 @@ class Versions:
             raise PlanError(f"{self.frame.word} destination already exists: {alias}::{name}", where=self.frame.mark)
         if not name:
             raise PlanError(f"{self.frame.word}: a destination has an empty name", where=self.frame.mark)
-        self.frame.space.writable(alias).add(name, Slot(node_of(node), reads, 1))
+        self.frame.space.writable(alias).add(name, Binding(node_of(node), reads, 1))
         self.frame.recent.clear()
         self.frame.touched["created"].append(f"{alias}::{name}")
 

@@ -56,7 +56,7 @@ def parse_yaml(text: str, file: str, *, interpolate: bool) -> Node:
     """
     if len(text) > MAX_BYTES:
         raise PlanError(f"longer than {MAX_BYTES} characters", where=file)
-    root = _Builder(text, file).document()
+    root = _NodeBuilder(text, file).document()
     if isinstance(root, Scalar) and root.value is None:
         root = Mapping({}, {}, root.mark)
     return resolve_references(root) if interpolate else root
@@ -78,7 +78,7 @@ def parse_documents_file(path: str | Path) -> tuple[str, list[Node]]:
         PlanError: what `parse_plan_file` raises, but for several documents.
     """
     text = _read(path)
-    return text, _Builder(text, str(path)).documents()
+    return text, _NodeBuilder(text, str(path)).documents()
 
 
 def _read(path: str | Path) -> str:
@@ -149,7 +149,7 @@ class _Anchor:
     height: int
 
 
-class _Builder:
+class _NodeBuilder:
     """Builds nodes from the events of one text; aliases share nodes and are counted as if they were copies."""
 
     def __init__(self, text: str, file: str) -> None:

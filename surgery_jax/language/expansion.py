@@ -7,37 +7,32 @@ written; `expanded` puts the steps in its place when all is merged.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path as FilePath
-from typing import Any
 
 from ..core.errors import Mark, PlanError, listing
-from .document import parse_plan_file
-from .expressions import FUNCTIONS, partly
-from .interpolate import Limits, Path, Resolver, escape
-from .names import parse_reference
+from .fragments import read_fragment, with_arguments
+from .interpolate import Path, Resolver, Tally, escape
+from .loops import bindings
 from .nodes import Mapping, Node, Scalar, Sequence, Unresolved, check_keys, plain, shown
-from .parameters import OUTPUT, PARAMS, declarations, missing, unknown
-from .regexes import check_time, compile_regex
+from .parameters import OUTPUT, PARAMS, declarations, missing
+from .partial import partly
 from .sources import CONFIG, Sources
 
-__all__ = ["CONTROL", "Bounds", "PlanResolver", "expanded"]
+__all__ = ["CONTROL", "PlanResolver", "PlanTally", "expanded"]
 
 MAX_TURNS = 200_000  # of all loops of a plan
 MAX_INCLUDES = 10_000
 MAX_LEVELS = 16  # of loops, conditions and includes inside each other
 CONTROL = ("foreach", "when", "include")
-_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
-_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 _EXAMPLE = "foreach: { e: '${range(8)}', do: [...] }"
 
 
 @dataclass
-class Bounds(Limits):
+class PlanTally(Tally):
     """What a plan, in all its files, has made and read so far."""
 
     turns: int = 0
@@ -58,7 +53,7 @@ class PlanResolver(Resolver):
         root: Mapping,
         given: dict[str, Node],
         sources: Sources,
-        bounds: Bounds,
+        bounds: PlanTally,
         around: tuple[str, ...] = (),
         turn: str = "",
     ) -> None:
@@ -260,7 +255,7 @@ class PlanResolver(Resolver):
             found += added
             return not any(isinstance(step, Mapping) and step.fault is not None for step in added)
         kept = self.loops, self.turn
-        for values in self._values(node, names[0], (*path, names[0])):
+        for values in bindings(self, self.sources, node, names[0], path):
             self.loops = {**kept[0], **values}
             told = ", ".join(f"{name} = {_short(value)}" for name, value in self.loops.items())
             self.turn = f"{told}; {self.base}" if self.base else told
@@ -270,48 +265,6 @@ class PlanResolver(Resolver):
             finally:
                 self.loops, self.turn = kept
         return True
-
-    def _values(self, loop: Mapping, key: str, path: Path) -> list[dict[str, Any]]:
-        """What the variables of a binding are, turn by turn."""
-        node, mark = loop.entries[key], self.marked(loop.keys[key])
-        names = [word.strip() for word in key.split(",")]
-        for name in names:
-            if not _NAME.fullmatch(name) or name in FUNCTIONS or name in ("config", "when", "foreach", "include"):
-                raise PlanError(
-                    f"{name!r} cannot be a variable of a loop", where=mark, expected="a name that means nothing yet"
-                )
-        if isinstance(node, Mapping) and set(node.entries) == {"match"}:
-            items = self._captured(node.entries["match"], (*path, "match"))
-        else:
-            items = _items(self.resolve(node, path, 1), len(names), key)
-        if len(names) == 1:
-            return [{names[0]: item} for item in items]
-        for item in items:
-            if not isinstance(item, list) or len(item) != len(names):
-                raise PlanError(f"each value for `{key}` is a list of {len(names)}", where=mark, found=f"{item!r:.80}")
-        return [dict(zip(names, item, strict=True)) for item in items]
-
-    def _captured(self, node: Node, path: Path) -> list[Any]:
-        """What the groups of a regular expression match in the names of an input: each once, in order; numbers as
-        numbers."""
-        ref = parse_reference(self.resolve(node, path, 1), self.sources.only)
-        if not isinstance(ref.expr, str) or ref.slice is not None:
-            raise PlanError("match is a regular expression", where=ref.mark, expected=r"model::layers\.(\d+)\..+")
-        regex = compile_regex(ref.expr, ref.mark)
-        names = self.sources.names(ref.alias, ref.mark)
-        check_time(regex, names, ref.mark)
-        matches = (regex.fullmatch(name) for name in names)
-        rows = list(dict.fromkeys((match.groups() or (match[0],)) for match in matches if match))
-        if not rows:
-            raise PlanError(f"nothing matches {ref.text!r}", where=ref.mark, hint=f"names: {listing(names, 3)}")
-        are_numbers = [
-            all(word is not None and _NUMBER.fullmatch(word) for word in column) for column in zip(*rows, strict=True)
-        ]
-        values = [
-            [int(word) if is_number else word for word, is_number in zip(row, are_numbers, strict=True)] for row in rows
-        ]
-        values.sort(key=lambda row: [(word is None, word if word is not None else "") for word in row])
-        return [row[0] if len(row) == 1 else row for row in values]
 
     # -- fragments ----------------------------------------------------------------------------------------------
 
@@ -335,46 +288,17 @@ class PlanResolver(Resolver):
         if self.bounds.includes > MAX_INCLUDES:
             raise PlanError(f"more than {MAX_INCLUDES} includes", where=mark)
         try:
-            root = self._fragment(file, real)
+            if real not in self.bounds.fragments:
+                self.bounds.fragments[real] = read_fragment(file)
+            root = self.bounds.fragments[real]
+            filled, own = with_arguments(root, given)
             place = f"included at {call.mark.file}:{call.mark.line}"
             turn = f"{self.turn}; {place}" if self.turn else place
-            child = self._child(root, given, (*chain, real), turn)
+            child = PlanResolver(filled, own, self.sources, self.bounds, (*chain, real), turn)
             child.check_given()
         except PlanError as error:
             raise error.located(mark) from None
         return child._block(root.entries["transforms"], ("transforms",))
-
-    def _child(self, root: Mapping, given: Mapping, around: tuple[str, ...], turn: str) -> PlanResolver:
-        """The resolver of a fragment, with its arguments."""
-        values = {name: escape(value) for name, value in given.entries.items()}
-        parameters = declarations(root)
-        others = {name: value for name, value in values.items() if name not in parameters}
-        known = set(root.entries) - {"transforms", PARAMS}
-        for name in others:
-            if root is not _bare(root) and name not in known:
-                raise unknown(name, given.keys[name], parameters, known)
-        keys = root.keys | {name: given.keys[name] for name in others}
-        filled = Mapping(root.entries | others, keys, root.mark)
-        own = {name: value for name, value in values.items() if name in parameters}
-        return PlanResolver(filled, own, self.sources, self.bounds, around, turn)
-
-    def _fragment(self, file: str, real: str) -> Mapping:
-        """The steps of a fragment, with its parameters and variables."""
-        if real not in self.bounds.fragments:
-            found = parse_plan_file(file, interpolate=False)
-            if isinstance(found, Sequence):
-                found = Mapping({"transforms": found}, {"transforms": found.mark}, found.mark)
-            if not isinstance(found, Mapping) or "transforms" not in found.entries:
-                raise PlanError(
-                    "a fragment is a list of steps, or a mapping with `transforms`",
-                    where=found.mark,
-                    found=shown(found),
-                )
-            for key in ("inputs", OUTPUT):
-                if key in found.entries:
-                    raise PlanError(f"a fragment has no {key}", where=found.keys[key], hint="execute runs whole plans")
-            self.bounds.fragments[real] = found
-        return self.bounds.fragments[real]
 
 
 def expanded(node: Node) -> Node:
@@ -405,27 +329,6 @@ def _is_list(path: Path) -> bool:
 
 def _is_control(step: Mapping) -> bool:
     return any(word in step.entries for word in CONTROL)
-
-
-def _bare(root: Mapping) -> Mapping | None:
-    """The fragment itself, if it is a list of steps, which takes any argument."""
-    return root if set(root.entries) == {"transforms"} else None
-
-
-def _items(node: Node, width: int, key: str) -> list[Any]:
-    """The values of a loop: of a list its items, of a mapping its entries."""
-    if isinstance(node, Sequence):
-        return [plain(item) for item in node.items]
-    if isinstance(node, Mapping):
-        pairs = [(name, plain(value)) for name, value in node.entries.items()]
-        return [[*pair] if width == 2 else {"key": pair[0], "value": pair[1]} for pair in pairs]
-    is_count = isinstance(node.value, int) and not isinstance(node.value, bool)
-    raise PlanError(
-        f"the values of `{key}` are a list or a mapping",
-        where=node.mark,
-        found=shown(node),
-        hint=f"'${{range({node.value})}}' counts from 0" if is_count else None,
-    )
 
 
 def _short(value: object) -> str:

@@ -8,63 +8,24 @@ expression may make is bounded in size and in work, since plans come from strang
 from __future__ import annotations
 
 import ast
-import copy
-import math
 import operator
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NoReturn
 
 from ..core.errors import PlanError, listing, nearest
+from .functions import FUNCTIONS, MAX_ITEMS, Refused
 from .regexes import without_warnings
 
-__all__ = ["FUNCTIONS", "Named", "Work", "evaluate", "is_expression", "partly"]
+__all__ = ["ExpressionBudget", "Named", "evaluate", "is_expression", "parsed"]
 
 MAX_LENGTH = 4096  # characters of an expression
 MAX_STEPS = 300_000  # parts that are evaluated, counted again at every turn of a comprehension
-MAX_ITEMS = 100_000  # of a list with all that is in it, or characters of a string
 MAX_MADE = 2_000_000  # items and characters that are made, compared or gone through on the way
 MAX_BITS = 4096  # of an integer
 MAX_DEPTH = 60
-MAX_DIGITS = 400  # to round to: no float has more
 
-
-def _range(*bounds: int) -> list[int]:
-    found = range(*bounds)
-    if len(found[: MAX_ITEMS + 1]) > MAX_ITEMS:  # the length itself may be more than Python can say
-        raise _Refused(f"a range of more than {MAX_ITEMS} numbers")
-    return list(found)
-
-
-def _round(value: float, digits: int | None = None) -> float:
-    if digits is not None and abs(digits) > MAX_DIGITS:
-        raise _Refused(f"rounding to more than {MAX_DIGITS} digits")
-    return round(value) if digits is None else round(value, digits)
-
-
-def _sum(values: list[float]) -> float:
-    if not all(isinstance(value, int | float) for value in values):
-        raise _Refused("sum adds numbers; lists are joined with +")
-    return sum(values)
-
-
-def _join(values: Any, between: Any = "") -> str:
-    if not isinstance(values, list) or not isinstance(between, str):
-        raise _Refused("join takes a list, and the text that is put between its items")
-    words = [str(value) for value in values if not isinstance(value, list | dict)]
-    if len(words) != len(values):
-        raise _Refused("join takes a list of numbers and texts")
-    if sum(map(len, words)) + len(between) * len(words) > MAX_ITEMS:
-        raise _Refused(f"more than {MAX_ITEMS} characters")
-    return between.join(words)
-
-
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "abs": abs, "all": all, "any": any, "bool": bool, "float": float, "int": int, "join": _join, "len": len,
-    "max": max, "min": min, "range": _range, "round": _round, "sorted": sorted, "str": str, "sum": _sum,
-    "ceil": math.ceil, "floor": math.floor, "sqrt": math.sqrt, "log2": math.log2,
-}  # fmt: skip
 _BINARY: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow,
@@ -77,10 +38,6 @@ _COMPARED: dict[type, Callable[[Any, Any], bool]] = {
 }  # fmt: skip
 
 
-class _Refused(Exception):
-    """What an expression may not do, in words."""
-
-
 class Named(dict[str, Any]):
     """A mapping that messages name: `origin` is what it was read from."""
 
@@ -90,7 +47,7 @@ class Named(dict[str, Any]):
 
 
 @dataclass
-class Work:
+class ExpressionBudget:
     """What several expressions together may still do: a loop evaluates the same one many times."""
 
     steps: int = MAX_STEPS
@@ -100,13 +57,13 @@ class Work:
 def is_expression(text: str) -> bool:
     """Whether a text has the form of an expression."""
     try:
-        _parsed(text)
-    except (_Refused, SyntaxError, ValueError, RecursionError, MemoryError):
+        parsed(text)
+    except (Refused, SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return True
 
 
-def evaluate(text: str, scope: Mapping[str, Any], work: Work | None = None) -> Any:
+def evaluate(text: str, scope: Mapping[str, Any], work: ExpressionBudget | None = None) -> Any:
     """The value of an expression; names are looked up in `scope`. `work` is what it and others together may do.
 
     >>> evaluate("[n * 2 for n in range(experts) if n != 1]", {"experts": 3})
@@ -115,11 +72,11 @@ def evaluate(text: str, scope: Mapping[str, Any], work: Work | None = None) -> A
     Raises:
         PlanError: no expression, an unknown name, or one that does or makes what is not allowed.
     """
-    work = work or Work()
+    work = work or ExpressionBudget()
     evaluator = _Evaluator(scope, work)
     try:
-        return evaluator.value(_parsed(text), 0)
-    except _Refused as refused:
+        return evaluator.value(parsed(text), 0)
+    except Refused as refused:
         raise PlanError(f"in the expression {_shown(text)}: {refused}") from None
     except SyntaxError as error:
         raise PlanError(
@@ -133,53 +90,16 @@ def evaluate(text: str, scope: Mapping[str, Any], work: Work | None = None) -> A
         work.steps, work.made = work.steps - evaluator.steps, work.made - evaluator.made
 
 
-def partly(text: str, name: str, apart: Container[str], value: Callable[[str], Any]) -> str | None:
-    """An expression over `name`, in which all parts that do not need it are evaluated; `name.KEY` with a key that is in
-    `apart` is another thing. None if nothing needs it, or the text is no expression.
-
-    >>> partly("config.a * (n + 1)", "config", (), lambda text: 8)
-    'config.a * 8'
-    """
-    try:
-        tree = _parsed(text)
-        known = _Partly(name, apart, value)
-        return ast.unparse(known.visit(copy.deepcopy(tree))) if known.needs(tree) else None
-    except (_Refused, SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-
-
-class _Partly(ast.NodeTransformer):
-    """Puts values in the place of the largest parts that need neither a name nor a variable of a comprehension."""
-
-    def __init__(self, name: str, apart: Container[str], value: Callable[[str], Any]) -> None:
-        self._name, self._apart, self._value = name, apart, value
-        self._made: set[str] = set()
-
-    def needs(self, node: ast.AST) -> bool:
-        """Whether a part needs the name."""
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == self._name:
-            return node.attr not in self._apart
-        if isinstance(node, ast.Name):
-            return node.id == self._name or node.id in self._made
-        return any(map(self.needs, ast.iter_child_nodes(node)))
-
-    def visit(self, node: ast.AST) -> ast.AST:
-        if isinstance(node, ast.ListComp | ast.GeneratorExp | ast.DictComp):
-            self._made |= {loop.target.id for loop in node.generators if isinstance(loop.target, ast.Name)}
-        if isinstance(node, ast.Call) and self.needs(node):
-            known: list[Any] = list(map(self.visit, node.args))  # its function is no value
-            return ast.Call(node.func, known, node.keywords)
-        if not isinstance(node, ast.expr) or self.needs(node):
-            return self.generic_visit(node)
-        if isinstance(node, ast.Constant | ast.FormattedValue):
-            return node
-        return ast.parse(repr(self._value(ast.unparse(node))), mode="eval").body
-
-
 @lru_cache(maxsize=1024)
-def _parsed(text: str) -> ast.expr:
+def parsed(text: str) -> ast.expr:
+    """The syntax tree of an expression, which others may have too: it is not to be changed.
+
+    Raises:
+        Refused: it is too long.
+        SyntaxError, ValueError, RecursionError, MemoryError: it is no expression.
+    """
     if len(text) > MAX_LENGTH:
-        raise _Refused(f"longer than {MAX_LENGTH} characters")
+        raise Refused(f"longer than {MAX_LENGTH} characters")
     with without_warnings():  # about backslashes in texts
         return ast.parse(" ".join(text.strip().splitlines()), mode="eval").body
 
@@ -212,26 +132,26 @@ def _reason(error: Exception) -> str:
 class _Evaluator:
     """Evaluates one expression, counting the steps it takes and the items it makes or goes through."""
 
-    def __init__(self, scope: Mapping[str, Any], work: Work) -> None:
+    def __init__(self, scope: Mapping[str, Any], work: ExpressionBudget) -> None:
         self._scope = scope
         self._local: dict[str, Any] = {}
-        self._most = Work(min(work.steps, MAX_STEPS), min(work.made, MAX_MADE))
+        self._most = ExpressionBudget(min(work.steps, MAX_STEPS), min(work.made, MAX_MADE))
         self.steps = self.made = 0
 
     def value(self, node: ast.expr, depth: int) -> Any:
         """The value of a part of the expression."""
         self.steps += 1
         if self.steps > self._most.steps:
-            raise _Refused("too many steps, here or in all expressions together")
+            raise Refused("too many steps, here or in all expressions together")
         if depth > MAX_DEPTH:
-            raise _Refused(f"nested more than {MAX_DEPTH} levels deep")
+            raise Refused(f"nested more than {MAX_DEPTH} levels deep")
         known = getattr(self, f"_{type(node).__name__.lower()}", None)
         if known is None:
-            raise _Refused(f"{type(node).__name__} is not allowed")
+            raise Refused(f"{type(node).__name__} is not allowed")
         found = self._bounded(known(node, depth + 1))
         if isinstance(found, str | list | dict) and not isinstance(node, ast.Name | ast.Attribute | ast.Subscript):
             if self._pay(found) > MAX_ITEMS:
-                raise _Refused(f"more than {MAX_ITEMS} items")
+                raise Refused(f"more than {MAX_ITEMS} items")
         return found
 
     def _pay(self, *values: Any) -> int:
@@ -241,21 +161,21 @@ class _Evaluator:
             if isinstance(value, str | list | dict):
                 self.made += _weight(value)
         if self.made > self._most.made:
-            raise _Refused("too many items in all")
+            raise Refused("too many items in all")
         return self.made - before
 
     def _bounded(self, value: Any) -> Any:
         if not isinstance(value, bool | int | float | str | list | Mapping | None):
-            raise _Refused(f"a {type(value).__name__} is no value of a plan")
+            raise Refused(f"a {type(value).__name__} is no value of a plan")
         if isinstance(value, int) and value.bit_length() > MAX_BITS:
-            raise _Refused(f"an integer of more than {MAX_BITS} bits")
+            raise Refused(f"an integer of more than {MAX_BITS} bits")
         if isinstance(value, str | list | dict) and len(value) > MAX_ITEMS:
-            raise _Refused(f"more than {MAX_ITEMS} items")
+            raise Refused(f"more than {MAX_ITEMS} items")
         return value
 
     def _constant(self, node: ast.Constant, depth: int) -> Any:
         if not isinstance(node.value, bool | int | float | str | None):
-            raise _Refused(f"{type(node.value).__name__} is not allowed")
+            raise Refused(f"{type(node.value).__name__} is not allowed")
         return node.value
 
     def _name(self, node: ast.Name, depth: int) -> Any:
@@ -271,7 +191,7 @@ class _Evaluator:
         near = nearest(word, map(str, known), 1)
         also = f"; did you mean {near[0]}?" if near else f"; there are {listing(map(str, known), 12)}"
         of = f" of {known.origin}" if isinstance(known, Named) else ""
-        raise _Refused(f"unknown {what} {word!r}{of}{also}")
+        raise Refused(f"unknown {what} {word!r}{of}{also}")
 
     def _list(self, node: ast.List | ast.Tuple, depth: int) -> list[Any]:
         return [self.value(item, depth) for item in node.elts]
@@ -280,18 +200,18 @@ class _Evaluator:
 
     def _dict(self, node: ast.Dict, depth: int) -> dict[str, Any]:
         if any(key is None for key in node.keys):
-            raise _Refused("** is not allowed")
+            raise Refused("** is not allowed")
         keys = [self.value(key, depth) for key in node.keys if key is not None]
         return dict(zip(map(str, keys), (self.value(item, depth) for item in node.values), strict=True))
 
     def _unaryop(self, node: ast.UnaryOp, depth: int) -> Any:
         if type(node.op) not in _UNARY:
-            raise _Refused("~ is not allowed")
+            raise Refused("~ is not allowed")
         return _UNARY[type(node.op)](self.value(node.operand, depth))
 
     def _binop(self, node: ast.BinOp, depth: int) -> Any:
         if type(node.op) not in _BINARY:
-            raise _Refused(f"the operator {type(node.op).__name__} is not allowed")
+            raise Refused(f"the operator {type(node.op).__name__} is not allowed")
         left, right = self.value(node.left, depth), self.value(node.right, depth)
         self._check_size(node.op, left, right)
         self._pay(left, right)
@@ -300,14 +220,14 @@ class _Evaluator:
     def _check_size(self, op: ast.operator, left: Any, right: Any) -> None:
         """Refuse what would be large before it is made."""
         if isinstance(op, ast.Mod) and isinstance(left, str):
-            raise _Refused("% formats no text: put ${...} into it")
+            raise Refused("% formats no text: put ${...} into it")
         if isinstance(op, ast.Mult):
             for many, count in ((left, right), (right, left)):
                 if isinstance(many, str | list) and isinstance(count, int) and len(many) * count > MAX_ITEMS:
-                    raise _Refused(f"more than {MAX_ITEMS} items")
+                    raise Refused(f"more than {MAX_ITEMS} items")
         if isinstance(op, ast.Pow) and isinstance(left, int) and isinstance(right, int):
             if right > 0 and left.bit_length() * right > MAX_BITS:
-                raise _Refused(f"an integer of more than {MAX_BITS} bits")
+                raise Refused(f"an integer of more than {MAX_BITS} bits")
 
     def _boolop(self, node: ast.BoolOp, depth: int) -> Any:
         found: Any = None
@@ -339,7 +259,7 @@ class _Evaluator:
             given = (node.slice.lower, node.slice.upper, node.slice.step)
             bounds = [None if part is None else self.value(part, depth) for part in given]
             if not isinstance(value, str | list):
-                raise _Refused("only lists and texts can be sliced")
+                raise Refused("only lists and texts can be sliced")
             self._pay(value)
             return value[slice(*bounds)]
         return self._entry(value, self.value(node.slice, depth))
@@ -351,9 +271,9 @@ class _Evaluator:
             return value[key]
         if isinstance(value, str | list) and isinstance(key, int):
             if not -len(value) <= key < len(value):
-                raise _Refused(f"there is no place {key} among {len(value)}")
+                raise Refused(f"there is no place {key} among {len(value)}")
             return value[key]
-        raise _Refused(f"a {type(value).__name__} has no {key!r}")
+        raise Refused(f"a {type(value).__name__} has no {key!r}")
 
     def _listcomp(self, node: ast.ListComp | ast.GeneratorExp, depth: int) -> list[Any]:
         found: list[Any] = []
@@ -374,7 +294,7 @@ class _Evaluator:
             return
         first, *rest = loops
         if not isinstance(first.target, ast.Name) or first.is_async:
-            raise _Refused("a comprehension goes over one name at a time")
+            raise Refused("a comprehension goes over one name at a time")
         items = self._iterable(self.value(first.iter, depth))
         kept, self._local = self._local, dict(self._local)
         for value in items:
@@ -387,14 +307,14 @@ class _Evaluator:
         if isinstance(value, Mapping | list | str):
             self._pay(value)
             return list(value)
-        raise _Refused(f"a {type(value).__name__} has no items to go over")
+        raise Refused(f"a {type(value).__name__} has no items to go over")
 
     def _call(self, node: ast.Call, depth: int) -> Any:
         if not isinstance(node.func, ast.Name) or node.func.id not in FUNCTIONS:
             shown = ast.unparse(node.func)
-            raise _Refused(f"{shown!r} is no function; there are {', '.join(sorted(FUNCTIONS))}")
+            raise Refused(f"{shown!r} is no function; there are {', '.join(sorted(FUNCTIONS))}")
         if node.keywords:
-            raise _Refused("functions take no named arguments")
+            raise Refused("functions take no named arguments")
         given = [self.value(item, depth) for item in node.args]
         self._pay(*given)
         return FUNCTIONS[node.func.id](*given)
@@ -404,7 +324,7 @@ class _Evaluator:
 
     def _formattedvalue(self, node: ast.FormattedValue, depth: int) -> str:
         if node.format_spec is not None or node.conversion != -1:
-            raise _Refused("texts take values without a format")
+            raise Refused("texts take values without a format")
         value = self.value(node.value, depth)
         self._pay(value)
         return str(value)

@@ -16,10 +16,10 @@ from typing import Any, NoReturn, TypeAlias, overload
 from ..core.errors import Mark, PlanError, listing, nearest
 from .braces import split
 from .environment import environment
-from .expressions import MAX_MADE, MAX_STEPS, Work, evaluate, is_expression
+from .expressions import MAX_MADE, MAX_STEPS, ExpressionBudget, evaluate, is_expression
 from .nodes import Mapping, Node, Scalar, Sequence, Unresolved, node_of, plain
 
-__all__ = ["Limits", "Path", "Resolver", "escape", "interpolate"]
+__all__ = ["Path", "Resolver", "Tally", "escape", "interpolate"]
 
 Path: TypeAlias = tuple[str | int, ...]
 
@@ -68,12 +68,12 @@ def escape(node: Node) -> Node:
 
 
 @dataclass
-class Limits:
+class Tally:
     """What the references of a plan, in all its files, have made so far."""
 
     nodes: int = 0
     characters: int = 0
-    work: Work = field(default_factory=lambda: Work(5 * MAX_STEPS, 5 * MAX_MADE))
+    work: ExpressionBudget = field(default_factory=lambda: ExpressionBudget(5 * MAX_STEPS, 5 * MAX_MADE))
 
     def count(self, nodes: int, mark: Mark) -> None:
         """Count values.
@@ -116,12 +116,12 @@ class Resolver:
         root: Node,
         more: AnyMapping[str, Any] | None = None,
         checks: AnyMapping[str, Callable[[Node], Node]] | None = None,
-        limits: Limits | None = None,
+        limits: Tally | None = None,
     ) -> None:
         self.root = root
         self.more = {} if more is None else more
         self.checks = {} if checks is None else checks
-        self.limits = limits or Limits()
+        self.limits = limits or Tally()
         self.loops: dict[str, Any] = {}  # the variables of the loops around
         self.turn = ""  # what these are, for messages
         self._done: dict[Path, tuple[Node, int]] = {}

@@ -11,15 +11,15 @@ from ..core.errors import PlanError
 from .references import Reference, literal, parse_reference
 from .regexes import check_time, compile_regex, literal_prefix, without_warnings
 from .segments import SegmentPattern, fill_template
-from .slices import Range, Slice, parse_slice, resolve_slice
+from .slices import Slice, Stride, parse_slice, resolve_slice
 
 __all__ = [
     "INDEX",
     "NameIndex",
-    "Range",
     "Reference",
     "Selector",
     "Slice",
+    "Stride",
     "could_produce",
     "literal",
     "numbered_by",

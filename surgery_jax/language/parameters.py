@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..core.dtypes import parse_dtype
 from ..core.errors import Mark, PlanError, nearest
-from .expressions import FUNCTIONS
+from .functions import FUNCTIONS
 from .nodes import Mapping, Node, Scalar, Sequence, check_keys, plain, shown
 
 __all__ = ["PARAMS", "Parameter", "declarations", "missing", "unknown"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..core.errors import Mark, PlanError
 from .document import SUFFIXES, parse_plan_file, parse_yaml
-from .expansion import Bounds, PlanResolver, expanded
+from .expansion import PlanResolver, PlanTally, expanded
 from .library import library_file
 from .merge import is_override, merge, merged, nested, parse_path
 from .nodes import Mapping, Node, Scalar, Sequence, check_text, node_of
@@ -99,7 +99,7 @@ def merge_parts(parts: AbstractSequence[Part], reading: Reading | None = None) -
     for variable in variables:
         if variable.name not in known:
             raise unknown(variable.name, variable.root.mark, parameters, known)
-    bounds = Bounds()
+    bounds = PlanTally()
     stages: list[PlanResolver | Part] = []
     sources = Sources(reading, lambda: inputs_of(_merged(stages, "inputs").entries.get("inputs")))
     for part in parts:

@@ -8,13 +8,13 @@ from typing import TypeAlias
 
 from ..core.errors import PlanError
 
-__all__ = ["Axis", "Indices", "Range", "Slice", "check_not_clamped", "parse_slice", "resolve_slice"]
+__all__ = ["Axis", "Indices", "Slice", "Stride", "check_not_clamped", "parse_slice", "resolve_slice"]
 
 MAX_INDICES = 1 << 16  # of a set that a plan spells out
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
+class Stride:
     """`start:stop:step`, each part None where it was left out; step is positive."""
 
     start: int | None
@@ -36,7 +36,7 @@ class Indices:
         return f"[{','.join(map(str, self.places))}]"
 
 
-Slice: TypeAlias = tuple[int | Range | Indices, ...]
+Slice: TypeAlias = tuple[int | Stride | Indices, ...]
 Axis: TypeAlias = tuple[int, int, int] | Indices  # (start, step, count), or places that follow no such rule
 
 
@@ -85,7 +85,7 @@ def resolve_slice(parts: Slice, shape: tuple[int, ...]) -> tuple[tuple[Axis, ...
         )
     axes: list[Axis] = []
     for axis in range(len(shape)):
-        part = parts[axis] if axis < len(parts) else Range(None, None, None)
+        part = parts[axis] if axis < len(parts) else Stride(None, None, None)
         if isinstance(part, int):
             axes.append((_place(part, axis, shape), 1, 1))
         elif isinstance(part, Indices):
@@ -106,7 +106,7 @@ def check_not_clamped(parts: Slice, shape: tuple[int, ...]) -> None:
         PlanError: such a slice.
     """
     for axis, part in enumerate(parts):
-        ends = (part.start, part.stop) if isinstance(part, Range) else ()
+        ends = (part.start, part.stop) if isinstance(part, Stride) else ()
         beyond = next((end for end in ends if end is not None and not -shape[axis] <= end <= shape[axis]), None)
         if beyond is not None:
             raise PlanError(
@@ -135,7 +135,7 @@ def _by_rule(places: tuple[int, ...]) -> Axis:
     return Indices(places)
 
 
-def _component(part: str, text: str) -> int | Range | Indices:
+def _component(part: str, text: str) -> int | Stride | Indices:
     if not part:
         raise _error(text, "an empty component")
     if part[0] == "[" and part[-1] == "]":
@@ -152,7 +152,7 @@ def _component(part: str, text: str) -> int | Range | Indices:
     step = numbers[2] if len(numbers) == 3 else None
     if step is not None and step < 1:
         raise _error(text, f"the step {step} is not positive")
-    return Range(numbers[0], numbers[1], step)
+    return Stride(numbers[0], numbers[1], step)
 
 
 def _integer(word: str, text: str) -> int:

@@ -28,7 +28,7 @@ class Axes:
     """The evidence of one adapter and its base."""
 
     def __init__(
-        self, adapter: Adapter, targets: Sequence[Target], places: Places, model: adapter_facts.Model, asked: Asked
+        self, adapter: Adapter, targets: Sequence[Target], places: Places, model: adapter_facts.ModelFacts, asked: Asked
     ) -> None:
         self.adapter, self.targets, self.places, self.model, self.asked = adapter, targets, places, model, asked
         self._beside: dict[str, set[bool]] | None = None

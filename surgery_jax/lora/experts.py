@@ -16,14 +16,14 @@ from ..kit.state import State, Value
 from ..kit.structure import View
 from .targets import Places, Target
 
-__all__ = ["Piece", "factors_of", "fused", "with_fused"]
+__all__ = ["ExpertPart", "factors_of", "fused", "with_fused"]
 
 _FUSED = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": (("down_proj",), ("w2",))}
 _FIRST = re.compile(r"(.+)\.0\.(gate_proj|down_proj|w1|w2)\.weight")
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ExpertPart:
     """The weight of one expert within a fused parameter: its number, and of how many parts it is which."""
 
     place: str
@@ -32,7 +32,7 @@ class Piece:
     parts: int
 
 
-def fused(names: Collection[str], spec: Callable[[str], Spec | None]) -> dict[str, tuple[Spec, list[Piece]]]:
+def fused(names: Collection[str], spec: Callable[[str], Spec | None]) -> dict[str, tuple[Spec, list[ExpertPart]]]:
     """The parameters that a model fuses and the base has not: what they would be, and the weights they consist of."""
     found = {}
     for name in names:
@@ -49,15 +49,15 @@ def fused(names: Collection[str], spec: Callable[[str], Spec | None]) -> dict[st
     return found
 
 
-def _pieces(module: str, words: tuple[str, ...], names: Collection[str]) -> Iterable[Piece]:
+def _pieces(module: str, words: tuple[str, ...], names: Collection[str]) -> Iterable[ExpertPart]:
     expert = 0
     while all(f"{module}.{expert}.{word}.weight" in names for word in words):
         for part, word in enumerate(words):
-            yield Piece(f"{module}.{expert}.{word}.weight", expert, part, len(words))
+            yield ExpertPart(f"{module}.{expert}.{word}.weight", expert, part, len(words))
         expert += 1
 
 
-def with_fused(places: Places, made: dict[str, tuple[Spec, list[Piece]]]) -> Places:
+def with_fused(places: Places, made: dict[str, tuple[Spec, list[ExpertPart]]]) -> Places:
     """The base with the parameters that a model makes of others."""
     if not made:
         return places
@@ -68,7 +68,7 @@ def with_fused(places: Places, made: dict[str, tuple[Spec, list[Piece]]]) -> Pla
     )
 
 
-def factors_of(state: State, piece: Piece, target: Target, is_transposed: bool, a: Value, b: Value) -> list[Value]:
+def factors_of(state: State, piece: ExpertPart, target: Target, is_transposed: bool, a: Value, b: Value) -> list[Value]:
     """A and B of one expert's weight, cut from those of the fused parameter; `is_transposed`: A belongs to its rows."""
     rank, out = target.rank, target.b.shape[0]
     rows, inner = (piece.expert * rank, 1, rank), target.a.shape[1]

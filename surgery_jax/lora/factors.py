@@ -18,7 +18,7 @@ from ..kit.rules import check_floats
 from ..numerics.cuts import Cut, factoring_bytes, longer_side
 from ..numerics.lowrank import factors, singular_values, workspace_bytes
 
-__all__ = ["AddFactors", "ExtractFactors", "Spectrum", "matrices"]
+__all__ = ["AddFactors", "ChangeEnergies", "ExtractFactors", "matrices"]
 
 F64 = BY_NAME["float64"]
 
@@ -130,7 +130,7 @@ class ExtractFactors(TensorOp):
 
 
 @dataclass(frozen=True)
-class Spectrum(TensorOp):
+class ChangeEnergies(TensorOp):
     """What ranks are chosen by: the energies of a change.
 
     base, tuned: float[out, in], or [experts, ...] -> float64[experts, 2 + count]: the square of the change's Frobenius

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..core.strict_json import read_json
 
-__all__ = ["CONV1D_LEAVES", "Model", "axis_of_inputs", "describe", "is_in_declared_order", "ties_factors"]
+__all__ = ["CONV1D_LEAVES", "ModelFacts", "axis_of_inputs", "describe", "is_in_declared_order", "ties_factors"]
 
 CONV1D_LEAVES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})  # modules that are Conv1D wherever any are
 _CONV1D_TYPES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"})
@@ -25,7 +25,7 @@ _TRANSPOSED_TYPES = frozenset({"gpt_oss", "openai_privacy_filter", "aria", "aria
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ModelFacts:
     """What `config.json` tells of a model: its types, with those of its parts; whether outputs share the embedding."""
 
     types: frozenset[str] = frozenset()
@@ -42,18 +42,18 @@ class Model:
         return bool(self.types & _TRANSPOSED_TYPES) if self.types else None
 
 
-def describe(text: str | None) -> Model:
+def describe(text: str | None) -> ModelFacts:
     """What a `config.json` tells; nothing where there is none, or the classes are code of the model's own."""
     try:
         config = read_json(text or "{}")
     except ValueError:
-        return Model()
+        return ModelFacts()
     parts = [config, *config.values()] if isinstance(config, dict) else []
     tables = [part for part in parts if isinstance(part, dict)]
     tied = next((part[key] for part in tables if isinstance(part.get(key := "tie_word_embeddings"), bool)), None)
     if any("auto_map" in part for part in tables):
-        return Model(tied=tied)
-    return Model(frozenset(kind for part in tables if isinstance(kind := part.get("model_type"), str)), tied)
+        return ModelFacts(tied=tied)
+    return ModelFacts(frozenset(kind for part in tables if isinstance(kind := part.get("model_type"), str)), tied)
 
 
 def axis_of_inputs(config: Mapping[str, Any], is_transposed: bool | None) -> int | None:

@@ -27,7 +27,7 @@ _TOKENS = frozenset({"embed_tokens", "wte", "embed_in", "tok_embeddings", "word_
 class Outputs:
     """What one step finds out of output layers of its base."""
 
-    def __init__(self, places: Places, tied: str | None, model: adapter_facts.Model) -> None:
+    def __init__(self, places: Places, tied: str | None, model: adapter_facts.ModelFacts) -> None:
         """`tied` is what the plan says: a module, `none`, or nothing."""
         self.places, self.tied, self.model = places, tied, model
         self.has_output = any(is_output(name.rpartition(".")[0]) for name in places.names)

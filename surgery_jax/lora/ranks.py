@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
     Table = numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.float64]]
 
-__all__ = ["Choice", "Measured", "choose_ranks", "threshold"]
+__all__ = ["ChangeSpectrum", "RankRule", "choose_ranks", "threshold"]
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
-    """The spectrum of the change of one module: float64[experts, 2 + count] as of `lora_factors.Spectrum`; and the
-    shape [out, in] of its matrices."""
+class ChangeSpectrum:
+    """The spectrum of the change of one module: float64[experts, 2 + count] as of `lora_factors.ChangeEnergies`; and
+    the shape [out, in] of its matrices."""
 
     name: str
     shape: tuple[int, int]
@@ -52,7 +52,7 @@ class Measured:
         """Parameters of one rank."""
         return len(self.table) * sum(self.shape)
 
-    def rank(self, how: Choice) -> int:
+    def rank(self, how: RankRule) -> int:
         """What the module gets where parameters cost nothing."""
         possible = min(*self.shape, how.max_rank or min(self.shape))
         most = min(possible, self.above_noise()) if how.noise_floor else possible
@@ -70,7 +70,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Choice:
+class RankRule:
     """How ranks are chosen; the fields are those of `lora_extract`."""
 
     energy: float | None = None
@@ -93,7 +93,7 @@ def threshold(shape: tuple[int, int], noise: float) -> float:
     return squared * long * noise / (short * long)
 
 
-def choose_ranks(groups: Sequence[Sequence[Measured]], how: Choice) -> list[int]:
+def choose_ranks(groups: Sequence[Sequence[ChangeSpectrum]], how: RankRule) -> list[int]:
     """The rank of every group of modules that must have one rank, most of them alone; 0: their changes are zero, or
     none of it stands out of the noise, or the budget is spent.
 
@@ -108,7 +108,7 @@ def choose_ranks(groups: Sequence[Sequence[Measured]], how: Choice) -> list[int]
     return ranks if how.budget is None else _spend(groups, ranks, how)
 
 
-def _spend(groups: Sequence[Sequence[Measured]], most: Sequence[int], how: Choice) -> list[int]:
+def _spend(groups: Sequence[Sequence[ChangeSpectrum]], most: Sequence[int], how: RankRule) -> list[int]:
     """Blocks of ranks, best energy for a parameter first; a group whose next block is too dear gets no more."""
     assert how.budget is not None
     ranks = [0] * len(groups)

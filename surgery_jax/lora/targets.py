@@ -12,7 +12,7 @@ from ..core import adapters
 from ..core.adapters import Pair
 from ..core.errors import StorageError, listing, nearest
 from ..core.specs import Spec
-from .facts import Model, axis_of_inputs, is_in_declared_order
+from .facts import ModelFacts, axis_of_inputs, is_in_declared_order
 
 __all__ = ["Adapter", "Places", "Target", "targets_of"]
 
@@ -133,7 +133,7 @@ class Places:
 
 
 def targets_of(
-    adapter: Adapter, places: Places, order: Sequence[re.Pattern[str]], model: Model
+    adapter: Adapter, places: Places, order: Sequence[re.Pattern[str]], model: ModelFacts
 ) -> tuple[list[Target], list[str]]:
     """Every pair with the parameter that it changes, and the parameters that the base has not, with the pairs' names.
 

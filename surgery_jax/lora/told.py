@@ -16,7 +16,7 @@ from .factors import matrices
 from .fates import Modules
 from .kinds import Weight, one_by_one
 
-__all__ = ["Row", "Told", "warnings"]
+__all__ = ["AdapterRemarks", "Row", "warnings"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Row:
         return matrices(self.entry.spec, bool(self.entry.is_in_out))
 
 
-class Told:
+class AdapterRemarks:
     """What the run tells of the adapter, once the norms are known."""
 
     def __init__(self, rows: Sequence[Row], sinks: Mapping[str, Key], modules: Modules) -> None:

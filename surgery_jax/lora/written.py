@@ -22,14 +22,14 @@ from .told import Row
 if TYPE_CHECKING:
     from ..ops.lora_extract import LoraExtract
 
-__all__ = ["Writer"]
+__all__ = ["AdapterWriter"]
 
 JOINED = {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj", "w1": "gate_up_proj", "w3": "gate_up_proj",
           "down_proj": "down_proj", "w2": "down_proj"}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
-class Writer:
+class AdapterWriter:
     """Binds the tensors of an adapter: `rows` get factors, `found` are all parameters of the model."""
 
     step: LoraExtract

@@ -11,14 +11,14 @@ from ..core.dtypes import BY_NAME, DType
 from ..core.errors import Mark, Notice, PlanError, listing, nearest
 from ..language import nodes
 from ..language.nodes import Mapping, Node, Scalar, shown
-from .references import Reference, reference
+from .references import ModelReference, reference
 from .settings import Settings, check_settings
 
 __all__ = [
-    "Layout",
-    "Merge",
+    "LayerSource",
+    "MergeDocument",
+    "ModuleSlices",
     "Slice",
-    "Source",
     "Tokens",
     "check_known",
     "check_names",
@@ -46,10 +46,10 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class LayerSource:
     """A model of a slice: its layers from `first` to before `stop`, or all where they are None."""
 
-    model: Reference
+    model: ModelReference
     layers: tuple[int, int] | None
     settings: Settings
     mark: Mark
@@ -59,14 +59,14 @@ class Source:
 class Slice:
     """Consecutive layers of the output, each merged from one layer of every source."""
 
-    sources: tuple[Source, ...]
-    base: Reference | None
+    sources: tuple[LayerSource, ...]
+    base: ModelReference | None
     settings: Settings
     mark: Mark
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class ModuleSlices:
     """The slices of a module, or of the whole model."""
 
     slices: tuple[Slice, ...]
@@ -79,19 +79,19 @@ class Layout:
 class Tokens:
     """What the tokenizer of the output is: `source` is union, base, or a model; `tokens` are rows of single tokens."""
 
-    source: str | Reference
+    source: str | ModelReference
     tokens: Mapping | None
     multiple_of: int
     mark: Mark
 
 
 @dataclass(frozen=True, eq=False)
-class Merge:
+class MergeDocument:
     """One document. `modules` has one layout, under the empty name, unless the document has several."""
 
     method: Scalar
-    modules: dict[str, Layout]
-    base: Reference | None
+    modules: dict[str, ModuleSlices]
+    base: ModelReference | None
     dtype: DType | None
     out_dtype: DType | None
     settings: Settings
@@ -101,7 +101,7 @@ class Merge:
     mark: Mark
 
     @property
-    def references(self) -> list[Reference]:
+    def references(self) -> list[ModelReference]:
         """Every model once: the base, then the others in the order of the document."""
         found = [self.base] if self.base else []
         for layout in self.modules.values():
@@ -125,7 +125,7 @@ def check_known(node: Mapping, allowed: Sequence[str], what: str, notices: list[
         notices.append(Notice(f"{what}: {key!r} means nothing here and is ignored", where=node.keys[key]))
 
 
-def merge_of(node: Node, notices: list[Notice]) -> Merge:
+def merge_of(node: Node, notices: list[Notice]) -> MergeDocument:
     """A document as a merge; what is ignored is added to `notices`.
 
     Raises:
@@ -144,7 +144,7 @@ def merge_of(node: Node, notices: list[Notice]) -> Merge:
     name = given_in(node, "name")
     if name is not None and not (isinstance(name, Scalar) and isinstance(name.value, str) and name.value):
         raise PlanError("name is a word", where=name.mark, found=shown(name))
-    return Merge(
+    return MergeDocument(
         method,
         _modules(node, notices),
         _reference(node, "base_model"),
@@ -158,13 +158,13 @@ def merge_of(node: Node, notices: list[Notice]) -> Merge:
     )
 
 
-def check_names(merges: Sequence[Merge]) -> None:
+def check_names(merges: Sequence[MergeDocument]) -> None:
     """That several documents have different names, and one at most none.
 
     Raises:
         PlanError: they have not.
     """
-    seen: dict[str | None, Merge] = {}
+    seen: dict[str | None, MergeDocument] = {}
     for merge in merges:
         if merge.name in seen:
             what = "two configurations have no name" if merge.name is None else f"two merges are called {merge.name!r}"
@@ -178,7 +178,7 @@ def given_in(node: Mapping, key: str) -> Node | None:
     return None if isinstance(found, Scalar) and found.value is None else found
 
 
-def _reference(node: Mapping, key: str) -> Reference | None:
+def _reference(node: Mapping, key: str) -> ModelReference | None:
     found = given_in(node, key)
     return None if found is None else reference(found, key)
 
@@ -210,7 +210,7 @@ def dtype_of(node: Mapping, key: str) -> DType | None:
 # ------------------------------------------------------------------------------------------------------------ layouts
 
 
-def _modules(node: Mapping, notices: list[Notice]) -> dict[str, Layout]:
+def _modules(node: Mapping, notices: list[Notice]) -> dict[str, ModuleSlices]:
     given = [key for key in LAYOUTS if given_in(node, key) is not None]
     if len(given) != 1:
         raise PlanError(
@@ -235,14 +235,14 @@ def _modules(node: Mapping, notices: list[Notice]) -> dict[str, Layout]:
     return found
 
 
-def _layout(node: Mapping, settings: Settings, notices: list[Notice]) -> Layout:
+def _layout(node: Mapping, settings: Settings, notices: list[Notice]) -> ModuleSlices:
     models, slices = given_in(node, "models"), given_in(node, "slices")
     if models is not None:
         sources = _each(models, "models", partial(_model, notices))
         _check_twice(sources)
-        return Layout((Slice(sources, None, None, models.mark),), settings, True, models.mark)
+        return ModuleSlices((Slice(sources, None, None, models.mark),), settings, True, models.mark)
     assert slices is not None
-    return Layout(_each(slices, "slices", partial(_slice, notices)), settings, False, slices.mark)
+    return ModuleSlices(_each(slices, "slices", partial(_slice, notices)), settings, False, slices.mark)
 
 
 def _each(node: Node, what: str, parse: Callable[[Mapping], T]) -> tuple[T, ...]:
@@ -256,19 +256,19 @@ def _each(node: Node, what: str, parse: Callable[[Mapping], T]) -> tuple[T, ...]
     return tuple(found)
 
 
-def _model(notices: list[Notice], node: Mapping) -> Source:
+def _model(notices: list[Notice], node: Mapping) -> LayerSource:
     check_known(node, ("model", "parameters"), "an entry of models", notices)
-    return Source(_named(node), None, check_settings(node.entries.get("parameters"), "parameters"), node.mark)
+    return LayerSource(_named(node), None, check_settings(node.entries.get("parameters"), "parameters"), node.mark)
 
 
-def _named(node: Mapping) -> Reference:
+def _named(node: Mapping) -> ModelReference:
     if "model" not in node.entries:
         raise PlanError("an entry names no model", where=node.mark, expected="model: a path", found=shown(node))
     return reference(node.entries["model"], "model")
 
 
-def _check_twice(sources: Sequence[Source]) -> None:
-    seen: dict[Reference, Source] = {}
+def _check_twice(sources: Sequence[LayerSource]) -> None:
+    seen: dict[ModelReference, LayerSource] = {}
     for source in sources:
         if source.model in seen:
             raise PlanError(
@@ -299,7 +299,7 @@ def _slice(notices: list[Notice], node: Mapping) -> Slice:
     return Slice(sources, _reference(node, "base_model"), settings, node.mark)
 
 
-def _source(notices: list[Notice], node: Mapping) -> Source:
+def _source(notices: list[Notice], node: Mapping) -> LayerSource:
     check_known(node, ("model", "layer_range", "parameters"), "a source", notices)
     given = node.entries.get("layer_range")
     layers = (
@@ -315,7 +315,7 @@ def _source(notices: list[Notice], node: Mapping) -> Source:
         )
     assert isinstance(first, int) and isinstance(stop, int)
     settings = check_settings(node.entries.get("parameters"), "parameters")
-    return Source(_named(node), (first, stop), settings, given.mark if given is not None else node.mark)
+    return LayerSource(_named(node), (first, stop), settings, given.mark if given is not None else node.mark)
 
 
 def _is_whole(value: object) -> bool:
@@ -349,7 +349,7 @@ def _tokens(node: Mapping, notices: list[Notice]) -> Tokens | None:
     return Tokens("union" if source is None else _tokenizer_source(source, "source"), tokens, count, new.mark)
 
 
-def _tokenizer_source(node: Node, what: str) -> str | Reference:
+def _tokenizer_source(node: Node, what: str) -> str | ModelReference:
     if isinstance(node, Scalar) and node.value in ("union", "base"):
         return str(node.value)
     return reference(node, what)

@@ -9,7 +9,7 @@ from ..core.errors import Mark, Notice, PlanError
 from ..language import nodes
 from ..language.nodes import Mapping, Scalar, shown
 from .configuration import check_known, dtype_of, given_in
-from .references import Reference, reference
+from .references import ModelReference, reference
 
 __all__ = ["Expert", "Mixture", "mixture_of"]
 
@@ -29,7 +29,7 @@ MODES = ("hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "unifor
 class Expert:
     """A model whose feed-forward layers become an expert."""
 
-    model: Reference
+    model: ModelReference
     positive: tuple[str, ...]
     negative: tuple[str, ...]
     noise: float | None
@@ -41,7 +41,7 @@ class Expert:
 class Mixture:
     """What the configuration says."""
 
-    base: Reference
+    base: ModelReference
     experts: tuple[Expert, ...]
     shared: tuple[Expert, ...]
     mode: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..core.errors import PlanError
-from .configuration import Merge
+from .configuration import MergeDocument
 from .models import Models
 from .modules import Section
 from .options import MergeOptions
@@ -14,7 +14,7 @@ from .tokens import Rows
 __all__ = ["merge_files"]
 
 
-def merge_files(merge: Merge, recipe: Recipe, options: MergeOptions) -> None:
+def merge_files(merge: MergeDocument, recipe: Recipe, options: MergeOptions) -> None:
     """Steps that merge every tensor of the files; of those that some lack, what the options say.
 
     Raises:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-__all__ = ["Place", "Stack", "counts_of", "is_buffer", "is_entrance", "place_of", "stacks_of"]
+__all__ = ["LayerName", "LayerStack", "counts_of", "is_buffer", "is_entrance", "place_of", "stacks_of"]
 
 _INDEX = re.compile(r"(.+?)\.(\d+)\.(.+)", re.DOTALL)
 _COUNT = re.compile(
@@ -24,7 +24,7 @@ _BUFFER = re.compile(r"(.*\.)?(inv_freq|masked_bias|position_ids)")
 _MASK = re.compile(r"(.*\.)?(attn|attention)\.bias")
 
 
-class Place(NamedTuple):
+class LayerName(NamedTuple):
     """A name as a tensor of a layer: `prefix.number.rest`."""
 
     prefix: str
@@ -36,7 +36,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Stack:
+class LayerStack:
     """The layers whose tensors are called `prefix.0.…` to `prefix.(count - 1).…`, and the keys of the configuration, as
     paths, that hold this count."""
 
@@ -46,13 +46,13 @@ class Stack:
 
 
 @lru_cache(maxsize=1 << 18)
-def place_of(name: str) -> Place | None:
+def place_of(name: str) -> LayerName | None:
     """The layer of a tensor by the first number in its name, if there is one."""
     found = _INDEX.fullmatch(name)
-    return None if found is None else Place(found[1], int(found[2]), found[3])
+    return None if found is None else LayerName(found[1], int(found[2]), found[3])
 
 
-def stacks_of(names: Iterable[str], config: Mapping[str, Any]) -> list[Stack]:
+def stacks_of(names: Iterable[str], config: Mapping[str, Any]) -> list[LayerStack]:
     """The stacks of layers, in order of names: those whose length the configuration knows, or if it knows none, all."""
     numbers: dict[str, set[int]] = defaultdict(set)
     for place in map(place_of, names):
@@ -63,7 +63,7 @@ def stacks_of(names: Iterable[str], config: Mapping[str, Any]) -> list[Stack]:
     for prefix, seen in sorted(numbers.items()):
         if seen == set(range(len(seen))):
             keys = tuple(_keys_for(prefix, [path for path, count in counts if count == len(seen)], counts))
-            found.append(Stack(prefix, len(seen), keys))
+            found.append(LayerStack(prefix, len(seen), keys))
     known = [stack for stack in found if stack.keys]
     return known or found
 

@@ -19,7 +19,7 @@ from .patterns import pattern_of
 from .prompts import token_lists
 from .recipe import OUT, Recipe, Value
 from .sidecars import OWN, TOKENIZER_FILES, copy_documents_of
-from .targets import TARGETS, Target
+from .targets import TARGETS, MixtureTarget
 
 __all__ = ["merge_experts"]
 
@@ -61,7 +61,7 @@ def merge_experts(
         recipe.step("document", {"write": "mergekit_moe_config.yml", "text": text, "alias": OUT}, mixture.mark)
 
 
-def _target(node: Mapping, mixture: Mixture, base: Model, found: dict[Expert, Model]) -> Target:
+def _target(node: Mapping, mixture: Mixture, base: Model, found: dict[Expert, Model]) -> MixtureTarget:
     """The architecture of the output.
 
     Raises:
@@ -158,7 +158,7 @@ def _feed_forward(base: Model, found: dict[Expert, Model], mixture: Mixture) -> 
     return names
 
 
-def _copy_dense(base: Model, names: Sequence[str], target: Target, mixture: Mixture, recipe: Recipe) -> None:
+def _copy_dense(base: Model, names: Sequence[str], target: MixtureTarget, mixture: Mixture, recipe: Recipe) -> None:
     """All but the feed-forward layers, and zeros for biases that only the target has."""
     inner = set(names)
     rest = [name for name in base.specs if name not in inner and not name.endswith("rotary_emb.inv_freq")]
@@ -200,7 +200,7 @@ def _own_dtype(base: Model) -> DType | None:
 # ---------------------------------------------------------------------------------------------------------- routers
 
 
-def _route(mixture: Mixture, base: Model, target: Target, recipe: Recipe, options: MergeOptions) -> None:
+def _route(mixture: Mixture, base: Model, target: MixtureTarget, recipe: Recipe, options: MergeOptions) -> None:
     """The routers, and the gate of the shared expert where there is one."""
     gated = mixture.shared if target.shared_gate else ()
     places = [(f"{target.block}.gate", mixture.experts), (target.shared_gate, gated)]
@@ -290,7 +290,7 @@ def _from_file(
 
 
 def _documents(
-    mixture: Mixture, base: Model, target: Target, dtype: DType | None, recipe: Recipe, options: MergeOptions
+    mixture: Mixture, base: Model, target: MixtureTarget, dtype: DType | None, recipe: Recipe, options: MergeOptions
 ) -> None:
     patterns = [*OWN, *(() if options.copy_tokenizer else (f"!{pattern}" for pattern in TOKENIZER_FILES))]
     names = copy_documents_of(base, recipe, OUT, mixture.mark, patterns)

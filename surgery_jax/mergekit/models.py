@@ -17,10 +17,10 @@ from ..lora.targets import is_output
 from ..storage import formats
 from ..storage.base import Checkpoint
 from ..storage.files import read_text
-from .layers import Stack, is_buffer, place_of, stacks_of
+from .layers import LayerStack, is_buffer, place_of, stacks_of
 from .patterns import pattern_of
 from .recipe import Recipe
-from .references import Reference
+from .references import ModelReference
 
 __all__ = ["Model", "Models", "align", "check_architectures", "embedding_of", "is_vocabulary"]
 
@@ -47,7 +47,7 @@ class Model:
     untied: bool = False  # whether its outputs share the embedding, and got a tensor of their own
 
     @property
-    def stacks(self) -> list[Stack]:
+    def stacks(self) -> list[LayerStack]:
         return stacks_of(self.specs, self.config)
 
     @property
@@ -71,9 +71,9 @@ class Models:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.made: dict[str, Model] = {}
-        self._known: dict[Reference, Model] = {}
+        self._known: dict[ModelReference, Model] = {}
 
-    def get(self, reference: Reference) -> Model:
+    def get(self, reference: ModelReference) -> Model:
         """The model, with its adapter applied.
 
         Raises:
@@ -88,7 +88,7 @@ class Models:
                 self._known[reference] = self._open(reference, "")
         return self._known[reference]
 
-    def _open(self, reference: Reference, word: str) -> Model:
+    def _open(self, reference: ModelReference, word: str) -> Model:
         checkpoint = _opened(reference.path, reference.mark)
         alias = self.recipe.input(reference.path, reference.mark, word)
         specs = {name: entry.spec for name, entry in checkpoint.entries.items()}
@@ -96,7 +96,7 @@ class Models:
         files = checkpoint.documents
         return Model(str(reference), alias, specs, config, tuple(files), files, Path(reference.path).is_file())
 
-    def _with_adapter(self, reference: Reference) -> Model:
+    def _with_adapter(self, reference: ModelReference) -> Model:
         """A second sight of the model, into which the adapter is merged while the plan runs."""
         assert reference.lora is not None
         if reference.path in self.made:
@@ -111,7 +111,7 @@ class Models:
                 model.specs[saved[1]] = entry.spec
         return model
 
-    def _copied(self, made: Model, reference: Reference) -> Model:
+    def _copied(self, made: Model, reference: ModelReference) -> Model:
         alias = self.recipe.alias(f"{made.alias}+{reference.lora}")
         step, mark = self.recipe.step, reference.mark
         step("prefixes", {"mode": "add", "alias": alias}, mark, alias)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..core.errors import PlanError, listing, nearest
-from .configuration import Layout, Merge
-from .layers import Stack, is_entrance, place_of
+from .configuration import MergeDocument, ModuleSlices
+from .layers import LayerStack, is_entrance, place_of
 from .models import Model
 
 __all__ = ["Section", "sections_of"]
@@ -29,13 +29,13 @@ class Section:
     What is used before the layers comes from the first slice of the layout, what comes after from the last.
     """
 
-    layout: Layout
-    stack: Stack | None
+    layout: ModuleSlices
+    stack: LayerStack | None
     before: list[str] = field(default_factory=list)
     after: list[str] = field(default_factory=list)
 
 
-def sections_of(merge: Merge, models: Sequence[Model]) -> list[Section]:
+def sections_of(merge: MergeDocument, models: Sequence[Model]) -> list[Section]:
     """All sections of a merge, by the names of its models together.
 
     Raises:
@@ -61,7 +61,7 @@ def sections_of(merge: Merge, models: Sequence[Model]) -> list[Section]:
     return _named(merge, stacks, loose)
 
 
-def _loose(models: Iterable[Model], stacks: Sequence[Stack]) -> list[str]:
+def _loose(models: Iterable[Model], stacks: Sequence[LayerStack]) -> list[str]:
     """Names outside of the stacks, of any of the models."""
     prefixes = {stack.prefix for stack in stacks}
     found: dict[str, None] = {}
@@ -73,7 +73,7 @@ def _loose(models: Iterable[Model], stacks: Sequence[Stack]) -> list[str]:
     return list(found)
 
 
-def _named(merge: Merge, stacks: Sequence[Stack], loose: Sequence[str]) -> list[Section]:
+def _named(merge: MergeDocument, stacks: Sequence[LayerStack], loose: Sequence[str]) -> list[Section]:
     """The sections of `modules`, whose names are parts of the tensors' names."""
     claims: dict[str, str] = {}  # module by name or prefix
     for module, layout in merge.modules.items():
@@ -104,7 +104,7 @@ def _named(merge: Merge, stacks: Sequence[Stack], loose: Sequence[str]) -> list[
 
 
 def _share_out(
-    merge: Merge,
+    merge: MergeDocument,
     sections: Mapping[str, Sequence[Section]],
     claims: dict[str, str],
     everything: Sequence[str],

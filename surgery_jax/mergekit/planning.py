@@ -13,8 +13,8 @@ from ..core.specs import Spec
 from ..kit.fields import fields_of
 from ..language.nodes import Scalar
 from ..merging.method import Method, find_method, parameters
-from .configuration import Merge, Slice, Source
-from .layers import Stack, place_of
+from .configuration import LayerSource, MergeDocument, Slice
+from .layers import LayerStack, place_of
 from .models import Model, Models, is_vocabulary
 from .modules import Section
 from .patterns import pattern_of
@@ -53,7 +53,7 @@ class Planner:
 
     def __init__(
         self,
-        merge: Merge,
+        merge: MergeDocument,
         models: Models,
         recipe: Recipe,
         alias: str,
@@ -117,10 +117,10 @@ class Planner:
         """A slice of whole models, where the base is one of them also if it is not listed."""
         base = self.merge.base
         if section.layout.whole and base is not None and all(source.model != base for source in part.sources):
-            return Slice((*part.sources, Source(base, None, None, base.mark)), part.base, part.settings, part.mark)
+            return Slice((*part.sources, LayerSource(base, None, None, base.mark)), part.base, part.settings, part.mark)
         return part
 
-    def _base(self, part: Slice) -> Source | None:
+    def _base(self, part: Slice) -> LayerSource | None:
         """The source that is the base, if the method has any use for one."""
         base = part.base or self.merge.base
         if self.method.base == "none" or base is None:
@@ -151,7 +151,7 @@ class Planner:
                 found=", ".join(str(source.model) for source in part.sources),
             )
 
-    def _layers(self, part: Slice, stack: Stack) -> Iterator[tuple[float, list[int]]]:
+    def _layers(self, part: Slice, stack: LayerStack) -> Iterator[tuple[float, list[int]]]:
         """For every layer of a slice its position in gradients and the numbers of the sources' layers."""
         ranges = [self._range(source, stack) for source in part.sources]
         lengths = [stop - first for first, stop in ranges]
@@ -168,7 +168,7 @@ class Planner:
             position = number / (lengths[0] - 1) if lengths[0] > 1 else 1.0
             yield position, [first + number for first, _ in ranges]
 
-    def _range(self, source: Source, stack: Stack) -> tuple[int, int]:
+    def _range(self, source: LayerSource, stack: LayerStack) -> tuple[int, int]:
         count = next((s.count for s in self._model(source).stacks if s.prefix == stack.prefix), 0)
         first, stop = source.layers or (0, count)
         if stop > count or not count:
@@ -184,10 +184,10 @@ class Planner:
             )
         return first, stop
 
-    def _model(self, source: Source) -> Model:
+    def _model(self, source: LayerSource) -> Model:
         return self.models.get(source.model)
 
-    def _rests(self, part: Slice, stack: Stack, numbers: Sequence[int]) -> list[str]:
+    def _rests(self, part: Slice, stack: LayerStack, numbers: Sequence[int]) -> list[str]:
         """The names of the tensors of a layer, which all sources have."""
         found: dict[str, None] = {}
         for source, number in zip(part.sources, numbers, strict=True):
@@ -254,7 +254,7 @@ class Planner:
                     else None,
                 )
 
-    def _similar(self, source: Source, name: str) -> str | None:
+    def _similar(self, source: LayerSource, name: str) -> str | None:
         near = nearest(name, self._model(source).specs, 1, likeness=0.8)
         return f"the most similar that it has is {near[0]}" if near else None
 
@@ -284,7 +284,7 @@ class Planner:
             own.append(values)
         return Item(out, tuple(sources), base_name, common, tuple(own))
 
-    def _same(self, part: Slice, source: Source) -> list[Settings]:
+    def _same(self, part: Slice, source: LayerSource) -> list[Settings]:
         """What other entries of the slice say of the same model."""
         return [other.settings for other in part.sources if other is not source and other.model == source.model]
 
@@ -343,7 +343,7 @@ class Planner:
                 shape = (self.rows.count, *shape[1:])
             self.made[item.name] = Spec(shape, dtype if first.dtype.is_float else first.dtype)
 
-    def _from(self, source: Source, names: Sequence[str], kind: Kind) -> Scalar:
+    def _from(self, source: LayerSource, names: Sequence[str], kind: Kind) -> Scalar:
         """The reference to what a source gives; its group is what stands for `\\1` in the names of the results."""
         model = self._model(source)
         if kind.layer is None:

@@ -13,14 +13,14 @@ from ..language.document import parse_documents_file
 from ..language.nodes import Mapping, Node
 from ..language.plan import Plan
 from .card import card_of
-from .configuration import Merge, check_names, merge_of
+from .configuration import MergeDocument, check_names, merge_of
 from .files import merge_files
 from .models import Model, Models, align, check_architectures
 from .modules import sections_of
 from .options import MergeOptions
 from .planning import Planner
 from .recipe import OUT, Recipe
-from .references import Reference
+from .references import ModelReference
 from .sidecars import (
     AROUND_TOKENIZER,
     OWN,
@@ -98,13 +98,13 @@ def _several(
     _write_card(last, text, title, recipe, options)
 
 
-def _in_order(merges: Sequence[Merge], last: Merge) -> list[Merge]:
+def _in_order(merges: Sequence[MergeDocument], last: MergeDocument) -> list[MergeDocument]:
     """The merges that the last one needs, each after those that it needs."""
     named = {merge.name: merge for merge in merges if merge.name is not None}
-    order: list[Merge] = []
-    open_: list[Merge] = []
+    order: list[MergeDocument] = []
+    open_: list[MergeDocument] = []
 
-    def visit(merge: Merge) -> None:
+    def visit(merge: MergeDocument) -> None:
         if merge in open_:
             names = " needs ".join(str(each.name) for each in [*open_[open_.index(merge) :], merge])
             raise PlanError("merges need each other", where=merge.mark, found=names)
@@ -121,12 +121,12 @@ def _in_order(merges: Sequence[Merge], last: Merge) -> list[Merge]:
     return order
 
 
-def _is_of_files(merge: Merge) -> bool:
+def _is_of_files(merge: MergeDocument) -> bool:
     """Whether all models are files of tensors, and not directories."""
     return all(Path(reference.path).is_file() for reference in merge.references)
 
 
-def _merge(merge: Merge, models: Models, recipe: Recipe, alias: str, options: MergeOptions) -> Model:
+def _merge(merge: MergeDocument, models: Models, recipe: Recipe, alias: str, options: MergeOptions) -> Model:
     """The steps of one merge, and the model that it makes."""
     references = merge.references
     found = [models.get(reference) for reference in references]
@@ -154,21 +154,21 @@ def _merge(merge: Merge, models: Models, recipe: Recipe, alias: str, options: Me
 
 
 def _rows(
-    merge: Merge, models: Models, found: Sequence[Model], recipe: Recipe, alias: str, options: MergeOptions
+    merge: MergeDocument, models: Models, found: Sequence[Model], recipe: Recipe, alias: str, options: MergeOptions
 ) -> Rows:
     if merge.tokens is not None:
         return common_rows(merge, merge.tokens, models, recipe, alias)
     return cut_rows(found, recipe, merge.mark) if options.truncate else Rows()
 
 
-def _tokenizer_donor(merge: Merge, models: Models) -> Model:
+def _tokenizer_donor(merge: MergeDocument, models: Models) -> Model:
     """The model whose tokenizer the output has, or grows from."""
     source = merge.tokens.source if merge.tokens is not None else ""
-    return models.get(source if isinstance(source, Reference) else merge.references[0])
+    return models.get(source if isinstance(source, ModelReference) else merge.references[0])
 
 
 def _documents(
-    merge: Merge, models: Models, donor: Model, recipe: Recipe, alias: str, options: MergeOptions
+    merge: MergeDocument, models: Models, donor: Model, recipe: Recipe, alias: str, options: MergeOptions
 ) -> dict[str, Model]:
     """Copy what lies beside the donor, and what belongs to the tokenizer; where each of the documents comes from."""
     patterns = [*OWN]
@@ -181,7 +181,7 @@ def _documents(
     return names
 
 
-def _write_card(merge: Merge, text: str, title: str, recipe: Recipe, options: MergeOptions) -> None:
+def _write_card(merge: MergeDocument, text: str, title: str, recipe: Recipe, options: MergeOptions) -> None:
     if options.model_card:
         card = card_of(title, str(merge.method.value), list(map(str, merge.references)), text)
         recipe.step("document", {"write": "README.md", "text": card, "alias": OUT}, merge.mark)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from ..core.errors import Mark, PlanError
 from ..language.nodes import Mapping, Node, Scalar, check_keys, shown
 
-__all__ = ["Reference", "reference"]
+__all__ = ["ModelReference", "reference"]
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class ModelReference:
     """A model, and the adapter that is applied to it; two are equal if they mean the same."""
 
     path: str
@@ -23,7 +23,7 @@ class Reference:
         return self.path if self.lora is None else f"{self.path}+{self.lora}"
 
 
-def reference(node: Node, what: str) -> Reference:
+def reference(node: Node, what: str) -> ModelReference:
     """The model that a value names.
 
     Raises:
@@ -35,11 +35,11 @@ def reference(node: Node, what: str) -> Reference:
         raise PlanError(f"{what} is a model", where=node.mark, expected="a path", found=shown(node))
     text = node.value
     if os.path.lexists(text):  # whatever signs its name has
-        return Reference(text, None, node.mark)
+        return ModelReference(text, None, node.mark)
     base, plus, lora = text.partition("+")
     if plus and not (base and lora):
         raise PlanError(f"{what} is a model", where=node.mark, expected="model+adapter", found=repr(text))
-    return Reference(_without_revision(base), _without_revision(lora) if plus else None, node.mark)
+    return ModelReference(_without_revision(base), _without_revision(lora) if plus else None, node.mark)
 
 
 def _without_revision(path: str) -> str:
@@ -47,13 +47,13 @@ def _without_revision(path: str) -> str:
     return path if os.path.lexists(path) else path.partition("@")[0]
 
 
-def _of_mapping(node: Mapping, what: str) -> Reference:
+def _of_mapping(node: Mapping, what: str) -> ModelReference:
     check_keys(node, ("model", "lora", "override_architecture"), what)
     if "model" not in node.entries:
         raise PlanError(f"{what} names no model", where=node.mark, expected="model: { path: … }", found=shown(node))
     model, lora = (_path(node.entries.get(key), f"{what}.{key}") for key in ("model", "lora"))
     assert model is not None
-    return Reference(model, lora, node.mark)
+    return ModelReference(model, lora, node.mark)
 
 
 def _path(node: Node | None, what: str) -> str | None:

@@ -12,7 +12,7 @@ from ..core import json_text
 from ..core.errors import Mark, PlanError
 from ..core.strict_json import at, read_json
 from .chat_templates import NAMED
-from .configuration import Merge
+from .configuration import MergeDocument
 from .models import Model
 from .planning import Planner
 from .recipe import Recipe
@@ -61,7 +61,7 @@ def copy_documents_of(donor: Model, recipe: Recipe, alias: str, mark: Mark, patt
 # ------------------------------------------------------------------------------------------------------- config.json
 
 
-def changes_of(merge: Merge, donor: Model, planner: Planner, rows: int | None) -> dict[str, Any]:
+def changes_of(merge: MergeDocument, donor: Model, planner: Planner, rows: int | None) -> dict[str, Any]:
     """What must be different in `config.json` of the donor, by the path of the key; `rows` is the size of the
     vocabulary if it is another one."""
     changes: dict[str, Any] = {}
@@ -132,7 +132,7 @@ def _lists(
 # ---------------------------------------------------------------------------------------------------- chat templates
 
 
-def template_of(merge: Merge, models: Sequence[Model]) -> str | None:
+def template_of(merge: MergeDocument, models: Sequence[Model]) -> str | None:
     """The chat template that a configuration asks for; None if it leaves it open.
 
     Raises:
@@ -170,7 +170,7 @@ def _own_template(model: Model) -> str | None:
 
 
 def write_template(
-    merge: Merge, models: Sequence[Model], tokenizer: Model, recipe: Recipe, alias: str
+    merge: MergeDocument, models: Sequence[Model], tokenizer: Model, recipe: Recipe, alias: str
 ) -> dict[str, str]:
     """Give the output the chat template that the configuration asks for, where the tokenizer has its own; what was
     written, by the name of the document."""

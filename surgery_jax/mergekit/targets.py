@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["TARGETS", "Target"]
+__all__ = ["TARGETS", "MixtureTarget"]
 
 
 @dataclass(frozen=True)
-class Target:
+class MixtureTarget:
     """One architecture. `block` has the router and the experts, `parts` gives the names of an expert's three matrices.
     `shared` is from how many to how many shared experts there may be. `sets` are values of `config.json`, `experts` and
     `widths` the keys that count the experts and that hold the width of one."""
@@ -34,7 +34,7 @@ _DEEPSEEK = "deepseek-ai/deepseek-moe-16b-base--"
 
 # In the order in which they are tried where a configuration names none.
 TARGETS = (
-    Target(
+    MixtureTarget(
         "Mixtral",
         "mixtral",
         "MixtralForCausalLM",
@@ -44,7 +44,7 @@ TARGETS = (
         experts="num_local_experts",
         sets={"router_aux_loss_coef": 0.001, "output_router_logits": False},
     ),
-    Target(
+    MixtureTarget(
         "DeepSeek MoE",
         "deepseek",
         "DeepseekForCausalLM",
@@ -65,7 +65,7 @@ TARGETS = (
             },
         },
     ),
-    Target(
+    MixtureTarget(
         "Qwen MoE",
         "qwen2_moe",
         "Qwen2MoeForCausalLM",
@@ -77,7 +77,7 @@ TARGETS = (
         widths=("moe_intermediate_size", "shared_expert_intermediate_size"),
         sets={"decoder_sparse_step": 1, "norm_topk_prob": True, "mlp_only_layers": []},
     ),
-    Target(
+    MixtureTarget(
         "Qwen3 MoE",
         "qwen3_moe",
         "Qwen3MoeForCausalLM",

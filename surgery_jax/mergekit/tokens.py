@@ -9,11 +9,11 @@ from ..core.errors import Mark, PlanError, listing
 from ..core.tokenizer_json import TOKENIZER, Vocabulary, additions, grown, vocabulary_of
 from ..language.nodes import Mapping as MappingNode
 from ..language.nodes import Node, Scalar, check_keys, shown
-from .configuration import Merge, Tokens
+from .configuration import MergeDocument, Tokens
 from .models import Model, Models, is_vocabulary
 from .patterns import pattern_of
 from .recipe import Recipe, Value
-from .references import Reference, reference
+from .references import ModelReference, reference
 
 __all__ = ["Rows", "common_rows", "cut_rows"]
 
@@ -60,7 +60,7 @@ def _beside(model: Model, recipe: Recipe, mark: Mark) -> str:
     return alias
 
 
-def common_rows(merge: Merge, tokens: Tokens, models: Models, recipe: Recipe, out: str) -> Rows:
+def common_rows(merge: MergeDocument, tokens: Tokens, models: Models, recipe: Recipe, out: str) -> Rows:
     """A step that gives all models one vocabulary."""
     references = merge.references
     found = {each: models.get(each) for each in references}
@@ -68,7 +68,7 @@ def common_rows(merge: Merge, tokens: Tokens, models: Models, recipe: Recipe, ou
     for model in found.values():
         rows.aliases.setdefault(model, _beside(model, recipe, tokens.mark))
     source: Value = tokens.source
-    if isinstance(source, Reference):
+    if isinstance(source, ModelReference):
         if source not in found:
             raise PlanError(
                 f"the tokenizer's model {source} is none of the merge",
@@ -137,7 +137,7 @@ def _made(models: Sequence[Model], rows: Rows, donor: str, tokens: Tokens) -> tu
     return text, count + -count % tokens.multiple_of
 
 
-def _tokens(node: MappingNode | None, models: Mapping[Reference, Model]) -> Node | None:
+def _tokens(node: MappingNode | None, models: Mapping[ModelReference, Model]) -> Node | None:
     """Wishes for single tokens with aliases in the place of models."""
     if node is None:
         return None
@@ -160,7 +160,7 @@ def _tokens(node: MappingNode | None, models: Mapping[Reference, Model]) -> Node
     return MappingNode(found, node.keys, node.mark)
 
 
-def _source(token: str, node: Node, models: Mapping[Reference, Model]) -> dict[str, Node]:
+def _source(token: str, node: Node, models: Mapping[ModelReference, Model]) -> dict[str, Node]:
     kind = node.entries.get("kind") if isinstance(node, MappingNode) else None
     if not isinstance(node, MappingNode) or kind is None:
         return {"model": _alias(node, models)}
@@ -179,7 +179,7 @@ def _source(token: str, node: Node, models: Mapping[Reference, Model]) -> dict[s
     return {"model": _alias(node.entries["model"], models), key.removeprefix("token_"): node.entries[key]}
 
 
-def _alias(node: Node, models: Mapping[Reference, Model]) -> Scalar:
+def _alias(node: Node, models: Mapping[ModelReference, Model]) -> Scalar:
     wanted = reference(node, "source")
     if wanted not in models:
         raise PlanError(f"{wanted} is no model of the merge", where=node.mark, expected=", ".join(map(str, models)))

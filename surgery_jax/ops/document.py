@@ -12,7 +12,7 @@ from ..kit.state import State
 
 
 @dataclass(frozen=True)
-class Document(Directive):
+class DocumentStep(Directive):
     """Copy, write or delete documents: the small files beside the tensors that tell of a model.
 
     What is there under the name is replaced. `copy` takes the documents of another checkpoint, `from`, whose names

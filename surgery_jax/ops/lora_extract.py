@@ -29,12 +29,12 @@ from ..language.document import Node, Scalar
 from ..language.names import Reference
 from ..language.regexes import check_time
 from ..lora.arrangement import arranged
-from ..lora.factors import Spectrum
+from ..lora.factors import ChangeEnergies
 from ..lora.fates import Modules, Wishes, demand_equal, patterns_of, sort_modules
 from ..lora.kinds import Said, Weight, one_by_one, sorted_out
-from ..lora.ranks import Choice, Measured, choose_ranks
-from ..lora.told import Row, Told, warnings
-from ..lora.written import Writer
+from ..lora.ranks import ChangeSpectrum, RankRule, choose_ranks
+from ..lora.told import AdapterRemarks, Row, warnings
+from ..lora.written import AdapterWriter
 from ..numerics.lowrank import METHODS
 
 if TYPE_CHECKING:
@@ -136,12 +136,12 @@ class LoraExtract(Directive):
             state.files.add_alias(alias)
         elif state.names.of(alias):
             raise PlanError(f"lora_extract: {alias} holds tensors already", hint="give `to` a new alias")
-        writer = Writer(self, state, alias, rows, modules, found)
+        writer = AdapterWriter(self, state, alias, rows, modules, found)
         sinks, tied, with_bias = writer.factors(), writer.tied(), writer.biases()
         for entry in modules.stored:
             state.versions.create(alias, adapters.PREFIX + entry.name, entry.tuned)
         config = writer.configuration(with_bias, tied)
-        told = Told(rows, sinks, modules)
+        told = AdapterRemarks(rows, sinks, modules)
         state.files.annotate(alias, "peft", {adapters.CONFIG: json.dumps(config)}, {"extraction.json": told.as_json})
         state.speech.say_later(told.as_table)
         if self.serving == "peft" and not state.checks.waits():
@@ -308,7 +308,7 @@ class LoraExtract(Directive):
 
     def _chosen(self, modules: Modules, tables: Mapping[str, Table]) -> dict[str, int]:
         """The ranks that the spectra of the changes ask for; 0, with the reason told, for what is left out."""
-        how = Choice(self.energy, self.budget, self.noise_floor, self.max_rank, self.multiple_of)
+        how = RankRule(self.energy, self.budget, self.noise_floor, self.max_rank, self.multiple_of)
         measured = {entry.name: _measured(entry, tables[entry.name]) for entry in modules.factored}
         groups = [layer for layer in modules.experts.values() if any(entry.name in tables for entry in layer)]
         together = {entry.name for layer in groups for entry in layer}
@@ -328,7 +328,7 @@ class LoraExtract(Directive):
         if entry.base is entry.tuned:
             return _zeros()
         found: Table | None = state.checks.ask(
-            state.versions.compute(Spectrum(bound, self.method), entry.base, entry.tuned)
+            state.versions.compute(ChangeEnergies(bound, self.method), entry.base, entry.tuned)
         )
         return found
 
@@ -340,9 +340,9 @@ def _zeros() -> Table:
     return np.zeros((1, 3))
 
 
-def _measured(entry: Weight, table: Table) -> Measured:
+def _measured(entry: Weight, table: Table) -> ChangeSpectrum:
     first, second = entry.shape[-2:]
-    return Measured(entry.name, (first, second), table)
+    return ChangeSpectrum(entry.name, (first, second), table)
 
 
 def _spare(found: Sequence[Weight], modules: Modules) -> Weight:

@@ -22,7 +22,7 @@ from ..language.names import Reference
 from ..language.regexes import check_time
 from ..lora import facts as adapter_facts
 from ..lora.axes import Asked, Axes
-from ..lora.experts import Piece, factors_of, fused, with_fused
+from ..lora.experts import ExpertPart, factors_of, fused, with_fused
 from ..lora.factors import AddFactors
 from ..lora.outputs import Outputs
 from ..lora.targets import Adapter, Places, Target, targets_of
@@ -36,21 +36,21 @@ WIDE = BY_NAME["float32"]
 
 
 @dataclass(frozen=True)
-class Factors:
+class StoredPair:
     """A pair of factors, the evidence of how its weight is stored, its scale, and if the base holds that weight as one
     of a fused parameter, which."""
 
     axes: Axes
     target: Target
     scale: float
-    piece: Piece | None = None
+    piece: ExpertPart | None = None
 
 
 @dataclass(eq=False)
 class Changes:
     """What the adapters do to one parameter of the base, in their order."""
 
-    factors: list[Factors] = field(default_factory=list)
+    factors: list[StoredPair] = field(default_factory=list)
     added: list[tuple[Adapter, str, float]] = field(default_factory=list)  # changes of a bias, with the scale
     replaced: list[tuple[Adapter, str]] = field(default_factory=list)  # the whole parameter
     start: Value | None = None  # what it begins as if the base has it not
@@ -229,7 +229,7 @@ class LoraMerge(Directive):
         self,
         adapter: Adapter,
         places: Places,
-        model: adapter_facts.Model,
+        model: adapter_facts.ModelFacts,
         outputs: Outputs,
         changes: dict[str, Changes],
     ) -> None:
@@ -253,7 +253,7 @@ class LoraMerge(Directive):
                 scale *= adapters.scaling(adapter.config, target.key, target.rank)
             for piece in made[target.place][1] if target.place in made else (None,):
                 place = target.place if piece is None else piece.place
-                changes.setdefault(place, Changes()).factors.append(Factors(axes, target, scale, piece))
+                changes.setdefault(place, Changes()).factors.append(StoredPair(axes, target, scale, piece))
             outputs.note(adapter, target.place, target.pair.is_embedding)
             if target.pair.bias is not None:
                 bias = known.find(f"{target.pair.module}.bias")

@@ -24,7 +24,7 @@ def _check(source: Spec) -> None:
 
 
 @dataclass(frozen=True)
-class Factors(TensorOp):
+class BestFactors(TensorOp):
     """The factors A and B of the best approximation of a given rank.
 
     source: float[m, n] -> A: [r, n] = sqrt(S) Vh and B: [m, r] = U sqrt(S) with r = min(rank, m, n), so that B @ A is
@@ -137,7 +137,7 @@ class Phlora(Directive):
         for (name, a), (_, b) in zip(*pairs, strict=True):
             node = state.versions.slot(target.alias, name, reads=2).node
             for side, dest, factor in zip(
-                sides, (a, b), state.versions.apply(Factors(self.rank, self.method), node), strict=True
+                sides, (a, b), state.versions.apply(BestFactors(self.rank, self.method), node), strict=True
             ):
                 if state.names.has(side.alias, dest):
                     state.versions.rebind(side.alias, dest, factor)

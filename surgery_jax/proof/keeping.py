@@ -39,7 +39,7 @@ __all__ = ["Proof", "Receipts", "placeless"]
 
 
 @dataclass(eq=False)
-class _Output:
+class _ReceiptOutput:
     """One output that gets a receipt: in its directory, or at a path of its own."""
 
     save: Save
@@ -57,7 +57,7 @@ class Proof:
     and the paths of inputs, by their names."""
 
     symbolic: Symbolic
-    output: _Output
+    output: _ReceiptOutput
     table: dict[str, Any]
     inputs: Mapping[str, tuple[FileDigest, tuple[int, ...]]]
     paths: Mapping[str, str]
@@ -76,8 +76,8 @@ class Receipts(Observer):
         self._tell = tell
         self._signer = Signer(options.sign) if options.sign and not peers.rank else None
         self._began = _now()
-        self._outputs: dict[str, _Output] = {}  # by the place of each of its files
-        self._plans: dict[int, list[_Output]] = {}  # by the identity of what was compiled
+        self._outputs: dict[str, _ReceiptOutput] = {}  # by the place of each of its files
+        self._plans: dict[int, list[_ReceiptOutput]] = {}  # by the identity of what was compiled
         self._settled: dict[int, tuple[bool, str]] = {}
         self._inputs = InputDigests()
         self._needs_device = False
@@ -95,7 +95,7 @@ class Receipts(Observer):
                 continue
             specs = {name: node.spec for name, node in save.tensors}
             digests = OutputDigests(staging, specs, self._kind, self._peers.size)
-            found.append(_Output(save, number, staging, digests, path))
+            found.append(_ReceiptOutput(save, number, staging, digests, path))
         if self._options.sign and not any(output.staging.plan.is_directory for output in found):
             raise PlanError("signing needs an output that is a directory", hint="leave out --sign")
         self._plans[id(symbolic)] = found
@@ -154,7 +154,7 @@ class Receipts(Observer):
         for output in self._plans.get(id(plan.symbolic), ()):
             self._write(plan.symbolic, output)
 
-    def _write(self, symbolic: Symbolic, output: _Output) -> None:
+    def _write(self, symbolic: Symbolic, output: _ReceiptOutput) -> None:
         files = output.digests.files()
         output.known = [*output.digests.known()]
         tensors = output.digests.tensors() if self._kind != "none" else None

@@ -107,7 +107,7 @@ def explain(work: Schedule) -> Explanation:
     """The account of a program as it is scheduled."""
     program, limits = work.program, work.limits
     counts = Counter(task.group for task in work.tasks if isinstance(task, Tile))
-    names = _Names(program)
+    names = _SavedNames(program)
     peak = work.peak_bytes
     return Explanation(
         groups=tuple(_group(group, names, counts[number]) for number, group in enumerate(work.groups)),
@@ -125,7 +125,7 @@ def explain(work: Schedule) -> Explanation:
     )
 
 
-class _Names:
+class _SavedNames:
     """Which names the nodes of a program are saved under, and what its moves are about."""
 
     def __init__(self, program: Program) -> None:
@@ -178,7 +178,7 @@ def _kind(work: GroupSchedule) -> str:
     return _KINDS.get(kind, kind) + (" on host" if work.place == "host" else "")
 
 
-def _group(work: GroupSchedule, names: _Names, num_tasks: int) -> GroupAccount:
+def _group(work: GroupSchedule, names: _SavedNames, num_tasks: int) -> GroupAccount:
     group = work.group
     components = group.components
     inputs = dict.fromkeys(label for component in components for label in component.labels)

@@ -28,7 +28,7 @@ from ..proof.inputs import check_inputs
 from ..proof.keeping import Proof, Receipts, placeless
 from ..proof.receipt import Receipt, read_receipt
 from ..proof.tree import tensor_digest
-from ..session.compiled import Compiled, Outside, compile_with
+from ..session.compiled import Compiled, StorageOutside, compile_with
 from ..session.listening import showing
 from ..session.passes import Show
 from ..session.reading import Headers
@@ -292,7 +292,7 @@ def _told_within(varies: Varies | None) -> str:
 def _against(known: Receipt, plan: Plan, options: Options, path: str, progress: Show | None) -> Replay:
     """What the plan makes is compared with a checkpoint while it is computed."""
     graph = Graph()
-    compiled = compile_with(plan, Outside(options), graph)
+    compiled = compile_with(plan, StorageOutside(options), graph)
     check_inputs(known, compiled.symbolic)
     comparison = _Comparison(known, open_checkpoint(path), graph)
     session = Session(options, observers=showing(progress))

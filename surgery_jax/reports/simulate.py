@@ -25,7 +25,7 @@ from ..execute.shares import Sized
 from ..execute.tasks import Tile
 from ..io.needs import footprint
 
-__all__ = ["HostForecast", "Machines", "Pass", "Simulation", "parse_machines", "simulate"]
+__all__ = ["HostForecast", "Machines", "SimulatedPass", "Simulation", "parse_machines", "simulate"]
 
 UNBOUNDED = float("inf")
 
@@ -64,7 +64,7 @@ class HostForecast:
 
 
 @dataclass(frozen=True)
-class Pass:
+class SimulatedPass:
     """All hosts while they go over the data once; they wait for each other at the end."""
 
     hosts: tuple[HostForecast, ...]
@@ -86,7 +86,7 @@ class Simulation:
     """A run as it would be on some machines: its passes over the data, of which the last one writes."""
 
     machines: Machines
-    passes: tuple[Pass, ...]
+    passes: tuple[SimulatedPass, ...]
 
     @property
     def wall_s(self) -> float:
@@ -167,12 +167,12 @@ def simulate(passes: Sequence[Program], options: Options, machines: Machines) ->
     return Simulation(machines, tuple(_pass(work, machines) for work in works))
 
 
-def _pass(work: Schedule, machines: Machines) -> Pass:
+def _pass(work: Schedule, machines: Machines) -> SimulatedPass:
     costs = [_cost(group, machines) for group in work.groups]
     hosts = ([_work(entry, work, costs) for entry in share] for share in work.shares(machines.hosts))
     # files that are encoded as a whole are written by one process, from what it holds of them
     sealed = [_Work(0, 0, 0.0, 0, footprint(needs)) for _, needs in work.encodings] if machines.hosts == 1 else []
-    return Pass(tuple(_host(works, sealed, machines, work.memory, work.limits.workers) for works in hosts))
+    return SimulatedPass(tuple(_host(works, sealed, machines, work.memory, work.limits.workers) for works in hosts))
 
 
 class _Cost(NamedTuple):

@@ -22,8 +22,8 @@ from ..storage import formats
 from ..storage.base import Checkpoint, Single
 from ..storage.documents import DocumentText
 from ..storage.identity import Identity
-from .compiled import Outside, compile_with
-from .finished import FileState, Finished, key_of, states_of
+from .compiled import StorageOutside, compile_with
+from .finished import FileState, FinishedJobs, key_of, states_of
 from .ledger import BatchReport, JobReport, Ledger, Ready, amounts
 from .listening import showing
 from .passes import Show, check_targets, output_paths
@@ -62,7 +62,7 @@ def batch(
         SurgeryError: the job file is wrong, or the record cannot be used. What a job raises is in its report.
     """
     jobs = load_jobs(path, overrides)
-    with Finished(record or f"{path}.done", is_kept=not only_check) as finished:
+    with FinishedJobs(record or f"{path}.done", is_kept=not only_check) as finished:
         ledger = Ledger(jobs, finished, options or Options(), tell)
         session = Session(options, observers=showing(progress, [ledger, *observers]))
         work = _Batch(jobs, session, ledger)
@@ -77,7 +77,7 @@ def batch(
 _DOCUMENT = "\0document "  # before the path of an input that is a file as it is, whatever it looks like
 
 
-class _Headers(Outside):
+class _Headers(StorageOutside):
     """The outside world of the jobs of a pass: headers are read once, and the files of each job are known."""
 
     def __init__(self, options: Options) -> None:

@@ -31,7 +31,7 @@ from ..storage.identity import Identity, add_all
 from ..storage.places.found import locate
 from .config_check import check_configs
 
-__all__ = ["Answers", "Compiled", "Outputs", "Outside", "compile_with", "joined", "with_inputs"]
+__all__ = ["Answers", "Compiled", "Outputs", "StorageOutside", "compile_with", "joined", "with_inputs"]
 
 Answers = Mapping[GraphNode, Any]  # elements of versions, and whether masks are true everywhere
 Outputs = Sequence[tuple[OutputPlan, Layout]]
@@ -104,7 +104,7 @@ class Compiled:
         return {}
 
 
-class Outside:
+class StorageOutside:
     """The outside world as the graph may see it: headers, nested plans, and what output paths mean. Each header is
     read once, also for a plan that is built again: what was asked of the data belongs to it. `sources` keeps what was
     read, by its path."""
@@ -184,7 +184,9 @@ def _no_collection() -> Iterator[None]:
         set_aside()
 
 
-def compile_with(plan: Plan, outside: Outside, graph: Graph | None = None, answers: Answers | None = None) -> Compiled:
+def compile_with(
+    plan: Plan, outside: StorageOutside, graph: Graph | None = None, answers: Answers | None = None
+) -> Compiled:
     """As `compile_plan`, with the headers that `outside` gives, in the graph of other plans, and with what the data
     answers to the plan's questions.
 

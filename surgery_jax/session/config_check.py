@@ -27,7 +27,7 @@ from ..storage.formats import OutputPlan
 from ..storage.places.found import is_local, locate
 from ..storage.targets import MODEL_FILES, final_place
 
-__all__ = ["Findings", "check_configs", "compare"]
+__all__ = ["Discrepancies", "check_configs", "compare"]
 
 _NUMBER = re.compile(r"(?<=\.)[0-9]+(?=\.)")
 _WORD = re.compile(r"[a-z]\w*")
@@ -35,7 +35,7 @@ Tensors = Sequence[tuple[str, Spec]]
 
 
 @dataclass
-class Findings:
+class Discrepancies:
     """What a comparison found: contradictions, a sentence each, and doubts, which are such unless the source had them
     before; and of the matrices, by their names with `#` for numbers, those that no rule reaches, and how many kinds
     there are."""
@@ -102,7 +102,7 @@ def _beside(save: Save, output: OutputPlan) -> tuple[str, dict[str, Any]] | None
         return None
 
 
-def _said_before(found: Findings, held: Mapping[str, Checkpoint]) -> dict[str, str]:
+def _said_before(found: Discrepancies, held: Mapping[str, Checkpoint]) -> dict[str, str]:
     """Those of the sentences that are true of a checkpoint that the plan reads, and of which."""
     known: dict[str, str] = {}
     for path, checkpoint in held.items():
@@ -135,10 +135,10 @@ def _contradicts(which: str, wrong: Sequence[str], before: Mapping[str, str]) ->
     )
 
 
-def compare(config: Mapping[str, Any], tensors: Tensors, documents: Iterable[str] = ()) -> Findings:
+def compare(config: Mapping[str, Any], tensors: Tensors, documents: Iterable[str] = ()) -> Discrepancies:
     """What a config and the tensors of a model say against each other; `documents` are the names of all that lies
     beside them."""
-    found = Findings()
+    found = Discrepancies()
     sizes = _Sizes(_text(config))
     told = dict.fromkeys(_shapes(sizes, tensors, found))
     told |= dict.fromkeys(_counts(sizes, [name for name, _ in tensors], found))
@@ -222,7 +222,7 @@ def _number(value: Any) -> int | None:
 # -- shapes -------------------------------------------------------------------------------------------------------
 
 
-def _shapes(sizes: _Sizes, tensors: Tensors, found: Findings) -> Iterator[str]:
+def _shapes(sizes: _Sizes, tensors: Tensors, found: Discrepancies) -> Iterator[str]:
     kinds: dict[tuple[str, tuple[int, ...]], int] = {}
     for name, spec in tensors:
         if spec.dtype.is_float and spec.dtype.bits >= 8:
@@ -289,7 +289,7 @@ def _rule(name: str) -> rules.Rule | None:
 # -- numbers of layers and experts --------------------------------------------------------------------------------
 
 
-def _counts(sizes: _Sizes, names: Sequence[str], found: Findings) -> Iterator[str]:
+def _counts(sizes: _Sizes, names: Sequence[str], found: Discrepancies) -> Iterator[str]:
     stems: dict[str, set[int]] = {}  # what stands before a number: the numbers
     for name in names:
         for match in _NUMBER.finditer(name):

@@ -24,7 +24,7 @@ from ..language.document import plain
 from ..language.plan import Plan
 from ..storage.files import check_regular, parse_json, storage_error
 
-__all__ = ["FileState", "Finished", "FinishedJob", "key_of", "states_of"]
+__all__ = ["FileState", "FinishedJob", "FinishedJobs", "key_of", "states_of"]
 
 _ATTEMPTS = 10
 MAX_BYTES = 256 << 20  # of an untrusted record: 10 000 jobs of 100 files take 10 MB
@@ -71,7 +71,7 @@ def key_of(plan: Plan, options: Options) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-class Finished:
+class FinishedJobs:
     """The record of finished jobs. `is_kept` False only looks: nothing is written, and the file may be missing."""
 
     def __init__(self, path: str, is_kept: bool = True) -> None:
@@ -100,7 +100,7 @@ class Finished:
             self.close()
             raise
 
-    def __enter__(self) -> Finished:
+    def __enter__(self) -> FinishedJobs:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

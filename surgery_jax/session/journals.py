@@ -28,7 +28,7 @@ SHARE = 0.1  # of the time that this may take
 
 
 @dataclass(eq=False)
-class _Output:
+class _OutputJournal:
     """The journal of one output."""
 
     stage: Stage
@@ -76,8 +76,8 @@ class Journals(Observer):
 
     def __init__(self, is_synced: bool) -> None:
         self._is_synced = is_synced
-        self._outputs: list[_Output] = []
-        self._places: dict[str, tuple[_Output, int]] = {}
+        self._outputs: list[_OutputJournal] = []
+        self._places: dict[str, tuple[_OutputJournal, int]] = {}
         self._own = threading.local()
         self._work: Pass | None = None
         self._numbers: dict[Any, int] | None = None  # of checks and sinks; None where they are of several plans
@@ -93,7 +93,7 @@ class Journals(Observer):
         for staging in stagings:
             if staging.stage is not None:
                 with suppress(OSError):
-                    output = _Output(staging.stage, Journal(staging.stage.journal(rank)))
+                    output = _OutputJournal(staging.stage, Journal(staging.stage.journal(rank)))
                     self._outputs.append(output)
                     for index in range(len(staging.layout.files)):
                         self._places[staging.place(index)] = output, index
@@ -112,7 +112,7 @@ class Journals(Observer):
         if known is None or not what.nbytes:
             return
         output, file = known
-        ranges: list[tuple[_Output, str, Range, int | None]] = vars(self._own).setdefault("ranges", [])
+        ranges: list[tuple[_OutputJournal, str, Range, int | None]] = vars(self._own).setdefault("ranges", [])
         seen = None if what.data is None else checksum(file, what.offset, what.data)
         ranges.append((output, what.place, (file, what.offset, what.nbytes), seen))
 

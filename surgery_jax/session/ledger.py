@@ -13,7 +13,7 @@ from ..execute.report import Amounts
 from ..graph.roots import Symbolic
 from ..language.jobs import Job
 from .compiled import Compiled, Outputs
-from .finished import FileState, Finished, FinishedJob, states_of
+from .finished import FileState, FinishedJob, FinishedJobs, states_of
 
 __all__ = ["BatchReport", "JobReport", "Ledger", "Ready", "amounts"]
 
@@ -82,7 +82,7 @@ class Ledger(Observer):
     """What became of the jobs: those whose outputs will appear are recorded, and whatever has ended is told."""
 
     def __init__(
-        self, jobs: Sequence[Job], finished: Finished, options: Options, tell: Callable[[JobReport], None] | None
+        self, jobs: Sequence[Job], finished: FinishedJobs, options: Options, tell: Callable[[JobReport], None] | None
     ) -> None:
         self.jobs = jobs
         self.finished = finished

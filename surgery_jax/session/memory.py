@@ -21,7 +21,7 @@ from ..language.plan import Output, Plan
 from ..storage.base import Checkpoint, Entry, Format, LaidFile, Layout
 from ..storage.flax.trees import MEMORY, held
 from ..storage.formats import OutputPlan
-from .compiled import Compiled, Outside, compile_with, with_inputs
+from .compiled import Compiled, StorageOutside, compile_with, with_inputs
 from .listening import showing
 from .passes import Show
 from .run import Session, Transaction
@@ -69,7 +69,7 @@ def apply(
     return Checkpoint(MEMORY, MEMORY, entries, rest.metadata)
 
 
-class _Outside(Outside):
+class _Outside(StorageOutside):
     """The outside world with a place in memory for the output."""
 
     def resolve(self, request: Request) -> OutputPlan:

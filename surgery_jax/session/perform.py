@@ -30,12 +30,12 @@ from ..storage.base import Layout
 from ..storage.formats import OutputPlan
 from ..storage.places.found import locate
 
-__all__ = ["Kept", "Target", "perform"]
+__all__ = ["Kept", "OutputTarget", "perform"]
 
 NOTHING = Done()
 
 
-class Target(Protocol):
+class OutputTarget(Protocol):
     """An output that is being written: a `Staging`, or something else that has files for its layout."""
 
     @property
@@ -50,7 +50,7 @@ class Target(Protocol):
     def place(self, index: int) -> str: ...
 
 
-class Kept(Target, Protocol):
+class Kept(OutputTarget, Protocol):
     """One that does not appear anywhere, until it is closed."""
 
     def close(self) -> None: ...
@@ -58,7 +58,7 @@ class Kept(Target, Protocol):
 
 def perform(
     work: Schedule,
-    targets: Sequence[Target],
+    targets: Sequence[OutputTarget],
     options: Options,
     observer: Observers,
     peers: Peers,
@@ -145,7 +145,7 @@ def _of_all(peers: Peers, symbolic: Symbolic, findings: Findings, own: Account) 
 _COUNTED = ("num_compilations", "num_host_fallbacks", "peak_buffer_bytes", "stream_s", "compile_s")
 
 
-def _to_sync(targets: Sequence[Target], sync: bool) -> set[int]:
+def _to_sync(targets: Sequence[OutputTarget], sync: bool) -> set[int]:
     """Numbers of the files that one process must bring to the disk for another: all, or those that are read once more
     before they are published."""
     wanted = [sync or target.layout.finish is not None for target in targets for _ in target.layout.files]
@@ -153,7 +153,7 @@ def _to_sync(targets: Sequence[Target], sync: bool) -> set[int]:
 
 
 def _files(
-    target: Target, pace: Pace, full: deque[EncodedFile], observer: Observers, done: Done, first: int
+    target: OutputTarget, pace: Pace, full: deque[EncodedFile], observer: Observers, done: Done, first: int
 ) -> Iterator[OutputFile]:
     hear, hear_raw = (observer.written, observer.encoding) if observer.wants_ranges else (None, None)
     for index, file in enumerate(target.layout.files):

@@ -18,19 +18,19 @@ from .passes import settle, write_notes
 
 if TYPE_CHECKING:
     from ..storage.publish import Staging
-    from .perform import Target
+    from .perform import OutputTarget
 
-__all__ = ["Outcome", "Publisher", "Work"]
+__all__ = ["Publisher", "TransactionOutcome", "Work"]
 
 
 @dataclass(eq=False)
-class Outcome:
+class TransactionOutcome:
     """What came of a transaction. `compiled` is its plan with what the data answered to its questions, `findings` has
     its checks and sinks, `targets` are what was written, and `error` says why nothing appeared."""
 
     compiled: Compiled
     findings: Mapping[Any, Any]
-    targets: Sequence[Target]
+    targets: Sequence[OutputTarget]
     printed: str = ""
     error: Exception | None = None
 
@@ -41,7 +41,7 @@ class Work:
 
     tag: Any
     stagings: Sequence[Staging]
-    outcome: Outcome
+    outcome: TransactionOutcome
 
     def appearing(self) -> Appearing:
         """For observers."""

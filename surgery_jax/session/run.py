@@ -24,11 +24,11 @@ from ..execute.options import Options
 from ..execute.report import Figures, Report
 from ..hosts.peers import ALONE, Peers
 from ..proof.accounting import account_for, check_strict
-from .compiled import Compiled, Outputs, Outside, compile_with, joined, with_inputs
+from .compiled import Compiled, Outputs, StorageOutside, compile_with, joined, with_inputs
 from .journals import Journals
 from .listening import receipts, traces
 from .passes import check_targets, leftovers, output_paths, tell_laid
-from .publishing import Outcome, Publisher, Work
+from .publishing import Publisher, TransactionOutcome, Work
 from .resuming import Resumption, look_back, understood
 from .run_keys import answers_key, head_of
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ..storage.formats import OutputPlan
     from ..storage.journal import Finished
     from ..storage.publish import Staging
-    from .perform import Kept, Target
+    from .perform import Kept, OutputTarget
 
     _Begun = dict[int, tuple[Staging, Sequence[Finished]]]  # by the identity of the output
 
@@ -99,7 +99,7 @@ class Session:
             SurgeryError: another process has another plan or other files, or something is wrong there.
         """
         plan, given = with_inputs(plan, inputs or {})
-        outside = Outside(self.options, given)
+        outside = StorageOutside(self.options, given)
         if self.peers.size == 1:
             return compile_with(plan, outside)
         from ..hosts.agreement import compare, facts_of_plan, facts_of_sources
@@ -145,7 +145,7 @@ class Session:
         told = f"{listing(there)}: a run had come to its end when it was killed; all is there"
         return Report(outputs=there, num_tensors=0, num_groups=0, leftovers=(told,), **self.figures.of(Report))
 
-    def run(self, transactions: Sequence[Transaction]) -> list[Outcome]:
+    def run(self, transactions: Sequence[Transaction]) -> list[TransactionOutcome]:
         """All that the transactions ask for, in one program. If there are several, one whose assertions fail or whose
         outputs cannot appear does not keep the others from it: its outcome has the error.
 
@@ -171,7 +171,7 @@ class Session:
                 raise
         return [work.outcome for work in works]
 
-    def report(self, outcome: Outcome) -> Report:
+    def report(self, outcome: TransactionOutcome) -> Report:
         """The account of a session that had one transaction."""
         symbolic = outcome.compiled.symbolic
         return Report(
@@ -256,13 +256,13 @@ class Session:
         for kept in self._receipts:
             kept.gather()
         return [
-            Work(asked.tag, own, Outcome(asked.compiled, findings, written))
+            Work(asked.tag, own, TransactionOutcome(asked.compiled, findings, written))
             for asked, (own, written) in zip(transactions, staged, strict=True)
         ]
 
     def _stage(
         self, asked: Transaction, stack: ExitStack, begun: _Begun, is_one: bool
-    ) -> tuple[list[Staging], list[Target]]:
+    ) -> tuple[list[Staging], list[OutputTarget]]:
         """Outputs in their hidden places, made by the first of the processes and opened by the others, and all that is
         written to. What is not committed when the stack closes is removed, or kept for a run that goes on. Those that
         another run has `begun` are added, with what is finished of them.
@@ -305,7 +305,7 @@ class Session:
         return stagings, [*stagings, kept]
 
     def _perform_rest(
-        self, work: Schedule, targets: Sequence[Target], stagings: Sequence[Staging], begun: _Begun, is_one: bool
+        self, work: Schedule, targets: Sequence[OutputTarget], stagings: Sequence[Staging], begun: _Begun, is_one: bool
     ) -> Mapping[Any, Any]:
         """The last pass, which writes what is not finished already; `is_one`: for one plan."""
         from ..storage.commits import may_go_on
@@ -327,7 +327,7 @@ class Session:
                 self._journals.close(is_kept=may_go_on(error))
 
     def _perform(
-        self, work: Schedule, targets: Sequence[Target], *, is_last: bool, done: Done | None = None
+        self, work: Schedule, targets: Sequence[OutputTarget], *, is_last: bool, done: Done | None = None
     ) -> Findings:
         """A pass over the data: what came of its checks and sinks."""
         from ..compile.functions import Functions
@@ -348,7 +348,7 @@ def _abort(staging: Staging, is_one: bool, kind: object, error: BaseException | 
     staging.abort(keep=may_go_on(error) and (is_one or not isinstance(error, Exception)))
 
 
-def _numbered(targets: Sequence[Target], begun: _Begun) -> Iterator[tuple[Staging, int, Sequence[Finished]]]:
+def _numbered(targets: Sequence[OutputTarget], begun: _Begun) -> Iterator[tuple[Staging, int, Sequence[Finished]]]:
     """What is begun, each with the number that a program gives its first file."""
     first = 0
     for target in targets:

@@ -14,7 +14,7 @@ from .files import check_regular, read_text, storage_error
 from .identity import Identity, identities_of, remembering
 from .places.found import locate
 
-__all__ = ["DocumentText", "Source", "documents_beside", "identify", "read_document", "with_documents"]
+__all__ = ["DocumentSource", "DocumentText", "documents_beside", "identify", "read_document", "with_documents"]
 
 _FOLDERS = ("additional_chat_templates",)  # directories of documents, beside which no others are looked into
 
@@ -71,7 +71,7 @@ def identify(path: str) -> dict[str, Identity]:
     return identities_of([path], {})
 
 
-class Source(Protocol):
+class DocumentSource(Protocol):
     """What a document is: a text, or where that is None the file at a path."""
 
     @property
@@ -81,7 +81,7 @@ class Source(Protocol):
     def text(self) -> str | None: ...
 
 
-def with_documents(layout: Layout, documents: Mapping[str, Source]) -> Layout:
+def with_documents(layout: Layout, documents: Mapping[str, DocumentSource]) -> Layout:
     """The layout of a directory with documents beside its tensors.
 
     Raises:

@@ -30,10 +30,10 @@ from .renames import Renames
 from .stages import Begun, Stage, is_stage
 from .targets import check_space, check_target, final_place
 
-__all__ = ["Staging", "Told", "check_space", "check_target", "storage_error"]
+__all__ = ["Staging", "StagingAddress", "check_space", "check_target", "storage_error"]
 
 
-class Told(TypedDict):
+class StagingAddress(TypedDict):
     """What a process that writes to a staging of another one must know of it: where it is, and the directories above
     it that were made for it."""
 
@@ -51,7 +51,7 @@ class Staging:
         self,
         plan: OutputPlan,
         layout: Layout,
-        told: Told | None = None,
+        told: StagingAddress | None = None,
         *,
         overwrite: bool = True,
         begun: Begun | None = None,
@@ -130,12 +130,12 @@ class Staging:
         """The directory or the file that is being built."""
         return self._built
 
-    def tell(self) -> Told:
+    def tell(self) -> StagingAddress:
         """What another process must know to write here too."""
         assert self._stage is not None
         return {"stage": str(self._stage.path), "parents": [str(parent) for parent in self._parents]}
 
-    def _join(self, told: Told) -> None:
+    def _join(self, told: StagingAddress) -> None:
         self._stage = Stage(Path(told["stage"]))
         self._built = self._stage.new
         self._parents = [Path(parent) for parent in told["parents"]]

@@ -20,7 +20,7 @@ from .formats import OutputPlan
 from .laying import lay
 from .places.found import is_local, locate, place_of
 from .proofs import proofs_in
-from .publish import Staging, Told
+from .publish import Staging, StagingAddress
 from .stages import Begun
 from .targets import check_target
 
@@ -30,7 +30,7 @@ __all__ = ["Upload", "open_staging"]
 def open_staging(
     plan: OutputPlan,
     layout: Layout,
-    told: Told | None = None,
+    told: StagingAddress | None = None,
     *,
     overwrite: bool = True,
     begun: Begun | None = None,
@@ -50,7 +50,9 @@ class Upload(Staging):
 
     is_on_disk = False
 
-    def __init__(self, plan: OutputPlan, layout: Layout, told: Told | None = None, *, overwrite: bool = True) -> None:
+    def __init__(
+        self, plan: OutputPlan, layout: Layout, told: StagingAddress | None = None, *, overwrite: bool = True
+    ) -> None:
         """Create all files in their full length; or write to those that another process has created."""
         self.plan, self.layout = plan, layout
         self._final = locate(plan.path)
@@ -82,7 +84,7 @@ class Upload(Staging):
         self._created[file.name] = str(self._built / file.name if file.name else self._built)
         lay(self._created[file.name], file)
 
-    def tell(self) -> Told:
+    def tell(self) -> StagingAddress:
         """What another process must know to write here too."""
         return {"stage": str(self._built), "parents": []}
 

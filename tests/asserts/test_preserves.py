@@ -11,7 +11,7 @@ import torch
 from running import Bench, dtype
 
 from surgery_jax import Problems
-from surgery_jax.asserts.preserves import Blocks
+from surgery_jax.asserts.preserves import DenseAndMixture
 from surgery_jax.numerics.kernels import HostKernel
 
 RNG = np.random.default_rng(4)
@@ -31,7 +31,7 @@ def torch_mlp(act: str, x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, d
     return (acts[act](x @ gate.T) * (x @ up.T)) @ down.T
 
 
-def blocks(op: Blocks, *arrays: np.ndarray) -> np.ndarray:
+def blocks(op: DenseAndMixture, *arrays: np.ndarray) -> np.ndarray:
     """As transformers routes: scores, the best of them, divided by their sum."""
     x, router, *given = (torch.tensor(array.astype(np.float64)) for array in arrays)
     scores = torch.softmax(x @ router.T, -1) if op.scores == "softmax" else torch.sigmoid(x @ router.T)
@@ -59,13 +59,22 @@ def operands(name: str, experts: int, *widths: int, gated: bool = False) -> list
 
 
 REFERENCES = {
-    "Blocks": (
+    "DenseAndMixture": (
         [
-            (Blocks(2, "silu", True, "softmax", 1.0, (1, 2, 0, 3), None, False), operands("float64", 4, F, F, F)),
-            (Blocks(3, "gelu_tanh", False, "softmax", 2.5, (1, 2, 1, 2), None, False), operands("float64", 4, 6, 6)),
-            (Blocks(1, "relu", True, "sigmoid", 1.0, (1, 2, 3), 4, False), operands("float64", 3, 6, 6, 6, 4)),
-            (Blocks(2, "silu", True, "softmax", 1.0, (1, 1, 2), 0, True), operands("float64", 3, 6, 6, gated=True)),
-            (Blocks(2, "silu", False, "softmax", 1.0, (0, 0, 0), None, False), operands("float64", 3)[:2]),
+            (
+                DenseAndMixture(2, "silu", True, "softmax", 1.0, (1, 2, 0, 3), None, False),
+                operands("float64", 4, F, F, F),
+            ),
+            (
+                DenseAndMixture(3, "gelu_tanh", False, "softmax", 2.5, (1, 2, 1, 2), None, False),
+                operands("float64", 4, 6, 6),
+            ),
+            (DenseAndMixture(1, "relu", True, "sigmoid", 1.0, (1, 2, 3), 4, False), operands("float64", 3, 6, 6, 6, 4)),
+            (
+                DenseAndMixture(2, "silu", True, "softmax", 1.0, (1, 1, 2), 0, True),
+                operands("float64", 3, 6, 6, gated=True),
+            ),
+            (DenseAndMixture(2, "silu", False, "softmax", 1.0, (0, 0, 0), None, False), operands("float64", 3)[:2]),
         ],
         blocks,
         "single",
@@ -76,7 +85,7 @@ REFERENCES = {
 def test_an_mlp_of_many_places_is_worked_off_in_pieces() -> None:
     shapes = [(3, 4096), (2, 4096), *[(1500, 4096), (1500, 4096), (4096, 1500)] * 2]
     given = [RNG.standard_normal(shape, "f4").astype("f8") for shape in shapes]
-    op = Blocks(1, "silu", True, "softmax", 1.0, (0, 1), None, False)
+    op = DenseAndMixture(1, "silu", True, "softmax", 1.0, (0, 1), None, False)
     np.testing.assert_allclose(op.apply(HostKernel(), *given), blocks(op, *given), rtol=1e-12)
 
 

@@ -14,7 +14,7 @@ from strategies import FLOATS, NUMBERS, array_of
 
 from surgery_jax import Options, Problems, explain, plan_of
 from surgery_jax.asserts.close import CloseMask
-from surgery_jax.asserts.cosine import Products
+from surgery_jax.asserts.cosine import CosineSums
 from surgery_jax.asserts.energy import Remainder
 from surgery_jax.asserts.finite import FiniteMask
 from surgery_jax.asserts.range import RangeMask
@@ -35,7 +35,7 @@ def within(op: RangeMask, x: np.ndarray) -> np.ndarray:
     return np.array((exact >= low) & (exact <= high), bool)
 
 
-def products(op: Products, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def products(op: CosineSums, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     x, y = (v.astype(np.float64).reshape(-1) / np.abs(v.astype(np.float64)).max() for v in (a, b))
     return np.array([x @ y, x @ x, y @ y])
 
@@ -76,7 +76,11 @@ REFERENCES = {
         lambda op, a, b: np.isclose(a.astype(float), b.astype(float), op.rtol, op.atol, op.equal_nan),
         "bits",
     ),
-    "Products": ([(Products(), normal_pair(name)) for name in ("float32", "bfloat16", "float64")], products, "single"),
+    "CosineSums": (
+        [(CosineSums(), normal_pair(name)) for name in ("float32", "bfloat16", "float64")],
+        products,
+        "single",
+    ),
     "Remainder": (
         [(Remainder(0.5), normal_pair(name)) for name in ("float32", "bfloat16", "float64")],
         remainder,

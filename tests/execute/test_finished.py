@@ -8,22 +8,22 @@ from pathlib import Path
 import pytest
 
 from surgery_jax.core.errors import StorageError
-from surgery_jax.session.finished import Finished, FinishedJob, states_of
+from surgery_jax.session.finished import FinishedJob, FinishedJobs, states_of
 
 
 def test_one_who_is_refused_leaves_the_record_to_its_user(tmp_path: Path) -> None:
     path = tmp_path / "jobs.done"
-    with Finished(str(path)):
+    with FinishedJobs(str(path)):
         for _ in range(2):  # the second time, the file of the first user must still be there
             with pytest.raises(StorageError, match="another batch is at work"):
-                Finished(str(path))
+                FinishedJobs(str(path))
             assert path.exists()
     assert not path.exists()
 
 
 def test_an_empty_record_that_somebody_else_has_replaced_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "jobs.done"
-    with Finished(str(path)):
+    with FinishedJobs(str(path)):
         path.unlink()
         path.write_text("")
     assert path.exists()
@@ -59,12 +59,12 @@ def largest_file(nbytes: int) -> Iterator[None]:
 def test_half_a_line_that_was_written_is_taken_back(tmp_path: Path) -> None:
     path = tmp_path / "jobs.done"
     entry = entry_of(tmp_path / "out")
-    with Finished(str(path)) as finished:
+    with FinishedJobs(str(path)) as finished:
         finished.add({"one": ("1", entry)}, sync=False)
         length = path.stat().st_size
         with largest_file(length + 20), pytest.raises(StorageError, match="cannot write the record"):
             finished.add({"two": ("2", entry)}, sync=False)
         assert path.stat().st_size == length
         finished.add({"three": ("3", entry)}, sync=False)
-    with Finished(str(path)) as finished:
+    with FinishedJobs(str(path)) as finished:
         assert list(finished.entries) == ["one", "three"]

@@ -17,7 +17,7 @@ from surgery_jax.execute.reservations import Limits
 from surgery_jax.execute.schedule import Schedule, schedule
 from surgery_jax.execute.tasks import MOVE_BYTES, MoveTask, Tile, plan_tasks
 from surgery_jax.graph.node import Graph
-from surgery_jax.session.compiled import Outside, compile_with, joined
+from surgery_jax.session.compiled import StorageOutside, compile_with, joined
 
 
 def group_of(root: Path, sizes: list[tuple[int, float]]) -> Group:
@@ -165,7 +165,7 @@ def test_tasks_that_share_a_tensor_of_a_base_come_together(tmp_path: Path) -> No
                 "output": str(tmp_path / f"{name}-out.safetensors"),
             }
         )
-        parts.append(compile_with(plan, Outside(Options()), graph))
+        parts.append(compile_with(plan, StorageOutside(Options()), graph))
     program = joined(parts).program
     tasks = plan_tasks(program, [blueprint(group, 1 << 20) for group in program.groups])
     labels = [task.segments[0][0].labels[0] for task in tasks if isinstance(task, Tile)]

@@ -18,10 +18,10 @@ from surgery_jax.core.dtypes import BY_NAME, by_numpy
 from surgery_jax.core.specs import Spec, parse_size
 from surgery_jax.execute.reservations import device_bytes
 from surgery_jax.kit.base import TensorOp
-from surgery_jax.lora.factors import AddFactors, ExtractFactors, Spectrum
+from surgery_jax.lora.factors import AddFactors, ChangeEnergies, ExtractFactors
 from surgery_jax.ops.matmul import Matmul
 from surgery_jax.ops.permute import Permute
-from surgery_jax.ops.phlora import Factors, LowRank
+from surgery_jax.ops.phlora import BestFactors, LowRank
 from surgery_jax.reports.simulate import Machines, simulate
 
 __all__ = ["Bench", "read_checkpoint"]  # what the programs below take from here
@@ -83,9 +83,9 @@ def cases() -> dict[str, tuple[TensorOp, list[np.ndarray]]]:
         (LowRank(5, "auto"), [near(5, "float32", 2003, 41)]),
         (LowRank(30, "auto"), [near(30, "float32", 1999, 40)]),
         (LowRank(30, "exact"), [near(30, "float32", 50, 57)]),
-        (Factors(4, "auto"), [near(4, "bfloat16", 1501, 33)]),
-        (Factors(4, "auto"), [near(4, "float16", 33, 1501)]),
-        (Factors(4, "auto"), [near(4, "float64", 1501, 33)]),
+        (BestFactors(4, "auto"), [near(4, "bfloat16", 1501, 33)]),
+        (BestFactors(4, "auto"), [near(4, "float16", 33, 1501)]),
+        (BestFactors(4, "auto"), [near(4, "float64", 1501, 33)]),
     ]
     for turned, shape in ((False, (901, 50)), (True, (3, 50, 501))):
         base = drawn("float32", *shape)
@@ -96,7 +96,7 @@ def cases() -> dict[str, tuple[TensorOp, list[np.ndarray]]]:
         adapter = [drawn("float32", 4 * many, inner), drawn("float32", out, 4 * many)]
         found.append((AddFactors((turned,), (0.5,)), [base.astype(ml_dtypes.bfloat16), *adapter]))
     base = drawn("bfloat16", 901, 50)
-    found.append((Spectrum(4, "auto"), [base, (base + near(4, "bfloat16", 901, 50)).astype(base.dtype)]))
+    found.append((ChangeEnergies(4, "auto"), [base, (base + near(4, "bfloat16", 901, 50)).astype(base.dtype)]))
     named = {}
     for number, (op, arrays) in enumerate(found):
         shapes = " ".join("x".join(map(str, array.shape)) for array in arrays)
@@ -166,7 +166,7 @@ def error_of(op: TensorOp, arrays: list[np.ndarray], found: list[np.ndarray]) ->
             pairs = [(made[0], np.matmul(*wide))]
     elif isinstance(op, LowRank):
         pairs = [(made[0], best(wide[0], op.rank))]
-    elif isinstance(op, Factors):
+    elif isinstance(op, BestFactors):
         pairs = [(made[1] @ made[0], best(wide[0], op.rank))]
     elif isinstance(op, AddFactors):
         pairs = [(made[0], merged(op, *wide))]
@@ -180,7 +180,7 @@ def error_of(op: TensorOp, arrays: list[np.ndarray], found: list[np.ndarray]) ->
         pairs = [(product, best(change, int(op.rank))), (made[2][0], np.square(change).sum())]
         pairs.append((made[2][1], np.square(rest).sum()))
     else:
-        assert isinstance(op, Spectrum)
+        assert isinstance(op, ChangeEnergies)
         change = wide[1] - wide[0]
         energies = np.square(np.linalg.svd(change, compute_uv=False))
         pairs = [(made[0][0, 0], np.square(change).sum()), (made[0][0, 2:], energies[: op.count])]

@@ -14,7 +14,7 @@ from running import Bench
 from surgery_jax.core.dtypes import BY_NAME
 from surgery_jax.core.errors import Mark, Problems
 from surgery_jax.core.specs import Spec
-from surgery_jax.graph.namespace import Model, Namespace, Slot
+from surgery_jax.graph.namespace import Binding, Namespace, SymbolicModel
 from surgery_jax.graph.node import Graph, Node
 from surgery_jax.kit.made import Constant
 
@@ -54,7 +54,7 @@ def change(space: Namespace, plain: Plain, what: str, alias: str, name: str, num
         plain.clear()
         plain.update(renamed)
     elif what == "create" and name not in there:
-        space.writable(alias).add(name, Slot(version(number)))
+        space.writable(alias).add(name, Binding(version(number)))
         there[name] = (number, 0, 1)
     elif name not in there:
         return
@@ -97,7 +97,7 @@ def test_copies_are_independent_whatever_happens_to_them(changes: list[tuple[int
 def test_a_copy_shares_a_model_until_one_of_the_two_changes_it() -> None:
     space = Namespace({}, {})
     for alias in ALIASES:
-        space.add(alias).add("w", Slot(version(1)))
+        space.add(alias).add("w", Binding(version(1)))
     twin = space.copy()
     assert all(space.models[alias] is twin.models[alias] for alias in ALIASES)
     twin.rebind("a", "w", version(2))
@@ -112,10 +112,10 @@ def test_a_copy_shares_a_model_until_one_of_the_two_changes_it() -> None:
 
 def test_dry_run_gives_back_what_was_before_with_aliases_that_were_managed_meanwhile() -> None:
     space = Namespace({"m": None}, {"m": ("m.safetensors", Mark("p", 1, 1))})
-    space.add("other").add("w", Slot(version(1)))
+    space.add("other").add("w", Binding(version(1)))
     dry = space.dry()
-    model = Model()
-    model.add("w", Slot(version(5)))
+    model = SymbolicModel()
+    model.add("w", Binding(version(5)))
     dry.opened("m", model)
     dry.rebind("m", "w", version(6))
     dry.rebind("other", "w", version(7))

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgery_jax.core.errors import PlanError
-from surgery_jax.language.expressions import FUNCTIONS, Named, Work, evaluate, is_expression
+from surgery_jax.language.expressions import ExpressionBudget, Named, evaluate, is_expression
+from surgery_jax.language.functions import FUNCTIONS
 
 NAMES = {"n": 3, "x": 2.5, "w": "word", "xs": [3, 1, 2], "m": {"key": 7, "deep": {"a": [1, 2]}}, "none": None}
 
@@ -106,7 +107,7 @@ def test_what_would_be_large_or_take_long_is_refused_soon(text):
 
 
 def test_several_expressions_share_what_they_may_do():
-    work = Work(steps=100)
+    work = ExpressionBudget(steps=100)
     with pytest.raises(PlanError, match="too many steps"):
         for _ in range(100):
             evaluate("1 + 1", {}, work)

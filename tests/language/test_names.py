@@ -12,8 +12,8 @@ from surgery_jax.core.errors import Mark, PlanError
 from surgery_jax.language.document import node_of
 from surgery_jax.language.names import (
     NameIndex,
-    Range,
     Selector,
+    Stride,
     could_produce,
     literal,
     parse_reference,
@@ -59,8 +59,8 @@ def outcome(text, default):
         ("a::w::[0]", "d", ("a", "w", (0,))),
         ("::w::[0]", "d", ("d", "w", (0,))),
         ("a::w::[0]", None, ("a", "w", (0,))),
-        ("w::[::2]", "d", ("d", "w", (Range(None, None, 2),))),
-        ("a::w::[0, 1::2]", None, ("a", "w", (0, Range(1, None, 2)))),
+        ("w::[::2]", "d", ("d", "w", (Stride(None, None, 2),))),
+        ("a::w::[0, 1::2]", None, ("a", "w", (0, Stride(1, None, 2)))),
         (" w ", "d", ("d", " w ", None)),
         ("[::2]", None, ("[", "2]", None)),
     ],

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgery_jax.core.errors import PlanError
-from surgery_jax.language.slices import Indices, Range, check_not_clamped, parse_slice, resolve_slice
+from surgery_jax.language.slices import Indices, Stride, check_not_clamped, parse_slice, resolve_slice
 
 BOUNDS = st.none() | st.integers(-7, 7)
-PARTS = st.lists(st.integers(-5, 5) | st.builds(Range, BOUNDS, BOUNDS, st.none() | st.integers(1, 4)), max_size=4).map(
+PARTS = st.lists(st.integers(-5, 5) | st.builds(Stride, BOUNDS, BOUNDS, st.none() | st.integers(1, 4)), max_size=4).map(
     tuple
 )
 
@@ -45,10 +45,10 @@ def test_a_printed_slice_is_read_back(parts, blank):
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("[]", ()), ("[ ]", ()), ("[+1]", (1,)), ("[1_0]", (10,)), ("[0:4:]", (Range(0, 4, None),)),
-        ("[[3, -1], 0:2]", (Indices((3, -1)), Range(0, 2, None))),
-        ("[:,[0]]", (Range(None, None, None), Indices((0,)))),
-        ("[0 : 3]", (Range(0, 3, None),)), ("[::2]", (Range(None, None, 2),)), ("[0::2, 1]", (Range(0, None, 2), 1)),
+        ("[]", ()), ("[ ]", ()), ("[+1]", (1,)), ("[1_0]", (10,)), ("[0:4:]", (Stride(0, 4, None),)),
+        ("[[3, -1], 0:2]", (Indices((3, -1)), Stride(0, 2, None))),
+        ("[:,[0]]", (Stride(None, None, None), Indices((0,)))),
+        ("[0 : 3]", (Stride(0, 3, None),)), ("[::2]", (Stride(None, None, 2),)), ("[0::2, 1]", (Stride(0, None, 2), 1)),
     ],
 )  # fmt: skip
 def test_these_texts_are_slices(text, parts):
@@ -68,7 +68,7 @@ def test_these_texts_are_no_slices(text):
 SETS = st.lists(st.integers(-3, 2), min_size=1, max_size=5).map(lambda places: Indices(tuple(places)))
 
 
-@given(st.tuples(SETS | st.just(Range(None, None, None)), SETS | st.just(Range(None, 2, None))))
+@given(st.tuples(SETS | st.just(Stride(None, None, None)), SETS | st.just(Stride(None, 2, None))))
 def test_index_sets_select_what_numpy_selects_along_each_axis(parts):
     array = np.arange(36).reshape(3, 3, 4)
     sets = [np.arange(3)[list(p.places) if isinstance(p, Indices) else slice(p.start, p.stop)] for p in parts]

@@ -9,7 +9,7 @@ import oracle
 from cases import References, gaussian, gaussian_pair
 
 from surgery_jax.core.dtypes import BY_NAME
-from surgery_jax.lora.factors import AddFactors, ExtractFactors, Spectrum
+from surgery_jax.lora.factors import AddFactors, ChangeEnergies, ExtractFactors
 
 
 def change(base: np.ndarray, tuned: np.ndarray, turned: bool) -> np.ndarray:
@@ -81,10 +81,10 @@ REFERENCES: References = {
         extracted,
         assert_extracted,
     ),
-    "Spectrum": (
+    "ChangeEnergies": (
         [
-            (Spectrum(2, "auto"), gaussian_pair("bfloat16", 6, 5)),
-            (Spectrum(5, "auto"), gaussian_pair("float32", 3, 6, 5)),
+            (ChangeEnergies(2, "auto"), gaussian_pair("bfloat16", 6, 5)),
+            (ChangeEnergies(5, "auto"), gaussian_pair("float32", 3, 6, 5)),
         ],
         lambda op, base, tuned: spectrum(op.count, base, tuned),
         "single",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgery_jax.mergekit.layers import Stack, is_buffer, is_entrance, stacks_of
+from surgery_jax.mergekit.layers import LayerStack, is_buffer, is_entrance, stacks_of
 from surgery_jax.mergekit.patterns import pattern_of
 
 
@@ -19,31 +19,38 @@ def names(prefix: str, count: int) -> list[str]:
 @pytest.mark.parametrize(
     ("found", "config", "stacks"),
     [
-        (names("model.layers", 3), {"num_hidden_layers": 3}, [Stack("model.layers", 3, (("num_hidden_layers",),))]),
-        (names("transformer.h", 2), {"n_layer": 2}, [Stack("transformer.h", 2, (("n_layer",),))]),
+        (
+            names("model.layers", 3),
+            {"num_hidden_layers": 3},
+            [LayerStack("model.layers", 3, (("num_hidden_layers",),))],
+        ),
+        (names("transformer.h", 2), {"n_layer": 2}, [LayerStack("transformer.h", 2, (("n_layer",),))]),
         (
             [*names("language_model.layers", 3), *names("vision_tower.blocks", 2), *names("projector", 2)],
             {"text_config": {"num_hidden_layers": 3}, "vision_config": {"depth": 2}},
             [
-                Stack("language_model.layers", 3, (("text_config", "num_hidden_layers"),)),
-                Stack("vision_tower.blocks", 2, (("vision_config", "depth"),)),
+                LayerStack("language_model.layers", 3, (("text_config", "num_hidden_layers"),)),
+                LayerStack("vision_tower.blocks", 2, (("vision_config", "depth"),)),
             ],
         ),
         (
             [*names("encoder.block", 2), *names("decoder.block", 2)],
             {"num_layers": 2, "num_decoder_layers": 2},
-            [Stack("decoder.block", 2, (("num_decoder_layers",),)), Stack("encoder.block", 2, (("num_layers",),))],
+            [
+                LayerStack("decoder.block", 2, (("num_decoder_layers",),)),
+                LayerStack("encoder.block", 2, (("num_layers",),)),
+            ],
         ),
-        (names("model.layers", 3), {}, [Stack("model.layers", 3)]),
+        (names("model.layers", 3), {}, [LayerStack("model.layers", 3)]),
         ([*names("model.layers", 2), "mlp.3.w"], {"num_hidden_layers": 2, "max_window_layers": 2}, None),
         (["model.layers.0.experts.0.w", "model.layers.0.experts.1.w"], {"num_hidden_layers": 1}, None),
         (["model.layers.1.w", "model.layers.2.w"], {}, []),
     ],
 )
-def test_stacks_are_found_by_names_and_counts(found: list[str], config: dict, stacks: list[Stack] | None) -> None:
+def test_stacks_are_found_by_names_and_counts(found: list[str], config: dict, stacks: list[LayerStack] | None) -> None:
     expected = stacks
     if expected is None:
-        expected = [Stack("model.layers", config["num_hidden_layers"], (("num_hidden_layers",),))]
+        expected = [LayerStack("model.layers", config["num_hidden_layers"], (("num_hidden_layers",),))]
     assert stacks_of(found, config) == expected
 
 

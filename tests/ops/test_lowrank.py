@@ -28,7 +28,7 @@ from surgery_jax.numerics import lanczos, lowrank
 from surgery_jax.numerics.blas import one_thread_each
 from surgery_jax.numerics.kernels import DeviceKernel, HostKernel
 from surgery_jax.numerics.lowrank import METHODS, factors, singular_values
-from surgery_jax.ops.phlora import Factors, LowRank
+from surgery_jax.ops.phlora import BestFactors, LowRank
 
 
 def assert_product(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
@@ -45,8 +45,12 @@ REFERENCES: References = {
         lambda op, x: oracle.round_float(np.matmul(*oracle.factors(x, op.rank)[::-1]), x.dtype),
         "close",
     ),
-    "Factors": (
-        [(Factors(2), [ordinary(n, *shape)]) for n in ("float32", "float16", "float64") for shape in ((6, 4), (3, 5))],
+    "BestFactors": (
+        [
+            (BestFactors(2), [ordinary(n, *shape)])
+            for n in ("float32", "float16", "float64")
+            for shape in ((6, 4), (3, 5))
+        ],
         lambda op, x: oracle.factors(x, op.rank),
         assert_product,
     ),

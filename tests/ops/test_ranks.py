@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgery_jax.core.errors import PlanError
-from surgery_jax.lora.ranks import Choice, Measured, choose_ranks
+from surgery_jax.lora.ranks import ChangeSpectrum, RankRule, choose_ranks
 
 NOISE = st.sampled_from([0.0, 0.01, 0.3])
 
 
 @st.composite
-def spectra(draw: st.DrawFn) -> list[list[Measured]]:
+def spectra(draw: st.DrawFn) -> list[list[ChangeSpectrum]]:
     """Groups of modules of one shape, with random energies that fall."""
     groups = []
     for number in range(draw(st.integers(1, 4))):
@@ -25,13 +25,13 @@ def spectra(draw: st.DrawFn) -> list[list[Measured]]:
             rng = np.random.default_rng(draw(st.integers(0, 2**20)))
             energies = np.sort(rng.random(min(shape)) ** 4)[::-1] * draw(st.sampled_from([0, 1, 5]))
             table = np.concatenate([[energies.sum(), draw(NOISE)], energies])[None]
-            group.append(Measured(f"{number}.{member}", shape, table))
+            group.append(ChangeSpectrum(f"{number}.{member}", shape, table))
         groups.append(group)
     return groups
 
 
 CHOICES = st.builds(
-    Choice,
+    RankRule,
     budget=st.none() | st.integers(60, 400),
     noise_floor=st.booleans(),
     max_rank=st.none() | st.integers(2, 5),
@@ -39,7 +39,7 @@ CHOICES = st.builds(
 )
 
 
-def chosen(groups: list[list[Measured]], how: Choice) -> list[int] | None:
+def chosen(groups: list[list[ChangeSpectrum]], how: RankRule) -> list[int] | None:
     """The ranks; None where the budget pays for none, which must be true then."""
     try:
         return choose_ranks(groups, how)
@@ -52,16 +52,16 @@ def chosen(groups: list[list[Measured]], how: Choice) -> list[int] | None:
 
 
 @given(spectra(), CHOICES)
-def test_a_group_is_as_one_stacked_tensor(groups: list[list[Measured]], how: Choice) -> None:
-    stacked = [[Measured("", group[0].shape, np.concatenate([one.table for one in group]))] for group in groups]
+def test_a_group_is_as_one_stacked_tensor(groups: list[list[ChangeSpectrum]], how: RankRule) -> None:
+    stacked = [[ChangeSpectrum("", group[0].shape, np.concatenate([one.table for one in group]))] for group in groups]
     assert chosen(groups, how) == chosen(stacked, how)
 
 
 @given(spectra(), st.floats(0.1, 1.0), CHOICES)
 def test_every_member_keeps_its_share_and_a_budget_is_never_overdrawn(
-    groups: list[list[Measured]], energy: float, how: Choice
+    groups: list[list[ChangeSpectrum]], energy: float, how: RankRule
 ) -> None:
-    ranks = choose_ranks(groups, Choice(energy=energy))
+    ranks = choose_ranks(groups, RankRule(energy=energy))
     for group, rank in zip(groups, ranks, strict=True):
         for one in group:
             assert one.energies[:rank].sum() >= energy * one.total * (1 - 1e-9)

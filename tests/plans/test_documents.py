@@ -98,6 +98,7 @@ def test_values_speak_of_the_config_as_it_is_at_their_place(model: Path) -> None
     (model.parent / "plan.yaml").write_text(f"""
 params: {{ times: {{ type: int, default: 3 }}, out: {{ type: path }} }}
 named: '${{config.num_attention_heads}}'
+most: .inf
 inputs: [ 'm::{model}' ]
 transforms:
   - config: {{ set: {{ num_attention_heads: 8, deep: {{ list: [1, 2] }} }} }}
@@ -110,6 +111,7 @@ transforms:
               deep.list: '${{[v * n for v in config.deep.list] + [len(config.deep.list)]}}'
               told: 'of \\${{x}} ${{config.model_type}} ${{n}} and ${{named}}'
               old: '${{named}}'
+              heads: '${{min(config.num_attention_heads, most)}}'
 output: '${{out}}'
 """)
     run(load_plan(model.parent / "plan.yaml", f"out={model.parent / 'out'}"), Options(sync=False))
@@ -118,6 +120,7 @@ output: '${{out}}'
     assert found["deep"] == {"list": [2, 4, 4, 3]}
     assert found["told"] == "of ${x} llama 2 and 4"
     assert found["old"] == 4
+    assert found["heads"] == 8 * 3 + 1
 
 
 def test_a_config_of_another_input_is_named_by_its_alias(model: Path) -> None:

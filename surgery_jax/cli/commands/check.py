@@ -10,7 +10,7 @@ from ..streams import emit, name_leftovers
 from ..text import count, json_text
 
 
-class Check(PlanCommand):
+class CheckCommand(PlanCommand):
     """Check a plan without reading a tensor.
 
     Names, shapes, dtypes, assertions on them, outputs and budgets are checked from the headers of the checkpoints. All

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ...reports.compare import Change, Difference
 
 
-class Diff(Command):
+class DiffCommand(Command):
     """Compare two checkpoints: missing, added and changed tensors.
 
     Values are compared exactly, or within an absolute tolerance; NaN equals NaN. The exit code is 1 if anything

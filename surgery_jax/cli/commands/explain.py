@@ -13,7 +13,7 @@ from ..text import count, json_text, seconds, some, table, visible
 
 if TYPE_CHECKING:
     from ...reports.explain import Explanation, GroupAccount
-    from ...reports.simulate import Pass, Simulation
+    from ...reports.simulate import SimulatedPass, Simulation
 
 ROWS = 20  # of moves; more say nothing that the totals do not
 
@@ -111,7 +111,7 @@ def _forecast(simulation: Simulation) -> Iterator[str]:
     yield "  not predicted: passes between these, over tensors whose beginnings the first one finds equal"
 
 
-def _pass(one: Pass) -> Iterator[str]:
+def _pass(one: SimulatedPass) -> Iterator[str]:
     from ...core.specs import format_bytes
 
     hosts = one.hosts

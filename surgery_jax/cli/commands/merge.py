@@ -37,7 +37,7 @@ def _ignored(why: str, *names: str, takes: str = "", negated: bool = False) -> l
     return [Argument(name, f"accepted, changes nothing: {why}", takes, negated=negated) for name in names]
 
 
-class Merge(Command):
+class MergeCommand(Command):
     """Merge models as a configuration of mergekit says, into a directory.
 
     The file is one of mergekit-yaml, mergekit-multi, mergekit-pytorch or mergekit-moe, unchanged; its content tells

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ...reports.replay import Replay as Replayed
 
 
-class Replay(Command):
+class ReplayCommand(Command):
     """Run the plan of a receipt again, and compare every tensor with what the receipt says of it.
 
     Inputs must have the bytes that they had. The exit code is 1 if a tensor differs: then nothing is written.

@@ -29,7 +29,7 @@ def lay_tree(
         StorageError: a dtype that NumPy arrays do not have; names that make no tree.
     """
     scalars, others = told_leaves(metadata, [name for name, _ in tensors], str(path))
-    writer = _Writer(path, max_chunk)
+    writer = _MsgpackWriter(path, max_chunk)
     leaves: list[tuple[str, object]] = [(name, _Tensor(name, spec, name in scalars)) for name, spec in tensors]
     leaves += others.items()
     writer.tree(nest(leaves, str(path)))
@@ -52,7 +52,7 @@ def _plain(value: object) -> bytes:
     return b"\xc0" if value is None else _text(value) if isinstance(value, str) else b"\x80"
 
 
-class _Writer:
+class _MsgpackWriter:
     """msgpack in the shortest forms, as its library writes it, with room for the bytes of tensors."""
 
     def __init__(self, path: Path, max_chunk: int) -> None:

@@ -33,12 +33,12 @@ from .tree import (
     STEP,
     STRINGS,
     TREE,
-    Note,
+    TreeNote,
     read_random_kinds,
     read_table,
     read_tree,
 )
-from .write import Written
+from .write import WrittenTree
 from .zarr import METADATA, describe
 
 __all__ = ["OrbaxFormat"]
@@ -133,8 +133,8 @@ class OrbaxFormat(Format):
         """One file per chunk, of the layout of `StandardCheckpointer`, which every release of Orbax reads."""
         check_local(path, "Orbax checkpoints")
         _check_no_steps(path)
-        note = Note.of(metadata)
-        written = Written(str(path), tensors, note)
+        note = TreeNote.of(metadata)
+        written = WrittenTree(str(path), tensors, note)
         files: list[LaidFile] = []
         places: dict[str, tuple[int, int]] = {}
         rest: dict[str, Parts[int]] = {}
@@ -170,7 +170,7 @@ class OrbaxFormat(Format):
     def part(self, checkpoint: Checkpoint, prefix: str) -> Checkpoint:
         """Also what the tree has there beside tensors."""
         found = super().part(checkpoint, prefix)
-        return replace(found, metadata=Note.of(checkpoint.metadata).below(prefix).metadata())
+        return replace(found, metadata=TreeNote.of(checkpoint.metadata).below(prefix).metadata())
 
 
 # ------------------------------------------------------------------------------------------------ steps and items

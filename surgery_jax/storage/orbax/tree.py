@@ -1,7 +1,7 @@
 """The tree of an Orbax checkpoint: its leaves, and what travels beside them.
 
 What a tree of named tensors cannot say (lists, kinds of leaves, texts, empty containers, kinds of random keys) is a
-`Note`: one text in the metadata of the checkpoint, so that writing it again gives the same tree.
+`TreeNote`: one text in the metadata of the checkpoint, so that writing it again gives the same tree.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
     "STRINGS",
     "TREE",
     "Leaf",
-    "Note",
+    "TreeNote",
     "read_random_kinds",
     "read_table",
     "read_tree",
@@ -48,7 +48,7 @@ _COSTS = {b"{": 184, b"[": 64, b",": 32}  # bytes of memory that a mark of JSON 
 
 
 @dataclass
-class Note:
+class TreeNote:
     """What the tree has beside tensors, by name: the text that travels as metadata."""
 
     lists: list[str] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Note:
     step: object = None  # the same of the step, where it is not all texts
 
     @classmethod
-    def of(cls, metadata: Mapping[str, str]) -> Note:
+    def of(cls, metadata: Mapping[str, str]) -> TreeNote:
         """The note that a checkpoint carries; an empty one if it carries none, or something else under its key."""
         try:
             held = read_json(metadata.get(NOTE, "{}"))
@@ -72,7 +72,7 @@ class Note:
                 setattr(note, key, value)
         return note
 
-    def below(self, prefix: str) -> Note:
+    def below(self, prefix: str) -> TreeNote:
         """The note of a branch of the tree."""
         start = f"{prefix}."
 
@@ -80,7 +80,7 @@ class Note:
             return {name[len(start) :]: word for name, word in table.items() if name.startswith(start)}
 
         lists = [name[len(start) :] for name in self.lists if name.startswith(start)]
-        return Note(lists, kept(self.kinds), kept(self.texts), kept(self.empty), kept(self.random))
+        return TreeNote(lists, kept(self.kinds), kept(self.texts), kept(self.empty), kept(self.random))
 
     def metadata(self) -> dict[str, str]:
         """Nothing for a tree of nested dictionaries of arrays."""
@@ -127,9 +127,9 @@ def read_table(path: Path, what: str) -> object:
     return parse_json(raw, path, what)
 
 
-def read_tree(where: Path, table: object, start: str) -> tuple[list[Leaf], Note]:
+def read_tree(where: Path, table: object, start: str) -> tuple[list[Leaf], TreeNote]:
     """The leaves and all that is no leaf, from the table of a checkpoint, as far as names begin with `start`."""
-    note = Note()
+    note = TreeNote()
     leaves: list[Leaf] = []
     rows = table.get("tree_metadata") if isinstance(table, dict) else None
     if not isinstance(rows, dict):

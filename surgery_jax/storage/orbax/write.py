@@ -10,15 +10,15 @@ from ...core.errors import StorageError
 from ...core.specs import Spec
 from ..keys import nest, split_name
 from ..shards import is_name
-from .tree import COMMIT, KEYS, OWN, STEP, STRINGS, TREE, Note
+from .tree import COMMIT, KEYS, OWN, STEP, STRINGS, TREE, TreeNote
 
-__all__ = ["Written"]
+__all__ = ["WrittenTree"]
 
 
-class Written:
+class WrittenTree:
     """The tree that is written: rows of its table, and the directory of each tensor."""
 
-    def __init__(self, where: str, tensors: Sequence[tuple[str, Spec]], note: Note) -> None:
+    def __init__(self, where: str, tensors: Sequence[tuple[str, Spec]], note: TreeNote) -> None:
         """Raises StorageError for a name or a dtype that Orbax cannot hold."""
         nest(((name, spec) for name, spec in tensors), where)  # no name may be the beginning of another
         self.note = note

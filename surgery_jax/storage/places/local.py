@@ -34,7 +34,7 @@ class _Reader(Reader):
         os.close(self.descriptor)
 
 
-class _Writer(Writer):
+class _LocalWriter(Writer):
     descriptor: int
 
     def __init__(self, path: str) -> None:
@@ -100,7 +100,7 @@ class LocalPlace(Place):
             os.close(descriptor)
 
     def target(self, path: str) -> Writer:
-        return _Writer(path)
+        return _LocalWriter(path)
 
     def publish(self, created: str, path: str) -> None:
         """On the disk as well."""

@@ -159,7 +159,7 @@ class _Table(NamedTuple):
         return cls(tensors, others, keys if isinstance(keys, dict) else {}, places)
 
 
-class _Names(NamedTuple):
+class _TensorNames(NamedTuple):
     """The tensors that are read: the name of each in the table by its name here."""
 
     table: _Table
@@ -167,7 +167,7 @@ class _Names(NamedTuple):
     left_out: tuple[str, ...]
 
 
-def _chosen(path: Path, table: _Table, prefix: str | None) -> _Names:
+def _chosen(path: Path, table: _Table, prefix: str | None) -> _TensorNames:
     """Which tensors are read. Beside a state dict under a key of its own, anything may lie, as in torch files."""
     inner: dict[str, str] = {}
     if table.others:
@@ -181,18 +181,18 @@ def _chosen(path: Path, table: _Table, prefix: str | None) -> _Names:
             found = {name[len(start) :]: full for name, full in names.items() if name.startswith(start)}
             if found:
                 others = ((name[len(start) :], word) for name, word in table.others.items() if name.startswith(start))
-                return _Names(table, found, in_words(others))
+                return _TensorNames(table, found, in_words(others))
         raise no_part(str(path), prefix, table.tensors)
     if not table.tensors:
         words = listing((f"{name} ({word})" for name, word in table.others.items()), 12)
         raise StorageError("the checkpoint holds no tensors", where=str(path), found=words)
     told = in_words(table.others.items())
     if not inner:
-        return _Names(table, {name: name for name in table.tensors}, told)
+        return _TensorNames(table, {name: name for name in table.tensors}, told)
     beside = dict.fromkeys(name.split(".")[0] for name in table.tensors if name not in inner.values())
     if beside:
         told += (f"tensors, read with a part such as #{next(iter(beside))}: {listing(beside, 12)}",)
-    return _Names(table, inner, told)
+    return _TensorNames(table, inner, told)
 
 
 def _read_table(path: Path) -> Mapping[str, object]:

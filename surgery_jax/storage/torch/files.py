@@ -15,7 +15,7 @@ from ..base import Checkpoint, Entry, Format, LaidFile, Layout
 from ..choice import check_first
 from ..files import first_bytes
 from ..shards import ANY_SHARD, cut, index_bytes, own_files
-from .pickles import Writer
+from .pickles import PickleWriter
 from .tables import read_table
 from .tensors import STORAGES, UNTYPED, Tensor, entry_of, read_file
 from .zips import LaidZip, complete_checksums, lay_zip
@@ -168,7 +168,7 @@ def _archives(
 
 
 def _pickle(path: Path, tensors: Sequence[tuple[str, Spec]], bare: bool) -> bytes:
-    writer = Writer()
+    writer = PickleWriter()
     if not bare:
         writer.raw(b"}(")
     for number, (name, spec) in enumerate(tensors):
@@ -180,7 +180,7 @@ def _pickle(path: Path, tensors: Sequence[tuple[str, Spec]], bare: bool) -> byte
     return writer.bytes()
 
 
-def _write_tensor(writer: Writer, path: Path, number: int, name: str, spec: Spec) -> None:
+def _write_tensor(writer: PickleWriter, path: Path, number: int, name: str, spec: Spec) -> None:
     """The call that torch itself would pickle for a row-major tensor with a storage of its own."""
     dtype = spec.dtype.name
     typed = STORAGES.get(dtype)

@@ -2,7 +2,7 @@
 
 A pickle is a program for a stack machine whose instructions include "import this" and "call that". This machine does
 neither: a name stays a `Symbol`, and a call of a name that is not in the caller's own table stays a `Built`. So files
-from elsewhere can at worst be refused. `Writer` makes the few pickles that we write.
+from elsewhere can at worst be refused. `PickleWriter` makes the few pickles that we write.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ..bounds import Allowance, TooLarge
 from ..files import paused_gc
 
-__all__ = ["Built", "PickleRefused", "Symbol", "Writer", "read_pickle"]
+__all__ = ["Built", "PickleRefused", "PickleWriter", "Symbol", "read_pickle"]
 
 
 class PickleRefused(ValueError):
@@ -306,7 +306,7 @@ _INSTRUCTIONS: dict[int, Callable[[_Machine], object]] = {
 }
 
 
-class Writer:
+class PickleWriter:
     """A pickle of protocol 2 made of pieces; values of other kinds than here are not needed."""
 
     def __init__(self) -> None:
