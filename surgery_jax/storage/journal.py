@@ -50,7 +50,18 @@ class Finished(NamedTuple):
 
 def checksum(file: int, offset: int, data: bytes | memoryview) -> int:
     """What one range adds to the sum of a record; in which order they are added does not matter."""
-    return (zlib.crc32(data) + 1) * (2 * (offset ^ file << 48) + 1) & 0xFFFFFFFFFFFFFFFF
+    return (_summed(data) + 1) * (2 * (offset ^ file << 48) + 1) & 0xFFFFFFFFFFFFFFFF
+
+
+try:
+    from blake3 import blake3
+except ImportError:  # a record that was made by the other way is not believed, and its work done again
+    _summed: Callable[[bytes | memoryview], int] = zlib.crc32
+else:
+
+    def _summed(data: bytes | memoryview) -> int:
+        """64 bits of BLAKE3: every byte that is written is summed, and this takes half the time of a CRC."""
+        return int.from_bytes(blake3(data).digest(8), "little")
 
 
 def framed(body: bytes) -> bytes:
