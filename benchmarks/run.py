@@ -309,6 +309,8 @@ def describe(target: Record) -> str:
     """A target in words."""
     label, unit, scale, _ = MEASURES[target["measure"]]
     bounds = [target[key] for key in ("at_least", "at_most") if key in target]
+    if not bounds:  # recorded, whatever it is
+        return f"{label}: {target['of']} / {target['per']}"
     sign = "=" if len(bounds) == 2 else "≤" if "at_most" in target else "≥"
     bound = bounds[0]
     words = f"{label}: {_beyond(target, 'of', 'less', 'count')} {sign} "

@@ -6,7 +6,8 @@ in a directory that holds the inputs; outputs lie in its folder `out`, which is 
 compiled is kept from the untimed run on, as it is between the runs of a user.
 
 Copies and BrainSurgery leave their bytes to the operating system; ours waits until they are on the disk unless told
-`--no-sync`. Each is compared with its like: `ours` with a copy that is synced too, `ours --no-sync` with the rest.
+`--no-sync`. Each is compared with its like: `ours` with a copy that is synced too, `ours --no-sync` with the rest. An
+output that is a directory gets a receipt unless told `--no-receipt`; one file does not.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ EDITORS = {"ours": OURS, "ours --no-sync": OURS_NO_SYNC, "brainsurgery": BRAINSU
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`measure` of side `of`, divided by that of side `per` if there is one, lies within the bounds.
+    """`measure` of side `of`, divided by that of side `per` if there is one, lies within the bounds, or is recorded
+    where there are none.
 
     Before that `less` and `per_less` are subtracted, sides with start-up alone, and the rest is divided by `count` and
     `per_count`, what was done in it.
@@ -486,6 +488,7 @@ LOW_RANK = Suite(
     ),
 )
 
+UNPROVEN = "ours --no-sync --no-receipt"
 MIXTRAL = "plans/upcycle_mixtral.yaml source=base output=out"
 # mergekit says of equal experts that they are not useful without training, and wants a tokenizer.
 MERGEKIT_MOE = " && ".join(
@@ -510,12 +513,14 @@ UPCYCLE = Suite(
                 "floor, direct": "{floor} out base --direct",
                 "ours": f"{{ours}} run --quiet --json {MIXTRAL}",
                 "ours --no-sync": f"{{ours}} run --quiet --json --no-sync {MIXTRAL}",
+                UNPROVEN: f"{{ours}} run --quiet --json --no-sync --no-receipt {MIXTRAL}",
                 "transformers": "{with_torch} out mixtral base",
                 "mergekit-moe": MERGEKIT_MOE,
             },
             (
-                Target("wall_s", "ours --no-sync", per="floor, cached", at_most=1.2),
-                Target("wall_s", "ours --no-sync", per="floor, direct", at_most=1.2),
+                Target("wall_s", UNPROVEN, per="floor, cached", at_most=1.2),
+                Target("wall_s", UNPROVEN, per="floor, direct", at_most=1.2),
+                Target("wall_s", "ours --no-sync", per=UNPROVEN),
                 *(Target("rss_bytes", side, at_most=300e6) for side in ("ours", "ours --no-sync")),
                 *(
                     Target("wall_s", side, per="ours --no-sync", at_least=4)
@@ -532,7 +537,50 @@ UPCYCLE = Suite(
     ),
 )
 
-SUITES = {"storage": STORAGE, "batch": BATCH, "orbax": ORBAX, "lowrank": LOW_RANK, "upcycle": UPCYCLE}
+
+def proven(plan: str, about: str, *inputs: str, computes: bool) -> Row:
+    """A plan whose output is a directory, with the receipt that it gets, with one without digests of tensors, and
+    without any."""
+    sides = {
+        name: f"{{ours}} run --quiet --json {options} {{plan}} output=out".replace("  ", " ")
+        for name, options in {
+            "ours": "",
+            "ours --digest none": "--digest none",
+            "ours --no-receipt": "--no-receipt",
+        }.items()
+    }
+    # of bytes that are only moved it is recorded what proof costs
+    target = Target("wall_s", "ours", per="ours --no-receipt", at_most=1.1 if computes else None)
+    return Row(plan.removesuffix(".yaml").replace("_", " "), about, sides, (target,), inputs=inputs, plan=plan)
+
+
+DIGESTS = Suite(
+    about="What receipts cost, whose inputs are known already; and what it takes to verify an output.",
+    inputs=MODELS | {"proven": "make_proven.py base"},
+    rows=(
+        proven("rename.yaml", "every tensor under another name", "base", computes=False),
+        proven("upcycle.yaml", "dense model to two experts", "base", computes=False),
+        proven("cast.yaml", "bfloat16 to float32", "base", computes=True),
+        proven("task_arithmetic.yaml", "differences of three models", "base", "first", "second", computes=True),
+        Row(
+            "verify",
+            "every tensor and file of an output compared with its receipt",
+            {"cat": "cat proven/* > /dev/null", "ours": "{ours} verify --quiet --json proven"},
+            (Target("wall_s", "ours", per="cat", at_most=1.25),),
+            inputs=("base", "proven"),
+            cold=True,
+        ),
+    ),
+)
+
+SUITES = {
+    "storage": STORAGE,
+    "batch": BATCH,
+    "orbax": ORBAX,
+    "lowrank": LOW_RANK,
+    "upcycle": UPCYCLE,
+    "digests": DIGESTS,
+}
 
 
 def guarded(baseline: str, tiny: str, plan: str, *inputs: str) -> Row:

@@ -100,6 +100,11 @@ def test_a_met_target_is_0_and_a_missed_one_is_1(
     assert exit_code(wrong="false") == 1
 
 
+def test_what_has_no_bounds_is_recorded(harness: Any) -> None:
+    found = judged(harness, {"slow": [3.0], "fast": [2.0]}, of="slow", per="fast")
+    assert found["value"] == 1.5 and found["met"] and harness.run.describe(found) == "wall: slow / fast"
+
+
 def test_a_row_without_room_on_the_disk_is_left_out(harness: Any, tmp_path: Path) -> None:
     target = harness.suites.Target("wall_s", "side", at_most=1)
     row = harness.suites.Row("huge", "", {"side": "false"}, (target,), disk_bytes=1e30)
