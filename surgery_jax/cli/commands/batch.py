@@ -53,6 +53,19 @@ class Batch(Command):
             parse=whole,
         ),
         Argument("--record", "file that remembers finished jobs (default: JOBS with .done)", "PATH", completes="file"),
+        Argument(
+            "--task",
+            "run only the share of task I of N, beside the others: I/N; auto (default): what a Slurm array or the "
+            "workers of a TPU say; auto/N, for an indexed Job; none: all jobs, alone",
+            "I/N",
+            default="auto",
+        ),
+        Argument(
+            "--lease",
+            "seconds without a sign of life after which other tasks take over what one was at work on (default: 120)",
+            "SECONDS",
+            parse=float,
+        ),
         *BUDGETS,
         SHARD_SIZE,
         OVERWRITE,
@@ -69,10 +82,16 @@ class Batch(Command):
 
     def run(self, args: Namespace) -> int:
         from ...session.batch import batch
+        from ...session.claims import LEASE
         from ..failures import warn
         from ..progress import shown
 
         with shown(args.quiet) as display:
+
+            def say(text: str) -> None:
+                if display is not None:
+                    display.clear()
+                note(visible(text))
 
             def tell(job: JobReport) -> None:
                 if display is not None:
@@ -92,8 +111,11 @@ class Batch(Command):
                 stop_on_failure=args.stop_on_failure,
                 only_check=args.check,
                 record=args.record,
+                task=args.task,
+                lease=LEASE if args.lease is None else args.lease,
                 progress=display,
                 tell=tell,
+                notify=say,
             )
         if args.json:
             emit(json_text(report.as_json()))
@@ -124,7 +146,9 @@ def _lines(report: BatchReport) -> Iterator[str]:
         for job in report.jobs
     ]
     yield from table([("job", "status", "output", "tensors", "bytes"), *rows], right=(3, 4))
-    yield f"{count(len(report.jobs), 'job')}: " + ", ".join(f"{n} {status}" for status, n in report.counts.items())
+    task = f"task {report.task}, " if report.task else ""
+    told = ", ".join(f"{n} {status}" for status, n in report.counts.items()) or "nothing to do"
+    yield f"{task}{count(len(report.jobs), 'job')}: {told}"
 
 
 def _account(report: BatchReport) -> str:
