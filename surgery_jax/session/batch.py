@@ -23,8 +23,7 @@ from ..execute.options import Options
 from ..hosts.tasks import Task, find_task
 from ..language.jobs import Job, load_jobs
 from ..language.plan import Plan
-from ..storage import formats
-from .batch_jobs import DOCUMENT, Conflicts, JointPass
+from .batch_jobs import Conflicts, FilesNow, JointPass
 from .claims import LEASE, Claim, Claims, Lost
 from .compiled import compile_with
 from .finished import FinishedJobs, key_of
@@ -115,7 +114,7 @@ class _Batch:
         self.ledger = ledger
         self._how = how
         self._conflicts = Conflicts(jobs)
-        self._files: dict[str, Sequence[str]] = {}
+        self._files = FilesNow()
         self._waiting: dict[int, Claim | None] = {}  # jobs that others are, or were, at work on
 
     def share(self, task: Task) -> list[int]:
@@ -221,7 +220,7 @@ class _Batch:
             SurgeryError: that cannot be found out, or it is at odds with another job.
         """
         for known in self.ledger.finished.of(key):
-            if known.holds(self._files_of):
+            if known.holds(self._files.of):
                 self._conflicts.note(number, list(known.outputs), known.inputs)
                 self.ledger.end(number, "skipped", outputs=tuple(known.outputs))
                 return True
@@ -255,19 +254,6 @@ class _Batch:
                 told = text
                 self._how.notify(text)
             time.sleep(min(POLL_S, *(claim.lease / 8 for claim in self._waiting.values() if claim is not None)))
-
-    def _files_of(self, path: str) -> Sequence[str]:
-        """The files of an input as it is now; of a base they are looked up once for all jobs.
-
-        Raises:
-            StorageError: it cannot be read.
-        """
-        if path.startswith(DOCUMENT):
-            return (path.removeprefix(DOCUMENT),)
-        if path not in self._files:
-            place, _ = formats.split_part(path)
-            self._files[path] = (place,) if formats.is_one_file(place) else formats.open_checkpoint(path).files
-        return self._files[path]
 
     # -- passes -------------------------------------------------------------------------------------------------
 

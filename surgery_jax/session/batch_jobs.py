@@ -11,6 +11,7 @@ from ..core.errors import PlanError
 from ..execute.options import Options
 from ..graph.node import Graph
 from ..language.jobs import Job
+from ..storage import formats
 from ..storage.base import Checkpoint, Single
 from ..storage.documents import DocumentText
 from ..storage.identity import Identity
@@ -18,7 +19,7 @@ from .compiled import StorageOutside
 from .finished import FileState, states_of
 from .ledger import Ready
 
-__all__ = ["DOCUMENT", "Conflicts", "JobHeaders", "JointPass"]
+__all__ = ["Conflicts", "FilesNow", "JobHeaders", "JointPass"]
 
 MAX_FILES = 200  # of the outputs of a pass: they are open all the time
 MAX_NODES = 500_000  # of the graph of a pass, some hundred bytes each
@@ -71,6 +72,26 @@ class JointPass:
         """Whether more jobs would take too much at once."""
         files = sum(len(layout.files) for ready in self.jobs for _, layout in ready.compiled.outputs)
         return files >= MAX_FILES or self.graph.size >= MAX_NODES
+
+
+class FilesNow:
+    """The files of inputs as they are now; those of a base are looked up once for all jobs."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Sequence[str]] = {}
+
+    def of(self, path: str) -> Sequence[str]:
+        """Those of one input.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        if path.startswith(DOCUMENT):
+            return (path.removeprefix(DOCUMENT),)
+        if path not in self._known:
+            place, _ = formats.split_part(path)
+            self._known[path] = (place,) if formats.is_one_file(place) else formats.open_checkpoint(path).files
+        return self._known[path]
 
 
 class Conflicts:

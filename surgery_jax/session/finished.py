@@ -29,7 +29,7 @@ from ..storage.files import check_regular, parse_json, storage_error
 from ..storage.notices import put
 from ..storage.stages import try_lock
 
-__all__ = ["FileState", "FinishedJobs", "FinishedJob", "key_of", "states_of"]
+__all__ = ["FileState", "FinishedJob", "FinishedJobs", "key_of", "states_of"]
 
 _ATTEMPTS = 10
 MAX_BYTES = 256 << 20  # of an untrusted record: 10 000 jobs of 100 files take 10 MB

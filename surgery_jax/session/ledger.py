@@ -15,7 +15,7 @@ from ..graph.roots import Symbolic
 from ..language.jobs import Job
 from .claims import Claims
 from .compiled import Compiled, Outputs
-from .finished import FileState, FinishedJobs, FinishedJob, states_of
+from .finished import FileState, FinishedJob, FinishedJobs, states_of
 
 __all__ = ["BatchReport", "JobReport", "Ledger", "Ready", "amounts"]
 

@@ -58,7 +58,7 @@ def _row(loads: Sequence[Load]) -> list[int]:
     """All jobs, those that read the same next to each other: what saves most when it is read once comes first."""
     readers = Counter(path for load in loads for path in load.inputs)
     sizes = {path: size for load in loads for path, size in load.inputs.items()}
-    shared = sorted((path for path in sizes if readers[path] > 1), key=lambda at: (-sizes[at] * (readers[at] - 1), at))
+    shared = sorted((path for path in sizes if readers[path] > 1), key=lambda at: -sizes[at] * (readers[at] - 1))
     ranks = {path: rank for rank, path in enumerate(shared)}
     keys = [sorted(ranks[path] for path in load.inputs if path in ranks) for load in loads]
     return sorted(range(len(loads)), key=lambda number: (not keys[number], keys[number], number))

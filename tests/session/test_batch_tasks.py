@@ -15,6 +15,7 @@ from running import write_checkpoint
 from surgery_jax import BatchReport, Options, StorageError, batch
 from surgery_jax.language.jobs import load_jobs
 from surgery_jax.session.finished import FinishedJobs, key_of
+from surgery_jax.session.standing import standing
 
 PLAN = """\
 tuned: none
@@ -232,3 +233,29 @@ def test_a_record_folder_of_something_else_is_refused(place):
         (finished.folder / f"{key('00')}.done").write_text("nothing")
         with pytest.raises(StorageError, match="not a record of finished jobs"):
             finished.of(key("00"))
+
+
+def test_the_summary_tells_what_is_done_failed_running_and_left(place):
+    Path("runs/00.safetensors").write_bytes(b"nothing")
+    seen = []
+
+    def look(done: int, total: int) -> None:
+        seen.append(standing("jobs.yaml").counts)
+        if seen[-1]["done"]:
+            raise KeyboardInterrupt
+
+    assert standing("jobs.yaml").counts == {"done": 0, "failed": 0, "running": 0, "left": 12}
+    with pytest.raises(KeyboardInterrupt):
+        batch("jobs.yaml", FAST, task="1/1", together=4, progress=look)
+    assert seen[0] == {"done": 0, "failed": 1, "running": 4, "left": 7}
+    said = {"state": "held", "host": "node7", "process": 42, "boot": "another", "lease": 60, "why": ""}
+    claim = Path("jobs.yaml.done.tasks") / f"{key('11')}.1.claim"
+    claim.write_text(json.dumps(said))
+    told = standing("jobs.yaml")
+    assert told.counts == {"done": 4, "failed": 1, "running": 1, "left": 6}
+    jobs = {job.name: job for job in told.jobs}
+    assert "runs/00.safetensors" in jobs["00"].why
+    assert (jobs["01"].status, jobs["01"].outputs) == ("done", ("out/01.safetensors",))
+    assert (jobs["11"].status, jobs["11"].by) == ("running", "process 42 on node7")
+    os.utime(claim, (0, 0))
+    assert (standing("jobs.yaml").jobs[-1].status, standing("jobs.yaml").jobs[-1].by) == ("left", "process 42 on node7")

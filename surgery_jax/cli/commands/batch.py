@@ -43,6 +43,7 @@ class Batch(Command):
         Argument("jobs", "file of jobs", "JOBS", completes="plan"),
         Argument("overrides", "key=value for the plan of every job", "KEY=VALUE", many=True, optional=True),
         Argument("--check", "find what headers can tell, and run nothing"),
+        Argument("--summary", "tell which jobs are done, failed, running and left, of all tasks, and run nothing"),
         Argument("--again", "also run jobs that are finished"),
         Argument("--stop-on-failure", "start no more jobs after one has failed"),
         Argument(
@@ -81,6 +82,8 @@ class Batch(Command):
     )
 
     def run(self, args: Namespace) -> int:
+        if args.summary:
+            return _summary(args)
         from ...session.batch import batch
         from ...session.claims import LEASE
         from ..failures import warn
@@ -126,6 +129,27 @@ class Batch(Command):
             if not args.quiet and report.num_passes:
                 note(_account(report))
         return 1 if report.has_failed else 0
+
+
+def _summary(args: Namespace) -> int:
+    """How the batch stands; gives the exit code."""
+    from ...core.errors import PlanError
+    from ...session.standing import standing
+
+    if args.check:
+        raise PlanError("--summary and --check contradict each other")
+    found = standing(args.jobs, options_of(args), overrides=args.overrides or (), record=args.record)
+    if args.json:
+        emit(json_text(found.as_json()))
+        return 0
+    rows = []
+    for job in found.jobs:
+        by = f"{job.by}, heard of {seconds(job.age_s)} ago" if job.age_s is not None else some(job.outputs, 2)
+        rows.append((job.name, job.status, "; ".join(filter(None, (by, " ".join(job.why.split()))))))
+    told = ", ".join(f"{number} {status}" for status, number in found.counts.items())
+    lines = [*table([("job", "status", ""), *rows]), f"{count(len(rows), 'job')}: {told}"]
+    emit(visible("\n".join(lines)))
+    return 0
 
 
 def _lines(report: BatchReport) -> Iterator[str]:
