@@ -29,7 +29,7 @@ from ..storage.files import check_regular, parse_json, storage_error
 from ..storage.notices import put
 from ..storage.stages import try_lock
 
-__all__ = ["FileState", "FinishedJob", "FinishedJobs", "key_of", "states_of"]
+__all__ = ["FileState", "FinishedJob", "FinishedJobs", "folder_of", "key_of", "states_of"]
 
 _ATTEMPTS = 10
 MAX_BYTES = 256 << 20  # of an untrusted record: 10 000 jobs of 100 files take 10 MB
@@ -76,6 +76,11 @@ def key_of(plan: Plan, options: Options) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
+def folder_of(record: str) -> Path:
+    """The folder beside a record in which the tasks of a batch keep what they tell each other."""
+    return Path(f"{record}.tasks")
+
+
 class FinishedJobs:
     """The record of finished jobs. `is_kept` False only looks: nothing is written, and the file may be missing.
     `is_shared`: others may add to it at the same time, if they share it as well."""
@@ -87,7 +92,7 @@ class FinishedJobs:
             StorageError: it cannot be opened, is no such record, or another batch is using it.
         """
         self.path = path
-        self.folder = Path(f"{path}.tasks")
+        self.folder = folder_of(path)
         self.entries: dict[str, FinishedJob] = {}
         self._is_shared = is_shared
         self._fd: int | None = None

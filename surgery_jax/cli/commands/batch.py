@@ -17,6 +17,7 @@ from ..command import (
     RESUME,
     SHARD_SIZE,
     SIGN,
+    SIMULATE,
     STRICT,
     SYNC,
     Argument,
@@ -44,6 +45,7 @@ class Batch(Command):
         Argument("overrides", "key=value for the plan of every job", "KEY=VALUE", many=True, optional=True),
         Argument("--check", "find what headers can tell, and run nothing"),
         Argument("--summary", "tell which jobs are done, failed, running and left, of all tasks, and run nothing"),
+        SIMULATE,
         Argument("--again", "also run jobs that are finished"),
         Argument("--stop-on-failure", "start no more jobs after one has failed"),
         Argument(
@@ -82,8 +84,11 @@ class Batch(Command):
     )
 
     def run(self, args: Namespace) -> int:
+        _check_one_of(args)
         if args.summary:
             return _summary(args)
+        if args.simulate is not None:
+            return _simulate(args)
         from ...session.batch import batch
         from ...session.claims import LEASE
         from ..failures import warn
@@ -131,13 +136,45 @@ class Batch(Command):
         return 1 if report.has_failed else 0
 
 
+def _check_one_of(args: Namespace) -> None:
+    """Whether at most one thing is asked for that is not to run.
+
+    Raises:
+        PlanError: it is not.
+    """
+    from ...core.errors import PlanError
+
+    given = {"--check": args.check, "--summary": args.summary, "--simulate": args.simulate is not None}
+    asked = [word for word, is_given in given.items() if is_given]
+    if len(asked) > 1:
+        raise PlanError(f"{' and '.join(asked)} contradict each other")
+
+
+def _simulate(args: Namespace) -> int:
+    """How the batch would go on other machines, a task on each; gives the exit code."""
+    from ...reports.simulate import parse_machines, simulate_batch
+    from ...session.rehearsal import rehearsed
+    from .explain import forecast_lines
+
+    options, machines = options_of(args), parse_machines(args.simulate)
+    shares = rehearsed(
+        args.jobs,
+        machines.hosts,
+        options,
+        overrides=args.overrides or (),
+        together=max(args.together, 1),
+        record=args.record,
+    )
+    programs = ([compiled.passes for compiled in share] for share in shares)
+    forecast = simulate_batch(programs, options, machines)
+    emit(json_text(forecast.as_json()) if args.json else "\n".join(forecast_lines(forecast)))
+    return 0
+
+
 def _summary(args: Namespace) -> int:
     """How the batch stands; gives the exit code."""
-    from ...core.errors import PlanError
     from ...session.standing import standing
 
-    if args.check:
-        raise PlanError("--summary and --check contradict each other")
     found = standing(args.jobs, options_of(args), overrides=args.overrides or (), record=args.record)
     if args.json:
         emit(json_text(found.as_json()))
