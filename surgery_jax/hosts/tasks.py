@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..core.errors import PlanError
 
-__all__ = ["Task", "find_task"]
+__all__ = ["BatchTask", "find_task"]
 
 _EXPECTED = "--task I/N with I from 1 to N, auto, auto/N, or none"
 _SLURM = "SLURM_ARRAY_TASK_"
@@ -20,7 +20,7 @@ _MOST = 100_000  # tasks
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class BatchTask:
     """One of several processes that share a batch: `number` counts from 1; `source` are the variables that say so,
     empty if the caller does."""
 
@@ -41,7 +41,7 @@ class _Found:
     count: int | None
 
 
-def find_task(word: str, environ: Mapping[str, str]) -> Task | None:
+def find_task(word: str, environ: Mapping[str, str]) -> BatchTask | None:
     """The task that `word` means: `I/N`, which counts from 1; `auto`, what the variables of a Slurm array, an indexed
     Job of Kubernetes or the workers of a Cloud TPU say; `auto/N`, the same where only N says how many there are;
     `none`. None: the batch is not shared.
@@ -62,16 +62,16 @@ def find_task(word: str, environ: Mapping[str, str]) -> Task | None:
         raise PlanError(
             f"no task {number} of {count}", expected=_EXPECTED, hint="tasks are counted from 1: the first is 1/N"
         )
-    return Task(number, count)
+    return BatchTask(number, count)
 
 
-def _automatic(environ: Mapping[str, str], count: int | None) -> Task | None:
+def _automatic(environ: Mapping[str, str], count: int | None) -> BatchTask | None:
     given = {name: value for name, value in environ.items() if value}
     if count == 0:
         raise PlanError("no tasks", expected=_EXPECTED, found="auto/0")
     found = [one for one in (_slurm(given), _tpu(given), _kubernetes(given)) if one is not None and one.count != 1]
     if count == 1:
-        return Task(1, 1)
+        return BatchTask(1, 1)
     if not found:
         if count is None:
             return None
@@ -90,7 +90,7 @@ def _automatic(environ: Mapping[str, str], count: int | None) -> Task | None:
     return told[0]
 
 
-def _counted(found: _Found, count: int | None) -> Task:
+def _counted(found: _Found, count: int | None) -> BatchTask:
     total = found.count or count
     if total is None:
         raise PlanError(
@@ -109,7 +109,7 @@ def _counted(found: _Found, count: int | None) -> Task:
             f"{found.source} says that this is number {found.index}, counted from 0, of {total} tasks",
             hint="write --task auto/N, where N is the number of completions of the Job, or --task I/N",
         )
-    return Task(found.index + 1, total, found.source)
+    return BatchTask(found.index + 1, total, found.source)
 
 
 def _number(given: Mapping[str, str], name: str) -> int:

@@ -27,7 +27,7 @@ from ..execute.tasks import Tile
 from ..graph.node import Node
 from ..io.needs import footprint
 
-__all__ = ["HostForecast", "Machines", "Pass", "Simulation", "parse_machines", "simulate", "simulate_batch"]
+__all__ = ["HostForecast", "Machines", "SimulatedPass", "Simulation", "parse_machines", "simulate", "simulate_batch"]
 
 UNBOUNDED = float("inf")
 
@@ -66,7 +66,7 @@ class HostForecast:
 
 
 @dataclass(frozen=True)
-class Pass:
+class SimulatedPass:
     """All hosts while they go over the data once; they wait for each other at the end."""
 
     hosts: tuple[HostForecast, ...]
@@ -88,7 +88,7 @@ class Simulation:
     """A run as it would be on some machines: its passes over the data, of which the last one writes."""
 
     machines: Machines
-    passes: tuple[Pass, ...]
+    passes: tuple[SimulatedPass, ...]
 
     @property
     def wall_s(self) -> float:
@@ -189,11 +189,11 @@ def simulate_batch(shares: Iterable[Sequence[Sequence[Program]]], options: Optio
                 done += _hosts(work, machines, 1)
         sums = {field.name: sum(getattr(one, field.name) for one in done) for field in dataclasses.fields(HostForecast)}
         hosts.append(HostForecast(**sums | {"peak_buffer_bytes": max(one.peak_buffer_bytes for one in done)}))
-    return Simulation(machines, (Pass(tuple(hosts)),))
+    return Simulation(machines, (SimulatedPass(tuple(hosts)),))
 
 
-def _pass(work: Schedule, machines: Machines) -> Pass:
-    return Pass(_hosts(work, machines, machines.hosts))
+def _pass(work: Schedule, machines: Machines) -> SimulatedPass:
+    return SimulatedPass(_hosts(work, machines, machines.hosts))
 
 
 def _hosts(work: Schedule, machines: Machines, count: int) -> tuple[HostForecast, ...]:

@@ -20,7 +20,7 @@ from ..core.errors import PlanError, SurgeryError, listing
 from ..core.interrupts import check_interrupted
 from ..execute.observers import Observer
 from ..execute.options import Options
-from ..hosts.tasks import Task, find_task
+from ..hosts.tasks import BatchTask, find_task
 from ..language.jobs import Job, load_jobs
 from ..language.plan import Plan
 from .batch_jobs import Conflicts, FilesNow, JointPass
@@ -117,7 +117,7 @@ class _Batch:
         self._files = FilesNow()
         self._waiting: dict[int, Claim | None] = {}  # jobs that others are, or were, at work on
 
-    def share(self, task: Task) -> list[int]:
+    def share(self, task: BatchTask) -> list[int]:
         """The numbers of the jobs of a task, in its order; tells of it if nobody has asked for that task by number.
 
         Raises:

@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Load", "cost", "divide"]
+__all__ = ["JobLoad", "cost", "divide"]
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class JobLoad:
     """A job: the bytes of its inputs, by path. It also computes and writes about as much as its largest input has."""
 
     inputs: Mapping[str, int]
@@ -26,7 +26,7 @@ class Load:
         return max(1, *self.inputs.values(), 1)
 
 
-def cost(loads: Iterable[Load]) -> int:
+def cost(loads: Iterable[JobLoad]) -> int:
     """Bytes of all that one task has to do for some jobs: each input once, and what they compute and write."""
     inputs: dict[str, int] = {}
     total = 0
@@ -36,7 +36,7 @@ def cost(loads: Iterable[Load]) -> int:
     return total + sum(inputs.values())
 
 
-def divide(loads: Sequence[Load], count: int) -> list[list[int]]:
+def divide(loads: Sequence[JobLoad], count: int) -> list[list[int]]:
     """The numbers of the jobs of each of `count` tasks, in the order in which they are best done. Every job is in
     exactly one of them.
 
@@ -54,7 +54,7 @@ def divide(loads: Sequence[Load], count: int) -> list[list[int]]:
     return dealt if is_better else stretches
 
 
-def _row(loads: Sequence[Load]) -> list[int]:
+def _row(loads: Sequence[JobLoad]) -> list[int]:
     """All jobs, those that read the same next to each other: what saves most when it is read once comes first."""
     readers = Counter(path for load in loads for path in load.inputs)
     sizes = {path: size for load in loads for path, size in load.inputs.items()}
@@ -64,7 +64,7 @@ def _row(loads: Sequence[Load]) -> list[int]:
     return sorted(range(len(loads)), key=lambda number: (not keys[number], keys[number], number))
 
 
-def _stretches(loads: Sequence[Load], row: Sequence[int], limit: int, count: int) -> list[list[int]] | None:
+def _stretches(loads: Sequence[JobLoad], row: Sequence[int], limit: int, count: int) -> list[list[int]] | None:
     """The row cut so that no task has more to do than the limit, and none is idle as long as there are jobs; None if
     that takes more tasks."""
     shares: list[list[int]] = [[]]
@@ -84,7 +84,7 @@ def _stretches(loads: Sequence[Load], row: Sequence[int], limit: int, count: int
     return shares + [[] for _ in range(count - len(shares))]
 
 
-def _dealt(loads: Sequence[Load], row: Sequence[int], count: int) -> list[list[int]]:
+def _dealt(loads: Sequence[JobLoad], row: Sequence[int], count: int) -> list[list[int]]:
     """Each job for the task that has least to do with it, the largest first."""
     shares: list[list[int]] = [[] for _ in range(count)]
     done = [0] * count

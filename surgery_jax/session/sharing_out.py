@@ -17,12 +17,12 @@ from ..storage.files import parse_json, storage_error
 from ..storage.formats import place_of_input
 from ..storage.notices import put_first
 from ..storage.places.found import is_local, locate
-from .portions import Load, divide
+from .portions import JobLoad, divide
 
 __all__ = ["loads_of", "shares_of"]
 
 
-def loads_of(plans: Sequence[Plan | None]) -> list[Load]:
+def loads_of(plans: Sequence[Plan | None]) -> list[JobLoad]:
     """What jobs have to read, from the sizes of the files of their inputs; None is a job whose plan is wrong."""
     known: dict[str, tuple[str, int]] = {}
     loads = []
@@ -33,7 +33,7 @@ def loads_of(plans: Sequence[Plan | None]) -> list[Load]:
                 known[entry.path] = _sized(entry.path)
             place, nbytes = known[entry.path]
             inputs[place] = nbytes
-        loads.append(Load(inputs))
+        loads.append(JobLoad(inputs))
     return loads
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgery_jax.core.errors import PlanError
-from surgery_jax.hosts.tasks import Task, find_task
+from surgery_jax.hosts.tasks import BatchTask, find_task
 
 
 def slurm(number: int, first: int, last: int, step: int = 1, count: int | None = None) -> dict[str, str]:
@@ -83,4 +83,4 @@ def test_what_does_not_say_which_task_is_an_error(word, environ, problem):
 def test_the_tasks_of_a_slurm_array_are_all_numbers_each_once(first, count, step):
     last = first + (count - 1) * step
     found = [find_task("auto", slurm(number, first, last, step)) for number in range(first, last + 1, step)]
-    assert found == ([None] if count == 1 else [Task(i, count, "SLURM_ARRAY_TASK_*") for i in range(1, count + 1)])
+    assert found == ([None] if count == 1 else [BatchTask(i, count, "SLURM_ARRAY_TASK_*") for i in range(1, count + 1)])

@@ -6,22 +6,22 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgery_jax.session.portions import Load, cost, divide
+from surgery_jax.session.portions import JobLoad, cost, divide
 
 PATHS = st.sampled_from(["base", "other", "third"])
 
 
 @st.composite
-def batches(draw: st.DrawFn) -> list[Load]:
+def batches(draw: st.DrawFn) -> list[JobLoad]:
     sizes = {path: draw(st.integers(0, 1000)) for path in ("base", "other", "third")}
     loads = []
     for number in range(draw(st.integers(0, 30))):
         inputs = {path: sizes[path] for path in draw(st.sets(PATHS))}
-        loads.append(Load(inputs | {f"tuned {number}": draw(st.integers(0, 1000))}))
+        loads.append(JobLoad(inputs | {f"tuned {number}": draw(st.integers(0, 1000))}))
     return loads
 
 
-def most(loads: Sequence[Load], shares: Sequence[Sequence[int]]) -> int:
+def most(loads: Sequence[JobLoad], shares: Sequence[Sequence[int]]) -> int:
     return max(cost(loads[number] for number in share) for share in shares)
 
 
@@ -44,7 +44,7 @@ def test_no_share_is_larger_than_an_even_one_and_a_job(loads, count):
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=6), st.integers(1, 3))
 def test_jobs_that_share_nothing_are_divided_nearly_as_well_as_can_be(sizes, count):
-    loads = [Load({str(number): size}) for number, size in enumerate(sizes)]
+    loads = [JobLoad({str(number): size}) for number, size in enumerate(sizes)]
     best = min(
         most(loads, [[job for job, task in enumerate(tasks) if task == own] for own in range(count)])
         for tasks in product(range(count), repeat=len(sizes))
@@ -55,7 +55,7 @@ def test_jobs_that_share_nothing_are_divided_nearly_as_well_as_can_be(sizes, cou
 def test_tasks_follow_the_base():
     bases = ["small", "large"] * 20
     sizes = {"small": 100, "large": 130}
-    loads = [Load({base: sizes[base], f"tuned {number}": 100}) for number, base in enumerate(bases)]
+    loads = [JobLoad({base: sizes[base], f"tuned {number}": 100}) for number, base in enumerate(bases)]
     shares = divide(loads, 4)
     read = [{bases[number] for number in share} for share in shares]
     assert sum(map(len, read)) <= 5  # each task one of them, but where one base ends and the other begins
@@ -64,12 +64,12 @@ def test_tasks_follow_the_base():
 
 
 def test_equal_jobs_of_one_base_are_divided_evenly():
-    loads = [Load({"base": 140, f"tuned {number}": 140}) for number in range(1000)]
+    loads = [JobLoad({"base": 140, f"tuned {number}": 140}) for number in range(1000)]
     lengths = sorted(map(len, divide(loads, 64)))
     assert (lengths[0] >= 15, lengths[-1], sum(lengths)) == (True, 16, 1000)
 
 
 def test_a_sweep_over_the_same_inputs_is_divided_too():
-    loads = [Load({"base": 100, "tuned": 100})] * 12
+    loads = [JobLoad({"base": 100, "tuned": 100})] * 12
     assert [len(share) for share in divide(loads, 4)] == [3, 3, 3, 3]
-    assert [len(share) for share in divide([Load({})] * 5, 4)] == [2, 1, 1, 1]
+    assert [len(share) for share in divide([JobLoad({})] * 5, 4)] == [2, 1, 1, 1]
