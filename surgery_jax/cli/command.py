@@ -233,6 +233,11 @@ DIGEST = Argument(
 SIGN = Argument("--sign", "sign outputs and receipts with this private key, a PEM file", "KEY", completes="file")
 STRICT = Argument("--strict", "a tensor of an input that is neither used nor dropped is an error")
 PUBLIC_KEY = Argument("--public-key", "the key that signatures must be of, a PEM file", "KEY", completes="file")
+SIMULATE = Argument(
+    "--simulate",
+    "predict it on machines such as hosts=64,devices=4,storage=10GB/s,network=2GB/s,compute=50GB/s, and run nothing",
+    "MACHINES",
+)
 PROOF = (RECEIPT, NO_RECEIPT, DIGEST, SIGN)
 BUDGETS = (MEMORY, WORKERS, DEVICES, DEVICE_MEMORY)
 PLAN = (PLANS, SET, PARAMS)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from ..compile.blueprint import Blueprint
 from ..compile.pieces import Piece, cut
-from ..graph.node import Source
+from ..graph.node import Node, Source
 from ..io.buffers import OpenFiles
 from ..io.decoded import BlockCache
 from ..kit.made import Made
@@ -20,9 +20,11 @@ __all__ = ["Inputs", "shaped"]
 class Inputs:
     """Where inputs come from: files, and the blocks of tensors that must be decoded. Both count what is read."""
 
-    def __init__(self, cached: int) -> None:
-        """`cached`: bytes for decoded blocks."""
+    def __init__(self, cached: int, repeated: Collection[Node] = ()) -> None:
+        """`cached`: bytes for decoded blocks. `repeated` are tensors that are read again soon, so that the page cache
+        should have them."""
         self.files = OpenFiles()
+        self._repeated = repeated
         self.blocks = BlockCache(cached)
 
     @property
@@ -47,9 +49,11 @@ class Inputs:
             inputs.append(buffer)
         return inputs
 
-    def _fill(self, target: np.ndarray, pieces: Sequence[Piece], scratch: np.ndarray) -> int:
+    def _fill(self, target: np.ndarray, pieces: Sequence[Piece], scratch: np.ndarray | None) -> int:
         """Bring the bytes of pieces into a buffer and count them; neighbours in a file are read together."""
         at = 0
+        if self._repeated and any(piece.node in self._repeated for piece in pieces):
+            scratch = None
         run: tuple[str, int, int, int] | None = None  # (path, offset, begin, end) of what is to be read at once
         for piece in pieces:
             op = piece.node.op
@@ -70,7 +74,7 @@ class Inputs:
         self._read(run, target, scratch)
         return at
 
-    def _read(self, run: tuple[str, int, int, int] | None, target: np.ndarray, scratch: np.ndarray) -> None:
+    def _read(self, run: tuple[str, int, int, int] | None, target: np.ndarray, scratch: np.ndarray | None) -> None:
         if run is not None:
             self.files.read(run[0], run[1], target[run[2] : run[3]], scratch)
 

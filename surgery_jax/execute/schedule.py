@@ -6,6 +6,7 @@ processes go by. What not all of these need is found on first use.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from ..compile.pieces import cut
 from ..compile.program import Component, Group, Program
 from ..compile.sharding import partition
 from ..core.specs import Spec
-from ..graph.node import Source
+from ..graph.node import Node, Source
 from ..io.decoded import cache_bytes
 from ..io.needs import Needs, footprint, rounded
 from ..kit.made import Made
@@ -137,6 +138,20 @@ class Schedule:
     @cached_property
     def tasks(self) -> tuple[Task, ...]:
         return tuple(plan_tasks(self.program, self.blueprints))
+
+    @cached_property
+    def repeated(self) -> frozenset[Node]:
+        """Tensors of files that several components read, each by itself: what the jobs of a batch have in common where
+        they are not elementwise. A program with one output has none that would be worth looking for."""
+        if len(self.program.symbolic.saves) == 1:
+            return frozenset()
+        readers = Counter(
+            node
+            for group in self.program.groups
+            for component in group.components
+            for node in {piece.node for pieces in component.inputs for piece in pieces}
+        )
+        return frozenset(node for node, count in readers.items() if count > 1 and isinstance(node.op, Source))
 
     # -- what a task needs ----------------------------------------------------------------------------------------
 

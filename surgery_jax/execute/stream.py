@@ -60,7 +60,7 @@ class Executor:
         self.functions = [functions.of(work.group, work.blueprint) for work in schedule.groups]
         self.findings = Findings()
         self.timeline = Timeline(observer)
-        self.inputs = Inputs(schedule.cached)
+        self.inputs = Inputs(schedule.cached, schedule.repeated)
         self.computing = Computing(schedule, num_devices, self.findings, self.timeline)
         self.results = Results(outputs, self.findings)
         self._known = dict(schedule.program.symbolic.identities)  # what the inputs were when their headers were read

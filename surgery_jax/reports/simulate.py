@@ -10,10 +10,11 @@ from __future__ import annotations
 import dataclasses
 import heapq
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ..compile.pieces import cut
 from ..compile.program import Program
 from ..compile.sharding import mesh_size
 from ..core.errors import PlanError, nearest
@@ -23,9 +24,10 @@ from ..execute.options import Options
 from ..execute.schedule import GroupSchedule, Schedule, schedule
 from ..execute.shares import Sized
 from ..execute.tasks import Tile
+from ..graph.node import Node
 from ..io.needs import footprint
 
-__all__ = ["HostForecast", "Machines", "SimulatedPass", "Simulation", "parse_machines", "simulate"]
+__all__ = ["HostForecast", "Machines", "SimulatedPass", "Simulation", "parse_machines", "simulate", "simulate_batch"]
 
 UNBOUNDED = float("inf")
 
@@ -167,12 +169,57 @@ def simulate(passes: Sequence[Program], options: Options, machines: Machines) ->
     return Simulation(machines, tuple(_pass(work, machines) for work in works))
 
 
+def simulate_batch(shares: Iterable[Sequence[Sequence[Program]]], options: Options, machines: Machines) -> Simulation:
+    """A batch on machines, each of which does the jobs of one task by itself and waits for none: it ends with the last.
+
+    `shares` are those of the tasks: for each what several jobs do together, as passes over the data, as `simulate` has
+    them. A host that has none is idle.
+
+    Raises:
+        BudgetError: one piece of work needs more than the budgets, or may need it.
+    """
+    limits = options.limits._replace(devices=machines.devices)
+    hosts = []
+    for share in shares:
+        done = [HostForecast(0, 0, 0, 0.0, 0.0, 0.0, 0)]
+        for passes in share:
+            for program in passes:
+                work = schedule(program, limits)
+                check_fits(work)
+                done += _hosts(work, machines, 1)
+        sums = {field.name: sum(getattr(one, field.name) for one in done) for field in dataclasses.fields(HostForecast)}
+        hosts.append(HostForecast(**sums | {"peak_buffer_bytes": max(one.peak_buffer_bytes for one in done)}))
+    return Simulation(machines, (SimulatedPass(tuple(hosts)),))
+
+
 def _pass(work: Schedule, machines: Machines) -> SimulatedPass:
+    return SimulatedPass(_hosts(work, machines, machines.hosts))
+
+
+def _hosts(work: Schedule, machines: Machines, count: int) -> tuple[HostForecast, ...]:
+    """So many of the hosts, which do this together."""
     costs = [_cost(group, machines) for group in work.groups]
-    hosts = ([_work(entry, work, costs) for entry in share] for share in work.shares(machines.hosts))
+    hosts = ([_work(entry, work, costs) for entry in _read_once(share, work)] for share in work.shares(count))
     # files that are encoded as a whole are written by one process, from what it holds of them
-    sealed = [_Work(0, 0, 0.0, 0, footprint(needs)) for _, needs in work.encodings] if machines.hosts == 1 else []
-    return SimulatedPass(tuple(_host(works, sealed, machines, work.memory, work.limits.workers) for works in hosts))
+    sealed = [_Work(0, 0, 0.0, 0, footprint(needs)) for _, needs in work.encodings] if count == 1 else []
+    return tuple(_host(works, sealed, machines, work.memory, work.limits.workers) for works in hosts)
+
+
+def _read_once(share: Sequence[Sized], work: Schedule) -> Iterator[Sized]:
+    """The tasks of a host; what several jobs read one after the other comes over the link once, then from memory."""
+    known = set[tuple[Node, int]]()
+    for entry in share:
+        again = 0
+        if work.repeated and isinstance(entry.task, Tile):
+            plan = work.groups[entry.task.group].blueprint
+            for component, first, count in entry.task.segments:
+                for spec, pieces in zip(plan.specs, component.inputs, strict=True):
+                    width = spec.nbytes // plan.rows
+                    for piece in cut(pieces, first * width, count * width):
+                        if piece.node in work.repeated:
+                            again += piece.nbytes if (piece.node, piece.start) in known else 0
+                            known.add((piece.node, piece.start))
+        yield entry._replace(read=max(0, entry.read - again))
 
 
 class _Cost(NamedTuple):

@@ -3,38 +3,42 @@
 Jobs are taken in passes. Those of a pass are built in one graph, so that a tensor which several of them read, and what
 several of them make of it, are one node; their work is one program. Then every job settles its assertions and lets its
 outputs appear by itself. If the work of a pass fails, its halves are tried, down to the job that is the cause.
+
+A batch may be shared among tasks, processes that know nothing of each other but what lies beside the record: which jobs
+are whose (`sharing_out`), which are finished (`finished`), and who is at work on which (`claims`).
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from contextlib import ExitStack
+from dataclasses import dataclass
 
-from ..core.errors import PlanError
+from ..core.errors import PlanError, SurgeryError, listing
 from ..core.interrupts import check_interrupted
 from ..execute.observers import Observer
 from ..execute.options import Options
-from ..graph.node import Graph
+from ..hosts.tasks import BatchTask, find_task
 from ..language.jobs import Job, load_jobs
-from ..storage import formats
-from ..storage.base import Checkpoint, Single
-from ..storage.documents import DocumentText
-from ..storage.identity import Identity
-from .compiled import StorageOutside, compile_with
-from .finished import FileState, FinishedJobs, key_of, states_of
+from ..language.plan import Plan
+from .batch_jobs import Conflicts, FilesNow, JointPass
+from .claims import LEASE, Claim, Claims, Lost
+from .compiled import compile_with
+from .finished import FinishedJobs, key_of
 from .ledger import BatchReport, JobReport, Ledger, Ready, amounts
 from .listening import showing
 from .passes import Show, check_targets, output_paths
 from .reading import Headers
 from .run import Session, Transaction
+from .sharing_out import shares_of
 
 __all__ = ["batch"]
 
 TOGETHER = 16  # jobs of a pass: their outputs appear together at its end, and one that fails costs the pass again
-MAX_FILES = 200  # of the outputs of a pass: they are open all the time
-MAX_NODES = 500_000  # of the graph of a pass, some hundred bytes each
+QUIET_S = 3.0  # until it is said for whom this process waits
+POLL_S = 1.0
 
 
 def batch(
@@ -47,128 +51,147 @@ def batch(
     stop_on_failure: bool = False,
     only_check: bool = False,
     record: str | None = None,
+    task: str = "none",
+    lease: float = LEASE,
     progress: Show | None = None,
     observers: Sequence[Observer] = (),
     tell: Callable[[JobReport], None] | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> BatchReport:
     """Run the jobs of a job file (`language.jobs`).
 
     overrides: `key=value` for the plan of every job. together: how many jobs share a pass at most. again: also jobs
     that are finished, by `record`, a file of finished jobs (by default the name of the job file with `.done`).
-    stop_on_failure: start no more after a failure. only_check: find what headers can tell, and run nothing. progress,
-    observers: those of `run`; the tag of what appears is a job. tell: is called when a job has ended.
+    stop_on_failure: start no more after a failure. only_check: find what headers can tell, and run nothing. task: run
+    the share of one of several processes (`hosts.tasks.find_task`), beside the others. lease: seconds without a sign
+    of life after which others take over what a process was at work on. progress, observers: those of `run`; the tag of
+    what appears is a job. tell: is called when a job has ended. notify: gets a line on what share is taken if that was
+    not asked for in so many words, and on who is waited for.
 
     Raises:
         SurgeryError: the job file is wrong, or the record cannot be used. What a job raises is in its report.
     """
+    own = find_task(task, os.environ)
+    if not 0 < lease < float("inf"):
+        raise PlanError("not a time for a lease", expected="--lease SECONDS, more than 0", found=f"{lease:g}")
     jobs = load_jobs(path, overrides)
-    with FinishedJobs(record or f"{path}.done", is_kept=not only_check) as finished:
-        ledger = Ledger(jobs, finished, options or Options(), tell)
+    is_kept = not only_check
+    with ExitStack() as stack:
+        finished = stack.enter_context(FinishedJobs(record or f"{path}.done", is_kept, is_shared=own is not None))
+        claims = stack.enter_context(Claims(finished.folder, lease)) if own is not None and is_kept else None
+        ledger = Ledger(jobs, finished, options or Options(), tell, claims)
         session = Session(options, observers=showing(progress, [ledger, *observers]))
-        work = _Batch(jobs, session, ledger)
-        work.run(max(together, 1), again=again, stop_on_failure=stop_on_failure, only_check=only_check)
+        how = _How(max(together, 1), stop_on_failure, only_check, notify or (lambda text: None))
+        work = _Batch(jobs, session, ledger, how)
+        numbers = range(len(jobs)) if own is None else work.share(own)
+        work.run(numbers, again=again)
     return BatchReport(
-        jobs=tuple(ledger.reports[number] for number in range(len(jobs))),
+        jobs=tuple(ledger.reports[number] for number in sorted(numbers)),
+        task="" if own is None else str(own),
         leftovers=tuple(session.leftovers),
         **session.figures.of(BatchReport),
     )
 
 
-_DOCUMENT = "\0document "  # before the path of an input that is a file as it is, whatever it looks like
+@dataclass(frozen=True)
+class _How:
+    """How the jobs of a batch are gone over; the arguments of `batch`."""
 
-
-class _Headers(StorageOutside):
-    """The outside world of the jobs of a pass: headers are read once, and the files of each job are known."""
-
-    def __init__(self, options: Options) -> None:
-        super().__init__(options)
-        self.opened: dict[str, tuple[FileState, ...]] = {}  # by the current job, before their headers were read
-        self._known: dict[str, tuple[Checkpoint, tuple[FileState, ...]]] = {}
-
-    def open_checkpoint(self, path: str) -> Checkpoint:
-        key = os.path.realpath(path)
-        if key not in self._known:
-            found = super().open_checkpoint(path)
-            self._known[key] = found, states_of(found.files)
-        found, self.opened[path] = self._known[key]
-        return found
-
-    def open_single(self, path: str, format: str) -> Single:
-        self.opened[path] = states_of([path])
-        return super().open_single(path, format)
-
-    def open_plan(self, path: str) -> Any:
-        self.opened[path] = states_of([path])
-        return super().open_plan(path)
-
-    def read_document(self, path: str) -> DocumentText:
-        self.opened[_DOCUMENT + path] = states_of([path])
-        return super().read_document(path)
-
-    def identify(self, path: str) -> dict[str, Identity]:
-        self.opened[_DOCUMENT + path] = states_of([path])
-        return super().identify(path)
-
-
-class _Pass:
-    """Jobs that are run together."""
-
-    def __init__(self, options: Options) -> None:
-        self.graph = Graph()
-        self.headers = _Headers(options)
-        self.jobs: list[Ready] = []
-
-    @property
-    def is_full(self) -> bool:
-        """Whether more jobs would take too much at once."""
-        files = sum(len(layout.files) for ready in self.jobs for _, layout in ready.compiled.outputs)
-        return files >= MAX_FILES or self.graph.size >= MAX_NODES
+    together: int
+    stop_on_failure: bool
+    only_check: bool
+    notify: Callable[[str], None]
 
 
 class _Batch:
-    """Jobs, and which files they read and write."""
+    """Jobs, and what becomes of those that this process takes."""
 
-    def __init__(self, jobs: Sequence[Job], session: Session, ledger: Ledger) -> None:
+    def __init__(self, jobs: Sequence[Job], session: Session, ledger: Ledger, how: _How) -> None:
         self.jobs = jobs
         self.session = session
         self.options = session.options
         self.headers = Headers()
         self.ledger = ledger
-        self._stop_on_failure = False
-        self._files: dict[str, Sequence[str]] = {}
-        self._writers: dict[str, int] = {}
-        self._readers: dict[str, int] = {}
+        self._how = how
+        self._conflicts = Conflicts(jobs)
+        self._files = FilesNow()
+        self._waiting: dict[int, Claim | None] = {}  # jobs that others are, or were, at work on
 
-    def run(self, together: int, *, again: bool, stop_on_failure: bool, only_check: bool) -> None:
-        """Every job, in passes."""
-        self._stop_on_failure = stop_on_failure
-        current = _Pass(self.options)
-        for number in range(len(self.jobs)):
+    def share(self, task: BatchTask) -> list[int]:
+        """The numbers of the jobs of a task, in its order; tells of it if nobody has asked for that task by number.
+
+        Raises:
+            StorageError: what the other tasks know of that cannot be read.
+        """
+        plans = [self._plan(number) for number in range(len(self.jobs))]
+        numbers = self.shares(plans, task.count)[task.number - 1]
+        if task.source:
+            self._how.notify(
+                f"task {task}, as {task.source} say: {len(numbers)} of {len(self.jobs)} jobs; --task none takes all"
+            )
+        for number, plan in enumerate(plans):  # of the jobs of others this is all that is looked at
+            if plan is not None:
+                try:
+                    self._conflicts.note(number, output_paths(plan), {entry.path: () for entry in plan.inputs})
+                except PlanError as error:
+                    if number in numbers:
+                        self.ledger.fail(number, error)
+        return numbers
+
+    def shares(self, plans: Sequence[Plan | None], count: int) -> list[list[int]]:
+        """The numbers of the jobs of each of so many tasks.
+
+        Raises:
+            StorageError: what the tasks have settled cannot be read or written.
+        """
+        folder = self.ledger.finished.folder
+        return shares_of(self.jobs, plans, count, folder, is_settled=not self._how.only_check)
+
+    def _plan(self, number: int) -> Plan | None:
+        """The plan of a job, if it has one: whose turn it is tells what is wrong with it."""
+        try:
+            return self.jobs[number].plan(self.headers)
+        except SurgeryError:
+            return None
+
+    def run(self, numbers: Sequence[int], *, again: bool) -> None:
+        """These jobs, in passes; those that others are at work on when these are done or have left them."""
+        left = [number for number in numbers if number not in self.ledger.reports]
+        self._go(left, again)
+        while self._waiting:
+            if not self._is_stopped():
+                self._wait()
+            left, self._waiting = list(self._waiting), {}
+            self._go(left, again=False)
+
+    def _go(self, numbers: Sequence[int], again: bool) -> None:
+        current = JointPass(self.options)
+        for number in numbers:
             if self._is_stopped():
                 self.ledger.end(number, "not run")
                 continue
             try:
                 check_interrupted()
-                ready = self._prepare(number, current, again, only_check)
-                if only_check and ready is not None:
+                ready = self._prepare(number, current, again)
+                if self._how.only_check and ready is not None:
                     check_targets(ready.compiled, self.options, ready.compiled.outputs)
             except Exception as error:
                 self.ledger.fail(number, error)
                 continue
             if ready is None:
                 continue
-            if only_check:
+            if self._how.only_check:
                 self.ledger.end(number, "ready", **amounts(ready.compiled.symbolic, ready.compiled.outputs))
-                current = _Pass(self.options) if current.is_full else current
+                current = JointPass(self.options) if current.is_full else current
                 continue
             current.jobs.append(ready)
-            if len(current.jobs) >= together or current.is_full:
+            if len(current.jobs) >= self._how.together or current.is_full:
                 self._run(current.jobs)
-                current = _Pass(self.options)
+                current = JointPass(self.options)
         self._run(current.jobs)
 
-    def _prepare(self, number: int, current: _Pass, again: bool, only_check: bool) -> Ready | None:
-        """The compiled job; None if it is finished.
+    def _prepare(self, number: int, current: JointPass, again: bool) -> Ready | None:
+        """The compiled job; None if it is finished, or another process is at work on it.
 
         Raises:
             SurgeryError: what headers can tell is wrong with it.
@@ -176,65 +199,61 @@ class _Batch:
         from ..storage.publish import check_target
 
         plan = self.jobs[number].plan(self.headers)
-        self.session.sweep(output_paths(plan), mend=not only_check)  # also of a job that had just ended
         key = key_of(plan, self.options)
-        known = None if again else self.ledger.finished.entries.get(key)
-        if known is not None and known.holds(self._files_of):
-            self._claim(number, list(known.outputs), known.inputs)
-            self.ledger.end(number, "skipped", outputs=tuple(known.outputs))
+        if self.ledger.claims is not None and not self._claim(number, key, again):
+            return None
+        self.session.sweep(output_paths(plan), mend=not self._how.only_check)  # also of a job that had just ended
+        if not again and self._is_finished(number, key):
             return None
         current.headers.opened = {}
         compiled = compile_with(plan, current.headers, current.graph)
-        self._claim(number, [output.path for output, _ in compiled.outputs], current.headers.opened)
-        self.session.sweep(output_paths(plan, compiled.outputs), mend=not only_check)
+        self._conflicts.note(number, [output.path for output, _ in compiled.outputs], current.headers.opened)
+        self.session.sweep(output_paths(plan, compiled.outputs), mend=not self._how.only_check)
         for output, layout in compiled.outputs:
             check_target(output, self.options.overwrite, layout.documents)
         return Ready(number, key, compiled, dict(current.headers.opened))
 
-    def _claim(self, number: int, outputs: Sequence[str], inputs: Any) -> None:
-        """Note what a job reads and writes; jobs that share a pass cannot read what others of it write.
+    def _is_finished(self, number: int, key: str) -> bool:
+        """Whether a job is finished, which then is told.
 
         Raises:
-            PlanError: another job writes the same, or one reads what the other writes.
+            SurgeryError: that cannot be found out, or it is at odds with another job.
         """
-        mark = self.jobs[number].mark
-        writes = [os.path.realpath(path) for path in outputs]
-        reads = {os.path.realpath(path) for path in inputs if not path.startswith(_DOCUMENT)}
-        for states in inputs.values():
-            for state in states:
-                file = os.path.realpath(state[0])
-                reads |= {file, str(Path(file).parent)}
-        for table, paths, what in (
-            (self._writers, writes, "writes what {} writes: {}"),
-            (self._readers, writes, "writes what {} reads: {}"),
-            (self._writers, reads, "reads what {} writes: {}"),
-        ):
-            for path in paths:
-                other = table.get(path, number)
-                if other != number:
-                    told = what.format(f"job {self.jobs[other].name!r}", os.path.relpath(path))
-                    raise PlanError(
-                        f"job {self.jobs[number].name!r} {told}",
-                        where=mark,
-                        hint="jobs of a batch are independent: give each its own output, with ${job}",
-                    )
-        for path in writes:
-            self._writers.setdefault(path, number)
-        for path in reads:
-            self._readers.setdefault(path, number)
+        for known in self.ledger.finished.of(key):
+            if known.holds(self._files.of):
+                self._conflicts.note(number, list(known.outputs), known.inputs)
+                self.ledger.end(number, "skipped", outputs=tuple(known.outputs))
+                return True
+        return False
 
-    def _files_of(self, path: str) -> Sequence[str]:
-        """The files of an input as it is now; of a base they are looked up once for all jobs.
+    def _claim(self, number: int, key: str, again: bool) -> bool:
+        """Whether this process has the job now. If not, it is finished, or it is to be looked at again later."""
+        assert self.ledger.claims is not None
+        if not again and self._is_finished(number, key):
+            return False
+        self.ledger.keys[number] = key
+        other = self.ledger.claims.take(key, self.jobs[number].name)
+        if other is not None:
+            self._waiting[number] = other
+        return other is None
 
-        Raises:
-            StorageError: it cannot be read.
-        """
-        if path.startswith(_DOCUMENT):
-            return (path.removeprefix(_DOCUMENT),)
-        if path not in self._files:
-            place, _ = formats.split_part(path)
-            self._files[path] = (place,) if formats.is_one_file(place) else formats.open_checkpoint(path).files
-        return self._files[path]
+    def _wait(self) -> None:
+        """Until one of the jobs that others are at work on is finished, or can be had."""
+        assert self.ledger.claims is not None
+        began, told = time.monotonic(), ""
+        while True:
+            check_interrupted()
+            for number in self._waiting:
+                self._waiting[number] = holder = self.ledger.claims.holder(self.ledger.keys[number])
+                if holder is None:
+                    return
+            names = listing([self.jobs[number].name for number in self._waiting])
+            who = listing(dict.fromkeys(map(str, self._waiting.values())))
+            text = f"waiting for jobs that others are at work on: {names}, by {who}"
+            if time.monotonic() - began > QUIET_S and text != told:
+                told = text
+                self._how.notify(text)
+            time.sleep(min(POLL_S, *(claim.lease / 8 for claim in self._waiting.values() if claim is not None)))
 
     # -- passes -------------------------------------------------------------------------------------------------
 
@@ -250,7 +269,7 @@ class _Batch:
             self._run_together(jobs)
         except Exception as error:
             if len(jobs) == 1:
-                self.ledger.fail(jobs[0].number, error)
+                self._fail(jobs[0], error)
                 return
             half = len(jobs) // 2
             self._run(jobs[:half])
@@ -261,7 +280,16 @@ class _Batch:
         outcomes = self.session.run([Transaction(ready.compiled, ready) for ready in jobs])
         for ready, outcome in zip(jobs, outcomes, strict=True):
             if outcome.error is not None:
-                self.ledger.fail(ready.number, outcome.error)
+                self._fail(ready, outcome.error)
+
+    def _fail(self, ready: Ready, error: Exception) -> None:
+        """What went wrong with a job is told. If it is another's now, or is one of a pass of which that is true of some
+        job, nothing has: it is looked at again."""
+        if isinstance(error, Lost) and self.ledger.claims is not None:
+            self.ledger.claims.leave(ready.key)
+            self._waiting[ready.number] = None
+        else:
+            self.ledger.fail(ready.number, error)
 
     def _is_stopped(self) -> bool:
-        return self._stop_on_failure and self.ledger.has_failed
+        return self._how.stop_on_failure and self.ledger.has_failed

@@ -3,6 +3,9 @@
 A job is the hash of its plan. It is finished if the files that it read and those that it wrote are as its line says,
 by size and time of change. The line is on the disk before the outputs are renamed into their place, and files keep size
 and time when they are renamed: whenever a batch ends, a line is true as soon as the outputs are there.
+
+Processes that share a batch cannot add to one file. Each line of theirs is a file of its own, in a folder beside the
+record, and whoever uses the record alone reads these too.
 """
 
 from __future__ import annotations
@@ -23,8 +26,10 @@ from ..execute.options import Options
 from ..language.document import plain
 from ..language.plan import Plan
 from ..storage.files import check_regular, parse_json, storage_error
+from ..storage.notices import put
+from ..storage.stages import try_lock
 
-__all__ = ["FileState", "FinishedJob", "FinishedJobs", "key_of", "states_of"]
+__all__ = ["FileState", "FinishedJob", "FinishedJobs", "folder_of", "key_of", "states_of"]
 
 _ATTEMPTS = 10
 MAX_BYTES = 256 << 20  # of an untrusted record: 10 000 jobs of 100 files take 10 MB
@@ -71,17 +76,25 @@ def key_of(plan: Plan, options: Options) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-class FinishedJobs:
-    """The record of finished jobs. `is_kept` False only looks: nothing is written, and the file may be missing."""
+def folder_of(record: str) -> Path:
+    """The folder beside a record in which the tasks of a batch keep what they tell each other."""
+    return Path(f"{record}.tasks")
 
-    def __init__(self, path: str, is_kept: bool = True) -> None:
+
+class FinishedJobs:
+    """The record of finished jobs. `is_kept` False only looks: nothing is written, and the file may be missing.
+    `is_shared`: others may add to it at the same time, if they share it as well."""
+
+    def __init__(self, path: str, is_kept: bool = True, is_shared: bool = False) -> None:
         """Open the record, and keep others from using it.
 
         Raises:
             StorageError: it cannot be opened, is no such record, or another batch is using it.
         """
         self.path = path
+        self.folder = folder_of(path)
         self.entries: dict[str, FinishedJob] = {}
+        self._is_shared = is_shared
         self._fd: int | None = None
         self._is_locked = False
         try:
@@ -111,7 +124,7 @@ class FinishedJobs:
         for _ in range(_ATTEMPTS):
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
             try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self._fd, (fcntl.LOCK_SH if self._is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except BlockingIOError:
                 break
             except OSError:  # a file system without locks
@@ -121,7 +134,12 @@ class FinishedJobs:
                 return
             os.close(self._fd)
             self._fd = None
-        raise StorageError("another batch is at work", where=self.path, hint="wait for it, or name another --record")
+        raise StorageError(
+            "another batch is at work",
+            where=self.path,
+            found="one that is not shared among tasks" if self._is_shared else "",
+            hint="wait for it, or name another --record",
+        )
 
     def _read(self, raw: bytes) -> None:
         if len(raw) > MAX_BYTES:
@@ -136,16 +154,40 @@ class FinishedJobs:
         if torn:  # what a batch that was killed did not finish writing
             if not torn.startswith(_BEGIN[: len(torn)]):
                 raise self._alien(len(lines) + 1)
-            if self._fd is not None:
+            if self._fd is not None and not self._is_shared:
                 os.ftruncate(self._fd, len(raw) - len(torn))
 
-    def _alien(self, line: int) -> StorageError:
+    def _alien(self, line: int, where: str | None = None) -> StorageError:
         return StorageError(
             "not a record of finished jobs",
-            where=self.path,
+            where=where or self.path,
             found=f"something else in line {line}",
             hint="name another --record, or remove the file",
         )
+
+    def of(self, job: str) -> list[FinishedJob]:
+        """What is recorded of a job, also by others and a moment ago; it is finished if any of these holds.
+
+        Raises:
+            StorageError: that cannot be read.
+        """
+        known = [self.entries[job]] if job in self.entries else []
+        path = self._place(job)
+        try:
+            with path.open("rb") as stream:
+                raw = stream.read(MAX_BYTES)
+        except (FileNotFoundError, NotADirectoryError):
+            return known
+        except OSError as error:
+            raise storage_error(error, path, "read what is recorded of a job") from None
+        try:
+            name, entry = _parsed(parse_json(raw, path, "what is recorded of a job"))
+        except (KeyError, TypeError, ValueError, AttributeError, StorageError):
+            raise self._alien(1, str(path)) from None
+        return [*known, entry] if name == job else known
+
+    def _place(self, job: str) -> Path:
+        return self.folder / f"{job}.done"
 
     def add(self, jobs: Mapping[str, tuple[str, FinishedJob]], sync: bool) -> None:
         """Say that jobs, with their names, are finished as soon as their outputs are there.
@@ -153,14 +195,21 @@ class FinishedJobs:
         Raises:
             StorageError: the lines cannot be written.
         """
-        assert self._fd is not None
-        lines = [
-            json.dumps({"job": job, "name": name, "inputs": entry.inputs, "outputs": entry.outputs}) + "\n"
+        lines = {
+            job: json.dumps({"job": job, "name": name, "inputs": entry.inputs, "outputs": entry.outputs}) + "\n"
             for job, (name, entry) in jobs.items()
-        ]
+        }
+        if self._is_shared:
+            for job, line in lines.items():
+                try:
+                    put(self._place(job), line.encode(), sync=sync)
+                except OSError as error:
+                    raise storage_error(error, self._place(job), "write the record of finished jobs") from None
+            return
+        assert self._fd is not None
         length = os.fstat(self._fd).st_size
         try:
-            rest = "".join(lines).encode()
+            rest = "".join(lines.values()).encode()
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
             if sync:
@@ -177,7 +226,8 @@ class FinishedJobs:
         """Let others use it; an empty record is removed, if it is ours."""
         if self._fd is not None:
             with suppress(OSError):
-                if self._is_locked and os.fstat(self._fd).st_size == 0 and _is_at(self._fd, self.path):
+                is_alone = self._is_locked and try_lock(self._fd)  # of those who share it the last one removes it
+                if is_alone and os.fstat(self._fd).st_size == 0 and _is_at(self._fd, self.path):
                     Path(self.path).unlink()
             os.close(self._fd)
             self._fd = None

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.errors import Notice, PlanError, SurgeryError, told
+from ..core.errors import Notice, PlanError, StorageError, SurgeryError, told
 from ..execute.observers import Appearing, Observer
 from ..execute.options import Options
 from ..execute.report import Amounts
 from ..graph.roots import Symbolic
 from ..language.jobs import Job
+from .claims import Claims
 from .compiled import Compiled, Outputs
 from .finished import FileState, FinishedJob, FinishedJobs, states_of
 
@@ -46,10 +48,12 @@ class JobReport:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchReport(Amounts):
-    """The account of a batch, with the amounts also of passes that were tried again."""
+    """The account of a batch, with the amounts also of passes that were tried again. `task`: if the batch is shared,
+    which of how many tasks this is the account of, as in `2/4`."""
 
     jobs: tuple[JobReport, ...]
     num_passes: int
+    task: str = ""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -79,19 +83,29 @@ class Ready:
 
 
 class Ledger(Observer):
-    """What became of the jobs: those whose outputs will appear are recorded, and whatever has ended is told."""
+    """What became of the jobs: those whose outputs will appear are recorded, and whatever has ended is told. In a
+    batch that is shared, `claims` are those of this process, and `keys` the keys of the plans of jobs by number."""
 
     def __init__(
-        self, jobs: Sequence[Job], finished: FinishedJobs, options: Options, tell: Callable[[JobReport], None] | None
+        self,
+        jobs: Sequence[Job],
+        finished: FinishedJobs,
+        options: Options,
+        tell: Callable[[JobReport], None] | None,
+        claims: Claims | None = None,
     ) -> None:
         self.jobs = jobs
         self.finished = finished
+        self.claims = claims
+        self.keys: dict[int, str] = {}
         self.reports: dict[int, JobReport] = {}
         self.has_failed = False
         self._sync = options.sync
         self._tell = tell
 
     def appearing(self, plans: Sequence[Appearing]) -> None:
+        if self.claims is not None:
+            self.claims.check(plan.tag.key for plan in plans)
         entries = {plan.tag.key: (self.jobs[plan.tag.number].name, _entry(plan)) for plan in plans}
         self.finished.add(entries, self._sync)
 
@@ -112,8 +126,21 @@ class Ledger(Observer):
         except PlanError:
             parameters = {}  # its report has that error
         self.reports[number] = JobReport(job.name, status, parameters, **more)
+        self._end_claim(number, self.reports[number])
         if self._tell is not None:
             self._tell(self.reports[number])
+
+    def _end_claim(self, number: int, report: JobReport) -> None:
+        if self.claims is None or number not in self.keys:
+            return
+        key = self.keys[number]
+        with suppress(StorageError):  # what became of the job is told anyhow, and its claim ends with this process
+            if report.status in ("done", "skipped"):
+                self.claims.done(key)
+            elif report.status == "failed":
+                self.claims.fail(key, str(report.error))
+            else:
+                self.claims.leave(key)
 
 
 def amounts(symbolic: Symbolic, outputs: Outputs) -> dict[str, Any]:

@@ -100,3 +100,48 @@ def test_a_name_cannot_steer_the_terminal(here, plan, capsys):
     assert main(["batch", "jobs.yaml"]) == 1
     printed = capsys.readouterr()
     assert "\x1b" not in printed.out + printed.err
+
+
+def test_the_summary_is_a_table_or_json_and_runs_nothing(here, capsys):
+    main(["batch", "jobs.yaml", "--task", "1/1", "--quiet", "--no-sync"])
+    before = sorted(here.rglob("*"))
+    capsys.readouterr()
+    assert main(["batch", "jobs.yaml", "--summary"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "a    done    out/a"
+    assert lines[2].startswith("b    failed  process ")
+    assert "c.safetensors: does not exist" in lines[3]
+    assert lines[-1] == "3 jobs: 1 done, 2 failed, 0 running, 0 left"
+    assert main(["batch", "jobs.yaml", "--summary", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["counts"] == {"done": 1, "failed": 2, "running": 0, "left": 0}
+    assert [job["status"] for job in told["jobs"]] == ["done", "failed", "failed"]
+    assert sorted(here.rglob("*")) == before
+    assert main(["batch", "jobs.yaml", "--summary", "--check"]) == 2
+
+
+def test_a_batch_is_predicted_from_headers(here, plan, capsys):
+    plan("plan: plan.yaml\nmatrix: { n: [1, 2, 3] }\nset: { output: 'out/${job}-${n}' }\n", "three.yaml")
+    before = sorted(here.rglob("*"))
+    machines = "hosts=2,storage=1MB/s,startup=5s"
+    assert main(["batch", "three.yaml", "--simulate", machines, "--json", "transforms[1].assert.shape.is=[6]"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    (one,) = told["passes"]
+    written = sorted(host["bytes_written"] for host in one["hosts"])
+    assert written[1] == 2 * written[0] > 0
+    assert told["wall_s"] == 5 + max(host["wall_s"] for host in one["hosts"])
+    assert main(["batch", "three.yaml", "--simulate", machines, "transforms[1].assert.shape.is=[6]"]) == 0
+    assert capsys.readouterr().out.startswith("predicted: ")
+    assert main(["batch", "jobs.yaml", "--simulate", machines]) == 1
+    assert main(["batch", "three.yaml", "--simulate", "host=2"]) == 2
+    assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize("words", [("--task", "0/2"), ("--task", "x"), ("--lease", "0"), ("--lease", "nan")])
+def test_a_task_or_lease_that_cannot_be_is_2_and_leaves_nothing(words, here, capsys):
+    before = sorted(here.rglob("*"))
+    assert main(["batch", "jobs.yaml", *words]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert f"{words[0]} " in printed.err
+    assert sorted(here.rglob("*")) == before

@@ -1,5 +1,6 @@
 """Predicted runs have the tasks, shares and bytes of real ones; rates only add time."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,11 @@ import pytest
 from make_headers import make_headers
 from running import Bench, write_checkpoint
 
-from surgery_jax import BudgetError, Options, PlanError, compile_plan, load_plan, plan_of, run
-from surgery_jax.reports.simulate import Machines, Simulation, parse_machines, simulate
+from surgery_jax import BudgetError, Options, PlanError, batch, compile_plan, load_plan, plan_of, run
+from surgery_jax.io.pagecache import is_cached
+from surgery_jax.reports.simulate import Machines, Simulation, parse_machines, simulate, simulate_batch
+from surgery_jax.session.rehearsal import rehearsed
+from surgery_jax.storage.places.found import place_of
 
 from .test_hosts import STEPS, TENSORS, on_all, stars
 
@@ -171,3 +175,79 @@ def test_plans_for_large_mixtures_of_experts_are_predicted_from_headers_alone(
     least = sum(program.bytes_moved + program.bytes_read for program in compiled.passes)
     assert least >= 0.99 * len(compiled.passes) * sum(nbytes for _, nbytes in sizes)
     assert found.wall_s > least / (10 << 30)
+
+
+BULK = """\
+plan:
+  tuned: x
+  inputs: [ "base::base.safetensors", "tuned::${tuned}" ]
+  transforms:
+    - STEP
+  output: { path: out, FORMAT }
+matrix: { tuned: { glob: 'runs/*' } }
+set: { output.path: 'out/${job}' }
+"""
+EXTRACT = "lora_extract: { base: 'base::(.+)', tuned: 'tuned::\\1', to: adapter, rank: 2 }"
+ADD = "add_: { from: 'base::(.+)', to: 'tuned::\\1' }\n    - prefixes: { mode: remove, alias: base }"
+
+
+@pytest.fixture
+def bulk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A base and ten fine-tunes of it, with matrices that are large enough to be read past the page cache."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(4)
+    for path in ["base", *(f"runs/{number}" for number in range(10))]:
+        tensors = {f"{name}.weight": rng.normal(size=(300, 300)).astype(np.float32) for name in "ab"}
+        write_checkpoint(tmp_path / f"{path}.safetensors", tensors)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("step", "format", "passes"), [(EXTRACT, "peft", 2), (ADD, "safetensors", 1)])
+def test_a_batch_on_machines_reads_and_writes_what_its_tasks_do(
+    bulk: Path, step: str, format: str, passes: int
+) -> None:
+    Path("jobs.yaml").write_text(BULK.replace("STEP", step).replace("FORMAT", f"format: {format}"))
+    options, machines = Options(workers=2, sync=False), Machines(hosts=3, storage=3e6, compute=1e9)
+    shares = ([one.passes for one in share] for share in rehearsed("jobs.yaml", 3, options, together=16))
+    found = simulate_batch(shares, options, machines)
+    (one,) = found.passes
+    own = passes * 2 * 300 * 300 * 4  # bytes of a checkpoint
+    assert sorted(host.bytes_read for host in one.hosts) == [4 * own, 4 * own, 5 * own]  # the base once
+    reports = [batch("jobs.yaml", options, task=f"{number}/3") for number in (1, 2, 3)]
+    assert [len(report.jobs) for report in reports] == [4, 3, 3]
+    layouts = sum(job.bytes_written for report in reports for job in report.jobs)
+    assert 0 < sum(host.bytes_written for host in one.hosts) <= layouts
+    assert found.wall_s >= 5 * own / (3e6 / 3)
+    assert one.balance == pytest.approx(max(h.bytes_read + h.bytes_written for h in one.hosts) * 3
+                                        / sum(h.bytes_read + h.bytes_written for h in one.hosts))  # fmt: skip
+
+
+def test_hosts_without_jobs_are_idle(bulk: Path) -> None:
+    Path("jobs.yaml").write_text(BULK.replace("STEP", ADD).replace("FORMAT", "format: safetensors"))
+    shares = ([one.passes for one in share] for share in rehearsed("jobs.yaml", 16, together=16))
+    (one,) = simulate_batch(shares, Options(), Machines(hosts=16)).passes
+    assert sorted(host.num_tasks > 0 for host in one.hosts) == [False] * 6 + [True] * 10
+    assert not Path("jobs.yaml.done.tasks").exists()
+
+
+def test_what_several_jobs_factor_with_comes_from_the_page_cache(bulk: Path) -> None:
+    Path("jobs.yaml").write_text(BULK.replace("STEP", EXTRACT).replace("FORMAT", "format: peft"))
+    files = ["base.safetensors", "runs/0.safetensors"]
+
+    def cached() -> list[bool]:
+        found = []
+        for name in files:
+            with (bulk / name).open("rb") as stream:
+                found.append(is_cached(stream.fileno(), 4096, 700_000))
+        return found
+
+    for name in files:
+        with (bulk / name).open("r+b") as stream:
+            os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    reader = place_of(str(bulk)).open_direct(str(bulk / files[0]))  # None: there is no such way
+    if reader is None or any(cached()):
+        pytest.skip("this file system keeps all files in memory, or cannot read past that")
+    reader.close()
+    batch("jobs.yaml", Options(sync=False, receipt=False))  # a receipt has digests of whole inputs
+    assert cached() == [True, False]

@@ -17,6 +17,7 @@ from ..command import (
     RESUME,
     SHARD_SIZE,
     SIGN,
+    SIMULATE,
     STRICT,
     SYNC,
     Argument,
@@ -43,6 +44,8 @@ class Batch(Command):
         Argument("jobs", "file of jobs", "JOBS", completes="plan"),
         Argument("overrides", "key=value for the plan of every job", "KEY=VALUE", many=True, optional=True),
         Argument("--check", "find what headers can tell, and run nothing"),
+        Argument("--summary", "tell which jobs are done, failed, running and left, of all tasks, and run nothing"),
+        SIMULATE,
         Argument("--again", "also run jobs that are finished"),
         Argument("--stop-on-failure", "start no more jobs after one has failed"),
         Argument(
@@ -53,6 +56,19 @@ class Batch(Command):
             parse=whole,
         ),
         Argument("--record", "file that remembers finished jobs (default: JOBS with .done)", "PATH", completes="file"),
+        Argument(
+            "--task",
+            "run only the share of task I of N, beside the others: I/N; auto (default): what a Slurm array or the "
+            "workers of a TPU say; auto/N, for an indexed Job; none: all jobs, alone",
+            "I/N",
+            default="auto",
+        ),
+        Argument(
+            "--lease",
+            "seconds without a sign of life after which other tasks take over what one was at work on (default: 120)",
+            "SECONDS",
+            parse=float,
+        ),
         *BUDGETS,
         SHARD_SIZE,
         OVERWRITE,
@@ -68,11 +84,22 @@ class Batch(Command):
     )
 
     def run(self, args: Namespace) -> int:
+        _check_one_of(args)
+        if args.summary:
+            return _summary(args)
+        if args.simulate is not None:
+            return _simulate(args)
         from ...session.batch import batch
+        from ...session.claims import LEASE
         from ..failures import warn
         from ..progress import shown
 
         with shown(args.quiet) as display:
+
+            def say(text: str) -> None:
+                if display is not None:
+                    display.clear()
+                note(visible(text))
 
             def tell(job: JobReport) -> None:
                 if display is not None:
@@ -92,8 +119,11 @@ class Batch(Command):
                 stop_on_failure=args.stop_on_failure,
                 only_check=args.check,
                 record=args.record,
+                task=args.task,
+                lease=LEASE if args.lease is None else args.lease,
                 progress=display,
                 tell=tell,
+                notify=say,
             )
         if args.json:
             emit(json_text(report.as_json()))
@@ -104,6 +134,59 @@ class Batch(Command):
             if not args.quiet and report.num_passes:
                 note(_account(report))
         return 1 if report.has_failed else 0
+
+
+def _check_one_of(args: Namespace) -> None:
+    """Whether at most one thing is asked for that is not to run.
+
+    Raises:
+        PlanError: it is not.
+    """
+    from ...core.errors import PlanError
+
+    given = {"--check": args.check, "--summary": args.summary, "--simulate": args.simulate is not None}
+    asked = [word for word, is_given in given.items() if is_given]
+    if len(asked) > 1:
+        raise PlanError(f"{' and '.join(asked)} contradict each other")
+
+
+def _simulate(args: Namespace) -> int:
+    """How the batch would go on other machines, a task on each; gives the exit code."""
+    from ...reports.simulate import parse_machines, simulate_batch
+    from ...session.rehearsal import rehearsed
+    from .explain import forecast_lines
+
+    options, machines = options_of(args), parse_machines(args.simulate)
+    shares = rehearsed(
+        args.jobs,
+        machines.hosts,
+        options,
+        overrides=args.overrides or (),
+        together=max(args.together, 1),
+        record=args.record,
+    )
+    programs = ([compiled.passes for compiled in share] for share in shares)
+    forecast = simulate_batch(programs, options, machines)
+    emit(json_text(forecast.as_json()) if args.json else "\n".join(forecast_lines(forecast)))
+    return 0
+
+
+def _summary(args: Namespace) -> int:
+    """How the batch stands; gives the exit code."""
+    from ...session.standing import standing
+
+    found = standing(args.jobs, options_of(args), overrides=args.overrides or (), record=args.record)
+    if args.json:
+        emit(json_text(found.as_json()))
+        return 0
+    rows = []
+    for job in found.jobs:
+        by = f"{job.by}, heard of {seconds(job.age_s)} ago" if job.age_s is not None else some(job.outputs, 2)
+        rows.append((job.name, job.status, "; ".join(filter(None, (by, " ".join(job.why.split()))))))
+    told = ", ".join(f"{number} {status}" for status, number in found.counts.items())
+    lines = [*table([("job", "status", ""), *rows]), f"{count(len(rows), 'job')}: {told}"]
+    emit(visible("\n".join(lines)))
+    return 0
 
 
 def _lines(report: BatchReport) -> Iterator[str]:
@@ -124,7 +207,9 @@ def _lines(report: BatchReport) -> Iterator[str]:
         for job in report.jobs
     ]
     yield from table([("job", "status", "output", "tensors", "bytes"), *rows], right=(3, 4))
-    yield f"{count(len(report.jobs), 'job')}: " + ", ".join(f"{n} {status}" for status, n in report.counts.items())
+    task = f"task {report.task}, " if report.task else ""
+    told = ", ".join(f"{n} {status}" for status, n in report.counts.items()) or "nothing to do"
+    yield f"{task}{count(len(report.jobs), 'job')}: {told}"
 
 
 def _account(report: BatchReport) -> str:

@@ -7,13 +7,15 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from ..command import BUDGETS, CONFIG_CHECK, JSON, PLAN, SHARD_SIZE, Argument, PlanCommand, options_of
+from ..command import BUDGETS, CONFIG_CHECK, JSON, PLAN, SHARD_SIZE, SIMULATE, PlanCommand, options_of
 from ..streams import emit
 from ..text import count, json_text, seconds, some, table, visible
 
 if TYPE_CHECKING:
     from ...reports.explain import Explanation, GroupAccount
     from ...reports.simulate import SimulatedPass, Simulation
+
+__all__ = ["forecast_lines"]
 
 ROWS = 20  # of moves; more say nothing that the totals do not
 
@@ -31,11 +33,7 @@ class Explain(PlanCommand):
         SHARD_SIZE,
         CONFIG_CHECK,
         JSON,
-        Argument(
-            "--simulate",
-            "predict a run on machines such as hosts=64,devices=4,storage=10GB/s,network=2GB/s,compute=50GB/s",
-            "MACHINES",
-        ),
+        SIMULATE,
     )
 
     def run(self, args: Namespace) -> int:
@@ -49,7 +47,7 @@ class Explain(PlanCommand):
         warn(compiled.symbolic.warnings)
         if machines is not None:
             forecast = simulate(compiled.passes, options, machines)
-            emit(json_text(forecast.as_json()) if args.json else "\n".join(_forecast(forecast)))
+            emit(json_text(forecast.as_json()) if args.json else "\n".join(forecast_lines(forecast)))
             return 0
         account = explain(compiled, options)
         emit(json_text(account.as_json()) if args.json else visible("\n".join(_lines(account))))
@@ -98,7 +96,8 @@ def _lines(account: Explanation) -> Iterator[str]:
     yield from table([("  " + name, value, note) for name, value, note in totals], right=(1,))
 
 
-def _forecast(simulation: Simulation) -> Iterator[str]:
+def forecast_lines(simulation: Simulation) -> Iterator[str]:
+    """A prediction for people."""
     passes = simulation.passes
     yield f"predicted: {seconds(simulation.wall_s)} on {count(simulation.machines.hosts, 'host')}"
     if len(passes) == 1:

@@ -1,0 +1,315 @@
+"""Who is at work on which job of a batch that several processes share: a claim per job, with a lease that is renewed.
+
+Claims are files in one folder that all processes see. The claim in force is the one with the highest number; nobody
+replaces another's, but adds the next one when its lease has run out, and of several who try one succeeds. Whether a
+lease has run out is no question of clocks, which may differ between hosts: a claim that is not renewed for the time of
+its lease *while somebody looks on* is over. A process of the same machine that has ended holds no lock any more, and is
+not waited for. Who stood still finds the next claim before its outputs appear, and leaves the job to others.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..core.errors import StorageError
+from ..core.interrupts import held
+from ..storage.files import storage_error
+from ..storage.notices import put, put_first
+
+__all__ = ["LEASE", "Claim", "Claims", "Lost", "claim_of"]
+
+LEASE = 120.0  # seconds
+_RENEWALS = 6  # in the time of a lease
+_ATTEMPTS = 100
+_MOST = 64 << 10  # bytes of an untrusted claim
+_MOST_WHY = 2000  # characters
+
+
+class Lost(StorageError):
+    """A job that this process was at work on belongs to another one now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a claim says: whose it is, and its state, `held`, `failed` (`why` says of what) or `left` to others.
+
+    seen: changes whenever it is renewed. age_s: since it was renewed, by the clocks of this host and the storage's.
+    is_dead: its process was one of this machine, and has ended. lease: seconds.
+    """
+
+    number: int
+    state: str
+    host: str
+    process: int
+    lease: float
+    seen: tuple[int, int]
+    age_s: float
+    is_dead: bool
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host}" if self.process else "another process"
+
+
+def claim_of(folder: Path, key: str) -> Claim | None:
+    """The claim in force on a job, also one that is over; None if nobody has been at work on it.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    last = None
+    try:
+        while (found := _read(folder, key, 1 if last is None else last.number + 1)) is not None:
+            last = found
+    except OSError as error:
+        raise storage_error(error, folder, "see who is at work") from None
+    return last
+
+
+def _path(folder: Path, key: str, number: int) -> Path:
+    return folder / f"{key}.{number}.claim"
+
+
+def _read(folder: Path, key: str, number: int) -> Claim | None:
+    try:  # opening asks the server of a network file system, which looking at a name may not
+        descriptor = os.open(_path(folder, key, number), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    try:
+        status, raw = os.fstat(descriptor), os.read(descriptor, _MOST)
+        try:
+            told = json.loads(raw)
+            texts = [str(told[name]) for name in ("state", "host", "boot", "why")]
+            process, lease = int(told["process"]), float(told["lease"])
+        except (ValueError, KeyError, TypeError):  # one that is just being made
+            texts, process, lease = ["held", "", "", ""], 0, LEASE
+        state, host, boot, why = texts
+        is_dead = bool(boot) and boot == _boot() and _is_unlocked(descriptor)
+        seen = status.st_mtime_ns, status.st_ino
+        age = max(0.0, time.time() - status.st_mtime)
+        return Claim(number, state, host, process, lease, seen, age, is_dead, why)
+    finally:
+        os.close(descriptor)
+
+
+def _is_unlocked(descriptor: int) -> bool:
+    """Whether a file is locked by nobody; a file system without locks does not know, so it may be."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _boot() -> str:
+    """What tells this machine, since it was started, from all others."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+@dataclass(slots=True)
+class _Own:
+    """A claim of this process: its number, its open file, and when it was renewed, by this process's clock."""
+
+    name: str
+    number: int
+    descriptor: int
+    renewed: float
+
+
+class Claims:
+    """The claims of this process, which a thread renews until they end."""
+
+    def __init__(self, folder: Path, lease: float = LEASE) -> None:
+        """A lease of so many seconds; the folder is made.
+
+        Raises:
+            StorageError: it cannot be made.
+        """
+        self._folder = folder
+        self._lease = lease
+        self._own: dict[str, _Own] = {}
+        self._seen: dict[str, tuple[tuple[int, ...], float]] = {}
+        self._lock = threading.RLock()
+        self._ended = threading.Event()
+        self._renewer = threading.Thread(target=self._renew, name="claims", daemon=True)
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise storage_error(error, folder, "make the folder of the tasks") from None
+        self._renewer.start()
+
+    def __enter__(self) -> Claims:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """What was not brought to an end is left to others."""
+        self._ended.set()
+        self._renewer.join()
+        for key in list(self._own):
+            with suppress(StorageError):
+                self.leave(key)
+
+    def take(self, key: str, name: str) -> Claim | None:
+        """Claim a job, which is called `name`. None: it is this process's now; else who has it.
+
+        Raises:
+            StorageError: the operating system refuses.
+        """
+        for _ in range(_ATTEMPTS):
+            last = claim_of(self._folder, key)
+            if last is not None and self._is_held(key, last):
+                return last
+            if self._add(key, name, 1 if last is None else last.number + 1):
+                return None
+        raise StorageError("others claim the job again and again", where=str(self._folder), found=name)
+
+    def holder(self, key: str) -> Claim | None:
+        """Who is at work on a job; None if it could be had.
+
+        Raises:
+            StorageError: that cannot be found out.
+        """
+        last = claim_of(self._folder, key)
+        return last if last is not None and self._is_held(key, last) else None
+
+    def check(self, keys: Iterable[str]) -> None:
+        """Whether all these jobs still belong to this process.
+
+        Raises:
+            Lost: one does not.
+            StorageError: that cannot be found out.
+        """
+        with self._lock:
+            for key in keys:
+                self._hold(key)
+
+    def done(self, key: str) -> None:
+        """The job is finished, which the record says; its claims are not needed any more."""
+        with self._lock, suppress(OSError):  # one that stays is no harm: what is finished is not claimed
+            for number in range(1, self._end(key) + 1):  # the first one first: see `_hold`
+                _path(self._folder, key, number).unlink(missing_ok=True)
+
+    def fail(self, key: str, why: str) -> None:
+        """The job has failed.
+
+        Raises:
+            StorageError: that cannot be noted.
+        """
+        self._state(key, "failed", why)
+
+    def leave(self, key: str) -> None:
+        """The job is left to whoever wants it.
+
+        Raises:
+            StorageError: that cannot be noted.
+        """
+        self._state(key, "left", "")
+
+    # ------------------------------------------------------------------------------------------------------------
+
+    def _is_held(self, key: str, claim: Claim) -> bool:
+        """Whether somebody renews a claim, as far as could be seen by now."""
+        if claim.state != "held" or claim.is_dead:
+            return False
+        seen, now = (claim.number, *claim.seen), time.monotonic()
+        first = self._seen.get(key)
+        if first is None or first[0] != seen:
+            self._seen[key] = first = seen, now
+        return now - first[1] < claim.lease
+
+    def _hold(self, key: str) -> None:
+        """Make sure of a claim. If it was not renewed for long, others may want the next one, which one of them gets,
+        or this process.
+
+        Raises:
+            Lost: another has it.
+        """
+        own = self._own[key]
+        is_sure = time.monotonic() - own.renewed < self._lease / 2
+        if self._is_in_force(key, own) and (is_sure or self._add(key, own.name, own.number + 1)):
+            # all claims of a job are removed when it is finished, so the one before the last may be gone
+            if is_sure or _path(self._folder, key, own.number).exists():
+                return
+        raise Lost(
+            f"job {own.name!r} belongs to another process now",
+            where=str(self._folder),
+            found="this one did not renew its claim in time",
+            hint="a longer --lease, if the machine or its storage stands still now and then",
+        )
+
+    def _is_in_force(self, key: str, own: _Own) -> bool:
+        """Whether a claim of this process is still there, and no later one."""
+        try:
+            is_there = os.path.samestat(os.fstat(own.descriptor), _path(self._folder, key, own.number).stat())
+            return is_there and not _path(self._folder, key, own.number + 1).exists()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise storage_error(error, self._folder, "see who is at work") from None
+
+    def _add(self, key: str, name: str, number: int) -> bool:
+        with self._lock, held():
+            now = time.monotonic()
+            try:
+                descriptor = put_first(_path(self._folder, key, number), self._said("held", ""))
+            except OSError as error:
+                raise storage_error(error, self._folder, "claim a job") from None
+            if descriptor is None:
+                return False
+            before = self._own.get(key)
+            self._own[key] = _Own(name, number, descriptor, now)
+            if before is not None:
+                os.close(before.descriptor)
+            return True
+
+    def _said(self, state: str, why: str) -> bytes:
+        said: dict[str, Any] = {"state": state, "host": socket.gethostname(), "process": os.getpid()}
+        said |= {"boot": _boot(), "lease": self._lease, "why": why[:_MOST_WHY]}
+        return json.dumps(said).encode() + b"\n"
+
+    def _state(self, key: str, state: str, why: str) -> None:
+        with self._lock:
+            own = self._own.get(key)
+            if own is None:
+                return
+            try:
+                if self._is_in_force(key, own):
+                    put(_path(self._folder, key, own.number), self._said(state, why), sync=False)
+            except OSError as error:
+                raise storage_error(error, self._folder, "note what became of a job") from None
+            finally:
+                self._end(key)
+
+    def _end(self, key: str) -> int:
+        """The claim is not this process's any more; gives its number, 0 if it was not."""
+        own = self._own.pop(key, None)
+        if own is None:
+            return 0
+        os.close(own.descriptor)
+        return own.number
+
+    def _renew(self) -> None:
+        """Renew all claims, again and again."""
+        while not self._ended.wait(self._lease / _RENEWALS):
+            with self._lock:
+                for key, own in list(self._own.items()):
+                    now = time.monotonic()
+                    with suppress(OSError, StorageError):  # what is not renewed is found out by `check`
+                        if now - own.renewed < self._lease / 2:
+                            os.utime(own.descriptor)
+                            own.renewed = now
+                        else:
+                            self._hold(key)
