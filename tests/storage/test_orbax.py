@@ -24,8 +24,8 @@ from surgery_jax import Options
 from surgery_jax.core.errors import BudgetError, PlanError, StorageError, SurgeryError
 from surgery_jax.storage.formats import open_checkpoint, resolve_output
 from surgery_jax.storage.keys import join_keys
-from surgery_jax.storage.orbax.chunks import Cut, chunk_of
-from surgery_jax.storage.orbax.laid import Array
+from surgery_jax.storage.orbax.chunks import ChunkGrid, chunk_of
+from surgery_jax.storage.orbax.laid import LaidArray
 from surgery_jax.storage.orbax.zarr import describe, parse_array
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -639,7 +639,7 @@ def test_a_part_of_a_state_is_written_with_its_containers(saved: Callable[[str],
 def test_chunks_cut_a_tensor_into_its_bytes_in_order(shape: tuple[int, ...], limit: int | None) -> None:
     made = spec("float32", *shape)
     chunk = chunk_of(made, limit)
-    parts = list(Array("w", Cut(made, chunk), 2, "none").slabs())
+    parts = list(LaidArray("w", ChunkGrid(made, chunk), 2, "none").slabs())
     assert [part.begin for part in parts] == [number * parts[0].size for number in range(len(parts))]
     assert parts[-1].begin < made.nbytes <= parts[-1].begin + parts[-1].size
     assert all(part.encode is None for part in parts)

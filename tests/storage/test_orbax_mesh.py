@@ -25,9 +25,9 @@ from surgery_jax.core.dtypes import DTYPES
 from surgery_jax.core.errors import BudgetError, StorageError, SurgeryError
 from surgery_jax.storage.formats import open_checkpoint, resolve_output
 from surgery_jax.storage.orbax.checksums import crc32c
-from surgery_jax.storage.orbax.chunks import Cut, divided
-from surgery_jax.storage.orbax.laid import Array
-from surgery_jax.storage.orbax.ocdbt import Value, encode_store
+from surgery_jax.storage.orbax.chunks import ChunkGrid, divided
+from surgery_jax.storage.orbax.laid import LaidArray
+from surgery_jax.storage.orbax.ocdbt import PlacedValue, encode_store
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -179,10 +179,10 @@ def test_chunks_for_a_mesh_divide_the_shards_exactly_and_cover_the_tensor(data: 
     limit = data.draw(st.one_of(st.none(), st.integers(2, 4000)))
     chunk = divided(made, shard, limit)
     assert all(length % step == 0 for length, step in zip(shard, chunk, strict=True))
-    cut = Cut(made, chunk)
+    cut = ChunkGrid(made, chunk)
     assert limit is None or cut.slab_bytes <= limit
     assert limit is not None or chunk == tuple(shard)
-    slabs = list(Array("w", cut, 2, "none").slabs())
+    slabs = list(LaidArray("w", cut, 2, "none").slabs())
     assert [slab.begin for slab in slabs] == [number * cut.slab_bytes for number in range(len(slabs))]
     assert sum(slab.nbytes for slab in slabs) == made.nbytes
     keys = [key for slab in slabs for key in slab.keys]
@@ -319,12 +319,12 @@ def test_tensorstore_reads_every_value_of_a_store_of_any_size(count: int, tmp_pa
     (tmp_path / "v").write_bytes(data)
     rng = np.random.default_rng(4)
     expected: dict[str, bytes] = {}
-    entries: dict[str, bytes | Value] = {}
+    entries: dict[str, bytes | PlacedValue] = {}
     for number in range(count):
         key = f"layer.{rng.integers(1 << 40)}/{number}.ä"
         begin, nbytes = int(rng.integers(500)), int(rng.integers(500))
         expected[key] = data[begin : begin + nbytes]
-        entries[key] = Value("v", begin, nbytes) if number % 2 else expected[key]
+        entries[key] = PlacedValue("v", begin, nbytes) if number % 2 else expected[key]
     manifest, tree = encode_store(entries, "d/nodes")
     (tmp_path / "d").mkdir()
     (tmp_path / "d/nodes").write_bytes(tree)

@@ -13,7 +13,7 @@ from .zarr import INDEX, indexed, leading_axis
 if TYPE_CHECKING:
     import numpy
 
-__all__ = ["Cut", "chunk_of", "divided", "encode_bytes", "encode_chunk", "encode_slab", "encode_slab_bytes"]
+__all__ = ["ChunkGrid", "chunk_of", "divided", "encode_bytes", "encode_chunk", "encode_slab", "encode_slab_bytes"]
 
 _SPREAD = 8  # a large tensor is cut into a multiple of so many chunks, for loading onto as many devices
 _LARGE = 8 << 20  # bytes of a tensor that is
@@ -21,7 +21,7 @@ _LARGE = 8 << 20  # bytes of a tensor that is
 Index = tuple[int, ...]  # the place of a chunk among the chunks of its array, by axis
 
 
-class Cut(NamedTuple):
+class ChunkGrid(NamedTuple):
     """A tensor and the shape of its chunks.
 
     Chunks that are not as wide as the tensor do not lie together in it: then the smallest part of it that does, and is
@@ -93,7 +93,7 @@ def divided(spec: Spec, shard: Sequence[int], limit: int | None) -> tuple[int, .
     of it, so that no slab has more than `limit` bytes."""
     chunk = [max(length, 1) for length in shard]
     for axis, length in enumerate(chunk):
-        whole = Cut(spec, tuple(chunk)).slab_bytes
+        whole = ChunkGrid(spec, tuple(chunk)).slab_bytes
         if limit is None or whole <= limit:
             break
         room = max(limit * length // whole, 1)
@@ -132,7 +132,7 @@ def encode_chunk(driver: str, metadata: dict[str, object], key: str, data: numpy
     return bytes(store.read(key).result().value)
 
 
-def encode_slab_bytes(cut: Cut, *, is_compressed: bool) -> int:
+def encode_slab_bytes(cut: ChunkGrid, *, is_compressed: bool) -> int:
     """Memory that `encode_slab` takes, result included."""
     chunk = math.prod(cut.chunk) * cut.spec.dtype.itemsize
     index = math.prod(cut.grid) * INDEX.size + 4
@@ -142,7 +142,7 @@ def encode_slab_bytes(cut: Cut, *, is_compressed: bool) -> int:
 
 
 def encode_slab(
-    cut: Cut, driver: str, metadata: dict[str, object] | None, key: str, data: numpy.ndarray
+    cut: ChunkGrid, driver: str, metadata: dict[str, object] | None, key: str, data: numpy.ndarray
 ) -> bytes | memoryview:
     """The chunks of a slab one after the other, and an index of where each of them lies, as a shard of version 3 has
     it. They are encoded as in `encode_chunk`; without `metadata` they stay as they are."""

@@ -21,8 +21,8 @@ from ..files import storage_error
 from ..leftovers import in_words
 from ..places.found import check_local
 from .arrays import entries_apart, entries_together
-from .chunks import Cut, chunk_of, divided
-from .laid import Apart, Array, Arrays, Together
+from .chunks import ChunkGrid, chunk_of, divided
+from .laid import ArraysApart, ArraysTogether, LaidArray, LaidArrays
 from .options import OPTIONS, Settings
 from .tree import (
     COMMIT,
@@ -125,11 +125,13 @@ class OrbaxFormat(Format):
         settings = self.settings
         written = WrittenTree(str(path), tensors, TreeNote.of(metadata))
         shards = settings.shardings.shards(tensors) if settings.shardings is not None else {}
-        arrays: Arrays = Together() if settings.is_together else Apart()
+        arrays: LaidArrays = ArraysTogether() if settings.is_together else ArraysApart()
         for name, spec in tensors:
             limit = settings.chunk_bytes
             chunk = divided(spec, shards[name], limit) if name in shards else chunk_of(spec, limit)
-            arrays.add(name, Array(written.stored[name], Cut(spec, chunk), settings.zarr, settings.compression))
+            arrays.add(
+                name, LaidArray(written.stored[name], ChunkGrid(spec, chunk), settings.zarr, settings.compression)
+            )
         tables = written.tables({key: value for key, value in metadata.items() if key != NOTE}, settings)
         above = f"{settings.item}/" if settings.item else ""
         files = tuple(replace(file, name=above + file.name) for file in arrays.files())

@@ -9,29 +9,30 @@ from __future__ import annotations
 import json
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...core.ranges import Parts
 from ...core.specs import Spec
 from ..base import LaidFile
-from .chunks import Cut, encode_bytes, encode_chunk, encode_slab, encode_slab_bytes
-from .ocdbt import Value, encode_store
+from .chunks import ChunkGrid, encode_bytes, encode_chunk, encode_slab, encode_slab_bytes
+from .ocdbt import PlacedValue, encode_store
 from .tree import DATA, MANIFEST
 from .zarr import INDEX, METADATA, chunk_key, describe, described_chunk, read_index
 
 if TYPE_CHECKING:
     import numpy
 
-__all__ = ["Apart", "Array", "Arrays", "Together"]
+__all__ = ["ArraysApart", "ArraysTogether", "LaidArray", "LaidArrays"]
 
 _DATA_BYTES = 2 << 30  # of a file with values of several arrays
 _COPY = 4 << 20  # bytes that are copied at once
 
 
-class Slab(NamedTuple):
+class LaidSlab(NamedTuple):
     """A part of an array that becomes one range of a file: `nbytes` bytes of the tensor from `begin` on, which take
     `size` bytes there; or a whole file, made by `encode` in so many bytes of memory, which holds the chunks `keys` and
     with `has_index` where each of them is."""
@@ -45,11 +46,11 @@ class Slab(NamedTuple):
     has_index: bool = False
 
 
-class Array(NamedTuple):
+class LaidArray(NamedTuple):
     """An array as it is written, under the name of its directory."""
 
     stored: str
-    cut: Cut
+    cut: ChunkGrid
     version: int
     compression: str
 
@@ -65,7 +66,7 @@ class Array(NamedTuple):
         table = describe(spec, chunk, self.compression, self.version, self.cut.slab if self.is_sharded else None)
         return f"{self.stored}/{METADATA[self.version - 2]}", json.dumps(table, separators=(",", ":")).encode()
 
-    def slabs(self) -> Iterator[Slab]:
+    def slabs(self) -> Iterator[LaidSlab]:
         """All of it, in the order of its bytes."""
         spec, chunk = self.cut
         is_compressed, is_whole = self.compression != "none", math.prod(self.cut.grid) == 1
@@ -78,10 +79,10 @@ class Array(NamedTuple):
             if is_whole:
                 key = f"{self.stored}/{chunk_key(first, self.version)}"
                 if metadata is None:
-                    yield Slab(begin, nbytes, size, (key,))
+                    yield LaidSlab(begin, nbytes, size, (key,))
                 else:
                     encode = partial(encode_chunk, driver, metadata, inner)
-                    yield Slab(begin, nbytes, size, (key,), encode, encode_bytes(size, nbytes))
+                    yield LaidSlab(begin, nbytes, size, (key,), encode, encode_bytes(size, nbytes))
                 continue
             if self.is_sharded:
                 step = [at // length for at, length in zip(first, self.cut.grid, strict=True)]
@@ -91,32 +92,28 @@ class Array(NamedTuple):
             names = tuple(f"{self.stored}/{key}" for key in keys)
             ordered = partial(encode_slab, self.cut, driver, metadata, inner)
             workspace = encode_slab_bytes(self.cut, is_compressed=is_compressed)
-            yield Slab(begin, nbytes, nbytes, names, ordered, workspace, has_index=not self.is_sharded)
+            yield LaidSlab(begin, nbytes, nbytes, names, ordered, workspace, has_index=not self.is_sharded)
 
 
-class Arrays(Protocol):
-    """The files of arrays, as a layout has them."""
-
-    places: dict[str, tuple[int, int]]
-    rest: dict[str, Parts[int]]
-
-    def add(self, name: str, array: Array) -> None:
-        """Lay out one more array, of the tensor `name`."""
-
-    def files(self) -> list[LaidFile]:
-        """All files for bytes of tensors."""
-
-    def finish(self, root: Path) -> None:
-        """Complete what is in a directory, when all bytes of tensors are there."""
-
-
-class _Laid:
-    """What both ways have in common: the place of every tensor."""
+class LaidArrays(ABC):
+    """The files of arrays, and where in them the bytes of every tensor belong, as a layout has it."""
 
     def __init__(self) -> None:
         self.places: dict[str, tuple[int, int]] = {}
         self.rest: dict[str, Parts[int]] = {}
-        self.described: dict[str, bytes] = {}
+        self._described: dict[str, bytes] = {}  # the metadata of arrays, by its key
+
+    @abstractmethod
+    def add(self, name: str, array: LaidArray) -> None:
+        """Lay out one more array, of the tensor `name`."""
+
+    @abstractmethod
+    def files(self) -> list[LaidFile]:
+        """All files for bytes of tensors."""
+
+    @abstractmethod
+    def finish(self, root: Path) -> None:
+        """Complete what is in a directory, when all bytes of tensors are there."""
 
     def _place(self, name: str, parts: list[tuple[int, int, int]]) -> None:
         """(byte of the tensor, number of the file, offset) of where its bytes are and go on."""
@@ -125,7 +122,7 @@ class _Laid:
             self.rest[name] = tuple(parts[1:])
 
 
-class Apart(_Laid):
+class ArraysApart(LaidArrays):
     """A directory for every array, and a file for every chunk, or for every shard of them."""
 
     def __init__(self) -> None:
@@ -133,9 +130,8 @@ class Apart(_Laid):
         self._files: list[LaidFile] = []
         self._several: list[tuple[str, ...]] = []  # chunks that are together until the end, in a file like the first
 
-    def add(self, name: str, array: Array) -> None:
-        key, content = array.described
-        self.described[key] = content
+    def add(self, name: str, array: LaidArray) -> None:
+        self._described |= [array.described]
         parts = []
         for slab in array.slabs():
             parts.append((slab.begin, len(self._files), 0))
@@ -152,7 +148,7 @@ class Apart(_Laid):
         """Give every chunk a file, and every array its metadata."""
         for names in self._several:
             _take_apart(root, names)
-        for name, content in self.described.items():
+        for name, content in self._described.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(content)
 
@@ -173,12 +169,12 @@ def _take_apart(root: Path, names: tuple[str, ...]) -> None:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             with (root / name).open("wb") as target:
                 source.seek(offset)
-                while nbytes:
-                    nbytes -= target.write(source.read(min(nbytes, _COPY)))
+                for at in range(0, nbytes, _COPY):
+                    target.write(source.read(min(_COPY, nbytes - at)))
         source.truncate(kept)
 
 
-class Together(_Laid):
+class ArraysTogether(LaidArrays):
     """One store of all arrays: values follow one another in files, and a tree tells where."""
 
     def __init__(self) -> None:
@@ -189,9 +185,8 @@ class Together(_Laid):
         self._values: list[tuple[tuple[str, ...], int, int, int]] = []  # keys, file, offset, bytes or 0 for all
         self._indexed: list[tuple[tuple[str, ...], int]] = []
 
-    def add(self, name: str, array: Array) -> None:
-        key, content = array.described
-        self.described[key] = content
+    def add(self, name: str, array: LaidArray) -> None:
+        self._described |= [array.described]
         parts: list[tuple[int, int, int]] = []
         for slab in array.slabs():
             if slab.encode is not None:
@@ -207,7 +202,7 @@ class Together(_Laid):
             self._sizes[self._open] += slab.size
         self._place(name, parts)
 
-    def _encoded(self, slab: Slab) -> int:
+    def _encoded(self, slab: LaidSlab) -> int:
         number = len(self._files)
         self._files.append(LaidFile(_data(number), slab.nbytes, encode=slab.encode, workspace=slab.workspace))
         self._sizes.append(slab.nbytes)
@@ -232,14 +227,14 @@ class Together(_Laid):
 
     def finish(self, root: Path) -> None:
         """Write the tree."""
-        entries: dict[str, bytes | Value] = dict(self.described)
+        entries: dict[str, bytes | PlacedValue] = dict(self._described)
         for (key,), number, offset, nbytes in self._values:
             name = _data(number)
-            entries[key] = Value(name, offset, nbytes or (root / name).stat().st_size)
+            entries[key] = PlacedValue(name, offset, nbytes or (root / name).stat().st_size)
         for keys, number in self._indexed:
             name = _data(number)
             places = _index_of(root / name, len(keys))
-            entries |= {key: Value(name, *place) for key, place in zip(keys, places, strict=True)}
+            entries |= {key: PlacedValue(name, *place) for key, place in zip(keys, places, strict=True)}
         nodes = _data(len(self._files))
         manifest, tree = encode_store(entries, nodes)
         (root / DATA).mkdir(exist_ok=True)

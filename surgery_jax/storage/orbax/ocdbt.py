@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from .checksums import crc32c
 
-__all__ = ["Value", "encode_store"]
+__all__ = ["PlacedValue", "encode_store"]
 
 _MANIFEST, _NODE = 0x0CDB3A2A, 0x0CDB20DE
 _MAX_NODE, _MAX_INLINE = 100_000_000, 1024  # bytes, as Orbax has them
@@ -24,7 +24,7 @@ _ARITY_LOG2 = 4  # of the tree of versions, which has but one
 _TIME = 1  # of the only version, in nanoseconds: what is written depends on no clock
 
 
-class Value(NamedTuple):
+class PlacedValue(NamedTuple):
     """Where a value lies that is not in the tree itself."""
 
     file: str
@@ -32,7 +32,7 @@ class Value(NamedTuple):
     nbytes: int
 
 
-class _Node(NamedTuple):
+class _TreeNode(NamedTuple):
     """A node in the file of nodes: its first key, and what is told of all that is below it."""
 
     key: bytes
@@ -43,10 +43,10 @@ class _Node(NamedTuple):
     value_bytes: int
 
 
-_NOWHERE = _Node(b"", (1 << 64) - 1, (1 << 64) - 1, 0, 0, 0)  # the root of a tree without keys
+_NOWHERE = _TreeNode(b"", (1 << 64) - 1, (1 << 64) - 1, 0, 0, 0)  # the root of a tree without keys
 
 
-def encode_store(entries: Mapping[str, bytes | Value], nodes: str) -> tuple[bytes, bytes]:
+def encode_store(entries: Mapping[str, bytes | PlacedValue], nodes: str) -> tuple[bytes, bytes]:
     """The manifest of a store, and the file of the nodes of its tree, which will be called `nodes`; that name and those
     of the values' files are relative to the store."""
     rows = sorted((key.encode("utf-8", "surrogateescape"), value) for key, value in entries.items())
@@ -61,10 +61,10 @@ def encode_store(entries: Mapping[str, bytes | Value], nodes: str) -> tuple[byte
     return _manifest(level[0], height, nodes, hashlib.sha256(whole).digest()[:16]), bytes(whole)
 
 
-def _leaf(rows: Sequence[tuple[bytes, bytes | Value]], whole: bytearray) -> _Node:
-    apart = [value for _, value in rows if isinstance(value, Value)]
+def _leaf(rows: Sequence[tuple[bytes, bytes | PlacedValue]], whole: bytearray) -> _TreeNode:
+    apart = [value for _, value in rows if isinstance(value, PlacedValue)]
     files = {name: number for number, name in enumerate(dict.fromkeys(value.file for value in apart))}
-    lengths = [value.nbytes if isinstance(value, Value) else len(value) for _, value in rows]
+    lengths = [value.nbytes if isinstance(value, PlacedValue) else len(value) for _, value in rows]
     body = b"".join(
         [
             b"\0",  # its height
@@ -72,19 +72,19 @@ def _leaf(rows: Sequence[tuple[bytes, bytes | Value]], whole: bytearray) -> _Nod
             _number(len(rows)),
             _texts([key for key, _ in rows]),
             _numbers(lengths),
-            _numbers(int(isinstance(value, Value)) for _, value in rows),
+            _numbers(int(isinstance(value, PlacedValue)) for _, value in rows),
             _numbers(files[value.file] for value in apart),
             _numbers(value.offset for value in apart),
-            *(value for _, value in rows if not isinstance(value, Value)),
+            *(value for _, value in rows if not isinstance(value, PlacedValue)),
         ]
     )
     node = _framed(_NODE, body)
-    found = _Node(rows[0][0], len(whole), len(node), len(rows), len(node), sum(value.nbytes for value in apart))
+    found = _TreeNode(rows[0][0], len(whole), len(node), len(rows), len(node), sum(value.nbytes for value in apart))
     whole += node
     return found
 
 
-def _branch(children: Sequence[_Node], height: int, nodes: str, whole: bytearray) -> _Node:
+def _branch(children: Sequence[_TreeNode], height: int, nodes: str, whole: bytearray) -> _TreeNode:
     keys = [child.key for child in children]
     body = b"".join(
         [
@@ -100,19 +100,19 @@ def _branch(children: Sequence[_Node], height: int, nodes: str, whole: bytearray
     )
     node = _framed(_NODE, body)
     num_keys, tree, values = (sum(row) for row in zip(*(child[3:] for child in children), strict=True))
-    found = _Node(keys[0], len(whole), len(node), num_keys, tree + len(node), values)
+    found = _TreeNode(keys[0], len(whole), len(node), num_keys, tree + len(node), values)
     whole += node
     return found
 
 
-def _manifest(root: _Node, height: int, nodes: str, uuid: bytes) -> bytes:
+def _manifest(root: _TreeNode, height: int, nodes: str, uuid: bytes) -> bytes:
     config = [uuid, b"\0", _numbers([_MAX_INLINE, _MAX_NODE]), bytes([_ARITY_LOG2]), b"\0"]  # one file; no compression
     versions = [_number(1), _number(1), bytes([height]), b"\0", _numbers([root.offset, root.nbytes])]
     tail = [*_statistics([root]), _TIME.to_bytes(8, "little"), _number(0)]  # and no older versions
     return _framed(_MANIFEST, b"".join([*config, _files([nodes]), *versions, *tail]))
 
 
-def _statistics(nodes: Sequence[_Node]) -> list[bytes]:
+def _statistics(nodes: Sequence[_TreeNode]) -> list[bytes]:
     keys, tree = [node.num_keys for node in nodes], [node.tree_bytes for node in nodes]
     return [_numbers(keys), _numbers(tree), _numbers(node.value_bytes for node in nodes)]
 
