@@ -262,7 +262,7 @@ def convert(
     *,
     format: str | None = None,
     shard: str | None = None,
-    settings: dict[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
     progress: Show | None = None,
     observers: Sequence[Observer] = (),
 ) -> Report:

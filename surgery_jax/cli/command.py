@@ -10,7 +10,7 @@ import argparse
 import importlib
 import pkgutil
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -144,7 +144,8 @@ def _checked(argument: Argument) -> Callable[[str], Any]:
         try:
             return argument.parse(word)
         except PlanError as error:
-            raise argparse.ArgumentTypeError(f"{error.problem}; expected {error.expected}") from None
+            expected = f"; expected {error.expected}" if error.expected else ""
+            raise argparse.ArgumentTypeError(error.problem + expected) from None
         except ValueError:
             raise argparse.ArgumentTypeError(f"{word!r} is no {argument.takes.lower()}") from None
 
@@ -161,15 +162,39 @@ def _size(word: str) -> str:
     return word
 
 
-def words(text: str) -> dict[str, str]:
-    """Parse `key=value,key=value`."""
-    found = {}
-    for item in text.split(","):
+def words(text: str) -> dict[str, Any]:
+    """Parse `key=value,key=value`; values in brackets are those of YAML, such as `mesh={fsdp: 16}`."""
+    found: dict[str, Any] = {}
+    for item in _items(text):
         key, separator, value = item.partition("=")
+        key, value = key.strip(), value.strip()
         if not (separator and key and value):
             raise ValueError(f"not KEY=VALUE: {item!r}")
-        found[key] = value
+        found[key] = _value(value) if value[0] in "[{" else value
     return found
+
+
+def _items(text: str) -> Iterator[str]:
+    """What stands between commas that are in no brackets and no quotes."""
+    begin, depth, quote = 0, 0, ""
+    for at, character in enumerate(text):
+        if quote or character in "'\"":
+            quote = "" if character == quote else quote or character
+        elif character in "[{":
+            depth += 1
+        elif character in "]}":
+            depth -= 1
+        elif character == "," and not depth:
+            yield text[begin:at]
+            begin = at + 1
+    yield text[begin:]
+
+
+def _value(text: str) -> object:
+    from ..language.document import parse_yaml
+    from ..language.nodes import plain
+
+    return plain(parse_yaml(text, "--options", interpolate=False))
 
 
 def shard_size(word: str) -> str:

@@ -83,7 +83,7 @@ def _largest(work: Schedule) -> _Largest:
         hint = f"{decode.source.name} is stored in blocks that can only be decoded as a whole"
         found.append(_Largest(footprint(decode_needs(decode.source.entry, work.piece)), None, hint))
     for path, needs in work.encodings:
-        hint = f"{path} is compressed as a whole: choose smaller chunks, or no compression"
+        hint = f"{path} is encoded as a whole: choose smaller chunks with the option chunk"
         found.append(_Largest(footprint(needs), None, hint))
     if not found:
         return _Largest(0)

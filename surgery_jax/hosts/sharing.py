@@ -81,9 +81,9 @@ def agree(peers: Peers, outputs: Outputs) -> None:
         for output, layout in outputs:
             if any(file.encode is not None for file in layout.files):  # the last byte may come from any process
                 raise PlanError(
-                    f"{output.path}: files that are compressed as a whole cannot be written by several processes",
+                    f"{output.path}: files that are encoded as a whole cannot be written by several processes",
                     found=f"{peers.size} processes",
-                    hint="leave out the compression, or use one process",
+                    hint="leave out the compression, and for a mesh cut the first axis alone; or use one process",
                 )
         compare(peers, facts_of_outputs(outputs))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from collections.abc import Mapping as AnyMapping
@@ -140,7 +141,7 @@ def check_text(text: str, mark: Mark | str) -> str:
 
 
 def words_of(node: Node, what: str) -> dict[str, str]:
-    """A mapping of single values as they would be typed; null entries are left out.
+    """A mapping of values as they would be typed, those that are none alone as JSON; null entries are left out.
 
     Raises:
         PlanError: it is none.
@@ -150,8 +151,8 @@ def words_of(node: Node, what: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for key, value in node.entries.items():
         if not isinstance(value, Scalar):
-            raise PlanError(f"{what}.{key} is a single value", where=value.mark, found=shown(value))
-        if value.value is not None:
+            found[key] = json.dumps(plain(value))
+        elif value.value is not None:
             found[key] = str(value.value) if value.text is None else value.text
     return found
 

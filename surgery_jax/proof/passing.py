@@ -81,7 +81,7 @@ class OutputDigests:
     def marks(self, place: str) -> tuple[int, ...]:
         """The offsets at which tensors begin and end in a file, as far as it holds them as they are."""
         number = self.numbers.get(place)
-        if number is None or self.staging.layout.files[number].encode is not None:
+        if number is None or not self.staging.layout.files[number].is_plain:
             return ()
         return thinned(sorted({end for at, nbytes, *_ in self._segments[number] for end in (at, at + nbytes)}))
 
@@ -266,7 +266,7 @@ class OutputDigests:
         number = self.numbers.get(place)
         digest = self._known.get(place) or self._digest(place, self.marks(place))
         self._known[place] = digest
-        is_raw = number is not None and self.staging.layout.files[number].encode is None
+        is_raw = number is not None and self.staging.layout.files[number].is_plain
         if number is None or not is_raw or not self._tensors or not self._segments[number]:
             return FileFacts(*digest[:2])
         rest = hashlib.sha256()

@@ -112,6 +112,8 @@ class LaidFile:
     """One file to be written: name relative to the output directory (empty: the output itself is this file), its
     final length in bytes, and the bytes that are known beforehand as (offset, bytes).
 
+    Of one that is `indirect`, whoever reads the tensors is not told where in it their bytes lie.
+
     With `encode` it holds bytes of tensors only, and becomes what `encode` makes of them once all are there; that takes
     `workspace` bytes of memory beside them, result included. With `source` it is a copy of the file at that path.
     """
@@ -119,9 +121,15 @@ class LaidFile:
     name: str
     size: int
     fixed: tuple[tuple[int, bytes], ...] = ()
-    encode: Callable[[numpy.ndarray], bytes] | None = None
+    encode: Callable[[numpy.ndarray], bytes | memoryview] | None = None
     workspace: int = 0
     source: str | None = None
+    indirect: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the bytes of its tensors are in it as they are, where whoever reads them is told."""
+        return self.encode is None and not self.indirect
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from orbax_trees import a_model, assert_equal_trees, load_standard, load_v0, load_v1, nested
 from storing import bytes_of, sample, spec, write
 
 import surgery_jax
@@ -23,7 +24,8 @@ from surgery_jax import Options
 from surgery_jax.core.errors import BudgetError, PlanError, StorageError, SurgeryError
 from surgery_jax.storage.formats import open_checkpoint, resolve_output
 from surgery_jax.storage.keys import join_keys
-from surgery_jax.storage.orbax.chunks import chunk_of, chunks
+from surgery_jax.storage.orbax.chunks import ChunkGrid, chunk_of
+from surgery_jax.storage.orbax.laid import LaidArray
 from surgery_jax.storage.orbax.zarr import describe, parse_array
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -505,63 +507,6 @@ def test_leaves_that_collide_when_their_keys_are_joined_are_refused(
 # --- writing
 
 
-def a_model(path: Path, rows: int = 24, has_small: bool = True) -> dict[str, np.ndarray]:
-    """A safetensors file of all kinds of numbers, under nested names."""
-    import ml_dtypes
-    from safetensors.numpy import save_file
-
-    rng = np.random.default_rng(5)
-    dtypes = ["float32", "float64", "float16", "int8", "int64", "uint16", "bool", "complex64"]
-    tensors = {
-        f"params.layers.{at}.{name}": rng.integers(0, 2, (rows, 6)).astype(name) for at, name in enumerate(dtypes)
-    }
-    tensors["params.head.kernel"] = rng.standard_normal((rows, 50)).astype(ml_dtypes.bfloat16)
-    tensors["params.head.bias"] = rng.standard_normal(50).astype(np.float32)
-    if has_small:
-        tensors["params.small"] = rng.standard_normal((2, 3)).astype(ml_dtypes.float8_e4m3fn)
-    tensors["step"] = np.array(3, np.int32)
-    save_file(tensors, path, {"format": "pt", "note": "kept"})
-    return tensors
-
-
-def nested(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, array in tensors.items():
-        *keys, last = name.split(".")
-        node = tree
-        for key in keys:
-            node = node.setdefault(key, {})
-        node[last] = array
-    return tree
-
-
-def assert_equal_trees(found: Any, expected: Any) -> None:
-    import jax
-
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert np.asarray(one).dtype == np.asarray(other).dtype
-        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
-
-
-def load_v1(path: Path) -> Any:
-    from orbax.checkpoint import v1 as ocp
-
-    return ocp.load(path)
-
-
-def load_v0(path: Path) -> Any:
-    import orbax.checkpoint
-
-    return orbax.checkpoint.PyTreeCheckpointer().restore(path)
-
-
-def load_standard(path: Path) -> Any:
-    import orbax.checkpoint
-
-    return orbax.checkpoint.StandardCheckpointer().restore(path)
-
-
 SETTINGS = [{}, {"chunk": "1KB"}, {"compression": "zstd"}, {"chunk": "500B", "compression": "zstd"}, {"chunk": "none"}]
 
 
@@ -694,11 +639,12 @@ def test_a_part_of_a_state_is_written_with_its_containers(saved: Callable[[str],
 def test_chunks_cut_a_tensor_into_its_bytes_in_order(shape: tuple[int, ...], limit: int | None) -> None:
     made = spec("float32", *shape)
     chunk = chunk_of(made, limit)
-    parts = list(chunks(made, chunk))
-    assert [begin for begin, _, _ in parts] == [number * parts[0][2] for number in range(len(parts))]
-    assert parts[-1][0] < made.nbytes <= parts[-1][0] + parts[-1][2]
-    array = parse_array(describe(made, chunk, None), 2, Path("w"))
-    assert [key for _, key, _ in parts] == list(array.keys())
+    parts = list(LaidArray("w", ChunkGrid(made, chunk), 2, "none").slabs())
+    assert [part.begin for part in parts] == [number * parts[0].size for number in range(len(parts))]
+    assert parts[-1].begin < made.nbytes <= parts[-1].begin + parts[-1].size
+    assert all(part.encode is None for part in parts)
+    array = parse_array(json.dumps(describe(made, chunk, "none")).encode(), 2, Path("w"))
+    assert [key for part in parts for key in part.keys] == [f"w/{key}" for key in array.keys()]
     if limit is not None and made.nbytes < 8 << 20 and made.nbytes <= limit:
         assert len(parts) == 1
     if limit is not None and made.nbytes > limit:

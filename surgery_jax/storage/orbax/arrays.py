@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["entries_apart", "entries_together"]
 
 
-@cache
 def _context() -> tensorstore.Context:
+    """One for each reading of headers: what is kept of a store that is read there is not that of another one, which may
+    have come to the same place since."""
     import tensorstore
 
     return tensorstore.Context(
@@ -32,11 +33,19 @@ def _context() -> tensorstore.Context:
     )
 
 
-def _open(version: int, store: Mapping[str, object], has_holes: bool) -> tensorstore.TensorStore:
+@cache
+def _plain() -> tensorstore.Context:
+    """One that keeps nothing of what it reads."""
+    return _context()
+
+
+def _open(
+    version: int, store: Mapping[str, object], context: tensorstore.Context | None, has_holes: bool
+) -> tensorstore.TensorStore:
     import tensorstore
 
     spec = {"driver": "zarr" if version == 2 else "zarr3", "kvstore": store, "fill_missing_data_reads": has_holes}
-    return tensorstore.open(spec, context=_context(), read=True, open=True).result()
+    return tensorstore.open(spec, context=context or _plain(), read=True, open=True).result()
 
 
 def _directory(path: Path) -> dict[str, object]:
@@ -67,7 +76,7 @@ def entries_apart(
         array = _parsed(leaf, raw, version, Path(path), others)
         if array is None:
             continue
-        opened = partial(_open, version, {**base, "path": f"{base['path']}{leaf.stored}/"})
+        opened = partial(_open, version, {**base, "path": f"{base['path']}{leaf.stored}/"}, None)
         entries[leaf.name] = entry_of(array, files, has_holes, opened, Path(path))
     return entries
 
@@ -137,7 +146,8 @@ def _from_store(
 ) -> dict[str, Entry]:
     import tensorstore
 
-    store = tensorstore.KvStore.open(dict(base), context=_context()).result()
+    context = _context()
+    store = tensorstore.KvStore.open(dict(base), context=context).result()
     below = _by_array(leaves, [key.decode("utf-8", "surrogateescape") for key in store.list().result()])
     reads: list[tuple[Leaf, int, tensorstore.Future[tensorstore.KvStore.ReadResult]]] = []
     for leaf in leaves:
@@ -154,7 +164,7 @@ def _from_store(
             continue
         keys = below[leaf.stored]
         del keys[METADATA[version - 2]]
-        opened = partial(_open, version, {**base, "path": f"{leaf.stored}/"})
+        opened = partial(_open, version, {**base, "path": f"{leaf.stored}/"}, context)
         entries[leaf.name] = entry_of(array, keys, has_holes, opened, where)
     return entries
 

@@ -2,21 +2,71 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...core.specs import Spec
-from .zarr import leading_axis
+from .zarr import INDEX, indexed, leading_axis
 
 if TYPE_CHECKING:
     import numpy
 
-__all__ = ["chunk_of", "chunks", "encode_bytes", "encode_chunk"]
+__all__ = ["ChunkGrid", "chunk_of", "divided", "encode_bytes", "encode_chunk", "encode_slab", "encode_slab_bytes"]
 
 _SPREAD = 8  # a large tensor is cut into a multiple of so many chunks, for loading onto as many devices
 _LARGE = 8 << 20  # bytes of a tensor that is
+
+Index = tuple[int, ...]  # the place of a chunk among the chunks of its array, by axis
+
+
+class ChunkGrid(NamedTuple):
+    """A tensor and the shape of its chunks.
+
+    Chunks that are not as wide as the tensor do not lie together in it: then the smallest part of it that does, and is
+    made of whole chunks, is a *slab* of several. Else every chunk is a slab of its own.
+    """
+
+    spec: Spec
+    chunk: tuple[int, ...]
+
+    @property
+    def axis(self) -> int:
+        """The axis along which slabs follow one another."""
+        return leading_axis(self.spec.shape, self.chunk)
+
+    @property
+    def slab(self) -> tuple[int, ...]:
+        """The shape of a slab."""
+        after = self.axis + 1
+        return (*self.chunk[:after], *(max(length, 1) for length in self.spec.shape[after:]))
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The number of chunks of a slab along each axis."""
+        return tuple(-(-length // step) for length, step in zip(self.slab, self.chunk, strict=True))
+
+    @property
+    def slab_bytes(self) -> int:
+        """Bytes of a slab that is full."""
+        return math.prod(self.slab) * self.spec.dtype.itemsize
+
+    def slabs(self) -> Iterator[tuple[int, Index]]:
+        """(first byte of the tensor in it, place of its first chunk) of every slab, in order."""
+        if not self.spec.size:
+            return
+        shape = self.spec.shape
+        axis = self.axis
+        along = [-(-length // step) for length, step in zip(shape[axis:], self.chunk[axis:], strict=True)][:1]
+        zeros = (0,) * (len(shape) - axis - 1)
+        for number, place in enumerate(product(*map(range, [*shape[:axis], *along]))):
+            yield number * self.slab_bytes, (*place, *zeros)
+
+    def within(self, first: Index) -> Iterator[Index]:
+        """The places of the chunks of the slab whose first one is at a place, in the order in which it holds them."""
+        for steps in product(*map(range, self.grid)):
+            yield tuple(at + step for at, step in zip(first, steps, strict=True))
 
 
 def chunk_of(spec: Spec, limit: int | None) -> tuple[int, ...]:
@@ -38,17 +88,23 @@ def chunk_of(spec: Spec, limit: int | None) -> tuple[int, ...]:
     return (*shape[:axis], -(-length // count), *shape[axis + 1 :])
 
 
-def chunks(spec: Spec, chunk: tuple[int, ...]) -> Iterator[tuple[int, str, int]]:
-    """(first byte of the tensor in it, key, bytes) of every chunk that `chunk_of` makes, in order."""
-    if not spec.size:
-        return
-    axis = leading_axis(spec.shape, spec.shape) if spec.shape else 0
-    size = math.prod(chunk) * spec.dtype.itemsize
-    count = -(-spec.shape[axis] // chunk[axis]) if spec.shape else 1
-    zeros = ["0"] * len(spec.shape)
-    for number in range(count):
-        key = ".".join([*zeros[:axis], str(number), *zeros[axis + 1 :]])
-        yield number * size, key, size
+def divided(spec: Spec, shard: Sequence[int], limit: int | None) -> tuple[int, ...]:
+    """The shape of the chunks of a tensor of which every device has a part of the shape `shard`: that, or equal parts
+    of it, so that no slab has more than `limit` bytes."""
+    chunk = [max(length, 1) for length in shard]
+    for axis, length in enumerate(chunk):
+        whole = ChunkGrid(spec, tuple(chunk)).slab_bytes
+        if limit is None or whole <= limit:
+            break
+        room = max(limit * length // whole, 1)
+        chunk[axis] = max(part for part in _divisors(length) if part <= room)
+    return tuple(chunk)
+
+
+def _divisors(number: int) -> Iterator[int]:
+    for low in range(1, math.isqrt(number) + 1):
+        if number % low == 0:
+            yield from (low, number // low)
 
 
 def encode_bytes(whole: int, size: int) -> int:
@@ -58,19 +114,55 @@ def encode_bytes(whole: int, size: int) -> int:
     return (3 if size == whole else 4) * whole + whole // 32 + (2 << 20)
 
 
-def encode_chunk(described: bytes, chunk: tuple[int, ...], data: numpy.ndarray) -> bytes:
-    """What the file of a chunk holds for its packed bytes, as TensorStore encodes them; the last one may have less."""
+def encode_chunk(driver: str, metadata: dict[str, object], key: str, data: numpy.ndarray) -> bytes:
+    """What the file of a chunk holds for its packed bytes, as a driver of TensorStore encodes them; the last one may
+    have less. `metadata` is that of an array of this chunk alone, and `key` the key of it."""
     import numpy as np
     import tensorstore
 
-    metadata = {**json.loads(described), "shape": chunk}
-    spec = {"driver": "zarr", "kvstore": {"driver": "memory"}, "metadata": metadata}
+    spec: dict[str, object] = {"driver": driver, "kvstore": {"driver": "memory"}, "metadata": metadata}
+    spec["store_data_equal_to_fill_value"] = True  # else a chunk of zeros would be missing, as one that is lost
     array = tensorstore.open(spec, context=tensorstore.Context(), create=True).result()
     elements = data.view(array.dtype.numpy_dtype)
-    if elements.size < math.prod(chunk):
-        elements = np.concatenate([elements, np.zeros(math.prod(chunk) - elements.size, elements.dtype)])
-    array.write(elements.reshape(chunk)).result()
-    key = ".".join(["0"] * len(chunk)) or "0"
+    if elements.size < array.size:
+        elements = np.concatenate([elements, np.zeros(array.size - elements.size, elements.dtype)])
+    array.write(elements.reshape(array.shape)).result()
     store = array.kvstore
     assert store is not None
     return bytes(store.read(key).result().value)
+
+
+def encode_slab_bytes(cut: ChunkGrid, *, is_compressed: bool) -> int:
+    """Memory that `encode_slab` takes, result included."""
+    chunk = math.prod(cut.chunk) * cut.spec.dtype.itemsize
+    index = math.prod(cut.grid) * INDEX.size + 4
+    if not is_compressed:
+        return cut.slab_bytes + index
+    return 2 * (cut.slab_bytes + cut.slab_bytes // 32 + index) + chunk + encode_bytes(chunk, chunk)
+
+
+def encode_slab(
+    cut: ChunkGrid, driver: str, metadata: dict[str, object] | None, key: str, data: numpy.ndarray
+) -> bytes | memoryview:
+    """The chunks of a slab one after the other, and an index of where each of them lies, as a shard of version 3 has
+    it. They are encoded as in `encode_chunk`; without `metadata` they stay as they are."""
+    import numpy as np
+
+    size = cut.spec.dtype.itemsize
+    grid, chunk = cut.grid, cut.chunk
+    elements = data.view(f"u{size}").reshape([length for pair in zip(grid, chunk, strict=True) for length in pair])
+    apart = elements.transpose([*range(0, 2 * len(grid), 2), *range(1, 2 * len(grid), 2)])
+    count, nbytes = math.prod(grid), math.prod(chunk) * size
+    if metadata is None:
+        index = indexed([(number * nbytes, nbytes) for number in range(count)])
+        whole = np.empty(data.nbytes + len(index), np.uint8)
+        whole[: data.nbytes].view(f"u{size}").reshape(apart.shape)[...] = apart
+        whole[data.nbytes :] = np.frombuffer(index, np.uint8)
+        return whole.data
+    found, places, at = [], [], 0
+    for place in product(*map(range, grid)):
+        one = np.ascontiguousarray(apart[place]).reshape(-1).view(np.uint8)
+        found.append(encode_chunk(driver, metadata, key, one))
+        places.append((at, len(found[-1])))
+        at += len(found[-1])
+    return b"".join([*found, indexed(places)])

@@ -10,20 +10,20 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from ...core.errors import PlanError, StorageError, listing
-from ...core.ranges import Parts
-from ...core.specs import Spec, parse_size
-from ..base import Checkpoint, Format, LaidFile, Layout, no_part
+from ...core.errors import StorageError, listing
+from ...core.specs import Spec
+from ..base import Checkpoint, Format, Layout, no_part
 from ..documents import documents_beside
 from ..files import storage_error
 from ..leftovers import in_words
 from ..places.found import check_local
 from .arrays import entries_apart, entries_together
-from .chunks import chunk_of, chunks, encode_bytes, encode_chunk
+from .chunks import ChunkGrid, chunk_of, divided
+from .laid import ArraysApart, ArraysTogether, LaidArray, LaidArrays
+from .options import OPTIONS, Settings
 from .tree import (
     COMMIT,
     DATA,
@@ -39,12 +39,11 @@ from .tree import (
     read_tree,
 )
 from .write import WrittenTree
-from .zarr import METADATA, describe
+from .zarr import METADATA
 
 __all__ = ["OrbaxFormat"]
 
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a directory that is being written
-_COMPRESSORS: dict[str, Mapping[str, object] | None] = {"none": None, "zstd": {"id": "zstd", "level": 1}}
 
 
 class OrbaxFormat(Format):
@@ -53,26 +52,16 @@ class OrbaxFormat(Format):
     name = "orbax"
     writes_files = False
     writes_directories = True
-    options: ClassVar[Mapping[str, str]] = {
-        "chunk": "largest chunk of an array, such as 64MB (default), or none; chunks are cut along the leading axis",
-        "compression": "none (default) or zstd, of every chunk",
-    }
+    options: ClassVar[Mapping[str, str]] = OPTIONS
 
-    def __init__(self, chunk_bytes: int | None = 64 << 20, compression: str = "none") -> None:
-        """As the options say; `chunk_bytes` None does not cut."""
-        self.chunk_bytes = chunk_bytes
-        self.compression = compression
+    def __init__(self, settings: Settings | None = None) -> None:
+        """As the options say."""
+        self.settings = settings or Settings()
 
     def configured(self, options: Mapping[str, str]) -> OrbaxFormat:
         """With the sizes and words of a plan."""
         super().configured(options)
-        compression = options.get("compression", self.compression)
-        if compression not in _COMPRESSORS:
-            raise PlanError(
-                f"unknown compression {compression!r}", expected=f"one of {', '.join(_COMPRESSORS)}", found=compression
-            )
-        chunk = parse_size(options["chunk"]) if "chunk" in options else self.chunk_bytes
-        return OrbaxFormat(chunk, compression)
+        return OrbaxFormat(Settings.of(options))
 
     def probe_directory(self, path: Path) -> bool:
         """Whether it is a checkpoint or a step, or holds nothing but steps."""
@@ -130,42 +119,31 @@ class OrbaxFormat(Format):
         shard_bytes: int | None,
         metadata: Mapping[str, str],
     ) -> Layout:
-        """One file per chunk, of the layout of `StandardCheckpointer`, which every release of Orbax reads."""
+        """As `StandardCheckpointer` writes it, or with an item of a step, as `CheckpointManager` does."""
         check_local(path, "Orbax checkpoints")
         _check_no_steps(path)
-        note = TreeNote.of(metadata)
-        written = WrittenTree(str(path), tensors, note)
-        files: list[LaidFile] = []
-        places: dict[str, tuple[int, int]] = {}
-        rest: dict[str, Parts[int]] = {}
-        arrays: dict[str, bytes] = {}
-        compressor = _COMPRESSORS[self.compression]
+        settings = self.settings
+        written = WrittenTree(str(path), tensors, TreeNote.of(metadata))
+        shards = settings.shardings.shards(tensors) if settings.shardings is not None else {}
+        arrays: LaidArrays = ArraysTogether() if settings.is_together else ArraysApart()
         for name, spec in tensors:
-            chunk = chunk_of(spec, self.chunk_bytes)
-            described = describe(spec, chunk, compressor)
-            stored = written.stored[name]
-            arrays[stored] = described
-            encode = None if compressor is None else partial(encode_chunk, described, chunk)
-            parts = []
-            for begin, key, size in chunks(spec, chunk):
-                parts.append((begin, len(files), 0))
-                whole, size = size, size if encode is None else min(size, spec.nbytes - begin)
-                workspace = encode_bytes(whole, size) if encode is not None else 0
-                files.append(LaidFile(f"{stored}/{key}", size, encode=encode, workspace=workspace))
-            places[name] = parts[0][1:] if parts else (0, 0)
-            if len(parts) > 1:
-                rest[name] = tuple(parts[1:])
-        tables = written.tables({key: value for key, value in metadata.items() if key != NOTE})
+            limit = settings.chunk_bytes
+            chunk = divided(spec, shards[name], limit) if name in shards else chunk_of(spec, limit)
+            arrays.add(
+                name, LaidArray(written.stored[name], ChunkGrid(spec, chunk), settings.zarr, settings.compression)
+            )
+        tables = written.tables({key: value for key, value in metadata.items() if key != NOTE}, settings)
+        above = f"{settings.item}/" if settings.item else ""
+        files = tuple(replace(file, name=above + file.name) for file in arrays.files())
 
         def finish(root: Path) -> None:
-            for stored, described in arrays.items():
-                (root / stored).mkdir(exist_ok=True)
-                (root / stored / METADATA[0]).write_bytes(described)
+            (root / settings.item).mkdir(exist_ok=True)
+            arrays.finish(root / settings.item)
             for name, content in tables.items():
                 (root / name).parent.mkdir(exist_ok=True)
                 (root / name).write_bytes(content)
 
-        return Layout(tuple(files), places, True, finish, rest)
+        return Layout(files, arrays.places, True, finish, arrays.rest)
 
     def part(self, checkpoint: Checkpoint, prefix: str) -> Checkpoint:
         """Also what the tree has there beside tensors."""
@@ -314,13 +292,13 @@ def _files(folder: str) -> list[str]:
     return [path for place, is_folder in found for path in (_files(place) if is_folder else [place])]
 
 
-def _step_metadata(item: Path) -> tuple[dict[str, str], object]:
-    """What the user put beside the whole checkpoint: texts by name, or something else."""
+def _step_metadata(item: Path) -> tuple[dict[str, str], dict[str, object]]:
+    """What the user put beside the whole checkpoint: texts by name, and what is none."""
     for place in (item, item.parent):
         if (place / STEP[0]).is_file():
             table = read_table(place / STEP[0], "the table of the step")
             found = table.get("custom_metadata") if isinstance(table, dict) else None
-            if isinstance(found, dict) and all(isinstance(value, str) for value in found.values()):
-                return {key: value for key, value in found.items() if key != NOTE}, None
-            return {}, found
-    return {}, None
+            told = {key: value for key, value in found.items() if key != NOTE} if isinstance(found, dict) else {}
+            texts = {key: value for key, value in told.items() if isinstance(value, str)}
+            return texts, {key: value for key, value in told.items() if key not in texts}
+    return {}, {}

@@ -57,7 +57,7 @@ class TreeNote:
     empty: dict[str, str] = field(default_factory=dict)  # containers without leaves, and None
     random: dict[str, str] = field(default_factory=dict)  # implementations of random keys
     custom: object = None  # what the user of Orbax put beside the tree
-    step: object = None  # the same of the step, where it is not all texts
+    step: dict[str, object] = field(default_factory=dict)  # the same of the step, as far as it is no text
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> TreeNote:
@@ -95,6 +95,7 @@ _TYPES: dict[str, type[object]] = {
     "empty": dict,
     "random": dict,
     "custom": object,
+    "step": dict,
 }
 
 

@@ -10,6 +10,7 @@ from ...core.errors import StorageError
 from ...core.specs import Spec
 from ..keys import nest, split_name
 from ..shards import is_name
+from .options import Settings
 from .tree import COMMIT, KEYS, OWN, STEP, STRINGS, TREE, TreeNote
 
 __all__ = ["WrittenTree"]
@@ -57,8 +58,28 @@ class WrittenTree:
                     below.setdefault(keys[:at], set()).add(keys[at])
         return {keys for keys, found in below.items() if found == set(map(str, range(len(found))))}
 
-    def tables(self, metadata: Mapping[str, str]) -> dict[str, bytes]:
-        """The files that are no arrays, by name; the mark of a finished checkpoint is the last."""
+    def tables(self, metadata: Mapping[str, str], settings: Settings) -> dict[str, bytes]:
+        """The files that are no arrays, by name; the mark of a finished checkpoint is the last. Those of an item of a
+        step are in a directory of its name, and what tells of the step beside that."""
+        content = {name: json.dumps(table).encode() for name, table in self._item(settings).items()} | {COMMIT: b""}
+        step = {STEP[0]: json.dumps(self._step(metadata, settings)).encode()}
+        if not settings.item:
+            return step | content
+        return step | {f"{settings.item}/{name}": held for name, held in content.items()} | {COMMIT: b""}
+
+    def _step(self, metadata: Mapping[str, str], settings: Settings) -> dict[str, object]:
+        """What is told of the whole step; nothing of it depends on a clock."""
+        return {
+            "item_handlers": {settings.item: _HANDLER} if settings.item else _HANDLER,
+            "metrics": {},
+            "performance_metrics": {},
+            "init_timestamp_nsecs": None,
+            "commit_timestamp_nsecs": None,
+            "custom_metadata": {**dict(sorted(metadata.items())), **self.note.step, **(settings.metadata or {})},
+        }
+
+    def _item(self, settings: Settings) -> dict[str, object]:
+        """The tables of the tree."""
         note = self.note
         rows = {}
         for name, keys in [*self.keys.items(), *self.others.items()]:
@@ -66,20 +87,12 @@ class WrittenTree:
             rows[str(keys)] = {"key_metadata": parts, "value_metadata": self._value(name)}
         tree = {
             "tree_metadata": rows,
-            "use_ocdbt": False,
-            "use_zarr3": False,
+            "use_ocdbt": settings.is_together,
+            "use_zarr3": settings.zarr == 3,
             "store_array_data_equal_to_fill_value": True,
             "custom_metadata": note.custom,
         }
-        step = {
-            "item_handlers": _HANDLER,
-            "metrics": {},
-            "performance_metrics": {},
-            "init_timestamp_nsecs": None,
-            "commit_timestamp_nsecs": None,
-            "custom_metadata": note.step if isinstance(note.step, dict) else dict(sorted(metadata.items())),
-        }
-        found: dict[str, object] = {TREE: tree, STEP[0]: step}
+        found: dict[str, object] = {TREE: tree}
         if texts := {".".join(self.others[name]): text for name, text in note.texts.items() if name in self.others}:
             found[STRINGS] = texts
         if random := [name for name in self.specs if name in note.random]:
@@ -87,8 +100,7 @@ class WrittenTree:
             coded = {name: base64.b64encode(self.stored[name].encode()).decode() for name in random}
             found["_sharding"] = {coded[name]: sharding for name in random}
             found[f"{KEYS}/process_0"] = {"array_metadatas": [self._random(name) for name in random]}
-        content = {name: json.dumps(table).encode() for name, table in found.items()}
-        return content | {COMMIT: b""}
+        return found
 
     def _value(self, name: str) -> dict[str, object]:
         """The kind of a leaf. Arrays are of the host: these are restored on any machine, and onto any devices that

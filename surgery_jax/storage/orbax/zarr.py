@@ -1,4 +1,4 @@
-"""Zarr arrays of versions 2 and 3, as Orbax stores them: their metadata.
+"""Zarr arrays of versions 2 and 3, as Orbax stores them: their metadata, and the index of a shard.
 
 It is read here and not by TensorStore, because the engine needs positions, good errors and bounds; what is accepted
 here TensorStore accepts too.
@@ -6,10 +6,9 @@ here TensorStore accepts too.
 
 from __future__ import annotations
 
-import json
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
@@ -21,15 +20,28 @@ from ...core.specs import Spec
 from ...core.strict_json import at
 from ..files import parse_json
 from ..leftovers import foreign_dtype
+from .checksums import crc32c
 
-__all__ = ["INDEX", "METADATA", "UnknownDtype", "ZarrArray", "describe", "leading_axis", "parse_array"]
+__all__ = [
+    "INDEX",
+    "METADATA",
+    "UnknownDtype",
+    "ZarrArray",
+    "chunk_key",
+    "describe",
+    "described_chunk",
+    "indexed",
+    "leading_axis",
+    "parse_array",
+    "read_index",
+]
 
 METADATA = (".zarray", "zarr.json")  # the names of the files that describe an array, of version 2 and 3
 MAX_METADATA = 1 << 20  # bytes of one of them
 _MAX_NDIM = 32  # what TensorStore can hold
 _KINDS = {"f": "f", "i": "i", "u": "u", "c": "c", "b": "b"}  # of our table to those of NumPy's type strings
 _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
-INDEX = struct.Struct("<QQ")  # of a shard: where its only chunk lies
+INDEX = struct.Struct("<QQ")  # of a shard: where a chunk lies
 
 
 class UnknownDtype(ValueError):
@@ -195,20 +207,70 @@ def _lengths(row: object, least: int) -> tuple[int, ...]:
     return tuple(row)
 
 
-def describe(spec: Spec, chunk: tuple[int, ...], compressor: Mapping[str, object] | None) -> bytes:
-    """The metadata of an array of version 2."""
-    table = {
-        "chunks": chunk,
-        "compressor": compressor,
-        "dimension_separator": ".",
-        "dtype": _v2_dtype(spec.dtype),
-        "fill_value": None,
-        "filters": None,
-        "order": "C",
+def describe(
+    spec: Spec, chunk: tuple[int, ...], compression: str, version: int = 2, shard: tuple[int, ...] | None = None
+) -> dict[str, object]:
+    """The metadata of an array of chunks; of version 3, several of them may be together in a file of the shape `shard`.
+    `compression` is `none` or `zstd`."""
+    if version == 2:
+        return {
+            "chunks": chunk,
+            "compressor": {"id": "zstd", "level": 1} if compression == "zstd" else None,
+            "dimension_separator": ".",
+            "dtype": _v2_dtype(spec.dtype),
+            "fill_value": None,
+            "filters": None,
+            "order": "C",
+            "shape": spec.shape,
+            "zarr_format": 2,
+        }
+    codecs: list[object] = [{"name": "bytes"} if spec.dtype.bits == 8 else _LITTLE]
+    if compression == "zstd":
+        codecs.append({"name": "zstd", "configuration": {"level": 1, "checksum": False}})
+    if shard not in (None, chunk):
+        inner = {"chunk_shape": chunk, "codecs": codecs, "index_codecs": [_LITTLE, {"name": "crc32c"}]}
+        codecs = [{"name": "sharding_indexed", "configuration": {**inner, "index_location": "end"}}]
+    return {
+        "attributes": {},
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard or chunk}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "codecs": codecs,
+        "data_type": spec.dtype.name,
+        "fill_value": _zero(spec.dtype),
+        "node_type": "array",
         "shape": spec.shape,
-        "zarr_format": 2,
+        "zarr_format": 3,
     }
-    return json.dumps(table, separators=(",", ":")).encode()
+
+
+def _zero(dtype: DType) -> object:
+    """The value of what is not there, which version 3 wants to be told."""
+    if dtype.kind == "b":
+        return False
+    return [0.0, 0.0] if dtype.kind == "c" else 0.0 if dtype.kind == "f" else 0
+
+
+def described_chunk(spec: Spec, chunk: tuple[int, ...], compression: str, version: int) -> dict[str, object]:
+    """The metadata of an array of one chunk alone."""
+    return describe(Spec(chunk, spec.dtype), chunk, compression, version)
+
+
+def chunk_key(place: Sequence[int], version: int) -> str:
+    """The key of the chunk at a place among others, in arrays of `describe`."""
+    if version == 2:
+        return ".".join(map(str, place)) or "0"
+    return "/".join(["c", *map(str, place)])
+
+
+def indexed(places: Sequence[tuple[int, int]]) -> bytes:
+    """The index of a shard whose chunks lie at (offset, bytes)."""
+    index = b"".join(INDEX.pack(*place) for place in places)
+    return index + crc32c(index).to_bytes(4, "little")
+
+
+def read_index(tail: bytes) -> list[tuple[int, int]]:
+    """What `indexed` has made."""
+    return [(int(begin), int(length)) for begin, length in INDEX.iter_unpack(tail[:-4])]
 
 
 def leading_axis(shape: Sequence[int], chunk: Sequence[int]) -> int:

@@ -1,0 +1,200 @@
+"""Which part of a tensor each device of a mesh has, by rules or by what a file tells of every tensor."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...core.errors import PlanError, StorageError, listing, nearest
+from ...core.specs import Spec
+from ...core.strict_json import read_json
+from .tree import read_table
+
+__all__ = ["Shardings", "read_shardings", "rules_of"]
+
+Entries = tuple[tuple[str, ...], ...]  # the axes of the mesh that share each axis of a tensor
+
+
+@dataclass(frozen=True)
+class Shardings:
+    """A mesh, the size of each of its axes by name, and how tensors are cut for it: by rules, of which the first one
+    whose expression matches the whole name counts, or with `path` by what a file says of each name."""
+
+    mesh: Mapping[str, int]
+    rules: Mapping[str, Entries]
+    path: str | None = None
+
+    def shards(self, tensors: Sequence[tuple[str, Spec]]) -> dict[str, tuple[int, ...]]:
+        """The shape of what one device has, of every tensor that something is said of.
+
+        Raises:
+            PlanError: a rule decides nothing, nothing is said in the file of a tensor, or a tensor cannot be cut so.
+        """
+        found = self._told(tensors) if self.path is not None else self._ruled(tensors)
+        return {name: self._shard(name, spec, found[name]) for name, spec in tensors if name in found}
+
+    def _told(self, tensors: Sequence[tuple[str, Spec]]) -> Mapping[str, tuple[str, Entries]]:
+        missing = [name for name, _ in tensors if name not in self.rules]
+        if missing:
+            near = [*nearest(missing[0], self.rules, 1), *self.rules, missing[0]][0]
+            raise PlanError(
+                "the file of shardings says nothing of tensors that are written",
+                where=self.path,
+                expected=f"an entry for each of them, like {near!r}",
+                found=f"none for {listing(missing)}",
+                hint="names are those of the output: the keys of the tree, joined by dots",
+            )
+        return {name: (name, self.rules[name]) for name, _ in tensors}
+
+    def _ruled(self, tensors: Sequence[tuple[str, Spec]]) -> Mapping[str, tuple[str, Entries]]:
+        patterns = [(rule, re.compile(rule)) for rule in self.rules]
+        found = {}
+        for name, _ in tensors:
+            rule = next((rule for rule, pattern in patterns if pattern.fullmatch(name)), None)
+            if rule is not None:
+                found[name] = rule, self.rules[rule]
+        used = {rule for rule, _ in found.values()}
+        for rule, pattern in patterns:
+            if rule not in used:
+                names = [name for name, _ in tensors]
+                taken = [name for name in names if pattern.fullmatch(name)]
+                raise PlanError(
+                    f"the rule {rule!r} of 'shard' "
+                    + ("comes too late: rules before it match all that it does" if taken else "matches no tensor"),
+                    expected="an expression that matches whole names of the output",
+                    found=listing(taken or nearest(rule, names) or names),
+                    hint="put it before the others, or leave it out" if taken else "mend it, or leave it out",
+                )
+        return found
+
+    def _shard(self, name: str, spec: Spec, told: tuple[str, Entries]) -> tuple[int, ...]:
+        rule, entries = told
+        if len(entries) > len(spec.shape):
+            raise PlanError(
+                f"{name!r} has fewer axes than its sharding",
+                where=self.path,
+                expected=f"at most {len(spec.shape)} entries for {spec}",
+                found=_shown(entries) + ("" if self.path else f" by the rule {rule!r}"),
+                hint=None if self.path else "put a rule for such tensors before it",
+            )
+        shape = list(spec.shape)
+        for axis, names in enumerate(entries):
+            parts = math.prod(self.mesh[word] for word in names)
+            if shape[axis] % parts:
+                raise PlanError(
+                    f"axis {axis} of {name!r} cannot be divided among devices",
+                    where=self.path,
+                    expected=f"a multiple of {parts}, the size of {' x '.join(names)}",
+                    found=f"{shape[axis]}: the tensor is {spec}" + ("" if self.path else f", by the rule {rule!r}"),
+                    hint=f"cut another axis, or none, or choose another size of {' or '.join(names)}",
+                )
+            shape[axis] //= parts
+        return tuple(shape)
+
+
+def rules_of(mesh: str | None, rules: str | None) -> Shardings:
+    """What the options `mesh` and `shard` say.
+
+    Raises:
+        PlanError: one of them is missing, or is not understood.
+    """
+    if mesh is None or rules is None:
+        given, other = ("shard", "mesh") if mesh is None else ("mesh", "shard")
+        raise PlanError(
+            f"the option {given!r} needs the option {other!r}",
+            expected="mesh: { fsdp: 16 } and shard: { '.*kernel': [fsdp, null] }",
+            found=f"only {given}: {mesh or rules}",
+        )
+    sizes = _sizes(_json(mesh, "mesh"), None)
+    table = _json(rules, "shard")
+    if not isinstance(table, dict) or not table:
+        raise PlanError("the option 'shard' is a mapping of expressions", expected=_RULES, found=str(rules)[:120])
+    for rule in table:
+        try:
+            re.compile(rule)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise PlanError(
+                f"invalid regex {rule!r} in 'shard': {error}", hint="put a backslash before a literal ( [ . * + ?"
+            ) from None
+    return Shardings(sizes, {rule: _entries(value, sizes, f"shard.{rule}", None) for rule, value in table.items()})
+
+
+def read_shardings(path: str) -> Shardings:
+    """What a file says of every tensor: `{"mesh": {axis: size}, "shardings": {name: [axis, ...]}}`.
+
+    Raises:
+        StorageError: it cannot be read.
+        PlanError: it does not say that.
+    """
+    table = read_table(Path(path), "the file of shardings")
+    if not isinstance(table, dict) or set(table) != {"mesh", "shardings"} or not isinstance(table["shardings"], dict):
+        raise StorageError(
+            "the file of shardings is not one",
+            where=path,
+            expected='{"mesh": {axis: size}, "shardings": {name: [axis, ...]}}',
+            found=listing(table) if isinstance(table, dict) else type(table).__name__,
+        )
+    sizes = _sizes(table["mesh"], path)
+    told = table["shardings"].items()
+    return Shardings(sizes, {name: _entries(value, sizes, f"shardings.{name}", path) for name, value in told}, path)
+
+
+_RULES = "shard: { '.*kernel': [fsdp, null] }"
+
+
+def _json(text: str, option: str) -> object:
+    try:
+        return read_json(text)
+    except ValueError:
+        raise PlanError(f"the option {option!r} is not understood", expected="a mapping", found=text[:120]) from None
+
+
+def _sizes(table: object, where: str | None) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for axis, size in table.items() if isinstance(table, dict) else ():
+        if type(size) is not int or size < 1 or not axis:
+            raise PlanError(
+                f"the axis {axis!r} of the mesh has no size",
+                where=where,
+                expected="a whole number above 0",
+                found=repr(size)[:120],
+            )
+        sizes[axis] = size
+    if not sizes:
+        expected = "the size of each of them: { fsdp: 16, expert: 2 }"
+        raise PlanError("the mesh has no axes", where=where, expected=expected, found=repr(table)[:120])
+    return sizes
+
+
+def _entries(value: object, mesh: Mapping[str, int], what: str, where: str | None) -> Entries:
+    """As in JAX: for every axis of a tensor an axis of the mesh, several of them, or null."""
+    found: list[tuple[str, ...]] = []
+    for entry in value if isinstance(value, list) else ():
+        words = [] if entry is None else entry if isinstance(entry, list) else [entry]
+        for word in words:
+            if word not in mesh if isinstance(word, str) else True:
+                near = nearest(word, mesh, 1) if isinstance(word, str) else []
+                raise PlanError(
+                    f"{what}: the mesh has no axis {word!r}",
+                    where=where,
+                    expected="one of " + ", ".join(mesh) + ", or null",
+                    hint=f"did you mean {near[0]}?" if near else None,
+                )
+        found.append(tuple(words))
+    named = [word for words in found for word in words]
+    if not isinstance(value, list) or len(set(named)) < len(named):
+        raise PlanError(
+            f"{what}: not a sharding",
+            where=where,
+            expected="for each axis of the tensor an axis of the mesh, a list of them, or null; and none twice",
+            found=repr(value)[:120],
+        )
+    return tuple(found)
+
+
+def _shown(entries: Entries) -> str:
+    words = ["null" if not names else names[0] if len(names) == 1 else f"[{', '.join(names)}]" for names in entries]
+    return f"[{', '.join(words)}]"
