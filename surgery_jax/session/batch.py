@@ -20,9 +20,11 @@ from ..core.errors import PlanError, SurgeryError, listing
 from ..core.interrupts import check_interrupted
 from ..execute.observers import Observer
 from ..execute.options import Options
+from ..hosts.cluster import check_options
 from ..hosts.tasks import BatchTask, find_task
 from ..language.jobs import Job, load_jobs
 from ..language.plan import Plan
+from .batch_hosts import batch_on_all
 from .batch_jobs import Conflicts, FilesNow, JointPass
 from .claims import LEASE, Claim, Claims, Lost
 from .compiled import compile_with
@@ -66,11 +68,27 @@ def batch(
     the share of one of several processes (`hosts.tasks.find_task`), beside the others. lease: seconds without a sign
     of life after which others take over what a process was at work on. progress, observers: those of `run`; the tag of
     what appears is a job. tell: is called when a job has ended. notify: gets a line on what share is taken if that was
-    not asked for in so many words, and on who is waited for.
+    not asked for in so many words, and on who is waited for. With `options.distributed` all processes of a cluster do
+    each job together (`session.batch_hosts`).
 
     Raises:
         SurgeryError: the job file is wrong, or the record cannot be used. What a job raises is in its report.
     """
+    options = options or Options()
+    check_options(options)
+    if options.distributed:
+        _check_joint(task, only_check)
+        return batch_on_all(
+            path,
+            options,
+            overrides=overrides,
+            again=again,
+            record=record,
+            progress=progress,
+            observers=observers,
+            tell=tell,
+            notify=notify,
+        )
     own = find_task(task, os.environ)
     if not 0 < lease < float("inf"):
         raise PlanError("not a time for a lease", expected="--lease SECONDS, more than 0", found=f"{lease:g}")
@@ -79,7 +97,7 @@ def batch(
     with ExitStack() as stack:
         finished = stack.enter_context(FinishedJobs(record or f"{path}.done", is_kept, is_shared=own is not None))
         claims = stack.enter_context(Claims(finished.folder, lease)) if own is not None and is_kept else None
-        ledger = Ledger(jobs, finished, options or Options(), tell, claims)
+        ledger = Ledger(jobs, finished, options, tell, claims)
         session = Session(options, observers=showing(progress, [ledger, *observers]))
         how = _How(max(together, 1), stop_on_failure, only_check, notify or (lambda text: None))
         work = _Batch(jobs, session, ledger, how)
@@ -91,6 +109,21 @@ def batch(
         leftovers=tuple(session.leftovers),
         **session.figures.of(BatchReport),
     )
+
+
+def _check_joint(task: str, only_check: bool) -> None:
+    """Whether what is asked for can be done by all processes together.
+
+    Raises:
+        PlanError: it cannot.
+    """
+    if task not in ("none", "auto"):
+        raise PlanError(
+            "--distributed gives each job to all processes, --task gives each process jobs of its own",
+            hint="leave out one of them",
+        )
+    if only_check:
+        raise PlanError("--check needs no other processes", hint="leave out --distributed")
 
 
 @dataclass(frozen=True)

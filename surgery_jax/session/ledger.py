@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..core.errors import Notice, PlanError, StorageError, SurgeryError, told
 from ..execute.observers import Appearing, Observer
 from ..execute.options import Options
-from ..execute.report import Amounts
+from ..execute.report import Amounts, Share
 from ..graph.roots import Symbolic
 from ..language.jobs import Job
 from .claims import Claims
@@ -49,11 +49,14 @@ class JobReport:
 @dataclass(frozen=True, kw_only=True)
 class BatchReport(Amounts):
     """The account of a batch, with the amounts also of passes that were tried again. `task`: if the batch is shared,
-    which of how many tasks this is the account of, as in `2/4`."""
+    which of how many tasks this is the account of, as in `2/4`. `processes`: what each of those did that worked
+    together, if they were several, and `process`: which of them this is."""
 
     jobs: tuple[JobReport, ...]
     num_passes: int
     task: str = ""
+    process: int = 0
+    processes: tuple[Share, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -69,6 +72,7 @@ class BatchReport(Amounts):
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
         told = {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "jobs"}
+        told["processes"] = [asdict(share) for share in self.processes]
         return {"jobs": [job.as_json() for job in self.jobs], "counts": self.counts} | told
 
 

@@ -90,16 +90,18 @@ class Session:
         self._functions: Functions | None = None
         self._answers: dict[str, bytes] = {}  # what passes over the data have found, for a run that goes on
 
-    def compile(self, plan: Plan, inputs: Mapping[str, Checkpoint] | None = None) -> Compiled:
+    def compile(
+        self, plan: Plan, inputs: Mapping[str, Checkpoint] | None = None, outside: StorageOutside | None = None
+    ) -> Compiled:
         """Everything about a plan that can be known without reading a tensor. `inputs` are checkpoints by alias, that
-        stand in for the plan's inputs.
+        stand in for the plan's inputs; `outside` is what reads its headers, if the caller wants to know of that.
 
         Raises:
             Problems: all that is wrong with it.
             SurgeryError: another process has another plan or other files, or something is wrong there.
         """
         plan, given = with_inputs(plan, inputs or {})
-        outside = StorageOutside(self.options, given)
+        outside = outside or StorageOutside(self.options, given)
         if self.peers.size == 1:
             return compile_with(plan, outside)
         from ..hosts.agreement import compare, facts_of_plan, facts_of_sources

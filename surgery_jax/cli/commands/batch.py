@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..command import (
     BUDGETS,
+    CLUSTER,
     CONFIG_CHECK,
     DIGEST,
     JSON,
@@ -69,6 +70,7 @@ class Batch(Command):
             "SECONDS",
             parse=float,
         ),
+        *CLUSTER,
         *BUDGETS,
         SHARD_SIZE,
         OVERWRITE,
@@ -125,6 +127,8 @@ class Batch(Command):
                 tell=tell,
                 notify=say,
             )
+        if report.process:
+            return 1 if report.has_failed else 0
         if args.json:
             emit(json_text(report.as_json()))
         else:
