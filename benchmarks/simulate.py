@@ -8,7 +8,8 @@ tensors that of the storage, those that compute with all elements that of the de
 that of work on whole tensors. What two processes of one machine reach together is not what one reaches, so their rates
 are measured with two. Then other plans, the whole size and matrices of other shapes are predicted and run. All are run
 in rounds, which begin with another run each, every run from a quiet disk, and medians count. The model of 671 billion
-parameters is headers without data.
+parameters is headers without data, and so are a thousand fine-tunes of one of 70 billion, whose adapters 64 hosts
+extract as the tasks of one batch.
 
 Prints tables and writes results/simulate.json. Exits with 1 if a prediction is off by more than a quarter, that of
 matrices of another shape excepted, or if planning takes more than 30 seconds of processor time.
@@ -269,6 +270,53 @@ def planning(directory: Path, kind: str, repeats: int, **shape: int) -> Record:
     }
 
 
+BULK_PLAN = """\
+tuned: base
+inputs: [ "base::base", "tuned::${tuned}" ]
+transforms:
+  - lora_extract: { base: 'base::(.+_proj\\.weight)', tuned: 'tuned::\\1', to: adapter, rank: 16 }
+output: { path: out, format: peft }
+"""
+BULK_JOBS = """\
+plan: bulk.yaml
+matrix: { tuned: { glob: "runs/*" } }
+set: { output.path: "out/${job}" }
+"""
+
+
+def bulk(directory: Path, num_jobs: int = 1000, layers: int = 80, machines: str = LARGE_MACHINES) -> Record:
+    """What is predicted of a batch with an adapter of each of many fine-tunes of a model of 70 billion parameters."""
+    place = directory / "bulk"
+    shutil.rmtree(place, ignore_errors=True)
+    (place / "runs").mkdir(parents=True)
+    command = [sys.executable, str(HEADERS), str(place / "base"), "--dense", f"--layers={layers}"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    for number in range(num_jobs):  # other files of the same headers
+        shutil.copytree(place / "base", place / "runs" / f"{number:04}", copy_function=os.link)
+    (place / "bulk.yaml").write_text(BULK_PLAN)
+    (place / "jobs.yaml").write_text(BULK_JOBS)
+    words = ["batch", "jobs.yaml", *LARGE_BUDGETS, "--simulate", machines, "--json"]
+    sample = measure.run([sys.executable, "-m", "surgery_jax", *words], place, directory / "log.txt")
+    printed = (directory / "log.txt").read_text(errors="replace")
+    shutil.rmtree(place)
+    if sample.exit_code:
+        raise SystemExit(f"bulk: {printed}")
+    found = json.loads(printed)
+    (one,) = found["passes"]
+    read = [host["bytes_read"] for host in one["hosts"]]
+    return {
+        "row": "bulk",
+        "about": f"adapters of {num_jobs} fine-tunes, by {len(read)} hosts",
+        "machines": machines,
+        "cpu_s": sample.cpu_s,
+        "rss_bytes": sample.rss_bytes,
+        "predicted_s": found["wall_s"],
+        "balance": one["balance"],
+        "bytes_read": {"min": min(read), "mean": sum(read) / len(read), "max": max(read)},
+        "bytes_written": max(host["bytes_written"] for host in one["hosts"]),
+    }
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -288,6 +336,12 @@ def main() -> int:
             f"predicted {walls}; balance {max(one['balance'] for one in row['passes']):.3f}",
             flush=True,
         )
+    many = bulk(directory)
+    print(
+        f"{many['about']}: predicted in {many['cpu_s']:.0f} s: {many['predicted_s']:.0f} s; a host reads "
+        f"{many['bytes_read']['max'] / 1e12:.2f} TB at most; balance {many['balance']:.3f}",
+        flush=True,
+    )
     calibration, rows = accuracy(directory, args.size, args.repeats)
     for found in calibration:
         what = f"{found['kind']}, {found['processes']}"
@@ -306,6 +360,7 @@ def main() -> int:
         "calibration": calibration,
         "rows": rows,
         "planned": planned,
+        "bulk": many,
         "machines": LARGE_MACHINES,
     }
     args.results.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ output that is a directory gets a receipt unless told `--no-receipt`; one file d
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 OURS = "{ours} run --quiet --json {plan}"
@@ -268,13 +269,35 @@ def in_batch(name: str, about: str, plan: str, output: str) -> Row:
     return Row(name, about, sides, (target,), inputs=("base", *TUNED), plan=plan, size="160m", disk_bytes=7e9)
 
 
+def by_tasks(count: int) -> Row:
+    """Forty adapters as one batch: by one process with one core, and by so many tasks, each with a core as well."""
+    ranks = [8, 10, 12, 14, 16]
+    jobs = [
+        "echo plan: {plan} > jobs.yaml",
+        f"echo 'matrix: {{{{ tuned: [{', '.join(TUNED)}], rank: {ranks} }}}}' >> jobs.yaml",
+        "echo 'set: {{ output.path: \"out/${{job}}\" }}' >> jobs.yaml",
+    ]
+    one = "taskset -c %s {ours} batch --quiet --json --again --task %s jobs.yaml"
+    each = one % (f"$(( (i - 1) % {os.cpu_count()} ))", f"$i/{count}")
+    tasks = f'for i in $(seq {count}); do {each} > task-$i.txt & all="$all $!"; done; '
+    tasks += "for one in $all; do wait $one || exit 1; done"
+    sides = {
+        "tasks": " && ".join([*jobs, tasks]),
+        "one process": " && ".join([*jobs, one % ("0", "none")]),
+    }
+    target = Target("wall_s", "one process", per="tasks", at_least=0.8 * min(count, os.cpu_count() or 1))
+    about = f"LoRA adapters of five ranks of eight fine-tunes: by {count} tasks, and by one process"
+    return Row("forty adapters", about, sides, (target,), ("base", *TUNED), "adapter.yaml", size="160m", disk_bytes=7e9)
+
+
 BATCH = Suite(
-    about="Eight fine-tunes of one base: the jobs of a batch against runs of their own, start-up included.",
+    about="Fine-tunes of one base: the jobs of a batch against runs of their own, and against tasks that share it.",
     inputs={"base": MODELS["base"]}
     | {name: f"make_llama.py --size {{size}} --base base --rank 8 --seed {at}" for at, name in enumerate(TUNED, 1)},
     rows=(
         in_batch("eight merges", "base + 0.7 of the difference", "task_vector.yaml", "out/%s.safetensors"),
         in_batch("eight adapters", "LoRA adapters of rank 16 of all projections", "adapter.yaml", "out/%s"),
+        by_tasks(4),
     ),
 )
 

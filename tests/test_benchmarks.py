@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -325,6 +326,37 @@ def test_planning_for_a_large_model_is_measured_and_leaves_nothing(harness: Any,
     assert row["predicted_s"] == pytest.approx(sum(one["wall_s"] for one in row["passes"]))
     assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
     assert str(tmp_path) not in json.dumps(row)
+
+
+def test_a_batch_by_many_hosts_is_predicted_and_leaves_nothing(harness: Any, tmp_path: Path) -> None:
+    machines = "hosts=3,devices=2,storage=10GB/s,compute=10GB/s,whole=1GB/s"
+    row = harness.simulate.bulk(tmp_path, num_jobs=7, layers=1, machines=machines)
+    assert row["about"] == "adapters of 7 fine-tunes, by 3 hosts"
+    assert 0 < row["bytes_read"]["min"] < row["bytes_read"]["max"]
+    assert 1 < row["balance"] < 1.5  # three jobs and the base, against two
+    assert row["predicted_s"] > row["bytes_read"]["max"] / (10e9 / 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
+
+
+def test_forty_adapters_by_four_tasks_are_those_of_one_process(harness: Any, tmp_path: Path) -> None:
+    """The commands of the row, with fine-tunes that are tiny and two ranks of two of them."""
+    tiny = harness.suites.by_tasks(2)
+    (tmp_path / "tuned2").symlink_to("tuned1")
+    for name, seed in (("base", 0), ("tuned1", 1)):
+        source = harness.make_llama.Source("bfloat16", seed, None, 0)
+        harness.make_llama.write(tmp_path / name, "tiny", "bfloat16", source, 1e9)
+    written = []
+    for line in tiny.sides.values():
+        line = re.sub(r"tuned: \[.*?\], rank: \[.*?\]", "tuned: [tuned1, tuned2], rank: [2, 3]", line)
+        line = line.format(ours=f"{sys.executable} -m surgery_jax", plan=BENCHMARKS / "plans" / tiny.plan)
+        done = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        files = sorted(path for path in (tmp_path / "out").rglob("adapter_model.safetensors"))
+        written.append({str(path.relative_to(tmp_path)): path.read_bytes() for path in files})
+        shutil.rmtree(tmp_path / "out")
+    assert len(written[0]) == 4 and written[0] == written[1]
+    tasks = [json.loads((tmp_path / f"task-{number}.txt").read_text()) for number in (1, 2)]
+    assert [task["counts"] for task in tasks] == [{"done": 2}, {"done": 2}]
 
 
 def test_predictions_are_quoted_with_their_spread(harness: Any) -> None:
