@@ -153,7 +153,8 @@ def words_of(node: Node, what: str) -> dict[str, str]:
         if not isinstance(value, Scalar):
             found[key] = json.dumps(plain(value))
         elif value.value is not None:
-            found[key] = str(value.value) if value.text is None else value.text
+            word = value.value if isinstance(value.value, str) else json.dumps(value.value)
+            found[key] = word if value.text is None else value.text
     return found
 
 

@@ -443,7 +443,7 @@ transforms:
   - save:
       path: {tmp_path / "out"}
       format: orbax
-      options: {{ mesh: {{ x: 6 }}, shard: {{ '.*head\\.kernel': [x] }}, zarr: 3 }}
+      options: {{ mesh: {{ x: 6 }}, shard: {{ '.*head\\.kernel': [x] }}, zarr: 3, ocdbt: false, item: null }}
 """
     (tmp_path / "plan.yaml").write_text(text)
     surgery_jax.run(surgery_jax.load_plan(tmp_path / "plan.yaml"))

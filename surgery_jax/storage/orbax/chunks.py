@@ -133,36 +133,47 @@ def encode_chunk(driver: str, metadata: dict[str, object], key: str, data: numpy
 
 
 def encode_slab_bytes(cut: ChunkGrid, *, is_compressed: bool) -> int:
-    """Memory that `encode_slab` takes, result included."""
-    chunk = math.prod(cut.chunk) * cut.spec.dtype.itemsize
-    index = math.prod(cut.grid) * INDEX.size + 4
+    """Memory that `encode_slab` takes, result included, by measurement: TensorStore lets go of a chunk some time after
+    it was encoded, when others are already."""
     if not is_compressed:
-        return cut.slab_bytes + index
-    return 2 * (cut.slab_bytes + cut.slab_bytes // 32 + index) + chunk + encode_bytes(chunk, chunk)
+        return _room(cut, is_compressed)
+    chunk = math.prod(cut.chunk) * cut.spec.dtype.itemsize
+    one = encode_bytes(chunk, chunk)
+    return _room(cut, is_compressed) + chunk + one + min(2 * one, cut.slab_bytes)
+
+
+def _room(cut: ChunkGrid, is_compressed: bool) -> int:
+    """The most bytes that a slab becomes: what zstd cannot compress grows a little."""
+    count, chunk = math.prod(cut.grid), math.prod(cut.chunk) * cut.spec.dtype.itemsize
+    return cut.slab_bytes + count * INDEX.size + 4 + (count * (chunk // 256 + 64) if is_compressed else 0)
 
 
 def encode_slab(
     cut: ChunkGrid, driver: str, metadata: dict[str, object] | None, key: str, data: numpy.ndarray
-) -> bytes | memoryview:
+) -> memoryview:
     """The chunks of a slab one after the other, and an index of where each of them lies, as a shard of version 3 has
     it. They are encoded as in `encode_chunk`; without `metadata` they stay as they are."""
     import numpy as np
 
     size = cut.spec.dtype.itemsize
-    grid, chunk = cut.grid, cut.chunk
-    elements = data.view(f"u{size}").reshape([length for pair in zip(grid, chunk, strict=True) for length in pair])
-    apart = elements.transpose([*range(0, 2 * len(grid), 2), *range(1, 2 * len(grid), 2)])
-    count, nbytes = math.prod(grid), math.prod(chunk) * size
-    if metadata is None:
-        index = indexed([(number * nbytes, nbytes) for number in range(count)])
-        whole = np.empty(data.nbytes + len(index), np.uint8)
-        whole[: data.nbytes].view(f"u{size}").reshape(apart.shape)[...] = apart
-        whole[data.nbytes :] = np.frombuffer(index, np.uint8)
-        return whole.data
-    found, places, at = [], [], 0
-    for place in product(*map(range, grid)):
-        one = np.ascontiguousarray(apart[place]).reshape(-1).view(np.uint8)
-        found.append(encode_chunk(driver, metadata, key, one))
-        places.append((at, len(found[-1])))
-        at += len(found[-1])
-    return b"".join([*found, indexed(places)])
+    elements = data.view(f"u{size}").reshape(
+        [length for pair in zip(cut.grid, cut.chunk, strict=True) for length in pair]
+    )
+    axes = range(0, elements.ndim, 2)
+    apart = elements.transpose([*axes, *(axis + 1 for axis in axes)])
+    whole = np.empty(_room(cut, metadata is not None), np.uint8)
+    places, at = [], 0
+    for place in product(*map(range, cut.grid)):
+        if metadata is None:
+            nbytes = math.prod(cut.chunk) * size
+            whole[at : at + nbytes].view(f"u{size}").reshape(cut.chunk)[...] = apart[place]
+        else:
+            one = np.ascontiguousarray(apart[place]).reshape(-1).view(np.uint8)
+            encoded = encode_chunk(driver, metadata, key, one)
+            nbytes = len(encoded)
+            whole[at : at + nbytes] = np.frombuffer(encoded, np.uint8)
+        places.append((at, nbytes))
+        at += nbytes
+    index = indexed(places)
+    whole[at : at + len(index)] = np.frombuffer(index, np.uint8)
+    return whole[: at + len(index)].data
