@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from ..core.specs import Spec
@@ -62,7 +63,7 @@ class Blueprint:
         """Specs of all values in order."""
         return [*self.specs, *(spec for eqn in self.eqns for spec in eqn.specs)]
 
-    @property
+    @cached_property
     def produced_bytes(self) -> int:
         """Bytes that computing allocates: all results as they are computed, and what the most demanding operation needs
         beside them; of a compiled loop over elements, what leaves it and one intermediate."""
