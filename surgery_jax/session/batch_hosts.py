@@ -58,7 +58,7 @@ def batch_on_all(
             raise
     with finished:
         ledger = Ledger(jobs, finished, options, tell if peers.rank == 0 else _failures(tell))
-        work = _Work(jobs, ledger, options, showing(progress if peers.rank == 0 else None, observers), notify)
+        work = _JointWork(jobs, ledger, options, showing(progress if peers.rank == 0 else None, observers), notify)
         work.run(left)
     return BatchReport(
         jobs=tuple(ledger.reports[number] for number in range(len(jobs))),
@@ -93,7 +93,7 @@ def _left(jobs: Sequence[Job], finished: FinishedJobs, options: Options, again: 
     return {int(number): outputs for number, outputs in shared.items()}
 
 
-class _Work:
+class _JointWork:
     """What is done, job by job."""
 
     def __init__(
