@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from ..execute.options import Options
 from ..execute.report import Amounts, Share
 from ..graph.roots import Symbolic
 from ..language.jobs import Job
+from ..storage.places.found import is_local
 from .claims import Claims
 from .compiled import Compiled, Outputs
 from .finished import FileState, FinishedJob, FinishedJobs, states_of
@@ -102,6 +103,7 @@ class Ledger(Observer):
         self.finished = finished
         self.claims = claims
         self.keys: dict[int, str] = {}
+        self._files: dict[int, dict[str, list[str]]] = {}  # of outputs that will appear, by job and output
         self.reports: dict[int, JobReport] = {}
         self.has_failed = False
         self._sync = options.sync
@@ -110,12 +112,22 @@ class Ledger(Observer):
     def appearing(self, plans: Sequence[Appearing]) -> None:
         if self.claims is not None:
             self.claims.check(plan.tag.key for plan in plans)
-        entries = {plan.tag.key: (self.jobs[plan.tag.number].name, _entry(plan)) for plan in plans}
-        self.finished.add(entries, self._sync)
+        for plan in plans:
+            self._files[plan.tag.number] = {output: list(files) for output, files in plan.files().items()}
+        renamed = [plan for plan in plans if _is_renamed(plan)]
+        self._record({plan.tag: _entry(plan) for plan in renamed})
 
     def appeared(self, plan: Appearing) -> None:
+        ready, files = plan.tag, self._files.pop(plan.tag.number)
+        if not _is_renamed(plan):
+            self._record({ready: FinishedJob(ready.inputs, {path: states_of(names) for path, names in files.items()})})
         outputs = [(staging.plan, staging.layout) for staging in plan.stagings]
-        self.end(plan.tag.number, "done", printed=plan.printed, **amounts(plan.symbolic, outputs))
+        self.end(ready.number, "done", printed=plan.printed, **amounts(plan.symbolic, outputs))
+
+    def _record(self, entries: Mapping[Ready, FinishedJob]) -> None:
+        if entries:
+            told = {ready.key: (self.jobs[ready.number].name, entry) for ready, entry in entries.items()}
+            self.finished.add(told, self._sync)
 
     def fail(self, number: int, error: Exception) -> None:
         """A job has failed."""
@@ -155,6 +167,12 @@ def amounts(symbolic: Symbolic, outputs: Outputs) -> dict[str, Any]:
         "num_tensors": sum(len(save.tensors) for save in symbolic.saves),
         "bytes_written": sum(file.size for _, layout in outputs for file in layout.files),
     }
+
+
+def _is_renamed(plan: Appearing) -> bool:
+    """Whether the outputs appear by being renamed, so that what they will be is known before. What other places know
+    them by is known when they are there."""
+    return all(is_local(staging.plan.path) for staging in plan.stagings)
 
 
 def _entry(plan: Appearing) -> FinishedJob:

@@ -15,7 +15,7 @@ from memory_place import MemoryPlace
 from running import assert_same_bits, read_checkpoint, write_checkpoint
 from safetensors.numpy import load
 
-from surgery_jax import Options, diff, inspect, plan_of, run
+from surgery_jax import Options, batch, diff, inspect, plan_of, run
 from surgery_jax.cli.main import main
 from surgery_jax.core.errors import Problems, StorageError
 from surgery_jax.storage.formats import open_checkpoint
@@ -199,3 +199,43 @@ def test_a_place_is_found_by_an_entry_point(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout == "memory_place\n"
+
+
+MERGE = """\
+tuned: none
+inputs: [ "base::mem://in/base.safetensors", "tuned::${tuned}" ]
+transforms:
+  - add_: { from: 'base::(.+)', to: 'tuned::\\1' }
+  - prefixes: { mode: remove, alias: base }
+output: none
+"""
+
+
+@pytest.mark.parametrize("task", ["none", "1/1"])
+def test_a_batch_knows_what_is_finished_at_a_place(
+    memory: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = place_of("mem://")
+    assert isinstance(place, MemoryPlace)
+    raw = (source / "model.safetensors").read_bytes()
+    for name in ("base", "a", "b"):
+        memory[f"mem://in/{name}.safetensors"] = bytearray(raw), next(place.generations)
+    Path("merge.yaml").write_text(MERGE)
+    tuned = "tuned: ['mem://in/a.safetensors', 'mem://in/b.safetensors']"
+    Path("jobs.yaml").write_text(f"plan: merge.yaml\nmatrix: {{ {tuned} }}\nset: {{ output: 'mem://out/${{job}}' }}\n")
+
+    def statuses() -> list[str]:
+        report = batch("jobs.yaml", Options(sync=False, overwrite=True), task=task)
+        assert not report.has_failed, [str(job.error) for job in report.jobs]
+        return [job.status for job in report.jobs]
+
+    assert statuses() == ["done", "done"]
+    assert statuses() == ["skipped", "skipped"]
+    memory["mem://in/a.safetensors"] = bytearray(raw), next(place.generations)  # the same bytes, another object
+    assert statuses() == ["done", "skipped"]
+    written = next(path for path in memory if path.startswith("mem://out/b/"))
+    memory[written] = memory[written][0], next(place.generations)
+    assert statuses() == ["skipped", "done"]
+    with pytest.raises(StorageError, match="local directories only"):
+        batch("jobs.yaml", record="mem://out/jobs.done")
