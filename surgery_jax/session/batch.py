@@ -160,7 +160,7 @@ class _Batch:
         numbers = self.shares(plans, task.count)[task.number - 1]
         if task.source:
             self._how.notify(
-                f"task {task}, as {task.source} say: {len(numbers)} of {len(self.jobs)} jobs; --task none takes all"
+                f"task {task}, by {task.source}: {len(numbers)} of {len(self.jobs)} jobs; --task none takes all"
             )
         for number, plan in enumerate(plans):  # of the jobs of others this is all that is looked at
             if plan is not None:

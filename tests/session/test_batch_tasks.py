@@ -13,6 +13,7 @@ import pytest
 from running import write_checkpoint
 
 from surgery_jax import BatchReport, Options, StorageError, batch
+from surgery_jax.cli.main import main
 from surgery_jax.language.jobs import load_jobs
 from surgery_jax.session.finished import FinishedJobs, key_of
 from surgery_jax.session.standing import standing
@@ -44,10 +45,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def started(*words: str, **environ: str) -> subprocess.Popen[str]:
+def started(*words: str) -> subprocess.Popen[str]:
     """A batch in a process of its own."""
     command = [sys.executable, "-m", "surgery_jax", "batch", "jobs.yaml", "--no-sync", *words]
-    known = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"} | environ
+    known = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=known)
 
 
@@ -208,23 +209,42 @@ def test_jobs_of_different_tasks_that_write_the_same_are_an_error_of_the_later_o
     assert found == dict.fromkeys(NAMES, "failed") | {"00": "done"}
 
 
-def test_a_task_that_nobody_asked_for_by_number_is_told_of(place):
-    array = {"ID": "11", "MIN": "10", "MAX": "13", "STEP": "1", "COUNT": "4"}
-    environ = {f"SLURM_ARRAY_TASK_{name}": value for name, value in array.items()}
-    process = started("--quiet", **environ)
-    out, err = process.communicate(timeout=100)
-    assert err == "task 2/4, as SLURM_ARRAY_TASK_* say: 3 of 12 jobs; --task none takes all\n"
+def test_a_task_that_nobody_asked_for_by_number_is_told_of(place, monkeypatch, capsys):
+    for name, value in {"ID": "11", "MIN": "10", "MAX": "13", "STEP": "1", "COUNT": "4"}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    assert main(["batch", "jobs.yaml", "--no-sync", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "task 2/4, by SLURM_ARRAY_TASK_*: 3 of 12 jobs; --task none takes all\n"
     assert out.endswith("task 2/4, 3 jobs: 3 done\n")
-    process = started("--quiet", "--task", "none", **environ)
-    out, err = process.communicate(timeout=100)
+    assert main(["batch", "jobs.yaml", "--no-sync", "--quiet", "--task", "none"]) == 0
+    out, err = capsys.readouterr()
     assert (err, out.splitlines()[-1]) == ("", "12 jobs: 9 done, 3 skipped")
 
 
-def test_an_indexed_job_must_say_how_many_there_are(place):
-    process = started("--check", JOB_COMPLETION_INDEX="3")
-    _, err = process.communicate(timeout=100)
-    assert process.returncode == 2
-    assert "--task auto/N" in err
+def test_an_indexed_job_must_say_how_many_there_are(place, monkeypatch, capsys):
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "3")
+    assert main(["batch", "jobs.yaml"]) == 2
+    assert "--task auto/N" in capsys.readouterr().err
+    assert main(["batch", "jobs.yaml", "--check", "--task", "auto/4"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "task 4/4, by JOB_COMPLETION_INDEX: 3 of 12 jobs; --task none takes all\n"
+    assert out.endswith("task 4/4, 3 jobs: 3 ready\n")
+    assert not Path("jobs.yaml.done").exists()
+
+
+def test_who_waits_says_for_whom(place):
+    folder, said = Path("jobs.yaml.done.tasks"), []
+    folder.mkdir()
+    claim = folder / f"{key('05')}.1.claim"
+    held = {"state": "held", "host": "node7", "process": 42, "boot": "another", "lease": 60, "why": ""}
+    claim.write_text(json.dumps(held))
+
+    def hear(text: str) -> None:
+        said.append(text)
+        claim.write_text(json.dumps(held | {"state": "left"}))
+
+    assert not batch("jobs.yaml", FAST, task="1/1", notify=hear).has_failed
+    assert said == ["waiting for jobs that others are at work on: 05, by process 42 on node7"]
 
 
 def test_a_record_folder_of_something_else_is_refused(place):
