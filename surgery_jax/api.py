@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .core.errors import Mark, Notice, PlanError, Problems, SurgeryError
+from .core.regexes import check_time, compile_regex
 from .execute.observers import Observer
 from .execute.options import Options
 from .hosts.cluster import join
@@ -20,7 +21,6 @@ from .language import document
 from .language.document import node_of, noting_files, plain
 from .language.parts import load_document, settings, settings_file
 from .language.plan import Origin, Plan
-from .language.regexes import check_time, compile_regex
 from .session.compiled import Compiled
 from .session.listening import showing
 from .session.passes import Show, check_targets, output_paths

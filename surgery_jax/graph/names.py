@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 from ..core.errors import PlanError, listing, nearest
+from ..core.regexes import compile_regex, ends_in_time
 from ..core.specs import Spec
 from ..kit.where import Where
 from ..language import names as naming
 from ..language.document import Node as YamlNode
 from ..language.names import Reference, Selector
-from ..language.regexes import compile_regex, ends_in_time
 from .files import GraphFiles
 from .frame import BROKEN, Consequence, Frame
 from .namespace import SymbolicModel

@@ -10,10 +10,10 @@ from typing import Any
 
 from ..core.dtypes import DType, parse_dtype
 from ..core.errors import PlanError, nearest
+from ..core.regexes import compile_regex
 from ..language import document
 from ..language.document import Node, Scalar
 from ..language.nodes import shown
-from ..language.regexes import compile_regex
 
 __all__ = [
     "REQUIRED",

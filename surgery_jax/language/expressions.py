@@ -15,8 +15,8 @@ from functools import lru_cache
 from typing import Any, NoReturn
 
 from ..core.errors import PlanError, listing, nearest
+from ..core.regexes import without_warnings
 from .functions import FUNCTIONS, MAX_ITEMS, Refused
-from .regexes import without_warnings
 
 __all__ = ["ExpressionBudget", "Named", "evaluate", "is_expression", "parsed"]
 

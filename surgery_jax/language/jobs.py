@@ -21,6 +21,7 @@ from itertools import islice, product
 from pathlib import Path, PurePath
 
 from ..core.errors import Mark, PlanError
+from ..core.regexes import ends_in_time
 from .document import Mapping, Node, Scalar, Sequence, check_keys, parse_plan_file, plain
 from .interpolate import escape, interpolate
 from .merge import merge
@@ -28,7 +29,6 @@ from .nodes import shown
 from .parameters import declarations
 from .parts import LANGUAGE, Part, merge_parts, override, read_part
 from .plan import Plan
-from .regexes import ends_in_time
 from .sources import Reading
 
 __all__ = ["Job", "load_jobs"]

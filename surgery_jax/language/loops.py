@@ -6,11 +6,11 @@ import re
 from typing import Any
 
 from ..core.errors import PlanError, listing
+from ..core.regexes import check_time, compile_regex
 from .functions import FUNCTIONS
 from .interpolate import Path, Resolver
 from .names import parse_reference
 from .nodes import Mapping, Node, Sequence, plain, shown
-from .regexes import check_time, compile_regex
 from .sources import CONFIG, Sources
 
 __all__ = ["bindings"]

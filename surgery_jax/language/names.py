@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from ..core.errors import PlanError
+from ..core.regexes import check_time, compile_regex, literal_prefix, without_warnings
 from .references import Reference, literal, parse_reference
-from .regexes import check_time, compile_regex, literal_prefix, without_warnings
 from .segments import SegmentPattern, fill_template
 from .slices import Slice, Stride, parse_slice, resolve_slice
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NoReturn, TypeAlias
 
 from ..core.errors import Mark, PlanError, listing
-from .regexes import check_time, compile_regex
+from ..core.regexes import check_time, compile_regex
 
 __all__ = ["Bindings", "SegmentPattern", "fill_template"]
 

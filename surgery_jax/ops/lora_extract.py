@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..core import adapters
 from ..core.dtypes import BY_NAME, DType
 from ..core.errors import PlanError, listing
+from ..core.regexes import check_time
 from ..kit.base import (
     Directive,
     boolean,
@@ -27,7 +28,6 @@ from ..kit.state import State
 from ..language import names as naming
 from ..language.document import Node, Scalar
 from ..language.names import Reference
-from ..language.regexes import check_time
 from ..lora.arrangement import arranged
 from ..lora.factors import ChangeEnergies
 from ..lora.fates import Modules, Wishes, demand_equal, patterns_of, sort_modules

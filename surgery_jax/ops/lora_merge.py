@@ -12,6 +12,7 @@ from ..core import adapters
 from ..core.dtypes import BY_NAME
 from ..core.errors import PlanError, StorageError, listing, nearest
 from ..core.model_config import CONFIG
+from ..core.regexes import check_time
 from ..core.specs import Spec
 from ..kit.base import Directive, boolean, choice, expressions, pattern, reference, text
 from ..kit.base import node as any_node
@@ -19,7 +20,6 @@ from ..kit.state import State, Value
 from ..language import document
 from ..language.document import Node, Scalar
 from ..language.names import Reference
-from ..language.regexes import check_time
 from ..lora import facts as adapter_facts
 from ..lora.axes import Asked, Axes
 from ..lora.experts import ExpertPart, factors_of, fused, with_fused

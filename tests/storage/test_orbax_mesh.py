@@ -383,6 +383,7 @@ def test_a_store_that_was_replaced_is_read_anew_in_the_same_process(tmp_path: Pa
         ({"mesh": {"x": 2}, "shard": {".*": "x"}}, "not a sharding"),
         ({"mesh": {"x": 2}, "shard": {".*": ["x", ["x"]]}}, "(?s)not a sharding.*none twice"),
         ({"mesh": {"x": 2}, "shard": {"(": ["x"]}}, r"invalid regex '\('"),
+        ({"mesh": {"x": 2}, "shard": {"(.+)+(.+)+(.+)+x": ["x"]}}, "takes too long"),
         ({"mesh": {"x": 2}, "shard": ["x"]}, "mapping of expressions"),
         ({"mesh": {"x": 2}, "shard": {".*": []}, "shardings": "a.json"}, "say the same"),
         ({"shardings": "missing.json"}, "missing.json"),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...core.errors import PlanError, StorageError, listing, nearest
+from ...core.regexes import check_time, compile_regex
 from ...core.specs import Spec
 from ...core.strict_json import read_json
 from .tree import read_table
@@ -50,16 +50,18 @@ class Shardings:
         return {name: (name, self.rules[name]) for name, _ in tensors}
 
     def _ruled(self, tensors: Sequence[tuple[str, Spec]]) -> Mapping[str, tuple[str, Entries]]:
-        patterns = [(rule, re.compile(rule)) for rule in self.rules]
+        names = [name for name, _ in tensors]
+        patterns = [(rule, compile_regex(rule, None)) for rule in self.rules]
+        for _, pattern in patterns:
+            check_time(pattern, names, "shard")
         found = {}
-        for name, _ in tensors:
+        for name in names:
             rule = next((rule for rule, pattern in patterns if pattern.fullmatch(name)), None)
             if rule is not None:
                 found[name] = rule, self.rules[rule]
         used = {rule for rule, _ in found.values()}
         for rule, pattern in patterns:
             if rule not in used:
-                names = [name for name, _ in tensors]
                 taken = [name for name in names if pattern.fullmatch(name)]
                 raise PlanError(
                     f"the rule {rule!r} of 'shard' "
@@ -113,12 +115,7 @@ def rules_of(mesh: str | None, rules: str | None) -> Shardings:
     if not isinstance(table, dict) or not table:
         raise PlanError("the option 'shard' is a mapping of expressions", expected=_RULES, found=str(rules)[:120])
     for rule in table:
-        try:
-            re.compile(rule)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise PlanError(
-                f"invalid regex {rule!r} in 'shard': {error}", hint="put a backslash before a literal ( [ . * + ?"
-            ) from None
+        compile_regex(rule, None, " in 'shard'")
     return Shardings(sizes, {rule: _entries(value, sizes, f"shard.{rule}", None) for rule, value in table.items()})
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from running import write_checkpoint
 
 from surgery_jax import PlanError, Problems, check, diff, inspect, plan_of, spectrum
+from surgery_jax.core import regexes
 from surgery_jax.core.errors import Mark, SurgeryError
-from surgery_jax.language import regexes
 from surgery_jax.language.interpolate import escape, interpolate
 from surgery_jax.language.names import NameIndex, Selector, could_produce, parse_reference
 from surgery_jax.language.nodes import Mapping, Scalar, Sequence

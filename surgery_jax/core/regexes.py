@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
-from ..core.errors import Mark, PlanError
+from .errors import Mark, PlanError
 
 __all__ = ["check_time", "compile_regex", "ends_in_time", "literal_prefix", "without_warnings"]
 
