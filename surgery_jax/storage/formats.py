@@ -22,6 +22,7 @@ from .documents import documents_beside
 from .files import check_exists, check_regular, storage_error
 from .identity import identities_of, remembering
 from .places.found import locate
+from .places.looking import looking
 from .shards import read_index, read_parts
 from .stages import kept_copy
 
@@ -80,15 +81,17 @@ def open_checkpoint(path: str) -> Checkpoint:
     allowed, place = _split_format(place)
     target = locate(place)
     try:
-        with remembering() as opened:
+        with looking(), remembering() as opened:
             checkpoint = _open(target, allowed, part)
+            format = formats()[checkpoint.format]
+            checkpoint = replace(checkpoint, path=str(target), identities=identities_of(checkpoint.files, opened))
+            checkpoint = replace(checkpoint, documents=documents_beside(target, format, checkpoint.files))
     except StorageError as error:
         error.hint = kept_copy(target) or error.hint
         raise
     for sentence in checkpoint.left_out:
         note(f"{path}: left out: {sentence}")
-    checkpoint = replace(checkpoint, path=str(target), identities=identities_of(checkpoint.files, opened))
-    return replace(checkpoint, documents=documents_beside(target, formats()[checkpoint.format], checkpoint.files))
+    return checkpoint
 
 
 def place_of_input(path: str) -> str:
@@ -245,7 +248,7 @@ def open_single(path: str, format: str) -> Single:
     else:
         chosen = _known(format, words, "auto")
         check_regular(target)
-    with remembering() as opened:
+    with looking(), remembering() as opened:
         name, entry = chosen.read_single(target)
     return Single(name, entry, identities_of([path], opened))
 

@@ -8,10 +8,18 @@ fails with an `OSError`.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
-__all__ = ["Identity", "Place", "Reader", "Status", "Writer", "fill"]
+__all__ = ["Identity", "Place", "PlaceError", "Reader", "Status", "Writer", "fill"]
+
+
+class PlaceError(OSError):
+    """What a place refuses, and what can be done about it."""
+
+    def __init__(self, number: int, reason: str, hint: str | None = None) -> None:
+        super().__init__(number, reason)
+        self.hint = hint
 
 
 class Identity(NamedTuple):
@@ -42,6 +50,15 @@ class Reader:
     def read_into(self, offset: int, target: memoryview) -> int:
         """Bytes from an offset on into a buffer; gives how many, at least one except at the end of the file."""
         raise NotImplementedError
+
+    def read_ranges(self, parts: Sequence[tuple[int, memoryview]]) -> None:
+        """Fill several buffers, each from its offset on.
+
+        Raises:
+            OSError: they cannot be read, or there are fewer bytes.
+        """
+        for offset, target in parts:
+            fill(self, offset, target)
 
     def close(self) -> None:
         """It is not read any more."""
@@ -97,6 +114,14 @@ class Place:
     def open_direct(self, path: str) -> Reader | None:
         """A file whose whole pages are read past the page cache; None if there is no such way."""
         return None
+
+    def reopen(self, path: str, known: Identity) -> Reader:
+        """A file that is known, for reading; one that has become another need not be noticed before it is read."""
+        return self.open(path)
+
+    def expect(self, paths: Iterable[str]) -> None:
+        """These files will be wanted next, in this order."""
+        return
 
     def identity(self, path: str) -> Identity:
         """What a file is now."""

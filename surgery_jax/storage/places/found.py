@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path, PosixPath
@@ -23,6 +23,7 @@ from .local import LocalPlace
 __all__ = ["PlacePath", "check_local", "is_local", "locate", "place_of", "places"]
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://")
+_SECRET = re.compile(r"[a-z][a-z0-9+.-]*://([^/?]*@|[^?]*\?.*=)", re.DOTALL)
 _LOCAL = LocalPlace()
 
 
@@ -30,10 +31,18 @@ def places() -> Mapping[str, type[Place]]:
     """All places that are known now, but the local one, by scheme."""
     import_all(__package__, "surgery_jax.places")
     found: dict[str, type[Place]] = {}
-    for kind in Place.__subclasses__():
+    for kind in _kinds(Place):
         if kind is not LocalPlace and found.setdefault(kind.scheme, kind) is not kind:
             raise TypeError(f"two places have the scheme {kind.scheme!r}")
     return found
+
+
+def _kinds(kind: type[Place]) -> Iterator[type[Place]]:
+    """All places of a kind; one without a scheme is what several have in common."""
+    if "scheme" in vars(kind):
+        yield kind
+    for child in kind.__subclasses__():
+        yield from _kinds(child)
 
 
 @cache
@@ -50,12 +59,18 @@ def place_of(path: str) -> Place:
     """The place where a path is.
 
     Raises:
-        StorageError: nobody offers its scheme.
+        StorageError: nobody offers its scheme, or it holds a secret.
     """
     match = _SCHEME.match(path)
     if match is None:
         return _LOCAL
     scheme = match[1]
+    if _SECRET.match(path) and not os.path.lexists(path):
+        raise StorageError(
+            "a path may hold no password, key or signed query: it goes into messages and receipts",
+            where=re.sub(r"\?.*", "?…", re.sub(r"//[^/]*@", "//…@", path), flags=re.DOTALL),
+            hint="give them in the environment or in ~/.netrc, as the page about places says",
+        )
     try:
         return _of_scheme(scheme)
     except KeyError:
