@@ -17,7 +17,7 @@ from ..core.errors import StorageError, nearest
 from ..core.strict_json import read_json
 from .identity import notice
 from .places.base import PlaceError, fill
-from .places.found import is_local, locate, place_of
+from .places.found import check_writable, is_local, locate, place_of
 from .places.looking import looking
 from .stages import Stage
 
@@ -272,6 +272,7 @@ def check_new_file(path: str, overwrite: bool) -> None:
     Raises:
         StorageError: it is there, or its directory is not.
     """
+    check_writable(path)
     target = locate(path)
     try:
         if target.is_dir() or (target.exists() and not target.is_file()):
@@ -299,7 +300,7 @@ def write_whole(path: str, text: str) -> None:
     place, data, target = place_of(path), text.encode("utf-8"), locate(path)
     try:
         with _unfinished(target) as part:
-            place.create(part, len(data))
+            place.stage(part, str(target), len(data))
             writer = place.target(part)
             try:
                 writer.write(0, data)

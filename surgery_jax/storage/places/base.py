@@ -11,7 +11,11 @@ import errno
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
-__all__ = ["Identity", "Place", "PlaceError", "Reader", "Status", "Writer", "fill"]
+__all__ = ["MARKER", "USUAL_PART", "Identity", "Place", "PlaceError", "Reader", "Status", "Writer", "fill"]
+
+
+USUAL_PART = 8 << 20  # bytes of a file that are sent at once
+MARKER = ".surgery-marker"  # an object that has bytes as long as the directory it lies in is not whole
 
 
 class PlaceError(OSError):
@@ -95,9 +99,15 @@ class Writer:
 
 
 class Place:
-    """Where files lie. Subclasses are found by `storage.places.found`."""
+    """Where files lie. Subclasses are found by `storage.places.found`.
+
+    Where `holds_parts`, files are sent in parts, each of which is held in memory until all its bytes are there; then
+    it cannot be read back before the file is settled.
+    """
 
     scheme: ClassVar[str]
+    holds_parts: ClassVar[bool] = False
+    is_writable: ClassVar[bool] = True
 
     def list(self, path: str) -> Iterable[str]:
         """The names in a directory."""
@@ -132,6 +142,19 @@ class Place:
     def create(self, path: str, size: int) -> None:
         """A new file of this length under a name that does not exist; its directories come by themselves."""
         raise NotImplementedError
+
+    def stage(self, path: str, final: str, size: int, *, is_revised: bool = False) -> None:
+        """As `create`, of a file that will be published as `final`. What is written of one that `is_revised` is read
+        back and written again."""
+        self.create(path, size)
+
+    def settle(self, path: str) -> None:
+        """All bytes of a file that was created are there: none is written again."""
+        return
+
+    def mark(self, directory: str, *, is_whole: bool) -> None:
+        """From now on a directory whose files appear one by one is not to be read; or it is whole."""
+        return
 
     def target(self, path: str) -> Writer:
         """A file that was created, for writing."""

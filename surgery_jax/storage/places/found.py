@@ -17,10 +17,10 @@ from pathlib import Path, PosixPath
 
 from ...core.discover import import_all
 from ...core.errors import StorageError, nearest
-from .base import Place
+from .base import Place, PlaceError, Status
 from .local import LocalPlace
 
-__all__ = ["PlacePath", "check_local", "is_local", "locate", "place_of", "places"]
+__all__ = ["PlacePath", "check_local", "check_writable", "is_local", "locate", "place_of", "places"]
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://")
 _SECRET = re.compile(r"[a-z][a-z0-9+.-]*://([^/?]*@|[^?]*\?.*=)", re.DOTALL)
@@ -100,6 +100,21 @@ def check_local(path: Path, what: str) -> None:
         raise StorageError(f"{what} are read and written in local directories only", where=str(path))
 
 
+def check_writable(path: str) -> None:
+    """Whether the place of a path can be written at all.
+
+    Raises:
+        StorageError: it can only be read.
+    """
+    if not place_of(path).is_writable:
+        kinds = [f"{kind.scheme}://" for kind in places().values() if kind.is_writable]
+        raise StorageError(
+            f"{place_of(path).scheme}:// can only be read",
+            where=path,
+            expected=f"a path of this machine, or {' or '.join(kinds)}",
+        )
+
+
 def locate(path: str) -> Path:
     """A path, whose questions are answered by its place.
 
@@ -128,18 +143,30 @@ class PlacePath(PosixPath):
         mode = stat.S_IFDIR if found.is_directory else stat.S_IFREG
         return os.stat_result((mode, 0, 0, 1, 0, 0, found.size, 0, 0, 0))
 
+    def _status(self) -> Status | None:
+        """What lies there, for who asks no further if that cannot be told.
+
+        Raises:
+            StorageError: it cannot be told.
+        """
+        try:
+            return place_of(str(self)).stat(str(self))
+        except OSError as error:
+            hint = error.hint if isinstance(error, PlaceError) else None
+            raise StorageError(f"cannot look there: {error.strerror or error}", where=str(self), hint=hint) from None
+
     def exists(self, **options: object) -> bool:
         """Whether anything lies there."""
-        return place_of(str(self)).stat(str(self)) is not None
+        return self._status() is not None
 
     def is_file(self, **options: object) -> bool:
         """Whether a file lies there."""
-        found = place_of(str(self)).stat(str(self))
+        found = self._status()
         return found is not None and not found.is_directory
 
     def is_dir(self, **options: object) -> bool:
         """Whether a directory lies there."""
-        found = place_of(str(self)).stat(str(self))
+        found = self._status()
         return found is not None and found.is_directory
 
     def is_symlink(self) -> bool:

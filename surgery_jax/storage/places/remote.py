@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from .base import Identity, Place, PlaceError, Reader, Status
 from .looking import Found, Seen, looked
 from .wire import SHORT, Answer, Request, Sinks, wire
 
-__all__ = ["Found", "RemotePlace", "refusal", "submit"]
+__all__ = ["Found", "RemotePlace", "refusal", "started", "submit"]
 
 T = TypeVar("T")
 
@@ -84,6 +84,11 @@ def submit(act: Callable[[str], T], paths: Iterable[str]) -> list[T]:
     return list(_pool().map(act, paths))
 
 
+def started(act: Callable[[], T]) -> Future[T]:
+    """Begin something that waits for nothing but a server."""
+    return _pool().submit(act)
+
+
 @cache
 def _pool() -> ThreadPoolExecutor:
     """Threads that wait for answers; what they do waits for nothing else."""
@@ -93,6 +98,8 @@ def _pool() -> ThreadPoolExecutor:
 class RemotePlace(Place):
     """A place behind HTTP. Subclasses say how an object is asked for (`request`), what a directory holds (`entries`),
     and what an answer's version is (`version`)."""
+
+    is_writable = False
 
     # -- what kinds of them differ in -----------------------------------------------------------------------------
 
@@ -224,10 +231,7 @@ class RemotePlace(Place):
     # -- what a place offers --------------------------------------------------------------------------------------
 
     def list(self, path: str) -> Iterable[str]:
-        names = self._listed(path)
-        if not names and not self.is_root(path):
-            raise FileNotFoundError(errno.ENOENT, "there is nothing of this name", path)
-        return list(names)
+        return list(self._listed(path))
 
     def stat(self, path: str) -> Status | None:
         above, _, name = path.rpartition("/")
@@ -265,15 +269,6 @@ class RemotePlace(Place):
         seen = looked()
         if seen is not None:
             seen.expected |= dict.fromkeys(paths)
-
-    def create(self, path: str, size: int) -> None:
-        raise self._read_only()
-
-    def remove(self, path: str) -> None:
-        raise self._read_only()
-
-    def _read_only(self) -> PlaceError:
-        return PlaceError(errno.EROFS, f"{self.scheme}:// can only be read", "choose another place for what is written")
 
     def is_root(self, path: str) -> bool:
         """Whether a path is that of a bucket, a repository or a server: no object has it."""

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from hashlib import md5
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlencode
 from xml.etree import ElementTree
 
 from .extra import needed
 from .looking import Found
-from .remote import RemotePlace, refusal
+from .parts import PartedPlace, Sink, part_bytes
+from .remote import refusal
 from .wire import Answer, Request, wire
 
 if TYPE_CHECKING:
@@ -27,12 +31,13 @@ from .base import PlaceError
 __all__ = ["S3Place"]
 
 
-class S3Place(RemotePlace):
+class S3Place(PartedPlace):
     """Buckets of S3."""
 
     scheme = "s3"
 
     def __init__(self) -> None:
+        super().__init__()
         self._regions: dict[str, str] = {}  # of buckets that have told it
 
     # -- requests -------------------------------------------------------------------------------------------------
@@ -119,19 +124,47 @@ class S3Place(RemotePlace):
                 return found
             query |= {"continuation-token": more}
 
-    def tell(self, path: str, method: str, query: Mapping[str, str]) -> Answer:
-        """The answer to a request about the bucket of a path.
+    def tell(
+        self,
+        path: str,
+        method: str,
+        query: Mapping[str, str],
+        body: bytes | memoryview | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        at_key: bool = False,
+        again: bool = False,
+    ) -> Answer:
+        """The answer to a request about the bucket of a path, or about the object there. What is told `again` may be
+        gone because it has been done.
 
         Raises:
             OSError: it is a refusal.
         """
-        bucket = "s3://" + path.removeprefix("s3://").partition("/")[0]
-        answer = wire().ask(self.asked(bucket, method, {}, query))
-        if self.moved(path, answer):
-            answer = wire().ask(self.asked(bucket, method, {}, query))
-        if answer.status >= 300:
+        about = path if at_key else "s3://" + path.removeprefix("s3://").partition("/")[0]
+        told = dict(headers or {})
+        if body is not None:  # so that the store can tell whether it is what was sent
+            told["Content-MD5"] = b64encode(md5(body, usedforsecurity=False).digest()).decode()
+        for _ in range(2):
+            answer = wire().ask(self.asked(about, method, told, query, body))
+            if not self.moved(path, answer):
+                break
+        is_gone = answer.status == 404 and (again or method == "DELETE")
+        is_failure = answer.status < 300 and b"<Error>" in answer.body[:200]  # it may come late, after a good status
+        if (answer.status >= 300 and not is_gone) or is_failure:
             raise refusal(answer)
         return answer
+
+    def put(self, path: str, data: bytes | bytearray | memoryview) -> Found:
+        view = memoryview(data)
+        answer = self.tell(path, "PUT", {}, view, at_key=True)
+        return Found(view.nbytes, answer.headers.get("etag", ""))
+
+    def remove_object(self, path: str) -> None:
+        self.tell(path, "DELETE", {}, at_key=True)
+
+    def sink(self, final: str, aside: str, size: int) -> Sink:
+        return _Multipart(self, final, aside, size <= part_bytes(size))
 
 
 def _tree(answer: Answer) -> ElementTree.Element:
@@ -178,3 +211,82 @@ _WHO = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or sign in; "
     "AWS_SKIP_SIGNATURE=true is for what everybody may read"
 )
+
+
+class _Multipart(Sink):
+    """A multipart upload, which begins with its first part; a file of one part is written at once. Parts that may
+    change are objects of their own until they are copied, at the store, into the upload."""
+
+    def __init__(self, place: S3Place, final: str, aside: str, is_single: bool) -> None:
+        self._place, self._final, self._aside, self._is_single = place, final, aside, is_single
+        self._upload = ""
+        self._tags: dict[int, str] = {}
+        self._asides: dict[int, Found] = {}
+        self._single: Found | None = None
+        self._lock = threading.Lock()
+
+    def _begun(self) -> str:
+        with self._lock:
+            if not self._upload:
+                answer = self._place.tell(self._final, "POST", {"uploads": ""}, at_key=True)
+                self._upload = _tree(answer).findtext("UploadId", "")
+            return self._upload
+
+    def send(self, number: int, data: bytearray) -> None:
+        if self._is_single:
+            self._single = self._place.put(self._final, data)
+            return
+        query = {"partNumber": str(number + 1), "uploadId": self._begun()}
+        answer = self._place.tell(self._final, "PUT", query, memoryview(data), at_key=True)
+        self._tags[number] = answer.headers.get("etag", "")
+
+    def _name(self, number: int) -> str:
+        return f"{self._aside}.part-{number:05d}"
+
+    def put_aside(self, number: int, data: bytearray) -> None:
+        self._asides[number] = self._place.put(self._name(number), data)
+
+    def fetch(self, number: int, offset: int, target: memoryview) -> None:
+        self._place.read(self._name(number), self._asides[number], offset, [target])
+
+    def adopt(self, number: int, size: int) -> None:
+        if self._is_single:
+            data = bytearray(size)
+            self.fetch(number, 0, memoryview(data))
+            self.send(number, data)
+            return
+        query = {"partNumber": str(number + 1), "uploadId": self._begun()}
+        headers = {"x-amz-copy-source": "/" + quote(self._name(number).removeprefix("s3://"), safe="/-_.~")}
+        answer = self._place.tell(self._final, "PUT", query, headers=headers, at_key=True)
+        self._tags[number] = _tree(answer).findtext("ETag", "")
+
+    def complete(self) -> Found:
+        if self._single is not None:
+            found = self._single
+        else:
+            rows = (
+                f"<Part><PartNumber>{number + 1}</PartNumber><ETag>{tag}</ETag></Part>"
+                for number, tag in sorted(self._tags.items())
+            )
+            text = f'<CompleteMultipartUpload xmlns="{_SCHEMA}">{"".join(rows)}</CompleteMultipartUpload>'
+            self._place.tell(self._final, "POST", {"uploadId": self._upload}, text.encode(), at_key=True, again=True)
+            appeared = self._place.find(self._final)
+            if appeared is None:
+                raise PlaceError(errno.EIO, "the upload was completed, and there is no such object")
+            found, self._upload = appeared, ""
+        self._remove_asides()
+        return found
+
+    def _remove_asides(self) -> None:
+        for number in list(self._asides):
+            self._place.remove_object(self._name(number))
+            del self._asides[number]
+
+    def abort(self) -> None:
+        self._remove_asides()
+        if self._upload:
+            self._place.tell(self._final, "DELETE", {"uploadId": self._upload}, at_key=True)
+            self._upload = ""
+
+
+_SCHEMA = "http://s3.amazonaws.com/doc/2006-03-01/"

@@ -8,6 +8,7 @@ which clients that make an object of every answer do not allow.
 
 from __future__ import annotations
 
+import atexit
 import base64
 import errno
 import os
@@ -180,6 +181,13 @@ class Wire:
             raise _Lost(f"status {answer.status}", float(told) if told.isdecimal() else 0.0)
         return answer
 
+    def close(self) -> None:
+        """Close the connections that nobody uses."""
+        with self._lock:
+            for idle in self._idle.values():
+                while idle:
+                    idle.pop().close()
+
     def _kept(self, parts: SplitResult) -> HTTPConnection | None:
         with self._lock:
             idle = self._idle[_origin(parts)]
@@ -284,4 +292,6 @@ def _lost(error: Exception, parts: SplitResult) -> Exception:
 @cache
 def wire() -> Wire:
     """The connections of this process."""
-    return Wire()
+    found = Wire()
+    atexit.register(found.close)
+    return found
