@@ -86,7 +86,8 @@ def _neighbours(path: Path) -> str | None:
     try:
         names = sorted(entry.name for entry in parent.iterdir())
     except OSError:
-        return f"the directory {parent} does not exist either" if not parent.exists() else None
+        is_gone = is_local(parent) and not parent.exists()
+        return f"the directory {parent} does not exist either" if is_gone else None
     found = nearest(path.name, names)
     return f"did you mean {' or '.join(str(parent / name) for name in found)}?" if found else None
 

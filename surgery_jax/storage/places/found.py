@@ -180,3 +180,11 @@ class PlacePath(PosixPath):
     def glob(self, pattern: str) -> Generator[PlacePath, None, None]:
         """What lies in a directory and matches a pattern without slashes."""
         return (entry for entry in self.iterdir() if fnmatchcase(entry.name, pattern))
+
+    def rglob(self, pattern: str) -> Generator[PlacePath, None, None]:
+        """What lies below a directory and has a name that matches a pattern."""
+        for entry in self.iterdir():
+            if fnmatchcase(entry.name, pattern):
+                yield entry
+            if entry.is_dir():
+                yield from entry.rglob(pattern)

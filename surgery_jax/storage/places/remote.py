@@ -140,6 +140,10 @@ class RemotePlace(Place):
             )
         return Found(int(size), version)
 
+    def refusal(self, answer: Answer) -> OSError:
+        """What an answer means that is no success."""
+        return refusal(answer)
+
     def absent(self, path: str, answer: Answer) -> bool:
         """Whether an answer says that there is no such object."""
         return answer.status == 404
@@ -164,7 +168,7 @@ class RemotePlace(Place):
                 return self.found(answer)
             if not self.moved(path, answer):
                 break
-        raise refusal(answer)
+        raise self.refusal(answer)
 
     def begin(self, path: str) -> tuple[Found, bytes] | None:
         """The object at a path with its first bytes; None if there is none.
@@ -186,7 +190,7 @@ class RemotePlace(Place):
                 return None if empty is None else (empty, b"")
             if not self.moved(path, answer):
                 break
-        raise refusal(answer)
+        raise self.refusal(answer)
 
     def read(self, path: str, found: Found, offset: int, targets: Sequence[memoryview]) -> None:
         """Fill buffers with the bytes of an object from an offset on.
@@ -222,7 +226,7 @@ class RemotePlace(Place):
                 raise _changed()
             if not self.moved(path, answer):
                 break
-        raise refusal(answer)
+        raise self.refusal(answer)
 
     def is_of(self, path: str, answer: Answer, found: Found) -> bool:
         """Whether the bytes of an answer are of the object that was found."""

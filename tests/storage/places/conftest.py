@@ -54,3 +54,9 @@ def s3(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def web() -> Iterator[Files]:
     with running(Files()) as server:
         yield server
+
+
+@pytest.fixture
+def blobs() -> Iterator[Files]:
+    with running(Files()) as server:
+        yield server
