@@ -21,7 +21,7 @@ from .choice import Choice, choose, choose_matching, is_pattern, of_index
 from .documents import documents_beside
 from .files import check_exists, check_regular, storage_error
 from .identity import identities_of, remembering
-from .places.base import MARKER
+from .places.base import MARKER, WHOLE
 from .places.found import check_writable, is_local, locate
 from .places.looking import looking
 from .shards import read_index, read_parts
@@ -141,7 +141,7 @@ def _check_marker(directory: Path) -> None:
         StorageError: it does.
     """
     marker = directory / MARKER
-    if not is_local(directory) and marker.exists() and marker.stat().st_size:
+    if not is_local(directory) and marker.exists() and marker.stat().st_size > len(WHOLE):
         raise StorageError(
             "the checkpoint is not whole: it is being written, or its writer was stopped",
             where=str(directory),

@@ -11,11 +11,12 @@ import errno
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
-__all__ = ["MARKER", "USUAL_PART", "Identity", "Place", "PlaceError", "Reader", "Status", "Writer", "fill"]
+__all__ = ["MARKER", "USUAL_PART", "WHOLE", "Identity", "Place", "PlaceError", "Reader", "Status", "Writer", "fill"]
 
 
 USUAL_PART = 8 << 20  # bytes of a file that are sent at once
-MARKER = ".surgery-marker"  # an object that has bytes as long as the directory it lies in is not whole
+MARKER = ".surgery-marker"  # an object that says whether the directory in which it lies is whole
+WHOLE = b"whole\n"  # what it says then; anything else is longer
 
 
 class PlaceError(OSError):

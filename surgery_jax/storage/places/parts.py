@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from functools import cache
 
-from .base import MARKER, USUAL_PART, Identity, PlaceError, Reader, Status, Writer
+from .base import MARKER, USUAL_PART, WHOLE, Identity, PlaceError, Reader, Status, Writer
 from .looking import Found
 from .remote import RemotePlace, started
 
@@ -332,7 +332,7 @@ class PartedPlace(RemotePlace):
             self.remove_object(file.final)
 
     def mark(self, directory: str, *, is_whole: bool) -> None:
-        text = b"" if is_whole else b"this directory is being written, or was when its writer was stopped\n"
+        text = WHOLE if is_whole else b"this directory is being written, or was when its writer was stopped\n"
         self.put(f"{directory}/{MARKER}", text)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import pytest
@@ -60,3 +62,28 @@ def web() -> Iterator[Files]:
 def blobs() -> Iterator[Files]:
     with running(Files()) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def emulator() -> Iterator[str]:
+    from gcp_storage_emulator.server import create_server
+
+    server = create_server("127.0.0.1", 0, in_memory=True)
+    server.start()
+    yield f"http://127.0.0.1:{server._api._httpd.server_address[1]}"
+    server.stop()
+
+
+@pytest.fixture
+def gs(emulator: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An empty bucket `bucket` of a server like Google's, behind a proxy."""
+    host = urlsplit(emulator).netloc
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", host)
+    for method, path, body in (("GET", "/wipe", None), ("POST", "/storage/v1/b?project=p", b'{"name": "bucket"}')):
+        connection = http.client.HTTPConnection(host)
+        connection.request(method, path, body, {"Content-Type": "application/json"})
+        assert connection.getresponse().status == 200
+        connection.close()
+    with running(Proxy(emulator)) as proxy:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
+        yield proxy

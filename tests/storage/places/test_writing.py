@@ -69,7 +69,7 @@ def test_a_checkpoint_goes_to_a_store_and_comes_back_the_same(s3: Any, source: P
     for name, array in TENSORS.items():
         assert_same_bits(tensors[name], array)
     assert found["out/m/config.json"] == b'{"hidden_size": 70}'
-    assert found[f"out/m/{MARKER}"] == b""
+    assert found[f"out/m/{MARKER}"] == b"whole\n"
     assert all(name.startswith("out/m/") for name in found)
     assert SECRET.encode() not in b"".join(found.values())
     assert main(["verify", "s3://bucket/out/m"]) == 0
@@ -185,7 +185,7 @@ def test_what_is_there_is_replaced_only_if_that_is_asked_for(s3: Any, source: Pa
 
 def test_a_prefix_that_is_not_whole_is_refused(s3: Any, source: Path, capsys: Any) -> None:
     go([], "s3://bucket/m", f"m::{source}")
-    s3.put_object(Bucket="bucket", Key=f"m/{MARKER}", Body=b"x")
+    s3.put_object(Bucket="bucket", Key=f"m/{MARKER}", Body=b"not whole")
     assert main(["inspect", "s3://bucket/m"]) == 3
     told = capsys.readouterr().err
     assert "not whole" in told and "--overwrite" in told
