@@ -178,7 +178,7 @@ class Rolling:
             if self._is_stuck:
                 return
             if (self._is_busy or offset != self._end) and (data is None or not self._comes(offset, nbytes)):
-                keep = data is not None and not self._is_stuck and self._held.take(nbytes)
+                keep = data is not None and self._held.take(nbytes)
                 self._early[offset] = nbytes, bytes(data) if keep and data is not None else None
                 return
             self._is_busy, self._end = True, offset + nbytes
