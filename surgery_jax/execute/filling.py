@@ -55,6 +55,7 @@ class Inputs:
         if self._repeated and any(piece.node in self._repeated for piece in pieces):
             scratch = None
         run: tuple[str, int, int, int] | None = None  # (path, offset, begin, end) of what is to be read at once
+        runs: list[tuple[str, int, int, int]] = []
         for piece in pieces:
             op = piece.node.op
             if isinstance(op, Source) and op.entry.extent is not None:
@@ -62,7 +63,7 @@ class Inputs:
                     if run is not None and run[0] == path and run[1] + run[3] - run[2] == offset:
                         run = (run[0], run[1], run[2], at + nbytes)
                     else:
-                        self._read(run, target, scratch)
+                        runs += [] if run is None else [run]
                         run = (path, offset, at, at + nbytes)
                     at += nbytes
                 continue
@@ -71,12 +72,13 @@ class Inputs:
             else:
                 _make(piece, target[at : at + piece.nbytes])
             at += piece.nbytes
-        self._read(run, target, scratch)
+        runs += [] if run is None else [run]
+        wanted: dict[str, list[tuple[int, np.ndarray]]] = {}
+        for path, offset, begin, end in runs:
+            wanted.setdefault(path, []).append((offset, target[begin:end]))
+        for path, parts in wanted.items():
+            self.files.read_several(path, parts, scratch)
         return at
-
-    def _read(self, run: tuple[str, int, int, int] | None, target: np.ndarray, scratch: np.ndarray | None) -> None:
-        if run is not None:
-            self.files.read(run[0], run[1], target[run[2] : run[3]], scratch)
 
 
 def shaped(plan: Blueprint, buffers: Sequence[np.ndarray], tile: int = 0) -> list[np.ndarray]:

@@ -21,6 +21,8 @@ from ..graph.node import Node, Source
 from ..io.decoded import cache_bytes
 from ..io.needs import Needs, footprint, rounded
 from ..kit.made import Made
+from ..storage.places.base import USUAL_PART
+from ..storage.places.found import place_of
 from .keys import TaskKeys
 from .reservations import (
     Limits,
@@ -105,7 +107,13 @@ class Schedule:
     @property
     def memory(self) -> int:
         """The part of the budget from which tasks reserve."""
-        return self.limits.memory - self.cached
+        return self.limits.memory - self.cached - self.parted
+
+    @cached_property
+    def parted(self) -> int:
+        """The part of the budget for parts of outputs that are held until they are whole, at places that take such."""
+        is_parted = any(place_of(path).holds_parts for path in self.program.files)
+        return max(self.limits.memory // 4, USUAL_PART) if is_parted else 0
 
     @property
     def piece(self) -> int:
@@ -137,7 +145,7 @@ class Schedule:
 
     @cached_property
     def tasks(self) -> tuple[Task, ...]:
-        return tuple(plan_tasks(self.program, self.blueprints))
+        return tuple(plan_tasks(self.program, self.blueprints, by_output=self.parted > 0))
 
     @cached_property
     def repeated(self) -> frozenset[Node]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ..compile.blueprint import Blueprint
 from ..compile.pieces import Piece
@@ -70,26 +71,47 @@ class Tile:
 Task = MoveTask | DecodeTask | Tile
 
 
-def plan_tasks(program: Program, blueprints: Sequence[Blueprint]) -> list[Task]:
+def plan_tasks(program: Program, blueprints: Sequence[Blueprint], *, by_output: bool = False) -> list[Task]:
     """All tasks in the order of the bytes they read first, in the file that most of them read: those that read the same
-    tensor of a base come together. `blueprints` are those of the groups."""
-    tasks: list[tuple[tuple[str, int], Task]] = []
+    tensor of a base come together. With `by_output` it is the order of the bytes they write first. `blueprints` are
+    those of the groups."""
+    tasks: list[tuple[_At, Task]] = []
     for moves in _gathered(program.moves):
         first = moves[0]
         for start in range(0, first.nbytes, MOVE_BYTES) if len(moves) == 1 else ():
             count = min(MOVE_BYTES, first.nbytes - start)
             part = ByteMove(first.path, first.source + start, first.file, first.offset + start, count)
-            tasks.append(((part.path, part.source), MoveTask((part,))))
+            tasks.append((_at(part, by_output), MoveTask((part,))))
         if len(moves) > 1:
-            tasks.append(((first.path, first.source), MoveTask(moves)))
-    tasks += [(("", 0), task) for task in _decode_tasks(program)]
+            tasks.append((_at(first, by_output), MoveTask(moves)))
+    for decoded in _decode_tasks(program):
+        tasks.append((decoded.parts[0][1:3] if by_output else ("", 0), decoded))
     components = (component for group in program.groups for component in group.components)
     readers = Counter(path for component in components for path in {path for path, _ in _stored(component)})
+    position: _Position = _written if by_output else partial(_position, readers=readers)
     for number, (group, plan) in enumerate(zip(program.groups, blueprints, strict=True)):
-        tiles = _CUTTERS[plan.kind](number, group, plan, readers)
-        tasks += [(_position(tile.segments[0], plan, readers), tile) for tile in tiles]
+        tiles = _CUTTERS[plan.kind](number, group, plan, position)
+        tasks += [(position(tile.segments[0], plan), tile) for tile in tiles]
     tasks.sort(key=lambda entry: entry[0])
     return [task for _, task in tasks]
+
+
+_At = tuple[str | int, int]  # a file, by its path or its number, and an offset in it
+_Position = Callable[[Segment, Blueprint], _At]
+
+
+def _at(move: ByteMove, by_output: bool) -> _At:
+    return (move.file, move.offset) if by_output else (move.path, move.source)
+
+
+def _written(segment: Segment, plan: Blueprint) -> _At:
+    """File and offset of the first bytes that are written; first comes what writes none."""
+    component, first, _ = segment
+    values, found = plan.value_specs(), [(-1, 0)]
+    for number, output in zip(plan.leaving, component.outputs, strict=True):
+        begin = first * (values[number].nbytes // plan.rows)
+        found += [(d.file, d.offset + max(0, begin - d.start)) for d in output.dests if d.start + d.nbytes > begin]
+    return min(found[1:], default=found[0])
 
 
 def _gathered(moves: Sequence[ByteMove]) -> Iterator[tuple[ByteMove, ...]]:
@@ -146,7 +168,7 @@ def _position(segment: Segment, plan: Blueprint, readers: Mapping[str, int]) -> 
     return path, offset
 
 
-def _row_tiles(number: int, group: Group, plan: Blueprint, _: Mapping[str, int]) -> Iterator[Tile]:
+def _row_tiles(number: int, group: Group, plan: Blueprint, _: _Position) -> Iterator[Tile]:
     """Tiles of one component each; the last one of a component begins early enough to be as long as the others."""
     for component in group.components:
         total = plan.total(component)
@@ -155,27 +177,27 @@ def _row_tiles(number: int, group: Group, plan: Blueprint, _: Mapping[str, int])
             yield Tile(number, ((component, first, plan.rows),), start - first)
 
 
-def _components(number: int, group: Group, plan: Blueprint, _: Mapping[str, int]) -> Iterator[Tile]:
+def _components(number: int, group: Group, plan: Blueprint, _: _Position) -> Iterator[Tile]:
     """A whole component each, which its task cuts into tiles: partial results are brought together in its order."""
     for component in group.components:
         yield Tile(number, ((component, 0, plan.total(component)),))
 
 
-def _stacks(number: int, group: Group, plan: Blueprint, readers: Mapping[str, int]) -> Iterator[Tile]:
+def _stacks(number: int, group: Group, plan: Blueprint, position: _Position) -> Iterator[Tile]:
     """Fill stacks with components that lie near each other."""
     whole = [(component, 0, 1) for component in group.components]
-    whole.sort(key=lambda segment: _position(segment, plan, readers))
+    whole.sort(key=lambda segment: position(segment, plan))
     for start in range(0, len(whole), plan.rows):
         yield Tile(number, tuple(whole[start : start + plan.rows]))
 
 
-def _flat_tiles(number: int, group: Group, plan: Blueprint, readers: Mapping[str, int]) -> Iterator[Tile]:
+def _flat_tiles(number: int, group: Group, plan: Blueprint, position: _Position) -> Iterator[Tile]:
     """Fill tiles with components one after the other, those with the same numbers together."""
     alike: dict[Hashable, list[Component]] = {}
     for component in group.components:
         alike.setdefault(exact(component.numbers), []).append(component)
     for components in alike.values():
-        components.sort(key=lambda component: _position((component, 0, 0), plan, readers))
+        components.sort(key=lambda component: position((component, 0, 0), plan))
         yield from _filled(number, components, plan)
 
 

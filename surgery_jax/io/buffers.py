@@ -6,14 +6,15 @@ import errno
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
 
 from ..core.errors import StorageError
-from ..storage.identity import notice
+from ..storage.files import storage_error
+from ..storage.identity import notice, remembered
 from ..storage.places.base import Reader
 from ..storage.places.found import place_of
 from .needs import PAGE, footprint, rounded, too_large
@@ -123,10 +124,12 @@ class OpenFiles:
         return self._reader(path).descriptor
 
     def _reader(self, path: str) -> Reader:
+        place, known = place_of(path), remembered(path)
         try:
-            return self._kept(path, False, partial(place_of(path).open, path))
+            opening = partial(place.open, path) if known is None else partial(place.reopen, path, known)
+            return self._kept(path, False, opening)
         except OSError as error:
-            raise StorageError(f"cannot read: {error.strerror or error}", where=path) from None
+            raise storage_error(error, path, "read") from None
 
     def _kept(self, path: str, is_direct: bool, opening: Callable[[], Reader]) -> Reader:
         mine: dict[tuple[str, bool], Reader] | None = getattr(self._local, "opened", None)
@@ -166,13 +169,31 @@ class OpenFiles:
             offset, view = offset + done, view[done:]
         self._read_all(path, offset, view)
 
+    def read_several(
+        self, path: str, parts: Sequence[tuple[int, np.ndarray]], scratch: np.ndarray | None = None
+    ) -> None:
+        """Fill several buffers from a file, each from its offset on; where every read is a request, in few of them.
+
+        Raises:
+            StorageError: as `read`.
+        """
+        if self.fd(path) is not None:
+            for offset, target in parts:
+                self.read(path, offset, target, scratch)
+            return
+        self.count(sum(target.nbytes for _, target in parts))
+        try:
+            self._reader(path).read_ranges([(offset, target.data) for offset, target in parts])
+        except OSError as error:
+            raise storage_error(error, path, "read") from None
+
     def _read_all(self, path: str, offset: int, view: memoryview) -> None:
         reader = self._reader(path)
         while view.nbytes:
             try:
                 count = reader.read_into(offset, view)
             except OSError as error:
-                raise StorageError(f"cannot read: {error.strerror or error}", where=path) from None
+                raise storage_error(error, path, "read") from None
             if count == 0:
                 raise StorageError(
                     "the file became shorter while it was read", where=path, expected=f"bytes at {offset}"

@@ -155,8 +155,11 @@ class OutputFile:
             return
         offset, last = moves[0].offset, moves[-1]
         gathered = bounce[offset % PAGE :][: last.offset + last.nbytes - offset]
+        wanted: dict[str, list[tuple[int, np.ndarray]]] = {}
         for path, source, _, place, nbytes in moves:
-            files.read(path, source, gathered[place - offset : place - offset + nbytes])
+            wanted.setdefault(path, []).append((source, gathered[place - offset : place - offset + nbytes]))
+        for path, parts in wanted.items():
+            files.read_several(path, parts)
         self.write(offset, gathered, bounce)
 
     def _copy(self, files: OpenFiles, move: ByteMove, bounce: np.ndarray, scratch: np.ndarray) -> None:

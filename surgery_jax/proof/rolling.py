@@ -167,6 +167,7 @@ class Rolling:
         self._waiting: dict[int, int] = {}
         self._end = 0  # of what is hashed, or will be by the thread that is at it
         self._is_busy = False
+        self._is_stuck = False  # at bytes that were not kept, and cannot be read before all are there
         self._changed = threading.Condition()
 
     def add(self, offset: int, nbytes: int, data: memoryview | bytes | None) -> None:
@@ -174,6 +175,8 @@ class Rolling:
         if not nbytes:
             return
         with self._changed:
+            if self._is_stuck:
+                return
             if (self._is_busy or offset != self._end) and (data is None or not self._comes(offset, nbytes)):
                 keep = data is not None and self._held.take(nbytes)
                 self._early[offset] = nbytes, bytes(data) if keep and data is not None else None
@@ -181,6 +184,9 @@ class Rolling:
             self._is_busy, self._end = True, offset + nbytes
         try:
             while True:
+                if data is None and place_of(self.place).holds_parts:
+                    self._give_up()
+                    return
                 self._take(offset, nbytes, data)
                 with self._changed:
                     if self._end not in self._early:
@@ -201,6 +207,8 @@ class Rolling:
         self._waiting[offset] = nbytes
         try:
             while not self._is_turn(offset):
+                if self._is_stuck:
+                    return False
                 end, held = self._end, self._held
                 if not held.is_patient and not self._is_reached(offset):
                     return False
@@ -214,7 +222,7 @@ class Rolling:
         return not self._is_busy and offset == self._end
 
     def _has_moved(self, end: int, offset: int) -> bool:
-        return self._end != end or self._is_turn(offset)
+        return self._end != end or self._is_stuck or self._is_turn(offset)
 
     def _is_reached(self, offset: int) -> bool:
         """Whether all before a range is hashed, or will be without anybody's doing."""
@@ -225,6 +233,15 @@ class Rolling:
                 return False
             at += nbytes
         return True
+
+    def _give_up(self) -> None:
+        """Leave the rest for the end."""
+        with self._changed:
+            self._is_stuck = True
+            for nbytes, data in self._early.values():
+                if data is not None:
+                    self._held.give(nbytes)
+            self._early.clear()
 
     def _take(self, offset: int, nbytes: int, data: memoryview | bytes | None) -> None:
         if data is None:

@@ -16,6 +16,7 @@ from ..core.interrupts import check_interrupted
 from ..storage.base import Checkpoint, Entry
 from ..storage.formats import open_checkpoint
 from ..storage.identity import check_all
+from ..storage.places.base import MARKER
 from ..storage.places.found import locate
 from ..storage.proofs import PROOFS, RECEIPT_SIGNATURE, SIGNATURE
 from ..storage.stages import is_stage
@@ -295,6 +296,6 @@ def _compare_files(
 def _extra(root: Path, known: Sequence[str] | Mapping[str, Any]) -> Iterator[str]:
     for entry in sorted(root.rglob("*")):
         name = entry.relative_to(root)
-        if entry.is_file() and name.as_posix() not in known and name.as_posix() not in PROOFS:
+        if entry.is_file() and name.as_posix() not in known and name.as_posix() not in (*PROOFS, MARKER):
             if not is_stage(name.parts[0]):
                 yield name.as_posix()

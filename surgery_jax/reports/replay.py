@@ -36,6 +36,7 @@ from ..session.run import Session, Transaction
 from ..storage.base import Checkpoint, Entry
 from ..storage.files import storage_error
 from ..storage.formats import open_checkpoint
+from ..storage.places.found import is_local
 from ..storage.proofs import RECEIPT
 from ..storage.stored import blocks_of
 from .survey import stored
@@ -156,6 +157,12 @@ def _hidden(above: Path) -> Iterator[Path]:
     Raises:
         StorageError: there cannot be one.
     """
+    if not is_local(above):
+        raise StorageError(
+            "a replay is built beside the output, which must be on this machine",
+            where=str(above),
+            hint="surgery-jax verify reads it where it is",
+        )
     try:
         folder = tempfile.TemporaryDirectory(prefix=".surgery-replay-", dir=above)
     except OSError as error:

@@ -82,6 +82,10 @@ def perform(
     outputs: list[OutputFile] = []
     for target in targets:
         outputs += _files(target, pace, full, observer, done, len(outputs))
+    if work.parted:
+        from ..storage.places.parts import room
+
+        room().limit = work.parted
     compiled_before = functions.num_compilations
 
     def tick() -> None:

@@ -16,8 +16,9 @@ from typing import IO
 from ..core.errors import StorageError, nearest
 from ..core.strict_json import read_json
 from .identity import notice
-from .places.base import fill
-from .places.found import is_local, locate, place_of
+from .places.base import PlaceError, fill
+from .places.found import check_writable, is_local, locate, place_of
+from .places.looking import looking
 from .stages import Stage
 
 __all__ = [
@@ -47,7 +48,8 @@ _HINTS = {
 def storage_error(error: OSError, path: Path | str, action: str) -> StorageError:
     """The error of an operating system as one of ours: `action` completes the words "cannot ..."."""
     reason = error.strerror or str(error)
-    return StorageError(f"cannot {action}: {reason}", where=str(path), hint=_HINTS.get(error.errno or 0))
+    hint = error.hint if isinstance(error, PlaceError) else _HINTS.get(error.errno or 0)
+    return StorageError(f"cannot {action}: {reason}", where=str(path), hint=hint)
 
 
 def check_regular(path: Path) -> os.stat_result:
@@ -84,7 +86,8 @@ def _neighbours(path: Path) -> str | None:
     try:
         names = sorted(entry.name for entry in parent.iterdir())
     except OSError:
-        return f"the directory {parent} does not exist either" if not parent.exists() else None
+        is_gone = is_local(parent) and not parent.exists()
+        return f"the directory {parent} does not exist either" if is_gone else None
     found = nearest(path.name, names)
     return f"did you mean {' or '.join(str(parent / name) for name in found)}?" if found else None
 
@@ -98,10 +101,11 @@ class File:
         Raises:
             StorageError: there is no such file, or it is not the one that is remembered.
         """
-        check_regular(path)
         self.path = path
         try:
-            self._reader = place_of(str(path)).open(str(path))
+            with looking():
+                check_regular(path)
+                self._reader = place_of(str(path)).open(str(path))
         except OSError as error:
             raise storage_error(error, path, "open it") from None
         self.size = self._reader.identity.size
@@ -185,9 +189,9 @@ class File:
             StorageError: they cannot be read.
         """
         self.check_range(offset, count)
-        buffer = memoryview(bytearray(min(count, _BLOCK)))
+        buffer = memoryview(bytearray(min(count, _BLOCK if self._reader.descriptor is not None else _FAR_BLOCK)))
         while count:
-            part = buffer[: min(count, _BLOCK)]
+            part = buffer[:count]
             try:
                 fill(self._reader, offset, part)
             except OSError as error:
@@ -219,6 +223,7 @@ def first_bytes(path: Path, count: int) -> bytes:
 
 
 _BLOCK = 1 << 20  # bytes that are read at once
+_FAR_BLOCK = 8 << 20  # where each time is a request
 _MAX_TEXT = 1 << 24  # bytes
 
 
@@ -268,6 +273,7 @@ def check_new_file(path: str, overwrite: bool) -> None:
     Raises:
         StorageError: it is there, or its directory is not.
     """
+    check_writable(path)
     target = locate(path)
     try:
         if target.is_dir() or (target.exists() and not target.is_file()):
@@ -295,7 +301,7 @@ def write_whole(path: str, text: str) -> None:
     place, data, target = place_of(path), text.encode("utf-8"), locate(path)
     try:
         with _unfinished(target) as part:
-            place.create(part, len(data))
+            place.stage(part, str(target), len(data))
             writer = place.target(part)
             try:
                 writer.write(0, data)

@@ -21,7 +21,9 @@ from .choice import Choice, choose, choose_matching, is_pattern, of_index
 from .documents import documents_beside
 from .files import check_exists, check_regular, storage_error
 from .identity import identities_of, remembering
-from .places.found import locate
+from .places.base import MARKER, WHOLE
+from .places.found import check_writable, is_local, locate
+from .places.looking import looking
 from .shards import read_index, read_parts
 from .stages import kept_copy
 
@@ -80,15 +82,17 @@ def open_checkpoint(path: str) -> Checkpoint:
     allowed, place = _split_format(place)
     target = locate(place)
     try:
-        with remembering() as opened:
+        with looking(), remembering() as opened:
             checkpoint = _open(target, allowed, part)
+            format = formats()[checkpoint.format]
+            checkpoint = replace(checkpoint, path=str(target), identities=identities_of(checkpoint.files, opened))
+            checkpoint = replace(checkpoint, documents=documents_beside(target, format, checkpoint.files))
     except StorageError as error:
         error.hint = kept_copy(target) or error.hint
         raise
     for sentence in checkpoint.left_out:
         note(f"{path}: left out: {sentence}")
-    checkpoint = replace(checkpoint, path=str(target), identities=identities_of(checkpoint.files, opened))
-    return replace(checkpoint, documents=documents_beside(target, formats()[checkpoint.format], checkpoint.files))
+    return checkpoint
 
 
 def place_of_input(path: str) -> str:
@@ -114,17 +118,35 @@ def _is_index(path: Path) -> bool:
 def _open(target: Path, allowed: Sequence[Format], part: str) -> Checkpoint:
     if is_pattern(str(target)) and not os.path.lexists(target):
         check_exists(target.parent)
+        _check_marker(target.parent)
         try:
             choice = choose_matching(target.parent, target.name, _folder_formats(allowed))
             return _read_choice(target.parent, choice, part)
         except OSError as error:
             raise storage_error(error, target.parent, "read the directory") from None
     if stat.S_ISDIR(check_exists(target).st_mode):
+        _check_marker(target)
         return _read_directory(target, allowed, part)
     check_regular(target)
     if _is_index(target):
+        _check_marker(target.parent)
         return _read_choice(target.parent, of_index(target, _folder_formats(allowed)), part)
     return _read(_file_format(target) if len(allowed) > 1 else allowed[0], target, part)
+
+
+def _check_marker(directory: Path) -> None:
+    """Where files appear one by one, a directory says that it is not whole.
+
+    Raises:
+        StorageError: it does.
+    """
+    marker = directory / MARKER
+    if not is_local(directory) and marker.exists() and marker.stat().st_size > len(WHOLE):
+        raise StorageError(
+            "the checkpoint is not whole: it is being written, or its writer was stopped",
+            where=str(directory),
+            hint=f"wait for the writer, or write it again with --overwrite; if you know better, remove {marker}",
+        )
 
 
 def _read(format: Format, path: Path, part: str) -> Checkpoint:
@@ -245,7 +267,7 @@ def open_single(path: str, format: str) -> Single:
     else:
         chosen = _known(format, words, "auto")
         check_regular(target)
-    with remembering() as opened:
+    with looking(), remembering() as opened:
         name, entry = chosen.read_single(target)
     return Single(name, entry, identities_of([path], opened))
 
@@ -288,7 +310,9 @@ def resolve_output(
 
     Raises:
         PlanError: words or a suffix that do not go together.
+        StorageError: the place can only be read.
     """
+    check_writable(path)
     words = {name: known for name, known in formats().items() if known.writes_files or known.writes_directories}
     suffix = _suffix(path)
     named = _by_suffix(suffix)
@@ -322,6 +346,7 @@ def resolve_save(
     Raises:
         PlanError: words that do not go together.
     """
+    check_writable(path)
     words = {name: known for name, known in formats().items() if known.writes_files or known.writes_directories}
     chosen = (words[_DEFAULT] if format is None else _known(format, words)).configured(options or {})
     limit = None if shard is None else parse_size(shard)
@@ -344,6 +369,7 @@ def resolve_save_tensor(path: str, format: str | None, options: Mapping[str, str
     Raises:
         PlanError: no such format.
     """
+    check_writable(path)
     words = {name: known for name, known in formats().items() if known.writes_tensors}
     chosen = (words[_DEFAULT] if format is None else _known(format, words)).configured(options or {})
     return OutputPlan(chosen.single_path(path), chosen, single=True)

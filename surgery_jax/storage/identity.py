@@ -22,6 +22,7 @@ __all__ = [
     "check_unchanged",
     "identities_of",
     "notice",
+    "remembered",
     "remembering",
 ]
 
@@ -107,6 +108,12 @@ def notice(path: str, identity: Identity) -> None:
     remembered = _REMEMBERED.get()
     if remembered is not None:
         check_unchanged(path, remembered.setdefault(path, identity), identity)
+
+
+def remembered(path: str) -> Identity | None:
+    """What a file is remembered as, if it is."""
+    known = _REMEMBERED.get()
+    return None if known is None else known.get(path)
 
 
 def identities_of(files: Iterable[str], opened: Mapping[str, Identity]) -> dict[str, Identity]:

@@ -18,14 +18,18 @@ __all__ = ["lay", "lay_again", "remove_others"]
 _PART = 4 << 20  # bytes of a document that are copied at once
 
 
-def lay(path: str, file: LaidFile) -> None:
-    """Create a file in its full length, with the bytes that are known.
+def lay(path: str, file: LaidFile, final: str | None = None, *, is_revised: bool = False) -> None:
+    """Create a file in its full length, with the bytes that are known; it will be published as `final`, and is
+    `is_revised` if its format reads and writes it again when all is there.
 
     Raises:
         OSError: its place refuses.
         StorageError: what it is a copy of cannot be read.
     """
-    place_of(path).create(path, file.size)
+    if final is None:
+        place_of(path).create(path, file.size)
+    else:
+        place_of(path).stage(path, final, file.size, is_revised=is_revised)
     _write_known(path, file)
 
 

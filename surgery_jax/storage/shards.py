@@ -14,6 +14,7 @@ from ..core.errors import StorageError, listing, nearest
 from ..core.specs import Spec
 from .base import Checkpoint, Entry
 from .files import File, parse_json
+from .places.found import place_of
 
 __all__ = ["ANY_SHARD", "check_inside", "cut", "index_bytes", "is_name", "own_files", "read_index", "read_parts"]
 
@@ -42,6 +43,9 @@ def read_index(path: Path) -> dict[str, str]:
     if not isinstance(names, dict) or not names:
         raise StorageError("the index names no tensors", where=str(path), expected="an object 'weight_map'")
     checked: set[str] = set()
+    place_of(str(path)).expect(
+        str(path.parent / value) for value in dict.fromkeys(names.values()) if isinstance(value, str)
+    )
     for name, value in names.items():
         if not isinstance(value, str):
             raise StorageError(f"the file of {name!r} is not a text", where=str(path), found=repr(value)[:80])
@@ -99,6 +103,7 @@ def read_parts(
     metadata: Mapping[str, str] = {}
     left_out: dict[str, None] = {}
     parts = list(files)
+    place_of(str(path)).expect(map(str, parts))
     for number, part in enumerate(parts):
         header = read(part)
         if number == 0:

@@ -1,8 +1,10 @@
 """Outputs at places other than the local one: files are created under hidden names, written, and appear one by one.
 
-Such places cannot exchange directories. The file that names the others comes first, so that nobody takes a part of a
-new checkpoint for one; files of the old checkpoint that the new one does not have go last. If publishing fails half
-way, what has appeared is removed again, but files that it replaced are gone.
+Such places cannot exchange directories. What names the files of an old checkpoint goes first, files that the new one
+does not have go last, and in between the new ones come in the order of the layout: the weights, the index, documents,
+proofs. So others see no index before all is there. From before the first to after the last of these, a place that can
+marks the directory as one that is not whole, and readers of ours refuse it. If publishing fails half way, what has
+appeared is removed again, but files that it replaced are gone.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from .base import LaidFile, Layout
 from .files import storage_error
 from .formats import OutputPlan
 from .laying import lay
+from .places.base import MARKER
 from .places.found import is_local, locate, place_of
 from .proofs import proofs_in
 from .publish import Staging, StagingAddress
@@ -60,8 +63,11 @@ class Upload(Staging):
         self._stage = None
         self.renewed = set()
         self._finished = False
+        self._old: list[str] = []  # what an old checkpoint has, what names its files first
+        self._changed = False  # whether something of it is gone
         self._created: dict[str, str] = {}  # names below the output and where they are until they are published
         self._appeared: list[str] = []
+        self._marker: bool | None = None  # whether the directory had one, once it is marked
         if told is not None:
             self._built = locate(told["stage"])
             return
@@ -70,7 +76,7 @@ class Upload(Staging):
         try:
             check_target(plan, overwrite, layout.documents)
             old = [*plan.format.stale(self._final), *proofs_in(self._final)] if layout.is_directory else []
-            self._old = set(map(str, old))
+            self._old = list(dict.fromkeys(map(str, old)))
             for file in layout.files:
                 self._create(file)
         except OSError as error:
@@ -82,7 +88,12 @@ class Upload(Staging):
 
     def _create(self, file: LaidFile) -> None:
         self._created[file.name] = str(self._built / file.name if file.name else self._built)
-        lay(self._created[file.name], file)
+        lay(
+            self._created[file.name],
+            file,
+            self._named(file.name),
+            is_revised=self.layout.finish is not None or file.encode is not None,
+        )
 
     def tell(self) -> StagingAddress:
         """What another process must know to write here too."""
@@ -106,9 +117,18 @@ class Upload(Staging):
         try:
             if self.layout.finish is not None and not self._finished:
                 self.layout.finish(self._built)
+            for staged in self._created.values():
+                self._place.settle(staged)
+            self._mark()
         except OSError as error:
             raise storage_error(error, self.plan.path, "complete it") from None
         self._finished = True
+
+    def _mark(self) -> None:
+        """Say that the directory is not whole, before anything in it changes."""
+        if self._marker is None and self.layout.is_directory:
+            self._marker = self._place.stat(f"{self._final}/{MARKER}") is not None
+            self._place.mark(str(self._final), is_whole=False)
 
     def finished_files(self) -> dict[str, Path]:
         """The files of a finished output: where they will be, and where they are until then."""
@@ -125,25 +145,39 @@ class Upload(Staging):
         """Nothing: what stays of the old directory stays where it is."""
 
     def _publish(self, sync: bool, fresh: Set[Path]) -> None:
-        """Let the files appear, the last one of the layout first."""
+        """Let the files appear, and say that all are there."""
         try:
-            for name, staged in reversed(self._created.items()):
+            new = {self._named(name) for name in self._created}
+            for path in self._old[:1]:
+                self._changed = True
+                self._place.remove(path)
+            for name, staged in list(self._created.items()):
+                self._changed = self._changed or bool(self._old)
                 self._place.publish(staged, self._named(name))
                 self._appeared.append(self._named(name))
-            for path in sorted(self._old.difference(self._appeared)):
-                self._place.remove(path)
+            for path in self._old[1:]:
+                if path not in new:
+                    self._place.remove(path)
+            if self._marker is not None:
+                self._place.mark(str(self._final), is_whole=True)
         except OSError as error:
             raise storage_error(error, self.plan.path, "publish it") from None
 
     def _take_back(self) -> StorageError | None:
-        """Remove what has appeared."""
-        for path in self._appeared:
-            with suppress(OSError):
+        """Remove what has appeared; a directory that something is missing from now stays marked."""
+        with suppress(OSError):
+            for path in self._appeared:
                 self._place.remove(path)
+            if self._marker and not self._changed:
+                self._place.mark(str(self._final), is_whole=True)
+            elif self._marker is False and not self._changed:
+                self._place.remove(f"{self._final}/{MARKER}")
         self._appeared.clear()
+        self._marker = None
         return None
 
     def _clean(self) -> None:
+        self._marker = None
         self._appeared.clear()
         self._created.clear()
 

@@ -137,7 +137,7 @@ def test_an_input_that_changes_after_its_header_was_read_is_named(memory: Any, s
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("s3://b/m", "no place is known for s3://"),
+        ("ipfs://b/m", "no place is known for ipfs://"),
         ("mem://b/nothing", "does not exist"),
         ("mme://b", "did you mean mem://"),
     ],

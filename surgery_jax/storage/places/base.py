@@ -8,10 +8,23 @@ fails with an `OSError`.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
-__all__ = ["Identity", "Place", "Reader", "Status", "Writer", "fill"]
+__all__ = ["MARKER", "USUAL_PART", "WHOLE", "Identity", "Place", "PlaceError", "Reader", "Status", "Writer", "fill"]
+
+
+USUAL_PART = 8 << 20  # bytes of a file that are sent at once
+MARKER = ".surgery-marker"  # an object that says whether the directory in which it lies is whole
+WHOLE = b"whole\n"  # what it says then; anything else is longer
+
+
+class PlaceError(OSError):
+    """What a place refuses, and what can be done about it."""
+
+    def __init__(self, number: int, reason: str, hint: str | None = None) -> None:
+        super().__init__(number, reason)
+        self.hint = hint
 
 
 class Identity(NamedTuple):
@@ -42,6 +55,15 @@ class Reader:
     def read_into(self, offset: int, target: memoryview) -> int:
         """Bytes from an offset on into a buffer; gives how many, at least one except at the end of the file."""
         raise NotImplementedError
+
+    def read_ranges(self, parts: Sequence[tuple[int, memoryview]]) -> None:
+        """Fill several buffers, each from its offset on.
+
+        Raises:
+            OSError: they cannot be read, or there are fewer bytes.
+        """
+        for offset, target in parts:
+            fill(self, offset, target)
 
     def close(self) -> None:
         """It is not read any more."""
@@ -78,9 +100,15 @@ class Writer:
 
 
 class Place:
-    """Where files lie. Subclasses are found by `storage.places.found`."""
+    """Where files lie. Subclasses are found by `storage.places.found`.
+
+    Where `holds_parts`, files are sent in parts, each of which is held in memory until all its bytes are there; then
+    it cannot be read back before the file is settled.
+    """
 
     scheme: ClassVar[str]
+    holds_parts: ClassVar[bool] = False
+    is_writable: ClassVar[bool] = True
 
     def list(self, path: str) -> Iterable[str]:
         """The names in a directory."""
@@ -98,6 +126,14 @@ class Place:
         """A file whose whole pages are read past the page cache; None if there is no such way."""
         return None
 
+    def reopen(self, path: str, known: Identity) -> Reader:
+        """A file that is known, for reading; one that has become another need not be noticed before it is read."""
+        return self.open(path)
+
+    def expect(self, paths: Iterable[str]) -> None:
+        """These files will be wanted next, in this order."""
+        return
+
     def identity(self, path: str) -> Identity:
         """What a file is now."""
         reader = self.open(path)
@@ -107,6 +143,19 @@ class Place:
     def create(self, path: str, size: int) -> None:
         """A new file of this length under a name that does not exist; its directories come by themselves."""
         raise NotImplementedError
+
+    def stage(self, path: str, final: str, size: int, *, is_revised: bool = False) -> None:
+        """As `create`, of a file that will be published as `final`. What is written of one that `is_revised` is read
+        back and written again."""
+        self.create(path, size)
+
+    def settle(self, path: str) -> None:
+        """All bytes of a file that was created are there: none is written again."""
+        return
+
+    def mark(self, directory: str, *, is_whole: bool) -> None:
+        """From now on a directory whose files appear one by one is not to be read; or it is whole."""
+        return
 
     def target(self, path: str) -> Writer:
         """A file that was created, for writing."""

@@ -10,19 +10,20 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path, PosixPath
 
 from ...core.discover import import_all
 from ...core.errors import StorageError, nearest
-from .base import Place
+from .base import Place, PlaceError, Status
 from .local import LocalPlace
 
-__all__ = ["PlacePath", "check_local", "is_local", "locate", "place_of", "places"]
+__all__ = ["PlacePath", "check_local", "check_writable", "is_local", "locate", "place_of", "places"]
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://")
+_SECRET = re.compile(r"[a-z][a-z0-9+.-]*://([^/?]*@|[^?]*\?.*=)", re.DOTALL)
 _LOCAL = LocalPlace()
 
 
@@ -30,10 +31,18 @@ def places() -> Mapping[str, type[Place]]:
     """All places that are known now, but the local one, by scheme."""
     import_all(__package__, "surgery_jax.places")
     found: dict[str, type[Place]] = {}
-    for kind in Place.__subclasses__():
+    for kind in _kinds(Place):
         if kind is not LocalPlace and found.setdefault(kind.scheme, kind) is not kind:
             raise TypeError(f"two places have the scheme {kind.scheme!r}")
     return found
+
+
+def _kinds(kind: type[Place]) -> Iterator[type[Place]]:
+    """All places of a kind; one without a scheme is what several have in common."""
+    if "scheme" in vars(kind):
+        yield kind
+    for child in kind.__subclasses__():
+        yield from _kinds(child)
 
 
 @cache
@@ -50,12 +59,18 @@ def place_of(path: str) -> Place:
     """The place where a path is.
 
     Raises:
-        StorageError: nobody offers its scheme.
+        StorageError: nobody offers its scheme, or it holds a secret.
     """
     match = _SCHEME.match(path)
     if match is None:
         return _LOCAL
     scheme = match[1]
+    if _SECRET.match(path) and not os.path.lexists(path):
+        raise StorageError(
+            "a path may hold no password, key or signed query: it goes into messages and receipts",
+            where=re.sub(r"\?.*", "?…", re.sub(r"//[^/]*@", "//…@", path), flags=re.DOTALL),
+            hint="give them in the environment or in ~/.netrc, as the page about places says",
+        )
     try:
         return _of_scheme(scheme)
     except KeyError:
@@ -83,6 +98,21 @@ def check_local(path: Path, what: str) -> None:
     """
     if not is_local(path):
         raise StorageError(f"{what} are read and written in local directories only", where=str(path))
+
+
+def check_writable(path: str) -> None:
+    """Whether the place of a path can be written at all.
+
+    Raises:
+        StorageError: it can only be read.
+    """
+    if not place_of(path).is_writable:
+        kinds = [f"{kind.scheme}://" for kind in places().values() if kind.is_writable]
+        raise StorageError(
+            f"{place_of(path).scheme}:// can only be read",
+            where=path,
+            expected=f"a path of this machine, or {' or '.join(kinds)}",
+        )
 
 
 def locate(path: str) -> Path:
@@ -113,18 +143,30 @@ class PlacePath(PosixPath):
         mode = stat.S_IFDIR if found.is_directory else stat.S_IFREG
         return os.stat_result((mode, 0, 0, 1, 0, 0, found.size, 0, 0, 0))
 
+    def _status(self) -> Status | None:
+        """What lies there, for who asks no further if that cannot be told.
+
+        Raises:
+            StorageError: it cannot be told.
+        """
+        try:
+            return place_of(str(self)).stat(str(self))
+        except OSError as error:
+            hint = error.hint if isinstance(error, PlaceError) else None
+            raise StorageError(f"cannot look there: {error.strerror or error}", where=str(self), hint=hint) from None
+
     def exists(self, **options: object) -> bool:
         """Whether anything lies there."""
-        return place_of(str(self)).stat(str(self)) is not None
+        return self._status() is not None
 
     def is_file(self, **options: object) -> bool:
         """Whether a file lies there."""
-        found = place_of(str(self)).stat(str(self))
+        found = self._status()
         return found is not None and not found.is_directory
 
     def is_dir(self, **options: object) -> bool:
         """Whether a directory lies there."""
-        found = place_of(str(self)).stat(str(self))
+        found = self._status()
         return found is not None and found.is_directory
 
     def is_symlink(self) -> bool:
@@ -138,3 +180,11 @@ class PlacePath(PosixPath):
     def glob(self, pattern: str) -> Generator[PlacePath, None, None]:
         """What lies in a directory and matches a pattern without slashes."""
         return (entry for entry in self.iterdir() if fnmatchcase(entry.name, pattern))
+
+    def rglob(self, pattern: str) -> Generator[PlacePath, None, None]:
+        """What lies below a directory and has a name that matches a pattern."""
+        for entry in self.iterdir():
+            if fnmatchcase(entry.name, pattern):
+                yield entry
+            if entry.is_dir():
+                yield from entry.rglob(pattern)

@@ -1,0 +1,262 @@
+"""`gs://bucket/name`: Google Cloud Storage.
+
+Credentials come from where all programs for it have them (`GOOGLE_APPLICATION_CREDENTIALS`, `gcloud auth
+application-default login`, the metadata server of a machine), found and renewed by google-auth;
+`STORAGE_EMULATOR_HOST` names a server for tests, which is asked without. The parts of a file are objects until they are
+composed, at the store, to one.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import threading
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from functools import cache
+from hashlib import md5
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlencode
+
+from .base import PlaceError
+from .extra import needed
+from .looking import Found
+from .parts import PartedPlace, Sink, part_bytes
+from .remote import refusal
+from .wire import Answer, Request, wire
+
+if TYPE_CHECKING:
+    from google.auth.credentials import Credentials
+
+__all__ = ["GsPlace"]
+
+_AT_ONCE = 32  # objects that are composed to one
+_BYTES = "application/octet-stream"
+_SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
+
+
+class GsPlace(PartedPlace):
+    """Buckets of Google Cloud Storage."""
+
+    scheme = "gs"
+
+    def request(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> Request:
+        bucket, key = _parts(path)
+        url = f"{_base()}/storage/v1/b/{bucket}/o/{quote(key, safe='')}?alt=media"
+        return Request(method, url, headers or {}, None, _signed)
+
+    def version(self, headers: Mapping[str, str]) -> str:
+        return headers.get("x-goog-generation", "")
+
+    def condition(self, found: Found) -> Mapping[str, str]:
+        return {}
+
+    def is_of(self, path: str, answer: Answer, found: Found) -> bool:
+        told = self.version(answer.headers)  # no emulator says it
+        return told == found.version or (not told and _is_emulated())
+
+    def found(self, answer: Answer) -> Found:
+        if self.version(answer.headers) or not _is_emulated():
+            return super().found(answer)
+        size = answer.headers.get("content-range", "").rpartition("/")[2]
+        return Found(int(size or answer.headers.get("content-length", "0")), "")
+
+    def begin(self, path: str) -> tuple[Found, bytes] | None:
+        begun = super().begin(path)
+        if begun is None or begun[0].version:
+            return begun
+        found = self.find(path)
+        return None if found is None else (found, begun[1])
+
+    def find(self, path: str) -> Found | None:
+        bucket, key = _parts(path)
+        answer = wire().ask(_json("GET", f"/storage/v1/b/{bucket}/o/{quote(key, safe='')}"))
+        if answer.status == 404:
+            return None
+        return _found(_told(answer))
+
+    def entries(self, path: str) -> Mapping[str, Found | None]:
+        bucket, prefix = _parts(path)
+        prefix = prefix and f"{prefix}/"
+        found: dict[str, Found | None] = {}
+        query = {"prefix": prefix, "delimiter": "/"}
+        while True:
+            answer = wire().ask(_json("GET", f"/storage/v1/b/{bucket}/o?{urlencode(query)}"))
+            if answer.status == 404:
+                raise PlaceError(errno.ENOENT, "there is no such bucket", "check its name")
+            page = _told(answer)
+            for item in _rows(page.get("items")):
+                name = str(item.get("name", ""))[len(prefix) :]
+                if name:
+                    found[name] = _found(item)
+            prefixes = page.get("prefixes")
+            for name in prefixes if isinstance(prefixes, list) else ():
+                found.setdefault(str(name)[len(prefix) :].rstrip("/"), None)
+            if not (more := page.get("nextPageToken")):
+                return found
+            query["pageToken"] = str(more)
+
+    def put(self, path: str, data: bytes | bytearray | memoryview) -> Found:
+        bucket, key = _parts(path)
+        query = urlencode({"uploadType": "media", "name": key})
+        view = memoryview(data)
+        told = _told(wire().ask(_json("POST", f"/upload/storage/v1/b/{bucket}/o?{query}", view)))
+        if told.get("md5Hash") != b64encode(md5(view, usedforsecurity=False).digest()).decode():
+            self.remove_object(path)
+            raise PlaceError(errno.EIO, "the store has other bytes than those that were sent", "try again")
+        return _found(told)
+
+    def remove_object(self, path: str) -> None:
+        bucket, key = _parts(path)
+        answer = wire().ask(_json("DELETE", f"/storage/v1/b/{bucket}/o/{quote(key, safe='')}"))
+        if answer.status >= 300 and answer.status != 404:
+            raise refusal(answer)
+
+    def compose(self, names: Sequence[str], path: str) -> Found:
+        """Let an object be what others are together."""
+        bucket, key = _parts(path)
+        sources = [{"name": _parts(name)[1]} for name in names]
+        body = {"sourceObjects": sources, "destination": {"contentType": "application/octet-stream"}}
+        address = f"/storage/v1/b/{bucket}/o/{quote(key, safe='')}/compose"
+        return _found(_told(wire().ask(_json("POST", address, json.dumps(body).encode(), "application/json"))))
+
+    def sink(self, final: str, aside: str, size: int) -> Sink:
+        return _Composed(self, final, aside, size)
+
+
+class _Composed(Sink):
+    """Parts that are objects until all of them are there; a file of one part is written at once."""
+
+    def __init__(self, place: GsPlace, final: str, aside: str, size: int) -> None:
+        self._place, self._final, self._aside, self._size = place, final, aside, size
+        self._parts: dict[int, Found] = {}
+        self._made: set[str] = set()
+        self._single: Found | None = None
+        self._lock = threading.Lock()
+
+    def _name(self, number: int, level: int = 0) -> str:
+        return f"{self._aside}.part-{level}-{number:05d}"
+
+    def send(self, number: int, data: bytearray) -> None:
+        if self._size <= part_bytes(self._size):
+            self._single = self._place.put(self._final, data)
+        else:
+            self.put_aside(number, data)
+
+    def put_aside(self, number: int, data: bytearray) -> None:
+        with self._lock:
+            self._made.add(self._name(number))
+        self._parts[number] = self._place.put(self._name(number), data)
+
+    def fetch(self, number: int, offset: int, target: memoryview) -> None:
+        self._place.read(self._name(number), self._parts[number], offset, [target])
+
+    def adopt(self, number: int, size: int) -> None:
+        if self._size <= part_bytes(self._size):
+            data = bytearray(size)
+            self.fetch(number, 0, memoryview(data))
+            self.send(number, data)
+
+    def complete(self) -> Found:
+        found = self._single or self._compose()
+        if found.size != self._size:
+            raise PlaceError(errno.EIO, f"the store has {found.size} bytes of {self._size}", "try again")
+        self.abort()
+        return found
+
+    def _compose(self) -> Found:
+        names, level = [self._name(number) for number in sorted(self._parts)], 0
+        while len(names) > _AT_ONCE:
+            level += 1
+            groups = [names[start : start + _AT_ONCE] for start in range(0, len(names), _AT_ONCE)]
+            names = [self._name(number, level) for number in range(len(groups))]
+            self._made.update(names)
+            for group, name in zip(groups, names, strict=True):
+                self._place.compose(group, name)
+        return self._place.compose(names, self._final)
+
+    def abort(self) -> None:
+        for name in sorted(self._made):
+            self._place.remove_object(name)
+        self._made.clear()
+
+
+def _parts(path: str) -> tuple[str, str]:
+    """Bucket and name of an object."""
+    bucket, _, key = path.removeprefix("gs://").partition("/")
+    if not bucket:
+        raise PlaceError(errno.EINVAL, "no bucket is named", "write gs://bucket/name")
+    return bucket, key
+
+
+def _is_emulated() -> bool:
+    return bool(os.environ.get("STORAGE_EMULATOR_HOST"))
+
+
+def _base() -> str:
+    host = os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com"
+    return (host if "://" in host else f"http://{host}").rstrip("/")
+
+
+def _json(method: str, address: str, body: bytes | memoryview | None = None, kind: str = _BYTES) -> Request:
+    headers = {} if body is None else {"Content-Type": kind}
+    return Request(method, _base() + address, headers, body, _signed)
+
+
+def _told(answer: Answer) -> dict[str, object]:
+    """What the store says.
+
+    Raises:
+        OSError: it refuses, or says nothing that can be understood.
+    """
+    if answer.status >= 300:
+        raise refusal(answer)
+    try:
+        told = json.loads(answer.body)
+    except ValueError:
+        told = None
+    if not isinstance(told, dict):
+        raise PlaceError(errno.EIO, "the answer is not of a store of this kind", "check STORAGE_EMULATOR_HOST")
+    return told
+
+
+def _rows(value: object) -> list[dict[str, object]]:
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+
+
+def _found(item: Mapping[str, object]) -> Found:
+    return Found(int(str(item.get("size", 0))), str(item.get("generation", "")))
+
+
+_renewing = threading.Lock()
+
+
+def _signed(request: Request) -> Mapping[str, str]:
+    """What proves who asks.
+
+    Raises:
+        PlaceError: nothing does.
+    """
+    if _is_emulated() or os.environ.get("GOOGLE_SKIP_SIGNATURE", "").lower() in ("1", "true"):
+        return {}
+    exceptions = needed("google.auth.exceptions", "gs://")
+    try:
+        with _renewing:
+            credentials = _credentials()
+            if not credentials.valid:
+                credentials.refresh(needed("google.auth.transport.requests", "gs://").Request())
+        return {"Authorization": f"Bearer {credentials.token}"}
+    except exceptions.GoogleAuthError as error:
+        raise PlaceError(
+            errno.EACCES,
+            f"there are no credentials for Google that can be used ({type(error).__name__})",
+            "set GOOGLE_APPLICATION_CREDENTIALS, or run gcloud auth application-default login; "
+            "GOOGLE_SKIP_SIGNATURE=true is for what everybody may read",
+        ) from None
+
+
+@cache
+def _credentials() -> Credentials:
+    found, _ = needed("google.auth", "gs://").default(scopes=[_SCOPE])
+    return found

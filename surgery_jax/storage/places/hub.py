@@ -1,0 +1,186 @@
+"""`hf://org/name@revision`: repositories of models at a hub, for reading.
+
+Two parts are a repository, `@` and a branch, tag or commit say which state of it, and the rest is a file or directory
+in it. `HF_ENDPOINT` names another hub, `HF_TOKEN` (or the token that `hf auth login` has kept) says who asks. What
+changes with a file is the hash that the hub has of it: a branch may move on if the files that are read stay the same.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import quote, urljoin, urlsplit
+
+from .base import PlaceError
+from .looking import Found
+from .remote import RemotePlace, refusal
+from .wire import Answer, Request, wire
+
+__all__ = ["HubPlace"]
+
+_REPOSITORY = re.compile(
+    r"(?P<name>[^/@]+/[^/@]+)(@(?P<revision>refs/(pr|convert)/[^/]+|[^/]+))?(/(?P<file>.*))?", re.DOTALL
+)
+_NEXT = re.compile(r'<([^>]+)>;\s*rel="next"')
+
+
+class HubPlace(RemotePlace):
+    """Repositories of a hub. Large files come from other servers, to which the hub sends those who ask."""
+
+    scheme = "hf"
+
+    def __init__(self) -> None:
+        self._elsewhere: dict[str, str] = {}  # signed addresses, which end after a while
+        self._versions: dict[
+            str, tuple[str, str]
+        ] = {}  # what the hub said of a file, and the other server of its bytes
+
+    def _parts(self, path: str) -> tuple[str, str, str]:
+        """Repository, revision and file."""
+        match = _REPOSITORY.fullmatch(path.removeprefix("hf://"))
+        if match is None:
+            raise PlaceError(errno.EINVAL, "no repository is named", "write hf://org/name, or hf://org/name@revision")
+        return match["name"], quote(match["revision"] or "main", safe=""), match["file"] or ""
+
+    def request(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> Request:
+        told = dict(headers or {})
+        elsewhere = self._elsewhere.get(path)
+        if elsewhere is not None:
+            if urlsplit(elsewhere).netloc == urlsplit(_endpoint()).netloc:
+                told |= _token()
+            return Request(method, elsewhere, told)
+        name, revision, file = self._parts(path)
+        return Request(method, f"{_endpoint()}/{name}/resolve/{revision}/{quote(file)}", told | _token())
+
+    def condition(self, found: Found) -> Mapping[str, str]:
+        return {}  # what the hub calls a version is not what those servers call it
+
+    def moved(self, path: str, answer: Answer) -> bool:
+        known = self._elsewhere.pop(path, None)
+        target = answer.headers.get("location")
+        if answer.status in (301, 302, 303, 307, 308) and target:
+            self._elsewhere[path] = urljoin(self.request(path).url, target)
+            if (told := _plain(answer.headers.get("x-linked-etag", ""))) and told != self._told(path):
+                self._versions[path] = told, ""
+            return True
+        return known is not None and answer.status in (401, 403)  # the address has ended
+
+    def _told(self, path: str) -> str:
+        return self._versions.get(path, ("", ""))[0]
+
+    def version(self, headers: Mapping[str, str]) -> str:
+        return _plain(headers.get("x-linked-etag") or headers.get("etag", ""))
+
+    def is_of(self, path: str, answer: Answer, found: Found) -> bool:
+        if path not in self._elsewhere or not self._told(path):
+            return self.version(answer.headers) == found.version
+        told, known = self._versions[path]
+        here = self.version(answer.headers)
+        self._versions[path] = told, known or here
+        return told == found.version and here == (known or here)
+
+    def find(self, path: str) -> Found | None:
+        self._elsewhere.pop(path, None)
+        for _ in range(5):
+            answer = wire().ask(self.request(path, "HEAD"))
+            if self._is_absent(answer):
+                return None
+            size = answer.headers.get("x-linked-size", "")
+            if answer.status in (302, 307) and size.isdecimal() and self.version(answer.headers):
+                return Found(int(size), self.version(answer.headers))
+            if answer.status < 300:
+                return self.found(answer)
+            if not self.moved(path, answer):
+                break
+        raise _refusal(answer)
+
+    def begin(self, path: str) -> tuple[Found, bytes] | None:
+        self._elsewhere.pop(path, None)
+        begun = super().begin(path)
+        if begun is None or not self._told(path) or path not in self._elsewhere:
+            return begun
+        found, data = begun
+        self._versions[path] = self._told(path), found.version  # that of the server to which the hub has sent us
+        return Found(found.size, self._told(path)), data
+
+    def absent(self, path: str, answer: Answer) -> bool:
+        return self._is_absent(answer)
+
+    def refusal(self, answer: Answer) -> OSError:
+        return _refusal(answer)
+
+    def _is_absent(self, answer: Answer) -> bool:
+        return answer.status == 404 and answer.headers.get("x-error-code", "") in ("EntryNotFound", "")
+
+    def is_root(self, path: str) -> bool:
+        return not self._parts(path)[2]
+
+    def entries(self, path: str) -> Mapping[str, Found | None]:
+        name, revision, directory = self._parts(path)
+        url = f"{_endpoint()}/api/models/{name}/tree/{revision}" + (f"/{quote(directory)}" if directory else "")
+        found: dict[str, Found | None] = {}
+        while url:
+            answer = wire().ask(Request("GET", url, _token()))
+            if self._is_absent(answer) and directory:
+                return {}
+            if answer.status >= 300:
+                raise _refusal(answer)
+            for item in _rows(answer):
+                file = str(item.get("path", "")).rpartition("/")[2]
+                large = item.get("lfs")
+                version = large.get("oid") if isinstance(large, dict) else item.get("oid")
+                is_file = item.get("type") == "file"
+                found[file] = Found(int(str(item.get("size", 0))), str(version)) if is_file else None
+            more = _NEXT.search(answer.headers.get("link", ""))
+            url = urljoin(url, more[1]) if more else ""
+        return found
+
+
+def _rows(answer: Answer) -> list[dict[str, object]]:
+    try:
+        rows = json.loads(answer.body)
+    except ValueError:
+        rows = None
+    if not isinstance(rows, list):
+        raise PlaceError(errno.EIO, "the answer is not one of a hub", "check HF_ENDPOINT")
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def _refusal(answer: Answer) -> OSError:
+    """What a hub means by an answer that is no success."""
+    code = answer.headers.get("x-error-code", "")
+    if code == "RepoNotFound" or answer.status == 401:
+        return PlaceError(
+            errno.ENOENT, "there is no such repository, or it is not for everybody", "check its name, or set HF_TOKEN"
+        )
+    if code == "RevisionNotFound":
+        return PlaceError(errno.ENOENT, "the repository has no such revision", "check what stands after the @")
+    if code == "GatedRepo" or answer.status == 403:
+        return PlaceError(
+            errno.EACCES, "the repository is not for everybody", "ask for access on its page, and set HF_TOKEN"
+        )
+    return refusal(answer)
+
+
+def _plain(etag: str) -> str:
+    return etag.removeprefix("W/").strip('"')
+
+
+def _endpoint() -> str:
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def _token() -> dict[str, str]:
+    """What says who asks, where anything does."""
+    token = os.environ.get("HF_TOKEN", "")
+    if not token:
+        home = os.environ.get("HF_HOME") or Path("~/.cache/huggingface").expanduser()
+        try:
+            token = Path(os.environ.get("HF_TOKEN_PATH") or Path(home, "token")).read_text().strip()
+        except OSError:
+            return {}
+    return {"Authorization": f"Bearer {token}"}

@@ -1,0 +1,347 @@
+"""Files that are sent in parts: each is held in memory until its last byte is there, and then sent, whatever the order.
+
+All parts of a file but the last have one length. What parts that are not whole may hold is bounded for the whole
+process: when there is no more room, the one that was written to least recently is put aside, as an object of its own at
+the store, and fetched back when more of it comes. Tasks are done in the order of what they write, so this is rare.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import Future, wait
+from functools import cache
+
+from .base import MARKER, USUAL_PART, WHOLE, Identity, PlaceError, Reader, Status, Writer
+from .looking import Found
+from .remote import RemotePlace, started
+
+__all__ = ["PartedPlace", "Sink", "part_bytes", "room"]
+
+_MOST_PARTS = 10_000
+_STEP = 1 << 20
+_PATIENCE = 30.0  # seconds that parts under way are waited for before their file is given up
+
+
+def part_bytes(size: int) -> int:
+    """How long the parts of a file of so many bytes are."""
+    return max(USUAL_PART, -(-size // (_MOST_PARTS * _STEP)) * _STEP)
+
+
+class Sink:
+    """Where the parts of one file go. Each method but `abort` is called for a part by one thread at a time, and raises
+    OSError."""
+
+    def send(self, number: int, data: bytearray) -> None:
+        """A part, for good."""
+        raise NotImplementedError
+
+    def put_aside(self, number: int, data: bytearray) -> None:
+        """A part that may change."""
+        raise NotImplementedError
+
+    def fetch(self, number: int, offset: int, target: memoryview) -> None:
+        """Bytes of a part that was put aside."""
+        raise NotImplementedError
+
+    def adopt(self, number: int, size: int) -> None:
+        """A part that was put aside is as it must be."""
+        raise NotImplementedError
+
+    def complete(self) -> Found:
+        """All parts are there: let the file appear."""
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        """Remove whatever the store has of it."""
+        raise NotImplementedError
+
+
+class _Part:
+    """A part of a file, `size` bytes long. `ranges` are those that have come, none touching another."""
+
+    def __init__(self, file: PartedFile, number: int, size: int) -> None:
+        self.file, self.number, self.size = file, number, size
+        self.buffer: bytearray | None = None
+        self.ranges: list[tuple[int, int]] = []
+        self.is_aside = self.is_sent = False
+        self.lock = threading.Lock()
+
+    def held(self) -> bytearray:
+        """Its buffer, with what has come of it; the lock is held."""
+        if self.buffer is None:
+            room().take(self)
+            self.buffer = bytearray(self.size)
+            if self.is_aside:
+                self.file.sink.fetch(self.number, 0, memoryview(self.buffer))
+        return self.buffer
+
+    def put_aside(self) -> None:
+        """Hold it no longer; the lock is held."""
+        if self.buffer is not None:
+            self.file.sink.put_aside(self.number, self.buffer)
+            self.is_aside, self.buffer = True, None
+            room().give(self)
+
+    def send(self) -> None:
+        """Send it as it is."""
+        with self.lock:
+            if self.is_sent:
+                return
+            if self.buffer is None and self.is_aside:
+                self.file.sink.adopt(self.number, self.size)
+            else:
+                self.file.sink.send(self.number, self.held())
+            self.is_sent = True
+            if self.buffer is not None:
+                self.buffer = None
+                room().give(self)
+
+    def add(self, begin: int, end: int) -> bool:
+        """Note that a range has come; whether all have now."""
+        for one in [one for one in self.ranges if one[0] <= end and begin <= one[1]]:
+            self.ranges.remove(one)
+            begin, end = min(begin, one[0]), max(end, one[1])
+        self.ranges.append((begin, end))
+        return self.ranges == [(0, self.size)]
+
+
+class Room:
+    """What parts that are not whole may hold at once, in bytes."""
+
+    def __init__(self) -> None:
+        self.limit = 1 << 28
+        self.used = self.peak = 0
+        self._parts: OrderedDict[_Part, None] = OrderedDict()  # those that hold a buffer, the latest last
+        self._changed = threading.Condition()
+
+    def take(self, part: _Part) -> None:
+        """Room for a part; another one is put aside if there is none."""
+        while True:
+            with self._changed:
+                if not self._parts or self.used + part.size <= self.limit:
+                    self.used += part.size
+                    self.peak = max(self.peak, self.used)
+                    self._parts[part] = None
+                    return
+                victim = next((one for one in self._parts if one.lock.acquire(blocking=False)), None)
+                if victim is None:  # all of them are being filled or sent
+                    self._changed.wait(0.1)
+                    continue
+            try:
+                victim.put_aside()
+            finally:
+                victim.lock.release()
+
+    def use(self, part: _Part) -> None:
+        """It was written to."""
+        with self._changed:
+            if part in self._parts:
+                self._parts.move_to_end(part)
+
+    def give(self, part: _Part) -> None:
+        """It holds nothing any more."""
+        with self._changed:
+            if part in self._parts:
+                del self._parts[part]
+                self.used -= part.size
+                self._changed.notify_all()
+
+
+@cache
+def room() -> Room:
+    """The room of this process."""
+    return Room()
+
+
+class PartedFile(Writer):
+    """A file that is written in parts. One that `is_revised` is sent when it is settled."""
+
+    def __init__(self, place: PartedPlace, final: str, size: int, sink: Sink, is_revised: bool) -> None:
+        self.place, self.final, self.size, self.sink = place, final, size, sink
+        self.is_settled = False
+        self.found: Found | None = None  # once it has appeared
+        self._is_revised = is_revised
+        self._sending: list[Future[None]] = []
+        self._cut(size)
+
+    def _cut(self, size: int) -> None:
+        self.size, self.part = size, part_bytes(size)
+        begins = range(0, size, self.part) if size else (0,)
+        self._parts = [_Part(self, number, min(self.part, size - begin)) for number, begin in enumerate(begins)]
+
+    def _pieces(self, offset: int, data: memoryview) -> Iterator[tuple[_Part, int, memoryview]]:
+        """The parts that bytes belong to, with where in them."""
+        while data.nbytes:
+            number, begin = divmod(offset, self.part)
+            part = self._parts[number]
+            piece = data[: part.size - begin]
+            yield part, begin, piece
+            offset, data = offset + piece.nbytes, data[piece.nbytes :]
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        self._check()
+        for part, begin, piece in self._pieces(offset, memoryview(data).cast("B")):
+            with part.lock:
+                if part.is_sent:
+                    raise PlaceError(errno.EIO, "bytes that are at the store already are written again")
+                part.held()[begin : begin + piece.nbytes] = piece
+                is_whole = part.add(begin, begin + piece.nbytes)
+            room().use(part)
+            if is_whole and not self._is_revised and len(self._parts) > 1:
+                self._sending.append(started(part.send))
+
+    def _check(self) -> None:
+        """Raise what went wrong with a part that was sent."""
+        for future in list(self._sending):
+            if future.done():
+                self._sending.remove(future)
+                future.result()
+
+    def read_into(self, offset: int, target: memoryview) -> int:
+        target = target[: max(0, self.size - offset)]
+        for part, begin, piece in self._pieces(offset, target):
+            with part.lock:
+                is_sent, buffer = part.is_sent, part.buffer
+                if buffer is not None:
+                    piece[:] = memoryview(buffer)[begin : begin + piece.nbytes]
+                elif part.is_aside and not is_sent:
+                    self.sink.fetch(part.number, begin, piece)
+                elif not is_sent:
+                    piece[:] = bytes(piece.nbytes)
+            if is_sent:
+                if not self.is_settled:
+                    raise PlaceError(errno.EOPNOTSUPP, "bytes cannot be read back before all of them are there")
+                self.place.read(self.final, self.complete(), part.number * self.part + begin, [piece])
+        return target.nbytes
+
+    def truncate(self, size: int) -> None:
+        part = self._parts[0]
+        if len(self._parts) > 1 or part.is_sent or part.is_aside:
+            raise PlaceError(errno.EIO, "a file that is sent in parts cannot be made shorter")
+        kept = bytes(part.buffer[:size]) if part.buffer is not None else b""
+        part.buffer = None
+        room().give(part)
+        self._cut(size)
+        self.write(0, kept)
+
+    def sync(self) -> None:
+        self._check()
+
+    def settle(self) -> None:
+        """Send what is still here, unless it is all in one part."""
+        if not self.is_settled and len(self._parts) > 1:
+            for future in [*self._sending, *(started(part.send) for part in self._parts if not part.is_sent)]:
+                future.result()
+            self._sending.clear()
+        self.is_settled = True
+
+    def complete(self) -> Found:
+        """Let it appear, if it has not yet."""
+        if self.found is None:
+            self.settle()
+            self._parts[0].send()
+            self.found = self.sink.complete()
+        return self.found
+
+    def abort(self) -> None:
+        """Nothing of it is wanted."""
+        wait([future for future in self._sending if not future.cancel()], timeout=_PATIENCE)
+        for part in self._parts:
+            with part.lock:
+                part.is_sent, part.buffer = True, None
+                room().give(part)
+        self.sink.abort()
+
+
+class PartedPlace(RemotePlace):
+    """A place that files are sent to in parts. Subclasses say what takes the parts of a file (`sink`), how a short
+    object is written at once (`put`), and how an object is removed (`remove_object`)."""
+
+    holds_parts = is_writable = True
+
+    def __init__(self) -> None:
+        self._staged: dict[str, PartedFile] = {}
+
+    def sink(self, final: str, aside: str, size: int) -> Sink:
+        """What takes the parts of a file; those that are put aside have names that begin with `aside`."""
+        raise NotImplementedError
+
+    def put(self, path: str, data: bytes | bytearray | memoryview) -> Found:
+        """Write a whole object.
+
+        Raises:
+            OSError: the store refuses.
+        """
+        raise NotImplementedError
+
+    def remove_object(self, path: str) -> None:
+        """Remove an object, which may be gone.
+
+        Raises:
+            OSError: the store refuses.
+        """
+        raise NotImplementedError
+
+    def create(self, path: str, size: int) -> None:
+        self.stage(path, path, size)
+
+    def stage(self, path: str, final: str, size: int, *, is_revised: bool = False) -> None:
+        self._staged[path] = PartedFile(self, final, size, self.sink(final, path, size), is_revised)
+
+    def _file(self, path: str) -> PartedFile:
+        if path not in self._staged:
+            raise PlaceError(
+                errno.EOPNOTSUPP,
+                "only the process that began a file can write it",
+                "run it in one process, or write to a disk that all of them have",
+            )
+        return self._staged[path]
+
+    def target(self, path: str) -> Writer:
+        return self._file(path)
+
+    def settle(self, path: str) -> None:
+        self._file(path).settle()
+
+    def stat(self, path: str) -> Status | None:
+        if path in self._staged:
+            return Status(False, self._staged[path].size)
+        return super().stat(path)
+
+    def open(self, path: str) -> Reader:
+        file = self._staged.get(path)
+        return super().open(path) if file is None else _Unpublished(file, path)
+
+    def publish(self, created: str, path: str) -> None:
+        file = self._file(created)
+        if file.final != path:
+            raise PlaceError(errno.EINVAL, f"it was begun as {file.final}")
+        file.complete()
+        del self._staged[created]
+
+    def remove(self, path: str) -> None:
+        file = self._staged.pop(path, None)
+        if file is None:
+            self.remove_object(path)
+            return
+        file.abort()
+        if file.found is not None:
+            self.remove_object(file.final)
+
+    def mark(self, directory: str, *, is_whole: bool) -> None:
+        text = WHOLE if is_whole else b"this directory is being written, or was when its writer was stopped\n"
+        self.put(f"{directory}/{MARKER}", text)
+
+
+class _Unpublished(Reader):
+    """A file that has not appeared yet, for those who look at it before it does."""
+
+    def __init__(self, file: PartedFile, path: str) -> None:
+        super().__init__(Identity((path,), file.size, ("",)))
+        self._file = file
+
+    def read_into(self, offset: int, target: memoryview) -> int:
+        return self._file.read_into(offset, target)

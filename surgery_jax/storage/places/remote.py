@@ -1,0 +1,338 @@
+"""What places behind HTTP have in common: objects with a version, read by ranges.
+
+Every range is asked for as one of the object that was opened, and what a server answers must be of that: other bytes
+under the name are an error, not data. Of an object whose header is wanted the first range is read at once, with which
+its size and its version come: a header costs one request.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache, partial
+from typing import TypeVar
+
+from .base import Identity, Place, PlaceError, Reader, Status
+from .looking import Found, Seen, looked
+from .wire import SHORT, Answer, Request, Sinks, wire
+
+__all__ = ["Found", "RemotePlace", "refusal", "started", "submit"]
+
+T = TypeVar("T")
+
+FIRST = SHORT  # bytes that are read at once of an object whose header is wanted
+CHUNK = 8 << 20  # longer ranges are read in several requests at the same time
+GAP = 256 << 10  # bytes between two ranges that are read and thrown away rather than asked for separately
+_MOVES = 5  # times that an object may be said to be elsewhere
+_IN_FLIGHT = 32  # requests
+_AHEAD = 32  # objects whose first ranges are asked for at the same time
+
+
+class RemoteReader(Reader):
+    """An object that was found. `first` are bytes from its beginning that are known already."""
+
+    def __init__(self, place: RemotePlace, path: str, found: Found, first: bytes = b"") -> None:
+        super().__init__(Identity((path,), found.size, (found.version,)))
+        self._place, self._path, self._found, self._first = place, path, found, first
+
+    def read_into(self, offset: int, target: memoryview) -> int:
+        count = min(target.nbytes, max(self._found.size - offset, 0))
+        self.read_ranges([(offset, target[:count])])
+        return count
+
+    def read_ranges(self, parts: Sequence[tuple[int, memoryview]]) -> None:
+        wanted = []
+        for offset, target in sorted(parts, key=lambda part: part[0]):
+            known = max(0, min(target.nbytes, len(self._first) - offset))
+            target[:known] = self._first[offset : offset + known]
+            if target.nbytes > known:
+                wanted.append((offset + known, target[known:]))
+        acts = [partial(self._place.read, self._path, self._found, *run) for run in _runs(wanted)]
+        if len(acts) <= 1:
+            for act in acts:
+                act()
+            return
+        for future in [_pool().submit(act) for act in acts]:
+            future.result()
+
+
+def _runs(parts: Sequence[tuple[int, memoryview]]) -> list[tuple[int, list[memoryview]]]:
+    """Ranges in order as requests: where each begins, and the buffers that it fills. Long ones are cut, and those that
+    lie near each other are taken together with what is between them."""
+    runs: list[tuple[int, list[memoryview]]] = []
+    end = room = 0
+    for offset, target in parts:
+        gap = offset - end
+        if runs and 0 <= gap <= GAP and gap + target.nbytes <= room:
+            if gap:
+                runs[-1][1].append(memoryview(bytearray(gap)))
+            runs[-1][1].append(target)
+            room -= gap + target.nbytes
+        else:
+            for start in range(0, target.nbytes, CHUNK):
+                part = target[start : start + CHUNK]
+                runs.append((offset + start, [part]))
+                room = CHUNK - part.nbytes
+        end = offset + target.nbytes
+    return runs
+
+
+def submit(act: Callable[[str], T], paths: Iterable[str]) -> list[T]:
+    """Ask something of several paths at the same time."""
+    return list(_pool().map(act, paths))
+
+
+def started(act: Callable[[], T]) -> Future[T]:
+    """Begin something that waits for nothing but a server."""
+    return _pool().submit(act)
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads that wait for answers; what they do waits for nothing else."""
+    return ThreadPoolExecutor(_IN_FLIGHT, "surgery-place")
+
+
+class RemotePlace(Place):
+    """A place behind HTTP. Subclasses say how an object is asked for (`request`), what a directory holds (`entries`),
+    and what an answer's version is (`version`)."""
+
+    is_writable = False
+
+    # -- what kinds of them differ in -----------------------------------------------------------------------------
+
+    def request(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> Request:
+        """What asks for the bytes of an object.
+
+        Raises:
+            OSError: it cannot be asked for.
+        """
+        raise NotImplementedError
+
+    def entries(self, path: str) -> Mapping[str, Found | None]:
+        """The objects in a directory by name, and directories with None; empty if there is no such directory.
+
+        Raises:
+            OSError: the place does not say.
+        """
+        raise NotImplementedError
+
+    def version(self, headers: Mapping[str, str]) -> str:
+        """What changes with the bytes of an object; empty if nothing does."""
+        return headers.get("etag") or headers.get("last-modified", "")
+
+    def condition(self, found: Found) -> Mapping[str, str]:
+        """Headers that ask for bytes of this version only, where a server knows them."""
+        is_strong = found.version.startswith('"')  # of weak ones no two are the same to a server
+        return {"If-Match": found.version} if is_strong else {}
+
+    def found(self, answer: Answer) -> Found:
+        """What the head of an answer says of the object, whether it comes whole or a range of it."""
+        size = answer.headers.get("content-range", "").rpartition("/")[2] or answer.headers.get("content-length", "")
+        version = self.version(answer.headers)
+        if not size.isdecimal() or not version:
+            raise PlaceError(
+                errno.EOPNOTSUPP,
+                "the server says neither ETag nor Last-Modified of it" if size.isdecimal() else "no size is told of it",
+                "fetch it, and read the local file",
+            )
+        return Found(int(size), version)
+
+    def refusal(self, answer: Answer) -> OSError:
+        """What an answer means that is no success."""
+        return refusal(answer)
+
+    def absent(self, path: str, answer: Answer) -> bool:
+        """Whether an answer says that there is no such object."""
+        return answer.status == 404
+
+    def moved(self, path: str, answer: Answer) -> bool:
+        """Whether an answer says that an object is asked for elsewhere, which is noted."""
+        return False
+
+    # -- objects --------------------------------------------------------------------------------------------------
+
+    def find(self, path: str) -> Found | None:
+        """The object at a path; None if there is none.
+
+        Raises:
+            OSError: the place does not say.
+        """
+        for _ in range(_MOVES):
+            answer = wire().ask(self.request(path, "HEAD"))
+            if self.absent(path, answer):
+                return None
+            if answer.status < 300:
+                return self.found(answer)
+            if not self.moved(path, answer):
+                break
+        raise self.refusal(answer)
+
+    def begin(self, path: str) -> tuple[Found, bytes] | None:
+        """The object at a path with its first bytes; None if there is none.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        for _ in range(_MOVES):
+            wanted = {"Range": f"bytes=0-{FIRST - 1}"}
+            answer = wire().ask(self.request(path, headers=wanted), most=FIRST)
+            if self.absent(path, answer):
+                return None
+            if answer.status in (200, 206) and (found := self.found(answer)).size >= len(answer.body):
+                if answer.status == 200 and found.size > FIRST:
+                    raise _no_ranges()
+                return found, answer.body
+            if answer.status == 416:  # an empty object has no first byte
+                empty = self.find(path)
+                return None if empty is None else (empty, b"")
+            if not self.moved(path, answer):
+                break
+        raise self.refusal(answer)
+
+    def read(self, path: str, found: Found, offset: int, targets: Sequence[memoryview]) -> None:
+        """Fill buffers with the bytes of an object from an offset on.
+
+        Raises:
+            OSError: they cannot be read, or are of another version.
+        """
+        sinks = Sinks(targets)
+
+        def asked(done: int) -> Request:
+            wanted = f"bytes={offset + done}-{offset + sinks.size - 1}"
+            return self.request(path, headers={"Range": wanted, **self.condition(found)})
+
+        def check(answer: Answer, begun: int) -> None:
+            wanted = f"bytes {offset + begun}-{offset + sinks.size - 1}/{found.size}"
+            if answer.headers.get("content-range", "").lower() != wanted or not self.is_of(path, answer, found):
+                raise _changed()
+
+        for _ in range(_MOVES):
+            answer = wire().fill(asked, sinks, check)
+            if answer.status == 206:
+                return
+            if answer.status == 200:
+                if len(answer.body) != found.size:
+                    raise _no_ranges()
+                if not self.is_of(path, answer, found):
+                    raise _changed()
+                for target in targets:
+                    target[:] = answer.body[offset : offset + target.nbytes]
+                    offset += target.nbytes
+                return
+            if answer.status in (404, 412, 416):
+                raise _changed()
+            if not self.moved(path, answer):
+                break
+        raise self.refusal(answer)
+
+    def is_of(self, path: str, answer: Answer, found: Found) -> bool:
+        """Whether the bytes of an answer are of the object that was found."""
+        return self.version(answer.headers) == found.version
+
+    # -- what a place offers --------------------------------------------------------------------------------------
+
+    def list(self, path: str) -> Iterable[str]:
+        return list(self._listed(path))
+
+    def stat(self, path: str) -> Status | None:
+        above, _, name = path.rpartition("/")
+        seen = looked()
+        if seen is not None and above in seen.lists:
+            listed = seen.lists[above]
+            if name not in listed:
+                return None
+            found = listed[name]
+        elif seen is not None:
+            found = None if path in seen.lists or self.is_root(path) else self._begun(seen, path)[0]
+        else:
+            found = None if self.is_root(path) else self.find(path)
+        if found is not None:
+            return Status(False, found.size)
+        return Status(True) if self._listed(path) else None
+
+    def open(self, path: str) -> Reader:
+        seen = looked()
+        found, first = self._begun(seen, path) if seen is not None else (self.find(path), b"")
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, "there is no such object", path)
+        return RemoteReader(self, path, found, first)
+
+    def reopen(self, path: str, known: Identity) -> Reader:
+        return RemoteReader(self, path, Found(known.size, str(known.version[0])))
+
+    def identity(self, path: str) -> Identity:
+        found = self.find(path)
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, "there is no such object", path)
+        return Identity((path,), found.size, (found.version,))
+
+    def expect(self, paths: Iterable[str]) -> None:
+        seen = looked()
+        if seen is not None:
+            seen.expected |= dict.fromkeys(paths)
+
+    def is_root(self, path: str) -> bool:
+        """Whether a path is that of a bucket, a repository or a server: no object has it."""
+        return path.removeprefix(f"{self.scheme}://").count("/") == 0
+
+    # -- what is remembered while headers are read ----------------------------------------------------------------
+
+    def _listed(self, path: str) -> Mapping[str, Found | None]:
+        seen = looked()
+        if seen is None:
+            return self.entries(path)
+        if path not in seen.lists:
+            seen.lists[path] = self.entries(path)
+        return seen.lists[path]
+
+    def _begun(self, seen: Seen, path: str) -> tuple[Found, bytes] | tuple[None, bytes]:
+        """An object and its first bytes; those that are expected next are asked for at the same time. Of the bytes
+        only those that came last are kept."""
+        if path not in seen.begun:
+            after = list(seen.expected)
+            after = after[after.index(path) + 1 :] if path in seen.expected else []
+            wanted = [path, *(other for other in after if other not in seen.begun)][:_AHEAD]
+            found = submit(self.begin, wanted) if len(wanted) > 1 else [self.begin(path)]
+            seen.begun |= dict(zip(wanted, found, strict=True))
+            for old in list(seen.begun)[: -2 * _AHEAD]:
+                if (known := seen.begun[old]) is not None:
+                    seen.begun[old] = known[0], b""
+        return seen.begun[path] or (None, b"")
+
+
+def _changed() -> PlaceError:
+    return PlaceError(
+        errno.ESTALE, "the object changed while it was read", "run it again when nothing writes to it any more"
+    )
+
+
+def _no_ranges() -> PlaceError:
+    return PlaceError(errno.EOPNOTSUPP, "the server gives no ranges of it", "fetch it, and read the local file")
+
+
+_REFUSED = {  # what stores call their reasons, and what can be done
+    "AccessDenied": "check what the credentials may do",
+    "ExpiredToken": "get new credentials",
+    "InvalidAccessKeyId": "check the credentials",
+    "NoSuchBucket": "check the name of the bucket, and the endpoint",
+    "NotImplemented": "the store cannot do this: choose another place",
+    "RequestTimeTooSkewed": "the clock of this machine is off: set it",
+    "SignatureDoesNotMatch": "check the secret of the credentials, and the endpoint",
+}
+_CODE = re.compile(rb"<Code>(\w+)</Code>")
+
+
+def refusal(answer: Answer) -> OSError:
+    """What an answer that is no success means."""
+    match = _CODE.search(answer.body)
+    code = match[1].decode() if match else answer.headers.get("x-amz-error-code", "")
+    reason = f"the server answers {answer.status}" + (f", {code}" if code else "")
+    if answer.status == 404:
+        return PlaceError(errno.ENOENT, reason, _REFUSED.get(code))
+    if answer.status in (401, 403):
+        hint = "check the credentials and what they may do, or, if the store answers so of what is not there, the name"
+        return PlaceError(errno.EACCES, reason, _REFUSED.get(code, hint))
+    return PlaceError(errno.EIO, reason, _REFUSED.get(code))

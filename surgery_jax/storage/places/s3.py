@@ -1,0 +1,292 @@
+"""`s3://bucket/key`: S3 and all stores that speak its language.
+
+Credentials, region and profile come from where all programs for S3 have them (the environment, `~/.aws`, roles of
+machines), found and used for signing by botocore; `AWS_ENDPOINT_URL` names another store.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from base64 import b64encode
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from hashlib import md5
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote, urlencode
+from xml.etree import ElementTree
+
+from .extra import needed
+from .looking import Found
+from .parts import PartedPlace, Sink, part_bytes
+from .remote import refusal
+from .wire import Answer, Request, wire
+
+if TYPE_CHECKING:
+    from botocore.credentials import Credentials
+    from botocore.session import Session
+from .base import PlaceError
+
+__all__ = ["S3Place"]
+
+
+class S3Place(PartedPlace):
+    """Buckets of S3."""
+
+    scheme = "s3"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._regions: dict[str, str] = {}  # of buckets that have told it
+
+    # -- requests -------------------------------------------------------------------------------------------------
+
+    def request(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> Request:
+        return self.asked(path, method, headers or {})
+
+    def asked(
+        self,
+        path: str,
+        method: str,
+        headers: Mapping[str, str],
+        query: Mapping[str, str] | None = None,
+        body: bytes | memoryview | None = None,
+    ) -> Request:
+        """A request about an object, or about a bucket where the key is empty.
+
+        Raises:
+            OSError: the path has no bucket, or there are no credentials.
+        """
+        bucket, _, key = path.removeprefix("s3://").partition("/")
+        if not bucket:
+            raise PlaceError(errno.EINVAL, "no bucket is named", "write s3://bucket/key")
+        url = self._base(bucket) + quote(key, safe="/-_.~") + (f"?{urlencode(query)}" if query else "")
+        return Request(method, url, headers, body, None if self._is_anonymous else self._signed)
+
+    def _base(self, bucket: str) -> str:
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if endpoint:
+            return f"{endpoint.rstrip('/')}/{bucket}/"
+        region = self._regions.get(bucket, self._region)
+        if "." in bucket:  # no certificate is for two levels of names
+            return f"https://s3.{region}.amazonaws.com/{bucket}/"
+        return f"https://{bucket}.s3.{region}.amazonaws.com/"
+
+    @property
+    def _is_anonymous(self) -> bool:
+        return os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true")
+
+    @property
+    def _region(self) -> str:
+        told = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        if not told and not self._is_anonymous:
+            told = _session(_environment()).get_config_variable("region")
+        return told or "us-east-1"
+
+    def _signed(self, request: Request) -> Mapping[str, str]:
+        """The headers of a request that prove who asks. The body is not part of that: its checksum is."""
+        auth, config = needed("botocore.auth", "s3://"), needed("botocore.config", "s3://")
+        made = needed("botocore.awsrequest", "s3://").AWSRequest(request.method, request.url, dict(request.headers))
+        made.context["client_config"] = config.Config(s3={"payload_signing_enabled": False})
+        region = next((known for base, known in self._bases() if request.url.startswith(base)), self._region)
+        auth.S3SigV4Auth(_credentials(), "s3", region).add_auth(made)
+        return dict(made.headers.items())
+
+    def _bases(self) -> Iterator[tuple[str, str]]:
+        return ((self._base(bucket), region) for bucket, region in list(self._regions.items()))
+
+    def moved(self, path: str, answer: Answer) -> bool:
+        """A bucket may be in another region than the one that is set."""
+        bucket = path.removeprefix("s3://").partition("/")[0]
+        region = answer.headers.get("x-amz-bucket-region")
+        if answer.status not in (301, 307, 400) or not region or self._regions.get(bucket, self._region) == region:
+            return False
+        self._regions[bucket] = region
+        return True
+
+    def entries(self, path: str) -> Mapping[str, Found | None]:
+        prefix = path.removeprefix("s3://").partition("/")[2]
+        prefix = prefix and f"{prefix}/"
+        found: dict[str, Found | None] = {}
+        query = {"list-type": "2", "delimiter": "/", "prefix": prefix, "encoding-type": "url"}
+        while True:
+            answer = self.tell(path, "GET", query)
+            page = _tree(answer)
+            for item in page.iter("Contents"):
+                name = unquote(item.findtext("Key", ""))[len(prefix) :]
+                if name:
+                    found[name] = Found(int(item.findtext("Size", "0")), item.findtext("ETag", ""))
+            for item in page.iter("CommonPrefixes"):
+                found.setdefault(unquote(item.findtext("Prefix", ""))[len(prefix) : -1], None)
+            more = page.findtext("NextContinuationToken")
+            if not more:
+                return found
+            query |= {"continuation-token": more}
+
+    def tell(
+        self,
+        path: str,
+        method: str,
+        query: Mapping[str, str],
+        body: bytes | memoryview | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        at_key: bool = False,
+        again: bool = False,
+    ) -> Answer:
+        """The answer to a request about the bucket of a path, or about the object there. What is told `again` may be
+        gone because it has been done.
+
+        Raises:
+            OSError: it is a refusal.
+        """
+        about = path if at_key else "s3://" + path.removeprefix("s3://").partition("/")[0]
+        told = dict(headers or {})
+        if body is not None:  # so that the store can tell whether it is what was sent
+            told["Content-MD5"] = b64encode(md5(body, usedforsecurity=False).digest()).decode()
+        for _ in range(2):
+            answer = wire().ask(self.asked(about, method, told, query, body))
+            if not self.moved(path, answer):
+                break
+        is_gone = answer.status == 404 and (again or method == "DELETE")
+        is_failure = answer.status < 300 and b"<Error>" in answer.body[:200]  # it may come late, after a good status
+        if (answer.status >= 300 and not is_gone) or is_failure:
+            raise refusal(answer)
+        return answer
+
+    def put(self, path: str, data: bytes | bytearray | memoryview) -> Found:
+        view = memoryview(data)
+        answer = self.tell(path, "PUT", {}, view, at_key=True)
+        return Found(view.nbytes, answer.headers.get("etag", ""))
+
+    def remove_object(self, path: str) -> None:
+        self.tell(path, "DELETE", {}, at_key=True)
+
+    def sink(self, final: str, aside: str, size: int) -> Sink:
+        return _Multipart(self, final, aside, size <= part_bytes(size))
+
+
+def _tree(answer: Answer) -> ElementTree.Element:
+    """What an answer says, without the names of its schema."""
+    try:
+        root = ElementTree.fromstring(answer.body)
+    except ElementTree.ParseError:
+        raise PlaceError(errno.EIO, "the answer is not of a store of this kind", "check the endpoint") from None
+    for item in root.iter():
+        item.tag = item.tag.rpartition("}")[2]
+    return root
+
+
+def _environment() -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+
+
+@lru_cache(maxsize=4)
+def _session(environment: tuple[tuple[str, str], ...]) -> Session:
+    """What botocore knows of the user in an environment.
+
+    Raises:
+        PlaceError: it is not installed.
+    """
+    return needed("botocore.session", "s3://").Session()
+
+
+def _credentials() -> Credentials:
+    """Who asks.
+
+    Raises:
+        PlaceError: nothing says it.
+    """
+    try:
+        found = _session(_environment()).get_credentials()
+    except needed("botocore.exceptions", "s3://").BotoCoreError as error:
+        raise PlaceError(errno.EACCES, f"the credentials cannot be read: {type(error).__name__}", _WHO) from None
+    if found is None:
+        raise PlaceError(errno.EACCES, "there are no credentials for S3", _WHO)
+    return found
+
+
+_WHO = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or sign in; "
+    "AWS_SKIP_SIGNATURE=true is for what everybody may read"
+)
+
+
+class _Multipart(Sink):
+    """A multipart upload, which begins with its first part; a file of one part is written at once. Parts that may
+    change are objects of their own until they are copied, at the store, into the upload."""
+
+    def __init__(self, place: S3Place, final: str, aside: str, is_single: bool) -> None:
+        self._place, self._final, self._aside, self._is_single = place, final, aside, is_single
+        self._upload = ""
+        self._tags: dict[int, str] = {}
+        self._asides: dict[int, Found] = {}
+        self._single: Found | None = None
+        self._lock = threading.Lock()
+
+    def _begun(self) -> str:
+        with self._lock:
+            if not self._upload:
+                answer = self._place.tell(self._final, "POST", {"uploads": ""}, at_key=True)
+                self._upload = _tree(answer).findtext("UploadId", "")
+            return self._upload
+
+    def send(self, number: int, data: bytearray) -> None:
+        if self._is_single:
+            self._single = self._place.put(self._final, data)
+            return
+        query = {"partNumber": str(number + 1), "uploadId": self._begun()}
+        answer = self._place.tell(self._final, "PUT", query, memoryview(data), at_key=True)
+        self._tags[number] = answer.headers.get("etag", "")
+
+    def _name(self, number: int) -> str:
+        return f"{self._aside}.part-{number:05d}"
+
+    def put_aside(self, number: int, data: bytearray) -> None:
+        self._asides[number] = self._place.put(self._name(number), data)
+
+    def fetch(self, number: int, offset: int, target: memoryview) -> None:
+        self._place.read(self._name(number), self._asides[number], offset, [target])
+
+    def adopt(self, number: int, size: int) -> None:
+        if self._is_single:
+            data = bytearray(size)
+            self.fetch(number, 0, memoryview(data))
+            self.send(number, data)
+            return
+        query = {"partNumber": str(number + 1), "uploadId": self._begun()}
+        headers = {"x-amz-copy-source": "/" + quote(self._name(number).removeprefix("s3://"), safe="/-_.~")}
+        answer = self._place.tell(self._final, "PUT", query, headers=headers, at_key=True)
+        self._tags[number] = _tree(answer).findtext("ETag", "")
+
+    def complete(self) -> Found:
+        if self._single is not None:
+            found = self._single
+        else:
+            rows = (
+                f"<Part><PartNumber>{number + 1}</PartNumber><ETag>{tag}</ETag></Part>"
+                for number, tag in sorted(self._tags.items())
+            )
+            text = f'<CompleteMultipartUpload xmlns="{_SCHEMA}">{"".join(rows)}</CompleteMultipartUpload>'
+            self._place.tell(self._final, "POST", {"uploadId": self._upload}, text.encode(), at_key=True, again=True)
+            appeared = self._place.find(self._final)
+            if appeared is None:
+                raise PlaceError(errno.EIO, "the upload was completed, and there is no such object")
+            found, self._upload = appeared, ""
+        self._remove_asides()
+        return found
+
+    def _remove_asides(self) -> None:
+        for number in list(self._asides):
+            self._place.remove_object(self._name(number))
+            del self._asides[number]
+
+    def abort(self) -> None:
+        self._remove_asides()
+        if self._upload:
+            self._place.tell(self._final, "DELETE", {"uploadId": self._upload}, at_key=True)
+            self._upload = ""
+
+
+_SCHEMA = "http://s3.amazonaws.com/doc/2006-03-01/"

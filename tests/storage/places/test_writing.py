@@ -1,0 +1,227 @@
+"""Writing to stores: parts in any order, each sent once, nothing that is not whole."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import pytest
+import torch
+from running import assert_same_bits, write_checkpoint
+from safetensors.numpy import load
+from servers import SECRET, Asked, Fault, objects
+
+from surgery_jax import Options, diff, plan_of, run
+from surgery_jax.cli.main import main
+from surgery_jax.core.errors import StorageError, SurgeryError
+from surgery_jax.storage.formats import open_checkpoint
+from surgery_jax.storage.places.base import MARKER, USUAL_PART
+from surgery_jax.storage.places.found import place_of
+from surgery_jax.storage.places.parts import part_bytes, room
+
+RNG = np.random.default_rng(11)
+TENSORS = {f"h.{n}.{word}": RNG.normal(size=(300, 70)).astype(np.float32) for n in range(6) for word in ("up", "down")}
+LARGE = {f"w.{n}": RNG.normal(size=(1 << 19,)).astype(np.float32) for n in range(14)}  # 2 MiB each
+FILES = ["config.json", "model-00001-of-00001.safetensors", "model.safetensors.index.json"]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = write_checkpoint(tmp_path / "m" / "model.safetensors", TENSORS).parent
+    (path / "config.json").write_text('{"hidden_size": 70}')
+    return path
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "large" / "model.safetensors", LARGE).parent
+
+
+def go(steps: Any, output: Any, *inputs: str, **options: Any) -> Any:
+    plan = plan_of({"inputs": list(inputs), "transforms": steps, "output": output})
+    return run(plan, Options(**{"sync": False, "receipt": False} | options))
+
+
+def parts_sent(asked: list[Asked]) -> Counter[tuple[str, str]]:
+    """How often each part of each object was sent."""
+    found: Counter[tuple[str, str]] = Counter()
+    for entry in asked:
+        query = parse_qs(urlsplit(entry.path).query)
+        if entry.method == "PUT" and "partNumber" in query:
+            found[urlsplit(entry.path).path, query["partNumber"][0]] += 1
+    return found
+
+
+def uploads(client: Any) -> list[Any]:
+    return list(client.list_multipart_uploads(Bucket="bucket").get("Uploads", ()))
+
+
+def test_a_checkpoint_goes_to_a_store_and_comes_back_the_same(s3: Any, source: Path) -> None:
+    go([], {"path": "s3://bucket/out/m", "shard": "200KB"}, f"m::{source}", receipt=True)
+    found = objects(s3)
+    index = json.loads(found["out/m/model.safetensors.index.json"])
+    tensors = {n: a for name in set(index["weight_map"].values()) for n, a in load(found[f"out/m/{name}"]).items()}
+    for name, array in TENSORS.items():
+        assert_same_bits(tensors[name], array)
+    assert found["out/m/config.json"] == b'{"hidden_size": 70}'
+    assert found[f"out/m/{MARKER}"] == b"whole\n"
+    assert all(name.startswith("out/m/") for name in found)
+    assert SECRET.encode() not in b"".join(found.values())
+    assert main(["verify", "s3://bucket/out/m"]) == 0
+    assert diff("s3://bucket/out/m", str(source)).is_empty
+    order = [urlsplit(entry.path).path.rpartition("/")[2] for entry in s3.proxy.asked if entry.method == "PUT"]
+    assert order[0] == order[-1] == MARKER
+    shards = [number for number, name in enumerate(order) if name.endswith(".safetensors")]
+    assert order.index("model.safetensors.index.json") > max(shards)
+
+
+def test_from_store_to_store_each_part_is_sent_once_and_reads_are_of_the_input_only(s3: Any, large: Path) -> None:
+    s3.put_object(Bucket="bucket", Key="in/model.safetensors", Body=(large / "model.safetensors").read_bytes())
+    rename = {"move": {"from": r"w\.(\d+)", "to": r"x.\1"}}
+    go([rename], "s3://bucket/out.safetensors", "m::s3://bucket/in", receipt=False)
+    sent = parts_sent(s3.proxy.asked)
+    assert len(sent) == -(-len(objects(s3)["out.safetensors"]) // USUAL_PART)
+    assert set(sent.values()) == {1}
+    for name, array in load(objects(s3)["out.safetensors"]).items():
+        assert_same_bits(array, LARGE[name.replace("x", "w")])
+    assert uploads(s3) == []
+    sizes = [len(entry.body) for entry in s3.proxy.asked if "partNumber" in entry.path]
+    assert sum(size != USUAL_PART for size in sizes) <= 1  # only the last one may be shorter
+
+
+def test_parts_are_held_within_their_share_of_the_budget(s3: Any, large: Path) -> None:
+    room().peak = 0
+    names = [f"w.{n}" for n in range(14)]
+    steps = [
+        {"concat": {"from": names[::2], "to": "a", "dim": 0}},
+        {"concat": {"from": names[1::2], "to": "b", "dim": 0}},
+    ]
+    go([*steps, {"delete": {"target": r"w\..+"}}], "s3://bucket/o.safetensors", f"m::{large}", memory="48MiB")
+    found = load(objects(s3)["o.safetensors"])
+    assert_same_bits(found["b"], np.concatenate([LARGE[name] for name in names[1::2]]))
+    assert room().peak <= 12 << 20
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_bytes_may_come_in_any_order_with_little_room(seed: int, s3: Any) -> None:
+    order = np.random.default_rng(seed).permutation(12).tolist()
+    size = 2 * USUAL_PART + 12345
+    content = np.random.default_rng(seed).integers(0, 256, size, np.uint8).tobytes()
+    place, step = place_of("s3://bucket"), -(-size // 12)
+    room().limit = USUAL_PART
+    place.stage("s3://bucket/.x", "s3://bucket/x", size)
+    writer = place.target("s3://bucket/.x")
+    for number in order:
+        writer.write(number * step, content[number * step : (number + 1) * step])
+    place.settle("s3://bucket/.x")
+    place.publish("s3://bucket/.x", "s3://bucket/x")
+    assert objects(s3) == {"x": content}
+    s3.delete_object(Bucket="bucket", Key="x")
+
+
+@pytest.mark.parametrize("name", ["t.pt", "t.msgpack", "t.npy"])
+def test_other_files_are_written_and_read_back(name: str, s3: Any, large: Path, source: Path) -> None:
+    few = [{"delete": {"target": r"h\.[1-5]\..+"}}, {"delete": {"target": r"h\.0\.down"}}]
+    if name == "t.npy":
+        go(
+            [*few, {"save": {"path": f"s3://bucket/{name}", "target": "h.0.up", "format": "numpy"}}],
+            None,
+            f"m::{source}",
+        )
+        assert_same_bits(np.load(io.BytesIO(objects(s3)[name])), TENSORS["h.0.up"])
+        return
+    go([], f"s3://bucket/{name}", f"m::{large}", memory="64MiB")
+    assert diff(f"s3://bucket/{name}", str(large)).is_empty
+    assert set(objects(s3)) == {name}
+    if name == "t.pt":
+        for tensor, array in torch.load(io.BytesIO(objects(s3)[name]), weights_only=True).items():
+            assert_same_bits(array.numpy(), LARGE[tensor])
+
+
+def test_torch_directories_go_to_a_store_unchanged(s3: Any, source: Path) -> None:
+    go([], {"path": "s3://bucket/d", "format": "dcp"}, f"m::{source}")
+    assert open_checkpoint("s3://bucket/d").format == "dcp"
+    assert diff("s3://bucket/d", str(source)).is_empty
+
+
+def test_a_run_that_fails_leaves_nothing_at_the_store(s3: Any, large: Path) -> None:
+    with pytest.raises(Exception, match="assertion failed"):
+        go([{"assert": {"iszero": {"of": "w.0", "eps": 0.1}}}], "s3://bucket/m", f"m::{large}")
+    assert objects(s3) == {} and uploads(s3) == []
+
+
+def test_a_store_that_refuses_a_part_ends_the_run_and_the_upload(s3: Any, large: Path) -> None:
+    s3.proxy.spoil = lambda asked: Fault(status=403) if "partNumber=2" in asked.path else None
+    with pytest.raises(StorageError, match="answers 403") as caught:
+        go([], "s3://bucket/m", f"m::{large}")
+    assert caught.value.where is not None and str(caught.value.where).startswith("s3://bucket/m")
+    s3.proxy.spoil = lambda asked: None
+    assert objects(s3) == {} and uploads(s3) == []
+
+
+def test_what_may_pass_while_writing_is_tried_again(s3: Any, large: Path) -> None:
+    faults = [Fault(status=500), Fault(is_lost=True), Fault(status=429)]
+    s3.proxy.spoil = lambda asked: faults[len(s3.proxy.asked) % 3] if len(s3.proxy.asked) % 4 == 0 else None
+    go([], "s3://bucket/m", f"m::{large}", receipt=True)
+    s3.proxy.spoil = lambda asked: None
+    assert diff("s3://bucket/m", str(large)).is_empty
+    assert uploads(s3) == []
+
+
+def test_what_is_there_is_replaced_only_if_that_is_asked_for(s3: Any, source: Path, capsys: Any) -> None:
+    go([], {"path": "s3://bucket/m", "shard": "200KB"}, f"m::{source}")
+    before = objects(s3)
+    with pytest.raises(StorageError, match="holds a checkpoint already"):
+        go([], "s3://bucket/m", f"m::{source}")
+    assert objects(s3) == before
+    go([], "s3://bucket/m", f"m::{source}", overwrite=True)
+    assert sorted(objects(s3)) == sorted(f"m/{name}" for name in [*FILES, MARKER])
+
+
+def test_a_prefix_that_is_not_whole_is_refused(s3: Any, source: Path, capsys: Any) -> None:
+    go([], "s3://bucket/m", f"m::{source}")
+    s3.put_object(Bucket="bucket", Key=f"m/{MARKER}", Body=b"not whole")
+    assert main(["inspect", "s3://bucket/m"]) == 3
+    told = capsys.readouterr().err
+    assert "not whole" in told and "--overwrite" in told
+    go([], "s3://bucket/m", f"m::{source}", overwrite=True)
+    assert diff("s3://bucket/m", str(source)).is_empty
+
+
+def test_a_publication_that_fails_stays_marked_if_old_files_are_gone(s3: Any, source: Path) -> None:
+    go([], {"path": "s3://bucket/m", "shard": "200KB"}, f"m::{source}")
+    s3.proxy.spoil = lambda asked: Fault(status=403) if asked.method == "PUT" and "index.json" in asked.path else None
+    with pytest.raises(StorageError, match="answers 403"):
+        go([], "s3://bucket/m", f"m::{source}", overwrite=True)
+    with pytest.raises(StorageError, match="not whole"):
+        open_checkpoint("s3://bucket/m")
+
+
+def test_load_save_convert_and_receipts_take_paths_of_stores(s3: Any, source: Path, tmp_path: Path) -> None:
+    go([], "s3://bucket/in", f"m::{source}")
+    one = [{"save": {"path": "s3://bucket/one.safetensors", "target": "h.0.up"}}]
+    go(one, None, "m::s3://bucket/in")
+    load_it = [{"load": {"path": "s3://bucket/one.safetensors", "to": "again"}}]
+    go(load_it, "s3://bucket/more.safetensors", "m::s3://bucket/in")
+    assert_same_bits(load(objects(s3)["more.safetensors"])["again"], TENSORS["h.0.up"])
+    assert main(["convert", "s3://bucket/in", "s3://bucket/c.pt", "--no-sync"]) == 0
+    assert diff("s3://bucket/c.pt", str(source)).is_empty
+    go([], "s3://bucket/r.safetensors", f"m::{source}", receipt_path="s3://bucket/r.json")
+    assert "r.json" in objects(s3)
+
+
+@pytest.mark.parametrize("path", ["http://127.0.0.1:9/m", "https://h/m.safetensors"])
+def test_what_can_only_be_read_is_refused_before_any_work(path: str, source: Path) -> None:
+    with pytest.raises(SurgeryError, match="can only be read"):
+        go([], path, f"m::{source}")
+
+
+@pytest.mark.parametrize("size", [0, 1, 5 << 20, 79 << 30, 80 << 30, (5 << 40) + 1])
+def test_parts_are_few_enough_and_large_enough(size: int) -> None:
+    assert part_bytes(size) >= 5 << 20
+    assert -(-size // part_bytes(size)) <= 10_000
