@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import PlanError
 
-__all__ = ["check_single", "import_all"]
+__all__ = ["check_single", "import_all", "named", "subclasses"]
+
+T = TypeVar("T")
 
 
 def import_all(package: str, group: str | None = None) -> tuple[str, ...]:
@@ -36,6 +39,29 @@ def import_all(package: str, group: str | None = None) -> tuple[str, ...]:
             ) from error
         given.append(point.module)
     return tuple(given)
+
+
+def subclasses(cls: type[T]) -> Iterator[type[T]]:
+    """All classes below one that have been imported, parents first."""
+    for child in cls.__subclasses__():
+        yield child
+        yield from subclasses(child)
+
+
+def named(base: type[T], package: str, what: str) -> dict[str, type[T]]:
+    """The subclasses that say their `name`, by it, sorted; found by importing the files of a package, and what entry
+    points name. `what` they are is for messages.
+
+    Raises:
+        PlanError: two of one name, or what an entry point names fails.
+    """
+    import_all(package)
+    found: dict[str, type[T]] = {}
+    for cls in subclasses(base):
+        if "name" in cls.__dict__:
+            name = cls.__dict__["name"]
+            check_single(what, name, found.setdefault(name, cls), cls)
+    return dict(sorted(found.items()))
 
 
 def check_single(what: str, name: str, first: type, second: type) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from ..core.discover import check_single, import_all
+from ..core.discover import named
 from ..core.errors import MOST_NAMES, PlanError, listing, nearest
 from ..language.document import Mapping as YamlMapping
 from ..language.document import Node
@@ -131,15 +131,7 @@ def predicates() -> Mapping[str, type[Predicate]]:
     Raises:
         PlanError: two of one name, or what an entry point names fails.
     """
-    import_all("surgery_jax.asserts")
-    found: dict[str, type[Predicate]] = {}
-    todo = list(Predicate.__subclasses__())
-    while todo:
-        cls = todo.pop()
-        todo += cls.__subclasses__()
-        if "name" in cls.__dict__:
-            check_single("assertions", cls.name, found.setdefault(cls.name, cls), cls)
-    return dict(sorted(found.items()))
+    return named(Predicate, "surgery_jax.asserts", "assertions")
 
 
 def parse_predicate(expression: Node) -> Predicate:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ..core.discover import check_single, import_all
+from ..core.discover import check_single, import_all, subclasses
 from ..core.errors import Mark, PlanError, listing, nearest
 from ..language import document
 from ..language.document import Node, Scalar
@@ -117,20 +117,13 @@ def words() -> Mapping[str, Word]:
     def add(word: Word) -> None:
         check_single("transforms", word.name, found.setdefault(word.name, word).cls, word.cls)
 
-    for op in _subclasses(TensorOp):
+    for op in subclasses(TensorOp):
         for form in op.__dict__.get("spellings", ()):
             declared = {**form.fields, **form.own_fields(op)}
             add(Word(form.word, op, form, declared))
-    for directive in _subclasses(Directive):
+    for directive in subclasses(Directive):
         add(Word(directive.word, directive, None, fields_of(directive)))
     return dict(sorted(found.items()))
-
-
-def _subclasses(cls: type) -> Iterator[Any]:
-    sub: Any
-    for sub in cls.__subclasses__():
-        yield sub
-        yield from _subclasses(sub)
 
 
 def operation(word: str, **fields: Any) -> TensorOp:

@@ -25,7 +25,7 @@ from ..core.regexes import ends_in_time
 from .document import Mapping, Node, Scalar, Sequence, check_keys, parse_plan_file, plain
 from .interpolate import escape, interpolate
 from .merge import merge
-from .nodes import shown
+from .nodes import shown, texts_of
 from .parameters import declarations
 from .parts import LANGUAGE, Part, merge_parts, override, read_part
 from .plan import Plan
@@ -80,13 +80,13 @@ class Job:
         name = {JOB: escape(Scalar(self.name, self.mark))}
         root = interpolate(Mapping(name | self.values.entries, {JOB: self.mark} | self.values.keys, self.mark))
         assert isinstance(root, Mapping)
-        if sum(map(len, _texts(root))) > MAX_TEXT:
+        if sum(map(len, texts_of(root))) > MAX_TEXT:
             raise PlanError(f"the values of job {self.name!r} are longer than {MAX_TEXT} characters", where=self.mark)
         return root
 
     def _mentions(self, key: str) -> bool:
         """Whether another value of the job speaks of this one."""
-        return re.search(r"\$\{\s*" + re.escape(key) + r"\s*[.\[}]", "\n".join(_texts(self.values))) is not None
+        return re.search(r"\$\{\s*" + re.escape(key) + r"\s*[.\[}]", "\n".join(texts_of(self.values))) is not None
 
 
 def load_jobs(path: str, overrides: AbstractSequence[str] = ()) -> tuple[Job, ...]:
@@ -378,13 +378,3 @@ def _text(node: Node, what: str) -> str:
     if not isinstance(node, Scalar) or node.value is None or isinstance(node.value, bool):
         raise PlanError(f"{what} is a string", where=node.mark, found=shown(node))
     return str(node.value)
-
-
-def _texts(node: Node) -> Iterator[str]:
-    """All strings of a document."""
-    if isinstance(node, Scalar):
-        if isinstance(node.value, str):
-            yield node.value
-        return
-    for item in node.items if isinstance(node, Sequence) else node.entries.values():
-        yield from _texts(item)

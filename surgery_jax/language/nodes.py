@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Mapping as AnyMapping
 from dataclasses import dataclass, field
 from os import PathLike, fspath
@@ -25,6 +25,7 @@ __all__ = [
     "node_of",
     "plain",
     "shown",
+    "texts_of",
     "words_of",
 ]
 
@@ -138,6 +139,16 @@ def check_text(text: str, mark: Mark | str) -> str:
     if _SURROGATE.search(text):
         raise PlanError("half a character: a surrogate without its partner", where=mark, found=ascii(text)[:80])
     return text
+
+
+def texts_of(node: Node) -> Iterator[str]:
+    """All strings among the values of a document; its keys are none."""
+    if isinstance(node, Scalar):
+        if isinstance(node.value, str):
+            yield node.value
+        return
+    for item in node.items if isinstance(node, Sequence) else node.entries.values():
+        yield from texts_of(item)
 
 
 def words_of(node: Node, what: str) -> dict[str, str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..core.dtypes import parse_dtype
 from ..core.errors import Mark, PlanError, nearest
 from .functions import FUNCTIONS
-from .nodes import Mapping, Node, Scalar, Sequence, check_keys, plain, shown
+from .nodes import Mapping, Node, Scalar, Sequence, check_keys, plain, shown, texts_of
 
 __all__ = ["PARAMS", "Parameter", "declarations", "missing", "unknown"]
 
@@ -159,7 +159,7 @@ def declarations(root: Mapping) -> dict[str, Parameter]:
         return {}
     if not any(isinstance(entry, Mapping) and _type(entry) is not None for entry in entries):
         return {}
-    if any(_USED.search(text) for text in _texts(root)):
+    if any(_USED.search(text) for text in texts_of(root)):
         return {}
     found = {}
     for name, entry in node.entries.items():
@@ -207,15 +207,6 @@ def _declared(name: str, entry: Mapping, mark: Mark) -> Parameter:
     return Parameter(
         name, mark, *kind, str(plain(told)) if told else "", entry.entries.get("default"), least, most, values
     )
-
-
-def _texts(node: Node) -> Iterator[str]:
-    if isinstance(node, Scalar):
-        if isinstance(node.value, str):
-            yield node.value
-        return
-    for item in node.items if isinstance(node, Sequence) else node.entries.values():
-        yield from _texts(item)
 
 
 def missing(wanted: list[Parameter]) -> PlanError:

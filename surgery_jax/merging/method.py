@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..core.discover import check_single, import_all
+from ..core.discover import named
 from ..core.errors import PlanError, nearest
 from ..kit.fields import REQUIRED, Field, fields_of
 
@@ -105,15 +105,7 @@ def methods() -> Mapping[str, type[Method]]:
     Raises:
         PlanError: two of one name, or what an entry point names fails.
     """
-    import_all("surgery_jax.merging.methods")
-    found: dict[str, type[Method]] = {}
-    todo = list(Method.__subclasses__())
-    while todo:
-        cls = todo.pop()
-        todo += cls.__subclasses__()
-        if "name" in cls.__dict__:
-            check_single("merge methods", cls.name, found.setdefault(cls.name, cls), cls)
-    return dict(sorted(found.items()))
+    return named(Method, "surgery_jax.merging.methods", "merge methods")
 
 
 def find_method(name: str, where: Mark | None = None) -> type[Method]:

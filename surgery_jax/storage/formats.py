@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from ..core.discover import check_single, import_all
+from ..core.discover import check_single, import_all, subclasses
 from ..core.errors import PlanError, StorageError, listing, nearest
 from ..core.notes import note
 from ..core.specs import Spec, parse_size
@@ -49,17 +49,11 @@ def formats() -> Mapping[str, Format]:
     """All formats by name: those of this package, and those that entry points name."""
     given = import_all("surgery_jax.storage", "surgery_jax.formats")
     found: dict[str, Format] = {}
-    for kind in sorted(_subclasses(Format), key=lambda kind: kind.__module__):
+    for kind in sorted(subclasses(Format), key=lambda kind: kind.__module__):
         if kind.__module__.startswith("surgery_jax.storage.") or kind.__module__ in given:
             known = found.setdefault(kind.name, kind())
             check_single("formats", kind.name, type(known), kind)
     return found
-
-
-def _subclasses(kind: type[Format]) -> Iterator[type[Format]]:
-    for child in kind.__subclasses__():
-        yield child
-        yield from _subclasses(child)
 
 
 def _by_suffix(suffix: str) -> Format | None:
