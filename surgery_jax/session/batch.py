@@ -24,6 +24,7 @@ from ..hosts.cluster import check_options
 from ..hosts.tasks import BatchTask, find_task
 from ..language.jobs import Job, load_jobs
 from ..language.plan import Plan
+from ..storage.places.found import locate
 from .batch_hosts import batch_on_all
 from .batch_jobs import Conflicts, FilesNow, JointPass
 from .claims import LEASE, Claim, Claims, Lost
@@ -107,6 +108,7 @@ def batch(
         jobs=tuple(ledger.reports[number] for number in sorted(numbers)),
         task="" if own is None else str(own),
         leftovers=tuple(session.leftovers),
+        **session.taking.figures(),
         **session.figures.of(BatchReport),
     )
 
@@ -237,6 +239,8 @@ class _Batch:
             return None
         self.session.sweep(output_paths(plan), mend=not self._how.only_check)  # also of a job that had just ended
         if not again and self._is_finished(number, key):
+            if not self._how.only_check:
+                self.session.look_back(plan)  # it may have been killed before it had cleared away
             return None
         current.headers.opened = {}
         compiled = compile_with(plan, current.headers, current.graph)
@@ -310,7 +314,7 @@ class _Batch:
 
     def _run_together(self, jobs: Sequence[Ready]) -> None:
         """One program for all; what it raises is of any of them, and none has ended."""
-        outcomes = self.session.run([Transaction(ready.compiled, ready) for ready in jobs])
+        outcomes = self.session.run([Transaction(ready.compiled, ready, reuse=self._earlier(ready)) for ready in jobs])
         for ready, outcome in zip(jobs, outcomes, strict=True):
             if outcome.error is not None:
                 self._fail(ready, outcome.error)
@@ -323,6 +327,16 @@ class _Batch:
             self._waiting[ready.number] = None
         else:
             self.ledger.fail(ready.number, error)
+
+    def _earlier(self, ready: Ready) -> str | None:
+        """The earlier output that a job takes over from. A new job has none."""
+        if self.options.reuse is None:
+            return None
+        path = self.options.reuse.replace("${job}", self.jobs[ready.number].name)
+        if locate(path).exists():
+            return path
+        self.session.taking.told[f"nothing is taken over from {path}: it is not there"] = None
+        return None
 
     def _is_stopped(self) -> bool:
         return self._how.stop_on_failure and self.ledger.has_failed
