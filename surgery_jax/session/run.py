@@ -24,6 +24,7 @@ from ..execute.options import Options
 from ..execute.report import Figures, Report
 from ..hosts.peers import ALONE, Peers
 from ..proof.accounting import account_for, check_strict
+from ..proof.applied import is_applied
 from .compiled import Compiled, Outputs, StorageOutside, compile_with, joined, with_inputs
 from .journals import Journals
 from .listening import receipts, traces
@@ -134,8 +135,9 @@ class Session:
                 self.leftovers |= dict.fromkeys(found)
 
     def look_back(self, plan: Plan, outputs: Outputs = ()) -> Report | None:
-        """The report of a run of this plan that was killed when all its outputs were there, if this session is to go on
-        with such runs. What another one was replacing is put back: to be called before inputs are read.
+        """The report of a run of this plan that was killed when all its outputs were there, or that has replaced its
+        own input, if this session is to go on with such runs. What another one was replacing is put back: to be called
+        before inputs are read.
 
         Raises:
             StorageError: it cannot be put back.
@@ -143,13 +145,17 @@ class Session:
         if not self.options.resume:
             return None
         there: tuple[str, ...] = ()
+        told = "a run had come to its end when it was killed; all is there"
         if self.peers.rank == 0:
             there = look_back(plan, output_paths(plan, outputs), self.options)
-        there = tuple(json.loads(self.peers.share(json.dumps(there).encode())))
+            if not there and not outputs and is_applied(plan):  # later its inputs are read, which it has replaced
+                there = tuple(output_paths(plan))
+                told = "its receipt says that this plan was applied to it; without --resume it is applied once more"
+        there, told = json.loads(self.peers.share(json.dumps([there, told]).encode()))
         if not there:
             return None
-        told = f"{listing(there)}: a run had come to its end when it was killed; all is there"
-        return Report(outputs=there, num_tensors=0, num_groups=0, leftovers=(told,), **self.figures.of(Report))
+        told = f"{listing(there)}: {told}"
+        return Report(outputs=tuple(there), num_tensors=0, num_groups=0, leftovers=(told,), **self.figures.of(Report))
 
     def run(self, transactions: Sequence[Transaction]) -> list[TransactionOutcome]:
         """All that the transactions ask for, in one program. If there are several, one whose assertions fail or whose

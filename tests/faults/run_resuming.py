@@ -2,7 +2,7 @@
 """Stops runs at many calls, cuts the power, goes on with them, and holds to it that nothing is lost.
 
     python tests/faults/run_resuming.py           a few points of every scene
-    python tests/faults/run_resuming.py --long    at least 500 kills, and as many cuts of power, failing calls and signals
+    python tests/faults/run_resuming.py --long    at least 500 kills, and as many cuts, failing calls and signals
 
 Prints the counts as JSON, and what was wrong; the exit code is 1 if anything was.
 """
@@ -24,7 +24,9 @@ from faults.harness import Mode, Server, build_library
 from faults.resuming import RESUMED, resumed
 from faults.trial import Scene, Trial
 
-KINDS = {"kill": (Mode.KILL_BEFORE, Mode.KILL_AFTER), "cut": (Mode.CUT,), "fail": (Mode.FAIL,), "signal": (Mode.SIGNAL,)}
+KINDS = {
+    "kill": (Mode.KILL_BEFORE, Mode.KILL_AFTER), "cut": (Mode.CUT,), "fail": (Mode.FAIL,), "signal": (Mode.SIGNAL,)
+}  # fmt: skip
 
 
 def main() -> int:

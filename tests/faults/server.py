@@ -1,10 +1,11 @@
 """Runs command lines in children of a process that has imported everything, with a fault armed in each.
 
 Started with `inject.c` preloaded. Reads one JSON object a line: argv, cwd, root, mode, number, value, timeout_s, out
-(a folder for what is said), log (whether the names of calls are wanted), limit (bytes of address space, or 0), after_s
-(when the signal `value` is sent, twice, or null), goes_on (whether what was not brought to the disk before is
-remembered), is_cut (whether all such is lost once the child was killed, as `value` decides). Answers one a line: code (negative for a signal, null for a timeout),
-count (calls), hit (name of the call), peak (bytes), cpu_s (seconds of processor time).
+(a folder for what is said), log (whether the names of calls are wanted), limit (bytes of address space, or 0),
+after_s (when the signal `value` is sent, twice, or null), goes_on (whether what was not brought to the disk before is
+remembered), is_cut (whether all such is lost once the child was killed, as `value` decides). Answers one a line: code
+(negative for a signal, null for a timeout), count (calls), hit (name of the call), peak (bytes), cpu_s (seconds of
+processor time).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import select
 import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 PAGE = 4096  # bytes
@@ -103,24 +105,23 @@ def cut_power(library: ctypes.CDLL, root: str, seed: int) -> None:
         one = found[number]
         lost.setdefault((one.device, one.inode), []).append((one.begin, one.end))
     library.dirty_forget()
-    for folder, _, names in sorted(os.walk(root)):
-        for path in (os.path.join(folder, name) for name in sorted(names)):
-            status = os.lstat(path)
-            ranges = lost.pop((status.st_dev, status.st_ino), [])
-            how = draw.choice(["kept", "cut", "pages", "pages", "all"])
-            if not ranges or how == "kept":
+    for path in sorted(path for path in Path(root).rglob("*") if path.is_file()):
+        status = path.lstat()
+        ranges = lost.pop((status.st_dev, status.st_ino), [])
+        how = draw.choice(["kept", "cut", "pages", "pages", "all"])
+        if not ranges or how == "kept":
+            continue
+        with path.open("r+b") as stream:
+            if how == "cut" and max(end for _, end in ranges) >= status.st_size:
+                stream.truncate(draw.randrange(min(begin for begin, _ in ranges), status.st_size + 1))
                 continue
-            with open(path, "r+b") as stream:
-                if how == "cut" and max(end for _, end in ranges) >= status.st_size:
-                    stream.truncate(draw.randrange(min(begin for begin, _ in ranges), status.st_size + 1))
-                    continue
-                for begin, end in sorted(ranges):
-                    for at in range(begin - begin % PAGE, end, PAGE):
-                        first, stop = max(begin, at), min(end, at + PAGE)
-                        if how == "all" or draw.random() < 0.5:
-                            stream.seek(first)
-                            is_zero = ".surgery-" not in path or draw.random() < 0.6
-                            stream.write(bytes(stop - first) if is_zero else draw.randbytes(stop - first))
+            for begin, end in sorted(ranges):
+                for at in range(begin - begin % PAGE, end, PAGE):
+                    first, stop = max(begin, at), min(end, at + PAGE)
+                    if how == "all" or draw.random() < 0.5:
+                        stream.seek(first)
+                        is_zero = ".surgery-" not in str(path) or draw.random() < 0.6
+                        stream.write(bytes(stop - first) if is_zero else draw.randbytes(stop - first))
 
 
 def serve() -> None:
