@@ -232,7 +232,7 @@ class Stage:
         os.write(self._lock, json.dumps(facts).encode())
         if sync:
             os.fsync(self._lock)
-            for place in (self.path / _HEAD, self.path):
+            for place in (*self.path.glob(_HEAD), self.path):
                 descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
                 try:
                     os.fsync(descriptor)
