@@ -24,7 +24,6 @@ from ..hosts.cluster import check_options
 from ..hosts.tasks import BatchTask, find_task
 from ..language.jobs import Job, load_jobs
 from ..language.plan import Plan
-from ..storage.places.found import locate
 from .batch_hosts import batch_on_all
 from .batch_jobs import Conflicts, FilesNow, JointPass
 from .claims import LEASE, Claim, Claims, Lost
@@ -314,7 +313,9 @@ class _Batch:
 
     def _run_together(self, jobs: Sequence[Ready]) -> None:
         """One program for all; what it raises is of any of them, and none has ended."""
-        outcomes = self.session.run([Transaction(ready.compiled, ready, reuse=self._earlier(ready)) for ready in jobs])
+        outcomes = self.session.run(
+            [Transaction(ready.compiled, ready, reuse=self._earlier(ready.number)) for ready in jobs]
+        )
         for ready, outcome in zip(jobs, outcomes, strict=True):
             if outcome.error is not None:
                 self._fail(ready, outcome.error)
@@ -328,15 +329,8 @@ class _Batch:
         else:
             self.ledger.fail(ready.number, error)
 
-    def _earlier(self, ready: Ready) -> str | None:
-        """The earlier output that a job takes over from. A new job has none."""
-        if self.options.reuse is None:
-            return None
-        path = self.options.reuse.replace("${job}", self.jobs[ready.number].name)
-        if locate(path).exists():
-            return path
-        self.session.taking.told[f"nothing is taken over from {path}: it is not there"] = None
-        return None
+    def _earlier(self, number: int) -> str | None:
+        return self.session.taking.path_of(self.options.reuse, self.jobs[number].name)
 
     def _is_stopped(self) -> bool:
         return self._how.stop_on_failure and self.ledger.has_failed

@@ -19,6 +19,7 @@ from ..hosts.peers import Peers
 from ..hosts.sharing import together
 from ..proof.reusing import read_earlier
 from ..storage.formats import open_checkpoint
+from ..storage.places.found import locate
 from .compiled import Compiled
 
 if TYPE_CHECKING:
@@ -41,6 +42,19 @@ class Taking:
         """Those that a report has of it."""
         counts, sizes = zip(*self._taken.values(), strict=True) if self._taken else ((), ())
         return {"tensors_reused": sum(counts), "bytes_reused": sum(sizes), "reused": tuple(self.told)}
+
+    def add(self, other: Taking) -> None:
+        """Also what was taken over in another session."""
+        self.told |= other.told
+        self._taken |= other._taken
+
+    def path_of(self, reuse: str | None, job: str) -> str | None:
+        """The earlier output that a job takes over from, in whose path `${job}` is its name. A new job has none."""
+        path = reuse and reuse.replace("${job}", job)
+        if path and not locate(path).exists():
+            self.told[f"nothing is taken over from {path}: it is not there"] = None
+            return None
+        return path
 
     def over(self, compiled: Compiled, path: str, peers: Peers, receipts: Receipts) -> Compiled:
         """A plan that takes over what the earlier output at a path has of it.

@@ -216,7 +216,7 @@ class Stage:
                 if entry.name not in own and is_stage(entry.name):
                     rename_new(entry, target / entry.name)
 
-    def begin(self, is_together: bool, sync: bool) -> None:
+    def begin(self, is_together: bool, *, sync: bool) -> None:
         """What is built is about to appear: note what whoever finds this directory dead must know to put things back,
         and with `sync` bring that to the disk.
 
