@@ -166,7 +166,7 @@ def run(
     compiled = compiled or session.compile(plan, inputs)
     if (there := session.look_back(plan, compiled.outputs)) is not None:
         return there
-    (outcome,) = session.run([Transaction(compiled)])
+    (outcome,) = session.run([Transaction(compiled, reuse=session.options.reuse)])
     return session.report(outcome)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,3 +69,17 @@ def assert_matches(found: Sequence[np.ndarray], expected: Any, how: str | Compar
         )
     else:
         (assert_same_values if how == "values" else assert_same_bits)(found[0], expected)
+
+
+def references() -> References:
+    """What the tests of single operations and assertions give in their `REFERENCES`: a new one needs no line here."""
+    found: References = {}
+    for path in sorted(Path(__file__).parent.glob("*/test_*.py")):
+        if "\nREFERENCES: " in path.read_text() or "\nREFERENCES = {" in path.read_text():
+            described = importlib.util.spec_from_file_location(f"references_of_{path.stem}", path)
+            assert described is not None and described.loader is not None
+            module = importlib.util.module_from_spec(described)
+            described.loader.exec_module(module)
+            assert not found.keys() & module.REFERENCES.keys(), path
+            found |= module.REFERENCES
+    return found

@@ -239,6 +239,13 @@ CONFIG_CHECK = Argument(
 )
 SYNC = Argument("--sync", "bring the outputs to the disk before they appear (default)", default=True, negated=True)
 RESUME = Argument("--resume", "go on with what a run of the same plan on the same inputs has finished")
+REUSE = Argument(
+    "--reuse",
+    "take over from this earlier output the tensors that would come out the same: a directory with its receipt, or the "
+    "receipt that lies beside a file",
+    "OUTPUT",
+    completes="file",
+)
 QUIET = Argument("--quiet", "no progress and no account on stderr")
 JSON = Argument("--json", "one JSON object on stdout instead of text")
 FILTER = Argument(

@@ -8,6 +8,8 @@ the program too. A tensor that is drawn without a seed has another key in every 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..core.digests import digest, encoded
 from ..graph.node import Node, Source
 from .program import Component
@@ -15,10 +17,17 @@ from .program import Component
 __all__ = ["ComputationKeys", "stored_key"]
 
 
-class ComputationKeys:
-    """The keys of nodes and of components of one graph, each found once."""
+def stored_key(source: Source) -> bytes:
+    """What stands for a stored tensor in every process: links may lead each of them elsewhere."""
+    return encoded(("stored", source.path or source.checkpoint, source.name))
 
-    def __init__(self) -> None:
+
+class ComputationKeys:
+    """The keys of nodes and of components of one graph, each found once. `stored` gives what stands for a stored
+    tensor."""
+
+    def __init__(self, stored: Callable[[Source], bytes] = stored_key) -> None:
+        self._stored = stored
         self._nodes: dict[Node, bytes] = {}
         self._ops: dict[int, tuple[object, bytes]] = {}  # by identity: one operation makes many nodes
         self._specs: dict[tuple[tuple[int, ...], str], bytes] = {}
@@ -52,7 +61,7 @@ class ComputationKeys:
 
     def _key(self, node: Node) -> bytes:
         if isinstance(node.op, Source):
-            return digest(stored_key(node.op), self._spec(node))
+            return digest(self._stored(node.op), self._spec(node))
         known = self._ops.get(id(node.op))
         if known is None:
             known = self._ops[id(node.op)] = node.op, encoded(node.op)
@@ -66,8 +75,3 @@ class ComputationKeys:
         if found is None:
             found = self._specs[key] = encoded(key)
         return found
-
-
-def stored_key(source: Source) -> bytes:
-    """What stands for a stored tensor in every process: links may lead each of them elsewhere."""
-    return encoded(("stored", source.path or source.checkpoint, source.name))

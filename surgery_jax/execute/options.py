@@ -25,8 +25,9 @@ class Options:
     same plan on the same inputs has finished of the same outputs. receipt: write one beside every output that is a
     directory; receipt_path: also that of the plan's output, whatever it is, to this file. digest: the hash
     of tensors, `blake3` or `sha256`; `none` leaves them out, and `auto` is BLAKE3, or SHA-256 where its package is not
-    installed. sign: a private key, a PEM file, to sign outputs and receipts with. strict: a tensor
-    of an input that is neither used nor dropped is an error.
+    installed. reuse: an earlier output with a receipt, from which is taken over what need not be made again. sign: a
+    private key, a PEM file, to sign outputs and receipts with. strict: a tensor of an input that is neither used nor
+    dropped is an error.
     """
 
     memory: str = "2GiB"
@@ -47,6 +48,7 @@ class Options:
     receipt: bool = True
     receipt_path: str | None = None
     digest: str = "auto"
+    reuse: str | None = None
     sign: str | None = None
     strict: bool = False
 

@@ -91,7 +91,7 @@ class Figures(Observer):
 
     def __init__(self) -> None:
         self.num_passes = 0
-        self.bytes_moved = self.bytes_read = self.bytes_computed = 0
+        self.bytes_moved = self.bytes_read = self.bytes_computed = self.bytes_resumed = 0
         self.account = Account((), 0, 0, 0, 0.0, 0.0, {})
         self._work: Pass | None = None
         self._began = time.perf_counter()
@@ -110,6 +110,8 @@ class Figures(Observer):
             self.bytes_moved += moved
             self.bytes_read += read
             self.bytes_computed += computed
+            all_moved, _, all_computed = work.schedule.amounts(work.schedule.tasks)
+            self.bytes_resumed += all_moved + all_computed - moved - computed
 
     def of(self, kind: type) -> dict[str, Any]:
         """All that a report of this kind, a dataclass, has a field for."""
@@ -119,6 +121,7 @@ class Figures(Observer):
             "bytes_moved": self.bytes_moved,
             "bytes_read": self.bytes_read,
             "bytes_computed": self.bytes_computed,
+            "bytes_resumed": self.bytes_resumed,
             "peak_rss_bytes": peak_rss_bytes(),
             "wall_s": time.perf_counter() - self._began,
         }
@@ -132,8 +135,9 @@ class Amounts:
     `stream_s` is the time of reading, computing and writing; `compile_s` the part of it in which JAX traced and
     compiled, or loaded what it had compiled before. Of several processes, times and peaks are the largest.
     `bytes_resumed` are those of the outputs that an earlier run had written; what it had moved and computed is not
-    counted again. `leftovers` says, a sentence each, what runs that did not come to their end had left beside the
-    outputs.
+    counted again. `tensors_reused` and `bytes_reused` are those that were taken over from earlier outputs, and `reused`
+    says from which, a sentence each. `leftovers` says, a sentence each, what runs that did not come to their end had
+    left beside the outputs.
     """
 
     num_compilations: int
@@ -146,6 +150,9 @@ class Amounts:
     stream_s: float
     compile_s: float
     bytes_resumed: int = 0
+    tensors_reused: int = 0
+    bytes_reused: int = 0
+    reused: tuple[str, ...] = ()
     leftovers: tuple[str, ...] = ()
 
 

@@ -103,6 +103,12 @@ class Findings(Mapping[Any, Any]):
             else:
                 self._parts[sink].append((start, tuple(part)))
 
+    def of(self, other: Symbolic, own: Symbolic) -> Findings:
+        """The same for another plan, whose checks and sinks ask in the same order for the same as those of our own."""
+        found = Findings()
+        found.unpack(other, self.pack(own))
+        return found
+
     def __getitem__(self, key: Any) -> Any:
         return self._verdict(key) if isinstance(key, Check) else self._sink(key)
 

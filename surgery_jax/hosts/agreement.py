@@ -132,6 +132,7 @@ def facts_of_options(options: Options) -> Facts:
         "--resume": f"{options.resume}",
         "--receipt": f"{options.receipt}, {options.receipt_path}",
         "--digest": options.digest,
+        "--reuse": f"{options.reuse}",
     }
     return {name: partial(list, [(value, "")]) for name, value in values.items()}
 

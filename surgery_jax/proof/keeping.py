@@ -26,6 +26,7 @@ from .environment import versions
 from .inputs import InputDigests, marks_of, names_of
 from .passing import OutputDigests
 from .receipt import Facts, comparable, table_path
+from .reusing import TensorKeys, check_taken
 from .rolling import FileDigest
 from .signing import Signer
 from .table import table_of, table_text
@@ -81,6 +82,28 @@ class Receipts(Observer):
         self._settled: dict[int, tuple[bool, str]] = {}
         self._inputs = InputDigests()
         self._needs_device = False
+        self._taken: dict[Save, tuple[str, Mapping[str, str]]] = {}
+
+    @property
+    def kind(self) -> str:
+        """The kind of digests of tensors."""
+        return self._kind
+
+    def sums(self, symbolic: Symbolic) -> dict[str, str]:
+        """The SHA-256 of every file that a plan reads, by path.
+
+        Raises:
+            StorageError: one cannot be read, or is not what it was.
+        """
+        self._inputs.begin(symbolic.identities, marks_of(symbolic))
+        return {path: self._inputs.of(path).sha256 for path in symbolic.identities}
+
+    def expect(self, save: Save, path: str, digests: Mapping[str, str], *, is_bound: bool) -> None:
+        """Tensors of an output, by name, are taken over from an earlier one, where they have these digests; `is_bound`:
+        some of them may differ between processors."""
+        if digests:
+            self._taken[save] = path, digests
+            self._needs_device |= is_bound
 
     # -- while the bytes pass -----------------------------------------------------------------------------------
 
@@ -91,7 +114,7 @@ class Receipts(Observer):
             path = self._options.receipt_path if number == len(symbolic.saves) - 1 else None
             if path is not None and not self._peers.rank:
                 self._check_place(path, plan)
-            if path is None and not self.wants(number, staging.plan.is_directory):
+            if path is None and save not in self._taken and not self.wants(number, staging.plan.is_directory):
                 continue
             specs = {name: node.spec for name, node in save.tensors}
             digests = OutputDigests(staging, specs, self._kind, self._peers.size)
@@ -158,8 +181,13 @@ class Receipts(Observer):
         files = output.digests.files()
         output.known = [*output.digests.known()]
         tensors = output.digests.tensors() if self._kind != "none" else None
+        if tensors is not None and output.save in self._taken:
+            path, expected = self._taken[output.save]
+            check_taken(expected, tensors, path)
+        keys = TensorKeys(self.sums(symbolic))
+        named = {name: keys.of(node) for name, node in output.save.tensors} if tensors is not None else {}
         inputs, paths = self._dependencies(symbolic)
-        table = table_of(symbolic, output.save, self._kind, tensors, files, inputs, self._assertions(symbolic))
+        table = table_of(symbolic, output.save, self._kind, tensors, named, files, inputs, self._assertions(symbolic))
         self.keep(Proof(symbolic, output, table, inputs, paths))
 
     def wants(self, number: int, is_directory: bool) -> bool:
@@ -210,6 +238,7 @@ class Receipts(Observer):
         self._plans.clear()
         self._outputs.clear()
         self._settled.clear()
+        self._taken.clear()
 
     # -- what the receipt says ----------------------------------------------------------------------------------
 

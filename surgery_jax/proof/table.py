@@ -22,19 +22,20 @@ def table_of(
     save: Save,
     kind: str,
     digests: Mapping[str, str] | None,
+    keys: Mapping[str, str],
     files: Mapping[str, FileFacts],
     inputs: Mapping[str, tuple[FileDigest, tuple[int, ...]]],
     assertions: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The table of one output. `digests` are those of its tensors, of this kind, None where they are left out; `inputs`
-    are the digests of files by name, with the offsets of their marks."""
+    """The table of one output. `digests` are those of its tensors, of this kind, None where they are left out, and
+    `keys` stand for what made them; `inputs` are the digests of files by name, with the offsets of their marks."""
     ancestors = Ancestors()
     named = _names(symbolic)
     tensors = {}
     for name, node in save.tensors:
         facts: dict[str, Any] = {"dtype": node.spec.dtype.name, "shape": list(node.spec.shape)}
         if digests is not None:
-            facts["digest"] = digests[name]
+            facts |= {"digest": digests[name], "key": keys[name]}
         tensors[name] = facts | {"from": sorted(_named(source, named) for source in ancestors.of(node))}
     return {
         "version": VERSION,

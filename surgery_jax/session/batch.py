@@ -107,6 +107,7 @@ def batch(
         jobs=tuple(ledger.reports[number] for number in sorted(numbers)),
         task="" if own is None else str(own),
         leftovers=tuple(session.leftovers),
+        **session.taking.figures(),
         **session.figures.of(BatchReport),
     )
 
@@ -237,6 +238,8 @@ class _Batch:
             return None
         self.session.sweep(output_paths(plan), mend=not self._how.only_check)  # also of a job that had just ended
         if not again and self._is_finished(number, key):
+            if not self._how.only_check:
+                self.session.look_back(plan)  # it may have been killed before it had cleared away
             return None
         current.headers.opened = {}
         compiled = compile_with(plan, current.headers, current.graph)
@@ -310,7 +313,9 @@ class _Batch:
 
     def _run_together(self, jobs: Sequence[Ready]) -> None:
         """One program for all; what it raises is of any of them, and none has ended."""
-        outcomes = self.session.run([Transaction(ready.compiled, ready) for ready in jobs])
+        outcomes = self.session.run(
+            [Transaction(ready.compiled, ready, reuse=self._earlier(ready.number)) for ready in jobs]
+        )
         for ready, outcome in zip(jobs, outcomes, strict=True):
             if outcome.error is not None:
                 self._fail(ready, outcome.error)
@@ -323,6 +328,9 @@ class _Batch:
             self._waiting[ready.number] = None
         else:
             self.ledger.fail(ready.number, error)
+
+    def _earlier(self, number: int) -> str | None:
+        return self.session.taking.path_of(self.options.reuse, self.jobs[number].name)
 
     def _is_stopped(self) -> bool:
         return self._how.stop_on_failure and self.ledger.has_failed

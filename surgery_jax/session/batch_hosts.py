@@ -23,6 +23,7 @@ from .listening import showing
 from .passes import Show, output_paths
 from .reading import Headers
 from .run import Session, Transaction
+from .taking import Taking
 
 __all__ = ["batch_on_all"]
 
@@ -64,6 +65,7 @@ def batch_on_all(
         jobs=tuple(ledger.reports[number] for number in range(len(jobs))),
         process=peers.rank,
         leftovers=tuple(work.leftovers),
+        **work.taking.figures(),
         **work.figures.of(BatchReport),
     )
 
@@ -106,6 +108,7 @@ class _JointWork:
     ) -> None:
         self.figures = Figures()
         self.leftovers: dict[str, None] = {}
+        self.taking = Taking()
         self._jobs = jobs
         self._ledger = ledger
         self._options = options
@@ -138,7 +141,10 @@ class _JointWork:
             outputs = [output.path for output, _ in compiled.outputs]
             self._conflicts.note(number, outputs, headers.opened)
             ready = Ready(number, key_of(plan, self._options), compiled, headers.opened)
-            (outcome,) = session.run([Transaction(compiled, ready)])
+            found = session.taking.path_of(self._options.reuse, self._jobs[number].name) if peers.rank == 0 else None
+            reuse = peers.share((found or "").encode()).decode() or None
+            (outcome,) = session.run([Transaction(compiled, ready, reuse=reuse)])
         self.leftovers |= session.leftovers
+        self.taking.add(session.taking)
         if peers.rank:  # process 0 has told its ledger when the outputs appeared
             self._ledger.end(number, "done", **amounts(outcome.compiled.symbolic, outcome.compiled.outputs))

@@ -46,6 +46,13 @@ class Compiled:
     outputs: Outputs
     again: Callable[[Answers], Compiled] | None = None  # the same plan with answers of the data
     plan: Plan | None = None  # None for several
+    graph: Graph | None = None  # None for several
+    shorter: Symbolic | None = None  # the same demands with less to make, where something of it is stored already
+
+    @property
+    def work(self) -> Symbolic:
+        """What the work is made for: its saves, checks and sinks are those of `symbolic`, in their order."""
+        return self.shorter or self.symbolic
 
     @cached_property
     def program(self) -> Program:
@@ -68,7 +75,7 @@ class Compiled:
                 places.append(
                     {name: (first + file, at, rest.get(name, ())) for name, (file, at) in layout.places.items()}
                 )
-            return compile_program(self.symbolic, places, files, encoded)
+            return compile_program(self.work, places, files, encoded)
 
     @cached_property
     def asking(self) -> Program:
@@ -211,15 +218,20 @@ def compile_with(
             symbolic = replace(symbolic, warnings=[*symbolic.warnings, *told])
         if errors:
             raise Problems(errors)
-        return Compiled(symbolic, tuple(outputs), partial(compile_with, plan, outside, graph), plan)
+        return Compiled(symbolic, tuple(outputs), partial(compile_with, plan, outside, graph), plan, graph)
 
 
 def joined(parts: Sequence[Compiled]) -> Compiled:
     """The work of several plans of one graph as that of one; what they print and assert stays with them."""
     if len(parts) == 1:
         return parts[0]
-    plans = [part.symbolic for part in parts]
-    symbolic = Symbolic(
+    whole = _joined([part.symbolic for part in parts])
+    shorter = _joined([part.work for part in parts]) if any(part.shorter is not None for part in parts) else None
+    return Compiled(whole, tuple(output for part in parts for output in part.outputs), shorter=shorter)
+
+
+def _joined(plans: Sequence[Symbolic]) -> Symbolic:
+    return Symbolic(
         saves=[save for plan in plans for save in plan.saves],
         checks=[check for plan in plans for check in plan.checks],
         sinks=[sink for plan in plans for sink in plan.sinks],
@@ -230,4 +242,3 @@ def joined(parts: Sequence[Compiled]) -> Compiled:
         questions=[question for plan in plans for question in plan.questions],
         identities={path: known for plan in plans for path, known in plan.identities.items()},
     )
-    return Compiled(symbolic, tuple(output for part in parts for output in part.outputs))

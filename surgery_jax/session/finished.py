@@ -146,18 +146,21 @@ class FinishedJobs:
     def _read(self, raw: bytes) -> None:
         if len(raw) > MAX_BYTES:
             raise StorageError(f"a record of more than {MAX_BYTES} bytes", where=self.path)
-        *lines, torn = raw.split(b"\n")
+        written, _, lost = raw.partition(b"\0")
+        if lost.strip(b"\0") and b"\n" not in written:
+            written = raw
+        *lines, torn = written.split(b"\n")
         for number, line in enumerate(lines, 1):
             try:
                 job, entry = _parsed(parse_json(line, Path(self.path), f"line {number}"))
             except (KeyError, TypeError, ValueError, AttributeError, StorageError):
                 raise self._alien(number) from None
             self.entries[job] = entry
-        if torn:  # what a batch that was killed did not finish writing
-            if not torn.startswith(_BEGIN[: len(torn)]):
-                raise self._alien(len(lines) + 1)
-            if self._fd is not None and not self._is_shared:
-                os.ftruncate(self._fd, len(raw) - len(torn))
+        if not torn.startswith(_BEGIN[: len(torn)]):
+            raise self._alien(len(lines) + 1)
+        whole = len(written) - len(torn)
+        if whole < len(raw) and self._fd is not None and not self._is_shared:
+            os.ftruncate(self._fd, whole)  # what a batch that was killed, or a cut of power, has left of a line
 
     def _alien(self, line: int, where: str | None = None) -> StorageError:
         return StorageError(

@@ -34,6 +34,9 @@ def receipts(options: Options, peers: Peers, tell: Callable[[Written], object]) 
     """What writes receipts; `tell` is told of them."""
     if options.sign is not None and not options.receipt:
         raise PlanError("what is signed has a receipt", hint="leave out --no-receipt, or --sign")
+    if options.reuse is not None and (options.digest == "none" or not (options.receipt or options.receipt_path)):
+        given = "--digest none" if options.digest == "none" else "--no-receipt"
+        raise PlanError("what is taken over is proven by its digests", hint=f"leave out {given}, or --reuse")
     if not (options.receipt or options.receipt_path is not None):
         return []
     from ..proof.keeping import Receipts

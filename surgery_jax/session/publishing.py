@@ -93,7 +93,7 @@ class Publisher:
             self._observer.completed(work.appearing())
             for staging in work.stagings:
                 staging.finish(sync)
-            check_all(work.outcome.compiled.symbolic.identities)
+            check_all(work.outcome.compiled.work.identities)
 
         def commit(work: Work) -> None:
             commit_all(work.stagings, sync, partial(self._observer.appeared, work.appearing()))

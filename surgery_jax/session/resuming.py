@@ -141,7 +141,6 @@ class Resumption:
     """What is taken over in one session. `told` gets a sentence for each stage that is not."""
 
     told: dict[str, None]
-    nbytes: int = 0  # of outputs that need not be written again
 
     def answers(self, outputs: Iterable[str], program: Program) -> bytes | None:
         """What a first pass of an earlier run found."""
@@ -231,9 +230,7 @@ class Resumption:
                     staging.stage.rewrite(known)
             except OSError as error:
                 raise storage_error(error, staging.plan.path, "note what is finished of it") from None
-        taken = Done(ranges, found)
-        self.nbytes += taken.nbytes
-        return taken
+        return Done(ranges, found)
 
 
 def _is_true(staging: Staging, first: int, moves: _Moves, done: Finished) -> bool:

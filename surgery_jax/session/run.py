@@ -24,6 +24,7 @@ from ..execute.options import Options
 from ..execute.report import Figures, Report
 from ..hosts.peers import ALONE, Peers
 from ..proof.accounting import account_for, check_strict
+from ..proof.applied import is_applied
 from .compiled import Compiled, Outputs, StorageOutside, compile_with, joined, with_inputs
 from .journals import Journals
 from .listening import receipts, traces
@@ -31,6 +32,7 @@ from .passes import check_targets, leftovers, output_paths, tell_laid
 from .publishing import Publisher, TransactionOutcome, Work
 from .resuming import Resumption, look_back, understood
 from .run_keys import answers_key, head_of
+from .taking import Taking
 
 if TYPE_CHECKING:
     from ..compile.functions import Functions
@@ -54,11 +56,13 @@ MAX_PASSES = 16  # over the data, before the last one: far more than steps build
 @dataclass(frozen=True, eq=False)
 class Transaction:
     """A compiled plan, whose outputs appear together or not at all. `tag` is for observers. With `keep` the last output
-    does not appear: it goes into what that makes of it, which the session closes."""
+    does not appear: it goes into what that makes of it, which the session closes. `reuse` is the path of an earlier
+    output, from which is taken over what need not be made again."""
 
     compiled: Compiled
     tag: Any = None
     keep: Callable[[OutputPlan, Layout], Kept] | None = None
+    reuse: str | None = None
 
     @property
     def outputs(self) -> Outputs:
@@ -84,6 +88,7 @@ class Session:
         self._swept: set[str] = set()
         self._journals = Journals(self.options.sync)
         self._resumption = Resumption(self.leftovers)
+        self.taking = Taking()
         self._receipts = receipts(self.options, peers, lambda what: self._observer.written(what))
         profile = traces(self.options, peers)
         self._observer = Observers([self.figures, self._journals, *profile, *self._receipts, *observers])
@@ -130,8 +135,9 @@ class Session:
                 self.leftovers |= dict.fromkeys(found)
 
     def look_back(self, plan: Plan, outputs: Outputs = ()) -> Report | None:
-        """The report of a run of this plan that was killed when all its outputs were there, if this session is to go on
-        with such runs. What another one was replacing is put back: to be called before inputs are read.
+        """The report of a run of this plan that was killed when all its outputs were there, or that has replaced its
+        own input, if this session is to go on with such runs. What another one was replacing is put back: to be called
+        before inputs are read.
 
         Raises:
             StorageError: it cannot be put back.
@@ -139,13 +145,17 @@ class Session:
         if not self.options.resume:
             return None
         there: tuple[str, ...] = ()
+        told = "a run had come to its end when it was killed; all is there"
         if self.peers.rank == 0:
             there = look_back(plan, output_paths(plan, outputs), self.options)
-        there = tuple(json.loads(self.peers.share(json.dumps(there).encode())))
+            if not there and not outputs and is_applied(plan):  # later its inputs are read, which it has replaced
+                there = tuple(output_paths(plan))
+                told = "its receipt says that this plan was applied to it; without --resume it is applied once more"
+        there, told = json.loads(self.peers.share(json.dumps([there, told]).encode()))
         if not there:
             return None
-        told = f"{listing(there)}: a run had come to its end when it was killed; all is there"
-        return Report(outputs=there, num_tensors=0, num_groups=0, leftovers=(told,), **self.figures.of(Report))
+        told = f"{listing(there)}: {told}"
+        return Report(outputs=tuple(there), num_tensors=0, num_groups=0, leftovers=(told,), **self.figures.of(Report))
 
     def run(self, transactions: Sequence[Transaction]) -> list[TransactionOutcome]:
         """All that the transactions ask for, in one program. If there are several, one whose assertions fail or whose
@@ -159,14 +169,14 @@ class Session:
         from ..storage.commits import unwinding
 
         self.options = agreed_options(self.peers, self.options)
-        transactions, work = self._settle(transactions)
+        transactions, whole, work = self._settle(transactions)
         check_fits_here(work)
         with unwinding() as stack:
             stack.callback(take_back)
             for kept in self._receipts:
                 stack.callback(kept.end)
             try:
-                works = self._write(transactions, work, stack)
+                works = self._write(transactions, whole, work, stack)
                 Publisher(self.peers, self._observer, self.options.sync).commit(works)
             except BaseException as error:
                 self.peers.stop(error)
@@ -184,15 +194,15 @@ class Session:
             leftovers=tuple(self.leftovers),
             warnings=tuple(symbolic.warnings),
             accounting=account_for(symbolic).as_json(),
-            bytes_resumed=self._resumption.nbytes,
+            **self.taking.figures(),
             **self.figures.of(Report),
         )
 
     # -- before anything is written ---------------------------------------------------------------------------------
 
-    def _settle(self, transactions: Sequence[Transaction]) -> tuple[Sequence[Transaction], Schedule]:
-        """The transactions with what the data answers to their questions, and all that is left to do. The passes that
-        find the answers read what the questions are about and write nothing."""
+    def _settle(self, transactions: Sequence[Transaction]) -> tuple[Sequence[Transaction], Compiled, Schedule]:
+        """The transactions with what the data answers to their questions, all of them as one, and what is left to do.
+        The passes that find the answers read what the questions are about and write nothing."""
         from ..execute.devices import check_fits_here
 
         whole = self._check(transactions)
@@ -219,7 +229,15 @@ class Session:
             whole = joined([one.compiled for one in transactions])
         if passes:
             whole = self._check(transactions)
-        return transactions, whole.last(self.options.limits)
+        if any(one.reuse for one in transactions):
+            transactions = [self._taking_over(one) for one in transactions]
+            whole = joined([one.compiled for one in transactions])
+        return transactions, whole, whole.last(self.options.limits)
+
+    def _taking_over(self, asked: Transaction) -> Transaction:
+        if asked.reuse is None:
+            return asked
+        return replace(asked, compiled=self.taking.over(asked.compiled, asked.reuse, self.peers, self._receipts[0]))
 
     def _known(self, transactions: Sequence[Transaction], work: Schedule) -> Findings | None:
         """What a pass of an earlier run has found, if that is known and this is to go on with it."""
@@ -247,7 +265,9 @@ class Session:
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
-    def _write(self, transactions: Sequence[Transaction], work: Schedule, stack: ExitStack) -> list[Work]:
+    def _write(
+        self, transactions: Sequence[Transaction], whole: Compiled, work: Schedule, stack: ExitStack
+    ) -> list[Work]:
         """All outputs, in their hidden places."""
         begun: _Begun = {}
         is_one = len(transactions) == 1
@@ -255,6 +275,8 @@ class Session:
         targets = [target for _, own in staged for target in own]
         stagings = [staging for own, _ in staged for staging in own]
         findings = self._perform_rest(work, targets, stagings, begun, is_one)
+        if whole.shorter is not None:
+            findings = findings.of(whole.symbolic, whole.shorter)
         for kept in self._receipts:
             kept.gather()
         return [
@@ -308,7 +330,7 @@ class Session:
 
     def _perform_rest(
         self, work: Schedule, targets: Sequence[OutputTarget], stagings: Sequence[Staging], begun: _Begun, is_one: bool
-    ) -> Mapping[Any, Any]:
+    ) -> Findings:
         """The last pass, which writes what is not finished already; `is_one`: for one plan."""
         from ..storage.commits import may_go_on
 

@@ -48,7 +48,7 @@ def _publish_all(order: Sequence[Staging], sync: bool, fresh: Set[Path]) -> None
     stages = [staging._stage for staging in order if staging._stage is not None]
     try:
         for stage in stages:
-            stage.begin(len(stages) > 1)
+            stage.begin(len(stages) > 1, sync=sync)
         for staging in order:
             staging._publish(sync, fresh)
     except BaseException as error:

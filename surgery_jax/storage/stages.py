@@ -216,8 +216,9 @@ class Stage:
                 if entry.name not in own and is_stage(entry.name):
                     rename_new(entry, target / entry.name)
 
-    def begin(self, is_together: bool) -> None:
-        """What is built is about to appear: note what whoever finds this directory dead must know to put things back.
+    def begin(self, is_together: bool, *, sync: bool) -> None:
+        """What is built is about to appear: note what whoever finds this directory dead must know to put things back,
+        and with `sync` bring that to the disk.
 
         `is_together`: with other outputs. Until `end`, what was there before is then kept, since not all of them may
         be there.
@@ -229,6 +230,14 @@ class Stage:
         names = sorted(entry.name for entry in self.new.iterdir()) if self.new.is_dir() else []
         facts = {"node": self.new.lstat().st_ino, "names": names, "together": is_together}
         os.write(self._lock, json.dumps(facts).encode())
+        if sync:
+            os.fsync(self._lock)
+            for place in (*self.path.glob(_HEAD), self.path):
+                descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
 
     def end(self) -> None:
         """All outputs are there."""

@@ -68,3 +68,25 @@ def test_half_a_line_that_was_written_is_taken_back(tmp_path: Path) -> None:
         finished.add({"three": ("3", entry)}, sync=False)
     with FinishedJobs(str(path)) as finished:
         assert list(finished.entries) == ["one", "three"]
+
+
+def test_zeros_that_a_cut_of_power_left_of_a_line_are_cut_off_and_a_file_of_somebody_else_is_not(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "jobs.done"
+    entry = entry_of(tmp_path / "out")
+    with FinishedJobs(str(path)) as finished:
+        finished.add({"one": ("1", entry)}, sync=True)
+    whole = path.read_bytes()
+    half = whole[: len(whole) // 2]
+    for lost, kept in ((bytes(100), b""), (whole + bytes(90), whole), (whole + half + bytes(9), whole)):
+        path.write_bytes(lost)
+        with FinishedJobs(str(path)) as finished:
+            assert list(finished.entries) == (["one"] if kept else [])
+            assert path.read_bytes() == kept
+            finished.add({"two": ("2", entry)}, sync=True)
+    alien = bytes(20) + b"mine"
+    path.write_bytes(alien)
+    with pytest.raises(StorageError, match="not a record of finished jobs"):
+        FinishedJobs(str(path))
+    assert path.read_bytes() == alien

@@ -21,7 +21,7 @@ MEMORY = 500 << 20  # bytes that no run on small files may take, the program inc
 
 
 class Mode(IntEnum):
-    """What happens at the call; the numbers are those of `inject.c`, which does not know the last two."""
+    """What happens at the call; the numbers are those of `inject.c`, which does not know the last three."""
 
     OFF = 0
     COUNT = 1
@@ -33,10 +33,12 @@ class Mode(IntEnum):
     FULL = 7  # from this call on there is no room
     KILL_AGAIN = 8  # after the call, and so the run after that
     LATER = 9  # a signal at any time, and once more a moment later
+    CUT = 10  # the power is cut after the call: what was not brought to the disk is lost, wholly or in part
 
 
 class Point(NamedTuple):
-    """A fault: what happens at which call, or how many microseconds after the start; value is an errno or a signal."""
+    """A fault: what happens at which call, or how many microseconds after the start; value is an errno, a signal,
+    or what decides what is lost."""
 
     mode: Mode
     number: int
@@ -119,14 +121,18 @@ class Server:
         log: bool = False,
         limit: int = 0,
         timeout_s: float = TIMEOUT_S,
+        goes_on: bool = False,
     ) -> Answer:
-        """One command with one fault."""
+        """One command with one fault. `goes_on`: what the commands before have not brought to the disk is not there
+        yet."""
         is_later = point.mode == Mode.LATER
-        mode = {Mode.LATER: Mode.OFF, Mode.KILL_AGAIN: Mode.KILL_AFTER}.get(point.mode, point.mode)
+        known = {Mode.LATER: Mode.OFF, Mode.KILL_AGAIN: Mode.KILL_AFTER, Mode.CUT: Mode.KILL_AFTER}
+        mode = known.get(point.mode, point.mode)
         request = {
             "argv": list(argv), "cwd": str(cwd), "root": str(cwd), "mode": int(mode), "number": point.number,
             "value": point.value, "timeout_s": timeout_s * self.patience, "out": str(self.out), "log": log,
             "limit": limit, "after_s": point.number / 1e6 if is_later else None,
+            "goes_on": goes_on, "is_cut": point.mode == Mode.CUT,
         }  # fmt: skip
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")

@@ -1,5 +1,6 @@
 /* Fails, shortens, kills or interrupts at the n-th call that a process makes on files below one directory, or lets the
- * disk be full from there on.
+ * disk be full from there on. Which ranges of which files were written and not brought to the disk since is noted, for
+ * whoever cuts the power.
  *
  * Loaded before the C library (LD_PRELOAD), it counts calls whose path, or whose descriptor's path, lies below the
  * directory that fault_arm names; relative paths count as below it. Nothing happens before fault_arm. */
@@ -24,7 +25,9 @@
 #include <unistd.h>
 
 enum { OFF, COUNT, KILL_BEFORE, KILL_AFTER, FAIL, SHORT, SIGNAL, FULL };
-struct shared { long count; char hit[64]; };
+enum { MOST_DIRTY = 1 << 16 };
+struct dirty { unsigned long device, inode; long begin, end, serial; };
+struct shared { long count; char hit[64]; int lock; long num_dirty, serial; struct dirty dirty[MOST_DIRTY]; };
 
 static struct shared *shared;
 static char root[PATH_MAX];
@@ -50,7 +53,7 @@ void fault_arm(const char *directory, int how, long number, int what, int log) {
   target = number;
   value = what;
   log_fd = log;
-  shared->count = 0;
+  shared->count = shared->lock = 0;
   memset(shared->hit, 0, sizeof shared->hit);
   __atomic_store_n(&mode, how, __ATOMIC_SEQ_CST);
 }
@@ -107,6 +110,53 @@ static int counted(const char *name, int is_below) {
   return verdict;
 }
 
+static void locked(int is_wanted) {
+  if (is_wanted) while (__atomic_test_and_set(&shared->lock, __ATOMIC_ACQUIRE)) usleep(10);
+  else __atomic_clear(&shared->lock, __ATOMIC_RELEASE);
+}
+
+static int status_of(int fd, struct stat *found) {
+  static int (*real)(int, struct stat *);
+  if (!real) real = dlsym(RTLD_NEXT, "fstat");
+  return real(fd, found);
+}
+
+/* Bytes of a file that end here, or at the place of its descriptor, are written, but may not be on the disk. */
+static void note_written(int fd, long end, long count) {
+  struct stat found;
+  int saved = errno;
+  if (mode != OFF && count > 0 && below_fd(fd) && !status_of(fd, &found)) {
+    if (end < 0) end = lseek(fd, 0, SEEK_CUR);
+    locked(1);
+    if (shared->num_dirty == MOST_DIRTY) abort();
+    shared->dirty[shared->num_dirty++] = (struct dirty){found.st_dev, found.st_ino, end - count, end, ++shared->serial};
+    locked(0);
+  }
+  errno = saved;
+}
+
+/* What was written of a file until then is on the disk. */
+static void note_synced(int fd, long then) {
+  struct stat found;
+  int saved = errno;
+  if (!status_of(fd, &found)) {
+    locked(1);
+    long kept = 0;
+    for (long n = 0; n < shared->num_dirty; n++) {
+      struct dirty *one = &shared->dirty[n];
+      if (one->serial > then || one->device != found.st_dev || one->inode != found.st_ino) shared->dirty[kept++] = *one;
+    }
+    shared->num_dirty = kept;
+    locked(0);
+  }
+  errno = saved;
+}
+
+/* How many ranges are not on the disk, and each of them; a process that was killed may have held the lock. */
+long dirty_count(void) { return shared->num_dirty; }
+const struct dirty *dirty_ranges(void) { locked(0); return shared->dirty; }
+void dirty_forget(void) { locked(0); shared->num_dirty = 0; }
+
 static long done(int verdict, long result) {
   if (verdict == KILL_AFTER) kill(getpid(), SIGKILL);
   return result;
@@ -125,15 +175,19 @@ static long done(int verdict, long result) {
   }
 
 /* Calls that may do a part of what they are asked for. */
-#define PART(type, name, fd, length, parameters, arguments) \
+#define PART(type, name, fd, length, parameters, arguments, wrote) \
   type name parameters { \
     REAL(name); \
     if (mode == OFF) return real arguments; \
     int verdict = counted(#name, below_fd(fd)); \
     REFUSED(verdict) \
     if (verdict == SHORT && length > 1) length /= 2; \
-    return done(verdict, real arguments); \
+    long result = real arguments; \
+    wrote; \
+    return done(verdict, result); \
   }
+#define AT(fd, place) note_written(fd, (place) + result, result)
+#define HERE(fd) note_written(fd, -1, result)
 
 #define OPEN(name, below, parameters, arguments, last) \
   int name parameters { \
@@ -151,20 +205,22 @@ OPEN(open64, below_path(path), (const char *path, int flags, ...), (path, flags,
 OPEN(openat, below_at(fd, path), (int fd, const char *path, int flags, ...), (fd, path, flags, mask), flags)
 OPEN(openat64, below_at(fd, path), (int fd, const char *path, int flags, ...), (fd, path, flags, mask), flags)
 
-PART(ssize_t, read, fd, count, (int fd, void *data, size_t count), (fd, data, count))
-PART(ssize_t, pread, fd, count, (int fd, void *data, size_t count, off_t at), (fd, data, count, at))
-PART(ssize_t, pread64, fd, count, (int fd, void *data, size_t count, off64_t at), (fd, data, count, at))
-PART(ssize_t, write, fd, count, (int fd, const void *data, size_t count), (fd, data, count))
-PART(ssize_t, pwrite, fd, count, (int fd, const void *data, size_t count, off_t at), (fd, data, count, at))
-PART(ssize_t, pwrite64, fd, count, (int fd, const void *data, size_t count, off64_t at), (fd, data, count, at))
+PART(ssize_t, read, fd, count, (int fd, void *data, size_t count), (fd, data, count), )
+PART(ssize_t, pread, fd, count, (int fd, void *data, size_t count, off_t at), (fd, data, count, at), )
+PART(ssize_t, pread64, fd, count, (int fd, void *data, size_t count, off64_t at), (fd, data, count, at), )
+PART(ssize_t, write, fd, count, (int fd, const void *data, size_t count), (fd, data, count), HERE(fd))
+PART(ssize_t, pwrite, fd, count, (int fd, const void *data, size_t count, off_t at), (fd, data, count, at), AT(fd, at))
+PART(ssize_t, pwrite64, fd, count, (int fd, const void *data, size_t count, off64_t at), (fd, data, count, at),
+     AT(fd, at))
 PART(ssize_t, copy_file_range, to, count,
      (int from, off64_t *start, int to, off64_t *place, size_t count, unsigned flags),
-     (from, start, to, place, count, flags))
-PART(ssize_t, sendfile, to, count, (int to, int from, off_t *start, size_t count), (to, from, start, count))
-PART(ssize_t, sendfile64, to, count, (int to, int from, off64_t *start, size_t count), (to, from, start, count))
+     (from, start, to, place, count, flags), note_written(to, place ? *place : -1, result))
+PART(ssize_t, sendfile, to, count, (int to, int from, off_t *start, size_t count), (to, from, start, count), HERE(to))
+PART(ssize_t, sendfile64, to, count, (int to, int from, off64_t *start, size_t count), (to, from, start, count),
+     HERE(to))
 
 /* Of several buffers the first half is read, rounded up. */
-#define VECTOR(name, parameters, arguments) \
+#define VECTOR(name, parameters, arguments, wrote) \
   ssize_t name parameters { \
     REAL(name); \
     if (mode == OFF) return real arguments; \
@@ -172,17 +228,31 @@ PART(ssize_t, sendfile64, to, count, (int to, int from, off64_t *start, size_t c
     REFUSED(verdict) \
     struct iovec half; \
     if (verdict == SHORT) { half = *parts; half.iov_len = (half.iov_len + 1) / 2; parts = &half; count = 1; } \
-    return done(verdict, real arguments); \
+    long result = real arguments; \
+    wrote; \
+    return done(verdict, result); \
   }
-VECTOR(preadv, (int fd, const struct iovec *parts, int count, off_t at), (fd, parts, count, at))
-VECTOR(preadv64, (int fd, const struct iovec *parts, int count, off64_t at), (fd, parts, count, at))
-VECTOR(preadv2, (int fd, const struct iovec *parts, int count, off_t at, int flags), (fd, parts, count, at, flags))
-VECTOR(preadv64v2, (int fd, const struct iovec *parts, int count, off64_t at, int flags), (fd, parts, count, at, flags))
-VECTOR(pwritev, (int fd, const struct iovec *parts, int count, off_t at), (fd, parts, count, at))
-VECTOR(pwritev64, (int fd, const struct iovec *parts, int count, off64_t at), (fd, parts, count, at))
+VECTOR(preadv, (int fd, const struct iovec *parts, int count, off_t at), (fd, parts, count, at), )
+VECTOR(preadv64, (int fd, const struct iovec *parts, int count, off64_t at), (fd, parts, count, at), )
+VECTOR(preadv2, (int fd, const struct iovec *parts, int count, off_t at, int flags), (fd, parts, count, at, flags), )
+VECTOR(preadv64v2, (int fd, const struct iovec *parts, int count, off64_t at, int flags),
+       (fd, parts, count, at, flags), )
+VECTOR(pwritev, (int fd, const struct iovec *parts, int count, off_t at), (fd, parts, count, at), AT(fd, at))
+VECTOR(pwritev64, (int fd, const struct iovec *parts, int count, off64_t at), (fd, parts, count, at), AT(fd, at))
 
-CALL(int, fsync, below_fd(fd), (int fd), (fd))
-CALL(int, fdatasync, below_fd(fd), (int fd), (fd))
+#define SYNC(name) \
+  int name(int fd) { \
+    REAL(name); \
+    if (mode == OFF) return real(fd); \
+    int verdict = counted(#name, below_fd(fd)); \
+    REFUSED(verdict) \
+    long then = shared->serial; \
+    int result = real(fd); \
+    if (!result) note_synced(fd, then); \
+    return done(verdict, result); \
+  }
+SYNC(fsync)
+SYNC(fdatasync)
 CALL(int, ftruncate, below_fd(fd), (int fd, off_t length), (fd, length))
 CALL(int, ftruncate64, below_fd(fd), (int fd, off64_t length), (fd, length))
 CALL(int, flock, below_fd(fd), (int fd, int operation), (fd, operation))

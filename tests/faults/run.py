@@ -23,7 +23,7 @@ from faults.campaign import damaged, serving, struck
 from faults.harness import Mode, build_library
 from faults.scenes import SCENES
 
-EACH: tuple[Mode, ...] = tuple(mode for mode in Mode if mode not in (Mode.OFF, Mode.COUNT))
+EACH: tuple[Mode, ...] = tuple(mode for mode in Mode if mode not in (Mode.OFF, Mode.COUNT, Mode.CUT))
 SHORT = dict.fromkeys(EACH, 4)
 LONG = {**dict.fromkeys(EACH, 30), Mode.FAIL: None, Mode.SHORT: None, Mode.FULL: None, Mode.SIGNAL: 40}
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Stops runs at many calls, cuts the power of some, goes on with them, and holds to it that nothing is lost.
+"""Stops runs at many calls, cuts the power, goes on with them, and holds to it that nothing is lost.
 
     python tests/faults/run_resuming.py           a few points of every scene
-    python tests/faults/run_resuming.py --long    at least 500 kills, and as many failing calls and signals
+    python tests/faults/run_resuming.py --long    at least 500 kills, and as many cuts, failing calls and signals
 
 Prints the counts as JSON, and what was wrong; the exit code is 1 if anything was.
 """
@@ -24,7 +24,9 @@ from faults.harness import Mode, Server, build_library
 from faults.resuming import RESUMED, resumed
 from faults.trial import Scene, Trial
 
-KINDS = {"kill": (Mode.KILL_BEFORE, Mode.KILL_AFTER), "fail": (Mode.FAIL,), "signal": (Mode.SIGNAL,)}
+KINDS = {
+    "kill": (Mode.KILL_BEFORE, Mode.KILL_AFTER), "cut": (Mode.CUT,), "fail": (Mode.FAIL,), "signal": (Mode.SIGNAL,)
+}  # fmt: skip
 
 
 def main() -> int:
@@ -44,6 +46,8 @@ def main() -> int:
             with Server(library, folder) as server:
                 trial = Trial(scene, folder, server)
                 for kind, modes in KINDS.items():
+                    if kind == "cut" and not scene.is_synced:
+                        continue
                     for number in range(each):
                         found = list(resumed(trial, draw, modes[number % len(modes)]))
                         tried[f"{scene.name} {kind}"] += 1

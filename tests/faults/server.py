@@ -1,9 +1,11 @@
 """Runs command lines in children of a process that has imported everything, with a fault armed in each.
 
 Started with `inject.c` preloaded. Reads one JSON object a line: argv, cwd, root, mode, number, value, timeout_s, out
-(a folder for what is said), log (whether the names of calls are wanted), limit (bytes of address space, or 0), after_s
-(when the signal `value` is sent, twice, or null). Answers one a line: code (negative for a signal, null for a timeout),
-count (calls), hit (name of the call), peak (bytes), cpu_s (seconds of processor time).
+(a folder for what is said), log (whether the names of calls are wanted), limit (bytes of address space, or 0),
+after_s (when the signal `value` is sent, twice, or null), goes_on (whether what was not brought to the disk before is
+remembered), is_cut (whether all such is lost once the child was killed, as `value` decides). Answers one a line: code
+(negative for a signal, null for a timeout), count (calls), hit (name of the call), peak (bytes), cpu_s (seconds of
+processor time).
 """
 
 from __future__ import annotations
@@ -11,14 +13,29 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import random
 import resource
 import select
 import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
+PAGE = 4096  # bytes
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Dirty(ctypes.Structure):
+    """A range of a file that was written and not brought to the disk since, as `inject.c` has it."""
+
+    _fields_ = (
+        ("device", ctypes.c_ulong),
+        ("inode", ctypes.c_ulong),
+        ("begin", ctypes.c_long),
+        ("end", ctypes.c_long),
+        ("serial", ctypes.c_long),
+    )
 
 
 def preloaded() -> ctypes.CDLL:
@@ -26,6 +43,8 @@ def preloaded() -> ctypes.CDLL:
     library = ctypes.CDLL(None)
     library.fault_count.restype = ctypes.c_long
     library.fault_hit.restype = ctypes.c_char_p
+    library.dirty_count.restype = ctypes.c_long
+    library.dirty_ranges.restype = ctypes.POINTER(Dirty)
     library.fault_arm.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_long, ctypes.c_int, ctypes.c_int]
     return library
 
@@ -76,12 +95,43 @@ def child(request: dict[str, Any], library: ctypes.CDLL) -> None:
         os._exit(code)
 
 
+def cut_power(library: ctypes.CDLL, root: str, seed: int) -> None:
+    """What is not on the disk is lost: of each file the end, or pages in which there are zeros now; or anything, in
+    what lies in hidden places, where a run must bear whatever it finds."""
+    draw = random.Random(seed)
+    lost: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    found = library.dirty_ranges()
+    for number in range(library.dirty_count()):
+        one = found[number]
+        lost.setdefault((one.device, one.inode), []).append((one.begin, one.end))
+    library.dirty_forget()
+    for path in sorted(path for path in Path(root).rglob("*") if path.is_file()):
+        status = path.lstat()
+        ranges = lost.pop((status.st_dev, status.st_ino), [])
+        how = draw.choice(["kept", "cut", "pages", "pages", "all"])
+        if not ranges or how == "kept":
+            continue
+        with path.open("r+b") as stream:
+            if how == "cut" and max(end for _, end in ranges) >= status.st_size:
+                stream.truncate(draw.randrange(min(begin for begin, _ in ranges), status.st_size + 1))
+                continue
+            for begin, end in sorted(ranges):
+                for at in range(begin - begin % PAGE, end, PAGE):
+                    first, stop = max(begin, at), min(end, at + PAGE)
+                    if how == "all" or draw.random() < 0.5:
+                        stream.seek(first)
+                        is_zero = ".surgery-" not in str(path) or draw.random() < 0.6
+                        stream.write(bytes(stop - first) if is_zero else draw.randbytes(stop - first))
+
+
 def serve() -> None:
     library = preloaded()
     prepare(sys.argv[1:])
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
+        if not request["goes_on"]:
+            library.dirty_forget()
         signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # until the child is ready to be ended by one
         pid = os.fork()
         if not pid:
@@ -98,6 +148,8 @@ def serve() -> None:
             os.kill(pid, signal.SIGKILL)
         _, status, usage = os.wait4(pid, 0)
         os.close(watch)
+        if request["is_cut"] and os.WIFSIGNALED(status):
+            cut_power(library, request["root"], request["value"])
         answer = {
             "code": os.waitstatus_to_exitcode(status) if ready else None,
             "count": library.fault_count(),

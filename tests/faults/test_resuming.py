@@ -16,7 +16,7 @@ from .trial import Trial
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("cc") is None, reason="needs Linux and a C compiler"
 )
-KILLS, OTHERS = 5, 1  # of every scene and kind; resuming.py --long tries more
+KILLS, CUTS, OTHERS = 5, 5, 1  # of every scene and kind; resuming.py --long tries more
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_that_was_stopped_at_any_call_is_gone_on_with(scene, library: Path, tmp_path: Path) -> None:
     draw = random.Random(f"7 {scene.name}")
     modes = [*[Mode.KILL_BEFORE, Mode.KILL_AFTER] * KILLS][:KILLS] + [Mode.FAIL, Mode.SIGNAL] * OTHERS
+    modes += [Mode.CUT] * CUTS if scene.is_synced else []
     with Server(library, tmp_path) as server:
         trial = Trial(scene, tmp_path, server)
         wrong = [sentence for mode in modes for sentence in resumed(trial, draw, mode)]

@@ -48,6 +48,11 @@ class Scene:
     keeps: bool = False
 
     @property
+    def is_synced(self) -> bool:
+        """Whether what has appeared is on the disk."""
+        return "--no-sync" not in self.command
+
+    @property
     def retry(self) -> tuple[str, ...]:
         more = () if "--overwrite" in self.command else ("--overwrite",)
         return self.again or (*self.command, *more, "--resume")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import oracle
 import pytest
-from cases import References, assert_matches, elements, spec_of
+from cases import assert_matches, elements, references, spec_of
 from running import assert_same_bits, assert_same_values
 from strategies import array_of
 
@@ -92,20 +90,6 @@ def test_an_unknown_key_of_a_predicate_is_refused_with_the_nearest_one(name: str
 
 
 # ------------------------------------------------------------------------------------------------ computation
-
-
-def references() -> References:
-    """What the tests of single operations and assertions give in their `REFERENCES`: a new one needs no line here."""
-    found: References = {}
-    for path in sorted(Path(__file__).parents[1].glob("*/test_*.py")):
-        if path != Path(__file__) and "\nREFERENCES" in path.read_text():
-            described = importlib.util.spec_from_file_location(f"references_of_{path.stem}", path)
-            assert described is not None and described.loader is not None
-            module = importlib.util.module_from_spec(described)
-            described.loader.exec_module(module)
-            assert not found.keys() & module.REFERENCES.keys(), path
-            found |= module.REFERENCES
-    return found
 
 
 REFERENCES = references()

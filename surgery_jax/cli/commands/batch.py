@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..command import (
@@ -16,6 +17,7 @@ from ..command import (
     OVERWRITE,
     QUIET,
     RESUME,
+    REUSE,
     SHARD_SIZE,
     SIGN,
     SIMULATE,
@@ -77,6 +79,7 @@ class Batch(Command):
         CONFIG_CHECK,
         SYNC,
         RESUME,
+        replace(REUSE, help=f"{REUSE.help}; ${{job}} in it is the name of each job"),
         NO_RECEIPT,
         DIGEST,
         SIGN,
@@ -217,13 +220,15 @@ def _lines(report: BatchReport) -> Iterator[str]:
 
 
 def _account(report: BatchReport) -> str:
-    """One line on what was done."""
+    """A line on what was done, and one on each earlier output that was to be taken over from."""
     from ...core.specs import format_bytes
 
     size = format_bytes
     through = report.bytes_moved + report.bytes_read
-    return (
+    resumed = f"; {size(report.bytes_resumed)} were there already" if report.bytes_resumed else ""
+    line = (
         f"{count(report.num_passes, 'pass', 'passes')}: {size(report.bytes_moved)} moved; "
         f"{size(report.bytes_read)} read and {size(report.bytes_computed)} computed in {seconds(report.wall_s)}, "
-        f"{size(through / max(report.wall_s, 1e-9))}/s"
+        f"{size(through / max(report.wall_s, 1e-9))}/s{resumed}"
     )
+    return "\n".join([line, *map(visible, report.reused)])

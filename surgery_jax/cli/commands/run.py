@@ -19,6 +19,7 @@ from ..command import (
     PROOF,
     QUIET,
     RESUME,
+    REUSE,
     SHARD_SIZE,
     STRICT,
     SYNC,
@@ -55,6 +56,7 @@ class Run(PlanCommand):
         CONFIG_CHECK,
         SYNC,
         RESUME,
+        REUSE,
         *PROOF,
         Argument(
             "--locked",
@@ -220,6 +222,7 @@ def account(report: Report) -> str:
     ]
     resumed = f"; {format_bytes(report.bytes_resumed)} were there already" if report.bytes_resumed else ""
     lines = ["; ".join(parts[:3]) + " " + parts[3] + resumed]
+    lines += map(visible, report.reused)
     untouched = report.accounting.get("untouched", ())
     if untouched:
         names = [name if not name.endswith("::") else f"all of {name[:-2]}" for name in untouched]
