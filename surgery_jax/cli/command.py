@@ -233,6 +233,18 @@ DIGEST = Argument(
 SIGN = Argument("--sign", "sign outputs and receipts with this private key, a PEM file", "KEY", completes="file")
 STRICT = Argument("--strict", "a tensor of an input that is neither used nor dropped is an error")
 PUBLIC_KEY = Argument("--public-key", "the key that signatures must be of, a PEM file", "KEY", completes="file")
+CLUSTER = (
+    Argument("--distributed", "share the work with the other processes of the cluster, which run the same command"),
+    Argument("--coordinator", "where process 0 can be reached, if JAX cannot tell from the cluster", "HOST:PORT"),
+    Argument("--num-processes", "how many processes there are", "N", parse=whole),
+    Argument("--process-id", "which of them this is, from 0", "I", parse=whole),
+    Argument(
+        "--join-timeout",
+        "within how many seconds all must have come together (default 300)",
+        "SECONDS",
+        parse=float,
+    ),
+)
 PROOF = (RECEIPT, NO_RECEIPT, DIGEST, SIGN)
 BUDGETS = (MEMORY, WORKERS, DEVICES, DEVICE_MEMORY)
 PLAN = (PLANS, SET, PARAMS)

@@ -192,7 +192,8 @@ class PassFunction(GroupFunction):
         """As for any group, a part of the tile after the other, so that what is computed stays in the caches."""
         rows, at = self.blueprint.rows, self.num_numbers
         parts = []
-        step = max(AT_ONCE // self.blueprint.width, 1)
+        is_counted = any(not self.reductions[value].by_blocks for value in self.active)  # in long tables for each part
+        step = max(AT_ONCE // (1 if is_counted else 4) // self.blueprint.width, 1)
         for begin in range(0, rows, step):
             end = min(begin + step, rows)
             start, count = numbers[at] + begin, min(max(numbers[at + 1] - begin, 0), end - begin)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..command import (
     BUDGETS,
+    CLUSTER,
     CONFIG_CHECK,
     JSON,
     OVERWRITE,
@@ -24,7 +25,6 @@ from ..command import (
     Argument,
     PlanCommand,
     options_of,
-    whole,
 )
 from ..streams import emit, flush, name_leftovers, note
 from ..text import count, json_text, seconds, some, visible
@@ -65,16 +65,7 @@ class Run(PlanCommand):
         STRICT,
         QUIET,
         JSON,
-        Argument("--distributed", "share the work with the other processes of the cluster, which run the same command"),
-        Argument("--coordinator", "where process 0 can be reached, if JAX cannot tell from the cluster", "HOST:PORT"),
-        Argument("--num-processes", "how many processes there are", "N", parse=whole),
-        Argument("--process-id", "which of them this is, from 0", "I", parse=whole),
-        Argument(
-            "--join-timeout",
-            "within how many seconds all must have come together (default 300)",
-            "SECONDS",
-            parse=float,
-        ),
+        *CLUSTER,
         Argument("--no-summary", "do not print the steps that ran"),
         Argument("--summary", "write the steps that ran to this new file, not to stdout", "PATH", completes="file"),
         Argument(
