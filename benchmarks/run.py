@@ -357,7 +357,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="+", metavar="ROW", help="rows to run")
     parser.add_argument("--ours", type=Path, default=Path(sys.executable).with_name("surgery-jax"))
-    parser.add_argument("--mergekit", type=Path, metavar="PATH", help="the program mergekit-extract-lora")
+    parser.add_argument("--mergekit", type=Path, metavar="PATH", help="mergekit-extract-lora; for merges mergekit-yaml")
     parser.add_argument("--mergekit-moe", type=Path, metavar="PATH", help="the program mergekit-moe")
     parser.add_argument("--brainsurgery", metavar="PATH", help="its program, or `make` to install it for this")
     parser.add_argument("--work", type=Path, default=HERE / "work", help="where inputs and outputs lie")

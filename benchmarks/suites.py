@@ -596,6 +596,61 @@ DIGESTS = Suite(
     ),
 )
 
+# Models have no tokenizer here.
+MERGE = "{ours} merge --quiet --json %s {plan} out"
+MERGEKIT_YAML = "{mergekit} --quiet --no-copy-tokenizer --lazy-unpickle {plan} out > /dev/null 2>&1"
+
+
+def merges(method: str, about: str, inputs: tuple[str, ...], times: float, *more: Target) -> Row:
+    """A merge of whole models: against mergekit, and against reading its inputs and writing as many bytes."""
+    read = " ".join(f"{name}/model.safetensors" for name in inputs)
+    floor = f"cat {read} > /dev/null && mkdir out && cp base/model.safetensors out/copy"
+    return Row(
+        method.replace("_", " "),
+        about,
+        {
+            "floor": floor,
+            "floor && sync": f"{floor} && sync out/copy",
+            "ours": MERGE % "--memory 512MiB",
+            "ours --no-sync": MERGE % "--memory 512MiB --no-sync",
+            "mergekit": MERGEKIT_YAML,
+        },
+        (
+            Target("wall_s", "mergekit", per="ours --no-sync", at_least=times),
+            Target("rss_bytes", "ours", at_most=700e6),
+            *more,
+        ),
+        inputs=inputs,
+        plan=f"merge_{method}.yml",
+        disk_bytes=14e9,
+    )
+
+
+FOUR = ("base", "first", "second", "third")
+NEAR_FLOOR = Target("wall_s", "ours --no-sync", per="floor", at_most=2.5)
+
+MERGES = Suite(
+    about="Merges by the configurations of mergekit, in bounded memory: against mergekit and plain copies.",
+    inputs=MODELS | {"third": "make_llama.py --size {size} --base base --seed 3"},
+    rows=(
+        merges("ties", "three models, density 0.5", FOUR, 10, NEAR_FLOOR),
+        merges("della_linear", "three models, density 0.5, epsilon 0.1", FOUR, 8),
+        merges("breadcrumbs_ties", "three models, density 0.9, gamma 0.01", FOUR, 8),
+        merges("sce", "three models, half of the elements", FOUR, 8),
+        merges("model_stock", "three models", FOUR, 8),
+        merges("karcher", "three models", FOUR[:3], 8),
+        merges("slerp", "two models", FOUR[:2], 5),
+        merges("linear", "three models", FOUR[:3], 5),
+        merges(
+            "passthrough",
+            "the layers of 1b from three models: bytes that only move",
+            FOUR[:3],
+            5,
+            Target("wall_s", "ours --no-sync", per="floor", at_most=1.3),
+        ),
+    ),
+)
+
 SUITES = {
     "storage": STORAGE,
     "batch": BATCH,
@@ -603,6 +658,7 @@ SUITES = {
     "lowrank": LOW_RANK,
     "upcycle": UPCYCLE,
     "digests": DIGESTS,
+    "merges": MERGES,
 }
 
 

@@ -30,6 +30,7 @@ from .storage import formats
 from .storage.base import Checkpoint
 
 if TYPE_CHECKING:
+    from .compile.functions import Functions
     from .execute.report import Report
     from .mergekit.options import MergeOptions
     from .reports.compare import Difference
@@ -145,12 +146,14 @@ def run(
     observers: Sequence[Observer] = (),
     compiled: Compiled | None = None,
     peers: Peers = ALONE,
+    functions: Functions | None = None,
 ) -> Report:
     """Run a plan: compute, check and write everything, then let the outputs appear.
 
     `inputs` are those of `compile_plan`. `peers` are the processes that share the work, from `join(options)`; each of
     them calls this with the same plan, and each gets the report of all, but what is printed only process 0. `progress`
-    is called with bytes done and bytes in all, and `observers` are told what happens.
+    is called with bytes done and bytes in all, and `observers` are told what happens. Runs with the same `functions`
+    compile what they have in common once.
 
     What runs that did not come to their end have left beside the outputs is named in the report, and left alone; with
     `options.resume` the run goes on with it, if it is the same plan on the same inputs.
@@ -159,7 +162,7 @@ def run(
         SurgeryError: what went wrong; nothing appears under an output's name. What was finished is kept for a run that
             goes on where somebody stopped this one, or files or another process failed it; else nothing is left.
     """
-    session = Session(options, peers=peers, observers=showing(progress, observers))
+    session = Session(options, peers=peers, observers=showing(progress, observers), functions=functions)
     session.sweep(output_paths(plan))
     if (there := session.look_back(plan)) is not None:
         return there
@@ -308,9 +311,10 @@ def merge(
     merge_options: MergeOptions | None = None,
     progress: Show | None = None,
     observers: Sequence[Observer] = (),
+    functions: Functions | None = None,
 ) -> Report:
-    """Merge models as a configuration of mergekit says, into the directory `out`. `progress` and `observers` are those
-    of `run`.
+    """Merge models as a configuration of mergekit says, into the directory `out`. `progress`, `observers` and
+    `functions` are those of `run`.
 
     Raises:
         SurgeryError: what is wrong with the configuration, the models or the run; then nothing appears.
@@ -319,7 +323,7 @@ def merge(
 
     plan, _ = merge_plan(config, out, merge_options)
     with each_once():
-        return run(plan, options, progress=progress, observers=observers)
+        return run(plan, options, progress=progress, observers=observers, functions=functions)
 
 
 _NO_PLAN = "<convert>"

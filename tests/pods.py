@@ -61,12 +61,21 @@ class Pod:
     """
 
     def __init__(
-        self, size: int, *words: Any, cwd: Path, devices: int = 1, place: bool = True, **variables: str
+        self,
+        size: int,
+        *words: Any,
+        cwd: Path,
+        devices: int = 1,
+        place: bool = True,
+        verb: str = "run",
+        **variables: str,
     ) -> None:
         self.size = size
         self.port = free_port()
         self.cwd = cwd
-        self._words = [*map(str, words), "--no-summary", "--no-sync", "--distributed"]
+        self._verb = verb
+        silent = ["--no-summary"] if verb == "run" else []
+        self._words = [*map(str, words), *silent, "--no-sync", "--distributed"]
         self._place = place
         flags = f"--xla_force_host_platform_device_count={devices}"
         self._environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **variables}
@@ -81,7 +90,7 @@ class Pod:
             place = ["--coordinator", f"127.0.0.1:{self.port}", "--num-processes", str(self.size)]
             place = [*place, "--process-id", str(rank)] if self._place else []
             words = [str(plan), *self._words[1:]] if plan else self._words
-            command = [sys.executable, "-c", BECOME, "run", *words, *place, *more]
+            command = [sys.executable, "-c", BECOME, self._verb, *words, *place, *more]
             out, err = self._texts[rank] = tempfile.TemporaryFile(), tempfile.TemporaryFile()
             environment = {**self._environment, **variables}
             self.processes[rank] = subprocess.Popen(

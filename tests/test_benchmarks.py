@@ -80,6 +80,21 @@ def test_a_row_runs_from_end_to_end(suite: list[str], tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "work" / "tiny").iterdir()) == ["base", "compiled", "log.txt"]
 
 
+def test_a_merge_is_measured_against_copies_and_without_mergekit(tmp_path: Path) -> None:
+    folders = ("--work", tmp_path / "work", "--results", tmp_path / "results")
+    done = start("run.py", "merges", "--size", "tiny", "--repeats", 1, "--only", "slerp", *folders)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "results" / "merges-tiny.json").read_text())["rows"]
+    assert {side: found["status"] for side, found in row["sides"].items()} == {
+        "floor": "measured",
+        "floor && sync": "measured",
+        "ours": "measured",
+        "ours --no-sync": "measured",
+        "mergekit": "missing",
+    }
+    assert [target["met"] for target in row["targets"]] == [None, True]
+
+
 def test_a_met_target_is_0_and_a_missed_one_is_1(
     harness: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

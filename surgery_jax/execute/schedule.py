@@ -128,7 +128,8 @@ class Schedule:
         plan = blueprint(group, limit if group.on_host else min(limit, device_limit(self.limits)))
         beside = plan.produced_bytes + _making_bytes(group)
         passes = passes_of(group, plan).number if plan.kind == "reduced" else 1
-        room = min(self.memory // 2, self.memory - rounded(self.piece) - beside)
+        # two that are held leave a part of the budget to what others allocate
+        room = min(self.memory * 3 // 8, self.memory - rounded(self.piece) - beside)
         return GroupSchedule(group, plan, self._place(group, plan), passes, room, self.piece, beside)
 
     def _place(self, group: Group, plan: Blueprint) -> Place:

@@ -221,6 +221,8 @@ class Executor:
                 continue
             for at, start in enumerate(range(0, size, plan.rows)):
                 part = Tile(tile.group, ((component, start, min(plan.rows, size - start)),))
+                if not function.reaches(number, totals, known, start, part.num_fresh):
+                    continue
                 inputs = shaped(plan, self._read(plan, part, buffers)) if held is None else shaped(plan, held, at)
                 numbers = once.arguments(component.numbers, start, part.num_fresh, known)
                 found = self.computing.outputs(once, part, inputs, numbers)

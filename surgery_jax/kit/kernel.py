@@ -199,13 +199,13 @@ class Kernel(Protocol):
     def choose(self, is_first: Any, first: Callable[[], T], second: Callable[[], T]) -> T:
         """The result of one of two functions; only that one is computed."""
 
-    def picked(self, count: Any, mask: Array | None, *arrays: Array) -> tuple[Array | None, list[Array]]:
-        """Of the first `count` elements of flat arrays those that a mask chooses, all of them without one. Where arrays
-        cannot become shorter, they stay, and a mask that tells which are meant comes with them."""
+    def counts(self, x: Array, low: Any, width: int, count: Any) -> Array:
+        """Of the first `count` elements of a flat array of integers, how often each of the `width` numbers from `low`
+        on is there, and how many are above them: float64 [width + 1]."""
 
-    def histogram(self, index: Array, bins: int, mask: Array | None) -> Array:
-        """How often each number below `bins` is in a flat array of integers, of those elements that `picked` means:
-        float64 [bins]."""
+    def weighed(self, index: Array, weights: Array, width: int) -> Array:
+        """The sums of whole numbers whose index is each of the numbers below `width`; others do not count: float64
+        [width]."""
 
     # -- matrices -----------------------------------------------------------------------------------------------
 

@@ -46,6 +46,7 @@ class Reduction(TensorOp):
     """
 
     kind = "reduce"
+    by_blocks: ClassVar[bool] = True  # whether partial results are of single blocks, not of all operands together
 
     @property
     def stages(self) -> int:
@@ -74,6 +75,11 @@ class Reduction(TensorOp):
         `before` are numbers, not traced."""
         return False
 
+    def reaches(self, stage: int, before: Before, start: int, count: int) -> bool:
+        """Whether some of the elements, `count` from number `start` on, may change what a stage comes to; `before` are
+        numbers, not traced."""
+        return True
+
     def space(self, stage: int, size: int) -> int:
         """Bytes that partial results of so many elements take: the lanes of every block, what is added to, what was,
         and what follows."""
@@ -92,6 +98,7 @@ class Reduction(TensorOp):
         """The terms of a stage, combined within each block: float64 [blocks, terms]. Operands are flat, of a multiple
         of `BLOCK` elements, of which the first `count` are there."""
         how = self.how(stage)
+        count = k.xp.asarray(count).astype("int64")
         blocks = arrays[0].shape[0] // BLOCK
         cubes = [x.reshape(blocks, LANES, LANES) for x in arrays]
         first = k.xp.arange(blocks, dtype="int64").reshape(-1, 1) * BLOCK + k.xp.arange(LANES, dtype="int64")

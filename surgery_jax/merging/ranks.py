@@ -1,9 +1,12 @@
 """Which elements have the largest magnitudes: found by counting the digits of their bits, never by sorting.
 
-The bits of floats without their sign have the order of magnitudes. They are read as digits of 16 bits; going over the
-elements once per digit, those whose digits so far are those of the element sought are counted by the next one. Counts
-are whole numbers, so tiles and devices change nothing about them. Of equal magnitudes those of lower positions count as
-the larger ones; if not all of them are on the same side, the digits of the last position are found in the same way.
+The bits of floats without their sign have the order of magnitudes. Those of a sample of the elements tell about where
+the one sought is; going over all elements, every one near there is counted by itself, and how many are above. That
+finds it, or else the bits are read as digits of 16 bits: going over the elements once per digit, those whose digits so
+far are those of the element sought are counted by the next one. Counts are whole numbers and the sample decides only
+how they are found, so tiles and devices change nothing about the result. Of equal magnitudes those of lower positions
+count as the larger ones; if not all of them are on the same side, the digits of the last position are found in the same
+way.
 """
 
 from __future__ import annotations
@@ -16,17 +19,26 @@ from ..core.specs import Spec
 from ..kit.fields import word
 from ..kit.kernel import Array, Bound, Kernel
 from ..kit.operations import TensorOp
-from ..kit.reduction import Before, Reduction
+from ..kit.reduction import BLOCK, Before, Reduction
 from ..kit.rules import check_floats
 
 __all__ = ["Keep", "Largest", "LargestOfAll", "Middle", "Quartiles", "Ranks", "magnitudes"]
 
 DIGIT = 16
 BINS = 1 << DIGIT
+FIRST = BINS // 2  # values of the first digit: there is no sign
+NEAR = 1 << 17  # magnitudes of float32 that are counted each by itself around the one that the sample gives
+SAMPLE = (
+    13  # of so many elements one is in the sample: it seldom divides the length of rows, so that all columns are in it
+)
 PLACES = 3  # digits of a position: no tensor has 2**48 elements
-ANY = float(1 << 52)  # a position beyond all others
 EACH = 4  # numbers about every element sought
 NOTHING = float(2**31 - 1)  # the upper bits of no number: none is larger
+
+# in place of the last position
+ANY = float(1 << 52)  # a position beyond all others: there is nothing to tell apart
+NONE = -1.0  # there is no element of this rank
+SOUGHT = -2.0  # the magnitude is not known yet
 
 
 def magnitude_bits(k: Kernel, x: Array) -> Array:
@@ -46,8 +58,9 @@ class Ranks(Reduction):
     the last position that is of the rank or above, 2**52 where there is nothing to tell apart, -1 if there are none.
     """
 
-    is_fast_on_host = True
     needs_places = True
+    by_blocks = False
+    host_below = 1 << 18
     counts_zeros: ClassVar[bool] = False
     wide: bool = False
 
@@ -62,16 +75,31 @@ class Ranks(Reduction):
         raise NotImplementedError
 
     @property
+    def guesses(self) -> int:
+        """Stages before the digits: the sample, and what is near to what it gives."""
+        return 0 if self.wide else 2
+
+    @property
     def digits(self) -> int:
         """Digits of a magnitude."""
         return 4 if self.wide else 2
 
     @property
     def stages(self) -> int:
-        return self.digits + PLACES
+        return self.guesses + self.digits + PLACES
 
     def how(self, stage: int) -> tuple[str, ...]:
-        return ("sum",) * (BINS // 2 + self.counts_zeros if stage == 0 else BINS * self.count)
+        about = 1 + self.counts_zeros  # how many there are, and how many are 0
+        if self._is_near(stage):
+            return ("sum",) * (about + self.count * (NEAR + 1))
+        return ("sum",) * (about + FIRST if self._is_first(stage) else BINS * self.count)
+
+    def _is_near(self, stage: int) -> bool:
+        return stage == self.guesses - 1
+
+    def _is_first(self, stage: int) -> bool:
+        """Whether first digits are counted: those of the sample, or of all."""
+        return stage in (0, self.guesses)
 
     def given(self, stage: int) -> int:
         return 1 + EACH * self.count
@@ -80,48 +108,96 @@ class Ranks(Reduction):
         return 3 * 8 * len(self.how(stage)) + 16 * size
 
     def is_settled(self, stage: int, before: Before) -> bool:
-        return before is not None and all(
-            bool(_is_done(one)) or _is_idle(stage - self.digits, float(before[0])) for one in _each(before)
+        if before is None or stage < self.guesses:
+            return False
+        if stage < self.guesses + self.digits:
+            return not any(float(one[3]) == SOUGHT for one in _each(before))
+        return all(bool(_is_done(one)) for one in _each(before)) or self._is_idle(stage, float(before[0]))
+
+    def _is_idle(self, stage: int, size: float) -> bool:
+        """Whether the digit of a stage is 0 in all positions of a tensor of so many elements."""
+        return size <= 2.0 ** self._shift(stage) and stage < self.stages - 1
+
+    def _shift(self, stage: int) -> int:
+        """The bits of a position below the digit of a stage."""
+        return DIGIT * (self.stages - 1 - stage)
+
+    def reaches(self, stage: int, before: Before, start: int, count: int) -> bool:
+        if before is None or stage < self.guesses + self.digits:
+            return True
+        span = 2.0 ** (self._shift(stage) + DIGIT)  # of positions that share all digits before
+        return any(
+            not _is_done(one) and float(one[3]) < start + count and start < float(one[3]) + span
+            for one in _each(before)
         )
 
     # -- a pass over the elements --------------------------------------------------------------------------------
 
     def partial(self, k: Kernel, stage: int, before: Before, count: Array | int, *arrays: Any) -> Array:
         source, places = arrays
-        raw = magnitude_bits(k, source)
-        if stage == 0:
-            mask, (first,) = k.picked(count, None, raw >> (8 * raw.dtype.itemsize - DIGIT))  # there is no sign
-            found = [k.histogram(first, BINS // 2, mask)]
-            if self.counts_zeros:
-                mask, (zeros,) = k.picked(count, raw == 0, raw)
-                found.append(k.histogram(zeros, 1, mask))
-            return k.xp.concatenate(found)[None]
-        assert before is not None
-        found = [self._counted(k, stage, one, count, raw, places) for one in _each(before)]
-        return k.xp.concatenate(found)[None]
+        return self._partial(k, stage, before, count, source, places, is_aligned=True)
 
     def partial_by_rows(self, k: Kernel, stage: int, before: Before, count: Array | int, *arrays: Any) -> Array:
         source, places = arrays
-        width = source.size // source.shape[0]
-        return self.partial(
-            k, stage, before, k.xp.asarray(count) * width, source.reshape(-1), lambda: places().reshape(-1)
-        )
+        number = k.xp.asarray(count) * (source.size // source.shape[0])
+        flat = (source.reshape(-1), lambda: places().reshape(-1))
+        return self._partial(k, stage, before, number, *flat, is_aligned=False)
+
+    def _partial(
+        self,
+        k: Kernel,
+        stage: int,
+        before: Before,
+        count: Any,
+        source: Array,
+        places: Callable[[], Array],
+        is_aligned: bool,
+    ) -> Array:
+        """How often the elements have each of the digits of a stage; they begin with a block if `is_aligned`."""
+        raw = magnitude_bits(k, source)
+        if before is None and self.guesses:
+            number = raw.shape[0] // SAMPLE
+            raw, count = raw[: number * SAMPLE].reshape(number, SAMPLE)[:, 0], k.xp.asarray(count) // SAMPLE
+        found = []
+        if self._is_first(stage) or self._is_near(stage):
+            is_there = k.xp.arange(raw.shape[0], dtype="int64") < count
+            found.append(k.xp.asarray(count, "float64").reshape(1))
+            if self.counts_zeros:
+                found.append((is_there & (raw == 0)).sum().astype("float64").reshape(1))
+        if self._is_first(stage):
+            found.append(k.counts(raw >> (8 * raw.dtype.itemsize - DIGIT), 0, FIRST, count)[:FIRST])
+        else:
+            assert before is not None
+            found += [self._counted(k, stage, one, count, raw, places, is_aligned) for one in _each(before)]
+        return k.xp.concatenate(found)[None]
 
     def _counted(
-        self, k: Kernel, stage: int, one: Sequence[Array], count: Any, raw: Array, places: Callable[[], Array]
+        self,
+        k: Kernel,
+        stage: int,
+        one: Sequence[Array],
+        count: Any,
+        raw: Array,
+        places: Callable[[], Array],
+        is_aligned: bool,
     ) -> Array:
-        """How often the elements that may be the one sought have each digit."""
+        """How often the elements that may be the one sought have each digit, or each magnitude near it; then also how
+        many are above."""
         sought = _bits_of(k, one, self.wide)
-        if stage < self.digits:
-            shift = DIGIT * (self.digits - stage)
-            mask, (found,) = k.picked(count, (raw >> shift) == (sought >> shift), raw)
-            return k.histogram((found >> (shift - DIGIT)) % BINS, BINS, mask)
-        shift = DIGIT * (PLACES - (stage - self.digits))
-        last = k.xp.asarray(one[3], "float64").astype("int64")
-        mask, (place,) = k.picked(count, raw == sought, places())
-        is_near = (place >> shift) == (last >> shift)
-        mask, (place,) = k.picked(place.shape[0], is_near if mask is None else is_near & mask, place)
-        return k.histogram((place >> (shift - DIGIT)) % BINS, BINS, mask)
+        if self._is_near(stage):
+            return k.counts(raw, sought, NEAR, count)
+        if stage < self.guesses + self.digits:
+            shift = DIGIT * (self.guesses + self.digits - 1 - stage)
+            return k.counts(raw >> shift, sought >> shift, BINS, count)[:BINS]
+        shift = self._shift(stage)
+        first, place = k.xp.asarray(one[3], "float64").astype("int64") >> shift, places()
+        if is_aligned and shift >= DIGIT:  # all elements of a block have the same digit
+            is_equal = (raw == sought) & (k.xp.arange(raw.shape[0], dtype="int64") < count)
+            lanes = is_equal.reshape(-1, 64, BLOCK // 64).sum(1, dtype="uint8")
+            number = lanes.sum(1, dtype="int64")
+            return k.weighed((place[::BLOCK] >> shift) - first, number, BINS)
+        place = k.xp.where(raw == sought, place, int(ANY))
+        return k.counts(place >> shift, first, BINS, count)[:BINS]
 
     def together(self, k: Kernel, stage: int, parts: Array) -> Sequence[Array]:
         return parts.sum(0)  # type: ignore[attr-defined, no-any-return]
@@ -129,36 +205,71 @@ class Ranks(Reduction):
     # -- what it comes to ----------------------------------------------------------------------------------------
 
     def finish(self, k: Kernel, stage: int, totals: Any, before: Before) -> tuple[Array, ...]:
-        xp, counts = k.xp, k.xp.asarray(totals, "float64")
-        if stage == 0:
-            counts, zeros = counts[: BINS // 2], counts[BINS // 2 :].sum()  # type: ignore[attr-defined]
-            size = counts.sum()  # type: ignore[attr-defined]
-            found = [size]
-            for rank in self.wanted(k, size, size - zeros):
-                digit, left, _ = _found(k, counts[::-1], k.at_least(k.at_most(rank, size), 1.0))
-                high = xp.where(rank < 1, NOTHING, _times(k, BINS // 2 - 1 - digit, 1))
-                found += [high, xp.zeros((), "float64"), left, xp.where(rank < 1, -1.0, 0.0)]
-            return tuple(found)
-        assert before is not None
-        rows = counts.reshape(self.count, BINS)
-        found = [before[0]]
-        for number, one in enumerate(_each(before)):
-            after = self._next(k, stage, rows[number], one)
-            is_kept = _is_done(one)
-            found += [xp.where(is_kept, old, new) for old, new in zip(one, after, strict=True)]
+        counts = k.xp.asarray(totals, "float64")
+        if not (self._is_first(stage) or self._is_near(stage)):
+            assert before is not None
+            rows = counts.reshape(self.count, BINS)
+            after = [self._next(k, stage, rows[n], one) for n, one in enumerate(_each(before))]
+            return self._merged(k, stage, before[0], before, after)
+        size, counts = counts[0], counts[1:]
+        zeros, counts = (counts[0], counts[1:]) if self.counts_zeros else (k.xp.zeros((), "float64"), counts)
+        ranks = [k.at_most(rank, size) for rank in self.wanted(k, size, size - zeros)]
+        if self._is_near(stage):
+            assert before is not None
+            rows = counts.reshape(self.count, NEAR + 1)
+            hits = [self._hit(k, rows[n], one, ranks[n]) for n, one in enumerate(_each(before))]
+            return (size, *(number for hit in hits for number in hit))
+        found = [self._first(k, counts, rank, stage < self.guesses) for rank in ranks]
+        if before is None:
+            return (size, *(number for one in found for number in one))
+        return self._merged(k, stage, size, before, found)
+
+    def _merged(
+        self, k: Kernel, stage: int, size: Array, before: Sequence[Array], after: Sequence[Any]
+    ) -> tuple[Array, ...]:
+        """What is known after a stage: of an element about which it was to find nothing, what was."""
+        found = [size]
+        for one, new in zip(_each(before), after, strict=True):
+            is_kept = one[3] != SOUGHT if stage < self.guesses + self.digits else _is_done(one)
+            found += [k.xp.where(is_kept, a, b) for a, b in zip(one, new, strict=True)]
         return tuple(found)
+
+    def _first(self, k: Kernel, counts: Array, rank: Array, is_sample: bool) -> list[Array]:
+        """What first digits tell about an element: that digit, or where the magnitudes near it begin."""
+        xp, zero = k.xp, k.xp.zeros((), "float64")
+        digit, left, equal = _found(k, counts[::-1], k.at_least(rank, 1.0))
+        first = _times(k, FIRST - 1 - digit, 1)
+        if not is_sample:
+            is_there = rank >= 1
+            return [xp.where(is_there, first, NOTHING), zero, left, xp.where(is_there, SOUGHT, NONE)]
+        share = xp.where(equal > 0, left / k.at_least(equal, 1.0), 0.5)  # of its digit, what is above it
+        inside = xp.floor(k.mul(1.0 - share, xp.asarray(float(BINS), "float64")))
+        begin = k.at_most(k.at_least(first + inside - NEAR / 2, 0.0), NOTHING + 1.0 - NEAR)
+        return [begin, zero, zero, zero + SOUGHT]
+
+    def _hit(self, k: Kernel, counts: Array, one: Sequence[Array], rank: Array) -> list[Array]:
+        """What is known of an element if it is among those counted by themselves, above which are the last of them."""
+        xp, near, zero = k.xp, counts[:NEAR], k.xp.zeros((), "float64")
+        number, left, equal = _found(k, near[::-1], rank - counts[NEAR])
+        high = one[0] + (NEAR - 1 - number)
+        is_hit = (rank > counts[NEAR]) & (rank <= counts[NEAR] + near.sum())  # type: ignore[attr-defined]
+        last = xp.where((left == equal) | (high == 0), ANY, 0.0)
+        is_there = rank >= 1
+        last = xp.where(is_there, xp.where(is_hit, last, SOUGHT), NONE)
+        return [xp.where(is_there, high, NOTHING), zero, left, last]
 
     def _next(self, k: Kernel, stage: int, counts: Array, one: Sequence[Array]) -> list[Array]:
         """What is known of an element after one more digit."""
         high, low, left, last = one
-        if stage >= self.digits:
+        end = self.guesses + self.digits
+        if stage >= end:
             digit, left, _ = _found(k, counts, left)
-            return [high, low, left, last + _times(k, digit, PLACES - 1 - (stage - self.digits))]
+            return [high, low, left, last + _times(k, digit, self.stages - 1 - stage)]
         digit, left, equal = _found(k, counts[::-1], left)
-        digit = _times(k, BINS - 1 - digit, (self.digits - 1 - stage) % 2)
-        high, low = (high + digit, low) if stage == 1 else (high, low + digit)
+        digit = _times(k, BINS - 1 - digit, (end - 1 - stage) % 2)
+        high, low = (high + digit, low) if stage == self.guesses + 1 else (high, low + digit)
         is_alike = (left == equal) | ((high == 0) & (low == 0))  # all that are equal are kept, or it does not matter
-        return [high, low, left, k.xp.where(is_alike, ANY, last) if stage == self.digits - 1 else last]
+        return [high, low, left, k.xp.where(is_alike, ANY, 0.0) if stage == end - 1 else last]
 
 
 def _each(before: Sequence[Array]) -> list[Sequence[Array]]:
@@ -168,12 +279,7 @@ def _each(before: Sequence[Array]) -> list[Sequence[Array]]:
 
 def _is_done(one: Sequence[Array]) -> Any:
     """Whether all is known of an element sought."""
-    return (one[3] == ANY) | (one[3] < 0)
-
-
-def _is_idle(stage: int, size: float) -> bool:
-    """Whether a digit of positions is 0 in a tensor of so many elements."""
-    return 0 <= stage < PLACES and size <= 2.0 ** (DIGIT * (PLACES - 1 - stage)) and stage < PLACES - 1
+    return (one[3] == ANY) | (one[3] == NONE)
 
 
 def _times(k: Kernel, digit: Array, higher: int) -> Array:

@@ -19,6 +19,9 @@ from . import lapack
 __all__ = ["DeviceKernel", "HostKernel"]
 
 
+_PLACES = 64  # at which a device counts what is not among the numbers that are wanted
+
+
 def _dtype(array: Any) -> DType:
     found = by_numpy(np.dtype(array.dtype))
     assert found is not None, array.dtype
@@ -192,15 +195,18 @@ class HostKernel(_Kernel):
             state = step(number, state)
         return state
 
-    def picked(self, count: Any, mask: Any, *arrays: Any) -> Any:
-        """The elements that are chosen."""
-        number = int(count)
-        chosen = slice(number) if mask is None else np.flatnonzero(mask[:number])
-        return None, [x[chosen] for x in arrays]
+    def counts(self, x: Any, low: Any, width: int, count: Any) -> Any:
+        """How often each of some consecutive numbers is there, and how many are above."""
+        x = x[: int(count)]
+        off = x - x.dtype.type(low)
+        is_near = (off < width) if off.dtype.kind == "u" else (off >= 0) & (off < width)
+        near = np.bincount(off[is_near].astype(np.int64), minlength=width)
+        return np.append(near, np.count_nonzero((x > low) & ~is_near)).astype(np.float64)
 
-    def histogram(self, index: Any, bins: int, mask: Any) -> Any:
-        """How often each number is there."""
-        return np.bincount(index.astype(np.int64), minlength=bins).astype(np.float64)
+    def weighed(self, index: Any, weights: Any, width: int) -> Any:
+        """The weights of each number added up."""
+        is_there = (index >= 0) & (index < width)
+        return np.bincount(index[is_there], weights[is_there], width)
 
     def over(self, x: Any, divisor: Any) -> Any:
         """x divided by a number; x itself if that is 1."""
@@ -311,21 +317,33 @@ class DeviceKernel(_Kernel):
         raw = self.jax.lax.bitcast_convert_type(product, zero.dtype) ^ zero
         return self.jax.lax.bitcast_convert_type(raw, product.dtype)
 
-    def picked(self, count: Any, mask: Any, *arrays: Any) -> Any:
-        """All elements, and which are chosen."""
-        is_there = self.xp.arange(arrays[0].shape[0]) < count
-        return is_there if mask is None else is_there & mask, list(arrays)
+    def counts(self, x: Any, low: Any, width: int, count: Any) -> Any:
+        """How often each of some consecutive numbers is there, and how many are above. All others are counted beyond
+        them, in turn at many places: adding to one place again and again takes its time."""
+        at = self.xp.arange(x.shape[0], dtype=np.int32)
+        low = self.xp.asarray(low).astype(x.dtype)
+        is_above = (at < self.xp.asarray(count).astype(np.int32)) & (x >= low)
+        off = x - low
+        beyond = width + (at & (_PLACES - 1)) + self.xp.where(is_above, 0, _PLACES)
+        index = self.xp.where(is_above & (off < width), off.astype(np.int32), beyond.astype(np.int32))
+        found = self.xp.zeros(width + 2 * _PLACES, np.int32).at[index].add(1, mode="promise_in_bounds")
+        above = self.xp.sum(found[width : width + _PLACES]).reshape(1)
+        return self.xp.concatenate([found[:width], above]).astype(np.float64)
 
-    def histogram(self, index: Any, bins: int, mask: Any) -> Any:
-        """How often each number is there; what is not chosen is counted beyond the end."""
-        where = self.xp.where(mask, index.astype(np.int32), np.int32(bins))
-        return self.xp.zeros(bins + 1, np.int32).at[where].add(1)[:bins].astype(np.float64)
+    def weighed(self, index: Any, weights: Any, width: int) -> Any:
+        """The weights of each number added up."""
+        is_there = (index >= 0) & (index < width)
+        where = self.xp.where(is_there, index, width)
+        return self.xp.zeros(width + 1).at[where].add(weights.astype(np.float64))[:width]
 
     def over(self, x: Any, divisor: Any) -> Any:
         return x / divisor
 
     def row(self, x: Any, number: Any) -> Any:
-        return self.jax.lax.dynamic_index_in_dim(x, number, 1, keepdims=False)
+        # by the bits: XLA takes slices of bfloat16 on a CPU by way of float32
+        raw = self.bits(x) if x.dtype == BY_NAME["bfloat16"].numpy else x
+        found = self.jax.lax.dynamic_index_in_dim(raw, number, 1, keepdims=False)
+        return self.from_bits(found, x.dtype)
 
     column = row
 
@@ -372,7 +390,7 @@ class DeviceKernel(_Kernel):
         return self.jax.lax.cond(is_first, first, second)
 
     def from_bits(self, raw: Any, dtype: Any) -> Any:
-        return self.jax.lax.bitcast_convert_type(raw, dtype)
+        return raw if raw.dtype == dtype else self.jax.lax.bitcast_convert_type(raw, dtype)
 
     def each(self, function: Any, *arrays: Any) -> Any:
         """The results of a function for every slice of the leading axis, one after the other, stacked."""

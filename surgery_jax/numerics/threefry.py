@@ -40,11 +40,13 @@ def words(k: Any, key: tuple[Any, Any], position: Any) -> tuple[Any, Any]:
     b = position.astype("uint32") + keys[1]
     for number in range(5):
         for rotation in _ROTATIONS[number % 2]:
-            a = a + b
-            b = (b << k.xp.uint32(rotation)) | (b >> k.xp.uint32(32 - rotation))
-            b = a ^ b
-        a = a + keys[(number + 1) % 3]
-        b = b + keys[(number + 2) % 3] + k.xp.uint32(number + 1)
+            a += b  # in place where arrays can be changed
+            left = b << k.xp.uint32(rotation)
+            b >>= k.xp.uint32(32 - rotation)
+            b |= left
+            b ^= a
+        a += keys[(number + 1) % 3]
+        b += keys[(number + 2) % 3] + k.xp.uint32(number + 1)
     return a, b
 
 

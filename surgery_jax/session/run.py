@@ -74,12 +74,17 @@ class Session:
     """Owns the work of one run, or of the passes of one batch.
 
     `peers` are the processes that share it, which all do the same with theirs; `observers` are told what happens. The
-    functions that a pass has compiled serve the ones after it. `figures` add up what was done, and `leftovers` say, a
-    sentence each, what runs that were killed had left beside the outputs.
+    functions that a pass has compiled serve the ones after it, and `functions`, if given, other sessions too. `figures`
+    add up what was done, and `leftovers` say, a sentence each, what runs that were killed had left beside the outputs.
     """
 
     def __init__(
-        self, options: Options | None = None, *, peers: Peers = ALONE, observers: Iterable[Observer] = ()
+        self,
+        options: Options | None = None,
+        *,
+        peers: Peers = ALONE,
+        observers: Iterable[Observer] = (),
+        functions: Functions | None = None,
     ) -> None:
         self.options = options or Options()
         self.peers = peers
@@ -92,7 +97,7 @@ class Session:
         self._receipts = receipts(self.options, peers, lambda what: self._observer.written(what))
         profile = traces(self.options, peers)
         self._observer = Observers([self.figures, self._journals, *profile, *self._receipts, *observers])
-        self._functions: Functions | None = None
+        self._functions = functions
         self._answers: dict[str, bytes] = {}  # what passes over the data have found, for a run that goes on
 
     def compile(

@@ -60,7 +60,7 @@ def test_many_small_tensors_are_each_read_once(tmp_path: Path) -> None:
     assert share.bytes_read == sum(array.nbytes for array in tensors.values())
 
 
-@pytest.mark.parametrize(("memory", "is_held"), [("64MiB", True), ("24MiB", True), ("16MiB", False), ("6MiB", False)])
+@pytest.mark.parametrize(("memory", "is_held"), [("64MiB", True), ("32MiB", True), ("16MiB", False), ("6MiB", False)])
 def test_memory_for_what_is_held_is_reserved_and_told(tmp_path: Path, memory: str, is_held: bool) -> None:
     bench = Bench(tmp_path, m={"w": LONG})
     account = explain(plan_of(bench.plan(TWICE, output=False)), Options(memory=memory, workers=1))

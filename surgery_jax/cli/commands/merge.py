@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..command import (
     BUDGETS,
+    CLUSTER,
     CONFIG_CHECK,
     JSON,
     OVERWRITE,
@@ -22,6 +26,13 @@ from ..command import (
 from ..streams import emit, name_leftovers, note
 from ..text import json_text
 from .run import account
+
+if TYPE_CHECKING:
+    from ...compile.functions import Functions
+    from ...execute.options import Options
+    from ...execute.report import Report
+    from ...hosts.peers import Peers
+    from ...mergekit.options import MergeOptions
 
 
 def _kmb(word: str) -> str:
@@ -42,13 +53,18 @@ class MergeCommand(Command):
     """Merge models as a configuration of mergekit says, into a directory.
 
     The file is one of mergekit-yaml, mergekit-multi, mergekit-pytorch or mergekit-moe, unchanged; its content tells
-    which.
+    which. Several configurations share one start and what it compiles; each goes to a directory in OUTPUT that has
+    the name of its file.
     """
 
     name = "merge"
     arguments = (
-        Argument("config", "the configuration", "CONFIG", completes="file"),
-        Argument("out", "directory to write", "OUTPUT", completes="file"),
+        Argument(
+            "config", "the configuration; of several each is a merge by itself", "CONFIG", completes="file", many=True
+        ),
+        Argument(
+            "out", "directory to write; for several configurations, one in it for each", "OUTPUT", completes="file"
+        ),
         Argument("--print-plan", "print the plan that the configuration becomes, which runs by itself; merge nothing"),
         Argument(
             "--copy-tokenizer", "copy the tokenizer of the base or first model (default)", default=True, negated=True
@@ -75,6 +91,7 @@ class MergeCommand(Command):
         RESUME,
         REUSE,
         *PROOF,
+        *CLUSTER,
         QUIET,
         JSON,
         *_ignored(
@@ -92,40 +109,111 @@ class MergeCommand(Command):
     )
 
     def run(self, args: Namespace) -> int:
-        from ...api import merge_plan, run
+        from ...api import join, merge_plan
+        from ...compile.functions import Functions
         from ...language.writing import plan_text
-        from ...mergekit.options import MergeOptions
-        from ...mergekit.plans import each_once
         from ..failures import warn
-        from ..progress import shown
 
-        tensors = "union" if args.tensor_union else "intersection" if args.tensor_intersection else "all"
-        plan, notices = merge_plan(
-            args.config,
-            args.out,
-            MergeOptions(
-                copy_tokenizer=args.copy_tokenizer,
-                model_card=args.write_model_card,
-                allow_crimes=bool(args.allow_crimes),
-                truncate=bool(args.unsafe_truncate_embeddings),
-                tensors=tensors,
-                allow_same=args.i_understand_this_is_not_useful_without_training,
-                gates=args.gates,
-                shard=args.out_shard_size,
-                seed=args.random_seed,
-            ),
-        )
-        warn(notices)
+        places = _places(args)
         if args.print_plan:
+            plan, notices = merge_plan(args.config[0], args.out, _merge_options(args))
+            warn(notices)
             emit(plan_text(plan), end="")
             return 0
-        with shown(args.quiet) as display, each_once():
-            report = run(plan, options_of(args), progress=display)
-        warn(report.warnings)
-        if args.json:
-            emit(json_text(report.as_json()))
-        else:
-            name_leftovers(report.leftovers)
-            if not args.quiet:
-                note(account(report))
-        return 0
+        options, functions = options_of(args), Functions()
+        with join(options, note) as peers:
+            if len(places) == 1:
+                report = _merged(args.config[0], args.out, args, options, peers, functions)
+                return _tell(report, args) if peers.rank == 0 else 0
+            return _all(places, args, options, peers, functions)
+
+
+def _places(args: Namespace) -> dict[str, str]:
+    """Where the merge of each configuration goes: to the directory that is named, or where there are several to one in
+    it with the name of the file.
+
+    Raises:
+        PlanError: two go to one place, or there are several where there can be one only.
+    """
+    from ...core.errors import PlanError
+
+    if len(args.config) == 1:
+        return {args.config[0]: args.out}
+    for word, value in (("--print-plan", args.print_plan), ("--receipt", args.receipt)):
+        if value:
+            raise PlanError(f"{word} is for one configuration", found=f"{len(args.config)} configurations")
+    found: dict[str, str] = {}
+    for config in args.config:
+        place = str(Path(args.out) / Path(config).stem)
+        other = next((known for known, taken in found.items() if taken == place), None)
+        if other is not None:
+            raise PlanError(f"{other} and {config} would both be written to {place}", hint="rename one of the files")
+        found[config] = place
+    return found
+
+
+def _merged(config: str, out: str, args: Namespace, options: Options, peers: Peers, functions: Functions) -> Report:
+    """The report of one merge; what is ignored of its configuration is told."""
+    from ...api import merge_plan, run
+    from ...mergekit.plans import each_once
+    from ..failures import warn
+    from ..progress import shown
+
+    plan, notices = merge_plan(config, out, _merge_options(args))
+    if peers.rank == 0:
+        warn(notices)
+    with shown(args.quiet or peers.rank > 0) as display, each_once():
+        return run(plan, options, progress=display, peers=peers, functions=functions)
+
+
+def _tell(report: Report, args: Namespace) -> int:
+    """Tell what was done, and give the exit code."""
+    from ..failures import warn
+
+    warn(report.warnings)
+    if args.json:
+        emit(json_text(report.as_json()))
+    else:
+        name_leftovers(report.leftovers)
+        if not args.quiet:
+            note(account(report))
+    return 0
+
+
+def _all(places: Mapping[str, str], args: Namespace, options: Options, peers: Peers, functions: Functions) -> int:
+    """One merge after the other, each for itself: one that fails is told, and the others go on. The exit code is that
+    of the first that failed."""
+    from ...core.errors import SurgeryError
+    from ..failures import report as failed
+
+    code = 0
+    for config, out in places.items():
+        try:
+            done = _merged(config, out, args, options, peers, functions)
+        except SurgeryError as error:
+            if peers.size > 1:  # the others may be elsewhere
+                raise
+            found = failed(error, as_json=args.json)
+            code = code or found
+            continue
+        if peers.rank == 0:
+            _tell(done, args)
+    return code
+
+
+def _merge_options(args: Namespace) -> MergeOptions:
+    """What the words of mergekit ask for."""
+    from ...mergekit.options import MergeOptions
+
+    tensors = "union" if args.tensor_union else "intersection" if args.tensor_intersection else "all"
+    return MergeOptions(
+        copy_tokenizer=args.copy_tokenizer,
+        model_card=args.write_model_card,
+        allow_crimes=bool(args.allow_crimes),
+        truncate=bool(args.unsafe_truncate_embeddings),
+        tensors=tensors,
+        allow_same=args.i_understand_this_is_not_useful_without_training,
+        gates=args.gates,
+        shard=args.out_shard_size,
+        seed=args.random_seed,
+    )
