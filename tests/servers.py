@@ -16,14 +16,15 @@ SECRET = "AFTERTHEFACTSECRET"  # that no message, log or receipt may have
 
 
 class Fault(NamedTuple):
-    """What goes wrong with one answer: nothing is said for so many seconds, another status is given, the connection is
-    lost before it, or after so many bytes of it, or another version is told."""
+    """What goes wrong with one answer: nothing is said for so many seconds, another status is given, with a
+    body, the connection is lost before it, or after so many bytes of it, or another version is told."""
 
     delay: float = 0
     status: int = 0
     is_lost: bool = False
     short: int | None = None
     etag: str | None = None
+    body: bytes = b""
 
 
 class Asked(NamedTuple):
@@ -91,7 +92,7 @@ class _FilesHandler(_Handler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        asked = Asked(self.command, self.path, dict(self.headers), b"")
+        asked = Asked(self.command, self.path, {name.title(): value for name, value in self.headers.items()}, b"")
         self.server.asked.append(asked)
         if path in self.server.pages:
             self.answer(*self.server.pages[path](asked))
@@ -150,7 +151,7 @@ class _ProxyHandler(_Handler):
             self.close_connection = True
             return
         if fault.status:
-            self.answer(fault.status, {})
+            self.answer(fault.status, {}, fault.body)
             return
         origin = http.client.HTTPConnection(self.server.origin.hostname or "", self.server.origin.port, timeout=30)
         origin.request(self.command, self.path, body, {k: v for k, v in self.headers.items() if k != "Connection"})

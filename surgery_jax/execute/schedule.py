@@ -182,7 +182,7 @@ class Schedule:
         """The most that buffers can hold at once: a bound."""
         footprints = [footprint(needs) for _, needs in self.encodings]
         footprints += [footprint(self.needs(task)) for task in self.tasks]
-        return self.cached + peak_bytes(footprints, self.memory, self.limits.workers)
+        return self.cached + self.parted + peak_bytes(footprints, self.memory, self.limits.workers)
 
     # -- what a task reads and writes -----------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from surgery_jax import Options, diff, plan_of, run
 from surgery_jax.cli.main import main
 from surgery_jax.core.errors import StorageError, SurgeryError
 from surgery_jax.storage.formats import open_checkpoint
-from surgery_jax.storage.places.base import MARKER, USUAL_PART
+from surgery_jax.storage.places.base import MARKER, USUAL_PART, PlaceError
 from surgery_jax.storage.places.found import place_of
 from surgery_jax.storage.places.parts import part_bytes, room
 
@@ -225,3 +226,54 @@ def test_what_can_only_be_read_is_refused_before_any_work(path: str, source: Pat
 def test_parts_are_few_enough_and_large_enough(size: int) -> None:
     assert part_bytes(size) >= 5 << 20
     assert -(-size // part_bytes(size)) <= 10_000
+
+
+def test_a_batch_skips_what_is_finished_at_a_store_unless_its_input_has_changed(
+    s3: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    go([], "s3://bucket/in.safetensors", f"m::{source}")
+    (tmp_path / "plan.yaml").write_text(
+        'inputs: ["m::s3://bucket/in.safetensors"]\n'
+        "transforms: [{ scale_: { target: .+, by: 2 } }]\noutput: s3://bucket/a\n"
+    )
+    (tmp_path / "jobs.yaml").write_text("plan: plan.yaml\njobs: [{ name: a, set: { output: s3://bucket/a } }]\n")
+    assert main(["batch", "jobs.yaml"]) == 0
+    before = len(s3.proxy.asked)
+    assert main(["batch", "jobs.yaml"]) == 0
+    assert not [asked for asked in s3.proxy.asked[before:] if asked.method in ("PUT", "POST")]
+    go([{"scale_": {"target": ".+", "by": 3}}], "s3://bucket/in.safetensors", f"m::{source}", overwrite=True)
+    assert main(["batch", "jobs.yaml", "--overwrite"]) == 0
+    (tensors,) = [load(content) for name, content in objects(s3).items() if "a/model-" in name and "json" not in name]
+    assert_same_bits(tensors["h.0.up"], TENSORS["h.0.up"] * np.float32(3) * np.float32(2))
+
+
+def test_a_budget_that_is_too_small_for_parts_and_work_says_what_is_enough(s3: Any, source: Path, capsys: Any) -> None:
+    plan = source.parent / "plan.yaml"
+    plan.write_text(f'inputs: ["m::{source}"]\ntransforms: []\noutput: s3://bucket/m\n')
+    assert main(["run", str(plan), "--memory", "8MiB"]) == 4
+    told = capsys.readouterr().err
+    (enough,) = re.findall(r"--memory of at least ([\d.]+) (\w+)", told)
+    assert objects(s3) == {}
+    assert main(["run", str(plan), "--memory", "".join(enough)]) == 0
+
+
+def test_a_process_that_did_not_begin_an_output_says_that_it_cannot_write_it(s3: Any) -> None:
+    with pytest.raises(PlaceError, match="only the process that began"):
+        place_of("s3://bucket").target("s3://bucket/.of-another")
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [("RequestTimeTooSkewed", "clock"), ("NotImplemented", "another place"), ("AccessDenied", "credentials may do")],
+)
+def test_what_a_store_refuses_is_named_with_what_helps(
+    code: str, remedy: str, s3: Any, large: Path, capsys: Any
+) -> None:
+    status = 501 if code == "NotImplemented" else 403
+    fault = Fault(status=status, body=f"<Error><Code>{code}</Code></Error>".encode())
+    s3.proxy.spoil = lambda asked: fault if "uploads" in asked.path else None
+    assert main(["convert", str(large), "s3://bucket/m.safetensors"]) == 3
+    told = capsys.readouterr().err
+    assert code in told and remedy in told and "s3://bucket/m.safetensors" in told
+    assert objects(s3) == {} and "Traceback" not in told and SECRET not in told
