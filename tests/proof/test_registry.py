@@ -6,32 +6,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cases import references
+from cases import all_ops, references
 from pods import free_port
 from registry import write_registry
 from running import read_checkpoint, write_checkpoint
 
-import surgery_jax.kit.predicates as asserts
 from surgery_jax import Options, explain, plan_of, run
-from surgery_jax.kit.base import TensorOp, words
+from surgery_jax.kit.base import TensorOp
 from surgery_jax.kit.operations import SUMMED
 from surgery_jax.reports.replay import replay
-
-
-def all_ops(cls: type = TensorOp) -> Iterator[type[TensorOp]]:
-    """All operations that words and predicates have."""
-    words(), asserts.predicates()
-    for sub in cls.__subclasses__():
-        if sub.__module__.startswith("surgery_jax."):
-            yield sub
-        yield from all_ops(sub)
-
 
 SCRIPT = Path(__file__).parents[1] / "registry.py"
 WAYS: dict[str, tuple[int, int, dict[str, Any]]] = {  # processes, devices of each, and options
