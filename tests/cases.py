@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 from running import assert_same_bits, assert_same_values
 from strategies import array_of
 
+import surgery_jax.kit.predicates as asserts
 from surgery_jax.core.dtypes import BY_NAME, by_numpy
 from surgery_jax.core.specs import Spec
-from surgery_jax.kit.base import TensorOp
+from surgery_jax.kit.base import TensorOp, words
 from surgery_jax.kit.made import Made
 
 Case = tuple[TensorOp, list[np.ndarray]]
@@ -83,3 +84,12 @@ def references() -> References:
             assert not found.keys() & module.REFERENCES.keys(), path
             found |= module.REFERENCES
     return found
+
+
+def all_ops(cls: type = TensorOp) -> Iterator[type[TensorOp]]:
+    """All operations that words and predicates have."""
+    words(), asserts.predicates()
+    for sub in cls.__subclasses__():
+        if sub.__module__.startswith("surgery_jax."):
+            yield sub
+        yield from all_ops(sub)

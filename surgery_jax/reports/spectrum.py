@@ -19,7 +19,7 @@ from ..core.specs import Spec
 from ..execute.options import Options
 from ..graph.node import Graph, Node
 from ..graph.roots import Sink
-from ..kit.base import TensorOp
+from ..kit.base import DECOMPOSED, TensorOp
 from ..numerics.lowrank import singular_values, workspace_bytes
 from ..storage.base import Checkpoint, Entry
 from ..storage.identity import Identity, add_all
@@ -146,6 +146,7 @@ class SingularValues(TensorOp):
 
     kind = "whole"
     needs_finite = True
+    varies = DECOMPOSED
     uses_lapack = True
 
     @property

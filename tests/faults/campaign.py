@@ -91,7 +91,7 @@ def damaged(
         root = own / "seeds"
         root.mkdir()
         with Server(library, own, modules=(), patience=patience) as server:
-            mutants = Mutants(seeds(root, server), own / "mutant", seed)
+            mutants = Mutants(seeds(root, server), own / "mutant", seed, server)
             for number in left:
                 mutant = mutants.make(number)
                 done = server.run(mutant.command, mutant.folder, Point(Mode.OFF, 0), timeout_s=60)

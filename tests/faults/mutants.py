@@ -8,11 +8,13 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from .harness import MEMORY, Answer, Server
+from .harness import MEMORY, Answer, Mode, Point, Server
 from .scenes import DOCUMENTS, batch, model, plan, tensors
 
 __all__ = ["Mutant", "Mutants", "faults_of", "seeds"]
@@ -96,7 +98,15 @@ transforms:
   - assert: { norm: { of: 'b\.weight', ge: 0 } }
 output: { path: out, shard: 1MB }
 """
-Seed = tuple[Path, tuple[str, ...]]  # a folder, and a command that reads what is in it
+
+
+class Seed(NamedTuple):
+    """A folder, and a command that reads what is in it. With `stopped` that goes on with a run which was killed at that
+    call, and what is damaged is what this has left."""
+
+    folder: Path
+    command: tuple[str, ...]
+    stopped: int = 0
 
 
 def seeds(root: Path, server: Server) -> list[Seed]:
@@ -111,17 +121,62 @@ def seeds(root: Path, server: Server) -> list[Seed]:
         folder = root / name
         folder.mkdir()
         _must(server, root, "convert", "model", f"{name}/{target}", *more, "--no-sync", "--no-receipt")
-        found.append((folder, ("inspect", target, "--documents")))
-        found.append((folder, ("convert", target, "out.safetensors", "--no-sync")))
+        found.append(Seed(folder, ("inspect", target, "--documents")))
+        found.append(Seed(folder, ("convert", target, "out.safetensors", "--no-sync")))
     arrays = root / "arrays"
     arrays.mkdir()
     np.savez_compressed(arrays / "model.npz", **tensors(4))  # type: ignore[arg-type]
-    found.append((arrays, ("inspect", "model.npz")))
+    found.append(Seed(arrays, ("inspect", "model.npz")))
     adapter = root / "adapter"
     adapter.mkdir()
-    found.append((_adapter(adapter), ("inspect", "adapter")))
-    found.append((adapter, ("check", "plan.yaml")))
-    return found + _plans(root, server) + _receipts(root, server)
+    found.append(Seed(_adapter(adapter), ("inspect", "adapter")))
+    found.append(Seed(adapter, ("check", "plan.yaml")))
+    return found + _plans(root, server) + _receipts(root, server) + _stages(root, server) + _signatures(root, server)
+
+
+def _stages(root: Path, server: Server) -> list[Seed]:
+    """What runs leave that are killed while they write: a head, journals, and what is built."""
+    folder = root / "stage"
+    folder.mkdir()
+    model(folder)
+    plan(folder, PROVEN)
+    command = (
+        "run",
+        "plan.yaml",
+        "--no-summary",
+        "--no-sync",
+        "--no-config-check",
+        "--memory",
+        "3MiB",
+        "--workers",
+        "1",
+    )
+    calls = server.run(command, folder, Point(Mode.COUNT, 0), log=True).calls
+    shutil.rmtree(folder / "out")
+    writes = [number for number, name in enumerate(calls, 1) if "write" in name]
+    return [Seed(folder, (*command, "--resume"), writes[len(writes) * part // 8]) for part in (4, 5, 6)]
+
+
+def _signatures(root: Path, server: Server) -> list[Seed]:
+    """Bundles, where the package for keys is there."""
+    if find_spec("cryptography") is None:
+        return []
+    from cryptography.hazmat.primitives import serialization as form
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    folder = root / "signed"
+    folder.mkdir()
+    model(folder)
+    plan(folder, PROVEN)
+    key = ec.generate_private_key(ec.SECP256R1())
+    private = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
+    public = key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+    (folder / "key.pem").write_bytes(private)
+    (folder / "key.pub").write_bytes(public)
+    _must(server, folder, "run", "plan.yaml", "--no-summary", "--no-sync", "--sign", "key.pem")
+    command = ("verify", "out", "--public-key", "key.pub")
+    _must(server, folder, *command)
+    return [Seed(folder, command)]
 
 
 def _receipts(root: Path, server: Server) -> list[Seed]:
@@ -134,7 +189,17 @@ def _receipts(root: Path, server: Server) -> list[Seed]:
     commands = [("verify", "out"), ("lineage", "out"), ("replay", "out", "--against", "out"), ("replay", "out")]
     for command in commands:
         _must(server, folder, *command)
-    return [(folder, command) for command in commands]
+    taking = (
+        "run",
+        "plan.yaml",
+        "output.path=again",
+        "--reuse",
+        "out",
+        "--no-summary",
+        "--no-sync",
+        "--no-config-check",
+    )
+    return [Seed(folder, command) for command in (*commands, taking)]
 
 
 def _plans(root: Path, server: Server) -> list[Seed]:
@@ -154,10 +219,10 @@ def _plans(root: Path, server: Server) -> list[Seed]:
     plan(root / "parameters", PART, "part.yaml")
     plan(root / "parameters", VALUES, "values.yaml")
     _must(server, root / "record", "batch", "jobs.yaml")
-    found = [(root / name, command) for name, command in asked.items()]
-    for folder, command in found:
+    found = [Seed(root / name, command) for name, command in asked.items()]
+    for folder, command, _ in found:
         _must(server, folder, *command)
-    return [*found, (root / "documents", ("run", "plan.yaml", "--no-summary", "--no-sync", "--overwrite"))]
+    return [*found, Seed(root / "documents", ("run", "plan.yaml", "--no-summary", "--no-sync", "--overwrite"))]
 
 
 def _must(server: Server, cwd: Path, *command: str) -> None:
@@ -249,18 +314,21 @@ class Mutant:
 class Mutants:
     """Damaged inputs, each the same whenever it is made, and each in the same place, which is made anew."""
 
-    def __init__(self, found: list[Seed], place: Path, seed: int) -> None:
+    def __init__(self, found: list[Seed], place: Path, seed: int, server: Server) -> None:
         self.found = found
+        self.server = server
         self.place = place
         self.seed = seed
 
     def make(self, number: int) -> Mutant:
         """One of them."""
         draw = random.Random(f"{self.seed} {number}")
-        folder, command = self.found[number % len(self.found)]
+        folder, command, stopped = self.found[number % len(self.found)]
         if self.place.exists():
             shutil.rmtree(self.place)
         shutil.copytree(folder, self.place)
+        if stopped:  # what is left is known by numbers in the file system, which no copy has
+            self.server.run(command, self.place, Point(Mode.KILL_AFTER, stopped))
         victim = self._victim(draw)
         data = victim.read_bytes()
         names = []
@@ -275,6 +343,7 @@ class Mutants:
 
     def _victim(self, draw: random.Random) -> Path:
         files = [path for path in sorted(self.place.rglob("*")) if path.is_file() and path.stat().st_size]
+        files = [path for path in files if ".surgery-" in str(path)] or files
         texts = [path for path in files if path.suffix in (".json", ".yaml", ".done")]
         return draw.choice(texts if texts and draw.random() < 0.5 else files)
 
@@ -290,6 +359,11 @@ def _is_kept(name: str, done: Answer) -> bool:
     return ".surgery-" in name and "is kept: --resume goes on" in done.stderr
 
 
+def _is_taken_over(name: str, mutant: Mutant) -> bool:
+    """Whether a run has gone on with what another one had left, or cleared it away."""
+    return ".surgery-" in name and name in mutant.names
+
+
 def faults_of(mutant: Mutant, done: Answer) -> list[str]:
     """What is wrong with how a damaged input was taken."""
     wrong = []
@@ -301,7 +375,8 @@ def faults_of(mutant: Mutant, done: Answer) -> list[str]:
         pass
     elif done.code and not done.stderr.startswith("error: ") and "failed" not in done.stdout:
         wrong.append(f"exit {done.code} without an error: {done.stderr[-300:]}")
-    new = {name for name in _names(mutant.folder) ^ mutant.names if not _is_kept(name, done)}
+    changed = _names(mutant.folder) ^ mutant.names
+    new = {name for name in changed if not _is_kept(name, done) and not _is_taken_over(name, mutant)}
     if done.code and "batch" not in mutant.command and new:  # of a batch, some jobs may be done
         wrong.append(f"exit {done.code}, and it leaves {sorted(new)[:4]}")
     hidden = sorted(name for name in new if ".surgery-" in name)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import oracle
 import pytest
-from cases import assert_matches, elements, references, spec_of
+from cases import all_ops, assert_matches, elements, references, spec_of
 from running import assert_same_bits, assert_same_values
 from strategies import array_of
 
@@ -27,14 +26,6 @@ from surgery_jax.numerics.kernels import DeviceKernel, HostKernel
 from surgery_jax.ops.describe import describe
 
 HERE = Mark("plan.yaml", 1, 1)
-
-
-def all_ops(cls: type = TensorOp) -> Iterator[type[TensorOp]]:
-    words(), asserts.predicates()
-    for sub in cls.__subclasses__():
-        if sub.__module__.startswith("surgery_jax."):
-            yield sub
-        yield from all_ops(sub)
 
 
 # ------------------------------------------------------------------------------------------------ declarations

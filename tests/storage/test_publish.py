@@ -391,7 +391,7 @@ def test_what_was_there_is_kept_if_a_process_dies_while_several_outputs_appear(t
     write(tmp_path / "one.safetensors", OLD)
     killed(
         tmp_path / "one.safetensors",
-        "staging.finish(); staging._stage.begin(is_together=True); staging._publish(False, set())",
+        "staging.finish(); staging._stage.begin(is_together=True, sync=False); staging._publish(False, set())",
     )
     assert list(open_checkpoint(str(tmp_path / "one.safetensors")).entries) == ["new"]
     (sentence,) = clear(tmp_path / "one.safetensors", remove=True)
