@@ -350,7 +350,7 @@ def test_budgets_and_tiles_change_no_bit(tmp_path: Path) -> None:
     for name, some in (("float32", cases), ("bfloat16", EVERYWHERE[:1])):
         bench = bench_of(tmp_path / name, large(name))
         wanted = bench.tensors(together(some))
-        bench.report(together(some), memory="18MiB", workers=1, device_memory="2MiB")
+        bench.report(together(some), memory="36MiB", workers=1, device_memory="2MiB")
         for key, array in read_checkpoint(bench.out).items():
             assert_same_bits(array, wanted[key], key)
 
