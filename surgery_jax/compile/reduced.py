@@ -17,14 +17,14 @@ import numpy as np
 
 from ..kit.operations import TensorOp
 from ..kit.reduction import BLOCK, Reduction
-from ..numerics.kernels import DeviceKernel, HostKernel
+from ..numerics.kernels import HostKernel
 from .blueprint import Blueprint, passes_of
 from .lower import GroupFunction
 from .program import Group
 
 __all__ = ["PassFunction", "ReducedFunction", "Totals"]
 
-AT_ONCE = 16 * BLOCK  # elements that are gone over at once: what they come to stays in the caches of a core
+AT_ONCE = 16 * BLOCK  # elements that NumPy goes over at once: what they come to stays in the caches of a core
 
 Statistics = Mapping[int, Sequence[Any]]  # what reductions have come to, by the number of the value
 
@@ -201,31 +201,6 @@ class PassFunction(GroupFunction):
             parts.append(super().on_host([x[begin:end] for x in inputs], own))
         outputs, masks = (list(zip(*column, strict=True)) for column in zip(*parts, strict=True))
         return list(map(np.concatenate, outputs)), list(map(np.concatenate, masks))
-
-    def traced(self, zeros: Any, bits: Sequence[Any], numbers: Sequence[Any], inputs: Sequence[Any]) -> Any:
-        """As for any group; where blocks are added up, a part of the tile after the other, as NumPy does it."""
-        import jax
-        import jax.numpy as jnp
-
-        rows, at = self.blueprint.rows, self.num_numbers
-        step = 1 << max(AT_ONCE // self.blueprint.width, 1).bit_length() - 1
-        if rows <= step or rows % step or not any(self.reductions[value].by_blocks for value in self.active):
-            return super().traced(zeros, bits, numbers, inputs)
-
-        kernel = DeviceKernel(zeros)
-
-        def part(given: tuple[Any, Sequence[Any]]) -> Any:
-            begin, raw = given
-            own = [kernel.from_bits(x, spec.dtype.numpy) for x, spec in zip(raw, self.specs, strict=True)]
-            count = jnp.clip(numbers[at + 1] - begin, 0.0, float(step))
-            told = [*numbers[:at], numbers[at] + begin, count, *numbers[at + 2 :]]
-            return super(PassFunction, self).traced(zeros, bits, told, own)
-
-        # by the bits: XLA takes slices of bfloat16 on a CPU by way of float32
-        raw = [kernel.bits(x) if spec.dtype.is_float else x for x, spec in zip(inputs, self.specs, strict=True)]
-        cut = [x.reshape(rows // step, step, *x.shape[1:]) for x in raw]
-        outputs, verdicts = jax.lax.map(part, (jnp.arange(0.0, rows, step), cut))
-        return [x.reshape(-1, *x.shape[2:]) for x in outputs], jnp.all(verdicts, axis=0)
 
     def _evaluate(self, kernel: Any, values: list[Any], numbers: Iterator[Any]) -> list[Any]:
         given = list(numbers)
