@@ -22,7 +22,7 @@ from ..storage.proofs import RECEIPT
 from .environment import PACKAGES, versions
 from .receipt import Receipt, read_receipt
 
-__all__ = ["Earlier", "Found", "TensorKeys", "check_taken", "read_earlier"]
+__all__ = ["Earlier", "Reusable", "TensorKeys", "check_taken", "read_earlier"]
 
 
 class TensorKeys:
@@ -58,7 +58,7 @@ class TensorKeys:
 
 
 @dataclass(frozen=True)
-class Found:
+class Reusable:
     """What of a plan an earlier output has: for every save the names there of its tensors, by their own. `is_bound`:
     some of them may differ between processors, so they are those of this one."""
 
@@ -90,12 +90,12 @@ class Earlier:
         found = self.receipt.table["tensors"][name].get("digest")
         return found if isinstance(found, str) else ""
 
-    def find(self, symbolic: Symbolic, sums: Mapping[str, str], kind: str) -> Found:
+    def find(self, symbolic: Symbolic, sums: Mapping[str, str], kind: str) -> Reusable:
         """Which tensors of a plan it has, of those that are not just copied from where they are stored. `kind` is that
         of the digests by which they will be proven."""
         why = self._unfit(kind)
         if why:
-            return Found([{} for _ in symbolic.saves], f"nothing is taken over from {self.path}: {why}")
+            return Reusable([{} for _ in symbolic.saves], f"nothing is taken over from {self.path}: {why}")
         keys = TensorKeys(sums)
         wanted = nbytes = elsewhere = 0
         is_bound = False
@@ -119,7 +119,7 @@ class Earlier:
         count = f"{sum(map(len, names))} of {wanted} computed tensors"
         told = f"taken over from {self.path}: {count}, {format_bytes(nbytes)}"
         more = f"; {elsewhere} more may differ between processors, and another one made them" if elsewhere else ""
-        return Found(names, told + more, is_bound)
+        return Reusable(names, told + more, is_bound)
 
     def _unfit(self, kind: str) -> str:
         """Why nothing of it can be taken over; empty if something can."""

@@ -21,10 +21,10 @@ from urllib.parse import quote, urlencode
 
 from .base import PlaceError
 from .extra import needed
-from .looking import Found
-from .parts import PartedPlace, Sink, part_bytes
+from .looking import FoundObject
+from .parts import PartedPlace, PartSink, part_bytes
 from .remote import refusal
-from .wire import Answer, Request, wire
+from .wire import Answer, HttpRequest, wire
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
@@ -41,45 +41,45 @@ class GsPlace(PartedPlace):
 
     scheme = "gs"
 
-    def request(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> Request:
+    def request(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> HttpRequest:
         bucket, key = _parts(path)
         url = f"{_base()}/storage/v1/b/{bucket}/o/{quote(key, safe='')}?alt=media"
-        return Request(method, url, headers or {}, None, _signed)
+        return HttpRequest(method, url, headers or {}, None, _signed)
 
     def version(self, headers: Mapping[str, str]) -> str:
         return headers.get("x-goog-generation", "")
 
-    def condition(self, found: Found) -> Mapping[str, str]:
+    def condition(self, found: FoundObject) -> Mapping[str, str]:
         return {}
 
-    def is_of(self, path: str, answer: Answer, found: Found) -> bool:
+    def is_of(self, path: str, answer: Answer, found: FoundObject) -> bool:
         told = self.version(answer.headers)  # no emulator says it
         return told == found.version or (not told and _is_emulated())
 
-    def found(self, answer: Answer) -> Found:
+    def found(self, answer: Answer) -> FoundObject:
         if self.version(answer.headers) or not _is_emulated():
             return super().found(answer)
         size = answer.headers.get("content-range", "").rpartition("/")[2]
-        return Found(int(size or answer.headers.get("content-length", "0")), "")
+        return FoundObject(int(size or answer.headers.get("content-length", "0")), "")
 
-    def begin(self, path: str) -> tuple[Found, bytes] | None:
+    def begin(self, path: str) -> tuple[FoundObject, bytes] | None:
         begun = super().begin(path)
         if begun is None or begun[0].version:
             return begun
         found = self.find(path)
         return None if found is None else (found, begun[1])
 
-    def find(self, path: str) -> Found | None:
+    def find(self, path: str) -> FoundObject | None:
         bucket, key = _parts(path)
         answer = wire().ask(_json("GET", f"/storage/v1/b/{bucket}/o/{quote(key, safe='')}"))
         if answer.status == 404:
             return None
         return _found(_told(answer))
 
-    def entries(self, path: str) -> Mapping[str, Found | None]:
+    def entries(self, path: str) -> Mapping[str, FoundObject | None]:
         bucket, prefix = _parts(path)
         prefix = prefix and f"{prefix}/"
-        found: dict[str, Found | None] = {}
+        found: dict[str, FoundObject | None] = {}
         query = {"prefix": prefix, "delimiter": "/"}
         while True:
             answer = wire().ask(_json("GET", f"/storage/v1/b/{bucket}/o?{urlencode(query)}"))
@@ -97,7 +97,7 @@ class GsPlace(PartedPlace):
                 return found
             query["pageToken"] = str(more)
 
-    def put(self, path: str, data: bytes | bytearray | memoryview) -> Found:
+    def put(self, path: str, data: bytes | bytearray | memoryview) -> FoundObject:
         bucket, key = _parts(path)
         query = urlencode({"uploadType": "media", "name": key})
         view = memoryview(data)
@@ -113,7 +113,7 @@ class GsPlace(PartedPlace):
         if answer.status >= 300 and answer.status != 404:
             raise refusal(answer)
 
-    def compose(self, names: Sequence[str], path: str) -> Found:
+    def compose(self, names: Sequence[str], path: str) -> FoundObject:
         """Let an object be what others are together."""
         bucket, key = _parts(path)
         sources = [{"name": _parts(name)[1]} for name in names]
@@ -121,18 +121,18 @@ class GsPlace(PartedPlace):
         address = f"/storage/v1/b/{bucket}/o/{quote(key, safe='')}/compose"
         return _found(_told(wire().ask(_json("POST", address, json.dumps(body).encode(), "application/json"))))
 
-    def sink(self, final: str, aside: str, size: int) -> Sink:
+    def sink(self, final: str, aside: str, size: int) -> PartSink:
         return _Composed(self, final, aside, size)
 
 
-class _Composed(Sink):
+class _Composed(PartSink):
     """Parts that are objects until all of them are there; a file of one part is written at once."""
 
     def __init__(self, place: GsPlace, final: str, aside: str, size: int) -> None:
         self._place, self._final, self._aside, self._size = place, final, aside, size
-        self._parts: dict[int, Found] = {}
+        self._parts: dict[int, FoundObject] = {}
         self._made: set[str] = set()
-        self._single: Found | None = None
+        self._single: FoundObject | None = None
         self._lock = threading.Lock()
 
     def _name(self, number: int, level: int = 0) -> str:
@@ -158,14 +158,14 @@ class _Composed(Sink):
             self.fetch(number, 0, memoryview(data))
             self.send(number, data)
 
-    def complete(self) -> Found:
+    def complete(self) -> FoundObject:
         found = self._single or self._compose()
         if found.size != self._size:
             raise PlaceError(errno.EIO, f"the store has {found.size} bytes of {self._size}", "try again")
         self.abort()
         return found
 
-    def _compose(self) -> Found:
+    def _compose(self) -> FoundObject:
         names, level = [self._name(number) for number in sorted(self._parts)], 0
         while len(names) > _AT_ONCE:
             level += 1
@@ -199,9 +199,9 @@ def _base() -> str:
     return (host if "://" in host else f"http://{host}").rstrip("/")
 
 
-def _json(method: str, address: str, body: bytes | memoryview | None = None, kind: str = _BYTES) -> Request:
+def _json(method: str, address: str, body: bytes | memoryview | None = None, kind: str = _BYTES) -> HttpRequest:
     headers = {} if body is None else {"Content-Type": kind}
-    return Request(method, _base() + address, headers, body, _signed)
+    return HttpRequest(method, _base() + address, headers, body, _signed)
 
 
 def _told(answer: Answer) -> dict[str, object]:
@@ -225,14 +225,14 @@ def _rows(value: object) -> list[dict[str, object]]:
     return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
 
 
-def _found(item: Mapping[str, object]) -> Found:
-    return Found(int(str(item.get("size", 0))), str(item.get("generation", "")))
+def _found(item: Mapping[str, object]) -> FoundObject:
+    return FoundObject(int(str(item.get("size", 0))), str(item.get("generation", "")))
 
 
 _renewing = threading.Lock()
 
 
-def _signed(request: Request) -> Mapping[str, str]:
+def _signed(request: HttpRequest) -> Mapping[str, str]:
     """What proves who asks.
 
     Raises:

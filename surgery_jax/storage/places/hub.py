@@ -16,9 +16,9 @@ from pathlib import Path
 from urllib.parse import quote, urljoin, urlsplit
 
 from .base import PlaceError
-from .looking import Found
+from .looking import FoundObject
 from .remote import RemotePlace, refusal
-from .wire import Answer, Request, wire
+from .wire import Answer, HttpRequest, wire
 
 __all__ = ["HubPlace"]
 
@@ -46,17 +46,17 @@ class HubPlace(RemotePlace):
             raise PlaceError(errno.EINVAL, "no repository is named", "write hf://org/name, or hf://org/name@revision")
         return match["name"], quote(match["revision"] or "main", safe=""), match["file"] or ""
 
-    def request(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> Request:
+    def request(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> HttpRequest:
         told = dict(headers or {})
         elsewhere = self._elsewhere.get(path)
         if elsewhere is not None:
             if urlsplit(elsewhere).netloc == urlsplit(_endpoint()).netloc:
                 told |= _token()
-            return Request(method, elsewhere, told)
+            return HttpRequest(method, elsewhere, told)
         name, revision, file = self._parts(path)
-        return Request(method, f"{_endpoint()}/{name}/resolve/{revision}/{quote(file)}", told | _token())
+        return HttpRequest(method, f"{_endpoint()}/{name}/resolve/{revision}/{quote(file)}", told | _token())
 
-    def condition(self, found: Found) -> Mapping[str, str]:
+    def condition(self, found: FoundObject) -> Mapping[str, str]:
         return {}  # what the hub calls a version is not what those servers call it
 
     def moved(self, path: str, answer: Answer) -> bool:
@@ -75,7 +75,7 @@ class HubPlace(RemotePlace):
     def version(self, headers: Mapping[str, str]) -> str:
         return _plain(headers.get("x-linked-etag") or headers.get("etag", ""))
 
-    def is_of(self, path: str, answer: Answer, found: Found) -> bool:
+    def is_of(self, path: str, answer: Answer, found: FoundObject) -> bool:
         if path not in self._elsewhere or not self._told(path):
             return self.version(answer.headers) == found.version
         told, known = self._versions[path]
@@ -83,7 +83,7 @@ class HubPlace(RemotePlace):
         self._versions[path] = told, known or here
         return told == found.version and here == (known or here)
 
-    def find(self, path: str) -> Found | None:
+    def find(self, path: str) -> FoundObject | None:
         self._elsewhere.pop(path, None)
         for _ in range(5):
             answer = wire().ask(self.request(path, "HEAD"))
@@ -91,21 +91,21 @@ class HubPlace(RemotePlace):
                 return None
             size = answer.headers.get("x-linked-size", "")
             if answer.status in (302, 307) and size.isdecimal() and self.version(answer.headers):
-                return Found(int(size), self.version(answer.headers))
+                return FoundObject(int(size), self.version(answer.headers))
             if answer.status < 300:
                 return self.found(answer)
             if not self.moved(path, answer):
                 break
         raise _refusal(answer)
 
-    def begin(self, path: str) -> tuple[Found, bytes] | None:
+    def begin(self, path: str) -> tuple[FoundObject, bytes] | None:
         self._elsewhere.pop(path, None)
         begun = super().begin(path)
         if begun is None or not self._told(path) or path not in self._elsewhere:
             return begun
         found, data = begun
         self._versions[path] = self._told(path), found.version  # that of the server to which the hub has sent us
-        return Found(found.size, self._told(path)), data
+        return FoundObject(found.size, self._told(path)), data
 
     def absent(self, path: str, answer: Answer) -> bool:
         return self._is_absent(answer)
@@ -119,12 +119,12 @@ class HubPlace(RemotePlace):
     def is_root(self, path: str) -> bool:
         return not self._parts(path)[2]
 
-    def entries(self, path: str) -> Mapping[str, Found | None]:
+    def entries(self, path: str) -> Mapping[str, FoundObject | None]:
         name, revision, directory = self._parts(path)
         url = f"{_endpoint()}/api/models/{name}/tree/{revision}" + (f"/{quote(directory)}" if directory else "")
-        found: dict[str, Found | None] = {}
+        found: dict[str, FoundObject | None] = {}
         while url:
-            answer = wire().ask(Request("GET", url, _token()))
+            answer = wire().ask(HttpRequest("GET", url, _token()))
             if self._is_absent(answer) and directory:
                 return {}
             if answer.status >= 300:
@@ -134,7 +134,7 @@ class HubPlace(RemotePlace):
                 large = item.get("lfs")
                 version = large.get("oid") if isinstance(large, dict) else item.get("oid")
                 is_file = item.get("type") == "file"
-                found[file] = Found(int(str(item.get("size", 0))), str(version)) if is_file else None
+                found[file] = FoundObject(int(str(item.get("size", 0))), str(version)) if is_file else None
             more = _NEXT.search(answer.headers.get("link", ""))
             url = urljoin(url, more[1]) if more else ""
         return found

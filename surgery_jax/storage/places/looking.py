@@ -8,10 +8,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-__all__ = ["Found", "Seen", "looked", "looking"]
+__all__ = ["FoundObject", "Seen", "looked", "looking"]
 
 
-class Found(NamedTuple):
+class FoundObject(NamedTuple):
     """An object: its size in bytes, and what changes when other bytes are under its name."""
 
     size: int
@@ -23,8 +23,8 @@ class Seen:
     """What servers have said so far: the names in directories, with None for directories in them; objects with their
     first bytes, None where there is none; and objects that will be wanted."""
 
-    lists: dict[str, Mapping[str, Found | None]] = field(default_factory=dict)
-    begun: dict[str, tuple[Found, bytes] | None] = field(default_factory=dict)
+    lists: dict[str, Mapping[str, FoundObject | None]] = field(default_factory=dict)
+    begun: dict[str, tuple[FoundObject, bytes] | None] = field(default_factory=dict)
     expected: dict[str, None] = field(default_factory=dict)
 
 

@@ -15,10 +15,10 @@ from concurrent.futures import Future, wait
 from functools import cache
 
 from .base import MARKER, USUAL_PART, WHOLE, Identity, PlaceError, Reader, Status, Writer
-from .looking import Found
+from .looking import FoundObject
 from .remote import RemotePlace, started
 
-__all__ = ["PartedPlace", "Sink", "part_bytes", "room"]
+__all__ = ["PartSink", "PartedPlace", "part_bytes", "room"]
 
 _MOST_PARTS = 10_000
 _STEP = 1 << 20
@@ -30,7 +30,7 @@ def part_bytes(size: int) -> int:
     return max(USUAL_PART, -(-size // (_MOST_PARTS * _STEP)) * _STEP)
 
 
-class Sink:
+class PartSink:
     """Where the parts of one file go. Each method but `abort` is called for a part by one thread at a time, and raises
     OSError."""
 
@@ -50,7 +50,7 @@ class Sink:
         """A part that was put aside is as it must be."""
         raise NotImplementedError
 
-    def complete(self) -> Found:
+    def complete(self) -> FoundObject:
         """All parts are there: let the file appear."""
         raise NotImplementedError
 
@@ -159,10 +159,10 @@ def room() -> Room:
 class PartedFile(Writer):
     """A file that is written in parts. One that `is_revised` is sent when it is settled."""
 
-    def __init__(self, place: PartedPlace, final: str, size: int, sink: Sink, is_revised: bool) -> None:
+    def __init__(self, place: PartedPlace, final: str, size: int, sink: PartSink, is_revised: bool) -> None:
         self.place, self.final, self.size, self.sink = place, final, size, sink
         self.is_settled = False
-        self.found: Found | None = None  # once it has appeared
+        self.found: FoundObject | None = None  # once it has appeared
         self._is_revised = is_revised
         self._sending: list[Future[None]] = []
         self._cut(size)
@@ -238,7 +238,7 @@ class PartedFile(Writer):
             self._sending.clear()
         self.is_settled = True
 
-    def complete(self) -> Found:
+    def complete(self) -> FoundObject:
         """Let it appear, if it has not yet."""
         if self.found is None:
             self.settle()
@@ -265,11 +265,11 @@ class PartedPlace(RemotePlace):
     def __init__(self) -> None:
         self._staged: dict[str, PartedFile] = {}
 
-    def sink(self, final: str, aside: str, size: int) -> Sink:
+    def sink(self, final: str, aside: str, size: int) -> PartSink:
         """What takes the parts of a file; those that are put aside have names that begin with `aside`."""
         raise NotImplementedError
 
-    def put(self, path: str, data: bytes | bytearray | memoryview) -> Found:
+    def put(self, path: str, data: bytes | bytearray | memoryview) -> FoundObject:
         """Write a whole object.
 
         Raises:

@@ -15,10 +15,10 @@ from functools import cache, partial
 from typing import TypeVar
 
 from .base import Identity, Place, PlaceError, Reader, Status
-from .looking import Found, Seen, looked
-from .wire import SHORT, Answer, Request, Sinks, wire
+from .looking import FoundObject, Seen, looked
+from .wire import SHORT, Answer, HttpRequest, Sinks, wire
 
-__all__ = ["Found", "RemotePlace", "refusal", "started", "submit"]
+__all__ = ["FoundObject", "RemotePlace", "refusal", "started", "submit"]
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ _AHEAD = 32  # objects whose first ranges are asked for at the same time
 class RemoteReader(Reader):
     """An object that was found. `first` are bytes from its beginning that are known already."""
 
-    def __init__(self, place: RemotePlace, path: str, found: Found, first: bytes = b"") -> None:
+    def __init__(self, place: RemotePlace, path: str, found: FoundObject, first: bytes = b"") -> None:
         super().__init__(Identity((path,), found.size, (found.version,)))
         self._place, self._path, self._found, self._first = place, path, found, first
 
@@ -103,7 +103,7 @@ class RemotePlace(Place):
 
     # -- what kinds of them differ in -----------------------------------------------------------------------------
 
-    def request(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> Request:
+    def request(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> HttpRequest:
         """What asks for the bytes of an object.
 
         Raises:
@@ -111,7 +111,7 @@ class RemotePlace(Place):
         """
         raise NotImplementedError
 
-    def entries(self, path: str) -> Mapping[str, Found | None]:
+    def entries(self, path: str) -> Mapping[str, FoundObject | None]:
         """The objects in a directory by name, and directories with None; empty if there is no such directory.
 
         Raises:
@@ -123,12 +123,12 @@ class RemotePlace(Place):
         """What changes with the bytes of an object; empty if nothing does."""
         return headers.get("etag") or headers.get("last-modified", "")
 
-    def condition(self, found: Found) -> Mapping[str, str]:
+    def condition(self, found: FoundObject) -> Mapping[str, str]:
         """Headers that ask for bytes of this version only, where a server knows them."""
         is_strong = found.version.startswith('"')  # of weak ones no two are the same to a server
         return {"If-Match": found.version} if is_strong else {}
 
-    def found(self, answer: Answer) -> Found:
+    def found(self, answer: Answer) -> FoundObject:
         """What the head of an answer says of the object, whether it comes whole or a range of it."""
         size = answer.headers.get("content-range", "").rpartition("/")[2] or answer.headers.get("content-length", "")
         version = self.version(answer.headers)
@@ -138,7 +138,7 @@ class RemotePlace(Place):
                 "the server says neither ETag nor Last-Modified of it" if size.isdecimal() else "no size is told of it",
                 "fetch it, and read the local file",
             )
-        return Found(int(size), version)
+        return FoundObject(int(size), version)
 
     def refusal(self, answer: Answer) -> OSError:
         """What an answer means that is no success."""
@@ -154,7 +154,7 @@ class RemotePlace(Place):
 
     # -- objects --------------------------------------------------------------------------------------------------
 
-    def find(self, path: str) -> Found | None:
+    def find(self, path: str) -> FoundObject | None:
         """The object at a path; None if there is none.
 
         Raises:
@@ -170,7 +170,7 @@ class RemotePlace(Place):
                 break
         raise self.refusal(answer)
 
-    def begin(self, path: str) -> tuple[Found, bytes] | None:
+    def begin(self, path: str) -> tuple[FoundObject, bytes] | None:
         """The object at a path with its first bytes; None if there is none.
 
         Raises:
@@ -192,7 +192,7 @@ class RemotePlace(Place):
                 break
         raise self.refusal(answer)
 
-    def read(self, path: str, found: Found, offset: int, targets: Sequence[memoryview]) -> None:
+    def read(self, path: str, found: FoundObject, offset: int, targets: Sequence[memoryview]) -> None:
         """Fill buffers with the bytes of an object from an offset on.
 
         Raises:
@@ -200,7 +200,7 @@ class RemotePlace(Place):
         """
         sinks = Sinks(targets)
 
-        def asked(done: int) -> Request:
+        def asked(done: int) -> HttpRequest:
             wanted = f"bytes={offset + done}-{offset + sinks.size - 1}"
             return self.request(path, headers={"Range": wanted, **self.condition(found)})
 
@@ -228,7 +228,7 @@ class RemotePlace(Place):
                 break
         raise self.refusal(answer)
 
-    def is_of(self, path: str, answer: Answer, found: Found) -> bool:
+    def is_of(self, path: str, answer: Answer, found: FoundObject) -> bool:
         """Whether the bytes of an answer are of the object that was found."""
         return self.version(answer.headers) == found.version
 
@@ -261,7 +261,7 @@ class RemotePlace(Place):
         return RemoteReader(self, path, found, first)
 
     def reopen(self, path: str, known: Identity) -> Reader:
-        return RemoteReader(self, path, Found(known.size, str(known.version[0])))
+        return RemoteReader(self, path, FoundObject(known.size, str(known.version[0])))
 
     def identity(self, path: str) -> Identity:
         found = self.find(path)
@@ -280,7 +280,7 @@ class RemotePlace(Place):
 
     # -- what is remembered while headers are read ----------------------------------------------------------------
 
-    def _listed(self, path: str) -> Mapping[str, Found | None]:
+    def _listed(self, path: str) -> Mapping[str, FoundObject | None]:
         seen = looked()
         if seen is None:
             return self.entries(path)
@@ -288,7 +288,7 @@ class RemotePlace(Place):
             seen.lists[path] = self.entries(path)
         return seen.lists[path]
 
-    def _begun(self, seen: Seen, path: str) -> tuple[Found, bytes] | tuple[None, bytes]:
+    def _begun(self, seen: Seen, path: str) -> tuple[FoundObject, bytes] | tuple[None, bytes]:
         """An object and its first bytes; those that are expected next are asked for at the same time. Of the bytes
         only those that came last are kept."""
         if path not in seen.begun:

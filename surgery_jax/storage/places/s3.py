@@ -18,10 +18,10 @@ from urllib.parse import quote, unquote, urlencode
 from xml.etree import ElementTree
 
 from .extra import needed
-from .looking import Found
-from .parts import PartedPlace, Sink, part_bytes
+from .looking import FoundObject
+from .parts import PartedPlace, PartSink, part_bytes
 from .remote import refusal
-from .wire import Answer, Request, wire
+from .wire import Answer, HttpRequest, wire
 
 if TYPE_CHECKING:
     from botocore.credentials import Credentials
@@ -42,7 +42,7 @@ class S3Place(PartedPlace):
 
     # -- requests -------------------------------------------------------------------------------------------------
 
-    def request(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> Request:
+    def request(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> HttpRequest:
         return self.asked(path, method, headers or {})
 
     def asked(
@@ -52,7 +52,7 @@ class S3Place(PartedPlace):
         headers: Mapping[str, str],
         query: Mapping[str, str] | None = None,
         body: bytes | memoryview | None = None,
-    ) -> Request:
+    ) -> HttpRequest:
         """A request about an object, or about a bucket where the key is empty.
 
         Raises:
@@ -62,7 +62,7 @@ class S3Place(PartedPlace):
         if not bucket:
             raise PlaceError(errno.EINVAL, "no bucket is named", "write s3://bucket/key")
         url = self._base(bucket) + quote(key, safe="/-_.~") + (f"?{urlencode(query)}" if query else "")
-        return Request(method, url, headers, body, None if self._is_anonymous else self._signed)
+        return HttpRequest(method, url, headers, body, None if self._is_anonymous else self._signed)
 
     def _base(self, bucket: str) -> str:
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -84,7 +84,7 @@ class S3Place(PartedPlace):
             told = _session(_environment()).get_config_variable("region")
         return told or "us-east-1"
 
-    def _signed(self, request: Request) -> Mapping[str, str]:
+    def _signed(self, request: HttpRequest) -> Mapping[str, str]:
         """The headers of a request that prove who asks. The body is not part of that: its checksum is."""
         auth, config = needed("botocore.auth", "s3://"), needed("botocore.config", "s3://")
         made = needed("botocore.awsrequest", "s3://").AWSRequest(request.method, request.url, dict(request.headers))
@@ -105,10 +105,10 @@ class S3Place(PartedPlace):
         self._regions[bucket] = region
         return True
 
-    def entries(self, path: str) -> Mapping[str, Found | None]:
+    def entries(self, path: str) -> Mapping[str, FoundObject | None]:
         prefix = path.removeprefix("s3://").partition("/")[2]
         prefix = prefix and f"{prefix}/"
-        found: dict[str, Found | None] = {}
+        found: dict[str, FoundObject | None] = {}
         query = {"list-type": "2", "delimiter": "/", "prefix": prefix, "encoding-type": "url"}
         while True:
             answer = self.tell(path, "GET", query)
@@ -116,7 +116,7 @@ class S3Place(PartedPlace):
             for item in page.iter("Contents"):
                 name = unquote(item.findtext("Key", ""))[len(prefix) :]
                 if name:
-                    found[name] = Found(int(item.findtext("Size", "0")), item.findtext("ETag", ""))
+                    found[name] = FoundObject(int(item.findtext("Size", "0")), item.findtext("ETag", ""))
             for item in page.iter("CommonPrefixes"):
                 found.setdefault(unquote(item.findtext("Prefix", ""))[len(prefix) : -1], None)
             more = page.findtext("NextContinuationToken")
@@ -155,15 +155,15 @@ class S3Place(PartedPlace):
             raise refusal(answer)
         return answer
 
-    def put(self, path: str, data: bytes | bytearray | memoryview) -> Found:
+    def put(self, path: str, data: bytes | bytearray | memoryview) -> FoundObject:
         view = memoryview(data)
         answer = self.tell(path, "PUT", {}, view, at_key=True)
-        return Found(view.nbytes, answer.headers.get("etag", ""))
+        return FoundObject(view.nbytes, answer.headers.get("etag", ""))
 
     def remove_object(self, path: str) -> None:
         self.tell(path, "DELETE", {}, at_key=True)
 
-    def sink(self, final: str, aside: str, size: int) -> Sink:
+    def sink(self, final: str, aside: str, size: int) -> PartSink:
         return _Multipart(self, final, aside, size <= part_bytes(size))
 
 
@@ -213,7 +213,7 @@ _WHO = (
 )
 
 
-class _Multipart(Sink):
+class _Multipart(PartSink):
     """A multipart upload, which begins with its first part; a file of one part is written at once. Parts that may
     change are objects of their own until they are copied, at the store, into the upload."""
 
@@ -221,8 +221,8 @@ class _Multipart(Sink):
         self._place, self._final, self._aside, self._is_single = place, final, aside, is_single
         self._upload = ""
         self._tags: dict[int, str] = {}
-        self._asides: dict[int, Found] = {}
-        self._single: Found | None = None
+        self._asides: dict[int, FoundObject] = {}
+        self._single: FoundObject | None = None
         self._lock = threading.Lock()
 
     def _begun(self) -> str:
@@ -260,7 +260,7 @@ class _Multipart(Sink):
         answer = self._place.tell(self._final, "PUT", query, headers=headers, at_key=True)
         self._tags[number] = _tree(answer).findtext("ETag", "")
 
-    def complete(self) -> Found:
+    def complete(self) -> FoundObject:
         if self._single is not None:
             found = self._single
         else:

@@ -15,9 +15,9 @@ from functools import cache
 from pathlib import PurePosixPath
 from urllib.parse import quote, urljoin, urlsplit
 
-from .looking import Found
+from .looking import FoundObject
 from .remote import RemotePlace, submit
-from .wire import Answer, Request
+from .wire import Answer, HttpRequest
 
 __all__ = ["HttpPlace", "HttpsPlace"]
 
@@ -55,12 +55,12 @@ class _Web(RemotePlace):
     def __init__(self) -> None:
         self._elsewhere: dict[str, str] = {}  # where servers send those who ask for a path
 
-    def request(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> Request:
+    def request(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> HttpRequest:
         url = self._elsewhere.get(path) or quote(path, safe=":/%~@!$&'()*+,;=")
         told = dict(headers or {})
         if urlsplit(url).hostname == urlsplit(path).hostname:
             told |= _login(urlsplit(path).hostname or "")
-        return Request(method, url, told)
+        return HttpRequest(method, url, told)
 
     def moved(self, path: str, answer: Answer) -> bool:
         known = self._elsewhere.pop(path, None)
@@ -74,7 +74,7 @@ class _Web(RemotePlace):
         is_page = answer.status < 300 and answer.headers.get("content-type", "").startswith("text/html")
         return answer.status in (404, 410) or to_itself or (is_page and not path.endswith((".html", ".htm")))
 
-    def entries(self, path: str) -> Mapping[str, Found | None]:
+    def entries(self, path: str) -> Mapping[str, FoundObject | None]:
         """What there is of the usual names, and of those that an index has."""
         if PurePosixPath(path).suffix in _FILES:
             return {}
@@ -84,7 +84,7 @@ class _Web(RemotePlace):
                 found |= self._there(path, list(dict.fromkeys(self._named(f"{path}/{name}.index.json"))))
         return found
 
-    def _there(self, path: str, names: tuple[str, ...] | list[str]) -> dict[str, Found | None]:
+    def _there(self, path: str, names: tuple[str, ...] | list[str]) -> dict[str, FoundObject | None]:
         found = submit(self.find, [f"{path}/{name}" for name in names])
         return {name: there for name, there in zip(names, found, strict=True) if there is not None}
 

@@ -28,7 +28,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from .base import PlaceError
 
-__all__ = ["SHORT", "Answer", "Request", "Sinks", "Wire", "wire"]
+__all__ = ["SHORT", "Answer", "HttpRequest", "Sinks", "Wire", "wire"]
 
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _DEADLINE = 120.0  # seconds without progress after which a request is given up
@@ -49,14 +49,14 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Request:
+class HttpRequest:
     """What is asked of a server. `sign` gives the headers that prove who asks, anew for every try."""
 
     method: str
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | memoryview | None = None
-    sign: Callable[[Request], Mapping[str, str]] | None = None
+    sign: Callable[[HttpRequest], Mapping[str, str]] | None = None
 
 
 class Sinks:
@@ -93,7 +93,7 @@ class Wire:
         self._met: set[tuple[str, str]] = set()  # servers that have answered
         self._lock = threading.Lock()
 
-    def ask(self, request: Request, most: int = _MOST) -> Answer:
+    def ask(self, request: HttpRequest, most: int = _MOST) -> Answer:
         """The answer to a request, whatever its status, with at most so many bytes of it.
 
         Raises:
@@ -103,7 +103,7 @@ class Wire:
             request.url, lambda: self._once(request, lambda response: _whole(response, most)), lambda: 0
         )
 
-    def fill(self, asked: Callable[[int], Request], sinks: Sinks, check: Callable[[Answer, int], object]) -> Answer:
+    def fill(self, asked: Callable[[int], HttpRequest], sinks: Sinks, check: Callable[[Answer, int], object]) -> Answer:
         """Fill buffers with the bytes of an answer. `asked` gives the request for what comes after so many bytes;
         `check` is shown the head of the answer if it is 206, and raises what is wrong with it. Gives the last answer;
         one that is not 206 has filled nothing, and has its bytes if these are no more than `SHORT`.
@@ -141,7 +141,7 @@ class Wire:
                 time.sleep(pause)
                 wait *= 2
 
-    def _once(self, request: Request, take: Callable[[HTTPResponse], Answer]) -> Answer:
+    def _once(self, request: HttpRequest, take: Callable[[HTTPResponse], Answer]) -> Answer:
         """One try."""
         parts = urlsplit(request.url)
         headers = {"Accept-Encoding": "identity", "User-Agent": "surgery-jax", **request.headers}
@@ -232,7 +232,7 @@ def _trust() -> ssl.SSLContext:
     return ssl.create_default_context(cafile=os.environ.get("AWS_CA_BUNDLE") or None)
 
 
-def _sent(connection: HTTPConnection, request: Request, parts: SplitResult) -> HTTPResponse:
+def _sent(connection: HTTPConnection, request: HttpRequest, parts: SplitResult) -> HTTPResponse:
     """Send a request and read the head of the answer."""
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if parts.scheme == "http" and connection.host != parts.hostname:  # a proxy
