@@ -256,7 +256,7 @@ class Ranks(Reduction):
         last = xp.where((left == equal) | (high == 0), ANY, 0.0)
         is_there = rank >= 1
         last = xp.where(is_there, xp.where(is_hit, last, SOUGHT), NONE)
-        return [xp.where(is_there, high, NOTHING), zero, left, last]
+        return [xp.where(is_there, high, NOTHING), zero, xp.where(is_there, left, 1.0), last]
 
     def _next(self, k: Kernel, stage: int, counts: Array, one: Sequence[Array]) -> list[Array]:
         """What is known of an element after one more digit."""

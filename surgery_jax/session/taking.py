@@ -16,7 +16,6 @@ from ..core.errors import StorageError
 from ..graph.node import Source
 from ..graph.stored import with_stored
 from ..hosts.peers import Peers
-from ..hosts.sharing import together
 from ..proof.reusing import read_earlier
 from ..storage.formats import open_checkpoint
 from ..storage.places.found import locate
@@ -62,6 +61,8 @@ class Taking:
         Raises:
             StorageError: the earlier output or an input cannot be read, here or in another process.
         """
+        from ..hosts.sharing import together  # with NumPy, which what only checks a plan does without
+
         said = together(peers, lambda: b"-" if peers.rank else self._found(compiled, path, receipts))
         told = json.loads(peers.share(said))
         for save, digests in zip(compiled.symbolic.saves, told["digests"], strict=True):

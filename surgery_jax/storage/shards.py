@@ -44,7 +44,7 @@ def read_index(path: Path) -> dict[str, str]:
         raise StorageError("the index names no tensors", where=str(path), expected="an object 'weight_map'")
     checked: set[str] = set()
     place_of(str(path)).expect(
-        str(path.parent / value) for value in dict.fromkeys(names.values()) if isinstance(value, str)
+        str(path.parent / value) for value in dict.fromkeys(v for v in names.values() if isinstance(v, str))
     )
     for name, value in names.items():
         if not isinstance(value, str):

@@ -130,12 +130,12 @@ import numpy as np
 from surgery_jax.core.dtypes import BY_NAME
 from surgery_jax.core.specs import Spec
 from surgery_jax.storage.orbax.chunks import encode_bytes, encode_chunk
-from surgery_jax.storage.orbax.zarr import describe
+from surgery_jax.storage.orbax.zarr import chunk_key, describe
 def memory(key): return int(Path("/proc/self/status").read_text().split(key + ":")[1].split()[0]) * 1024
 def encode(spec, data):
-    described = describe(spec, spec.shape, {"id": "zstd", "level": 1})
+    described = describe(spec, spec.shape, "zstd")
     with ThreadPoolExecutor(1) as pool:
-        return len(pool.submit(encode_chunk, described, spec.shape, data).result())
+        return len(pool.submit(encode_chunk, "zarr", described, chunk_key((0,), 2), data).result())
 noise = np.random.default_rng(0).integers(0, 256, 36_000_000, np.uint8)
 few, spec = (Spec((count,), BY_NAME["float32"]) for count in (1000, 9_000_000))
 encode(few, noise[:4000])  # what the library needs once does not count

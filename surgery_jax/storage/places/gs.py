@@ -52,7 +52,7 @@ class GsPlace(PartedPlace):
     def condition(self, found: StoredObject) -> Mapping[str, str]:
         return {}
 
-    def is_of(self, path: str, answer: Answer, found: StoredObject) -> bool:
+    def is_of(self, path: str, request: StoreRequest, answer: Answer, found: StoredObject) -> bool:
         told = self.version(answer.headers)  # no emulator says it
         return told == found.version or (not told and _is_emulated())
 

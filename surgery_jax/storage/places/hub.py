@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote, urljoin, urlsplit
@@ -35,9 +36,9 @@ class HubPlace(RemotePlace):
 
     def __init__(self) -> None:
         self._elsewhere: dict[str, str] = {}  # signed addresses, which end after a while
-        self._versions: dict[
-            str, tuple[str, str]
-        ] = {}  # what the hub said of a file, and the other server of its bytes
+        # what the hub said of a file, and the other server of its bytes
+        self._versions: dict[str, tuple[str, str]] = {}
+        self._own = threading.local()  # what the hub said when it sent this thread elsewhere
 
     def _parts(self, path: str) -> tuple[str, str, str]:
         """Repository, revision and file."""
@@ -53,8 +54,12 @@ class HubPlace(RemotePlace):
             if urlsplit(elsewhere).netloc == urlsplit(_endpoint()).netloc:
                 told |= _token()
             return StoreRequest(method, elsewhere, told)
+        return self.fresh(path, method, told)
+
+    def fresh(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> StoreRequest:
         name, revision, file = self._parts(path)
-        return StoreRequest(method, f"{_endpoint()}/{name}/resolve/{revision}/{quote(file)}", told | _token())
+        url = f"{_endpoint()}/{name}/resolve/{revision}/{quote(file)}"
+        return StoreRequest(method, url, dict(headers or {}) | _token())
 
     def condition(self, found: StoredObject) -> Mapping[str, str]:
         return {}  # what the hub calls a version is not what those servers call it
@@ -64,8 +69,10 @@ class HubPlace(RemotePlace):
         target = answer.headers.get("location")
         if answer.status in (301, 302, 303, 307, 308) and target:
             self._elsewhere[path] = urljoin(self.request(path).url, target)
-            if (told := _plain(answer.headers.get("x-linked-etag", ""))) and told != self._told(path):
-                self._versions[path] = told, ""
+            if told := _plain(answer.headers.get("x-linked-etag", "")):
+                self._own.told = told
+                if told != self._told(path):
+                    self._versions[path] = told, ""
             return True
         return known is not None and answer.status in (401, 403)  # the address has ended
 
@@ -75,18 +82,19 @@ class HubPlace(RemotePlace):
     def version(self, headers: Mapping[str, str]) -> str:
         return _plain(headers.get("x-linked-etag") or headers.get("etag", ""))
 
-    def is_of(self, path: str, answer: Answer, found: StoredObject) -> bool:
-        if path not in self._elsewhere or not self._told(path):
-            return self.version(answer.headers) == found.version
-        told, known = self._versions[path]
+    def is_of(self, path: str, request: StoreRequest, answer: Answer, found: StoredObject) -> bool:
         here = self.version(answer.headers)
+        if request.url == self.fresh(path).url or not self._told(path):
+            return here == found.version
+        told, known = self._versions[path]
         self._versions[path] = told, known or here
         return told == found.version and here == (known or here)
 
     def find(self, path: str) -> StoredObject | None:
-        self._elsewhere.pop(path, None)
+        ask = self.fresh
         for _ in range(5):
-            answer = wire().ask(self.request(path, "HEAD"))
+            answer = wire().ask(ask(path, "HEAD"))
+            ask = self.request
             if self._is_absent(answer):
                 return None
             size = answer.headers.get("x-linked-size", "")
@@ -99,13 +107,13 @@ class HubPlace(RemotePlace):
         raise _refusal(answer)
 
     def begin(self, path: str) -> tuple[StoredObject, bytes] | None:
-        self._elsewhere.pop(path, None)
+        self._own.told = ""
         begun = super().begin(path)
-        if begun is None or not self._told(path) or path not in self._elsewhere:
+        if begun is None or not self._own.told:
             return begun
         found, data = begun
-        self._versions[path] = self._told(path), found.version  # that of the server to which the hub has sent us
-        return StoredObject(found.size, self._told(path)), data
+        self._versions[path] = self._own.told, found.version  # that of the server to which the hub has sent us
+        return StoredObject(found.size, self._own.told), data
 
     def absent(self, path: str, answer: Answer) -> bool:
         return self._is_absent(answer)

@@ -111,6 +111,14 @@ class RemotePlace(Place):
         """
         raise NotImplementedError
 
+    def fresh(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> StoreRequest:
+        """The same, whereto answers before may have sent us.
+
+        Raises:
+            OSError: it cannot be asked for.
+        """
+        return self.request(path, method, headers)
+
     def entries(self, path: str) -> Mapping[str, StoredObject | None]:
         """The objects in a directory by name, and directories with None; empty if there is no such directory.
 
@@ -160,8 +168,10 @@ class RemotePlace(Place):
         Raises:
             OSError: the place does not say.
         """
+        ask = self.fresh
         for _ in range(_MOVES):
-            answer = wire().ask(self.request(path, "HEAD"))
+            answer = wire().ask(ask(path, "HEAD"))
+            ask = self.request
             if self.absent(path, answer):
                 return None
             if answer.status < 300:
@@ -176,9 +186,10 @@ class RemotePlace(Place):
         Raises:
             OSError: it cannot be read.
         """
+        ask, wanted = self.fresh, {"Range": f"bytes=0-{FIRST - 1}"}
         for _ in range(_MOVES):
-            wanted = {"Range": f"bytes=0-{FIRST - 1}"}
-            answer = wire().ask(self.request(path, headers=wanted), most=FIRST)
+            answer = wire().ask(ask(path, "GET", wanted), most=FIRST)
+            ask = self.request
             if self.absent(path, answer):
                 return None
             if answer.status in (200, 206) and (found := self.found(answer)).size >= len(answer.body):
@@ -199,14 +210,19 @@ class RemotePlace(Place):
             OSError: they cannot be read, or are of another version.
         """
         sinks = Sinks(targets)
+        request = self.request(path)
 
         def asked(done: int) -> StoreRequest:
+            nonlocal request
             wanted = f"bytes={offset + done}-{offset + sinks.size - 1}"
-            return self.request(path, headers={"Range": wanted, **self.condition(found)})
+            request = self.request(path, headers={"Range": wanted, **self.condition(found)})
+            return request
 
         def check(answer: Answer, begun: int) -> None:
             wanted = f"bytes {offset + begun}-{offset + sinks.size - 1}/{found.size}"
-            if answer.headers.get("content-range", "").lower() != wanted or not self.is_of(path, answer, found):
+            if answer.headers.get("content-range", "").lower() != wanted or not self.is_of(
+                path, request, answer, found
+            ):
                 raise _changed()
 
         for _ in range(_MOVES):
@@ -216,7 +232,7 @@ class RemotePlace(Place):
             if answer.status == 200:
                 if len(answer.body) != found.size:
                     raise _no_ranges()
-                if not self.is_of(path, answer, found):
+                if not self.is_of(path, request, answer, found):
                     raise _changed()
                 for target in targets:
                     target[:] = answer.body[offset : offset + target.nbytes]
@@ -228,8 +244,8 @@ class RemotePlace(Place):
                 break
         raise self.refusal(answer)
 
-    def is_of(self, path: str, answer: Answer, found: StoredObject) -> bool:
-        """Whether the bytes of an answer are of the object that was found."""
+    def is_of(self, path: str, request: StoreRequest, answer: Answer, found: StoredObject) -> bool:
+        """Whether the bytes of an answer to a request are of the object that was found."""
         return self.version(answer.headers) == found.version
 
     # -- what a place offers --------------------------------------------------------------------------------------

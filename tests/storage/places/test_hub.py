@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha1, sha256
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from servers import Asked, Files, ranged
 from surgery_jax import Options, inspect, plan_of, run
 from surgery_jax.cli.main import main
 from surgery_jax.core.errors import StorageError
+from surgery_jax.storage.files import File
 from surgery_jax.storage.formats import open_checkpoint
+from surgery_jax.storage.places.found import locate, place_of
 
 TENSORS = {f"t.{n}": np.full((200, 300), n, np.float32) for n in range(4)}
 TOKEN = "hf_hidden_token"
@@ -68,6 +71,24 @@ def hub(web: Files, blobs: Files, monkeypatch: pytest.MonkeyPatch) -> Hub:
     found = Hub(web, blobs)
     found.put("main", {"model.safetensors": save(TENSORS), "config.json": b'{"hidden_size": 300}'})
     return found
+
+
+def test_looking_again_at_a_file_does_not_disturb_those_who_read_it(hub: Hub) -> None:
+    """Its version is asked for by some threads while others read its bytes from the other server."""
+    path = "hf://org/name/model.safetensors"
+    place, content = place_of(path), save(TENSORS)
+    begun = place.identity(path)
+
+    def read(at: int) -> bytes:
+        with File(locate(path)) as file:
+            return b"".join(map(bytes, file.blocks(at, 5000)))
+
+    with ThreadPoolExecutor(6) as pool:
+        looks = [pool.submit(place.identity, path) for _ in range(60)]
+        reads = {at: pool.submit(read, at) for at in range(0, 300_000, 5000)}
+        looks += [pool.submit(place.identity, path) for _ in range(60)]
+    assert all(look.result() == begun for look in looks)
+    assert all(part.result() == content[at : at + 5000] for at, part in reads.items())
 
 
 def test_a_repository_is_read_as_if_it_were_on_the_disk(hub: Hub, tmp_path: Path) -> None:
