@@ -47,7 +47,7 @@ class EncodedFile(FleetingFile):
         self._missing = laid.size
         self._is_sealed = is_sealed
 
-    def write(self, offset: int, source: np.ndarray, bounce: np.ndarray) -> None:
+    def write(self, offset: int, source: np.ndarray, bounce: np.ndarray, *, is_copy: bool = False) -> None:
         """Write all bytes of a buffer."""
         if self._is_sealed:
             return

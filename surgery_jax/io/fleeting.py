@@ -46,7 +46,7 @@ class FleetingFile(OutputFile):
                 if self._users == 0:
                     super().close()
 
-    def write(self, offset: int, source: np.ndarray, bounce: np.ndarray) -> None:
+    def write(self, offset: int, source: np.ndarray, bounce: np.ndarray, *, is_copy: bool = False) -> None:
         """Write all bytes of a buffer."""
         with self._opened():
             super().write(offset, source, bounce)

@@ -38,7 +38,8 @@ class Written(NamedTuple):
     """A range of bytes of an output that is in its place.
 
     path: of the file, as the plan has it. place: where the file is until it is published. data: the bytes, valid
-    during the call that tells of them; None if the kernel copied them, so that they never came here.
+    during the call that tells of them; None if the kernel copied them, so that they never came here. is_copy: they are
+    bytes of input files as they lie there, so that they can be compared with these.
     """
 
     path: str
@@ -46,6 +47,7 @@ class Written(NamedTuple):
     offset: int
     nbytes: int
     data: memoryview | bytes | None
+    is_copy: bool = False
 
 
 Hear = Callable[[Written], object]
@@ -98,8 +100,9 @@ class OutputFile:
     def _goes_direct(self) -> bool:
         return self.direct is not None and self._may_go_direct and self.pace.is_direct()
 
-    def write(self, offset: int, source: np.ndarray, bounce: np.ndarray) -> None:
-        """Write all bytes of a buffer; `bounce` is a buffer of whole pages to write from.
+    def write(self, offset: int, source: np.ndarray, bounce: np.ndarray, *, is_copy: bool = False) -> None:
+        """Write all bytes of a buffer; `bounce` is a buffer of whole pages to write from. `is_copy`: they are those of
+        input files, as they lie there.
 
         Raises:
             StorageError: the operating system refuses.
@@ -112,11 +115,12 @@ class OutputFile:
             self._write_pages(offset, source, first, last, bounce)
         if source.nbytes >= MIN_DIRECT:
             self.pace.note(is_direct, source.nbytes)
-        self._told(offset, source.nbytes, source)
+        self._told(offset, source.nbytes, source, is_copy=is_copy)
 
-    def _told(self, offset: int, nbytes: int, source: np.ndarray | None = None) -> None:
+    def _told(self, offset: int, nbytes: int, source: np.ndarray | None = None, *, is_copy: bool = True) -> None:
         if self._hear is not None:
-            self._hear(Written(self.path, self.place, offset, nbytes, None if source is None else source.data))
+            data = None if source is None else source.data
+            self._hear(Written(self.path, self.place, offset, nbytes, data, is_copy))
 
     def _write_pages(self, offset: int, source: np.ndarray, first: int, last: int, bounce: np.ndarray) -> None:
         """Write directly what lies in [first, last) of the file, and the rest through the cache."""
@@ -160,7 +164,7 @@ class OutputFile:
             wanted.setdefault(path, []).append((source, gathered[place - offset : place - offset + nbytes]))
         for path, parts in wanted.items():
             files.read_several(path, parts)
-        self.write(offset, gathered, bounce)
+        self.write(offset, gathered, bounce, is_copy=True)
 
     def _copy(self, files: OpenFiles, move: ByteMove, bounce: np.ndarray, scratch: np.ndarray) -> None:
         path, source, file, offset, nbytes = move
@@ -210,7 +214,7 @@ class OutputFile:
             # the memory is as far from a page as the file, so that the whole pages of both coincide
             part = bounce[offset % PAGE : offset % PAGE + count]
             files.read(path, source, part, scratch)
-            self.write(offset, part, bounce)
+            self.write(offset, part, bounce, is_copy=True)
             source, offset, nbytes = source + count, offset + count, nbytes - count
 
     def _pages(self, offset: int, nbytes: int) -> tuple[int, int]:

@@ -113,7 +113,8 @@ class Journals(Observer):
             return
         output, file = known
         ranges: list[tuple[_OutputJournal, str, Range, int | None]] = vars(self._own).setdefault("ranges", [])
-        seen = None if what.data is None else checksum(file, what.offset, what.data)
+        # what was copied is compared with what it was copied from, and need not be summed
+        seen = None if what.data is None or what.is_copy else checksum(file, what.offset, what.data)
         ranges.append((output, what.place, (file, what.offset, what.nbytes), seen))
 
     def task_done(self, task: Task) -> None:
