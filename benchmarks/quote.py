@@ -90,7 +90,8 @@ def targets(result: Record) -> str:
                 continue
             scale = 1.0 if "per" in target else MEASURES[target["measure"]].scale
             low, high = (target["rounds"][name] / scale for name in ("min", "max"))
-            met = "yes" if verdict(target["met"]) == "ok" else "**no**"
+            is_bound = "at_most" in target or "at_least" in target
+            met = ("yes" if verdict(target["met"]) == "ok" else "**no**") if is_bound else "recorded"
             rows.append(
                 (row["row"], describe(target), f"{target['value'] / scale:.3g}", f"{low:.3g} to {high:.3g}", met)
             )
