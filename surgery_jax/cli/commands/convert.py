@@ -20,9 +20,7 @@ from ..command import (
     shard_size,
     words,
 )
-from ..streams import emit, name_leftovers, note
-from ..text import json_text
-from .run import account
+from .run import tell_report
 
 
 class Convert(Command):
@@ -67,10 +65,5 @@ class Convert(Command):
                 settings=settings,
                 progress=display,
             )
-        if args.json:
-            emit(json_text(report.as_json()))
-        else:
-            name_leftovers(report.leftovers)
-            if not args.quiet:
-                note(account(report))
+        tell_report(report, args)
         return 0

@@ -23,9 +23,8 @@ from ..command import (
     options_of,
     whole,
 )
-from ..streams import emit, name_leftovers, note
-from ..text import json_text
-from .run import account
+from ..streams import emit, note
+from .run import tell_report
 
 if TYPE_CHECKING:
     from ...compile.functions import Functions
@@ -171,12 +170,7 @@ def _tell(report: Report, args: Namespace) -> int:
     from ..failures import warn
 
     warn(report.warnings)
-    if args.json:
-        emit(json_text(report.as_json()))
-    else:
-        name_leftovers(report.leftovers)
-        if not args.quiet:
-            note(account(report))
+    tell_report(report, args)
     return 0
 
 

@@ -206,6 +206,16 @@ def _summary(plan: Plan, compiled: Compiled, args: Namespace) -> str:
     return ""
 
 
+def tell_report(report: Report, args: Namespace) -> None:
+    """Tell what a command did that prints nothing of a plan."""
+    if args.json:
+        emit(json_text(report.as_json()))
+    else:
+        name_leftovers(report.leftovers)
+        if not args.quiet:
+            note(account(report))
+
+
 def account(report: Report) -> str:
     """A line on what was done, and one on what nothing used, if there is any."""
     from ...core.errors import listing
