@@ -116,15 +116,19 @@ class OutputDigests:
 
     def _read_back(self, what: Written, number: int, rolling: Rolling | None) -> None:
         """Blocks that end where leaves do, so that none is kept in part but the first and the last."""
-        writer = place_of(what.place).target(what.place)
-        try:
-            buffer = memoryview(bytearray(min(what.nbytes, LEAF)))
-            for at, nbytes in self._cut(number, what.offset, what.nbytes):
-                part = buffer[:nbytes]
-                fill(writer, at, part)
-                self._show(at, part, number, rolling)
-        finally:
-            writer.close()
+        turn = rolling if rolling is not None and rolling.comes(what.offset, what.nbytes) else None
+        if turn is not None or self._tensors:
+            writer = place_of(what.place).target(what.place)
+            try:
+                buffer = memoryview(bytearray(min(what.nbytes, LEAF)))
+                for at, nbytes in self._cut(number, what.offset, what.nbytes):
+                    part = buffer[:nbytes]
+                    fill(writer, at, part)
+                    self._show(at, part, number, turn)
+            finally:
+                writer.close()
+        if rolling is not None and turn is None:
+            rolling.add(what.offset, what.nbytes, None)
 
     def _cut(self, number: int, offset: int, nbytes: int) -> Iterator[tuple[int, int]]:
         at, end = offset, offset + nbytes

@@ -201,6 +201,12 @@ class Rolling:
                 self._is_busy = False
                 self._changed.notify_all()
 
+    def comes(self, offset: int, nbytes: int) -> bool:
+        """Whether it is the turn of a range whose bytes can be had at any time, or will be in a moment, after which
+        this returns."""
+        with self._changed:
+            return not self._is_stuck and self._comes(offset, nbytes)
+
     def _comes(self, offset: int, nbytes: int) -> bool:
         """Wait for the turn of a range, as long as what comes before is being hashed or waits too, and a moment for
         what does not; whether it has come."""
