@@ -7,25 +7,24 @@ import pkgutil
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import entry_points
+from types import ModuleType
 from typing import Any, TypeVar
 
 from .errors import PlanError
 
-__all__ = ["check_single", "import_all", "named", "subclasses"]
+__all__ = ["check_single", "import_all", "named", "own_file", "own_named", "subclasses"]
 
 T = TypeVar("T")
 
 
-def import_all(package: str, group: str | None = None) -> tuple[str, ...]:
-    """Import every file of a package, those of the packages within it too, and every module that an entry point of the
-    group (by default the package's name) names. Gives the names of the latter.
+def import_all(package: str, group: str | None = None, *, but: str | None = None) -> tuple[str, ...]:
+    """Import every file of a package, those of the packages within it too, `but` one of these, and every module that an
+    entry point of the group (by default the package's name) names. Gives the names of the latter.
 
     Raises:
         PlanError: what a distribution offers cannot be imported.
     """
-    whole = importlib.import_module(package)
-    for module in pkgutil.walk_packages(whole.__path__, f"{package}."):
-        importlib.import_module(module.name)
+    _import_below(package, but)
     given = []
     for point in _offered().select(group=group or package):
         offered = point.dist.name if point.dist is not None else "an installed distribution"
@@ -39,6 +38,36 @@ def import_all(package: str, group: str | None = None) -> tuple[str, ...]:
             ) from error
         given.append(point.module)
     return tuple(given)
+
+
+def _import_below(package: str, but: str | None = None) -> None:
+    whole = importlib.import_module(package)
+    for module in pkgutil.iter_modules(whole.__path__, f"{package}."):
+        if module.name != but:
+            importlib.import_module(module.name)
+            if module.ispkg:
+                _import_below(module.name)
+
+
+def own_file(package: str, name: str) -> ModuleType | None:
+    """The file of a package that is called as what is looked for, and nothing else of the package: a program that needs
+    two verbs does not start with all. None if there is none, or if other distributions add to the package, so that all
+    must be seen to know that a name is there once."""
+    if not name.isidentifier() or name.startswith("_") or _offered().select(group=package):
+        return None
+    try:
+        return importlib.import_module(f"{package}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{package}.{name}":
+            raise
+        return None
+
+
+def own_named(base: type[T], package: str, name: str) -> type[T] | None:
+    """The subclass of a name that the file of that name declares; None as for `own_file`."""
+    file = own_file(package, name)
+    own = () if file is None else (cls for cls in subclasses(base) if cls.__module__ == file.__name__)
+    return next((cls for cls in own if cls.__dict__.get("name") == name), None)
 
 
 def subclasses(cls: type[T]) -> Iterator[type[T]]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..core.errors import AssertionFailed, Mark, PlanError, Problems, SurgeryError, listing
-from ..kit.words import BoundStep, find_word, words
+from ..kit.words import BoundStep, find_word, known_word
 from ..language import document
 from ..language import names as naming
 from ..language.document import Mapping, Node, Scalar, Sequence, noting_files, plain
@@ -305,7 +305,7 @@ class _Builder:
         if kind == "transforms" or not isinstance(node, Mapping):
             return list(step_list(node)), None
         if not {"inputs", "transforms", "output"} & set(node.entries):
-            if len(node.entries) == 1 and next(iter(node.entries)) in words():
+            if len(node.entries) == 1 and known_word(next(iter(node.entries))) is not None:
                 return [node], None
         plan = Plan.of(node, nested=True)
         steps = [_load_step(entry) for entry in plan.inputs]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from ..core.discover import named
+from ..core.discover import named, own_named
 from ..core.errors import MOST_NAMES, PlanError, listing, nearest
 from ..language.document import Mapping as YamlMapping
 from ..language.document import Node
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from .state import State
 
 __all__ = ["AtEnd", "Combined", "Known", "Measured", "Outcome", "Pending", "Predicate", "parse_predicate", "predicates"]
+
+
+PACKAGE = "surgery_jax.asserts"
 
 
 class Outcome(Protocol):
@@ -131,7 +134,7 @@ def predicates() -> Mapping[str, type[Predicate]]:
     Raises:
         PlanError: two of one name, or what an entry point names fails.
     """
-    return named(Predicate, "surgery_jax.asserts", "assertions")
+    return named(Predicate, PACKAGE, "assertions")
 
 
 def parse_predicate(expression: Node) -> Predicate:
@@ -148,7 +151,7 @@ def parse_predicate(expression: Node) -> Predicate:
             found=shown(expression),
         )
     ((name, payload),) = expression.entries.items()
-    cls = predicates().get(name)
+    cls = own_named(Predicate, PACKAGE, name) or predicates().get(name)
     if cls is None:
         near = nearest(name, predicates(), 1)
         raise PlanError(

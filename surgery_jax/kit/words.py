@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ..core.discover import check_single, import_all, subclasses
+from ..core.discover import check_single, import_all, own_file, subclasses
 from ..core.errors import Mark, PlanError, listing, nearest
 from ..language import document
 from ..language.document import Node, Scalar
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .forms import Form
     from .state import State
 
-__all__ = ["BoundStep", "Word", "find_word", "operation", "words"]
+__all__ = ["BoundStep", "Word", "find_word", "known_word", "operation", "words"]
 
 WHERE = Field("condition", "only tensors of these dtypes, such as { dtype: float }", parse_where, None)
 RAW = Field("boolean", "compute with the stored numbers of quantised tensors, without their scales", parse_bool, False)
@@ -113,17 +113,35 @@ def words() -> Mapping[str, Word]:
     """
     import_all("surgery_jax.ops")
     found: dict[str, Word] = {}
-
-    def add(word: Word) -> None:
+    for word in _declared():
         check_single("transforms", word.name, found.setdefault(word.name, word).cls, word.cls)
+    return dict(sorted(found.items()))
 
+
+def _declared() -> Iterator[Word]:
+    """The words of all classes that have been imported."""
     for op in subclasses(TensorOp):
         for form in op.__dict__.get("spellings", ()):
-            declared = {**form.fields, **form.own_fields(op)}
-            add(Word(form.word, op, form, declared))
+            yield Word(form.word, op, form, {**form.fields, **form.own_fields(op)})
     for directive in subclasses(Directive):
-        add(Word(directive.word, directive, None, fields_of(directive)))
-    return dict(sorted(found.items()))
+        yield Word(directive.word, directive, None, fields_of(directive))
+
+
+@cache
+def known_word(name: str) -> Word | None:
+    """The step word of that name, None if there is none. Of ours no more is imported than the file that is called as
+    the word, but for a `_` at the end.
+
+    Raises:
+        PlanError: as `words`.
+    """
+    for file in dict.fromkeys((name, name.rstrip("_"), f"{name}_")):
+        module = own_file("surgery_jax.ops", file)
+        own = () if module is None else (word for word in _declared() if word.cls.__module__ == module.__name__)
+        found = next((word for word in own if word.name == name), None)
+        if found is not None:
+            return found
+    return words().get(name)
 
 
 def operation(word: str, **fields: Any) -> TensorOp:
@@ -139,7 +157,7 @@ def find_word(name: str, where: Mark | None = None) -> Word:
     Raises:
         PlanError: there is none.
     """
-    found = words().get(name)
+    found = known_word(name)
     if found is None:
         near = nearest(name, words(), likeness=0.65)
         raise PlanError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..core.discover import named
+from ..core.discover import named, own_named
 from ..core.errors import PlanError, nearest
 from ..kit.fields import REQUIRED, Field, fields_of
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ..kit.state import Value, Versions
 
 __all__ = ["Method", "each", "find_method", "methods", "parameters", "told"]
+
+PACKAGE = "surgery_jax.merging.methods"
 
 
 def each(declared: Any) -> Any:
@@ -105,7 +107,7 @@ def methods() -> Mapping[str, type[Method]]:
     Raises:
         PlanError: two of one name, or what an entry point names fails.
     """
-    return named(Method, "surgery_jax.merging.methods", "merge methods")
+    return named(Method, PACKAGE, "merge methods")
 
 
 def find_method(name: str, where: Mark | None = None) -> type[Method]:
@@ -114,7 +116,8 @@ def find_method(name: str, where: Mark | None = None) -> type[Method]:
     Raises:
         PlanError: there is none.
     """
-    if name not in methods():
+    found = own_named(Method, PACKAGE, name) or methods().get(name)
+    if found is None:
         near = nearest(name, methods(), 1)
         raise PlanError(
             f"unknown merge method {name!r}",
@@ -122,4 +125,4 @@ def find_method(name: str, where: Mark | None = None) -> type[Method]:
             expected="one of " + ", ".join(methods()),
             hint=f"did you mean {near[0]}?" if near else None,
         )
-    return methods()[name]
+    return found

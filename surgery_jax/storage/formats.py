@@ -47,7 +47,7 @@ _FALLBACK = "torch"  # what a single tensor is read as where its suffix says not
 @lru_cache(maxsize=1)
 def formats() -> Mapping[str, Format]:
     """All formats by name: those of this package, and those that entry points name."""
-    given = import_all("surgery_jax.storage", "surgery_jax.formats")
+    given = import_all("surgery_jax.storage", "surgery_jax.formats", but="surgery_jax.storage.places")
     found: dict[str, Format] = {}
     for kind in sorted(subclasses(Format), key=lambda kind: kind.__module__):
         if kind.__module__.startswith("surgery_jax.storage.") or kind.__module__ in given:
