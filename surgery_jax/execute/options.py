@@ -61,7 +61,8 @@ class Options:
     def limits(self) -> Limits:
         """All budgets."""
         device = parse_size(self.device_memory, binary=True) or UNLIMITED
-        return Limits(self.memory_bytes, self.num_workers, device, self.devices or None)
+        is_hashed = self.receipt or self.receipt_path is not None
+        return Limits(self.memory_bytes, self.num_workers, device, self.devices or None, is_hashed)
 
     @property
     def num_workers(self) -> int:

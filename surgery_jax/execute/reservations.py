@@ -34,12 +34,14 @@ DEVICE_BYTES = 180 << 20  # more, once something is computed with JAX
 
 class Limits(NamedTuple):
     """Bytes of host buffers, threads, bytes of each device, and devices, that a run may take; without a number of
-    devices all that there are."""
+    devices all that there are. in_order: a file is to be written from its beginning to its end, as nearly as may be,
+    since who hashes it would have to read again what came too early."""
 
     memory: int
     workers: int
     device: int = UNLIMITED
     devices: int | None = None
+    in_order: bool = False
 
 
 def default_workers() -> int:

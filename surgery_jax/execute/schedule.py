@@ -146,7 +146,9 @@ class Schedule:
 
     @cached_property
     def tasks(self) -> tuple[Task, ...]:
-        return tuple(plan_tasks(self.program, self.blueprints, by_output=self.parted > 0))
+        # of several outputs, those tasks come together that read the same tensors of a base
+        in_order = self.limits.in_order and len(self.program.symbolic.saves) == 1
+        return tuple(plan_tasks(self.program, self.blueprints, by_output=in_order or self.parted > 0))
 
     @cached_property
     def repeated(self) -> frozenset[Node]:

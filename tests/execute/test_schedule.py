@@ -15,7 +15,7 @@ from surgery_jax.compile.blueprint import SMALLEST_TILE, blueprint
 from surgery_jax.compile.program import ByteMove, Group, Program
 from surgery_jax.execute.reservations import Limits
 from surgery_jax.execute.schedule import Schedule, schedule
-from surgery_jax.execute.tasks import MOVE_BYTES, MoveTask, Tile, plan_tasks
+from surgery_jax.execute.tasks import MOVE_BYTES, DecodeTask, MoveTask, Tile, plan_tasks
 from surgery_jax.graph.node import Graph
 from surgery_jax.session.compiled import StorageOutside, compile_with, joined
 
@@ -85,6 +85,28 @@ def test_tasks_follow_the_bytes_of_the_files() -> None:
     places = [(task.moves[0].path, task.moves[0].source) for task in tasks if isinstance(task, MoveTask)]
     assert places == sorted(places) and len(places) == 5
     assert sum(task.nbytes for task in tasks if isinstance(task, MoveTask)) == 2 * MOVE_BYTES + 11
+
+
+def test_tasks_follow_the_files_that_are_written_where_these_are_hashed(tmp_path: Path) -> None:
+    tensors = {f"h.{n}": np.ones(20_000, np.float32) for n in range(4)}
+    steps = [
+        {"copy": {"from": r"h\.(\d)", "to": r"a.\1"}},
+        {"copy": {"from": r"h\.(\d)", "to": r"b.\1"}},
+        {"scale": {"from": r"h\.(\d)", "to": r"aa.\1", "by": 2}},
+    ]
+    program = Bench(tmp_path, m=tensors).compile(steps).program
+
+    def places(in_order: bool) -> list[int]:
+        tasks = schedule(program, Limits(80_000, 1, in_order=in_order)).tasks
+        return [
+            task.moves[0].offset
+            if isinstance(task, MoveTask)
+            else task.segments[0][0].outputs[0].dests[0].offset + 4 * task.segments[0][1]
+            for task in tasks
+            if not isinstance(task, DecodeTask)
+        ]
+
+    assert places(True) == sorted(places(False)) != places(False)
 
 
 def test_short_moves_to_neighbouring_places_are_written_together() -> None:
