@@ -13,7 +13,7 @@ from ..storage.files import storage_error
 from ..storage.places.base import fill
 from .buffers import OpenFiles
 from .fleeting import FleetingFile
-from .outputs import Hear, Origin, OutputFile, Written
+from .outputs import Hear, Origin, Written
 from .pace import Pace
 
 __all__ = ["EncodedFile"]
