@@ -361,16 +361,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path({here!r})))
 from test_methods import EVERYWHERE, bench_of, large, together
 found = []
-for devices in (1, 8):
+for devices in (1, 3):
     tensors = bench_of(Path(f"{{devices}}"), large("float32")).tensors(together(EVERYWHERE), devices=devices)
     found.append({{key: hashlib.sha256(array.tobytes()).hexdigest() for key, array in tensors.items()}})
 print(json.dumps([len(found[0]), [key for key in found[0] if found[0][key] != found[1][key]]]))
 """
 
 
-def test_8_devices_give_the_bits_of_one(tmp_path: Path) -> None:
+def test_3_devices_give_the_bits_of_one(tmp_path: Path) -> None:
     count = 1 + 2 * len(EVERYWHERE)
-    assert simulated(ON_DEVICES.format(here=str(Path(__file__).parent)), tmp_path) == [count, []]
+    assert simulated(ON_DEVICES.format(here=str(Path(__file__).parent)), tmp_path, devices=3) == [count, []]
 
 
 def test_equal_magnitudes_are_told_apart_by_position(tmp_path: Path) -> None:
