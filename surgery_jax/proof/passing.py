@@ -22,6 +22,7 @@ from ..storage.files import storage_error
 from ..storage.formats import open_checkpoint
 from ..storage.places.base import fill
 from ..storage.places.found import place_of
+from ..storage.proofs import is_of_git
 from ..storage.stored import blocks_of
 from .rolling import THREADS, FileDigest, FileFacts, Held, Rolling, blocks, digest_of, gaps, read_back, thinned
 from .tree import LEAF, Hash, hash_of, num_leaves, root_of, tensor_digest
@@ -274,19 +275,20 @@ class OutputDigests:
         return whole.digest()
 
     def files(self) -> dict[str, FileFacts]:
-        """What every file of the output is, and every file that stays beside it, by name; a file alone is called `.`.
+        """What every file of the output is, and every file that stays beside it but those of git, by name; a file alone
+        is called `.`.
 
         Raises:
             StorageError: one cannot be read.
         """
-        made = {
-            os.path.relpath(path, self.staging.plan.path): str(place)
-            for path, place in self.staging.finished_files().items()
-        }
+        finished = self.staging.finished_files().items()
+        named = {os.path.relpath(path, self.staging.plan.path): str(place) for path, place in finished}
+        made = {name: place for name, place in named.items() if not is_of_git(name)}
         with ThreadPoolExecutor(THREADS) as pool:
             found = dict(zip(made, pool.map(self._facts, made.values()), strict=True))
         for name, place in self.staging.staying().items():
-            found[name] = FileFacts(*digest_of(str(place))[:2])
+            if not is_of_git(name):
+                found[name] = FileFacts(*digest_of(str(place))[:2])
         return found
 
     def _facts(self, place: str) -> FileFacts:

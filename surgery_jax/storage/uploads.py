@@ -141,6 +141,10 @@ class Upload(Staging):
         """Nothing is known of it: what lies below a name may be very much."""
         return {}
 
+    def links(self) -> list[str]:
+        """There are none."""
+        return []
+
     def _prepare(self, sync: bool, fresh: Set[Path]) -> None:
         """Nothing: what stays of the old directory stays where it is."""
 
