@@ -167,8 +167,12 @@ def read_receipt(path: str) -> Receipt:
     place = locate(path)
     if place.is_dir():
         place = place / RECEIPT
-    raw = read_text(place, "the receipt").encode()
-    found: Any = parse_json(raw, place, "the receipt")
+    try:
+        raw = read_text(place, "the receipt").encode()
+        found: Any = parse_json(raw, place, "the receipt")
+    except StorageError as error:
+        error.hint = error.hint or "a receipt lies in the directory that it is of, or where --receipt wrote it"
+        raise
     problem = _first_fault(found, _STATEMENT, "")
     if not problem and found["_type"] != STATEMENT_TYPE:
         problem = f"_type {found['_type']!r:.80}"

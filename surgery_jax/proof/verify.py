@@ -34,8 +34,8 @@ BATCH = 64  # leaves that a thread takes at once
 @dataclass(frozen=True)
 class Verification:
     """What a checkpoint has in common with a receipt. Names of tensors and of files that differ from it, that it has
-    and the checkpoint has not, and that only the checkpoint has. Files are compared if most of the bytes lie in files as
-    they did (`same_files`). `signed`: whether a key was given, and is that of the signatures."""
+    and the checkpoint has not, and that only the checkpoint has. Files are compared if most of their bytes lie in
+    files as they did (`same_files`). `signed`: whether a key was given, and is that of the signatures."""
 
     path: str
     receipt: str
