@@ -461,6 +461,47 @@ def test_a_lineage_of_three_steps_is_proven_link_by_link(place: Path, keys: Any)
     assert two.parents[0].end == "its receipt is of another model-00001-of-00001.safetensors than this one was made of"
 
 
+def test_a_lineage_goes_through_every_format(place: Path) -> None:
+    formats = ("dcp", "orbax", "torch", "safetensors")
+    for source, format in zip(("m", *formats), formats, strict=False):
+        convert(source, format, QUICK, format=format)
+    found, chain = lineage("safetensors"), []
+    while found.parents:
+        (found,) = found.parents
+        chain.append((Path(found.path).name, found.end))
+    assert chain == [("torch", ""), ("orbax", ""), ("dcp", ""), ("m", "no receipt lies beside it")]
+
+
+def test_what_lies_beside_an_orbax_checkpoint_is_no_input(place: Path) -> None:
+    convert("m", "source", QUICK, format="orbax")
+    make("one", [], source="source")
+    convert("m", "source", Options(sync=False, overwrite=True), format="orbax")  # with a receipt of another time
+    (place / "source/.git").mkdir()
+    (place / "source/.git/HEAD").write_text("main")
+    make("two", [], source="source")
+    assert read_receipt("one").comparable == read_receipt("two").comparable
+    assert replay("one").holds
+
+
+def test_a_renamed_receipt_finds_its_table_under_both_names(place: Path) -> None:
+    make("out")
+    for name, table in (("told.json", "surgery.tensors.json"), ("other.json", "other.tensors.json")):
+        shutil.copy("out/surgery.receipt.json", name)
+        with pytest.raises(StorageError) as caught:
+            replay(name)
+        assert caught.value.hint == "the table of a receipt lies beside it: copy surgery.tensors.json there too"
+        shutil.copy("out/surgery.tensors.json", table)
+        assert replay(name).holds
+        Path("surgery.tensors.json").unlink(missing_ok=True)
+
+
+def test_a_file_in_the_place_of_a_directory_is_told(place: Path) -> None:
+    make("out", [])
+    with pytest.raises(StorageError, match="not those of the receipt") as caught:
+        replay("out", inputs={"m": "m/model.safetensors"})
+    assert caught.value.found == "m: a directory then, and a file now"
+
+
 # ------------------------------------------------------------------------------------------------- hostile contents
 
 

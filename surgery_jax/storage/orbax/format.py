@@ -20,6 +20,7 @@ from ..documents import documents_beside
 from ..files import storage_error
 from ..leftovers import in_words
 from ..places.found import check_local
+from ..proofs import is_of_git, proofs_in
 from .arrays import entries_apart, entries_together
 from .chunks import ChunkGrid, chunk_of, divided
 from .laid import ArraysApart, ArraysTogether, LaidArray, LaidArrays
@@ -280,8 +281,10 @@ def _read_item(path: Path, item: Path, prefix: str) -> Checkpoint:
     told = in_words((name[len(prefix) + 1 :] if prefix else name, word) for name, word in others)
     if not entries:
         raise StorageError("the checkpoint holds no tensors", where=str(path), found="; ".join(told) or None)
-    documents = set(documents_beside(item, OrbaxFormat(), ()).values())
-    files = tuple(file for file in _files(str(item)) if file not in documents)
+    beside = {*documents_beside(item, OrbaxFormat(), ()).values(), *map(str, proofs_in(item))}
+    files = tuple(
+        file for file in _files(str(item)) if file not in beside and not is_of_git(file[len(str(item)) + 1 :])
+    )
     return Checkpoint(str(path), OrbaxFormat.name, entries, metadata | note.metadata(), files, left_out=told)
 
 
