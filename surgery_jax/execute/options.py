@@ -61,10 +61,13 @@ class Options:
     def limits(self) -> Limits:
         """All budgets."""
         device = parse_size(self.device_memory, binary=True) or UNLIMITED
-        is_hashed = self.receipt or self.receipt_path is not None
-        return Limits(self.memory_bytes, self.num_workers, device, self.devices or None, is_hashed)
+        return Limits(self.memory_bytes, self.num_workers, device, self.devices or None, self._is_hashed)
+
+    @property
+    def _is_hashed(self) -> bool:
+        return self.receipt or self.receipt_path is not None
 
     @property
     def num_workers(self) -> int:
         """The number of threads."""
-        return self.workers or default_workers()
+        return self.workers or default_workers(self._is_hashed)
