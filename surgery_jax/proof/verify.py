@@ -122,7 +122,7 @@ def _is_cut_alike(known: Receipt, place: Path, there: Mapping[str, Path]) -> boo
     sizes: dict[str, int] = {name: facts["size"] for name, facts in files.items() if name not in documents}
     kept = (name for name in sizes if there[name].is_file())
     alike = sum(sizes[name] for name in kept if is_own or there[name].stat().st_size == sizes[name])
-    return 2 * alike >= sum(sizes.values())
+    return bool(2 * alike >= sum(sizes.values()))
 
 
 def _check_signed(known: Receipt, verifier: Verifier) -> None:

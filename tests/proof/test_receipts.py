@@ -148,7 +148,7 @@ def test_strict_refuses_what_is_neither_used_nor_dropped(place: Path) -> None:
     run(plan_of(content), QUICK)
     untouched = json.loads(Path("out/surgery.tensors.json").read_text())["accounting"]["untouched"]
     assert untouched == ["x::b", "n::"]
-    with pytest.raises(PlanError, match="2 tensors of the inputs are neither used nor dropped") as caught:
+    with pytest.raises(PlanError, match="the inputs hold what is neither used nor dropped") as caught:
         run(plan_of(content | {"output": "other"}), Options(strict=True))
     assert caught.value.found == "x::b, all of n" and not Path("other").exists()
     make("fine", strict=True)
@@ -481,6 +481,14 @@ def test_what_lies_beside_an_orbax_checkpoint_is_no_input(place: Path) -> None:
     make("two", [], source="source")
     assert read_receipt("one").comparable == read_receipt("two").comparable
     assert replay("one").holds
+
+
+@pytest.mark.parametrize("path", ["m", "m/model.safetensors", "nothing"])
+def test_who_names_no_receipt_is_told_where_receipts_lie(place: Path, path: str) -> None:
+    for read in (replay, lineage):
+        with pytest.raises(StorageError) as caught:
+            read(path)
+        assert caught.value.hint == "a receipt lies in the directory that it is of, or where --receipt wrote it"
 
 
 def test_a_renamed_receipt_finds_its_table_under_both_names(place: Path) -> None:
