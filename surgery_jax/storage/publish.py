@@ -182,8 +182,9 @@ class Staging:
         """
         if not self._finished:
             try:
-                if self.layout.finish is not None:
-                    self.layout.finish(self._built)
+                for name, content in self.layout.finish(self._built) if self.layout.finish is not None else ():
+                    (self._built / name).parent.mkdir(parents=True, exist_ok=True)
+                    (self._built / name).write_bytes(content)
             except OSError as error:
                 raise storage_error(error, self.plan.path, "complete it") from None
             self._finished = True

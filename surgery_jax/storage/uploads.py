@@ -76,7 +76,7 @@ class Upload(Staging):
         try:
             check_target(plan, overwrite, layout.documents)
             old = [*plan.format.stale(self._final), *proofs_in(self._final)] if layout.is_directory else []
-            self._old = list(dict.fromkeys(map(str, old)))
+            self._old = list(dict.fromkeys(file for path in old for file in self._files(path)))
             for file in layout.files:
                 self._create(file)
         except OSError as error:
@@ -86,13 +86,19 @@ class Upload(Staging):
             self.abort()
             raise
 
+    def _files(self, path: Path) -> list[str]:
+        """What a path stands for: a file, or all that are below a directory."""
+        if not path.is_dir():
+            return [str(path)]
+        return [f"{path}/{name}" for name in self._place.below(str(path))]
+
     def _create(self, file: LaidFile) -> None:
         self._created[file.name] = str(self._built / file.name if file.name else self._built)
         lay(
             self._created[file.name],
             file,
             self._named(file.name),
-            is_revised=self.layout.finish is not None or file.encode is not None,
+            is_revised=file.is_revised or file.encode is not None,
         )
 
     def tell(self) -> StagingAddress:
@@ -116,7 +122,8 @@ class Upload(Staging):
         """All bytes are in place: let the format complete its files."""
         try:
             if self.layout.finish is not None and not self._finished:
-                self.layout.finish(self._built)
+                for name, content in self.layout.finish(self._built):
+                    self._create(LaidFile(name, len(content), ((0, content),)))
             for staged in self._created.values():
                 self._place.settle(staged)
             self._mark()

@@ -13,7 +13,7 @@ import json
 import os
 import threading
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from hashlib import md5
 from typing import TYPE_CHECKING
@@ -77,25 +77,34 @@ class GsPlace(PartedPlace):
         return _found(_told(answer))
 
     def entries(self, path: str) -> Mapping[str, StoredObject | None]:
-        bucket, prefix = _parts(path)
-        prefix = prefix and f"{prefix}/"
         found: dict[str, StoredObject | None] = {}
-        query = {"prefix": prefix, "delimiter": "/"}
-        while True:
-            answer = wire().ask(_json("GET", f"/storage/v1/b/{bucket}/o?{urlencode(query)}"))
-            if answer.status == 404:
-                raise PlaceError(errno.ENOENT, "there is no such bucket", "check its name")
-            page = _told(answer)
-            for item in _rows(page.get("items")):
-                name = str(item.get("name", ""))[len(prefix) :]
-                if name:
-                    found[name] = _found(item)
+        for prefix, page in self._pages(path, {"delimiter": "/"}):
+            found |= _contents(prefix, page)
             prefixes = page.get("prefixes")
             for name in prefixes if isinstance(prefixes, list) else ():
                 found.setdefault(str(name)[len(prefix) :].rstrip("/"), None)
+        return found
+
+    def objects(self, path: str) -> Mapping[str, StoredObject]:
+        found: dict[str, StoredObject] = {}
+        for prefix, page in self._pages(path, {}):
+            found |= _contents(prefix, page)
+        return found
+
+    def _pages(self, path: str, query: Mapping[str, str]) -> Iterator[tuple[str, dict[str, object]]]:
+        """What a bucket says of its objects below a directory, and what the names of all of these begin with."""
+        bucket, prefix = _parts(path)
+        prefix = prefix and f"{prefix}/"
+        asked = {"prefix": prefix, **query}
+        while True:
+            answer = wire().ask(_json("GET", f"/storage/v1/b/{bucket}/o?{urlencode(asked)}"))
+            if answer.status == 404:
+                raise PlaceError(errno.ENOENT, "there is no such bucket", "check its name")
+            page = _told(answer)
+            yield prefix, page
             if not (more := page.get("nextPageToken")):
-                return found
-            query["pageToken"] = str(more)
+                return
+            asked |= {"pageToken": str(more)}
 
     def put(self, path: str, data: bytes | bytearray | memoryview) -> StoredObject:
         bucket, key = _parts(path)
@@ -154,9 +163,7 @@ class _Composed(UploadSink):
 
     def adopt(self, number: int, size: int) -> None:
         if self._size <= part_bytes(self._size):
-            data = bytearray(size)
-            self.fetch(number, 0, memoryview(data))
-            self.send(number, data)
+            self._single = self._place.compose([self._name(number)], self._final)
 
     def complete(self) -> StoredObject:
         found = self._single or self._compose()
@@ -223,6 +230,12 @@ def _told(answer: Answer) -> dict[str, object]:
 
 def _rows(value: object) -> list[dict[str, object]]:
     return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+
+
+def _contents(prefix: str, page: Mapping[str, object]) -> dict[str, StoredObject]:
+    """The objects of a page, without those that stand for directories."""
+    rows = [(str(item.get("name", ""))[len(prefix) :], item) for item in _rows(page.get("items"))]
+    return {name: _found(item) for name, item in rows if name and not name.endswith("/")}
 
 
 def _found(item: Mapping[str, object]) -> StoredObject:

@@ -159,8 +159,9 @@ def room() -> Room:
 class PartedFile(Writer):
     """A file that is written in parts. One that `is_revised` is sent when it is settled."""
 
-    def __init__(self, place: PartedPlace, final: str, size: int, sink: UploadSink, is_revised: bool) -> None:
-        self.place, self.final, self.size, self.sink = place, final, size, sink
+    def __init__(self, place: PartedPlace, final: str, aside: str, size: int, is_revised: bool) -> None:
+        self.place, self.final, self.size, self._aside = place, final, size, aside
+        self.sink = place.sink(final, aside, size)
         self.is_settled = False
         self.found: StoredObject | None = None  # once it has appeared
         self._is_revised = is_revised
@@ -218,14 +219,22 @@ class PartedFile(Writer):
         return target.nbytes
 
     def truncate(self, size: int) -> None:
-        part = self._parts[0]
-        if len(self._parts) > 1 or part.is_sent or part.is_aside:
-            raise PlaceError(errno.EIO, "a file that is sent in parts cannot be made shorter")
-        kept = bytes(part.buffer[:size]) if part.buffer is not None else b""
-        part.buffer = None
-        room().give(part)
+        if any(part.is_sent for part in self._parts):
+            raise PlaceError(errno.EIO, "a file whose bytes are at the store already cannot be made shorter")
+        kept = bytearray(min(size, self.size))
+        self.read_into(0, memoryview(kept))
+        self._release()
+        self.sink.abort()
+        self.sink = self.place.sink(self.final, self._aside, size)
         self._cut(size)
-        self.write(0, kept)
+        self.write(0, memoryview(kept))
+
+    def _release(self) -> None:
+        """Hold nothing any more."""
+        for part in self._parts:
+            with part.lock:
+                part.is_sent, part.buffer = True, None
+                room().give(part)
 
     def sync(self) -> None:
         self._check()
@@ -249,10 +258,7 @@ class PartedFile(Writer):
     def abort(self) -> None:
         """Nothing of it is wanted."""
         wait([future for future in self._sending if not future.cancel()], timeout=_PATIENCE)
-        for part in self._parts:
-            with part.lock:
-                part.is_sent, part.buffer = True, None
-                room().give(part)
+        self._release()
         self.sink.abort()
 
 
@@ -289,7 +295,7 @@ class PartedPlace(RemotePlace):
         self.stage(path, path, size)
 
     def stage(self, path: str, final: str, size: int, *, is_revised: bool = False) -> None:
-        self._staged[path] = PartedFile(self, final, size, self.sink(final, path, size), is_revised)
+        self._staged[path] = PartedFile(self, final, path, size, is_revised)
 
     def _file(self, path: str) -> PartedFile:
         if path not in self._staged:

@@ -127,6 +127,23 @@ class RemotePlace(Place):
         """
         raise NotImplementedError
 
+    def objects(self, path: str) -> Mapping[str, StoredObject]:
+        """All objects below a directory, by their names there.
+
+        Raises:
+            OSError: the place does not say.
+        """
+        found: dict[str, StoredObject] = {}
+        level = [""]
+        while level:
+            entries = submit(self.entries, [f"{path}/{above}".rstrip("/") for above in level])
+            rows = [
+                (above + name, item) for above, held in zip(level, entries, strict=True) for name, item in held.items()
+            ]
+            found |= {name: item for name, item in rows if item is not None}
+            level = [f"{name}/" for name, item in rows if item is None]
+        return found
+
     def version(self, headers: Mapping[str, str]) -> str:
         """What changes with the bytes of an object; empty if nothing does."""
         return headers.get("etag") or headers.get("last-modified", "")
@@ -269,6 +286,13 @@ class RemotePlace(Place):
             return Status(False, found.size)
         return Status(True) if self._listed(path) else None
 
+    def below(self, path: str) -> Mapping[str, int]:
+        found = self.objects(path)
+        seen = looked()
+        if seen is not None:
+            seen.known |= {f"{path}/{name}": item for name, item in found.items()}
+        return {name: item.size for name, item in found.items()}
+
     def open(self, path: str) -> Reader:
         seen = looked()
         found, first = self._begun(seen, path) if seen is not None else (self.find(path), b"")
@@ -284,6 +308,17 @@ class RemotePlace(Place):
         if found is None:
             raise FileNotFoundError(errno.ENOENT, "there is no such object", path)
         return Identity((path,), found.size, (found.version,))
+
+    def identities(self, paths: Sequence[str]) -> Sequence[Identity | OSError]:
+        seen = looked()
+        known = seen.known if seen is not None else {}
+
+        def found(path: str) -> Identity | OSError:
+            if path in known:
+                return Identity((path,), known[path].size, (known[path].version,))
+            return super(RemotePlace, self).identities([path])[0]
+
+        return submit(found, paths)
 
     def expect(self, paths: Iterable[str]) -> None:
         seen = looked()

@@ -106,23 +106,31 @@ class S3Place(PartedPlace):
         return True
 
     def entries(self, path: str) -> Mapping[str, StoredObject | None]:
-        prefix = path.removeprefix("s3://").partition("/")[2]
-        prefix = prefix and f"{prefix}/"
         found: dict[str, StoredObject | None] = {}
-        query = {"list-type": "2", "delimiter": "/", "prefix": prefix, "encoding-type": "url"}
-        while True:
-            answer = self.tell(path, "GET", query)
-            page = _tree(answer)
-            for item in page.iter("Contents"):
-                name = unquote(item.findtext("Key", ""))[len(prefix) :]
-                if name:
-                    found[name] = StoredObject(int(item.findtext("Size", "0")), item.findtext("ETag", ""))
+        for prefix, page in self._pages(path, {"delimiter": "/"}):
+            found |= _contents(prefix, page)
             for item in page.iter("CommonPrefixes"):
                 found.setdefault(unquote(item.findtext("Prefix", ""))[len(prefix) : -1], None)
+        return found
+
+    def objects(self, path: str) -> Mapping[str, StoredObject]:
+        found: dict[str, StoredObject] = {}
+        for prefix, page in self._pages(path, {}):
+            found |= _contents(prefix, page)
+        return found
+
+    def _pages(self, path: str, query: Mapping[str, str]) -> Iterator[tuple[str, ElementTree.Element]]:
+        """What a bucket says of its objects below a directory, and what the names of all of these begin with."""
+        prefix = path.removeprefix("s3://").partition("/")[2]
+        prefix = prefix and f"{prefix}/"
+        asked = {"list-type": "2", "prefix": prefix, "encoding-type": "url", **query}
+        while True:
+            page = _tree(self.tell(path, "GET", asked))
+            yield prefix, page
             more = page.findtext("NextContinuationToken")
             if not more:
-                return found
-            query |= {"continuation-token": more}
+                return
+            asked |= {"continuation-token": more}
 
     def tell(
         self,
@@ -165,6 +173,16 @@ class S3Place(PartedPlace):
 
     def sink(self, final: str, aside: str, size: int) -> UploadSink:
         return _Multipart(self, final, aside, size <= part_bytes(size))
+
+
+def _contents(prefix: str, page: ElementTree.Element) -> dict[str, StoredObject]:
+    """The objects of a page, without those that stand for directories."""
+    names = ((unquote(item.findtext("Key", ""))[len(prefix) :], item) for item in page.iter("Contents"))
+    return {
+        name: StoredObject(int(item.findtext("Size", "0")), item.findtext("ETag", ""))
+        for name, item in names
+        if name and not name.endswith("/")
+    }
 
 
 def _tree(answer: Answer) -> ElementTree.Element:
@@ -250,15 +268,14 @@ class _Multipart(UploadSink):
         self._place.read(self._name(number), self._asides[number], offset, [target])
 
     def adopt(self, number: int, size: int) -> None:
-        if self._is_single:
-            data = bytearray(size)
-            self.fetch(number, 0, memoryview(data))
-            self.send(number, data)
-            return
-        query = {"partNumber": str(number + 1), "uploadId": self._begun()}
         headers = {"x-amz-copy-source": "/" + quote(self._name(number).removeprefix("s3://"), safe="/-_.~")}
+        query = {} if self._is_single else {"partNumber": str(number + 1), "uploadId": self._begun()}
         answer = self._place.tell(self._final, "PUT", query, headers=headers, at_key=True)
-        self._tags[number] = _tree(answer).findtext("ETag", "")
+        tag = _tree(answer).findtext("ETag", "")
+        if self._is_single:
+            self._single = StoredObject(size, tag)
+        else:
+            self._tags[number] = tag
 
     def complete(self) -> StoredObject:
         if self._single is not None:

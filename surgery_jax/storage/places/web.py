@@ -43,6 +43,14 @@ _NAMES = (
     "README.md",
     "LICENSE",
     "surgery.intoto.json",
+    ".metadata",
+    "_METADATA",
+    "_CHECKPOINT_METADATA",
+    "_sharding",
+    "_strings.json",
+    "commit_success.txt",
+    "manifest.ocdbt",
+    "process_0",
 )
 _FILES = frozenset(
     {".json", ".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".npy", ".txt", ".md", ".model", ".yaml", ".yml"}
@@ -51,6 +59,8 @@ _FILES = frozenset(
 
 class _Web(RemotePlace):
     """Either of them."""
+
+    lists = False
 
     def __init__(self) -> None:
         self._elsewhere: dict[str, str] = {}  # where servers send those who ask for a path
