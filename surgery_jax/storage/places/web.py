@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import PurePosixPath
 from urllib.parse import quote, urljoin, urlsplit
 
+from ..proofs import PROOFS
 from .looking import StoredObject
 from .remote import RemotePlace, submit
 from .wire import Answer, StoreRequest
@@ -42,7 +43,7 @@ _NAMES = (
     "preprocessor_config.json",
     "README.md",
     "LICENSE",
-    "surgery.intoto.json",
+    *PROOFS,
     ".metadata",
     "_METADATA",
     "_CHECKPOINT_METADATA",

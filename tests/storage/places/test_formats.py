@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from orbax_trees import assert_equal_trees, load_v0, nested
 from running import assert_same_bits, write_checkpoint
 from servers import Files, objects
 
-from surgery_jax import Options, convert, diff
+from surgery_jax import Options, convert, diff, plan_of, run
 from surgery_jax.cli.main import main
 from surgery_jax.core.errors import StorageError
 from surgery_jax.storage.formats import open_checkpoint
@@ -112,12 +113,36 @@ def test_a_web_server_is_asked_for_the_files_that_the_tables_of_orbax_name(
     assert diff(f"{web.url}/o", source).is_empty
 
 
-@pytest.mark.parametrize("name", ["d/m.pt", "d", "m.msgpack"])
-def test_receipts_at_places_are_verified_there(name: str, s3: Any, source: str) -> None:
-    word = {"d": "dcp", "d/m.pt": "torch", "m.msgpack": "flax"}[name]
-    convert(source, f"s3://bucket/{name}", Options(sync=False), format=word)
+@pytest.mark.parametrize("name", ["m.pt", "d", "m.msgpack"])
+def test_other_formats_go_in_and_out_of_a_store(name: str, s3: Any, source: str) -> None:
+    word = {"d": "dcp", "m.pt": "torch", "m.msgpack": "flax"}[name]
+    convert(source, f"s3://bucket/{name}", Options(sync=False, receipt=False), format=word)
     assert diff(f"s3://bucket/{name}", source).is_empty
-    assert main(["verify", f"s3://bucket/{name}"]) == (0 if name == "d" else 3)
+
+
+def test_what_is_at_places_is_proven_there(
+    s3: Any, web: Files, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    halve = {"scale_": {"target": "h.+", "by": 0.5}}
+    for number, (before, after) in enumerate([(source, "s3://bucket/a"), ("s3://bucket/a", "s3://bucket/b")]):
+        plan = {"inputs": [f"model::{before}"], "transforms": [halve], "output": after}
+        run(plan_of(plan), Options(sync=False))
+        assert main(["verify", after]) == main(["replay", after]) == 0, number
+    assert not [name for name in objects(s3) if "surgery-replay" in name]
+    assert main(["replay", "s3://bucket/b", "--output", "s3://bucket/c"]) == 0
+    assert diff("s3://bucket/b", "s3://bucket/c").is_empty
+    capsys.readouterr()
+    assert main(["lineage", "s3://bucket/b", "--json"]) == 0
+    chain = json.loads(capsys.readouterr().out)
+    assert chain["parents"][0]["path"] == "s3://bucket/a"
+    assert chain["parents"][0]["parents"][0]["path"] == source
+    s3.copy_object(Bucket="bucket", Key="a/model.safetensors.index.json", CopySource="bucket/a/surgery.tensors.json")
+    assert main(["verify", "s3://bucket/a"]) == 1
+    web.files |= {f"/{name}": content for name, content in objects(s3).items()}
+    assert main(["verify", f"{web.url}/b"]) == 0
+    assert main(["replay", f"{web.url}/b"]) == 3
+    assert "can only be read" in capsys.readouterr().err
+    assert main(["replay", f"{web.url}/b", "--against", f"{web.url}/b", "--input", f"model={source}"]) == 3
 
 
 @pytest.mark.parametrize("limit", [USUAL_PART, 4 * USUAL_PART])
