@@ -27,7 +27,8 @@ class Options:
     of tensors, `blake3` or `sha256`; `none` leaves them out, and `auto` is BLAKE3, or SHA-256 where its package is not
     installed. reuse: an earlier output with a receipt, from which is taken over what need not be made again. sign: a
     private key, a PEM file, to sign outputs and receipts with. strict: a tensor of an input that is neither used nor
-    dropped is an error.
+    dropped is an error. cache: a directory of this machine where ranges of remote inputs are kept, of at most the size
+    cache_size.
     """
 
     memory: str = "2GiB"
@@ -51,11 +52,18 @@ class Options:
     reuse: str | None = None
     sign: str | None = None
     strict: bool = False
+    cache: str | None = None
+    cache_size: str = "20GiB"
 
     @property
     def memory_bytes(self) -> int:
         """The budget in bytes."""
         return parse_size(self.memory, binary=True) or UNLIMITED
+
+    @property
+    def cache_bytes(self) -> int:
+        """The most bytes that are kept of remote inputs."""
+        return parse_size(self.cache_size, binary=True) or UNLIMITED
 
     @property
     def limits(self) -> Limits:

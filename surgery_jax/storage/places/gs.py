@@ -159,7 +159,7 @@ class _Composed(UploadSink):
         self._parts[number] = self._place.put(self._name(number), data)
 
     def fetch(self, number: int, offset: int, target: memoryview) -> None:
-        self._place.read(self._name(number), self._parts[number], offset, [target])
+        self._place.fetch(self._name(number), self._parts[number], offset, [target])
 
     def adopt(self, number: int, size: int) -> None:
         if self._size <= part_bytes(self._size):

@@ -215,7 +215,7 @@ class PartedFile(Writer):
             if is_sent:
                 if not self.is_settled:
                     raise PlaceError(errno.EOPNOTSUPP, "bytes cannot be read back before all of them are there")
-                self.place.read(self.final, self.complete(), part.number * self.part + begin, [piece])
+                self.place.fetch(self.final, self.complete(), part.number * self.part + begin, [piece])
         return target.nbytes
 
     def truncate(self, size: int) -> None:

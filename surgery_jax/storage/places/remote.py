@@ -15,6 +15,7 @@ from functools import cache, partial
 from typing import TypeVar
 
 from .base import Identity, Place, PlaceError, Reader, Status
+from .cached import cache as kept_ranges
 from .looking import Seen, StoredObject, looked
 from .wire import SHORT, Answer, Sinks, StoreRequest, wire
 
@@ -220,14 +221,30 @@ class RemotePlace(Place):
                 break
         raise self.refusal(answer)
 
+    def is_exact(self, found: StoredObject) -> bool:
+        """Whether no two states of an object have the same version."""
+        return bool(found.version)
+
     def read(self, path: str, found: StoredObject, offset: int, targets: Sequence[memoryview]) -> None:
-        """Fill buffers with the bytes of an object from an offset on.
+        """Fill buffers with the bytes of an object from an offset on: as they are kept on this machine, if they are.
+
+        Raises:
+            OSError: they cannot be read, or are of another version.
+        """
+        kept = kept_ranges()
+        if kept is None or not self.is_exact(found):
+            self.fetch(path, found, offset, targets)
+        else:
+            kept.read(path, found, offset, targets, partial(self.fetch, path, found))
+
+    def fetch(self, path: str, found: StoredObject, offset: int, targets: Sequence[memoryview]) -> None:
+        """The same from the place itself.
 
         Raises:
             OSError: they cannot be read, or are of another version.
         """
         sinks = Sinks(targets)
-        request = self.request(path)
+        request: StoreRequest
 
         def asked(done: int) -> StoreRequest:
             nonlocal request

@@ -265,7 +265,7 @@ class _Multipart(UploadSink):
         self._asides[number] = self._place.put(self._name(number), data)
 
     def fetch(self, number: int, offset: int, target: memoryview) -> None:
-        self._place.read(self._name(number), self._asides[number], offset, [target])
+        self._place.fetch(self._name(number), self._asides[number], offset, [target])
 
     def adopt(self, number: int, size: int) -> None:
         headers = {"x-amz-copy-source": "/" + quote(self._name(number).removeprefix("s3://"), safe="/-_.~")}

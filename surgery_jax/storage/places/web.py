@@ -73,6 +73,9 @@ class _Web(RemotePlace):
             told |= _login(urlsplit(path).hostname or "")
         return StoreRequest(method, url, told)
 
+    def is_exact(self, found: StoredObject) -> bool:
+        return found.version.startswith('"')  # no time, and no tag that says of itself that it is weak
+
     def moved(self, path: str, answer: Answer) -> bool:
         known = self._elsewhere.pop(path, None)
         if answer.status in (301, 302, 303, 307, 308) and answer.headers.get("location"):
