@@ -285,7 +285,7 @@ def test_a_receipt_that_says_otherwise_fails_the_replay_and_tells_where(place: P
     assert main(["replay", "out", "--quiet"]) == 1
 
 
-@pytest.mark.parametrize("options", [["--devices", "8"], ["--devices", "2"], ["--memory", "4MiB", "--workers", "1"]])
+@pytest.mark.parametrize("options", [["--devices", "3"], ["--memory", "4MiB", "--workers", "1"]])
 def test_a_replay_on_other_devices_and_budgets_gives_the_same_bits(place: Path, options: list[str]) -> None:
     wide = {f"w.{n}": GENERATOR.standard_normal((130, 70)).astype(np.float32) for n in range(6)}
     write_checkpoint(place / "m" / "model.safetensors", wide)
@@ -295,7 +295,7 @@ def test_a_replay_on_other_devices_and_budgets_gives_the_same_bits(place: Path, 
         {"add_": {"from": "w.3", "to": "w.4"}},
     ]
     make("out", [{"permute": {"from": "w.5", "to": "w.t", "order": [1, 0]}}, *steps])
-    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": ":".join(sys.path)}
+    environment = {"XLA_FLAGS": "--xla_force_host_platform_device_count=3", "PYTHONPATH": ":".join(sys.path)}
     command = [sys.executable, "-m", "surgery_jax", "replay", "out", "--quiet", *options]
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -353,8 +353,14 @@ def keys(place: Path) -> Callable[[str], tuple[str, str]]:
     return made
 
 
-@pytest.mark.parametrize("curve", ["SECP256R1", "SECP384R1", "SECP521R1"])
-@pytest.mark.parametrize("format", ["safetensors", "orbax", "torch", "dcp"])
+@pytest.mark.parametrize(
+    ("curve", "format"),
+    [
+        *(("SECP256R1", format) for format in ("safetensors", "orbax", "torch", "dcp")),
+        ("SECP384R1", "safetensors"),
+        ("SECP521R1", "safetensors"),
+    ],
+)
 def test_the_tool_of_openssf_accepts_what_is_signed(place: Path, keys: Any, format: str, curve: str) -> None:
     verifying = pytest.importorskip("model_signing.verifying")
     private, public = keys(curve)
