@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import assert_same_bits, read_checkpoint
+from running import assert_same_bits, read_checkpoint, write_checkpoint
 
 from surgery_jax import Options, load_plan, run
 
@@ -27,7 +27,8 @@ TIMES = [0.31, 0.12, 0.25, 0.19, 0.44, 0.28]
 def harness(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The modules of the folder, which are scripts beside each other."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    names = "run suites measure guard machine make_llama make_tensors quote simulate house floor make_proven".split()
+    words = "run suites measure guard machine make_llama make_tensors quote simulate house floor make_proven with_s3"
+    names = words.split()
     modules: dict[str, ModuleType] = {name: __import__(name) for name in names}
     yield SimpleNamespace(**modules)
     for name in names:
@@ -437,3 +438,37 @@ def test_circles_are_found_also_within_functions_and_through_others(harness: Any
     for name, text in files.items():
         (place / f"{name}.py").write_text(text)
     assert harness.house.circles(tmp_path) == [["surgery_jax.a", "surgery_jax.b", "surgery_jax.c"]]
+
+
+# ------------------------------------------------------------------------------------------------------------ places
+
+
+def test_the_store_of_the_benchmarks_takes_ranges_and_parts_from_ours_and_from_boto3(
+    harness: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from servers import running
+
+    tensors = {f"w.{n}": np.random.default_rng(n).normal(size=(1 << 20,)).astype(np.float32) for n in range(5)}
+    write_checkpoint(tmp_path / "base" / "model.safetensors", tensors)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    with running(harness.with_s3.Store(tmp_path, latency=0.0, failing=0.25)) as store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{store.server_address[1]}")
+        run(load_plan(str(BENCHMARKS / "plans" / "rename_places.yaml")), Options(sync=False))
+        done = start("with_boto3.py", "base/model.safetensors", "out/copy.safetensors")
+    assert done.returncode == 0, done.stderr
+    ours = read_checkpoint(tmp_path / "out" / "model.safetensors")
+    for name, array in tensors.items():
+        assert_same_bits(ours[f"decoder.{name}"], array)
+    copy = (tmp_path / "out" / "copy.safetensors").read_bytes()
+    assert copy == (tmp_path / "base" / "model.safetensors").read_bytes()
+    assert not list(tmp_path.glob(".u*"))
+
+
+def test_a_command_runs_with_a_store_beside_it_that_is_gone_afterwards(tmp_path: Path) -> None:
+    asked = "import os, urllib.request as r; print(r.urlopen(os.environ['AWS_ENDPOINT_URL'] + '/bucket/a').read())"
+    (tmp_path / "a").write_text("held")
+    done = start("with_s3.py", "--folder", tmp_path, "--latency", 0.01, "--", sys.executable, "-c", asked)
+    assert (done.returncode, done.stdout) == (0, "b'held'\n"), done.stderr
+    assert start("with_s3.py", "--", "false").returncode == 1
