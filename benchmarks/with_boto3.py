@@ -26,8 +26,6 @@ def main() -> None:
     settings = Config(
         max_pool_connections=THREADS,
         retries={"max_attempts": 10, "mode": "standard"},
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
         s3={"addressing_style": "path", "payload_signing_enabled": False},
     )
     client = boto3.client("s3", config=settings)

@@ -292,9 +292,12 @@ class RemotePlace(Place):
         seen = looked()
         if seen is not None and above in seen.lists:
             listed = seen.lists[above]
-            if name not in listed:
+            if name in listed:
+                found = listed[name]
+            elif self.lists or path not in seen.expected:
                 return None
-            found = listed[name]
+            else:
+                found = self._begun(seen, path)[0]
         elif seen is not None:
             found = None if path in seen.lists or self.is_root(path) else self._begun(seen, path)[0]
         else:
