@@ -75,13 +75,13 @@ def test_what_is_replaced_at_a_store_leaves_nothing_of_itself(s3: Any, source: s
     assert diff("s3://bucket/o/items", source).is_empty
 
 
-@pytest.mark.parametrize("is_together", [False, True])
-def test_the_header_of_an_orbax_checkpoint_costs_few_requests(is_together: bool, s3: Any, source: str) -> None:
-    to("s3://bucket/o", source, ocdbt=is_together)
+@pytest.mark.parametrize(("form", "most"), [("apart", 1), ("together", 0), ("zarr 3", 2)])
+def test_the_header_of_an_orbax_checkpoint_costs_few_requests(form: str, most: int, s3: Any, source: str) -> None:
+    to("s3://bucket/o", source, **({"zarr": 3} if form == "zarr 3" else FORMS[form]))
     s3.proxy.asked.clear()
     open_checkpoint("s3://bucket/o")
     of_arrays = [asked for asked in s3.proxy.asked if "/h." in asked.path]
-    assert len(of_arrays) <= (0 if is_together else len(TENSORS))
+    assert len(of_arrays) <= most * len(TENSORS)
     assert not [asked for asked in s3.proxy.asked if asked.method == "HEAD" and "/h." in asked.path]
 
 
