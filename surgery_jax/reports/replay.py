@@ -38,7 +38,6 @@ from ..storage.base import Checkpoint, Entry
 from ..storage.files import storage_error
 from ..storage.formats import open_checkpoint
 from ..storage.places.found import is_local, locate, place_of
-from ..storage.proofs import RECEIPT
 from ..storage.stored import blocks_of
 from .survey import stored
 
@@ -280,8 +279,7 @@ class _Originals:
         self._known = known
         self._made: dict[str, Entry] | None = None
         try:
-            found = open_checkpoint(str(known.path.parent)) if known.path.name == RECEIPT else None
-            self._entries = {} if found is None else dict(found.entries)
+            self._entries = dict(open_checkpoint(str(known.output)).entries)
         except StorageError:
             self._entries = {}
 

@@ -285,6 +285,21 @@ def test_a_receipt_that_says_otherwise_fails_the_replay_and_tells_where(place: P
     assert main(["replay", "out", "--quiet"]) == 1
 
 
+def test_the_replay_of_a_file_tells_where_it_differs(place: Path) -> None:
+    make("out.safetensors", [{"scale_": {"target": "norm", "by": 3}}], receipt_path="told.json")
+    told = json.loads(Path("told.json").read_text())
+    inner = told["predicate"]["buildDefinition"]["internalParameters"]
+    inner["plan"] = inner["plan"].replace("by: 3", "by: 5")
+    Path("told.json").write_text(json.dumps(told))
+    assert [(one.name, one.index) for one in replay("told.json").mismatches] == [("norm", (0,))]
+    for name in ("", ".", "..", "../m", "/m", "a\0"):
+        told["subject"][0]["name"] = name
+        Path("told.json").write_text(json.dumps(told))
+        assert [(one.name, one.index) for one in replay("told.json").mismatches] == [("norm", None)]
+        with pytest.raises(StorageError, match="leads elsewhere"):
+            make("again.safetensors", receipt_path="again.json", reuse="told.json")
+
+
 @pytest.mark.parametrize("options", [["--devices", "3"], ["--memory", "4MiB", "--workers", "1"]])
 def test_a_replay_on_other_devices_and_budgets_gives_the_same_bits(place: Path, options: list[str]) -> None:
     wide = {f"w.{n}": GENERATOR.standard_normal((130, 70)).astype(np.float32) for n in range(6)}
