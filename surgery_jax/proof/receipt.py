@@ -138,6 +138,13 @@ class Receipt:
         return str(self.definition["internalParameters"]["plan"])
 
     @property
+    def plan_files(self) -> dict[str, str]:
+        """The texts of the files that the plan was made of, those that it executes among them, by path."""
+        written = self.definition["externalParameters"].get("plan")
+        texts = written.items() if isinstance(written, Mapping) else ()
+        return {path: text for path, text in texts if isinstance(text, str)}
+
+    @property
     def number(self) -> int:
         """Of the save that wrote the output, among those of the plan."""
         return int(self.definition["internalParameters"]["output"])

@@ -328,6 +328,22 @@ def test_a_locked_run_refuses_another_plan_and_other_inputs(place: Path, capsys:
     assert "not those of the receipt" in capsys.readouterr().err
 
 
+def test_a_file_that_a_plan_executes_is_replayed_as_it_was_and_locked(place: Path) -> None:
+    more, steps = Path("more.yaml"), "transforms: [ { scale_: { target: norm, by: %s } } ]"
+    more.write_text(steps % 3)
+    content = {"inputs": ["m::m"], "transforms": [{"execute": {"path": "more.yaml"}}], "output": "out"}
+    Path("plan.yaml").write_text(json.dumps(content))
+    command = ["run", "plan.yaml", "--quiet", "--no-summary", "--overwrite"]
+    assert main(command) == 0
+    more.write_text("# the same\n" + steps % 3)
+    assert main([*command, "--locked", "out"]) == 0
+    more.write_text(steps % 5)
+    assert main([*command, "--locked", "out"]) == 2
+    assert replay("out").holds and replay("out", against="out").holds
+    more.unlink()
+    assert replay("out").holds
+
+
 def test_a_receipt_leads_nowhere_else(place: Path) -> None:
     make("deep/out")
     before = sorted(place.rglob("*"))
