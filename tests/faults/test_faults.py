@@ -13,6 +13,7 @@ import pytest
 from .account import Account
 from .campaign import damaged, serving, struck
 from .harness import MEMORY, Mode, build_library
+from .resuming import RESUMED
 from .scenes import SCENES
 
 pytestmark = pytest.mark.skipif(
@@ -54,11 +55,14 @@ def test_the_committed_counts_are_those_of_a_long_campaign_that_found_nothing_wr
     """The calls of each kind of run change from version to version; what they must amount to does not."""
     parts = json.loads(RESULTS.read_text())
     machine, pods, inputs = (parts.pop(name) for name in ("machine", "pods", "damaged"))
+    resumed = [parts.pop(scene.name) for scene in RESUMED]
     assert not {str(value) for value in machine.values() if "/" in str(value)}
     assert all(part["complete"] and not part["wrong"] for part in (*parts.values(), pods, inputs))
     tried: Counter[str] = sum((Counter(part["tried"]) for part in parts.values()), Counter())
     assert sum(tried[f"kill_{when}"] for when in ("before", "after", "again")) >= 500
     assert tried["signal"] >= 500
+    assert not [part["wrong"] for part in resumed if part["wrong"]]
+    assert sum(part["tried"]["kill"] for part in resumed) >= 500
     assert len(parts) >= 7 and all(part["tried"]["fail"] > 100 for part in parts.values())
     assert pods["total"] >= 50 and inputs["total"] >= 20_000
     assert max(part["peak_bytes"] for part in (*parts.values(), inputs)) < MEMORY
