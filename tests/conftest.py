@@ -18,6 +18,7 @@ LONGEST = (
     "execute/test_sharding.py",
     "merging/test_methods.py",
     "ops/test_contract.py",
+    "ops/test_lowrank.py",
     "test_docs.py",
     "execute/test_devices.py",
     "execute/test_hosts.py",
@@ -29,6 +30,8 @@ LONGEST = (
     "proof/test_registry.py",
     "execute/test_meeting.py",
     "session/test_batch_tasks.py",
+    "session/test_resume_hosts.py",
+    "execute/test_runs.py",
 )
 QUIET_JAX = (0, 10, 2)  # before it, XLA writes a page of warnings for every function that it finds in the cache
 
