@@ -46,17 +46,18 @@ class Prune(TensorOp):
         from ..numerics.threefry import uniform
 
         shape = source.shape if source.ndim > 1 else (1, -1)
-        drawn = uniform(k, (self.first, self.second), position).reshape(shape[0], -1)
         keys = self._keys(k, source.reshape(shape[0], -1))
-        last = keys.shape[1] - 1
+        rows, length = keys.shape
+        last = length - 1
         density, epsilon = (k.xp.asarray(x, "float64") for x in (self.density, self.epsilon))
+        above = uniform(k, (self.first, self.second), position).reshape(keys.shape) - (density - epsilon)
         # kept if the number drawn is below density - epsilon + 2 epsilon rank / last: if the rank is above this one
-        above = k.mul(drawn - (density - epsilon), k.xp.asarray(float(max(last, 1)), "float64"))
+        above = k.mul(above, k.xp.asarray(float(max(last, 1)), "float64"))
         above = above / k.at_least(epsilon + epsilon, 1e-300)
-        place = k.at_most(k.at_least(above, 0.0), float(max(last, 0))).astype("int64")
-        ordered = k.xp.sort(keys, axis=1)
-        is_above = (above < last) & (keys > k.xp.take_along_axis(ordered, place, axis=1))
-        is_kept = ((above < 0.0) | is_above).reshape(source.shape)
+        place = k.xp.minimum(k.xp.maximum(above, 0.0), float(max(last, 0))).astype("int64")
+        place = place + k.xp.arange(rows, dtype="int64").reshape(-1, 1) * length
+        least = k.xp.take(k.xp.sort(keys, axis=1), place, mode="clip")
+        is_kept = ((above < 0.0) | ((above < last) & (keys > least))).reshape(source.shape)
         return k.xp.where(is_kept, source, k.xp.zeros((), source.dtype))
 
     def _keys(self, k: Kernel, rows: Array) -> Array:

@@ -53,8 +53,8 @@ def words(k: Any, key: tuple[Any, Any], position: Any) -> tuple[Any, Any]:
 def uniform(k: Any, key: tuple[Any, Any], position: Any) -> Any:
     """Numbers in [0, 1), multiples of 2**-53, float64."""
     a, b = words(k, key, position)
-    whole = (a.astype("uint64") << k.xp.uint64(21)) | (b >> k.xp.uint32(11)).astype("uint64")
-    return whole.astype("float64") * 2.0**-53  # exact: a power of two
+    # exact: products with powers of two, and a sum below 1 of multiples of 2**-53
+    return a.astype("float64") * 2.0**-32 + (b >> k.xp.uint32(11)).astype("float64") * 2.0**-53
 
 
 def normal(k: Any, key: tuple[Any, Any], position: Any) -> Any:

@@ -115,6 +115,83 @@ FRANKEN = """
     merge_method: passthrough
     dtype: bfloat16
 """
+DUMPED = """
+    base_model: mistralai/Mistral-7B-v0.1
+    dtype: bfloat16
+    merge_method: task_arithmetic
+    modules:
+      default:
+        slices:
+        - sources:
+          - layer_range: [0, 32]
+            model: samir-fama/SamirGPT-v1
+            parameters:
+              weight: [0.9, 0.2, 0.4]
+          - layer_range: [0, 32]
+            model: mistralai/Mistral-7B-v0.1
+    parameters:
+      int8_mask: 1.0
+      lambda: 1.0
+      normalize: 0.0
+    tokenizer: {}
+"""
+SEVERAL = """
+    name: knowledge_core
+    merge_method: nuslerp
+    models:
+      - model: top1
+        parameters:
+          weight: 0.4
+      - model: top2
+        parameters:
+          weight: 0.6
+    ---
+    merge_method: passthrough
+    slices:
+    - sources:  # foundation
+      - model: top
+        layer_range: [0, 5]
+    - sources:  # knowledge
+      - model: knowledge_core
+        layer_range: [5, 20]
+    - sources: # output layer
+      - model: top
+        layer_range: [20, 32]
+        parameters:
+          scale:
+            - filter: o_proj
+              value: 0.0
+            - value: 1.0
+    dtype: bfloat16
+"""
+SELECTED = """
+    models:
+      - model: top1
+      - model: top2
+    merge_method: sce
+    base_model: top
+    select_topk: .15
+    parameters:
+      normalize: true
+      select_topk: 0.5
+    tokenizer:
+      source: union
+    chat_template: auto
+    out_dtype: bfloat16
+    dtype: float32
+"""
+MEANS = """
+    models:
+      - model: top1
+      - model: top2
+    merge_method: %s
+    base_model: top
+    dtype: float32
+    parameters:
+      tol: 1e-10
+      max_iter: 20.0
+      t: 0.001
+"""
 EXPERTS = """
     base_model: mlabonne/Marcoro14-7B-slerp
     experts:
@@ -156,8 +233,14 @@ def loaded(folder: Path, layers: int, kind: str = "mistral") -> None:
         (SLERP, ("OpenPipe/mistral-ft-optimized-1218", "mlabonne/NeuralHermes-2.5-Mistral-7B")),
         (DARE, ("mistralai/Mistral-7B-v0.1", "samir-fama/SamirGPT-v1", "abacusai/Slerp-CM-mist-dpo")),
         (TIES, ("top", "top1", "top2", "top3")),
+        (DUMPED, ("mistralai/Mistral-7B-v0.1", "samir-fama/SamirGPT-v1")),
+        (SEVERAL, ("top", "top1", "top2")),
+        (SELECTED, ("top", "top1", "top2")),
+        (MEANS % "karcher", ("top", "top1", "top2")),
+        (MEANS.replace("      - model: top2\n", "") % "arcee_fusion", ("top", "top1")),
+        (MEANS.replace("      - model: top2\n", "") % "nearswap", ("top", "top1")),
     ],
-    ids=["slerp", "dare_ties", "ties"],
+    ids=["slerp", "dare_ties", "ties", "dumped", "several", "sce", "karcher", "arcee_fusion", "nearswap"],
 )
 def test_merges_of_whole_models_load(models: dict[str, Tensors], text: str, names: tuple[str, ...]) -> None:
     made = stand_ins(models, *names)
