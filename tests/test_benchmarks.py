@@ -426,6 +426,7 @@ def test_lines_of_the_plan_and_of_the_script_are_what_the_page_says() -> None:
     of_plan = sum(bool(line) and not line.startswith("#") for line in lines)
     tree = ast.parse((BENCHMARKS / "with_torch.py").read_text(encoding="utf-8"))
     script = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "mixtral")
+    assert script.end_lineno is not None
     page = " ".join((BENCHMARKS.parent / "docs" / "performance.md").read_text(encoding="utf-8").split())
     assert f"names has {of_plan} lines that are no comments" in page
     assert f"`benchmarks/with_torch.py` has {script.end_lineno - script.lineno + 1} and" in page

@@ -63,8 +63,8 @@ class Restack(Directive):
             [fill(new, place) for new in stacks for place, old in enumerate(self.layers) if old in stacks[new]],
         )
         zeroed = self._zeroed()
-        unused = dict.fromkeys(self.zero)
         for place, old in enumerate(self.layers):
+            unused = dict.fromkeys(self.zero if place in zeroed else ())
             for new in stacks:
                 if old not in stacks[new]:
                     continue
@@ -74,11 +74,12 @@ class Restack(Directive):
                     node = state.versions.compute(Constant(spec, 0.0))
                 state.versions.create(dest.alias, name, node)
             state.speech.tell(f"restack: layer {old} -> {place}")
-        if unused and zeroed:
-            raise PlanError(
-                f"restack.zero: nothing in the repeated layers matches {next(iter(unused)).pattern}",
-                expected="whole names of tensors or modules, as they are in `to`",
-            )
+            if unused:
+                raise PlanError(
+                    f"restack.zero: nothing in layer {place}, which was {old}, matches {next(iter(unused)).pattern}",
+                    expected="whole names of tensors or modules, as they are in `to`",
+                    hint="what writes in some layers under another name is an alternative of the same expression",
+                )
 
     def _check_numbers(self, stacks: Stacks, source: Reference) -> None:
         """The numbers are those from 0 on, and the list has no other."""

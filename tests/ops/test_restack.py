@@ -52,6 +52,13 @@ def test_repeated_layers_write_zeros_with_their_biases_on_request(tmp_path: Path
     assert chosen["m.layers.1.o_proj.weight"].any()
 
 
+def test_every_layer_with_zeros_has_something_that_is_zero(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, m=model(2) | {"m.layers.1.conv.weight": np.ones(3, "f4")})
+    with pytest.raises(Problems, match=r"nothing in layer 2, which was 0, matches .+conv"):
+        bench.compile([step([0, 1, 0, 1], zero=r".+\.conv")])
+    assert not bench.tensors([step([0, 1, 1], zero=r".+\.conv")])["m.layers.2.conv.weight"].any()
+
+
 def test_layers_go_to_another_checkpoint_and_lists_name_them_too(tmp_path: Path) -> None:
     stored = model(2)
     pattern = ["m", "layers", "$index", "*rest"]
@@ -68,7 +75,7 @@ def test_gaps_and_unknown_layers_are_refused(tmp_path: Path) -> None:
     for given, problem in [
         (step([0, 3]), "there is no layer 3"),
         (step([]), "no layer is left"),
-        (step([0, 0], zero=".+\\.o_prj"), "nothing in the repeated layers matches"),
+        (step([0, 0], zero=".+\\.o_prj"), "nothing in layer 1, which was 0, matches"),
         (step([0, 0], zero=".+\\.o_proj", zero_at=[2]), "there is no layer 2"),
         (step([0], **{"from": "m\\.layers\\.\\d+\\.(.+)"}), "index"),
         (step([0], to="\\1.\\3"), "does not say where the number goes"),

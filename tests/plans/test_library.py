@@ -36,6 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "mixtral": {"num_experts_per_tok": 2, "num_local_experts": 4},
     "qwen2_moe": MOE | {"num_experts": 4, "mlp_only_layers": [1]},
     "gemma2": {"head_dim": 8, "sliding_window": 8, "hidden_activation": "gelu_pytorch_tanh"},
+    "lfm2": {"layer_types": ["full_attention", "conv", "conv"], "block_auto_adjust_ff_dim": False},
     "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 3, "vocab_size": 96, "n_positions": 64, "hidden_size": None},
 }
 BOTH = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -223,6 +224,24 @@ def test_layers_of_which_nothing_tells_their_kind_are_refused(told: Any, words: 
     (source / "config.json").write_text(json.dumps({"num_hidden_layers": 3} | told))
     with pytest.raises((PlanError, Problems, AssertionFailed), match=words):
         go("depth_upscale", source, tmp_path / "o", "keep_first=2", "keep_last=3")
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"model_type": "minimax"}, "model_type minimax"),
+        ({"model_type": "opt", "do_layer_norm_before": False}, "do_layer_norm_before False"),
+        ({"model_type": "bloom", "apply_residual_connection_post_layernorm": True}, "post_layernorm True"),
+    ],
+)
+def test_layers_that_change_what_passes_them_cannot_add_nothing(told: Any, words: str, tmp_path: Path) -> None:
+    source, names = tmp_path / "m", ("self_attn.o_proj", "mlp.down_proj")
+    tensors = {f"model.layers.{n}.{name}.weight": np.ones((2, 2), "f4") for n in range(2) for name in names}
+    write_checkpoint(source / "model.safetensors", tensors)
+    (source / "config.json").write_text(json.dumps({"num_hidden_layers": 2} | told))
+    with pytest.raises((PlanError, Problems), match=f"(?s)still changes what passes it.*{words}"):
+        go("depth_upscale", source, tmp_path / "o", "keep_first=2", "keep_last=1", "identity=true")
+    go("depth_upscale", source, tmp_path / "o", "keep_first=2", "keep_last=1")
 
 
 def test_layers_that_predict_further_tokens_are_left_out_and_this_is_told(tmp_path: Path) -> None:
