@@ -141,7 +141,11 @@ class _ProxyHandler(_Handler):
     server: Proxy
 
     def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
+        if len(body) < length:  # who sent it is gone
+            self.close_connection = True
+            return
         asked = Asked(self.command, self.path, dict(self.headers), body)
         self.server.asked.append(asked)
         fault = self.server.spoil(asked) or Fault()

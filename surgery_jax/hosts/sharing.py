@@ -21,8 +21,9 @@ from .peers import Peers
 if TYPE_CHECKING:
     from ..storage.base import Layout
     from ..storage.formats import OutputPlan
+    from ..storage.publish import Staging
 
-__all__ = ["OwnTasks", "agree", "agreed_options", "bring_together", "together"]
+__all__ = ["OwnTasks", "agree", "agreed_options", "bring_in", "bring_together", "together"]
 
 T = TypeVar("T")
 Outputs = Sequence[tuple["OutputPlan", "Layout"]]
@@ -127,6 +128,20 @@ def _spelled(work: Schedule, tasks: Sequence[Task]) -> Iterable[str]:
     for task in tasks:
         places = sorted(work.program.files[number] for number in set(_files(task)))
         yield f"task {work.key(task)} of {work.advance(task)} bytes, into {', '.join(places[:3]) or 'nothing'}"
+
+
+def bring_in(peers: Peers, stagings: Sequence[Staging]) -> None:
+    """What all processes have written of outputs that are sent in parts becomes known to the one that publishes.
+
+    Raises:
+        SurgeryError: something of it could not be sent, here or in another process.
+    """
+    if peers.size == 1 or all(staging.is_on_disk for staging in stagings):
+        return
+    own = [staging.hand_in() for staging in stagings] if peers.rank else []
+    for message in peers.gather(json.dumps(own).encode())[1:]:
+        for staging, told in zip(stagings, json.loads(message), strict=True):
+            staging.take_in(told)
 
 
 def bring_together(

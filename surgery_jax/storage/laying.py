@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +15,7 @@ from .files import File
 from .places.base import Writer
 from .places.found import locate, place_of
 
-__all__ = ["lay", "lay_again", "remove_others"]
+__all__ = ["lay", "lay_again", "open_made", "remove_others"]
 
 _PART = 4 << 20  # bytes of a document that are copied at once
 
@@ -67,6 +69,24 @@ def remove_others(root: Path, files: Sequence[LaidFile]) -> None:
                 path.rmdir()
             elif str(path) not in own:
                 path.unlink()
+
+
+def open_made(path: Path, size: int) -> int:
+    """Open a file that another process has made; a network file system may show it a little later.
+
+    Raises:
+        OSError: it is not there, or not of that size.
+    """
+    for _ in range(30):
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            if os.fstat(descriptor).st_size == size:
+                return descriptor
+            os.close(descriptor)
+        except FileNotFoundError:
+            pass
+        time.sleep(0.1)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
 def _write_known(path: str, file: LaidFile) -> None:

@@ -7,14 +7,12 @@ remembered, so that a commit that fails half way, or whose neighbour fails, can 
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
-import time
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from ..core.errors import StorageError
 from ..core.interrupts import held, note_kept
@@ -24,7 +22,7 @@ from .base import Layout
 from .companions import State
 from .files import storage_error
 from .formats import OutputPlan
-from .laying import lay, lay_again, remove_others
+from .laying import lay, lay_again, open_made, remove_others
 from .proofs import PROOFS
 from .renames import Renames
 from .stages import Begun, Stage, is_stage
@@ -34,11 +32,12 @@ __all__ = ["Staging", "StagingAddress", "check_space", "check_target", "storage_
 
 
 class StagingAddress(TypedDict):
-    """What a process that writes to a staging of another one must know of it: where it is, and the directories above
-    it that were made for it."""
+    """What a process that writes to a staging of another one must know of it: where it is, the directories above it
+    that were made for it, and of uploads to other places what they are known by, by the names of files."""
 
     stage: str
     parents: list[str]
+    uploads: dict[str, str]
 
 
 class Staging:
@@ -133,7 +132,7 @@ class Staging:
     def tell(self) -> StagingAddress:
         """What another process must know to write here too."""
         assert self._stage is not None
-        return {"stage": str(self._stage.path), "parents": [str(parent) for parent in self._parents]}
+        return {"stage": str(self._stage.path), "parents": [str(parent) for parent in self._parents], "uploads": {}}
 
     def _join(self, told: StagingAddress) -> None:
         self._stage = Stage(Path(told["stage"]))
@@ -142,7 +141,7 @@ class Staging:
         try:
             for index, file in enumerate(self.layout.files):
                 path = Path(self.place(index))
-                os.close(_open_made(path, file.size))
+                os.close(open_made(path, file.size))
         except OSError as error:
             raise StorageError(
                 "the directory that process 0 writes to is not the same here",
@@ -151,6 +150,21 @@ class Staging:
                 found=error.strerror,
                 hint="the outputs of several processes need a file system that all of them share",
             ) from None
+
+    def hand_in(self) -> Any:
+        """All that this process writes is written: what the one that publishes must hear, as JSON.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+        return None
+
+    def take_in(self, told: Any) -> None:
+        """What another process has handed in.
+
+        Raises:
+            StorageError: it cannot be put together with the rest.
+        """
 
     def release(self) -> None:
         """Leave everything to the process that publishes: `abort` removes nothing any more."""
@@ -379,21 +393,3 @@ def _stays(final: Path) -> bool:
         or not os.access(final.parent, os.W_OK)
         or any(entry.is_mount() for entry in final.iterdir())
     )
-
-
-def _open_made(path: Path, size: int) -> int:
-    """Open a file that another process has made; a network file system may show it a little later.
-
-    Raises:
-        OSError: it is not there, or not of that size.
-    """
-    for _ in range(30):
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            if os.fstat(descriptor).st_size == size:
-                return descriptor
-            os.close(descriptor)
-        except FileNotFoundError:
-            pass
-        time.sleep(0.1)
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))

@@ -5,6 +5,10 @@ does not have go last, and in between the new ones come in the order of the layo
 proofs. So others see no index before all is there. From before the first to after the last of these, a place that can
 marks the directory as one that is not whole, and readers of ours refuse it. If publishing fails half way, what has
 appeared is removed again, but files that it replaced are gone.
+
+Several processes write the same files in parts: the one that creates a file begins its upload, the others send to that
+upload the parts that they fill, and put aside what they have of parts whose other bytes come from elsewhere. Which of
+them outlives the others ends the uploads and removes what any of them has put aside.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import secrets
 from collections.abc import Set
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ..core.errors import StorageError
 from ..core.interrupts import held
@@ -68,11 +73,13 @@ class Upload(Staging):
         self._created: dict[str, str] = {}  # names below the output and where they are until they are published
         self._appeared: list[str] = []
         self._marker: bool | None = None  # whether the directory had one, once it is marked
+        self._is_shared = told is not None
         if told is not None:
-            self._built = locate(told["stage"])
+            self._join(told)
             return
         above = self._final.parent if len(self._final.parts) > 2 else self._final
         self._built = above / f".{self._final.name[:40]}.surgery-{secrets.token_hex(4)}"
+        self._shared = str(self._built)
         try:
             check_target(plan, overwrite, layout.documents)
             old = [*plan.format.stale(self._final), *proofs_in(self._final)] if layout.is_directory else []
@@ -92,16 +99,56 @@ class Upload(Staging):
             self._created[file.name],
             file,
             self._named(file.name),
-            is_revised=self.layout.finish is not None or file.encode is not None,
+            is_revised=self._is_revised(file),
         )
+
+    def _is_revised(self, file: LaidFile) -> bool:
+        return self.layout.finish is not None or file.encode is not None
+
+    # -- several processes ---------------------------------------------------------------------------------------
 
     def tell(self) -> StagingAddress:
         """What another process must know to write here too."""
-        return {"stage": str(self._built), "parents": []}
+        from .places.remote import submit  # with all that speaks to servers
+
+        self._is_shared = True
+        try:
+            told = submit(self._place.share, self._created.values())
+        except OSError as error:
+            raise storage_error(error, self.plan.path, "write there") from None
+        return {"stage": str(self._built), "parents": [], "uploads": dict(zip(self._created, told, strict=True))}
+
+    def _join(self, told: StagingAddress) -> None:
+        self._built = locate(f"{told['stage']}.of-{secrets.token_hex(4)}")  # what begins like the stage goes with it
+        self._shared = told["stage"]
+        for file in self.layout.files:
+            own = self._created[file.name] = str(self._built / file.name if file.name else self._built)
+            is_revised = self._is_revised(file)
+            self._place.join(own, self._named(file.name), file.size, told["uploads"][file.name], is_revised=is_revised)
+
+    def hand_in(self) -> Any:
+        """All that this process writes is written: what the one that publishes must hear."""
+        try:
+            return {name: self._place.hand_in(own) for name, own in self._created.items()}
+        except OSError as error:
+            raise storage_error(error, self.plan.path, "write") from None
+
+    def take_in(self, told: Any) -> None:
+        """What another process has handed in."""
+        try:
+            for name, parts in told.items():
+                self._place.take_in(self._created[name], parts)
+        except OSError as error:
+            raise storage_error(error, self.plan.path, "put together what several processes wrote") from None
 
     def release(self) -> None:
         """Leave everything to the process that publishes."""
+        for own in self._created.values():
+            self._place.leave(own)
         self._created.clear()
+        self._is_shared = False
+
+    # ------------------------------------------------------------------------------------------------------------
 
     def add(self, name: str, text: str) -> str:
         """Put one more file beside those of the layout of a directory; where it is until it is published."""
@@ -177,6 +224,7 @@ class Upload(Staging):
         return None
 
     def _clean(self) -> None:
+        self._is_shared = False
         self._marker = None
         self._appeared.clear()
         self._created.clear()
@@ -190,4 +238,8 @@ class Upload(Staging):
                 with suppress(OSError):
                     self._place.remove(staged)
             self._created.clear()
+            if self._is_shared:
+                with suppress(OSError):
+                    self._place.clear(self._shared)
+                self._is_shared = False
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 __all__ = ["MARKER", "USUAL_PART", "WHOLE", "Identity", "Place", "PlaceError", "Reader", "Status", "Writer", "fill"]
 
@@ -167,6 +167,38 @@ class Place:
 
     def remove(self, path: str) -> None:
         """Remove a file, which may be gone already."""
+        raise NotImplementedError
+
+    # -- files that several processes write: one creates and publishes them, the others join it --------------------
+
+    def share(self, path: str) -> str:
+        """What other processes must know of a file that was created, to write to it too."""
+        raise PlaceError(
+            errno.EOPNOTSUPP,
+            f"one process alone can write a file of {self.scheme}://",
+            "run it in one process, or write to a disk that all of them have",
+        )
+
+    def join(self, path: str, final: str, size: int, told: str, *, is_revised: bool) -> None:
+        """As `stage`, of a file that another process has created, which `told` so much; `path` is this process's own
+        name for it."""
+        raise NotImplementedError
+
+    def hand_in(self, path: str) -> Sequence[Any]:
+        """This process has written all that it will to a file that it joined; what its creator must hear, as JSON."""
+        raise NotImplementedError
+
+    def take_in(self, path: str, told: Sequence[Any]) -> None:
+        """What another process has handed in of a file that was created here."""
+        raise NotImplementedError
+
+    def leave(self, path: str) -> None:
+        """A file that was handed in is its creator's business from now on."""
+        raise NotImplementedError
+
+    def clear(self, prefix: str) -> None:
+        """Remove everything whose path begins so: what processes that were killed have left of files that they wrote
+        together."""
         raise NotImplementedError
 
 

@@ -13,10 +13,10 @@ import json
 import os
 import threading
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from hashlib import md5
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 from .base import PlaceError
@@ -80,12 +80,7 @@ class GsPlace(PartedPlace):
         bucket, prefix = _parts(path)
         prefix = prefix and f"{prefix}/"
         found: dict[str, StoredObject | None] = {}
-        query = {"prefix": prefix, "delimiter": "/"}
-        while True:
-            answer = wire().ask(_json("GET", f"/storage/v1/b/{bucket}/o?{urlencode(query)}"))
-            if answer.status == 404:
-                raise PlaceError(errno.ENOENT, "there is no such bucket", "check its name")
-            page = _told(answer)
+        for page in _pages(bucket, {"prefix": prefix, "delimiter": "/"}):
             for item in _rows(page.get("items")):
                 name = str(item.get("name", ""))[len(prefix) :]
                 if name:
@@ -93,9 +88,12 @@ class GsPlace(PartedPlace):
             prefixes = page.get("prefixes")
             for name in prefixes if isinstance(prefixes, list) else ():
                 found.setdefault(str(name)[len(prefix) :].rstrip("/"), None)
-            if not (more := page.get("nextPageToken")):
-                return found
-            query["pageToken"] = str(more)
+        return found
+
+    def below(self, prefix: str) -> list[str]:
+        bucket, name = _parts(prefix)
+        items = (item for page in _pages(bucket, {"prefix": name}) for item in _rows(page.get("items")))
+        return [f"gs://{bucket}/{item.get('name', '')}" for item in items]
 
     def put(self, path: str, data: bytes | bytearray | memoryview) -> StoredObject:
         bucket, key = _parts(path)
@@ -126,11 +124,12 @@ class GsPlace(PartedPlace):
 
 
 class _Composed(UploadSink):
-    """Parts that are objects until all of them are there; a file of one part is written at once."""
+    """Parts that are objects until all of them are there, whichever process made them; a file of one part is written at
+    once."""
 
     def __init__(self, place: GsPlace, final: str, aside: str, size: int) -> None:
         self._place, self._final, self._aside, self._size = place, final, aside, size
-        self._parts: dict[int, StoredObject] = {}
+        self._parts: dict[int, tuple[str, StoredObject]] = {}
         self._made: set[str] = set()
         self._single: StoredObject | None = None
         self._lock = threading.Lock()
@@ -147,16 +146,31 @@ class _Composed(UploadSink):
     def put_aside(self, number: int, data: bytearray) -> None:
         with self._lock:
             self._made.add(self._name(number))
-        self._parts[number] = self._place.put(self._name(number), data)
+        self._parts[number] = self._name(number), self._place.put(self._name(number), data)
 
     def fetch(self, number: int, offset: int, target: memoryview) -> None:
-        self._place.read(self._name(number), self._parts[number], offset, [target])
+        name, found = self._parts[number]
+        self._place.read(name, found, offset, [target])
 
     def adopt(self, number: int, size: int) -> None:
-        if self._size <= part_bytes(self._size):
-            data = bytearray(size)
-            self.fetch(number, 0, memoryview(data))
-            self.send(number, data)
+        """Nothing: it is composed with the others."""
+
+    def hand_in(self, number: int, *, is_sent: bool) -> Sequence[Any]:
+        name, found = self._parts[number]
+        return [name, found.size, found.version]
+
+    def take_in(self, number: int, told: Sequence[Any], *, is_sent: bool) -> None:
+        self._parts[number] = self._foreign(told)
+
+    def fetch_foreign(self, told: Sequence[Any], offset: int, target: memoryview) -> None:
+        name, found = self._foreign(told)
+        self._place.read(name, found, offset, [target])
+
+    def _foreign(self, told: Sequence[Any]) -> tuple[str, StoredObject]:
+        name, size, version = told
+        with self._lock:
+            self._made.add(name)
+        return name, StoredObject(size, version)
 
     def complete(self) -> StoredObject:
         found = self._single or self._compose()
@@ -166,7 +180,7 @@ class _Composed(UploadSink):
         return found
 
     def _compose(self) -> StoredObject:
-        names, level = [self._name(number) for number in sorted(self._parts)], 0
+        names, level = [name for _, (name, _) in sorted(self._parts.items())], 0
         while len(names) > _AT_ONCE:
             level += 1
             groups = [names[start : start + _AT_ONCE] for start in range(0, len(names), _AT_ONCE)]
@@ -179,7 +193,19 @@ class _Composed(UploadSink):
     def abort(self) -> None:
         for name in sorted(self._made):
             self._place.remove_object(name)
-        self._made.clear()
+
+
+def _pages(bucket: str, query: dict[str, str]) -> Iterator[dict[str, object]]:
+    """What a bucket lists."""
+    while True:
+        answer = wire().ask(_json("GET", f"/storage/v1/b/{bucket}/o?{urlencode(query)}"))
+        if answer.status == 404:
+            raise PlaceError(errno.ENOENT, "there is no such bucket", "check its name")
+        page = _told(answer)
+        yield page
+        if not (more := page.get("nextPageToken")):
+            return
+        query = {**query, "pageToken": str(more)}
 
 
 def _parts(path: str) -> tuple[str, str]:

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
-from functools import cache
+from typing import Any
 
 from .base import MARKER, USUAL_PART, WHOLE, Identity, PlaceError, Reader, Status, Writer
 from .looking import StoredObject
-from .remote import RemotePlace, started
+from .remote import RemotePlace, started, submit
+from .room import room
 
-__all__ = ["PartedPlace", "UploadSink", "part_bytes", "room"]
+__all__ = ["PartedPlace", "UploadSink", "part_bytes"]
 
 _MOST_PARTS = 10_000
 _STEP = 1 << 20
@@ -50,12 +50,31 @@ class UploadSink:
         """A part that was put aside is as it must be."""
         raise NotImplementedError
 
+    def begin(self) -> str:
+        """Other processes will send parts too: what they must know for that."""
+        return ""
+
+    def join(self, told: str) -> None:
+        """Send parts to what another process has begun, which `told` so much."""
+
+    def hand_in(self, number: int, *, is_sent: bool) -> Sequence[Any]:
+        """What is known of a part that was sent or put aside, as JSON, for the process that completes the file."""
+        raise NotImplementedError
+
+    def take_in(self, number: int, told: Sequence[Any], *, is_sent: bool) -> None:
+        """A part that another process has sent or put aside."""
+        raise NotImplementedError
+
+    def fetch_foreign(self, told: Sequence[Any], offset: int, target: memoryview) -> None:
+        """Bytes of a part that another process has put aside, which is removed with all others."""
+        raise NotImplementedError
+
     def complete(self) -> StoredObject:
         """All parts are there: let the file appear."""
         raise NotImplementedError
 
     def abort(self) -> None:
-        """Remove whatever the store has of it."""
+        """Remove whatever the store has of it; may be called again."""
         raise NotImplementedError
 
 
@@ -85,6 +104,12 @@ class _Part:
             self.is_aside, self.buffer = True, None
             room().give(self)
 
+    def hold_no_more(self) -> None:
+        """Put aside what of it has come, unless it was sent."""
+        with self.lock:
+            if not self.is_sent:
+                self.put_aside()
+
     def send(self) -> None:
         """Send it as it is."""
         with self.lock:
@@ -106,54 +131,6 @@ class _Part:
             begin, end = min(begin, one[0]), max(end, one[1])
         self.ranges.append((begin, end))
         return self.ranges == [(0, self.size)]
-
-
-class Room:
-    """What parts that are not whole may hold at once, in bytes."""
-
-    def __init__(self) -> None:
-        self.limit = 1 << 28
-        self.used = self.peak = 0
-        self._parts: OrderedDict[_Part, None] = OrderedDict()  # those that hold a buffer, the latest last
-        self._changed = threading.Condition()
-
-    def take(self, part: _Part) -> None:
-        """Room for a part; another one is put aside if there is none."""
-        while True:
-            with self._changed:
-                if not self._parts or self.used + part.size <= self.limit:
-                    self.used += part.size
-                    self.peak = max(self.peak, self.used)
-                    self._parts[part] = None
-                    return
-                victim = next((one for one in self._parts if one.lock.acquire(blocking=False)), None)
-                if victim is None:  # all of them are being filled or sent
-                    self._changed.wait(0.1)
-                    continue
-            try:
-                victim.put_aside()
-            finally:
-                victim.lock.release()
-
-    def use(self, part: _Part) -> None:
-        """It was written to."""
-        with self._changed:
-            if part in self._parts:
-                self._parts.move_to_end(part)
-
-    def give(self, part: _Part) -> None:
-        """It holds nothing any more."""
-        with self._changed:
-            if part in self._parts:
-                del self._parts[part]
-                self.used -= part.size
-                self._changed.notify_all()
-
-
-@cache
-def room() -> Room:
-    """The room of this process."""
-    return Room()
 
 
 class PartedFile(Writer):
@@ -246,14 +223,48 @@ class PartedFile(Writer):
             self.found = self.sink.complete()
         return self.found
 
+    def hand_in(self) -> Sequence[Any]:
+        """Of a file that several processes write: what this one has of it, all of which is at the store then. What is
+        whole was sent, and the rest is put aside for the process that completes the file."""
+        for future in self._sending:
+            future.result()
+        self._sending.clear()
+        begun = [part for part in self._parts if part.ranges]
+        submit(lambda part: part.hold_no_more(), begun)
+        return [
+            [part.number, part.is_sent, part.ranges, self.sink.hand_in(part.number, is_sent=part.is_sent)]
+            for part in begun
+        ]
+
+    def take_in(self, told: Sequence[Any]) -> None:
+        """What another process has handed in. Parts that are whole stay where they are; bytes of others are fetched and
+        put together with those from elsewhere."""
+        submit(self._take_in, told)
+
+    def _take_in(self, told: tuple[int, bool, Sequence[tuple[int, int]], Sequence[Any]]) -> None:
+        number, is_sent, ranges, known = told
+        part = self._parts[number]
+        if is_sent or [tuple(one) for one in ranges] == [(0, part.size)]:
+            with part.lock:
+                self.sink.take_in(number, known, is_sent=is_sent)
+                part.is_sent, part.is_aside, part.ranges = is_sent, not is_sent, [(0, part.size)]
+            return
+        for begin, end in ranges:
+            data = bytearray(end - begin)
+            self.sink.fetch_foreign(known, begin, memoryview(data))
+            self.write(number * self.part + begin, memoryview(data))
+
     def abort(self) -> None:
         """Nothing of it is wanted."""
-        wait([future for future in self._sending if not future.cancel()], timeout=_PATIENCE)
+        under_way = [future for future in self._sending if not future.cancel()]
+        self.sink.abort()  # now, since this process may not be given the time to wait
+        wait(under_way, timeout=_PATIENCE)
         for part in self._parts:
             with part.lock:
                 part.is_sent, part.buffer = True, None
                 room().give(part)
-        self.sink.abort()
+        if under_way:  # a part that was on its way may have come all the same
+            self.sink.abort()
 
 
 class PartedPlace(RemotePlace):
@@ -267,6 +278,14 @@ class PartedPlace(RemotePlace):
 
     def sink(self, final: str, aside: str, size: int) -> UploadSink:
         """What takes the parts of a file; those that are put aside have names that begin with `aside`."""
+        raise NotImplementedError
+
+    def below(self, prefix: str) -> list[str]:
+        """The paths of all objects that begin so.
+
+        Raises:
+            OSError: the store does not say.
+        """
         raise NotImplementedError
 
     def put(self, path: str, data: bytes | bytearray | memoryview) -> StoredObject:
@@ -330,6 +349,25 @@ class PartedPlace(RemotePlace):
         file.abort()
         if file.found is not None:
             self.remove_object(file.final)
+
+    def share(self, path: str) -> str:
+        return self._file(path).sink.begin()
+
+    def join(self, path: str, final: str, size: int, told: str, *, is_revised: bool) -> None:
+        self.stage(path, final, size, is_revised=is_revised)
+        self._file(path).sink.join(told)
+
+    def hand_in(self, path: str) -> Sequence[Any]:
+        return self._file(path).hand_in()
+
+    def take_in(self, path: str, told: Sequence[Any]) -> None:
+        self._file(path).take_in(told)
+
+    def leave(self, path: str) -> None:
+        self._staged.pop(path, None)
+
+    def clear(self, prefix: str) -> None:
+        submit(self.remove_object, self.below(prefix))
 
     def mark(self, directory: str, *, is_whole: bool) -> None:
         text = WHOLE if is_whole else b"this directory is being written, or was when its writer was stopped\n"

@@ -21,6 +21,7 @@ from .wire import SHORT, Answer, Sinks, StoreRequest, wire
 __all__ = ["RemotePlace", "StoredObject", "refusal", "started", "submit"]
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 FIRST = SHORT  # bytes that are read at once of an object whose header is wanted
 CHUNK = 8 << 20  # longer ranges are read in several requests at the same time
@@ -79,9 +80,9 @@ def _runs(parts: Sequence[tuple[int, memoryview]]) -> list[tuple[int, list[memor
     return runs
 
 
-def submit(act: Callable[[str], T], paths: Iterable[str]) -> list[T]:
-    """Ask something of several paths at the same time."""
-    return list(_pool().map(act, paths))
+def submit(act: Callable[[U], T], subjects: Iterable[U]) -> list[T]:
+    """Ask something of several paths, or other subjects, at the same time."""
+    return list(_pool().map(act, subjects))
 
 
 def started(act: Callable[[], T]) -> Future[T]:

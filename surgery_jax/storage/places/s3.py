@@ -10,10 +10,10 @@ import errno
 import os
 import threading
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from hashlib import md5
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlencode
 from xml.etree import ElementTree
 
@@ -109,19 +109,29 @@ class S3Place(PartedPlace):
         prefix = path.removeprefix("s3://").partition("/")[2]
         prefix = prefix and f"{prefix}/"
         found: dict[str, StoredObject | None] = {}
-        query = {"list-type": "2", "delimiter": "/", "prefix": prefix, "encoding-type": "url"}
-        while True:
-            answer = self.tell(path, "GET", query)
-            page = _tree(answer)
+        for page in self._pages(path, {"delimiter": "/", "prefix": prefix}):
             for item in page.iter("Contents"):
                 name = unquote(item.findtext("Key", ""))[len(prefix) :]
                 if name:
                     found[name] = StoredObject(int(item.findtext("Size", "0")), item.findtext("ETag", ""))
             for item in page.iter("CommonPrefixes"):
                 found.setdefault(unquote(item.findtext("Prefix", ""))[len(prefix) : -1], None)
+        return found
+
+    def below(self, prefix: str) -> list[str]:
+        bucket, _, key = prefix.removeprefix("s3://").partition("/")
+        items = (item for page in self._pages(prefix, {"prefix": key}) for item in page.iter("Contents"))
+        return [f"s3://{bucket}/{unquote(item.findtext('Key', ''))}" for item in items]
+
+    def _pages(self, path: str, query: dict[str, str]) -> Iterator[ElementTree.Element]:
+        """What a bucket lists."""
+        query = {"list-type": "2", "encoding-type": "url", **query}
+        while True:
+            page = _tree(self.tell(path, "GET", query))
+            yield page
             more = page.findtext("NextContinuationToken")
             if not more:
-                return found
+                return
             query |= {"continuation-token": more}
 
     def tell(
@@ -215,50 +225,82 @@ _WHO = (
 
 class _Multipart(UploadSink):
     """A multipart upload, which begins with its first part; a file of one part is written at once. Parts that may
-    change are objects of their own until they are copied, at the store, into the upload."""
+    change are objects of their own until they are copied, at the store, into the upload. Other processes may send parts
+    to the same upload."""
 
     def __init__(self, place: S3Place, final: str, aside: str, is_single: bool) -> None:
         self._place, self._final, self._aside, self._is_single = place, final, aside, is_single
         self._upload = ""
         self._tags: dict[int, str] = {}
-        self._asides: dict[int, StoredObject] = {}
+        self._asides: dict[int, tuple[str, StoredObject]] = {}
+        self._extra: set[str] = set()  # other objects that are to be removed
         self._single: StoredObject | None = None
         self._lock = threading.Lock()
 
-    def _begun(self) -> str:
+    def begin(self) -> str:
         with self._lock:
-            if not self._upload:
+            if not self._upload and not self._is_single:
                 answer = self._place.tell(self._final, "POST", {"uploads": ""}, at_key=True)
                 self._upload = _tree(answer).findtext("UploadId", "")
             return self._upload
+
+    def join(self, told: str) -> None:
+        self._upload = told
 
     def send(self, number: int, data: bytearray) -> None:
         if self._is_single:
             self._single = self._place.put(self._final, data)
             return
-        query = {"partNumber": str(number + 1), "uploadId": self._begun()}
+        query = {"partNumber": str(number + 1), "uploadId": self.begin()}
         answer = self._place.tell(self._final, "PUT", query, memoryview(data), at_key=True)
         self._tags[number] = answer.headers.get("etag", "")
 
-    def _name(self, number: int) -> str:
-        return f"{self._aside}.part-{number:05d}"
-
     def put_aside(self, number: int, data: bytearray) -> None:
-        self._asides[number] = self._place.put(self._name(number), data)
+        name = f"{self._aside}.part-{number:05d}"
+        with self._lock:
+            self._extra.add(name)
+        self._asides[number] = name, self._place.put(name, data)
 
     def fetch(self, number: int, offset: int, target: memoryview) -> None:
-        self._place.read(self._name(number), self._asides[number], offset, [target])
+        name, found = self._asides[number]
+        self._place.read(name, found, offset, [target])
 
     def adopt(self, number: int, size: int) -> None:
-        if self._is_single:
-            data = bytearray(size)
-            self.fetch(number, 0, memoryview(data))
-            self.send(number, data)
-            return
-        query = {"partNumber": str(number + 1), "uploadId": self._begun()}
-        headers = {"x-amz-copy-source": "/" + quote(self._name(number).removeprefix("s3://"), safe="/-_.~")}
+        name = self._asides[number][0]
+        query = {} if self._is_single else {"partNumber": str(number + 1), "uploadId": self.begin()}
+        headers = {"x-amz-copy-source": "/" + quote(name.removeprefix("s3://"), safe="/-_.~")}
         answer = self._place.tell(self._final, "PUT", query, headers=headers, at_key=True)
-        self._tags[number] = _tree(answer).findtext("ETag", "")
+        tag = _tree(answer).findtext("ETag", "")
+        if self._is_single:
+            self._single = StoredObject(size, tag)
+        else:
+            self._tags[number] = tag
+
+    def hand_in(self, number: int, *, is_sent: bool) -> Sequence[Any]:
+        if is_sent:
+            if number in self._asides:  # before it was whole
+                name, _ = self._asides.pop(number)
+                self._place.remove_object(name)
+                self._extra.remove(name)
+            return [self._tags[number]]
+        name, found = self._asides[number]
+        return [name, found.size, found.version]
+
+    def take_in(self, number: int, told: Sequence[Any], *, is_sent: bool) -> None:
+        if is_sent:
+            self._tags[number] = told[0]
+        else:
+            self._asides[number] = self._foreign(told)
+
+    def fetch_foreign(self, told: Sequence[Any], offset: int, target: memoryview) -> None:
+        name, found = self._foreign(told)
+        self._place.read(name, found, offset, [target])
+
+    def _foreign(self, told: Sequence[Any]) -> tuple[str, StoredObject]:
+        name, size, version = told
+        with self._lock:
+            self._extra.add(name)
+        return name, StoredObject(size, version)
 
     def complete(self) -> StoredObject:
         if self._single is not None:
@@ -274,19 +316,17 @@ class _Multipart(UploadSink):
             if appeared is None:
                 raise PlaceError(errno.EIO, "the upload was completed, and there is no such object")
             found, self._upload = appeared, ""
-        self._remove_asides()
+        self._remove_extra()
         return found
 
-    def _remove_asides(self) -> None:
-        for number in list(self._asides):
-            self._place.remove_object(self._name(number))
-            del self._asides[number]
+    def _remove_extra(self) -> None:
+        for name in sorted(self._extra):
+            self._place.remove_object(name)
 
     def abort(self) -> None:
-        self._remove_asides()
         if self._upload:
             self._place.tell(self._final, "DELETE", {"uploadId": self._upload}, at_key=True)
-            self._upload = ""
+        self._remove_extra()
 
 
 _SCHEMA = "http://s3.amazonaws.com/doc/2006-03-01/"
