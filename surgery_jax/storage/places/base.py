@@ -169,6 +169,24 @@ class Place:
         """Remove a file, which may be gone already."""
         raise NotImplementedError
 
+    # -- small files in which processes tell each other something -------------------------------------------------
+
+    def glance(self, path: str) -> tuple[str, bytes] | None:
+        """The version of a small file, and its bytes; None if there is none."""
+        raise self._no_versions()
+
+    def put_if(self, path: str, data: bytes, known: str | None) -> str | None:
+        """Write a small file if there is none, or if it is still of the version that is `known`: its version then;
+        None if that is not so. No two have the same bytes."""
+        raise self._no_versions()
+
+    def _no_versions(self) -> PlaceError:
+        return PlaceError(
+            errno.EOPNOTSUPP,
+            f"{self.scheme}:// cannot tell who came first",
+            "keep the record at s3:// or gs://, or on a file system that all machines see",
+        )
+
     # -- files that several processes write: one creates and publishes them, the others join it --------------------
 
     def share(self, path: str) -> str:

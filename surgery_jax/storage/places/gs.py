@@ -105,6 +105,12 @@ class GsPlace(PartedPlace):
             raise PlaceError(errno.EIO, "the store has other bytes than those that were sent", "try again")
         return _found(told)
 
+    def put_version(self, path: str, data: bytes, known: str | None) -> StoredObject | None:
+        bucket, key = _parts(path)
+        query = urlencode({"uploadType": "media", "name": key, "ifGenerationMatch": known or 0})
+        answer = wire().ask(_json("POST", f"/upload/storage/v1/b/{bucket}/o?{query}", data))
+        return None if answer.status in (409, 412) else _found(_told(answer))
+
     def remove_object(self, path: str) -> None:
         bucket, key = _parts(path)
         answer = wire().ask(_json("DELETE", f"/storage/v1/b/{bucket}/o/{quote(key, safe='')}"))

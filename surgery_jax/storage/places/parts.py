@@ -296,6 +296,14 @@ class PartedPlace(RemotePlace):
         """
         raise NotImplementedError
 
+    def put_version(self, path: str, data: bytes, known: str | None) -> StoredObject | None:
+        """Write a whole object if there is none, or if it is still of the version that is `known`; None if it is not.
+
+        Raises:
+            OSError: the store refuses for another reason.
+        """
+        raise NotImplementedError
+
     def remove_object(self, path: str) -> None:
         """Remove an object, which may be gone.
 
@@ -349,6 +357,13 @@ class PartedPlace(RemotePlace):
         file.abort()
         if file.found is not None:
             self.remove_object(file.final)
+
+    def put_if(self, path: str, data: bytes, known: str | None) -> str | None:
+        written = self.put_version(path, data, known)
+        if written is not None:
+            return written.version
+        there = self.glance(path)  # a try whose answer was lost may have written it
+        return there[0] if there is not None and there[1] == data else None
 
     def share(self, path: str) -> str:
         return self._file(path).sink.begin()

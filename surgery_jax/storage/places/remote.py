@@ -280,6 +280,17 @@ class RemotePlace(Place):
     def reopen(self, path: str, known: Identity) -> Reader:
         return RemoteReader(self, path, StoredObject(known.size, str(known.version[0])))
 
+    def glance(self, path: str) -> tuple[str, bytes] | None:
+        begun = self.begin(path)
+        if begun is None:
+            return None
+        found, first = begun
+        data = bytearray(found.size)
+        data[: len(first)] = first
+        if len(first) < found.size:
+            self.read(path, found, len(first), [memoryview(data)[len(first) :]])
+        return found.version, bytes(data)
+
     def identity(self, path: str) -> Identity:
         found = self.find(path)
         if found is None:

@@ -144,9 +144,10 @@ class S3Place(PartedPlace):
         headers: Mapping[str, str] | None = None,
         at_key: bool = False,
         again: bool = False,
+        unless: Sequence[int] = (),
     ) -> Answer:
         """The answer to a request about the bucket of a path, or about the object there. What is told `again` may be
-        gone because it has been done.
+        gone because it has been done; statuses of `unless` are answers, too, of an object that is or is not there.
 
         Raises:
             OSError: it is a refusal.
@@ -160,6 +161,7 @@ class S3Place(PartedPlace):
             if not self.moved(path, answer):
                 break
         is_gone = answer.status == 404 and (again or method == "DELETE")
+        is_gone |= answer.status in unless and b"NoSuchBucket" not in answer.body
         is_failure = answer.status < 300 and b"<Error>" in answer.body[:200]  # it may come late, after a good status
         if (answer.status >= 300 and not is_gone) or is_failure:
             raise refusal(answer)
@@ -169,6 +171,11 @@ class S3Place(PartedPlace):
         view = memoryview(data)
         answer = self.tell(path, "PUT", {}, view, at_key=True)
         return StoredObject(view.nbytes, answer.headers.get("etag", ""))
+
+    def put_version(self, path: str, data: bytes, known: str | None) -> StoredObject | None:
+        condition = {"If-None-Match": "*"} if known is None else {"If-Match": known}
+        answer = self.tell(path, "PUT", {}, data, headers=condition, at_key=True, unless=(404, 409, 412))
+        return StoredObject(len(data), answer.headers.get("etag", "")) if answer.status < 300 else None
 
     def remove_object(self, path: str) -> None:
         self.tell(path, "DELETE", {}, at_key=True)
