@@ -34,6 +34,7 @@ from .ledger import BatchReport, JobReport, Ledger, Ready, amounts
 from .listening import showing
 from .passes import Show, check_targets, output_paths
 from .reading import Headers
+from .reads import paths_read
 from .run import Session, Transaction
 from .sharing_out import shares_of
 
@@ -169,7 +170,7 @@ class _Batch:
         for number, plan in enumerate(plans):  # of the jobs of others this is all that is looked at
             if plan is not None:
                 try:
-                    self._conflicts.note(number, output_paths(plan), {entry.path: () for entry in plan.inputs})
+                    self._conflicts.note(number, output_paths(plan), {path: () for path in paths_read(plan)})
                 except PlanError as error:
                     if number in numbers:
                         self.ledger.fail(number, error)

@@ -19,6 +19,7 @@ from ..storage.formats import place_of_input
 from ..storage.notices import Board, board_of
 from ..storage.places.found import is_local, locate
 from .portions import JobLoad, divide
+from .reads import paths_read
 
 __all__ = ["loads_of", "shares_of"]
 
@@ -26,15 +27,16 @@ _MOST = 64 << 20  # bytes of an untrusted division
 
 
 def loads_of(plans: Sequence[Plan | None]) -> list[JobLoad]:
-    """What jobs have to read, from the sizes of the files of their inputs; None is a job whose plan is wrong."""
+    """What jobs have to read, from the sizes of the files of their inputs and of what their steps load; None is a job
+    whose plan is wrong."""
     known: dict[str, tuple[str, int]] = {}
     loads = []
     for plan in plans:
         inputs: dict[str, int] = {}
-        for entry in () if plan is None else plan.inputs:
-            if entry.path not in known:
-                known[entry.path] = _sized(entry.path)
-            place, nbytes = known[entry.path]
+        for path in () if plan is None else paths_read(plan):
+            if path not in known:
+                known[path] = _sized(path)
+            place, nbytes = known[path]
             inputs[place] = nbytes
         loads.append(JobLoad(inputs))
     return loads

@@ -117,7 +117,8 @@ class _StoreBoard(Board):
     """The small objects below a path of an object store."""
 
     def make(self) -> None:
-        """Nothing: it comes with what lies in it."""
+        """Ask once, so that what is wrong with the place is told before any work: a folder comes with what is in it."""
+        self.read("shares", 0)
 
     def read(self, name: str, most: int) -> Note | None:
         found = place_of(str(self.folder)).glance(f"{self.folder}/{name}")
