@@ -319,9 +319,9 @@ class Session:
                 found = self._resumption.begun(output, layout, head) if self.options.resume else None
                 add(output, layout, begun=None if found is None else found[0])
                 if found is not None:
-                    begun[id(stagings[-1])] = stagings[-1], found[1]
-                if stagings[-1].stage is not None:
-                    stagings[-1].stage.write_head(head)
+                    begun[id(stagings[-1])] = stagings[-1], [*found[1], *stagings[-1].kept]
+                if self.options.resume or stagings[-1].is_on_disk:
+                    stagings[-1].write_head(head)
         if self.peers.size > 1:
             told = json.loads(self.peers.share(json.dumps([staging.tell() for staging in stagings]).encode()))
             for (output, layout), place in zip(asked.outputs, told, strict=True) if self.peers.rank else ():

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from ..core.errors import StorageError
 from ..core.interrupts import held, note_kept
@@ -22,22 +22,14 @@ from .base import Layout
 from .companions import State
 from .files import storage_error
 from .formats import OutputPlan
+from .journal import Finished
 from .laying import lay, lay_again, open_made, remove_others
 from .proofs import PROOFS
 from .renames import Renames
-from .stages import Begun, Stage, is_stage
+from .stages import Begun, Stage, StagingAddress, is_stage
 from .targets import check_space, check_target, final_place
 
 __all__ = ["Staging", "StagingAddress", "check_space", "check_target", "storage_error"]
-
-
-class StagingAddress(TypedDict):
-    """What a process that writes to a staging of another one must know of it: where it is, the directories above it
-    that were made for it, and of uploads to other places what they are known by, by the names of files."""
-
-    stage: str
-    parents: list[str]
-    uploads: dict[str, str]
 
 
 class Staging:
@@ -73,6 +65,7 @@ class Staging:
         self._finished = self._synced = False
         self._seen: dict[str, State] = {}
         self._kept: dict[str, State] = {}  # what was linked into the new directory, by name
+        self.kept: list[Finished] = []  # what is there of an earlier run and no journal of its speaks of
         self.renewed: set[int] = set()  # numbers of files of which nothing counts that another run has written
         if told is not None:
             self._join(told)
@@ -132,7 +125,12 @@ class Staging:
     def tell(self) -> StagingAddress:
         """What another process must know to write here too."""
         assert self._stage is not None
-        return {"stage": str(self._stage.path), "parents": [str(parent) for parent in self._parents], "uploads": {}}
+        return {
+            "stage": str(self._stage.path),
+            "parents": [str(parent) for parent in self._parents],
+            "uploads": {},
+            "may_go_on": True,
+        }
 
     def _join(self, told: StagingAddress) -> None:
         self._stage = Stage(Path(told["stage"]))
@@ -150,6 +148,11 @@ class Staging:
                 found=error.strerror,
                 hint="the outputs of several processes need a file system that all of them share",
             ) from None
+
+    def write_head(self, head: Mapping[str, Any]) -> None:
+        """Say beside what is built which run this is, for one that goes on."""
+        if self._stage is not None:
+            self._stage.write_head(head)
 
     def hand_in(self) -> Any:
         """All that this process writes is written: what the one that publishes must hear, as JSON.

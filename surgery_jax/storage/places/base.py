@@ -214,6 +214,21 @@ class Place:
         """A file that was handed in is its creator's business from now on."""
         raise NotImplementedError
 
+    # -- files that another run goes on with ----------------------------------------------------------------------
+
+    def keep(self, path: str) -> None:
+        """This run ends, and another one may go on with a file that was created, of which what is whole stays."""
+        raise NotImplementedError
+
+    def resume(self, path: str, told: str) -> Sequence[tuple[int, int]]:
+        """A file that was staged is that of an earlier run, which was `share`d and has `told` so much: the offsets and
+        lengths of what is there of it. What is written there is taken to be the same."""
+        raise NotImplementedError
+
+    def discard(self, final: str, told: str) -> None:
+        """Of what an earlier run has begun as `final` and `share`d, end what has no name of its own."""
+        raise NotImplementedError
+
     def clear(self, prefix: str) -> None:
         """Remove everything whose path begins so: what processes that were killed have left of files that they wrote
         together."""

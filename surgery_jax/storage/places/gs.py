@@ -22,8 +22,9 @@ from urllib.parse import quote, urlencode
 from .base import PlaceError
 from .extra import needed
 from .looking import StoredObject
-from .parts import PartedPlace, UploadSink, part_bytes
+from .parts import PartedPlace
 from .remote import refusal
+from .sink import UploadSink, part_bytes
 from .wire import Answer, StoreRequest, wire
 
 if TYPE_CHECKING:
@@ -91,9 +92,13 @@ class GsPlace(PartedPlace):
         return found
 
     def below(self, prefix: str) -> list[str]:
+        return list(self.found_below(prefix))
+
+    def found_below(self, prefix: str) -> dict[str, StoredObject]:
+        """All objects whose paths begin so, by path."""
         bucket, name = _parts(prefix)
         items = (item for page in _pages(bucket, {"prefix": name}) for item in _rows(page.get("items")))
-        return [f"gs://{bucket}/{item.get('name', '')}" for item in items]
+        return {f"gs://{bucket}/{item.get('name', '')}": _found(item) for item in items}
 
     def put(self, path: str, data: bytes | bytearray | memoryview) -> StoredObject:
         bucket, key = _parts(path)
@@ -147,22 +152,34 @@ class _Composed(UploadSink):
         if self._size <= part_bytes(self._size):
             self._single = self._place.put(self._final, data)
         else:
-            self.put_aside(number, data)
+            self._put(number, self._name(number), data)
 
     def put_aside(self, number: int, data: bytearray) -> None:
+        self._put(number, f"{self._aside}.aside-{number:05d}", data)
+
+    def _put(self, number: int, name: str, data: bytearray) -> None:
         with self._lock:
-            self._made.add(self._name(number))
-        self._parts[number] = self._name(number), self._place.put(self._name(number), data)
+            self._made.add(name)
+        self._parts[number] = name, self._place.put(name, data)
 
     def fetch(self, number: int, offset: int, target: memoryview) -> None:
         name, found = self._parts[number]
         self._place.read(name, found, offset, [target])
 
     def adopt(self, number: int, size: int) -> None:
-        """Nothing: it is composed with the others."""
+        """Let it have the name of one that is whole, which a run that goes on knows; alone it is composed anyway."""
+        if self._size > part_bytes(self._size):
+            name = self._name(number)
+            with self._lock:
+                self._made.add(name)
+            self._parts[number] = name, self._place.compose([self._parts[number][0]], name)
 
     def hand_in(self, number: int, *, is_sent: bool) -> Sequence[Any]:
         name, found = self._parts[number]
+        aside = f"{self._aside}.aside-{number:05d}"
+        if is_sent and aside in self._made:  # before it was whole
+            self._place.remove_object(aside)
+            self._made.remove(aside)
         return [name, found.size, found.version]
 
     def take_in(self, number: int, told: Sequence[Any], *, is_sent: bool) -> None:
@@ -195,6 +212,18 @@ class _Composed(UploadSink):
             for group, name in zip(groups, names, strict=True):
                 self._place.compose(group, name)
         return self._place.compose(names, self._final)
+
+    def resume(self, told: str) -> dict[int, int]:
+        sent = self._place.found_below(f"{self._aside}.part-0-")
+        for name, found in sent.items():
+            self._parts[int(name[-5:])] = name, found
+        self._made.update(sent)
+        return {int(name[-5:]): found.size for name, found in sent.items()}
+
+    def keep(self) -> None:
+        for name in sorted(self._made):
+            if ".part-0-" not in name:
+                self._place.remove_object(name)
 
     def abort(self) -> None:
         for name in sorted(self._made):

@@ -13,69 +13,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from typing import Any
 
-from .base import MARKER, USUAL_PART, WHOLE, Identity, PlaceError, Reader, Status, Writer
+from .base import MARKER, WHOLE, Identity, PlaceError, Reader, Status, Writer
 from .looking import StoredObject
 from .remote import RemotePlace, started, submit
 from .room import room
+from .sink import UploadSink, part_bytes
 
 __all__ = ["PartedPlace", "UploadSink", "part_bytes"]
 
-_MOST_PARTS = 10_000
-_STEP = 1 << 20
 _PATIENCE = 30.0  # seconds that parts under way are waited for before their file is given up
-
-
-def part_bytes(size: int) -> int:
-    """How long the parts of a file of so many bytes are."""
-    return max(USUAL_PART, -(-size // (_MOST_PARTS * _STEP)) * _STEP)
-
-
-class UploadSink:
-    """Where the parts of one file go. Each method but `abort` is called for a part by one thread at a time, and raises
-    OSError."""
-
-    def send(self, number: int, data: bytearray) -> None:
-        """A part, for good."""
-        raise NotImplementedError
-
-    def put_aside(self, number: int, data: bytearray) -> None:
-        """A part that may change."""
-        raise NotImplementedError
-
-    def fetch(self, number: int, offset: int, target: memoryview) -> None:
-        """Bytes of a part that was put aside."""
-        raise NotImplementedError
-
-    def adopt(self, number: int, size: int) -> None:
-        """A part that was put aside is as it must be."""
-        raise NotImplementedError
-
-    def begin(self) -> str:
-        """Other processes will send parts too: what they must know for that."""
-        return ""
-
-    def join(self, told: str) -> None:
-        """Send parts to what another process has begun, which `told` so much."""
-
-    def hand_in(self, number: int, *, is_sent: bool) -> Sequence[Any]:
-        """What is known of a part that was sent or put aside, as JSON, for the process that completes the file."""
-        raise NotImplementedError
-
-    def take_in(self, number: int, told: Sequence[Any], *, is_sent: bool) -> None:
-        """A part that another process has sent or put aside."""
-        raise NotImplementedError
-
-    def fetch_foreign(self, told: Sequence[Any], offset: int, target: memoryview) -> None:
-        """Bytes of a part that another process has put aside, which is removed with all others."""
-        raise NotImplementedError
-
-    def complete(self) -> StoredObject:
-        """All parts are there: let the file appear."""
-        raise NotImplementedError
-
-    def abort(self) -> None:
-        """Remove whatever the store has of it; may be called again."""
-        raise NotImplementedError
 
 
 class _Part:
@@ -86,6 +32,7 @@ class _Part:
         self.buffer: bytearray | None = None
         self.ranges: list[tuple[int, int]] = []
         self.is_aside = self.is_sent = False
+        self.is_kept = False  # sent by an earlier run, with the same bytes
         self.lock = threading.Lock()
 
     def held(self) -> bytearray:
@@ -162,6 +109,8 @@ class PartedFile(Writer):
         self._check()
         for part, begin, piece in self._pieces(offset, memoryview(data).cast("B")):
             with part.lock:
+                if part.is_kept:
+                    continue
                 if part.is_sent:
                     raise PlaceError(errno.EIO, "bytes that are at the store already are written again")
                 part.held()[begin : begin + piece.nbytes] = piece
@@ -254,15 +203,35 @@ class PartedFile(Writer):
             self.sink.fetch_foreign(known, begin, memoryview(data))
             self.write(number * self.part + begin, memoryview(data))
 
+    def resume(self, told: str) -> Sequence[tuple[int, int]]:
+        """Go on with what an earlier run has sent; which ranges those are."""
+        if self._is_revised or len(self._parts) == 1:
+            return []
+        sizes = self.sink.resume(told)
+        kept = [part for part in self._parts if sizes.get(part.number) == part.size]
+        for part in kept:
+            part.is_sent = part.is_kept = True
+            part.ranges = [(0, part.size)]
+        return [(part.number * self.part, part.size) for part in kept]
+
+    def keep(self) -> None:
+        """This run ends; what is whole stays at the store."""
+        wait([future for future in self._sending if not future.cancel()], timeout=_PATIENCE)
+        self._drop()
+        self.sink.keep()
+
+    def _drop(self) -> None:
+        for part in self._parts:
+            with part.lock:
+                part.is_sent, part.buffer = True, None
+                room().give(part)
+
     def abort(self) -> None:
         """Nothing of it is wanted."""
         under_way = [future for future in self._sending if not future.cancel()]
         self.sink.abort()  # now, since this process may not be given the time to wait
         wait(under_way, timeout=_PATIENCE)
-        for part in self._parts:
-            with part.lock:
-                part.is_sent, part.buffer = True, None
-                room().give(part)
+        self._drop()
         if under_way:  # a part that was on its way may have come all the same
             self.sink.abort()
 
@@ -378,8 +347,18 @@ class PartedPlace(RemotePlace):
     def take_in(self, path: str, told: Sequence[Any]) -> None:
         self._file(path).take_in(told)
 
+    def keep(self, path: str) -> None:
+        self._file(path).keep()
+        self.leave(path)
+
+    def resume(self, path: str, told: str) -> Sequence[tuple[int, int]]:
+        return self._file(path).resume(told)
+
     def leave(self, path: str) -> None:
         self._staged.pop(path, None)
+
+    def discard(self, final: str, told: str) -> None:
+        """Nothing: all that was begun has names."""
 
     def clear(self, prefix: str) -> None:
         submit(self.remove_object, self.below(prefix))

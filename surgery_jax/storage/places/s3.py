@@ -19,8 +19,9 @@ from xml.etree import ElementTree
 
 from .extra import needed
 from .looking import StoredObject
-from .parts import PartedPlace, UploadSink, part_bytes
+from .parts import PartedPlace
 from .remote import refusal
+from .sink import UploadSink, part_bytes
 from .wire import Answer, StoreRequest, wire
 
 if TYPE_CHECKING:
@@ -180,6 +181,10 @@ class S3Place(PartedPlace):
     def remove_object(self, path: str) -> None:
         self.tell(path, "DELETE", {}, at_key=True)
 
+    def discard(self, final: str, told: str) -> None:
+        if told:
+            self.tell(final, "DELETE", {"uploadId": told}, at_key=True)
+
     def sink(self, final: str, aside: str, size: int) -> UploadSink:
         return _Multipart(self, final, aside, size <= part_bytes(size))
 
@@ -329,6 +334,26 @@ class _Multipart(UploadSink):
     def _remove_extra(self) -> None:
         for name in sorted(self._extra):
             self._place.remove_object(name)
+
+    def resume(self, told: str) -> dict[int, int]:
+        sizes: dict[int, int] = {}
+        query = {"uploadId": told}
+        while told:
+            answer = self._place.tell(self._final, "GET", query, at_key=True, unless=(404,))
+            if answer.status == 404:  # it was ended: another one begins
+                return {}
+            page = _tree(answer)
+            for item in page.iter("Part"):
+                number = int(item.findtext("PartNumber", "0")) - 1
+                sizes[number], self._tags[number] = int(item.findtext("Size", "0")), item.findtext("ETag", "")
+            self._upload = told
+            if page.findtext("IsTruncated") != "true":
+                break
+            query |= {"part-number-marker": page.findtext("NextPartNumberMarker", "")}
+        return sizes
+
+    def keep(self) -> None:
+        self._remove_extra()
 
     def abort(self) -> None:
         if self._upload:
