@@ -96,9 +96,9 @@ def test_a_run_that_was_killed_is_gone_on_with(s3: Any, large: Path, tmp_path: P
     s3.proxy.spoil = lambda asked: Fault(delay=20) if "partNumber=4&" in asked.path else None
     words = ["run", "plan.yaml", "--resume", "--no-receipt", "--no-sync", "--memory", "64MiB"]
     process = subprocess.Popen([sys.executable, "-m", "surgery_jax", *words], cwd=tmp_path, env=os.environ)
-    wait_for(lambda: uploads(s3) and len(sent(s3.proxy.asked)) == NUM_PARTS, 60)
+    wait_for(lambda: uploads(s3) and len(sent(s3.proxy.asked)) == NUM_PARTS, 120)
     key = {"Bucket": "bucket", "Key": "out.safetensors", "UploadId": uploads(s3)[0]["UploadId"]}
-    wait_for(lambda: len(s3.list_parts(**key).get("Parts", ())) == NUM_PARTS - 1, 60)
+    wait_for(lambda: len(s3.list_parts(**key).get("Parts", ())) == NUM_PARTS - 1, 120)
     process.send_signal(signal.SIGKILL)
     process.wait()
     s3.proxy.spoil = lambda asked: None

@@ -123,9 +123,9 @@ def test_when_a_process_is_killed_the_others_end_the_upload(s3: Any, moto: str, 
     s3.proxy.spoil = lambda asked: Fault(delay=3) if "partNumber=1&" in asked.path else None
     with Pod(2, "plan.yaml", "--no-receipt", cwd=tmp_path) as pod:
         pod.start()
-        wait_for(lambda: any("partNumber=1&" in asked.path for asked in s3.proxy.asked), 60)
-        wait_for(lambda: len({a.path for a in s3.proxy.asked if "partNumber" in a.path}) > 1, 60)
+        wait_for(lambda: any("partNumber=1&" in asked.path for asked in s3.proxy.asked), 120)
+        wait_for(lambda: len({a.path for a in s3.proxy.asked if "partNumber" in a.path}) > 1, 120)
         pod.signal(1, signal.SIGKILL)
-        ended = pod.end(0, 60)
+        ended = pod.end(0, 120)
     assert ended.code == 3 and "is lost" in ended.err and "nothing was committed" in ended.err
     assert set(objects(s3)) == {"in/model.safetensors"} and uploads(s3) == []
