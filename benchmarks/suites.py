@@ -577,9 +577,11 @@ def proven(plan: str, about: str, *inputs: str, computes: bool) -> Row:
     return Row(plan.removesuffix(".yaml").replace("_", " "), about, sides, (target,), inputs=inputs, plan=plan)
 
 
+EDITED = "{ours} run --quiet --json {plan} factor=0.25"
+
 DIGESTS = Suite(
     about="What receipts cost, whose inputs are known already; and what it takes to verify an output.",
-    inputs=MODELS | {"proven": "make_proven.py base"},
+    inputs=MODELS | {"proven": "make_proven.py base", "earlier": "make_proven.py base --plan hundred.yaml"},
     rows=(
         proven("rename.yaml", "every tensor under another name", "base", computes=False),
         proven("upcycle.yaml", "dense model to two experts", "base", computes=False),
@@ -592,6 +594,15 @@ DIGESTS = Suite(
             (Target("wall_s", "ours", per="cat", at_most=1.25),),
             inputs=("base", "proven"),
             cold=True,
+        ),
+        Row(
+            "reuse",
+            "one edited step of a hundred: all of it again, and with what an earlier output has of it",
+            {"ours": EDITED, "ours --reuse": EDITED + " --reuse earlier"},
+            (Target("wall_s", "ours", per="ours --reuse", at_least=10),),
+            inputs=("base", "earlier"),
+            plan="hundred.yaml",
+            disk_bytes=7e9,
         ),
     ),
 )

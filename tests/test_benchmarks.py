@@ -27,7 +27,7 @@ TIMES = [0.31, 0.12, 0.25, 0.19, 0.44, 0.28]
 def harness(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The modules of the folder, which are scripts beside each other."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    names = "run suites measure guard machine make_llama make_tensors quote simulate house floor".split()
+    names = "run suites measure guard machine make_llama make_tensors quote simulate house floor make_proven".split()
     modules: dict[str, ModuleType] = {name: __import__(name) for name in names}
     yield SimpleNamespace(**modules)
     for name in names:
@@ -234,6 +234,19 @@ def test_the_plan_of_small_tensors_renames_all_of_them(harness: Any, tmp_path: P
     assert len(save.tensors) == 60
 
 
+def test_of_a_hundred_steps_the_edited_one_is_made_again_and_no_other(
+    harness: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llama, name = harness.make_llama, "hundred.yaml"
+    llama.write(tmp_path / "base", "tiny", "bfloat16", llama.Source("bfloat16", 0, None, 0), float("inf"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SURGERY_JAX_CACHE", "off")
+    harness.make_proven.write("earlier", "base", name)
+    edit = harness.suites.EDITED.split()[-1]
+    report = run(load_plan(BENCHMARKS / "plans" / name, edit), Options(sync=False, reuse="earlier"))
+    assert (report.num_tensors, report.tensors_reused) == (21, 20)
+
+
 def test_a_large_tensor_that_is_needed_whole_is_refused_at_once(
     harness: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -284,7 +297,7 @@ def test_the_guard_notices_what_became_slower(
     assert not committed.exists()
     assert exit_code("--update") == 0
     before = committed.read_text(encoding="utf-8")
-    assert json.loads(before)["ratios"]["sleeping"] == pytest.approx(2, rel=0.5)
+    assert json.loads(before)["ratios"]["sleeping"] == pytest.approx(2, rel=0.9)  # however loaded the machine is
     assert exit_code(ours="sleep 0.8") == 1
     assert "WORSE" in capsys.readouterr().out
     assert committed.read_text(encoding="utf-8") == before

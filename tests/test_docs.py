@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import yaml
+from forking import forking
 from running import assert_same_bits, read_checkpoint, write_checkpoint
 
 from surgery_jax import Options, batch, check, load_plan, merge_plan, run
@@ -130,6 +131,13 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="session")
+def forked(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The same, where `surgery-jax` need not import anything."""
+    with forking(tmp_path_factory.mktemp("forking"), environment) as programs:
+        yield environment | {"PATH": f"{programs}{os.pathsep}{environment['PATH']}"}
+
+
 @pytest.fixture
 def place(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the checkpoints, and with what a clone of the project has."""
@@ -202,7 +210,9 @@ def matches(shown: list[str], printed: list[str]) -> str | None:
 
 
 @pytest.mark.parametrize("page", sorted({block.page for block in of_kind("console")}))
-def test_commands_print_what_the_page_shows(page: str, place: Path, environment: dict[str, str]) -> None:
+def test_commands_print_what_the_page_shows(page: str, place: Path, request: pytest.FixtureRequest) -> None:
+    """Of the first page with the program as it is installed."""
+    environment = request.getfixturevalue("environment" if page == "README.md" else "forked")
     write_files(page)
     wrong = []
     for block in of_kind("console"):

@@ -224,6 +224,12 @@ MEMORY = Argument("--memory", "budget of host buffers, such as 2GiB (default), o
 WORKERS = Argument("--workers", "threads; 0 (default): as many as suit the machine", "N", parse=whole)
 DEVICES = Argument("--devices", "use only the first N devices; 0 (default): all", "N", parse=whole)
 DEVICE_MEMORY = Argument("--device-memory", "budget of a device, such as 16GiB, or none (default)", "SIZE", parse=_size)
+CACHE = Argument(
+    "--cache", "keep what is read of remote inputs in this directory of the machine", "DIR", completes="file"
+)
+CACHE_SIZE = Argument(
+    "--cache-size", "the most that is kept there, such as 20GiB (default), or none", "SIZE", parse=_size
+)
 SHARD_SIZE = Argument(
     "--shard-size",
     "largest shard of a directory that names none, such as 5GB (default), or none",
@@ -283,7 +289,7 @@ SIMULATE = Argument(
     "MACHINES",
 )
 PROOF = (RECEIPT, NO_RECEIPT, DIGEST, SIGN)
-BUDGETS = (MEMORY, WORKERS, DEVICES, DEVICE_MEMORY)
+BUDGETS = (MEMORY, WORKERS, DEVICES, DEVICE_MEMORY, CACHE, CACHE_SIZE)
 PLAN = (PLANS, SET, PARAMS)
 
 

@@ -18,7 +18,8 @@ __all__ = [
 TEXT = ("text_config", "llm_config", "language_config")
 OTHERS = (
     r".*(?:^|[._])(?:vision|visual|image|img|audio|speech|video|tower|projector|connector|resampler|perceiver|mtp|vit"
-    r"|vq\w*|text_encoder|codec|depth_decoder|multi_modal\w*|embed_vision|embed_audio|aligner)(?:[._\d]|$).*"
+    r"|vq\w*|text_encoder|codec|depth_decoder|multi_modal\w*|embed_vision|embed_audio|aligner|shared_transf\w*)"
+    r"(?:[._\d]|$).*"
 )
 
 # Where the config gives some layers other sizes.
@@ -121,16 +122,22 @@ RULES = (
     # Experts, one by one and all in one, their router, and the one that every token goes to.
     Rule(r"experts\.#\.(?:gate_proj|up_proj|w1|w3)\.weight", ("expert hidden",)),
     Rule(r"experts\.#\.(?:down_proj|w2)\.weight", ("hidden expert",)),
-    Rule(r"experts\.gate_up_proj(?:\.weight)?", ("experts 2*expert hidden", "experts hidden 2*expert")),
-    Rule(r"experts\.down_proj(?:\.weight)?", ("experts hidden expert", "experts expert hidden")),
+    Rule(
+        r"experts\.gate_up_proj(?:\.weight)?",
+        ("experts 2*expert hidden", "experts hidden 2*expert", "experts+zero_expert_num 2*expert hidden"),
+    ),
+    Rule(
+        r"experts\.down_proj(?:\.weight)?",
+        ("experts hidden expert", "experts expert hidden", "experts+zero_expert_num hidden expert"),
+    ),
     Rule(rf"{_BLOCK}\.(?:gate|router)\.weight", ("experts hidden", "experts+n_shared_experts hidden")),
     Rule(r"shared_experts?\.(?:gate_proj|up_proj)\.weight", ("shared hidden",)),
     Rule(r"shared_expert_gate\.weight", ("1 hidden",)),
     Rule(r"shared_experts?\.down_proj\.weight", ("hidden shared",)),
     # The dense feed-forward block.
     Rule(rf"{_BLOCK}\.gate_up_proj\.weight", ("2*width hidden",)),
-    Rule(rf"{_BLOCK}\.(?:gate_proj|up_proj|w1|w3)\.weight", ("width hidden",), _ROUNDED),
-    Rule(rf"{_BLOCK}\.(?:down_proj|w2)\.weight", ("hidden width",), _ROUNDED),
+    Rule(rf"{_BLOCK}\.(?:gate_proj|up_proj|w1|w3)\.weight", ("width hidden", "intermediate_size_mlp hidden"), _ROUNDED),
+    Rule(rf"{_BLOCK}\.(?:down_proj|w2)\.weight", ("hidden width", "hidden intermediate_size_mlp"), _ROUNDED),
     Rule(rf"{_BLOCK}\.c_fc\.weight", ("hidden inner", "inner hidden")),
     Rule(rf"{_BLOCK}\.c_proj\.weight", ("inner hidden", "hidden inner")),
     Rule(rf"{_BLOCK}\.dense_h_to_4h\.weight", ("width hidden", "4*hidden hidden")),
@@ -157,12 +164,16 @@ LAYERS = (
 NUMBERED = (r".*\.experts", ("experts", "experts+zero_expert_num"))
 
 # Keys with a value for every layer, with numbers of layers, and with a number up to which layers are counted.
-PER_LAYER = ("layer_types", "no_rope_layers", "mlp_layer_types", "layers_block_type", "attention_layers")
-PLACES = ("mlp_only_layers", "attn_layer_indices")
+PER_LAYER = (
+    "layer_types", "no_rope_layers", "mlp_layer_types", "layers_block_type", "attention_layers", "block_configs",
+    "ffn_multipliers", "num_query_heads", "num_kv_heads", "num_key_value_heads_per_layer", "layer_rope_theta",
+    "activation_sparsity_pattern",
+)  # fmt: skip
+PLACES = ("mlp_only_layers", "attn_layer_indices", "full_attn_idxs", "moe_layers", "cross_attention_layers")
 COUNTED = {"max_window_layers": "use_sliding_window"}  # which counts only if the other key is true
 
 # The output layer that is the embedding, and the embedding.
-TIED = (r"(?:.*\.)?lm_head\.weight", r"(?:.*\.)?(?:embed_tokens|wte)\.weight")
+TIED = (r"(?:.*\.)?(?:lm_head|embed_out)\.weight", r"(?:.*\.)?(?:embed_tokens|wte|embed_in)\.weight")
 
 # Where a config or another document says how tensors are quantised, and the methods that quantise while loading.
 QUANTISATION = ("quantization_config", "compression_config", "quantization")

@@ -8,6 +8,7 @@ a bound that counts its repeats, is first tried by another process, which can.
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -113,11 +114,8 @@ def _most_steps(expr: str, texts: Collection[str]) -> float:
     repeat before a literal can only end where that is."""
     length = max(map(len, texts))
     seen = _WORD.sub(_spelled, expr)
-    bars = seen.count("|")
-    ways = seen.count("?") + (1 + bars).bit_length() * min(bars, seen.count("("))  # powers of two
-    if _REPEATED_GROUP.search(seen):
-        ways += length
-    total = float(len(texts)) * length * length * 2.0 ** min(ways, 500)
+    ways = seen.count("?") + (length if _REPEATED_GROUP.search(seen) else 0)  # powers of two
+    total = float(len(texts)) * length * length * 2.0 ** min(ways, 500) * min(_choices(seen), 1e200)
     has_literals = not _VERBOSE.search(expr)  # where blanks mean nothing, nothing is known of what comes next
     following = [found["next"] for found in _REPEAT.finditer(seen)]
     if total * (1.0 + length) ** min(sum(after != "" for after in following), 100) <= CHEAP:
@@ -133,6 +131,19 @@ def _most_steps(expr: str, texts: Collection[str]) -> float:
         if total > CHEAP:
             break
     return total
+
+
+def _choices(seen: str) -> int:
+    """In how many ways the choices of an expression can be made together: those of every group, and outside of all."""
+    total, open_groups = 1, [1]
+    for letter in seen:
+        if letter == "|":
+            open_groups[-1] += 1
+        elif letter == "(":
+            open_groups.append(1)
+        elif letter == ")" and len(open_groups) > 1:
+            total *= open_groups.pop()
+    return total * math.prod(open_groups)
 
 
 def _spelled(found: re.Match[str]) -> str:

@@ -27,7 +27,8 @@ class Options:
     of tensors, `blake3` or `sha256`; `none` leaves them out, and `auto` is BLAKE3, or SHA-256 where its package is not
     installed. reuse: an earlier output with a receipt, from which is taken over what need not be made again. sign: a
     private key, a PEM file, to sign outputs and receipts with. strict: a tensor of an input that is neither used nor
-    dropped is an error.
+    dropped is an error. cache: a directory of this machine where ranges of remote inputs are kept, of at most the size
+    cache_size.
     """
 
     memory: str = "2GiB"
@@ -51,6 +52,8 @@ class Options:
     reuse: str | None = None
     sign: str | None = None
     strict: bool = False
+    cache: str | None = None
+    cache_size: str = "20GiB"
 
     @property
     def memory_bytes(self) -> int:
@@ -58,13 +61,21 @@ class Options:
         return parse_size(self.memory, binary=True) or UNLIMITED
 
     @property
+    def cache_bytes(self) -> int:
+        """The most bytes that are kept of remote inputs."""
+        return parse_size(self.cache_size, binary=True) or UNLIMITED
+
+    @property
     def limits(self) -> Limits:
         """All budgets."""
         device = parse_size(self.device_memory, binary=True) or UNLIMITED
-        is_hashed = self.receipt or self.receipt_path is not None
-        return Limits(self.memory_bytes, self.num_workers, device, self.devices or None, is_hashed)
+        return Limits(self.memory_bytes, self.num_workers, device, self.devices or None, self._is_hashed)
+
+    @property
+    def _is_hashed(self) -> bool:
+        return self.receipt or self.receipt_path is not None
 
     @property
     def num_workers(self) -> int:
         """The number of threads."""
-        return self.workers or default_workers()
+        return self.workers or default_workers(self._is_hashed)

@@ -44,9 +44,9 @@ class Limits(NamedTuple):
     in_order: bool = False
 
 
-def default_workers() -> int:
-    """Threads: a few per core, because they wait for the disk and the device."""
-    return min(16, max(4, (os.cpu_count() or 1) * 2))
+def default_workers(in_order: bool = False) -> int:
+    """Threads: a few per core, because they wait for the disk and the device, and with `in_order` for their turn."""
+    return min(16, max(2, os.cpu_count() or 1) * (3 if in_order else 2))
 
 
 def tile_limit(memory_bytes: int, num_workers: int) -> int:

@@ -36,7 +36,7 @@ from .reservations import (
     tile_limit,
 )
 from .shares import Sized, shares
-from .tasks import DecodeTask, MoveTask, Task, Tile, plan_tasks
+from .tasks import MOVE_BYTES, DecodeTask, MoveTask, Task, Tile, plan_tasks
 
 __all__ = ["GroupSchedule", "Place", "Schedule", "schedule"]
 
@@ -148,7 +148,9 @@ class Schedule:
     def tasks(self) -> tuple[Task, ...]:
         # of several outputs, those tasks come together that read the same tensors of a base
         in_order = self.limits.in_order and len(self.program.symbolic.saves) == 1
-        return tuple(plan_tasks(self.program, self.blueprints, by_output=in_order or self.parted > 0))
+        # who has to wait before it is hashed what it copied should have written all of it
+        most = self.piece if in_order else MOVE_BYTES
+        return tuple(plan_tasks(self.program, self.blueprints, by_output=in_order or self.parted > 0, most=most))
 
     @cached_property
     def repeated(self) -> frozenset[Node]:

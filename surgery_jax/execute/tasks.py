@@ -71,19 +71,18 @@ class Tile:
 Task = MoveTask | DecodeTask | Tile
 
 
-def plan_tasks(program: Program, blueprints: Sequence[Blueprint], *, by_output: bool = False) -> list[Task]:
+def plan_tasks(
+    program: Program, blueprints: Sequence[Blueprint], *, by_output: bool = False, most: int = MOVE_BYTES
+) -> list[Task]:
     """All tasks in the order of the bytes they read first, in the file that most of them read: those that read the same
     tensor of a base come together. With `by_output` it is the order of the bytes they write first. `blueprints` are
-    those of the groups."""
+    those of the groups; no task copies more than `most` bytes."""
     tasks: list[tuple[_At, Task]] = []
     for moves in _gathered(program.moves):
-        first = moves[0]
-        for start in range(0, first.nbytes, MOVE_BYTES) if len(moves) == 1 else ():
-            count = min(MOVE_BYTES, first.nbytes - start)
-            part = ByteMove(first.path, first.source + start, first.file, first.offset + start, count)
+        for part in _parts(moves[0], most) if len(moves) == 1 else ():
             tasks.append((_at(part, by_output), MoveTask((part,))))
         if len(moves) > 1:
-            tasks.append((_at(first, by_output), MoveTask(moves)))
+            tasks.append((_at(moves[0], by_output), MoveTask(moves)))
     for decoded in _decode_tasks(program):
         tasks.append((decoded.parts[0][1:3] if by_output else ("", 0), decoded))
     components = (component for group in program.groups for component in group.components)
@@ -102,6 +101,15 @@ _Position = Callable[[Segment, Blueprint], _At]
 
 def _at(move: ByteMove, by_output: bool) -> _At:
     return (move.file, move.offset) if by_output else (move.path, move.source)
+
+
+def _parts(move: ByteMove, most: int) -> Iterator[ByteMove]:
+    """A move in parts that end where pages of the file do."""
+    done = 0
+    while done < move.nbytes:
+        count = min(most - (move.offset + done) % PAGE, move.nbytes - done)
+        yield ByteMove(move.path, move.source + done, move.file, move.offset + done, count)
+        done += count
 
 
 def _written(segment: Segment, plan: Blueprint) -> _At:

@@ -13,7 +13,7 @@ from ..storage.files import storage_error
 from ..storage.places.base import fill
 from .buffers import OpenFiles
 from .fleeting import FleetingFile
-from .outputs import Hear, Written
+from .outputs import Hear, Origin, Written
 from .pace import Pace
 
 __all__ = ["EncodedFile"]
@@ -47,7 +47,7 @@ class EncodedFile(FleetingFile):
         self._missing = laid.size
         self._is_sealed = is_sealed
 
-    def write(self, offset: int, source: np.ndarray, bounce: np.ndarray, *, is_copy: bool = False) -> None:
+    def write(self, offset: int, source: np.ndarray, bounce: np.ndarray, *, origin: Origin | None = None) -> None:
         """Write all bytes of a buffer."""
         if self._is_sealed:
             return
@@ -94,4 +94,4 @@ class EncodedFile(FleetingFile):
                 raise storage_error(error, self.path, "write") from None
             whole = np.frombuffer(data, np.uint8)
             self._write(0, whole)
-        self._told(0, whole.nbytes, whole)
+        self._told(0, whole.nbytes, whole, None)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..compile.program import ByteMove
 from .buffers import OpenFiles
-from .outputs import Hear, OutputFile
+from .outputs import Hear, Origin, OutputFile
 from .pace import Pace
 
 __all__ = ["MANY", "FleetingFile"]
@@ -46,10 +46,10 @@ class FleetingFile(OutputFile):
                 if self._users == 0:
                     super().close()
 
-    def write(self, offset: int, source: np.ndarray, bounce: np.ndarray, *, is_copy: bool = False) -> None:
+    def write(self, offset: int, source: np.ndarray, bounce: np.ndarray, *, origin: Origin | None = None) -> None:
         """Write all bytes of a buffer."""
         with self._opened():
-            super().write(offset, source, bounce)
+            super().write(offset, source, bounce, origin=origin)
 
     def move(self, files: OpenFiles, moves: Sequence[ByteMove], bounce: np.ndarray, scratch: np.ndarray) -> None:
         """Copy bytes of input files."""

@@ -28,18 +28,21 @@ from .buffers import OpenFiles
 from .needs import PAGE
 from .pace import MIN_DIRECT, Pace
 
-__all__ = ["Hear", "OutputFile", "Written"]
+__all__ = ["Hear", "Origin", "OutputFile", "Written"]
 
 UNSUPPORTED = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.ENOTTY)
 FICLONERANGE = 0x4020940D  # of linux/fs.h
+
+
+Origin = tuple[str, int]
 
 
 class Written(NamedTuple):
     """A range of bytes of an output that is in its place.
 
     path: of the file, as the plan has it. place: where the file is until it is published. data: the bytes, valid
-    during the call that tells of them; None if the kernel copied them, so that they never came here. is_copy: they are
-    bytes of input files as they lie there, so that they can be compared with these.
+    during the call that tells of them; None if the kernel copied them, so that they never came here. origin: the file
+    and the offset there that they are copied from, if they are neighbours there too.
     """
 
     path: str
@@ -47,7 +50,7 @@ class Written(NamedTuple):
     offset: int
     nbytes: int
     data: memoryview | bytes | None
-    is_copy: bool = False
+    origin: Origin | None = None
 
 
 Hear = Callable[[Written], object]
@@ -100,9 +103,9 @@ class OutputFile:
     def _goes_direct(self) -> bool:
         return self.direct is not None and self._may_go_direct and self.pace.is_direct()
 
-    def write(self, offset: int, source: np.ndarray, bounce: np.ndarray, *, is_copy: bool = False) -> None:
-        """Write all bytes of a buffer; `bounce` is a buffer of whole pages to write from. `is_copy`: they are those of
-        input files, as they lie there.
+    def write(self, offset: int, source: np.ndarray, bounce: np.ndarray, *, origin: Origin | None = None) -> None:
+        """Write all bytes of a buffer; `bounce` is a buffer of whole pages to write from. `origin` is where they were
+        read, if they are a copy.
 
         Raises:
             StorageError: the operating system refuses.
@@ -115,12 +118,12 @@ class OutputFile:
             self._write_pages(offset, source, first, last, bounce)
         if source.nbytes >= MIN_DIRECT:
             self.pace.note(is_direct, source.nbytes)
-        self._told(offset, source.nbytes, source, is_copy=is_copy)
+        self._told(offset, source.nbytes, source, origin)
 
-    def _told(self, offset: int, nbytes: int, source: np.ndarray | None = None, *, is_copy: bool = True) -> None:
+    def _told(self, offset: int, nbytes: int, source: np.ndarray | None, origin: Origin | None) -> None:
         if self._hear is not None:
             data = None if source is None else source.data
-            self._hear(Written(self.path, self.place, offset, nbytes, data, is_copy))
+            self._hear(Written(self.path, self.place, offset, nbytes, data, origin))
 
     def _write_pages(self, offset: int, source: np.ndarray, first: int, last: int, bounce: np.ndarray) -> None:
         """Write directly what lies in [first, last) of the file, and the rest through the cache."""
@@ -164,7 +167,7 @@ class OutputFile:
             wanted.setdefault(path, []).append((source, gathered[place - offset : place - offset + nbytes]))
         for path, parts in wanted.items():
             files.read_several(path, parts)
-        self.write(offset, gathered, bounce, is_copy=True)
+        self.write(offset, gathered, bounce)
 
     def _copy(self, files: OpenFiles, move: ByteMove, bounce: np.ndarray, scratch: np.ndarray) -> None:
         path, source, file, offset, nbytes = move
@@ -191,7 +194,7 @@ class OutputFile:
             self._shares = False
             return 0
         files.count(nbytes)
-        self._told(offset, nbytes)
+        self._told(offset, nbytes, None, (path, source))
         return nbytes
 
     def _descriptors(self, files: OpenFiles, path: str) -> tuple[int | None, int | None]:
@@ -206,7 +209,7 @@ class OutputFile:
             if done:
                 self.pace.note(False, done)
                 files.count(done)
-                self._told(offset, done)
+                self._told(offset, done, None, (path, source))
             source, offset, nbytes = source + done, offset + done, nbytes - done
         while nbytes:
             # end pieces at a multiple of the page, so that all but the first and the last are whole pages
@@ -214,7 +217,7 @@ class OutputFile:
             # the memory is as far from a page as the file, so that the whole pages of both coincide
             part = bounce[offset % PAGE : offset % PAGE + count]
             files.read(path, source, part, scratch)
-            self.write(offset, part, bounce, is_copy=True)
+            self.write(offset, part, bounce, origin=(path, source))
             source, offset, nbytes = source + count, offset + count, nbytes - count
 
     def _pages(self, offset: int, nbytes: int) -> tuple[int, int]:

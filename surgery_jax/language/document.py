@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from ..core.errors import Mark, PlanError, nearest
+from ..core.errors import Mark, Notice, PlanError, nearest
 from .interpolate import interpolate as resolve_references
 from .nodes import MAX_DEPTH, Mapping, Node, Scalar, Sequence, check_keys, check_text, node_of, plain
 from .scalars import parse_bool, parse_float, parse_int, parse_plain
@@ -71,14 +71,15 @@ def parse_plan_file(path: str | Path, *, interpolate: bool = True) -> Node:
     return parse_yaml(_read(path), str(path), interpolate=interpolate)
 
 
-def parse_documents_file(path: str | Path) -> tuple[str, list[Node]]:
-    """The text of a file, and its YAML documents, of which there may be several; references stay as they are.
+def parse_documents_file(path: str | Path, notices: list[Notice]) -> tuple[str, list[Node]]:
+    """The text of a file, and its YAML documents, of which there may be several; references stay as they are. Of a key
+    that a mapping has twice the last one counts, as files in use have been read, which `notices` get.
 
     Raises:
-        PlanError: what `parse_plan_file` raises, but for several documents.
+        PlanError: what `parse_plan_file` raises, but for several documents and keys that come twice.
     """
     text = _read(path)
-    return text, _NodeBuilder(text, str(path)).documents()
+    return text, _NodeBuilder(text, str(path), notices).documents()
 
 
 def _read(path: str | Path) -> str:
@@ -152,9 +153,10 @@ class _Anchor:
 class _NodeBuilder:
     """Builds nodes from the events of one text; aliases share nodes and are counted as if they were copies."""
 
-    def __init__(self, text: str, file: str) -> None:
+    def __init__(self, text: str, file: str, notices: list[Notice] | None = None) -> None:
         self._text = text
         self._file = file
+        self._notices = notices  # of keys that come twice; None if they are errors
         self._events: Iterator[Any] = yaml.parse(text, Loader=_LOADER)
         self._anchors: dict[str, _Anchor] = {}
         self._open: set[str] = set()
@@ -257,7 +259,9 @@ class _NodeBuilder:
             is_merge = _is_merge(event)
             key = "<<" if is_merge else self._key(event, depth, key_mark)
             if key in keys:
-                raise PlanError(f"duplicate key {key!r}: already at {keys[key]}", where=key_mark)
+                if self._notices is None or is_merge:
+                    raise PlanError(f"duplicate key {key!r}: already at {keys[key]}", where=key_mark)
+                self._notices.append(Notice(f"{key!r} is also at {keys[key]}: this one counts", where=key_mark))
             value, below = self._node(self._next(), depth + 1)
             height = max(height, below + 1)
             keys[key] = key_mark

@@ -60,7 +60,7 @@ class PlanResolver(Resolver):
         self.parameters = declarations(root)
         wanted = [p for p in self.parameters.values() if p.default is None and p.name not in given and p.name != OUTPUT]
         if wanted:
-            raise missing(wanted)
+            raise missing(wanted, turn)
         values = {name: given.get(name, p.default) for name, p in self.parameters.items() if name != OUTPUT}
         own = {key: node for key, node in root.entries.items() if not (self.parameters and key == PARAMS)}
         self.own = tuple(own)
@@ -74,15 +74,16 @@ class PlanResolver(Resolver):
         self.is_expanding = bool(around)
         self.has_deferred = False
         self.late: Path | None = None  # while a step `config` is resolved, the place of what it sets
-        self._given = [name for name in values if name in given]
+        self._sure = [name for name, p in self.parameters.items() if name in values and (name in given or p.is_literal)]
 
     def check_given(self) -> None:
-        """That the given values are of their types and within bounds, used or not.
+        """That the given values, and defaults that are no expressions, are of their types and within bounds, used or
+        not.
 
         Raises:
             PlanError: one is not.
         """
-        for name in self._given:
+        for name in self._sure:
             self.look_up(name, self.parameters[name].mark, 0)
 
     def _converted(self, name: str, node: Node) -> Node:

@@ -18,6 +18,7 @@ from .braces import split
 from .environment import environment
 from .expressions import MAX_MADE, MAX_STEPS, ExpressionBudget, evaluate, is_expression
 from .nodes import Mapping, Node, Scalar, Sequence, Unresolved, node_of, plain
+from .parameters import mistaken
 
 __all__ = ["Path", "Resolver", "Tally", "escape", "interpolate"]
 
@@ -322,12 +323,10 @@ class Resolver:
             found = (
                 f"a list of {len(node.items)}" if isinstance(node, Sequence) else "a single value, which has no keys"
             )
-        raise PlanError(
-            f"unknown reference ${{{missing.inner}}}: there is no {word!r}",
-            where=mark,
-            found=found,
-            hint=f"did you mean {' or '.join(near)}?" if near else r"a literal ${ is written \${",
-        )
+        hint = f"did you mean {' or '.join(near)}?" if near else r"a literal ${ is written \${"
+        wrong = mistaken(node, word) if isinstance(node, Mapping) and node is self.root else None
+        problem = f"unknown reference ${{{missing.inner}}}: there is no {word!r}"
+        raise PlanError(problem, where=mark, found=found, hint=wrong or hint)
 
 
 class _Scope(AnyMapping[str, Any]):

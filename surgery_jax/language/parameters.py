@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..core.dtypes import parse_dtype
@@ -11,7 +11,7 @@ from ..core.errors import Mark, PlanError, nearest
 from .functions import FUNCTIONS
 from .nodes import Mapping, Node, Scalar, Sequence, check_keys, plain, shown, texts_of
 
-__all__ = ["PARAMS", "Parameter", "declarations", "missing", "unknown"]
+__all__ = ["PARAMS", "Parameter", "declarations", "missing", "mistaken", "unknown"]
 
 PARAMS = "params"
 OUTPUT = "output"  # a parameter of this name is the path of the output
@@ -59,10 +59,12 @@ class Parameter:
 
     def _single(self, node: Node, resolve: Callable[[Node], Node]) -> Node:
         value = _typed(self.type, node) if isinstance(node, Scalar) else None
-        if value is None:
+        if value is None or not isinstance(node, Scalar):
             raise self._wrong(node)
         if self.values is not None:
             allowed = plain(resolve(self.values))
+            if self.type == "choice" and isinstance(allowed, list) and node.value in allowed:
+                value = node.value  # a number, which a command line gives as text too
             if not isinstance(allowed, list) or value not in allowed:
                 words = allowed if isinstance(allowed, list) else []
                 near = nearest(str(value), map(str, words), 1)
@@ -86,7 +88,8 @@ class Parameter:
         return Scalar(value, node.mark)
 
     def _wrong(self, node: Node) -> PlanError:
-        is_text = isinstance(node, Scalar) and self.type in ("str", "path") and not self.is_list
+        is_word = isinstance(node, Scalar) and not isinstance(node.value, str)
+        is_text = is_word and self.type in ("str", "path") and not self.is_list
         return PlanError(
             f"parameter {self.name} has another type",
             where=node.mark,
@@ -94,6 +97,12 @@ class Parameter:
             found=shown(node),
             hint="put quotes around text that YAML reads as something else" if is_text else None,
         )
+
+    @property
+    def is_literal(self) -> bool:
+        """Whether its default can be converted without anything else: there are no references in it or the bounds."""
+        nodes = (self.default, self.least, self.most, self.values)
+        return self.default is not None and not any("${" in text for node in nodes if node for text in texts_of(node))
 
     @property
     def kind(self) -> str:
@@ -209,23 +218,40 @@ def _declared(name: str, entry: Mapping, mark: Mark) -> Parameter:
     )
 
 
-def missing(wanted: list[Parameter]) -> PlanError:
-    """That values must be given."""
+def mistaken(root: Mapping, name: str) -> str | None:
+    """What is to be said of a name that nobody knows, if it is declared with a type that is none."""
+    node = root.entries.get(PARAMS)
+    entry = node.entries.get(name) if isinstance(node, Mapping) else None
+    if not isinstance(entry, Mapping) or "type" not in entry.entries or _type(entry) is not None:
+        return None
+    given = shown(entry.entries["type"])
+    near = nearest(given.strip("'"), TYPES, 1)
+    meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(TYPES)}"
+    return f"{PARAMS} is a variable like any other, since {given} is no type of a parameter; {meant}"
+
+
+def missing(wanted: list[Parameter], turn: str = "") -> PlanError:
+    """That values must be given; `turn` says how their file is reached."""
+    mark = wanted[0].mark
     names = ", ".join(parameter.name for parameter in wanted)
     return PlanError(
         f"the plan needs {'a value' if len(wanted) == 1 else 'values'} for {names}",
-        where=wanted[0].mark,
+        where=Mark(mark.file, mark.line, mark.column, mark.path, turn),
         expected=" ".join(f"{parameter.name}=..." for parameter in wanted[:12]),
         found="; ".join(f"{p.name}: {p.kind}{', ' + p.help if p.help else ''}" for p in wanted[:6]),
     )
 
 
-def unknown(name: str, mark: Mark, parameters: dict[str, Parameter], others: set[str]) -> PlanError:
+def unknown(
+    name: str, mark: Mark, parameters: dict[str, Parameter], others: set[str], files: Iterable[Mapping] = ()
+) -> PlanError:
     """That something is set that no plan file has."""
     near = nearest(name, [*parameters, *others], 1)
-    hint = f"did you mean {near[0]}?" if near else None
+    wrong = next(filter(None, (mistaken(root, name) for root in files)), None)
+    hint = wrong or (f"did you mean {near[0]}?" if near else None)
     if parameters:
-        told = f"parameters {', '.join(parameters)}; or {', '.join(sorted(others - {PARAMS, *parameters}))}"
+        rest = sorted(others - {PARAMS, *parameters})
+        told = f"parameters {', '.join(parameters)}" + (f"; or {', '.join(rest)}" if rest else "")
         return PlanError(f"the plan has no parameter {name!r}", where=mark, expected=told, hint=hint)
     known = "one of " + ", ".join(sorted(others))
     return PlanError(f"no plan file has a variable {name!r} to override", where=mark, expected=known, hint=hint)

@@ -98,7 +98,7 @@ def merge_parts(parts: AbstractSequence[Part], reading: Reading | None = None) -
     known = LANGUAGE.union(parameters, *(part.root.entries for part in files))
     for variable in variables:
         if variable.name not in known:
-            raise unknown(variable.name, variable.root.mark, parameters, known)
+            raise unknown(variable.name, variable.root.mark, parameters, known, [part.root for part in files])
     bounds = PlanTally()
     stages: list[PlanResolver | Part] = []
     sources = Sources(reading, lambda: inputs_of(_merged(stages, "inputs").entries.get("inputs")))

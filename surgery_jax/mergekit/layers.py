@@ -15,6 +15,7 @@ _INDEX = re.compile(r"(.+?)\.(\d+)\.(.+)", re.DOTALL)
 _COUNT = re.compile(
     r"(num_|n_)((hidden|transformer|\w*encoder|\w*decoder)_)?(layers?|blocks?)|\w*(encoder|decoder)_layers|layers|depth"
 )
+_SIDES = ("encoder", "decoder", "vis", "text", "audio")  # parts of models that have layers: vision and visual are one
 _ENTRANCE = re.compile(
     r"(^|[._])(wte|wpe|tok|pos|patch|cls)(_|[.]|$)|(^|[._])\w*emb(d|edding)?s?(_|[.]|$)|embed|project_in"
 )
@@ -81,13 +82,9 @@ def _keys_for(
     prefix: str, equal: list[tuple[str, ...]], counts: list[tuple[tuple[str, ...], int]]
 ) -> Iterator[tuple[str, ...]]:
     """Of the keys with the right count those that speak of this stack: of an encoder and a decoder each has its own."""
-    sides = [side for side in ("encoder", "decoder", "vision", "text", "audio") if side in prefix]
+    sides = [side for side in _SIDES if side in prefix]
     own = [path for path in equal if any(side in word for side in sides for word in path)]
-    others = [
-        path
-        for path in equal
-        if not any(side in word for side in ("encoder", "decoder", "vision", "audio") for word in path)
-    ]
+    others = [path for path in equal if not any(side in word for side in _SIDES if side != "text" for word in path)]
     yield from own or others or (equal if len({path for path, _ in counts}) == 1 else ())
 
 

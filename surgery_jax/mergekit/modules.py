@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from ..core.errors import PlanError, listing, nearest
 from .configuration import MergeDocument, ModuleSlices
 from .layers import LayerStack, is_entrance, place_of
-from .models import Model
+from .models import Model, is_vocabulary
 
 __all__ = ["Section", "sections_of"]
 
 # Names that configurations have for parts of models, and how tensors are called there.
 _SYNONYMS: Mapping[str, tuple[str, ...]] = {
-    "text_decoder": ("language_model", "text_model", "decoder"),
-    "language_model": ("text_model", "decoder"),
+    "text_decoder": ("language_model", "text_model", "decoder", "model"),
+    "language_model": ("text_model", "decoder", "model"),
     "vision_model": ("vision_tower", "visual", "vision_encoder"),
     "vision_tower": ("vision_model", "visual", "vision_encoder"),
-    "multi_modal_projector": ("connector", "projector", "modality_projection"),
+    "multi_modal_projector": ("connector", "projector", "modality_projection", "merger"),
 }
 
 
@@ -75,13 +75,27 @@ def _loose(models: Iterable[Model], stacks: Sequence[LayerStack]) -> list[str]:
 
 def _named(merge: MergeDocument, stacks: Sequence[LayerStack], loose: Sequence[str]) -> list[Section]:
     """The sections of `modules`, whose names are parts of the tensors' names."""
-    claims: dict[str, str] = {}  # module by name or prefix
+    everything = [*(stack.prefix for stack in stacks), *loose]
+    claims = _claims(merge, everything)
+    sections = {module: [] for module in merge.modules}  # type: dict[str, list[Section]]
+    for stack in stacks:
+        if stack.prefix in claims:
+            module = claims[stack.prefix]
+            sections[module].append(Section(merge.modules[module], stack))
     for module, layout in merge.modules.items():
-        words = (module, *_SYNONYMS.get(module, ()))
-        everything = [*(stack.prefix for stack in stacks), *loose]
-        for word in words:
-            mine = [name for name in everything if name not in claims and word in name.split(".")]
-            claims |= dict.fromkeys(mine, module)
+        if not sections[module]:
+            sections[module].append(Section(layout, None))
+    _share_out(merge, sections, claims, everything, loose)
+    return [section for found in sections.values() for section in found]
+
+
+def _claims(merge: MergeDocument, everything: Sequence[str]) -> dict[str, str]:
+    """The module that each name belongs to, of those that one claims: that whose word comes last in it. An output
+    layer that none claims belongs to the embedding."""
+    claims: dict[str, tuple[int, str]] = {}  # where the module's word is in a name, and the module
+    for module, layout in merge.modules.items():
+        for word in (module, *_SYNONYMS.get(module, ())):
+            mine = {name: name.split(".").index(word) for name in everything if word in name.split(".")}
             if mine:
                 break
         else:
@@ -91,16 +105,12 @@ def _named(merge: MergeDocument, stacks: Sequence[LayerStack], loose: Sequence[s
                 where=layout.mark,
                 expected=f"a part of names, such as {listing(nearest(module, known) or known)}",
             )
-    sections = {module: [] for module in merge.modules}  # type: dict[str, list[Section]]
-    for stack in stacks:
-        if stack.prefix in claims:
-            module = claims[stack.prefix]
-            sections[module].append(Section(merge.modules[module], stack))
-    for module, layout in merge.modules.items():
-        if not sections[module]:
-            sections[module].append(Section(layout, None))
-    _share_out(merge, sections, claims, [*(stack.prefix for stack in stacks), *loose], loose)
-    return [section for found in sections.values() for section in found]
+        for name, place in mine.items():
+            claims[name] = max(claims.get(name, (-1, "")), (place, module), key=lambda claim: claim[0])
+    found = {name: module for name, (_, module) in claims.items()}
+    embedded = [found[name] for name in found if is_vocabulary(name) and is_entrance(name)]
+    outputs = [name for name in everything if name not in found and is_vocabulary(name)]
+    return found | (dict.fromkeys(outputs, embedded[0]) if embedded else {})
 
 
 def _share_out(

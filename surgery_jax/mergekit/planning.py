@@ -72,7 +72,7 @@ class Planner:
         )
         self.method: type[Method] = find_method(str(merge.method.value), merge.method.mark)
         self.each = parameters(self.method, of_model=True)
-        self.declared = {key: field.required for key, (_, field) in fields_of(self.method).items()}
+        self.declared = {key: field for key, (_, field) in fields_of(self.method).items()}
         self.partial = partial  # whether a tensor is merged from those models that have it
         self.made: dict[str, Spec] = {}
         self.order: dict[str, list[tuple[Model, int]]] = {}  # of each stack: the first source's layers, by prefix
@@ -262,26 +262,29 @@ class Planner:
         shared = (part.settings, settings, self.merge.settings)
         base = self._base(part)
         common: Parameters = {}
-        for key, required in self.declared.items():
+        for key, field in self.declared.items():
             if key in self.each:
                 continue
-            found = resolve(key, shared, out, position)
+            found = resolve(key, field.kind, shared, out, position)
             if found is not None:
                 common[key] = found
-            elif required:
+            elif field.required:
                 raise self._missing(key, out, self.merge.method.mark, "")
-        sources, own, base_name = [], [], None
+        sources, base_name = [], None
+        own: list[Parameters] = []
         for source, name in zip(part.sources, names, strict=True):
             if source is base:
                 base_name = name
                 continue
             sources.append(name)
             scopes = [source.settings, *self._same(part, source), *shared]
-            values = {key: found for key in self.each if (found := resolve(key, scopes, name, position)) is not None}
+            own.append({})
             for key in self.each:
-                if self.declared[key] and key not in values:
+                found = resolve(key, self.declared[key].kind, scopes, name, position)
+                if found is not None:
+                    own[-1][key] = found
+                elif self.declared[key].required:
                     raise self._missing(key, name, source.mark, f" of {source.model}")
-            own.append(values)
         return Item(out, tuple(sources), base_name, common, tuple(own))
 
     def _same(self, part: Slice, source: LayerSource) -> list[Settings]:

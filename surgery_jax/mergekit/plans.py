@@ -53,11 +53,12 @@ def plan_of_file(path: str | Path, out: str | Path, options: MergeOptions) -> tu
     Raises:
         SurgeryError: what is wrong with the file, or with the models that it names.
     """
-    text, documents = parse_documents_file(path)
+    notices: list[Notice] = []
+    text, documents = parse_documents_file(path, notices)
     where = Mark(str(path), 1, 1)
     if not documents:
         raise PlanError("the file has no configuration", where=where, expected="merge_method, models, …")
-    recipe, notices = Recipe(), list[Notice]()
+    recipe = Recipe()
     recipe.step("prefixes", {"mode": "add", "alias": OUT}, documents[-1].mark)
     if len(documents) == 1:
         _one(documents[0], text, Path(out).name, recipe, options, notices)

@@ -73,34 +73,34 @@ def _is_scalar(node: Node) -> bool:
     return isinstance(node, Scalar)
 
 
-def resolve(name: str, scopes: Iterable[Settings], tensor: str, position: float) -> Scalar | None:
-    """What a parameter is for a tensor: that of the first scope which says something about it. `position` in a gradient
-    is from 0 to 1."""
+def resolve(name: str, kind: str, scopes: Iterable[Settings], tensor: str, position: float) -> Scalar | None:
+    """What a parameter is for a tensor: that of the first scope which says something about it. `kind` is that of its
+    field, `position` in a gradient is from 0 to 1."""
     for scope in scopes:
         if scope is not None and name in scope.entries:
-            found = value_at(scope.entries[name], tensor, position)
+            found = value_at(scope.entries[name], kind, tensor, position)
             if found is not None:
                 return found
     return None
 
 
-def value_at(node: Node, tensor: str, position: float) -> Scalar | None:
+def value_at(node: Node, kind: str, tensor: str, position: float) -> Scalar | None:
     """The value for a tensor; None if no filter is part of its name."""
     if isinstance(node, Scalar):
-        return _number(node)
+        return _read(node, kind)
     if isinstance(node, Mapping):
-        return _of_conditions((node,), tensor, position)
+        return _of_conditions((node,), kind, tensor, position)
     if all(isinstance(item, Scalar) for item in node.items):
-        return _along([_number(item) for item in node.items if isinstance(item, Scalar)], node, position)
-    return _of_conditions([item for item in node.items if isinstance(item, Mapping)], tensor, position)
+        return _along([_read(item, kind) for item in node.items if isinstance(item, Scalar)], node, position)
+    return _of_conditions([item for item in node.items if isinstance(item, Mapping)], kind, tensor, position)
 
 
-def _of_conditions(conditions: Iterable[Mapping], tensor: str, position: float) -> Scalar | None:
+def _of_conditions(conditions: Iterable[Mapping], kind: str, tensor: str, position: float) -> Scalar | None:
     for condition in conditions:
         filter = condition.entries.get("filter")
         part = filter.value if isinstance(filter, Scalar) else None
         if part is None or part == EVERYWHERE or str(part) in tensor:
-            return value_at(condition.entries["value"], tensor, position)
+            return value_at(condition.entries["value"], kind, tensor, position)
     return None
 
 
@@ -110,7 +110,7 @@ def _along(values: list[Scalar], node: Node, position: float) -> Scalar | None:
         return None
     scaled = position * (len(values) - 1)
     first = int(scaled)
-    if not all(_is_number(value) for value in values):
+    if not all(_is_number(value.value) for value in values):
         return values[first]
     left, right = values[first].value, values[min(first + 1, len(values) - 1)].value
     if left == right or scaled == first:
@@ -119,14 +119,21 @@ def _along(values: list[Scalar], node: Node, position: float) -> Scalar | None:
     return Scalar((1 - (scaled - first)) * left + (scaled - first) * right, node.mark)
 
 
-def _is_number(value: Scalar) -> bool:
-    return isinstance(value.value, int | float) and not isinstance(value.value, bool)
+def _is_number(value: object) -> bool:
+    """Whether a value is a number and no boolean."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _number(node: Scalar) -> Scalar:
-    """A number that is written as text, as a number."""
-    if isinstance(node.value, str):
-        found = parse_plain(node.value.strip())
-        if isinstance(found, int | float) and not isinstance(found, bool):
-            return Scalar(found, node.mark)
-    return node
+def _read(node: Scalar, kind: str) -> Scalar:
+    """A value as the kind of its parameter has it: mergekit itself writes booleans and whole numbers as `1.0`, and
+    people write numbers as text. What is nothing of the kind stays for the step to refuse."""
+    value = node.value
+    if isinstance(value, str):
+        found = parse_plain(value.strip())
+        if _is_number(found) or (kind == "boolean" and isinstance(found, bool)):
+            value = found
+    if kind == "integer" and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    elif kind == "boolean" and _is_number(value) and value in (0, 1):
+        value = bool(value)
+    return node if value is node.value else Scalar(value, node.mark)

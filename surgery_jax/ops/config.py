@@ -45,7 +45,7 @@ class Config(Directive):
         if told is None and (self.delete is not None or self.rename is not None or self.defaults_of is not None):
             found = listing(state.files.documents(alias)) or "no documents"
             raise PlanError(f"config: {alias} has no {CONFIG}", found=found)
-        told = told or "{\n}\n"
+        told = "{\n}\n" if told is None else told
         try:
             config = json_text.parsed(told)
         except ValueError as error:

@@ -101,7 +101,7 @@ def check_strict(symbolic: Symbolic) -> None:
     untouched = account_for(symbolic).untouched
     if untouched:
         raise PlanError(
-            f"{len(untouched)} tensors of the inputs are neither used nor dropped",
+            "the inputs hold what is neither used nor dropped",
             found=listing(name if not name.endswith("::") else f"all of {name[:-2]}" for name in untouched),
             hint="delete what is not wanted, or run without --strict",
         )

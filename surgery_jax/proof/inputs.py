@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -95,8 +95,7 @@ def check_inputs(known: Receipt, symbolic: Symbolic) -> None:
     """
     assert symbolic.plan is not None
     names = {name: path for path, all in names_of(symbolic.plan, symbolic.identities).items() for name in all}
-    problems = [f"{name}: the receipt has no such file" for name in names if name not in known.inputs]
-    problems += [f"{name}: it is not there" for name in known.inputs if name not in names]
+    problems = [*_other_names([entry.alias for entry in symbolic.plan.inputs], known.inputs, names)]
     digests = InputDigests()
     try:
         marks: dict[str, dict[int, str]] = {}
@@ -115,6 +114,29 @@ def check_inputs(known: Receipt, symbolic: Symbolic) -> None:
             found="; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else ""),
             hint="name the right ones: --input ALIAS=PATH",
         )
+
+
+def _other_names(aliases: Iterable[str], then: Collection[str], now: Collection[str]) -> Iterator[str]:
+    """What is wrong where files are not called as they were."""
+    kinds = {alias: [_is_file(alias, names) for names in (then, now)] for alias in aliases}
+    other = {alias: was for alias, (was, found) in kinds.items() if None not in (was, found) and was != found}
+    yield from (
+        f"{alias}: a {'file' if was else 'directory'} then, and a {'directory' if was else 'file'} now"
+        for alias, was in other.items()
+    )
+    yield from (
+        f"{name}: the receipt has no such file" for name in now if name not in then and _alias(name) not in other
+    )
+    yield from (f"{name}: it is not there" for name in then if name not in now and _alias(name) not in other)
+
+
+def _is_file(alias: str, names: Collection[str]) -> bool | None:
+    """Whether an input is one file, and no directory, by the names of all files; None if it has none."""
+    return True if alias in names else False if any(_alias(name) == alias for name in names) else None
+
+
+def _alias(name: str) -> str:
+    return name.partition("/")[0]
 
 
 def _marks(known: Receipt, name: str) -> dict[int, str]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import PlanError, StorageError
+from ..core.errors import PlanError, StorageError, listing
 from ..execute.observers import Appearing, Observer, Pass
 from ..execute.options import Options
 from ..graph.roots import Assertion, Save, Symbolic
@@ -119,8 +119,8 @@ class Receipts(Observer):
             specs = {name: node.spec for name, node in save.tensors}
             digests = OutputDigests(staging, specs, self._kind, self._peers.size)
             found.append(_ReceiptOutput(save, number, staging, digests, path))
-        if self._options.sign and not any(output.staging.plan.is_directory for output in found):
-            raise PlanError("signing needs an output that is a directory", hint="leave out --sign")
+        if self._options.sign:
+            _check_signed(found)
         self._plans[id(symbolic)] = found
         self._outputs |= {place: output for output in found for place in output.digests.numbers}
         if found and not self._peers.rank:
@@ -288,6 +288,26 @@ class Receipts(Observer):
             },
             "resolvedDependencies": dependencies,
         }
+
+
+def _check_signed(outputs: Sequence[_ReceiptOutput]) -> None:
+    """Whether a manifest can tell all of what will lie in the outputs.
+
+    Raises:
+        PlanError: no output is a directory, or a symbolic link stays in one, which others refuse to verify.
+        StorageError: a directory cannot be read.
+    """
+    directories = [output.staging for output in outputs if output.staging.plan.is_directory]
+    if not directories:
+        raise PlanError("signing needs an output that is a directory", hint="leave out --sign")
+    for staging in directories:
+        if links := staging.links():
+            raise PlanError(
+                "a signature covers no symbolic links, and some stay beside the output",
+                where=staging.plan.path,
+                found=listing(links),
+                hint="put files in their place, or write to another directory",
+            )
 
 
 def _dependency(name: str, path: str, sha256: str, kind: str, size: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ..core.errors import StorageError
-from ..storage.places.found import locate
+from ..storage.places.found import locate, places
 from ..storage.proofs import RECEIPT, RECEIPT_SIGNATURE
 from .receipt import Receipt, read_receipt
 from .signing import Verifier
@@ -66,13 +66,13 @@ def _parent(
     alias: str, entries: Mapping[str, Mapping[str, Any]], verifier: Verifier | None, below: tuple[bytes, ...]
 ) -> Ancestor:
     """What lies where an input was."""
-    known = {_local(entry["uri"]): entry["digest"]["sha256"] for entry in entries.values()}
-    folder = min((Path(path).parent for path in known if path), key=lambda path: len(path.parts), default=None)
+    known = {_path(entry["uri"]): entry["digest"]["sha256"] for entry in entries.values()}
+    folder = min((locate(path).parent for path in known if path), key=lambda path: len(path.parts), default=None)
     if folder is None:
-        return Ancestor(next(iter(entries.values()))["uri"], alias, None, "", "it is not a local file", False)
-    if not (folder / RECEIPT).is_file():
-        return Ancestor(str(folder), alias, None, "", "no receipt lies beside it", False)
+        return Ancestor(next(iter(entries.values()))["uri"], alias, None, "", "no place is known for it", False)
     try:
+        if not (folder / RECEIPT).is_file():
+            return Ancestor(str(folder), alias, None, "", "no receipt lies beside it", False)
         receipt = read_receipt(str(folder))
     except StorageError as error:
         return Ancestor(str(folder), alias, None, "", str(error.problem), False)
@@ -86,11 +86,13 @@ def _parent(
     return _told(receipt, str(folder), alias, verifier, below)
 
 
-def _local(uri: str) -> str:
-    """The path of a file, empty if it is none of this machine."""
+def _path(uri: str) -> str:
+    """The path of a file, empty if it is at no place that is known."""
     try:
         parts = urlsplit(uri)
     except ValueError:
         return ""
+    if parts.scheme in places():
+        return uri
     path = unquote(parts.path)
     return path if parts.scheme == "file" and "\0" not in path else ""

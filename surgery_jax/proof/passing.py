@@ -22,17 +22,19 @@ from ..storage.files import storage_error
 from ..storage.formats import open_checkpoint
 from ..storage.places.base import fill
 from ..storage.places.found import place_of
+from ..storage.proofs import is_of_git
 from ..storage.stored import blocks_of
 from .rolling import THREADS, FileDigest, FileFacts, Held, Rolling, blocks, digest_of, gaps, read_back, thinned
 from .tree import LEAF, Hash, hash_of, num_leaves, root_of, tensor_digest
 
 if TYPE_CHECKING:
-    from ..io.outputs import Written
+    from ..io.outputs import Origin, Written
     from ..storage.publish import Staging
 
 __all__ = ["OutputDigests"]
 
 EARLY = 32 << 20  # bytes that are kept until it is their turn, of files, and as much of leaves
+MOST_COPIED = 1 << 14  # leaves of inputs that are remembered: copies of a tensor lie near each other
 _LEAF = struct.Struct("<IQ")  # of what processes tell each other: number of the tensor, of the leaf; its hash follows
 
 
@@ -77,6 +79,7 @@ class OutputDigests:
         turned = () if self._is_completed or num_processes > 1 else self.numbers
         self._rolling = {place: Rolling(place, self._held[0], self.marks(place)) for place in turned}
         self._known: dict[str, FileDigest] = {}  # of files that this or another process has read, by place
+        self._copied: dict[tuple[str, int, int], bytes] = {}  # by file, offset and length: digests of leaves there
         self._lock = threading.Lock()
 
     def marks(self, place: str) -> tuple[int, ...]:
@@ -96,7 +99,8 @@ class OutputDigests:
         is_raw = self.staging.layout.files[number].encode is None
         try:
             if what.data is not None:
-                self._show(what.offset, memoryview(what.data).cast("B"), number if is_raw else None, rolling)
+                data = memoryview(what.data).cast("B")
+                self._show(what.offset, data, number if is_raw else None, rolling, what.origin)
             elif rolling is not None or (is_raw and self._tensors):
                 self._read_back(what, number, rolling)
         except OSError as error:
@@ -107,11 +111,15 @@ class OutputDigests:
         assert what.data is not None
         self._show(what.offset, memoryview(what.data).cast("B"), self.numbers[what.place], None)
 
-    def _show(self, offset: int, data: memoryview, number: int | None, rolling: Rolling | None) -> None:
+    def _show(
+        self, offset: int, data: memoryview, number: int | None, rolling: Rolling | None, origin: Origin | None = None
+    ) -> None:
         """Bytes of a file, or of those that it is made of; to be taken for tensors if `number` says of which file."""
         if number is not None and self._tensors:
             for start, nbytes, name, begin in self._overlapping(number, offset, data.nbytes):
-                self._see(self._tensors[name], begin, data[start - offset : start - offset + nbytes])
+                at = start - offset
+                source = None if origin is None else (origin[0], origin[1] + at)
+                self._see(self._tensors[name], begin, data[at : at + nbytes], source)
         if rolling is not None:
             rolling.add(offset, data.nbytes, data)  # which may have to wait
 
@@ -125,7 +133,8 @@ class OutputDigests:
                 for at, nbytes in self._cut(number, what.offset, what.nbytes):
                     part = buffer[:nbytes]
                     fill(writer, at, part)
-                    self._show(at, part, number, turn)
+                    source = None if what.origin is None else (what.origin[0], what.origin[1] + at - what.offset)
+                    self._show(at, part, number, turn, source)
             finally:
                 writer.close()
         if rolling is not None and turn is None:
@@ -152,15 +161,30 @@ class OutputDigests:
                 yield first, stop - first, name, begin + first - start
             at += 1
 
-    def _see(self, leaves: _Leaves, begin: int, data: memoryview) -> None:
-        while data.nbytes:
-            leaf, inside = divmod(begin, LEAF)
-            part = data[: leaves.length(leaf) - inside]
-            if part.nbytes == leaves.length(leaf):
+    def _see(self, leaves: _Leaves, begin: int, data: memoryview, origin: Origin | None) -> None:
+        done = 0
+        while done < data.nbytes:
+            leaf, inside = divmod(begin + done, LEAF)
+            part = data[done : done + leaves.length(leaf) - inside]
+            if part.nbytes < leaves.length(leaf):
+                self._keep(leaves, leaf, inside, part)
+            elif origin is None:
                 leaves.found[leaf] = self._begin(part).digest()
             else:
-                self._keep(leaves, leaf, inside, part)
-            begin, data = begin + part.nbytes, data[part.nbytes :]
+                leaves.found[leaf] = self._of_copy(origin[0], origin[1] + done, part)
+            done += part.nbytes
+
+    def _of_copy(self, path: str, offset: int, part: memoryview) -> bytes:
+        """The digest of a leaf that is copied from there, maybe not for the first time: inputs do not change."""
+        key = path, offset, part.nbytes
+        found = self._copied.get(key)
+        if found is None:
+            found = self._begin(part).digest()
+            with self._lock:
+                self._copied[key] = found
+                while len(self._copied) > MOST_COPIED:
+                    del self._copied[next(iter(self._copied))]
+        return found
 
     def _keep(self, leaves: _Leaves, leaf: int, inside: int, part: memoryview) -> None:
         """A part of a leaf, whose others come from other tasks."""
@@ -252,19 +276,20 @@ class OutputDigests:
         return whole.digest()
 
     def files(self) -> dict[str, FileFacts]:
-        """What every file of the output is, and every file that stays beside it, by name; a file alone is called `.`.
+        """What every file of the output is, and every file that stays beside it but those of git, by name; a file alone
+        is called `.`.
 
         Raises:
             StorageError: one cannot be read.
         """
-        made = {
-            os.path.relpath(path, self.staging.plan.path): str(place)
-            for path, place in self.staging.finished_files().items()
-        }
+        finished = self.staging.finished_files().items()
+        named = {os.path.relpath(path, self.staging.plan.path): str(place) for path, place in finished}
+        made = {name: place for name, place in named.items() if not is_of_git(name)}
         with ThreadPoolExecutor(THREADS) as pool:
             found = dict(zip(made, pool.map(self._facts, made.values()), strict=True))
         for name, place in self.staging.staying().items():
-            found[name] = FileFacts(*digest_of(str(place))[:2])
+            if not is_of_git(name):
+                found[name] = FileFacts(*digest_of(str(place))[:2])
         return found
 
     def _facts(self, place: str) -> FileFacts:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -167,8 +167,12 @@ def read_receipt(path: str) -> Receipt:
     place = locate(path)
     if place.is_dir():
         place = place / RECEIPT
-    raw = read_text(place, "the receipt").encode()
-    found: Any = parse_json(raw, place, "the receipt")
+    try:
+        raw = read_text(place, "the receipt").encode()
+        found: Any = parse_json(raw, place, "the receipt")
+    except StorageError as error:
+        error.hint = error.hint or "a receipt lies in the directory that it is of, or where --receipt wrote it"
+        raise
     problem = _first_fault(found, _STATEMENT, "")
     if not problem and found["_type"] != STATEMENT_TYPE:
         problem = f"_type {found['_type']!r:.80}"
@@ -178,15 +182,17 @@ def read_receipt(path: str) -> Receipt:
         raise StorageError(
             "not a receipt of a plan", where=str(place), expected=f"a statement of {BUILD_TYPE}", found=problem
         )
-    beside = table_path(place)
-    text = read_text(beside, "the table of the receipt", most=1 << 30).encode()
-    products = found["predicate"]["runDetails"]["byproducts"]
-    wanted = next((entry["digest"]["sha256"] for entry in products if entry["name"] == beside.name), None)
+    beside, wanted = _table_beside(place, found["predicate"]["runDetails"]["byproducts"])
+    try:
+        text = read_text(beside, "the table of the receipt", most=1 << 30).encode()
+    except StorageError as error:
+        error.hint = f"the table of a receipt lies beside it: copy {beside.name} there too"
+        raise
     if hashlib.sha256(text).hexdigest() != wanted:
         raise StorageError(
             "the table is not the one that the receipt names",
             where=str(beside),
-            expected=f"SHA-256 {wanted}" if wanted else f"{beside.name} among the byproducts of {place.name}",
+            expected=f"SHA-256 {wanted}",
             hint="fetch both files again, from one place",
         )
     table: Any = parse_json(text, beside, "the table of the receipt")
@@ -194,6 +200,21 @@ def read_receipt(path: str) -> Receipt:
     if problem:
         raise StorageError("not a table of tensors", where=str(beside), found=problem)
     return Receipt(place, raw, found, table)
+
+
+def _table_beside(receipt: Path, products: Sequence[Mapping[str, Any]]) -> tuple[Path, str]:
+    """Where the table of a receipt lies, under the name that it was written with or that of a receipt that was renamed
+    with it, and its SHA-256.
+
+    Raises:
+        StorageError: the receipt names none.
+    """
+    for entry in products:
+        name = entry["name"]
+        if name.endswith(".tensors.json") and PurePosixPath(name).name == name and "\0" not in name:
+            renamed = table_path(receipt)
+            return renamed if renamed.exists() else receipt.with_name(name), entry["digest"]["sha256"]
+    raise StorageError("the receipt names no table", where=str(receipt), expected="*.tensors.json among its byproducts")
 
 
 # ------------------------------------------------------------------------------------------------------- their form

@@ -186,11 +186,7 @@ def read_earlier(path: str) -> Earlier:
     Raises:
         StorageError: one of them cannot be read, or is not there.
     """
-    try:
-        receipt = read_receipt(path)
-    except StorageError as error:
-        error.hint = error.hint or "--reuse takes a directory with a receipt, or the receipt that lies beside a file"
-        raise
+    receipt = read_receipt(path)
     place = receipt.path.parent if receipt.path.name == RECEIPT else receipt.path.with_name(receipt.name)
     if not locate(str(place)).exists():
         raise StorageError("the output of the receipt does not lie beside it", where=path, expected=str(place))

@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..core.errors import PlanError, StorageError
-from ..storage.files import parse_json, read_text, storage_error
-from ..storage.proofs import PROOFS
+from ..storage.files import parse_json, read_text
+from ..storage.proofs import GIT, PROOFS
 from .receipt import STATEMENT_TYPE, root_of_files
 
 __all__ = ["MANIFEST_TYPE", "Signer", "Verifier", "manifest_files"]
@@ -21,7 +21,6 @@ __all__ = ["MANIFEST_TYPE", "Signer", "Verifier", "manifest_files"]
 MANIFEST_TYPE = "https://model_signing/signature/v1.0"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
-GIT = (".git", ".gitattributes", ".github", ".gitignore")
 CURVES = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
 
 
@@ -148,8 +147,8 @@ def _key(path: str, *, is_private: bool) -> Any:
     try:
         raw = Path(path).read_bytes()
     except (OSError, ValueError) as error:
-        reason = storage_error(error, path, "read the key") if isinstance(error, OSError) else error
-        raise PlanError(f"cannot read the key: {getattr(reason, 'problem', reason)}", where=path) from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise PlanError(f"cannot read the key: {reason}", where=path) from None
     expected = f"a PEM file with a {kind} key of P-256, P-384 or P-521"
     try:
         key: Any = load_pem_private_key(raw, None) if is_private else load_pem_public_key(raw)
@@ -161,8 +160,13 @@ def _key(path: str, *, is_private: bool) -> Any:
         raise PlanError(f"not a {kind} key", where=path, expected=expected) from None
     wanted = ec.EllipticCurvePrivateKey if is_private else ec.EllipticCurvePublicKey
     if not isinstance(key, wanted) or key.curve.name not in CURVES:
-        raise PlanError("a key of another kind", where=path, expected=expected)
+        raise PlanError("a key of another kind", where=path, expected=expected, found=_kind_of(key))
     return key
+
+
+def _kind_of(key: Any) -> str:
+    curve = getattr(key, "curve", None)
+    return f"one of the curve {curve.name}" if curve is not None else type(key).__name__.strip("_")
 
 
 def _hash_of(curve: Any) -> Any:

@@ -18,7 +18,7 @@ from ..storage.formats import open_checkpoint
 from ..storage.identity import check_all
 from ..storage.places.base import MARKER
 from ..storage.places.found import locate
-from ..storage.proofs import PROOFS, RECEIPT_SIGNATURE, SIGNATURE
+from ..storage.proofs import PROOFS, RECEIPT_SIGNATURE, SIGNATURE, is_of_git
 from ..storage.stages import is_stage
 from ..storage.stored import Readers, blocks_of
 from .receipt import Receipt, read_receipt
@@ -34,8 +34,8 @@ BATCH = 64  # leaves that a thread takes at once
 @dataclass(frozen=True)
 class Verification:
     """What a checkpoint has in common with a receipt. Names of tensors and of files that differ from it, that it has
-    and the checkpoint has not, and that only the checkpoint has. Files are compared if those that hold tensors are cut
-    as they were (`same_files`). `signed`: whether a key was given, and is that of the signatures."""
+    and the checkpoint has not, and that only the checkpoint has. Files are compared if most of their bytes lie in
+    files as they did (`same_files`). `signed`: whether a key was given, and is that of the signatures."""
 
     path: str
     receipt: str
@@ -83,8 +83,7 @@ def verify(
     root = place if place.is_dir() else place.parent
     alone = set(known.table["files"]) == {"."}
     there = {name: place if alone else root / name for name in known.table["files"]}
-    holding = [name for name, facts in known.table["files"].items() if name not in known.table["documents"]]
-    same_files = place.is_dir() != alone and all(there[name].is_file() for name in holding)
+    same_files = place.is_dir() != alone and _is_cut_alike(known, place, there)
     found: dict[str, tuple[str, ...]] = {}
     has_tensors = known.digest != "none"
     if not has_tensors and not same_files:
@@ -112,6 +111,18 @@ def verify(
     num_files = len(there) if same_files else 0
     num_tensors = len(known.table["tensors"])
     return Verification(path, str(known.path), num_tensors, num_files, same_files, verifier is not None, **found)
+
+
+def _is_cut_alike(known: Receipt, place: Path, there: Mapping[str, Path]) -> bool:
+    """Whether most of the bytes of a checkpoint lie in files of the names that they had, so that what else is there or
+    not can be held against it. Of a copy, which may be in another format, these must have their lengths, too."""
+    place, beside = place.absolute(), known.path.absolute().parent
+    is_own = beside == place or (beside == place.parent and known.name == place.name)
+    files, documents = known.table["files"], known.table["documents"]
+    sizes: dict[str, int] = {name: facts["size"] for name, facts in files.items() if name not in documents}
+    kept = (name for name in sizes if there[name].is_file())
+    alike = sum(sizes[name] for name in kept if is_own or there[name].stat().st_size == sizes[name])
+    return bool(2 * alike >= sum(sizes.values()))
 
 
 def _check_signed(known: Receipt, verifier: Verifier) -> None:
@@ -259,7 +270,7 @@ def _compare_rest(checkpoint: Checkpoint, table: Mapping[str, Any], there: Mappi
     differing = []
     with Readers() as readers:
         for name, facts in table["files"].items():
-            if "rest" not in facts:
+            if "rest" not in facts or not there[name].is_file():
                 continue
             file = readers.of(str(there[name]))
             rest = hashlib.sha256()
@@ -274,8 +285,8 @@ def _compare_rest(checkpoint: Checkpoint, table: Mapping[str, Any], there: Mappi
 def _compare_files(
     table: Mapping[str, Any], there: Mapping[str, Path], names: set[str], found: Mapping[str, tuple[str, ...]]
 ) -> dict[str, tuple[str, ...]]:
-    """With what is found already, the files of these names as a whole."""
-    missing = [name for name in names if not there[name].is_file()]
+    """With what is found already, the files of these names as a whole, and which of all are missing."""
+    missing = [name for name in table["files"] if not there[name].is_file()]
     present = [name for name in table["files"] if name in names and name not in missing]
 
     def differs(name: str) -> bool:
@@ -297,5 +308,5 @@ def _extra(root: Path, known: Sequence[str] | Mapping[str, Any]) -> Iterator[str
     for entry in sorted(root.rglob("*")):
         name = entry.relative_to(root)
         if entry.is_file() and name.as_posix() not in known and name.as_posix() not in (*PROOFS, MARKER):
-            if not is_stage(name.parts[0]):
+            if not is_stage(name.parts[0]) and not is_of_git(name.as_posix()):
                 yield name.as_posix()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ from ..session.run import Session, Transaction
 from ..storage.base import Checkpoint, Entry
 from ..storage.files import storage_error
 from ..storage.formats import open_checkpoint
-from ..storage.places.found import is_local
+from ..storage.places.found import is_local, locate, place_of
 from ..storage.proofs import RECEIPT
 from ..storage.stored import blocks_of
 from .survey import stored
@@ -102,7 +103,7 @@ def replay(
             raise PlanError("--output and --against contradict each other", hint="against writes nothing")
         return _against(known, plan, options, against, progress)
     if output is not None:
-        return _again(known, plan, options, Path(output), output, progress)
+        return _again(known, plan, options, locate(output), output, progress)
     with _hidden(known.path.parent) as folder:
         return _again(known, plan, options, folder / "output", None, progress)
 
@@ -157,18 +158,36 @@ def _hidden(above: Path) -> Iterator[Path]:
     Raises:
         StorageError: there cannot be one.
     """
-    if not is_local(above):
+    place = place_of(str(above))
+    if not place.is_writable:
         raise StorageError(
-            "a replay is built beside the output, which must be on this machine",
+            f"a replay is built beside the receipt, and {place.scheme}:// can only be read",
             where=str(above),
-            hint="surgery-jax verify reads it where it is",
+            hint=f"--against {above} compares what the plan makes with that and writes nothing; or give an --output",
         )
+    if not is_local(above):
+        remote = above / f".surgery-replay-{secrets.token_hex(4)}"
+        try:
+            yield remote
+        finally:
+            with _told_of(remote):
+                for name in place.below(str(remote)):
+                    place.remove(f"{remote}/{name}")
+        return
     try:
         folder = tempfile.TemporaryDirectory(prefix=".surgery-replay-", dir=above)
     except OSError as error:
         raise storage_error(error, above, "build what the plan makes there") from None
     with folder as path:
         yield Path(path)
+
+
+@contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, path, "remove what was built there") from None
 
 
 def _elsewhere(compiled: Compiled, places: Sequence[str]) -> Compiled:

@@ -61,7 +61,14 @@ def check_configs(
         told = _beside(save, output)
         if told is None or save.request.kind == "tensor":
             continue
-        which, config = told
+        which, text = told
+        try:
+            config = json_text.parsed(text)
+        except ValueError as error:
+            hint = "write one with the step config or document; --no-config-check takes it as it is"
+            wrong_text = PlanError(f"{which} is no JSON object", found=str(error)[:120], hint=hint)
+            errors.append(wrong_text.located(save.request.mark))
+            continue
         found = compare(config, [(name, node.spec) for name, node in save.tensors], save.documents)
         if found.contradictions or found.doubts:
             before = _said_before(found, held)
@@ -80,26 +87,20 @@ def check_configs(
     return errors, notices
 
 
-def _beside(save: Save, output: OutputPlan) -> tuple[str, dict[str, Any]] | None:
-    """The config that will lie beside an output, and what to call it: one that is written, or one that stays."""
+def _beside(save: Save, output: OutputPlan) -> tuple[str, str] | None:
+    """What to call the config that will lie beside an output, and its text: one that is written, or one that stays."""
     document = save.documents.get(CONFIG)
     if document is not None:
-        which, text = CONFIG, document.text
-        text = read_document(locate(document.path)).text if text is None else text
-    else:
-        final = final_place(output.path)
-        place = (final if output.is_directory else final.parent) / CONFIG
-        is_model = output.is_directory or final.name in MODEL_FILES
-        try:
-            if not is_model or output.single or not is_local(final) or not place.is_file():
-                return None
-        except OSError as error:  # such as a name that is too long for the system
-            raise storage_error(error, place, "look at it") from None
-        which, text = f"{place}, which is there and stays,", read_document(place).text
+        return CONFIG, read_document(locate(document.path)).text if document.text is None else document.text
+    final = final_place(output.path)
+    place = (final if output.is_directory else final.parent) / CONFIG
+    is_model = output.is_directory or final.name in MODEL_FILES
     try:
-        return which, json_text.parsed(text)
-    except ValueError:
-        return None
+        if not is_model or output.single or not is_local(final) or not place.is_file():
+            return None
+    except OSError as error:  # such as a name that is too long for the system
+        raise storage_error(error, place, "look at it") from None
+    return f"{place}, which is there and stays,", read_document(place).text
 
 
 def _said_before(found: Discrepancies, held: Mapping[str, Checkpoint]) -> dict[str, str]:
@@ -356,7 +357,8 @@ def _tied(config: Mapping[str, Any], tensors: Tensors) -> Iterator[str]:
     if tied is True and head is not None and embedding is not None:
         yield f"tie_word_embeddings is true, but {head} is there beside {embedding}"
     if tied is False and head is None and embedding is not None and _has_head(config):
-        yield f"tie_word_embeddings is false, but beside {embedding} there is no lm_head.weight"
+        missing = "embed_out" if embedding.endswith("embed_in.weight") else "lm_head"
+        yield f"tie_word_embeddings is false, but beside {embedding} there is no {missing}.weight"
 
 
 def _has_head(config: Mapping[str, Any]) -> bool:

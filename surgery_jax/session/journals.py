@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..execute.left import is_looked_at
 from ..execute.observers import Observer, Pass
 from ..storage.companions import sync
-from ..storage.journal import Finished, Journal, Range, checksum
+from ..storage.journal import Finished, Journal, Range
 
 if TYPE_CHECKING:
     from ..execute.tasks import Task
@@ -112,10 +112,8 @@ class Journals(Observer):
         if known is None or not what.nbytes:
             return
         output, file = known
-        ranges: list[tuple[_OutputJournal, str, Range, int | None]] = vars(self._own).setdefault("ranges", [])
-        # what was copied is compared with what it was copied from, and need not be summed
-        seen = None if what.data is None or what.is_copy else checksum(file, what.offset, what.data)
-        ranges.append((output, what.place, (file, what.offset, what.nbytes), seen))
+        ranges: list[tuple[_OutputJournal, str, Range]] = vars(self._own).setdefault("ranges", [])
+        ranges.append((output, what.place, (file, what.offset, what.nbytes)))
 
     def task_done(self, task: Task) -> None:
         ranges = vars(self._own).pop("ranges", [])
@@ -127,10 +125,8 @@ class Journals(Observer):
             key, found = self._work.schedule.key(task), self._work.findings.taken().pack(symbolic, self._numbers)
         for output in dict.fromkeys([*([self._outputs[0]] if key else []), *(entry[0] for entry in ranges)]):
             own = [entry for entry in ranges if entry[0] is output]
-            sums = [seen for *_, seen in own if seen is not None]
-            total = sum(sums) & 0xFFFFFFFFFFFFFFFF if len(sums) == len(own) else None
             is_first = output is self._outputs[0]
-            done = Finished(tuple(entry[2] for entry in own), total, False, key * is_first, found * is_first)
+            done = Finished(tuple(entry[2] for entry in own), False, key * is_first, found * is_first)
             output.add(done, [entry[1] for entry in own])
 
     def tick(self) -> None:

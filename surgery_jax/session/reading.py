@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from pathlib import Path
 
 from ..core.errors import Mark, StorageError
 from ..core.strict_json import read_json
 from ..language.expressions import Named
 from ..storage import formats
-from ..storage.files import read_text
+from ..storage.files import read_text, storage_error
+from ..storage.places.found import locate
 
 __all__ = ["Headers"]
 
@@ -29,10 +29,13 @@ class Headers:
         Raises:
             StorageError: it cannot be read, or is no JSON object.
         """
-        place = Path(path.partition("#")[0])
-        file = (place if place.is_dir() else place.parent) / CONFIG
-        if not place.exists() or not file.exists():
-            return None
+        place = locate(path.partition("#")[0])
+        try:
+            file = (place if place.is_dir() else place.parent) / CONFIG
+            if not place.exists() or not file.exists():
+                return None
+        except OSError as error:
+            raise storage_error(error, place, "look at it") from None
         text = read_text(file, "the configuration")
         try:
             found = read_json(text)
@@ -42,7 +45,8 @@ class Headers:
         except ValueError as error:
             raise StorageError("the configuration is no JSON", where=str(file), found=str(error)) from None
         if not isinstance(found, dict):
-            raise StorageError("the configuration is no JSON object", where=str(file), found=type(found).__name__)
+            where = Mark(str(file), 1, 1)
+            raise StorageError("the configuration is no JSON object", where=where, found=json.dumps(found)[:80])
         return Named(found, str(file))
 
     def names(self, path: str) -> Collection[str]:

@@ -2,8 +2,8 @@
 
 A run leaves, in the hidden directory of each output, what it has built and journals of what of that is finished.
 Another run goes on there if it is the same: the same plan, the same versions of the program, the same inputs, the same
-files to be written. Of what the journals say is taken what is on the disk for certain, and what is read and found to be
-true.
+files to be written. Of what the journals say is taken what is there for certain, and what is a copy that is read and
+found to be true.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..core.errors import StorageError, listing
 from ..execute.left import Done
 from ..storage.continued import BegunUpload, begun_uploads
 from ..storage.files import File, storage_error
-from ..storage.journal import Finished, Range, holds
+from ..storage.journal import Finished, Range
 from ..storage.places.found import is_local, locate, place_of
 from ..storage.stages import Begun, Stage, is_at_work, stages_of, take
 from ..storage.targets import final_place
@@ -254,11 +254,10 @@ class Resumption:
 
 
 def _is_true(staging: Staging, first: int, moves: _Moves, done: Finished) -> bool:
-    """Whether what a record speaks of is on the disk for certain, or is read and found to be what was written. Of what
-    was copied without being seen that is what is there to be copied."""
+    """Whether what a record speaks of is there for certain, or is a copy that is read and found to be true."""
     if any(number in staging.renewed for number, _, _ in done.ranges):
         return False
-    if done.is_synced:
+    if done.is_sure:
         return True
 
     def read(number: int, offset: int, nbytes: int) -> bytes:
@@ -267,8 +266,6 @@ def _is_true(staging: Staging, first: int, moves: _Moves, done: Finished) -> boo
             return stream.read(nbytes)
 
     try:
-        if done.sum is not None:
-            return holds(done, read)
         return all(
             moves.gave((first + number, offset, nbytes), partial(read, number))
             for number, offset, nbytes in done.ranges

@@ -70,6 +70,21 @@ class Transaction:
         return self.compiled.outputs if self.keep is None else self.compiled.outputs[:-1]
 
 
+def _keep_ranges(options: Options) -> None:
+    """Keep what is read of remote inputs where the options say.
+
+    Raises:
+        StorageError: there cannot be such a directory.
+    """
+    from ..storage.files import storage_error
+    from ..storage.places.cached import keep_ranges
+
+    try:
+        keep_ranges(options.cache, options.cache_bytes)
+    except OSError as error:
+        raise storage_error(error, options.cache or "", "keep ranges of remote inputs there") from None
+
+
 class Session:
     """Owns the work of one run, or of the passes of one batch.
 
@@ -87,6 +102,7 @@ class Session:
         functions: Functions | None = None,
     ) -> None:
         self.options = options or Options()
+        _keep_ranges(self.options)
         self.peers = peers
         self.figures = Figures()
         self.leftovers: dict[str, None] = {}

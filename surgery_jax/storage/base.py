@@ -112,6 +112,8 @@ class LaidFile:
     """One file to be written: name relative to the output directory (empty: the output itself is this file), its
     final length in bytes, and the bytes that are known beforehand as (offset, bytes).
 
+    What `is_revised` is read and written again when all bytes of tensors are there.
+
     Of one that is `indirect`, whoever reads the tensors is not told where in it their bytes lie.
 
     With `encode` it holds bytes of tensors only, and becomes what `encode` makes of them once all are there; that takes
@@ -125,6 +127,7 @@ class LaidFile:
     workspace: int = 0
     source: str | None = None
     indirect: bool = False
+    is_revised: bool = False
 
     @property
     def is_plain(self) -> bool:
@@ -141,13 +144,14 @@ class Layout:
     `documents` are the names of files that hold no tensors and tell of the model.
 
     `finish(root)` runs when all bytes are in place and before anything is published; `root` is the staged directory, or
-    the staged file of a single-file layout.
+    the staged file of a single-file layout. It gives the files that are there as well, each with what it holds, in the
+    order in which they should appear.
     """
 
     files: tuple[LaidFile, ...]
     places: Mapping[str, tuple[int, int]]
     is_directory: bool
-    finish: Callable[[Path], None] | None = None
+    finish: Callable[[Path], Iterable[tuple[str, bytes]]] | None = None
     rest: Mapping[str, Parts[int]] = field(default_factory=dict)
     documents: tuple[str, ...] = ()
 

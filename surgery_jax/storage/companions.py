@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 from .renames import link
 from .stages import is_stage
 
-__all__ = ["State", "give_to_owner", "link_others", "state_of", "sync", "sync_all"]
+__all__ = ["State", "give_to_owner", "link_others", "state_of", "strangers", "sync", "sync_all"]
 
 _SYNCING = 16  # files that are brought to the disk at the same time
 State = tuple[int, int, int]  # node, size and time of change: what tells a file from any other
@@ -86,3 +86,17 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def strangers(directory: Path, built: Path, own: Collection[str]) -> Iterator[tuple[str, Path]]:
+    """All that lies below a directory and is neither of the old checkpoint, whose names are its `own`, nor replaced by
+    what is built, by name.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    for entry in sorted(directory.rglob("*")):
+        name = entry.relative_to(directory)
+        is_ours = any(str(part) in own for part in (name, *name.parents)) or (built / name).exists()
+        if not is_ours and not is_stage(name.parts[0]):
+            yield name.as_posix(), entry

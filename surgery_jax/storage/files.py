@@ -15,7 +15,7 @@ from typing import IO
 
 from ..core.errors import StorageError, nearest
 from ..core.strict_json import read_json
-from .identity import notice
+from .identity import notice, remembered
 from .places.base import PlaceError, fill
 from .places.found import check_writable, is_local, locate, place_of
 from .places.looking import looking
@@ -103,9 +103,13 @@ class File:
         """
         self.path = path
         try:
-            with looking():
-                check_regular(path)
-                self._reader = place_of(str(path)).open(str(path))
+            place, known = place_of(str(path)), remembered(str(path))
+            if known is not None and not is_local(path):  # every range is held against what is known
+                self._reader = place.reopen(str(path), known)
+            else:
+                with looking():
+                    check_regular(path)
+                    self._reader = place.open(str(path))
         except OSError as error:
             raise storage_error(error, path, "open it") from None
         self.size = self._reader.identity.size

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from ..core.errors import StorageError
-from .places.base import Identity
+from .places.base import Identity, Place
 from .places.found import place_of
 
 __all__ = [
@@ -54,12 +54,8 @@ def check_all(known: Mapping[str, Identity]) -> None:
     Raises:
         StorageError: one is not, or is gone.
     """
-    for path, identity in known.items():
-        try:
-            found = place_of(path).identity(path)
-        except OSError as error:
-            raise _changed(StorageError, path, error.strerror or str(error)) from None  # it may come back
-        check_unchanged(path, identity, found)
+    for path, found in _now(known).items():
+        check_unchanged(path, known[path], found)
 
 
 def add_all(known: dict[str, Identity], more: Mapping[str, Identity]) -> None:
@@ -122,11 +118,23 @@ def identities_of(files: Iterable[str], opened: Mapping[str, Identity]) -> dict[
     Raises:
         StorageError: one of them is gone.
     """
-    found = dict(opened)
-    for path in files:
-        if path not in found:
-            try:
-                found[path] = place_of(path).identity(path)
-            except OSError as error:
-                raise _changed(StorageError, path, error.strerror or str(error)) from None  # it may come back
+    return {**opened, **_now([path for path in files if path not in opened])}
+
+
+def _now(paths: Iterable[str]) -> dict[str, Identity]:
+    """What files are now; each place is asked for all of its own at once.
+
+    Raises:
+        StorageError: one of them is gone.
+    """
+    by_place: dict[Place, list[str]] = {}
+    for path in paths:
+        by_place.setdefault(place_of(path), []).append(path)
+    found: dict[str, Identity] = {}
+    for place, own in by_place.items():
+        for path, identity in zip(own, place.identities(own), strict=True):
+            if isinstance(identity, OSError):
+                reason = identity.strerror or str(identity)
+                raise _changed(StorageError, path, reason) from None  # it may come back
+            found[path] = identity
     return found

@@ -2,9 +2,9 @@
 
 A journal is a file beside what is built, to which one process appends a record for every task that is done. A record
 has its length and a checksum before it, so that one that was not written whole is noticed, and everything after it
-ignored. It says which ranges of bytes of which files are in their places, and the sum of what was written there; a mark
-says that what the same process had noted before has been brought to the disk. What no mark speaks of must be read and
-compared before it counts.
+ignored. It says which ranges of bytes of which files are in their places; a mark says that what the same process had
+noted before has been brought to the disk. What no mark speaks of is there as long as the system runs that it was given
+to, whose name the process notes first; else it must be compared before it counts, or made again.
 """
 
 from __future__ import annotations
@@ -15,53 +15,37 @@ import os
 import struct
 import zlib
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
+from .boots import boot_of
 from .writing import write_at
 
-__all__ = ["Finished", "Journal", "Range", "checksum", "finished", "framed", "holds", "lock", "rewrite", "unframed"]
+__all__ = ["Finished", "Journal", "Range", "finished", "framed", "lock", "rewrite", "unframed"]
 
 Range = tuple[int, int, int]  # number of the file, offset, number of bytes: never none
 
 MOST_BYTES = 256 << 20  # of a journal: a million tasks
 _MOST_RANGES = 1 << 20  # of one length in a task, whose blocks have at least 512 bytes of 32 MiB
 _FRAME = struct.Struct("<II")  # bytes of the record and their checksum
-_TASK = struct.Struct("<cBIQ")  # flags, number of runs of ranges, and the sum of what was written
+_TASK = struct.Struct("<cBI")  # flags, and number of runs of ranges
 _RUN = struct.Struct("<IQQQI")  # file, offset, bytes, from one begin to the next, and how many
 _MARK = struct.Struct("<cQQ")  # where in the journal that begins and ends what a mark speaks of
 _KEY = 32  # characters of the key of a task
-_SEEN, _LOOKED_AT = 1, 2
+_LOOKED_AT = 1
 
 
 class Finished(NamedTuple):
-    """A task that was done: the ranges that it wrote; the sum of their bytes, None if these never came through the
-    process; whether they are on the disk; and of a task whose results were looked at its key, and what was found."""
+    """A task that was done: the ranges that it wrote; whether these are there for certain, on the disk or in the memory
+    of a system that has run ever since; and of a task whose results were looked at its key, and what was found."""
 
     ranges: tuple[Range, ...]
-    sum: int | None
-    is_synced: bool = False
+    is_sure: bool = False
     key: str = ""
     found: bytes = b""
-
-
-def checksum(file: int, offset: int, data: bytes | memoryview) -> int:
-    """What one range adds to the sum of a record; in which order they are added does not matter."""
-    return (_summed(data) + 1) * (2 * (offset ^ file << 48) + 1) & 0xFFFFFFFFFFFFFFFF
-
-
-try:
-    from blake3 import blake3
-except ImportError:  # a record that was made by the other way is not believed, and its work done again
-    _summed: Callable[[bytes | memoryview], int] = zlib.crc32
-else:
-
-    def _summed(data: bytes | memoryview) -> int:
-        """64 bits of BLAKE3: every byte that is written is summed, and this takes half the time of a CRC."""
-        return int.from_bytes(blake3(data).digest(8), "little")
 
 
 def framed(body: bytes) -> bytes:
@@ -101,9 +85,13 @@ class Journal:
             os.close(self._fd)
             raise
         self._is_whole = True
+        self._is_named = False
 
     def add(self, done: Finished) -> None:
         """A task is done."""
+        if not self._is_named:
+            self._append(b"B" + boot_of(self.path))
+            self._is_named = True
         self._append(_packed(done))
 
     def mark(self, length: int) -> None:
@@ -130,27 +118,22 @@ class Journal:
 
 
 def _packed(done: Finished) -> bytes:
-    flags = (done.sum is not None) * _SEEN | bool(done.key) * _LOOKED_AT
+    flags = bool(done.key) * _LOOKED_AT
     runs = [_RUN.pack(*run) for run in _runs(sorted(done.ranges))]
-    head = _TASK.pack(b"T", flags, len(runs), done.sum or 0)
+    head = _TASK.pack(b"T", flags, len(runs))
     return b"".join([head, *runs, done.key.encode(), done.found])
 
 
 def rewrite(path: Path, others: Iterable[Path], known: Iterable[Finished]) -> None:
     """Make a journal of what is known to be finished, in the place of one and of others: what did not turn out to be
-    true must not be taken for true later.
+    true must not be taken for true later. All of it is in the memory of the system that runs now.
 
     Raises:
         OSError: the operating system refuses.
     """
-    synced: list[bytes] = []
-    unsynced: list[bytes] = []
-    for done in known:
-        (synced if done.is_synced else unsynced).append(framed(_packed(done)))
-    mark = framed(_MARK.pack(b"S", 0, sum(map(len, synced))))
     fresh = path.with_name(f"new-{path.name}")
     with fresh.open("wb") as stream:
-        stream.writelines([*synced, mark, *unsynced])
+        stream.writelines(framed(body) for body in (b"B" + boot_of(path), *map(_packed, known)))
         stream.flush()
         os.fsync(stream.fileno())
     for other in others:
@@ -180,15 +163,18 @@ def finished(path: Path, sizes: Sequence[int]) -> list[Finished]:
         data = stream.read(MOST_BYTES)
         found: list[tuple[int, Finished]] = []
         synced: list[tuple[int, int]] = []
+        boot, is_same = boot_of(path), False
         end = 0
         for end, body in unframed(data):
             if body[:1] == b"S" and len(body) == _MARK.size:
                 synced.append(_MARK.unpack(body)[1:])
+            elif body[:1] == b"B":
+                is_same = body[1:] == boot != b""
             elif body[:1] == b"T" and (done := _task(body, sizes)) is not None:
-                found.append((end, done))
+                found.append((end, done._replace(is_sure=is_same)))
         stream.truncate(end)
     marks = [*accumulate(sorted(synced), lambda one, other: (other[0], max(one[1], other[1])))]
-    return [done._replace(is_synced=_is_within(at, marks)) for at, done in found]
+    return [done._replace(is_sure=done.is_sure or _is_within(at, marks)) for at, done in found]
 
 
 def _is_within(at: int, marks: Sequence[tuple[int, int]]) -> bool:
@@ -200,7 +186,7 @@ def _is_within(at: int, marks: Sequence[tuple[int, int]]) -> bool:
 def _task(body: bytes, sizes: Sequence[int]) -> Finished | None:
     if len(body) < _TASK.size:
         return None
-    _, flags, count, total = _TASK.unpack_from(body)
+    _, flags, count = _TASK.unpack_from(body)
     end = _TASK.size + count * _RUN.size
     if end > len(body):
         return None
@@ -213,7 +199,7 @@ def _task(body: bytes, sizes: Sequence[int]) -> Finished | None:
             return None
         ranges += ((file, offset + number * step, nbytes) for number in range(many))
     key = body[end : end + _KEY].decode("ascii", "replace") if flags & _LOOKED_AT else ""
-    return Finished(tuple(ranges), total if flags & _SEEN else None, False, key, body[end + len(key) :])
+    return Finished(tuple(ranges), False, key, body[end + len(key) :])
 
 
 def _runs(ranges: Iterable[Range]) -> Iterator[tuple[int, int, int, int, int]]:
@@ -230,13 +216,3 @@ def _runs(ranges: Iterable[Range]) -> Iterator[tuple[int, int, int, int, int]]:
         run = (file, offset, nbytes, 0, 1)
     if run is not None:
         yield run
-
-
-def holds(done: Finished, read: Callable[[int, int, int], bytes]) -> bool:
-    """Whether what a record speaks of is there; `read` gives the bytes of a range.
-
-    Raises:
-        OSError: they cannot be read.
-    """
-    total = sum(checksum(file, offset, read(file, offset, nbytes)) for file, offset, nbytes in done.ranges)
-    return total & 0xFFFFFFFFFFFFFFFF == done.sum

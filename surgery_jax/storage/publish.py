@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from .journal import Finished
 from .laying import lay, lay_again, open_made, remove_others
 from .proofs import PROOFS
 from .renames import Renames
-from .stages import Begun, Stage, StagingAddress, is_stage
+from .stages import Begun, Stage, StagingAddress
 from .targets import check_space, check_target, final_place
 
 __all__ = ["Staging", "StagingAddress", "check_space", "check_target", "storage_error"]
@@ -199,8 +199,9 @@ class Staging:
         """
         if not self._finished:
             try:
-                if self.layout.finish is not None:
-                    self.layout.finish(self._built)
+                for name, content in self.layout.finish(self._built) if self.layout.finish is not None else ():
+                    (self._built / name).parent.mkdir(parents=True, exist_ok=True)
+                    (self._built / name).write_bytes(content)
             except OSError as error:
                 raise storage_error(error, self.plan.path, "complete it") from None
             self._finished = True
@@ -224,20 +225,22 @@ class Staging:
         Raises:
             StorageError: the directory cannot be read.
         """
-        if not self.layout.is_directory or not self._final.is_dir():
-            return {}
-        found = {}
+        return {name: entry for name, entry in self._strangers() if entry.is_file()}
+
+    def links(self) -> list[str]:
+        """The symbolic links that stay there, by name.
+
+        Raises:
+            StorageError: the directory cannot be read.
+        """
+        return [name for name, entry in self._strangers() if entry.is_symlink()]
+
+    def _strangers(self) -> Iterator[tuple[str, Path]]:
         try:
-            for entry in sorted(self._final.rglob("*")):
-                name = entry.relative_to(self._final)
-                is_ours = (
-                    any(str(part) in self._seen for part in (name, *name.parents)) or (self._built / name).exists()
-                )
-                if not is_ours and not is_stage(name.parts[0]) and entry.is_file():
-                    found[name.as_posix()] = entry
+            if self.layout.is_directory and self._final.is_dir():
+                yield from companions.strangers(self._final, self._built, self._seen)
         except OSError as error:
             raise storage_error(error, self.plan.path, "read the directory") from None
-        return found
 
     # -- what is there ------------------------------------------------------------------------------------------
 

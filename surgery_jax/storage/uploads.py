@@ -95,7 +95,7 @@ class Upload(Staging):
         try:
             check_target(plan, overwrite, layout.documents)
             old = [*plan.format.stale(self._final), *proofs_in(self._final)] if layout.is_directory else []
-            self._old = list(dict.fromkeys(map(str, old)))
+            self._old = list(dict.fromkeys(file for path in old for file in self._files(path)))
             for number, file in enumerate(layout.files):
                 self._create(file, number)
         except OSError as error:
@@ -105,16 +105,22 @@ class Upload(Staging):
             self.abort()
             raise
 
+    def _files(self, path: Path) -> list[str]:
+        """What a path stands for: a file, or all that are below a directory."""
+        if not path.is_dir():
+            return [str(path)]
+        return [f"{path}/{name}" for name in self._place.below(str(path))]
+
     def _create(self, file: LaidFile, number: int | None = None) -> None:
         staged = self._created[file.name] = str(self._built / file.name if file.name else self._built)
         self._place.stage(staged, self._named(file.name), file.size, is_revised=self._is_revised(file))
         if number is not None and self._begun is not None and file.name in self._begun.uploads:
             found = self._place.resume(staged, self._begun.uploads[file.name])
-            self.kept += [Finished(((number, offset, size),), None, is_synced=True) for offset, size in found]
+            self.kept += [Finished(((number, offset, size),), is_sure=True) for offset, size in found]
         write_known(staged, file)
 
     def _is_revised(self, file: LaidFile) -> bool:
-        return self.layout.finish is not None or file.encode is not None
+        return file.is_revised or file.encode is not None
 
     def write_head(self, head: Mapping[str, Any]) -> None:
         """Say at the store which run this is, and leave what it has sent to one that goes on with it, if it breaks off.
@@ -196,7 +202,8 @@ class Upload(Staging):
         """All bytes are in place: let the format complete its files."""
         try:
             if self.layout.finish is not None and not self._finished:
-                self.layout.finish(self._built)
+                for name, content in self.layout.finish(self._built):
+                    self._create(LaidFile(name, len(content), ((0, content),)))
             for staged in self._created.values():
                 self._place.settle(staged)
             self._mark()
@@ -220,6 +227,10 @@ class Upload(Staging):
     def staying(self) -> dict[str, Path]:
         """Nothing is known of it: what lies below a name may be very much."""
         return {}
+
+    def links(self) -> list[str]:
+        """There are none."""
+        return []
 
     def _prepare(self, sync: bool, fresh: Set[Path]) -> None:
         """Nothing: what stays of the old directory stays where it is."""

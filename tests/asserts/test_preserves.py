@@ -125,11 +125,15 @@ def said(bench: Bench, step: dict[str, Any]) -> str | None:
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float64"])
-def test_copies_and_scaled_shards_preserve_and_others_do_not(tmp_path: Path, name: str) -> None:
+def test_copies_preserve_and_those_that_add_up_to_less_do_not(tmp_path: Path, name: str) -> None:
     dense = dense_model(name)
-    copies = Bench(tmp_path / "copies", d=dense, m=upcycled(dense, 4, 1, 1))
+    copies = Bench(tmp_path, d=dense, m=upcycled(dense, 4, 1, 1))
     assert said(copies, expression(2)) is None
     assert "the blocks differ by" in str(said(copies, expression(2, normalize=False)))
+
+
+def test_scaled_shards_preserve_and_others_do_not(tmp_path: Path) -> None:
+    dense = dense_model("float32")
     shards = Bench(tmp_path / "shards", d=dense, m=upcycled(dense, 8, 2, 2))
     assert said(shards, expression(4)) is None
     assert said(shards, expression(3)) is not None

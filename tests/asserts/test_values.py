@@ -300,7 +300,7 @@ steps = [
     {"resize_": {"target": ".+", "size": 301, "init": "mean"}},
 ]
 said = []
-for devices in (1, 2, 8):
+for devices in (1, 3):
     found = bench.tensors(steps, devices=devices)
     made = [int(bits(array).astype(np.uint64).sum()) for array in found.values()]
     texts = []
@@ -314,7 +314,7 @@ print(json.dumps([jax.device_count(), said]))
 """
 
 
-def test_all_of_it_is_the_same_on_one_device_and_on_eight(tmp_path: Path) -> None:
-    count, said = simulated(PROGRAM, tmp_path)
-    assert count == 8 and said[0] == said[1] == said[2]
+def test_all_of_it_is_the_same_on_one_device_and_on_three(tmp_path: Path) -> None:
+    count, said = simulated(PROGRAM, tmp_path, devices=3)
+    assert count == 3 and said[0] == said[1]
     assert len(said[0][0]) == 12 and len(said[0][1]) == 2

@@ -38,21 +38,21 @@ def test_a_matrix_is_positive_if_its_smallest_eigenvalue_is(dtype: str, n: int) 
     assert not lapack.is_positive(x - (0.01 + least).astype(dtype) * np.eye(n, dtype=dtype))
 
 
-@pytest.mark.parametrize(("call", "n"), [(lapack.is_positive, 3000), (lambda x: lapack.leading(x, 20), 1200)])
+@pytest.mark.parametrize(("call", "n"), [(lapack.is_positive, 2000), (lambda x: lapack.leading(x, 20), 800)])
 def test_other_threads_go_on_while_a_matrix_is_decomposed(call, n) -> None:  # type: ignore[no-untyped-def]
     x = np.random.default_rng(n).random((n, n)) / n
     x = x + x.T + 3 * np.eye(n)
     taken = []
 
     def decompose() -> None:
-        began = time.perf_counter()
+        began = time.thread_time()
         call(x)
-        taken.append(time.perf_counter() - began)
+        taken.append(time.thread_time() - began)
 
     thread = threading.Thread(target=decompose)
-    longest, last = 0.0, time.perf_counter()
+    began = time.thread_time()
     thread.start()
     while thread.is_alive():
-        now = time.perf_counter()
-        longest, last = max(longest, now - last), now
-    assert longest < taken[0] / 2  # where Python's lock is held, this thread stands still all the time
+        pass
+    # of the processor: where Python's lock is held, this thread stands still all the time
+    assert time.thread_time() - began > taken[0] / 10

@@ -25,7 +25,7 @@ from surgery_jax.ops.phlora import BestFactors, LowRank
 from surgery_jax.reports.simulate import Machines, simulate
 
 __all__ = ["Bench", "read_checkpoint"]  # what the programs below take from here
-COUNTS = (2, 4, 8)
+COUNTS = (2, 8)
 F32 = BY_NAME["float32"]
 
 
@@ -78,9 +78,8 @@ def cases() -> dict[str, tuple[TensorOp, list[np.ndarray]]]:
         *products("float64", SHAPES[0], SHAPES[3]),
         *products("int16", SHAPES[3]),
     ]
-    found += [(LowRank(5, method), [near(5, "float32", 531, 900)]) for method in ("exact", "randomized", "auto")]
+    found += [(LowRank(5, method), [near(5, "float32", 531, 900)]) for method in ("exact", "randomized")]
     found += [
-        (LowRank(5, "auto"), [near(5, "float32", 2003, 41)]),
         (LowRank(30, "auto"), [near(30, "float32", 1999, 40)]),
         (LowRank(30, "exact"), [near(30, "float32", 50, 57)]),
         (BestFactors(4, "auto"), [near(4, "bfloat16", 1501, 33)]),
@@ -118,7 +117,7 @@ def layout_of(group: Group) -> Partition:
     return found
 
 
-# Every case on 2, 4 and 8 devices: the digest of its results, what a device held by the account of the compiler, and
+# Every case on 2 and 8 devices: the digest of its results, what a device held by the account of the compiler, and
 # whether the results of all are close to those of float64.
 ALL_CASES = """
 import hashlib, json
@@ -128,8 +127,9 @@ from surgery_jax.compile.blueprint import whole_blueprint
 from surgery_jax.compile.lower import GroupFunction
 from surgery_jax.numerics.blas import one_thread_each
 
-jax.config.update("jax_compilation_cache_dir", "compiled")  # every function is compiled once
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update("jax_compilation_cache_dir", "compiled")  # every function is compiled once
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 found = {}
 with one_thread_each():
     for name, (op, arrays) in given.cases().items():
@@ -199,7 +199,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return simulated(ALL_CASES, tmp_path_factory.mktemp("cases"))
 
 
-def test_work_over_2_4_and_8_devices_gives_the_same_bits(measured: Any) -> None:
+def test_work_over_2_and_8_devices_gives_the_same_bits(measured: Any) -> None:
     assert list(measured) == list(cases())
     assert not [name for name, found in measured.items() if len(set(found["digests"])) != 1]
 
@@ -309,7 +309,7 @@ bench = given.bench(Path("."))
 for devices in given.COUNTS:
     tensors = bench.tensors(given.STEPS, devices=devices, device_memory="6600KiB", workers=4)
     found[devices] = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in tensors.items()}
-assert found[2] == found[4] == found[8]
+assert found[2] == found[8]
 assert len(tensors) == 14
 print(json.dumps(given.errors(given.read_checkpoint(Path("m.safetensors")), tensors)))
 """

@@ -85,7 +85,7 @@ def test_a_stack_with_subnormal_numbers_is_computed_exactly(tmp_path: Path) -> N
     assert_same_bits(read_checkpoint(bench.out)["t.41"], stored["a.41"].T * np.float32(3e-3))
 
 
-# What all plans give with 1, 2, 3 and 8 devices; each device must have had its part of a stack.
+# What all plans give with 1, 3 and 8 devices; each device must have had its part of a stack.
 ON_DEVICES = """
 import json, sys
 from pathlib import Path
@@ -97,7 +97,7 @@ import jax
 bench = Bench(Path.cwd(), m=tensors(MANY))
 same = {}
 for name, steps in STEPS.items():
-    found = [bench.tensors(steps, devices=count) for count in (1, 2, 3, 8)]
+    found = [bench.tensors(steps, devices=count) for count in (1, 3, 8)]
     same[name] = all(
         one.keys() == found[0].keys() and all(np.array_equal(bits(one[k]), bits(found[0][k])) for k in one)
         for one in found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -80,9 +80,17 @@ def _left(trial: Trial, counts: Mapping[Mode, int | None], seed: int, account: A
 
 
 def damaged(
-    library: Path, folder: Path, numbers: range, seed: int, account: Account, *, workers: int = 2, patience: float = 1.0
+    library: Path,
+    folder: Path,
+    numbers: range,
+    seed: int,
+    account: Account,
+    *,
+    kinds: Collection[str] = (),
+    workers: int = 2,
+    patience: float = 1.0,
 ) -> None:
-    """Damaged inputs, each by its number; those that the account has are not tried again."""
+    """Damaged inputs of these kinds, or of all, each by its number; those that the account has are not tried again."""
     left = _Shared(numbers[account.tried.total() :])
 
     def work(worker: int) -> None:
@@ -91,7 +99,7 @@ def damaged(
         root = own / "seeds"
         root.mkdir()
         with Server(library, own, modules=(), patience=patience) as server:
-            mutants = Mutants(seeds(root, server), own / "mutant", seed, server)
+            mutants = Mutants(seeds(root, server, kinds), own / "mutant", seed, server)
             for number in left:
                 mutant = mutants.make(number)
                 done = server.run(mutant.command, mutant.folder, Point(Mode.OFF, 0), timeout_s=60)

@@ -6,7 +6,7 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from .harness import MEMORY, Answer, Mode, Point, Server
 from .scenes import DOCUMENTS, batch, model, plan, tensors
 
-__all__ = ["Mutant", "Mutants", "faults_of", "seeds"]
+__all__ = ["KINDS", "Mutant", "Mutants", "faults_of", "seeds"]
 
 ANSWERS = ("verify", "replay")  # commands whose exit code 1 says that something differs, on stdout
 CPU_S = 30.0  # that no small input may take
@@ -109,8 +109,13 @@ class Seed(NamedTuple):
     stopped: int = 0
 
 
-def seeds(root: Path, server: Server) -> list[Seed]:
-    """Inputs of every format in folders of their own, with the commands that read each."""
+def seeds(root: Path, server: Server, kinds: Collection[str] = ()) -> list[Seed]:
+    """Inputs in folders of their own, with the commands that read each: of these kinds, or of all."""
+    return [seed for kind, build in KINDS.items() if not kinds or kind in kinds for seed in build(root, server)]
+
+
+def _formats(root: Path, server: Server) -> list[Seed]:
+    """Checkpoints of every format, and an adapter."""
     model(root)
     found: list[Seed] = []
     formats = {
@@ -131,7 +136,7 @@ def seeds(root: Path, server: Server) -> list[Seed]:
     adapter.mkdir()
     found.append(Seed(_adapter(adapter), ("inspect", "adapter")))
     found.append(Seed(adapter, ("check", "plan.yaml")))
-    return found + _plans(root, server) + _receipts(root, server) + _stages(root, server) + _signatures(root, server)
+    return found
 
 
 def _stages(root: Path, server: Server) -> list[Seed]:
@@ -244,6 +249,11 @@ def _adapter(folder: Path) -> Path:
     model(folder)
     plan(folder, MERGE)
     return folder
+
+
+KINDS: dict[str, Callable[[Path, Server], list[Seed]]] = {
+    "formats": _formats, "plans": _plans, "receipts": _receipts, "stages": _stages, "signatures": _signatures,
+}  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------------- mutations

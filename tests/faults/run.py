@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from faults.account import Account
 from faults.campaign import damaged, serving, struck
 from faults.harness import Mode, build_library
+from faults.mutants import KINDS
 from faults.scenes import SCENES
 
 EACH: tuple[Mode, ...] = tuple(mode for mode in Mode if mode not in (Mode.OFF, Mode.COUNT, Mode.CUT))
@@ -33,6 +34,7 @@ def main() -> int:
     parser.add_argument("--long", action="store_true", help="all of it")
     parser.add_argument("--only", default="", help="scenes, separated by commas, or `damaged`")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kinds", default="", help=f"kinds of damaged inputs, of {', '.join(KINDS)}")
     parser.add_argument("--first", type=int, metavar="N", help="the first of the damaged inputs to try, by its number")
     parser.add_argument("--last", type=int, metavar="N", help="the number after the last one")
     parser.add_argument("--workers", type=int, default=2, help="trials at a time")
@@ -40,7 +42,8 @@ def main() -> int:
     parser.add_argument("--report", type=Path, help="a JSON file for the counts, or one to go on with")
     options = parser.parse_args()
     only = [name for name in options.only.split(",") if name]
-    unknown = set(only) - {"damaged", *(scene.name for scene in SCENES)}
+    kinds = [name for name in options.kinds.split(",") if name]
+    unknown = {*only} - {"damaged", *(scene.name for scene in SCENES)} | {*kinds} - {*KINDS}
     if unknown:
         parser.error(f"there is no {', '.join(sorted(unknown))}")
     accounts: list[Account] = []
@@ -61,8 +64,8 @@ def main() -> int:
                 struck(servers, folder, scene, counts, options.seed, account(scene.name))
         if not only or "damaged" in only:
             numbers = range(20_000 if options.long else 500)[options.first : options.last]
-            part = f"damaged {numbers.start} to {numbers.stop}"
-            damaged(library, folder, numbers, options.seed, account(part), **more)
+            part = f"damaged {' '.join([*kinds, ''])}{numbers.start} to {numbers.stop}"
+            damaged(library, folder, numbers, options.seed, account(part), kinds=kinds, **more)
     for one in accounts:
         print(one.told)
     return 1 if any(one.wrong for one in accounts) else 0

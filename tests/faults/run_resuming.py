@@ -3,23 +3,26 @@
 
     python tests/faults/run_resuming.py           a few points of every scene
     python tests/faults/run_resuming.py --long    at least 500 kills, and as many cuts, failing calls and signals
+    python tests/faults/run_resuming.py --only resume-orbax,resume-batch
 
-Prints the counts as JSON, and what was wrong; the exit code is 1 if anything was.
+The exit code is 1 if anything was wrong. `--report FILE` keeps the counts while they grow: called again with the same
+file it goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import tempfile
-from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from faults.account import Account
 from faults.harness import Mode, Server, build_library
 from faults.resuming import RESUMED, resumed
 from faults.trial import Scene, Trial
@@ -27,37 +30,55 @@ from faults.trial import Scene, Trial
 KINDS = {
     "kill": (Mode.KILL_BEFORE, Mode.KILL_AFTER), "cut": (Mode.CUT,), "fail": (Mode.FAIL,), "signal": (Mode.SIGNAL,)
 }  # fmt: skip
+LONG = -(-512 // len(RESUMED))  # points of every scene and kind
+SHORT = 6
+
+
+class Work:
+    """The scenes, with the counts of each; several threads may be at work on different ones."""
+
+    def __init__(self, scenes: Sequence[Scene], folder: Path, options: argparse.Namespace) -> None:
+        self.folder, self.options = folder, options
+        about = {"seed": options.seed, "long": options.long}
+        self.accounts = {scene.name: Account(scene.name, options.report, about) for scene in scenes}
+        self.library = build_library(folder)
+
+    def strike(self, scene: Scene, kind: str) -> None:
+        """What is left of one kind of fault in one scene; what has no sync loses all in a power cut."""
+        account, each = self.accounts[scene.name], LONG if self.options.long else SHORT
+        numbers = range(account.tried[kind], each if kind != "cut" or scene.is_synced else 0)
+        if not numbers:
+            return
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        with Server(self.library, folder, patience=self.options.patience) as server:
+            trial = Trial(scene, folder, server)
+            for number in numbers:
+                draw = random.Random(f"{self.options.seed} {scene.name} {kind} {number}")
+                account.add(kind, list(resumed(trial, draw, KINDS[kind][number % len(KINDS[kind])])))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--long", action="store_true", help="many points")
+    parser.add_argument("--only", default="", help="scenes, separated by commas")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    each = -(-512 // len(RESUMED)) if args.long else 6
-    tried: Counter[str] = Counter()
-    wrong: list[str] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        library = build_library(folder)
-
-        def work(scene: Scene) -> None:
-            draw = random.Random(f"{args.seed} {scene.name}")
-            with Server(library, folder) as server:
-                trial = Trial(scene, folder, server)
-                for kind, modes in KINDS.items():
-                    if kind == "cut" and not scene.is_synced:
-                        continue
-                    for number in range(each):
-                        found = list(resumed(trial, draw, modes[number % len(modes)]))
-                        tried[f"{scene.name} {kind}"] += 1
-                        wrong.extend(found)
-                        print(*found, sep="\n", end="\n" * bool(found), file=sys.stderr)
-
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(work, RESUMED))
-    print(json.dumps({"tried": dict(sorted(tried.items())), "total": tried.total(), "wrong": len(wrong)}))
-    return 1 if wrong else 0
+    parser.add_argument("--workers", type=int, default=2, help="scenes at a time")
+    parser.add_argument("--patience", type=float, default=1.0, help="how many times longer everything may take")
+    parser.add_argument("--report", type=Path, help="a JSON file for the counts, or one to go on with")
+    options = parser.parse_args()
+    only = [name for name in options.only.split(",") if name]
+    unknown = set(only) - {scene.name for scene in RESUMED}
+    if unknown:
+        parser.error(f"there is no {', '.join(sorted(unknown))}")
+    scenes = [scene for scene in RESUMED if not only or scene.name in only]
+    with tempfile.TemporaryDirectory(prefix="resuming-") as name, ThreadPoolExecutor(options.workers) as pool:
+        work = Work(scenes, Path(name), options)
+        for kind in KINDS:
+            list(pool.map(partial(work.strike, kind=kind), scenes))
+    for account in work.accounts.values():
+        account.close()
+        print(account.told)
+    return 1 if any(account.wrong for account in work.accounts.values()) else 0
 
 
 if __name__ == "__main__":

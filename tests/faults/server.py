@@ -22,6 +22,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from rebooting import reboot
+
 PAGE = 4096  # bytes
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -104,6 +108,8 @@ def cut_power(library: ctypes.CDLL, root: str, seed: int) -> None:
     for number in range(library.dirty_count()):
         one = found[number]
         lost.setdefault((one.device, one.inode), []).append((one.begin, one.end))
+    for journal in Path(root).rglob(".*.surgery-*/done-*"):
+        reboot(journal)
     library.dirty_forget()
     for path in sorted(path for path in Path(root).rglob("*") if path.is_file()):
         status = path.lstat()

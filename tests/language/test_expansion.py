@@ -214,6 +214,15 @@ def test_a_fragment_that_cannot_be_taken_says_why_and_where(load):
         with pytest.raises(PlanError, match=words) as caught:
             load(text, f=fragment)
         assert isinstance(caught.value.where, Mark)
+    with pytest.raises(PlanError, match="needs a value for n") as caught:
+        load(text, f="params: { n: { type: int } }\ntransforms: []\n")
+    assert str(caught.value.where) == "f.yaml:1:11 (included at p.yaml:2)"
+    with pytest.raises(PlanError, match="no parameter 'm'") as caught:
+        load(
+            "transforms: [ { include: { path: f.yaml, with: { m: 1 } } } ]",
+            f="params: { n: { type: int } }\ntransforms: []\n",
+        )
+    assert caught.value.expected == "parameters n"
     with pytest.raises(PlanError, match=r"plan file does not exist: g\.yaml") as caught:
         load("transforms:\n  - include: g.yaml\n")
     assert str(caught.value.where).startswith("p.yaml:2:")

@@ -47,6 +47,9 @@ def value(load, declaration, *words):
         ("{ type: list of int }", "p=3", [3]),
         ("{ type: list of str, default: [] }", None, []),
         ("{ type: choice, values: [a, b] }", "p=b", "b"),
+        ("{ type: choice, values: [1, 2, auto] }", "p=2", 2),
+        ("{ type: choice, values: [1, 2, auto] }", "p=auto", "auto"),
+        ("{ type: list of choice, values: [1, 2, auto] }", "p=[auto, 1]", ["auto", 1]),
         ("{ type: int, values: [1, 2] }", "p=2", 2),
         ("{ type: int, default: null }", None, None),
         ("{ type: int, default: '${config.layers * 2}' }", None, 8),
@@ -142,12 +145,27 @@ def test_a_variable_called_params_is_a_variable(load, text):
         ("{ len: { type: int } }", "cannot be the name"),
         ("{ p: { type: int, help: [1] } }", "is text"),
         ("{ x: { type: int } }", "a parameter and a variable"),
+        ("{ p: { type: int, default: word } }", "parameter p has another type"),
+        ("{ p: { type: list of int, max: 3, default: [1, 4] } }", "parameter p is out of bounds"),
+        ("{ p: { type: choice, values: [a, b], default: c } }", "parameter p has none of its values"),
     ],
 )
 def test_a_declaration_that_is_wrong_is_refused(load, params, words):
     with pytest.raises(PlanError, match=words) as caught:
         load(f"params: {params}\nx: 1\n")
     assert str(caught.value.where).startswith("p.yaml:1:") or caught.value.where.line == 2
+
+
+@pytest.mark.parametrize("words", [(), ("p=3",)])
+def test_a_type_that_is_none_is_told_where_the_name_is_not_known(load, words):
+    with pytest.raises(PlanError, match=r"'integer' is no type of a parameter; did you mean int\?"):
+        load("params: { p: { type: integer, default: 1 } }\nx: '${p}'\n", *words)
+
+
+def test_a_text_that_is_empty_is_no_path_and_quotes_are_not_what_is_missing(load):
+    with pytest.raises(PlanError, match="another type") as caught:
+        value(load, "{ type: path }", "p=")
+    assert caught.value.hint is None
 
 
 def test_an_output_that_is_a_mapping_keeps_the_rest_when_its_path_is_given(load):

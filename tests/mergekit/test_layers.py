@@ -34,6 +34,14 @@ def names(prefix: str, count: int) -> list[str]:
             ],
         ),
         (
+            [*names("model.layers", 3), *names("visual.blocks", 2), *names("visual.merger.mlp", 1)],
+            {"num_hidden_layers": 3, "vision_config": {"depth": 2}},
+            [
+                LayerStack("model.layers", 3, (("num_hidden_layers",),)),
+                LayerStack("visual.blocks", 2, (("vision_config", "depth"),)),
+            ],
+        ),
+        (
             [*names("encoder.block", 2), *names("decoder.block", 2)],
             {"num_layers": 2, "num_decoder_layers": 2},
             [

@@ -216,6 +216,52 @@ def test_keys_that_mean_nothing_are_told_and_slips_are_errors(
     assert str(error.value.where) == "config.yml:6:1"
 
 
+def test_of_a_key_that_comes_twice_the_last_one_counts_and_is_told(
+    models: dict[str, Tensors], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = LINEAR.replace("{ weight: 0.25 }", "{ weight: 0.5, weight: 0.25 }")
+    assert command(configuration(text), "out", "--quiet", "--no-sync") == 0
+    assert "config.yml:2:46: 'weight' is also at config.yml:2:33: this one counts" in capsys.readouterr().err
+    one, two = models["one"], models["two"]
+    close(Path("out"), {name: 0.25 * one[name] + 0.75 * layer_of(name) / 3 * two[name] for name in one})
+
+
+VISUAL = """
+    merge_method: linear
+    modules:
+      text_decoder:
+        slices:
+          - sources: [{ model: a, layer_range: [0, 2] }, { model: b, layer_range: [1, 3] }]
+        parameters: { weight: 1 }
+      vision_tower:
+        models: [{ model: a, parameters: { weight: [1, 3] } }, { model: b, parameters: { weight: 1 } }]
+      multi_modal_projector:
+        models: [{ model: a, parameters: { weight: 3 } }, { model: b, parameters: { weight: 1 } }]
+"""
+
+
+def test_parts_of_a_model_that_sees_are_found_by_their_names(models: dict[str, Tensors]) -> None:
+    names = [f"model.layers.{number}.w" for number in range(3)] + [f"visual.blocks.{number}.w" for number in range(2)]
+    names += ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", "visual.patch_embed.weight"]
+    names += ["visual.merger.mlp.0.weight"]
+    config = {"num_hidden_layers": 3, "vision_config": {"depth": 2}}
+    made = {}
+    for seed, model in enumerate(("a", "b")):
+        rng = np.random.default_rng(seed)
+        drawn = {name: rng.standard_normal(3 if "norm" in name else (2, 3)).astype("f4") for name in names}
+        made[model] = write_model(Path(model), drawn, config)
+    a, b = made["a"], made["b"]
+    expected = {name: (a[name] + b[name]) / 2 for name in names if name.startswith(("model.", "lm_head"))}
+    del expected["model.layers.2.w"]
+    expected |= {f"model.layers.{n}.w": (a[f"model.layers.{n}.w"] + b[f"model.layers.{n + 1}.w"]) / 2 for n in (0, 1)}
+    weights = {"visual.blocks.0.w": 1, "visual.blocks.1.w": 3, "visual.patch_embed.weight": 1}
+    weights["visual.merger.mlp.0.weight"] = 3
+    expected |= {name: (w * a[name] + b[name]) / (w + 1) for name, w in weights.items()}
+    out = merged(VISUAL)
+    close(out, expected)
+    assert config_of(out)["num_hidden_layers"] == 2
+
+
 def test_integers_that_differ_are_told(models: dict[str, Tensors]) -> None:
     Path("files").mkdir()
     for name, count in (("a", 1), ("b", 2)):
@@ -243,6 +289,7 @@ def test_integers_that_differ_are_told(models: dict[str, Tensors]) -> None:
         ("models:", "slices:", "2:5", "a slice has no sources"),
         ("models:", "mdoels:", "1:1", "unknown key 'mdoels'"),
         ("normalize: false", "normalize: perhaps", "5:26", "normalize"),
+        ("normalize: false", "normalize: 2.0", "5:26", "normalize"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place_and_nothing_is_written(

@@ -14,14 +14,15 @@ from surgery_jax.language.nodes import Mapping, node_of
 from surgery_jax.mergekit.settings import check_settings, resolve, value_at
 
 
-def at(text: str, tensor: str = "", position: float = 0.0) -> object:
-    found = value_at(parse_yaml(f"v: {text}", "config.yml", interpolate=False).entries["v"], tensor, position)  # type: ignore[union-attr]
+def at(text: str, tensor: str = "", position: float = 0.0, kind: str = "number") -> object:
+    node = parse_yaml(f"v: {text}", "config.yml", interpolate=False).entries["v"]  # type: ignore[union-attr]
+    found = value_at(node, kind, tensor, position)
     return found and found.value
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=9), st.floats(0, 1))
 def test_a_gradient_is_piecewise_linear(values: list[float], position: float) -> None:
-    found = value_at(node_of(values, Mark("config.yml", 1, 1)), "", position)
+    found = value_at(node_of(values, Mark("config.yml", 1, 1)), "number", "", position)
     assert found is not None
     np.testing.assert_allclose(
         found.value, np.interp(position * (len(values) - 1), range(len(values)), values), atol=1e-9
@@ -50,13 +51,36 @@ def test_a_value_is_that_of_the_first_filter_in_the_name(
     assert at(text, tensor, position) == value
 
 
+@pytest.mark.parametrize(
+    ("kind", "text", "value"),
+    [
+        ("boolean", "1.0", True),
+        ("boolean", "0", False),
+        ("boolean", "'yes'", True),
+        ("boolean", "'1'", True),
+        ("boolean", "[{ filter: w, value: 0.0 }, { value: 1.0 }]", False),
+        ("boolean", "[1.0, 0.0]", True),  # not 0.5 in the middle
+        ("boolean", "2", 2),
+        ("boolean", "'perhaps'", "perhaps"),
+        ("integer", "1200.0", 1200),
+        ("integer", "'7'", 7),
+        ("integer", "7.5", 7.5),
+        ("number", "1.0", 1.0),
+        ("number", "'true'", "true"),
+    ],
+)
+def test_a_value_is_of_the_kind_of_its_parameter_or_stays_to_be_refused(kind: str, text: str, value: object) -> None:
+    found = at(text, "w", 0.5, kind)
+    assert (type(found), found) == (type(value), value)
+
+
 def test_the_first_scope_that_says_something_counts() -> None:
     scopes = [
         parse_yaml(text, "config.yml", interpolate=False)
         for text in ("weight: { filter: mlp, value: 1 }", "density: 3", "weight: 2")
     ]
     assert all(isinstance(scope, Mapping) for scope in scopes)
-    assert [resolve("weight", scopes, name, 0.0).value for name in ("mlp", "attn")] == [1, 2]  # type: ignore[arg-type, union-attr]
+    assert [resolve("weight", "number", scopes, name, 0.0).value for name in ("mlp", "attn")] == [1, 2]  # type: ignore[arg-type, union-attr]
 
 
 @pytest.mark.parametrize(

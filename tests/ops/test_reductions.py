@@ -115,7 +115,7 @@ from surgery_jax import Problems
 tensors = {f"w.{i}": np.random.default_rng(i).standard_normal((300, 400)).astype("f4") for i in range(12)}
 bench = Bench(Path("devices"), m=tensors)
 said = []
-for devices in (1, 2, 8):
+for devices in (1, 3):
     try:
         bench.report([{"assert": {"norm": {"of": ".+", "lt": -1}}}], devices=devices)
     except Problems as failed:
@@ -124,6 +124,6 @@ print(json.dumps([jax.device_count(), said]))
 """
 
 
-def test_a_norm_is_the_same_on_one_device_and_on_eight(tmp_path: Path) -> None:
-    count, said = simulated(PROGRAM, tmp_path)
-    assert count == 8 and len(said) == 3 and len(set(said)) == 1
+def test_a_norm_is_the_same_on_one_device_and_on_three(tmp_path: Path) -> None:
+    count, said = simulated(PROGRAM, tmp_path, devices=3)
+    assert count == 3 and len(said) == 2 and len(set(said)) == 1

@@ -6,14 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from memory_place import MemoryPlace
 from running import write_checkpoint
 
-from surgery_jax import Options, Problems, batch, load_plan, plan_of, run
+from surgery_jax import Options, Problems, batch, check, load_plan, plan_of, run
 from surgery_jax.api import compile_plan
 from surgery_jax.cli.main import main
 from surgery_jax.core.errors import AssertionFailed, StorageError
 from surgery_jax.core.notes import Note
 from surgery_jax.execute.observers import Observer
+from surgery_jax.storage.places.found import place_of
 
 CONFIG = """{
   "architectures": [ "LlamaForCausalLM" ],
@@ -298,11 +300,46 @@ def test_what_cannot_be_is_an_error_before_anything_is_written(
     assert [path.name for path in model.parent.iterdir()] == ["m"]
 
 
-@pytest.mark.parametrize("text", ["[1]", '{"b": 1, "b": 2}'])
-def test_what_a_config_says_must_be_an_object_with_every_key_once(model: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["[1]", '{"b": 1, "b": 2}', "", "null", "{"])
+@pytest.mark.parametrize("steps", [[{"config": {"set": {"a": 1}}}], []])
+def test_what_a_config_says_must_be_an_object_with_every_key_once(model: Path, text: str, steps: Any) -> None:
     lay(model, {"config.json": text})
     with pytest.raises(Problems, match="no JSON object"):
-        go(model, [{"config": {"set": {"a": 1}}}])
+        go(model, steps)
+    if not steps:
+        assert documents(go(model, steps, config_check=False))["config.json"] == text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[1]", r"config\.json:1:1: .* no JSON object\n.*\[1\]"),
+        ("null", "null"),
+        ('{\n "a" 1}', r"config\.json:2:6: .*"),
+    ],
+)
+def test_expressions_over_a_config_that_is_no_object_say_where(model: Path, text: str, words: str) -> None:
+    lay(model, {"config.json": text})
+    (model.parent / "p.yaml").write_text(f"inputs: ['m::{model}']\ntransforms: [{{ note: '${{config.a}}' }}]\n")
+    with pytest.raises(StorageError, match=words) as caught:
+        load_plan(model.parent / "p.yaml")
+    assert caught.value.exit_code == 3
+
+
+def test_expressions_speak_of_the_config_of_an_input_wherever_it_is(model: Path) -> None:
+    place = place_of("mem://")
+    assert isinstance(place, MemoryPlace)
+    files = place.files
+    files.clear()
+    go(model, [], {"path": "out"})
+    for file in (model.parent / "out").iterdir():
+        if file.is_file():
+            files[f"mem://bucket/m/{file.name}"] = bytearray(file.read_bytes()), 0
+    (model.parent / "p.yaml").write_text(
+        "inputs: ['m::mem://bucket/m']\ntransforms: [{ note: '${config.model_type}' }]\n"
+    )
+    assert "llama" in str(check(load_plan(model.parent / "p.yaml")).symbolic.warnings[0])
+    files.clear()
 
 
 def test_documents_that_are_there_are_replaced_only_if_that_is_asked_for(model: Path) -> None:

@@ -35,6 +35,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "phi3": {},
     "mixtral": {"num_experts_per_tok": 2, "num_local_experts": 4},
     "qwen2_moe": MOE | {"num_experts": 4, "mlp_only_layers": [1]},
+    "gemma2": {"head_dim": 8, "sliding_window": 8, "hidden_activation": "gelu_pytorch_tanh"},
     "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 3, "vocab_size": 96, "n_positions": 64, "hidden_size": None},
 }
 BOTH = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -149,13 +150,92 @@ def test_lists_and_numbers_of_layers_follow(tmp_path: Path) -> None:
     assert (found["no_rope_layers"], found["mlp_only_layers"]) == ([1, 0, 0, 1], [1, 2])
     assert (found["num_hidden_layers"], found["max_window_layers"]) == (4, 3)
     del told["layer_types"]
-    path.write_text(json.dumps(told | {"decoder_sparse_step": 2, "mlp_only_layers": []}))
+    path.write_text(json.dumps(told | {"decoder_sparse_step": 2, "mlp_only_layers": [], "use_sliding_window": False}))
     # layers 0 and 2 have no experts then, which these tensors have; only the config is looked at
     plan = load_plan(PLANS / "prune_layers.yaml", f"source={source}", f"output={tmp_path / 'p'}", "drop=[0]")
     run(plan, Options(sync=False, config_check=False))
     found = config(tmp_path / "p")
     assert (found["decoder_sparse_step"], found["mlp_only_layers"]) == (1, [1])
-    assert found["layer_types"] == ["full_attention", "sliding_attention"]
+
+
+# Models whose layers are of several kinds, without the list that says which; the last have other lists.
+COUNTED: dict[str, dict[str, Any]] = {
+    "cohere2": {}, "gemma2": {}, "gemma3_text": {}, "gpt_oss": {}, "olmo3": {}, "vaultgemma": {},
+    "qwen3_next": {}, "qwen3_5_text": {}, "qwen3_5_moe_text": {}, "smollm3": {}, "llama4_text": {},
+    "gemma3_text, in three": {"sliding_window_pattern": 3},
+    "qwen3_next, in two": {"full_attention_interval": 2},
+    "smollm3, in two": {"no_rope_layer_interval": 2},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 5},
+    "qwen3": {"use_sliding_window": True, "max_window_layers": 2},
+    "llama4_text, half of experts": {"interleave_moe_layer_step": 2, "moe_layers": [1, 3, 5, 7]},
+    "lfm2_moe": {"num_dense_layers": 2, "layer_types": ["conv", "full_attention"] * 4},
+    "gpt_neo": {"num_layers": 8, "attention_types": [[["global", "local"], 2], [["local"], 4]]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", COUNTED)
+def test_layers_of_several_kinds_keep_theirs_where_no_list_says_which(kind: str, tmp_path: Path) -> None:
+    """The config alone, as transformers reads it, before and after."""
+    more = {"num_hidden_layers": 8} | COUNTED[kind]
+    source, tensors = tmp_path / "m", {f"model.layers.{n}.x.weight": np.full((2, 2), n, "f4") for n in range(8)}
+    write_checkpoint(source / "model.safetensors", tensors)
+    known = {"architectures": ["X"], "model_type": kind.partition(",")[0]}
+    (source / "config.json").write_text(json.dumps(known | more))
+    after = transformers.AutoConfig.from_pretrained(go("prune_layers", source, tmp_path / "o", "drop=[0, 1, 4]"))
+    before = transformers.AutoConfig.from_pretrained(source)
+    kept = [2, 3, 5, 6, 7]
+    for key in ("layer_types", "no_rope_layers", "attention_layers"):
+        if getattr(before, key, None):
+            assert getattr(after, key) == [getattr(before, key)[n] for n in kept]
+    if kind.endswith("experts"):
+        assert after.moe_layers == [1, 2, 4]
+    assert getattr(after, "num_dense_layers", 0) == 0
+
+
+def test_a_gemma_without_a_list_of_its_layers_computes_as_one_without_a_layer(tmp_path: Path) -> None:
+    source, made = model("gemma2", tmp_path)
+    told = {key: value for key, value in config(source).items() if key != "layer_types"}
+    (source / "config.json").write_text(json.dumps(told))
+    place = go("prune_layers", source, tmp_path / "o", "drop=[1]")
+    made.model.layers.pop(1)
+    made.config.num_hidden_layers = 2
+    made.config.layer_types.pop(1)
+    made.model.layers[1].self_attn.layer_idx = 1
+    assert_computes(place, made)
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"model_type": "qwen2_moe", "use_sliding_window": True, "sliding_window": 8}, "look back over the window"),
+        ({"model_type": "exaone4", "sliding_window": 8}, "look back over the window"),
+        ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True"),
+        ({"model_type": "gemma3n_text", "layer_types": ["a"] * 3, "num_kv_shared_layers": 1}, "depends on its number"),
+        ({"model_type": "ernie4_5_moe", "moe_layer_interval": 2}, "moe_layer_interval 2"),
+        ({"model_type": "lfm2_moe", "num_dense_layers": 1}, "a dense layer would come after one with experts"),
+        ({"model_type": "other"}, r"count: .*mlp\.gate\.weight"),
+    ],
+)
+def test_layers_of_which_nothing_tells_their_kind_are_refused(told: Any, words: str, tmp_path: Path) -> None:
+    source = tmp_path / "m"
+    tensors = {f"model.layers.{n}.mlp.up.weight": np.zeros((2, 2), "f4") for n in range(3)}
+    write_checkpoint(source / "model.safetensors", tensors | {"model.layers.1.mlp.gate.weight": np.zeros(2, "f4")})
+    (source / "config.json").write_text(json.dumps({"num_hidden_layers": 3} | told))
+    with pytest.raises((PlanError, Problems, AssertionFailed), match=words):
+        go("depth_upscale", source, tmp_path / "o", "keep_first=2", "keep_last=3")
+
+
+def test_layers_that_predict_further_tokens_are_left_out_and_this_is_told(tmp_path: Path) -> None:
+    source = tmp_path / "m"
+    tensors = {f"model.layers.{n}.mlp.up.weight": np.zeros((2, 2), "f4") for n in range(4)}
+    write_checkpoint(source / "model.safetensors", tensors)
+    told = {"model_type": "deepseek_v3", "num_hidden_layers": 3, "num_nextn_predict_layers": 1}
+    (source / "config.json").write_text(json.dumps(told))
+    plan = load_plan(PLANS / "prune_layers.yaml", f"source={source}", f"output={tmp_path / 'o'}", "drop=[0]")
+    report = run(plan, Options(sync=False))
+    assert "num_nextn_predict_layers in config.json, are left out" in str(report.warnings[0])
+    assert config(tmp_path / "o")["num_nextn_predict_layers"] == 0
+    assert len(read_checkpoint(tmp_path / "o")) == 2
 
 
 def test_a_number_that_counts_layers_without_a_list_is_refused(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_strict_refuses_what_is_neither_used_nor_dropped(place: Path) -> None:
     run(plan_of(content), QUICK)
     untouched = json.loads(Path("out/surgery.tensors.json").read_text())["accounting"]["untouched"]
     assert untouched == ["x::b", "n::"]
-    with pytest.raises(PlanError, match="2 tensors of the inputs are neither used nor dropped") as caught:
+    with pytest.raises(PlanError, match="the inputs hold what is neither used nor dropped") as caught:
         run(plan_of(content | {"output": "other"}), Options(strict=True))
     assert caught.value.found == "x::b, all of n" and not Path("other").exists()
     make("fine", strict=True)
@@ -195,6 +195,36 @@ def test_verify_names_what_differs_is_missing_and_is_extra(place: Path) -> None:
     make("less", [{"delete": {"target": "norm"}}, {"copy": {"from": r"h\.1\.up", "to": "new"}}], source="out")
     found = verify("less", "out")
     assert (found.tensors_missing, found.tensors_extra) == (("norm",), ("new",))
+
+
+@pytest.mark.parametrize(
+    ("format", "name"),
+    [
+        ("safetensors", "model.safetensors.index.json"), ("safetensors", "model-00002-of-00003.safetensors"),
+        ("torch", "pytorch_model.bin.index.json"), ("torch", "pytorch_model-00002-of-00003.bin"),
+        ("orbax", "commit_success.txt"), ("orbax", "norm/.zarray"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_not_read_or_without_which_nothing_can_be_is_missing_too(
+    place: Path, format: str, name: str
+) -> None:
+    make({"path": "out", "format": format} | ({} if format == "orbax" else {"shard": "25KB"}))
+    (place / "out" / name).unlink()
+    found = verify("out")
+    assert not found.holds and found.files_missing == (name,)
+    shutil.copytree("out", "copy")
+    assert verify("copy", "out").files_missing == (name,)
+
+
+def test_a_file_in_another_format_is_verified_by_the_receipt_of_a_file(place: Path) -> None:
+    make("out.safetensors", receipt_path="out.json")
+    convert("out.safetensors", "copy.msgpack", QUICK)
+    shutil.copy("out.safetensors", "same.safetensors")
+    for copy, is_same in (("copy.msgpack", False), ("same.safetensors", True), ("out.safetensors", True)):
+        found = verify(copy, "out.json")
+        assert found.holds and found.same_files == is_same
+    flip(Path("copy.msgpack"), 40_000)
+    assert verify("copy.msgpack", "out.json").tensors_differing
 
 
 def test_without_digests_of_tensors_only_the_same_files_are_verified(place: Path) -> None:
@@ -339,6 +369,56 @@ def test_the_tool_of_openssf_accepts_what_is_signed(place: Path, keys: Any, form
         tool.verify("out", "out/model.sig")
 
 
+def test_a_repository_of_git_is_no_part_of_what_is_signed_and_verified(place: Path, keys: Any) -> None:
+    verifying = pytest.importorskip("model_signing.verifying")
+    private, public = keys("SECP256R1")
+    for name in (".git/objects/1", ".github/ci.yml", ".gitattributes"):
+        (place / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / "out" / name).write_text("one")
+    make("out", sign=private)
+    (place / "out/.git/objects/1").write_text("another")
+    (place / "out/.git/objects/2").write_text("more")
+    verifying.Config().use_elliptic_key_verifier(public_key=public).verify("out", "out/model.sig")
+    assert verify("out", public_key=public).holds
+    assert not [name for name in read_receipt("out").table["files"] if name.startswith(".git")]
+
+
+@pytest.mark.parametrize("target", ["../elsewhere/file", "../elsewhere", "nowhere"])
+def test_symbolic_links_beside_an_output_are_named_before_it_is_signed(place: Path, keys: Any, target: str) -> None:
+    private, _ = keys("SECP256R1")
+    (place / "out").mkdir()
+    (place / "elsewhere").mkdir()
+    (place / "elsewhere/file").write_text("one")
+    (place / "out/link").symlink_to(target)
+    with pytest.raises(PlanError, match="covers no symbolic links") as caught:
+        make("out", sign=private)
+    assert caught.value.found == "link" and [*(place / "out").iterdir()] == [place / "out/link"]
+    make("out")
+
+
+def test_a_key_that_cannot_sign_is_told_by_its_kind(place: Path) -> None:
+    pytest.importorskip("cryptography")
+    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+    from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption
+    from cryptography.hazmat.primitives.serialization import PrivateFormat as Form
+
+    def told(key: Any, encryption: Any) -> str:
+        (place / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, Form.PKCS8, encryption))
+        with pytest.raises(PlanError) as caught:
+            make("out", sign="key.pem")
+        return f"{caught.value.problem}: {caught.value.found}"
+
+    assert told(rsa.generate_private_key(65537, 2048), NoEncryption()) == "a key of another kind: RSAPrivateKey"
+    assert (
+        told(ec.generate_private_key(ec.SECP256K1()), NoEncryption())
+        == "a key of another kind: one of the curve secp256k1"
+    )
+    locked = told(ec.generate_private_key(ec.SECP256R1()), BestAvailableEncryption(b"word"))
+    assert locked.startswith("the key is encrypted")
+    with pytest.raises(PlanError, match="cannot read the key: No such file"):
+        make("out", sign="nothing.pem")
+
+
 def test_signatures_of_others_and_changed_receipts_are_refused(place: Path, keys: Any) -> None:
     private, public = keys("SECP256R1")
     _, other = keys("SECP384R1")
@@ -379,6 +459,55 @@ def test_a_lineage_of_three_steps_is_proven_link_by_link(place: Path, keys: Any)
     make("one", [], source="m")
     (two,) = lineage("three").parents
     assert two.parents[0].end == "its receipt is of another model-00001-of-00001.safetensors than this one was made of"
+
+
+def test_a_lineage_goes_through_every_format(place: Path) -> None:
+    formats = ("dcp", "orbax", "torch", "safetensors")
+    for source, format in zip(("m", *formats), formats, strict=False):
+        convert(source, format, QUICK, format=format)
+    found, chain = lineage("safetensors"), []
+    while found.parents:
+        (found,) = found.parents
+        chain.append((Path(found.path).name, found.end))
+    assert chain == [("torch", ""), ("orbax", ""), ("dcp", ""), ("m", "no receipt lies beside it")]
+
+
+def test_what_lies_beside_an_orbax_checkpoint_is_no_input(place: Path) -> None:
+    convert("m", "source", QUICK, format="orbax")
+    make("one", [], source="source")
+    convert("m", "source", Options(sync=False, overwrite=True), format="orbax")  # with a receipt of another time
+    (place / "source/.git").mkdir()
+    (place / "source/.git/HEAD").write_text("main")
+    make("two", [], source="source")
+    assert read_receipt("one").comparable == read_receipt("two").comparable
+    assert replay("one").holds
+
+
+@pytest.mark.parametrize("path", ["m", "m/model.safetensors", "nothing"])
+def test_who_names_no_receipt_is_told_where_receipts_lie(place: Path, path: str) -> None:
+    for read in (replay, lineage):
+        with pytest.raises(StorageError) as caught:
+            read(path)
+        assert caught.value.hint == "a receipt lies in the directory that it is of, or where --receipt wrote it"
+
+
+def test_a_renamed_receipt_finds_its_table_under_both_names(place: Path) -> None:
+    make("out")
+    for name, table in (("told.json", "surgery.tensors.json"), ("other.json", "other.tensors.json")):
+        shutil.copy("out/surgery.receipt.json", name)
+        with pytest.raises(StorageError) as caught:
+            replay(name)
+        assert caught.value.hint == "the table of a receipt lies beside it: copy surgery.tensors.json there too"
+        shutil.copy("out/surgery.tensors.json", table)
+        assert replay(name).holds
+        Path("surgery.tensors.json").unlink(missing_ok=True)
+
+
+def test_a_file_in_the_place_of_a_directory_is_told(place: Path) -> None:
+    make("out", [])
+    with pytest.raises(StorageError, match="not those of the receipt") as caught:
+        replay("out", inputs={"m": "m/model.safetensors"})
+    assert caught.value.found == "m: a directory then, and a file now"
 
 
 # ------------------------------------------------------------------------------------------------- hostile contents

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from pods import wait_for
 
 from surgery_jax.session.claims import Claims, Lost, claim_of
 
@@ -154,8 +155,7 @@ def test_claims_renew_themselves(folder):
     with Claims(folder, lease=0.6) as own:
         own.take("a", "a")
         before = claim_of(folder, "a").seen
-        time.sleep(0.5)
-        assert claim_of(folder, "a").seen > before
+        wait_for(lambda: claim_of(folder, "a").seen > before)
         own.check(["a"])
 
 

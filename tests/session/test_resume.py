@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pods import wait_for
+from rebooting import reboot
 from running import write_checkpoint
 from safetensors.numpy import load_file
 
@@ -23,6 +24,7 @@ from surgery_jax.execute.observers import Pass
 from surgery_jax.execute.report import Report
 from surgery_jax.execute.tasks import Task
 from surgery_jax.session.batch import batch
+from surgery_jax.storage.boots import boot_of
 from surgery_jax.storage.clearing import cleared
 from surgery_jax.storage.journal import Finished, Journal, finished, framed, rewrite, unframed
 from surgery_jax.storage.stages import Stage
@@ -239,6 +241,8 @@ def test_bytes_that_are_not_what_was_written_are_written_again(place: Place) -> 
         built.write_bytes(content[:20_000] + bytes(len(content) - 20_000))
         if sync:  # all was brought to the disk: to lose it is not what a power cut does
             built.write_bytes(content)
+        for journal in place.hidden[0].glob("done-*"):
+            reboot(journal)
         report, _ = place.resume(plan)
         assert (report.bytes_resumed > 0) == sync
         assert place.files("out.safetensors") == expected
@@ -355,22 +359,24 @@ def test_a_batch_goes_on_inside_its_jobs(place: Place) -> None:
 
 
 def test_a_record_that_was_not_written_whole_is_cut_off_and_what_follows_counts(tmp_path: Path) -> None:
-    first = Finished(((0, 0, 10), (0, 20, 10), (0, 40, 10)), 7, True, "k" * 32, b"found")
-    second = Finished(((1, 5, 3),), None, False, "", b"")
+    first = Finished(((0, 0, 10), (0, 20, 10), (0, 40, 10)), True, "k" * 32, b"found")
+    second = Finished(((1, 5, 3),), False, "", b"")
     journal = Journal(tmp_path / "done-0")
     journal.add(first)
     journal.mark(journal.length)
     journal.add(second)
     journal.close()
+    reboot(tmp_path / "done-0")
     whole = (tmp_path / "done-0").read_bytes()
+    later = second._replace(is_sure=boot_of(tmp_path) != b"")
     for length in range(len(whole)):
         (tmp_path / "done-0").write_bytes(whole[:length])
         found = finished(tmp_path / "done-0", [100, 100])
-        assert found in ([], [first._replace(is_synced=False)], [first])
+        assert found in ([], [first._replace(is_sure=False)], [first])
         again = Journal(tmp_path / "done-0")
         again.add(second)
         again.close()
-        assert finished(tmp_path / "done-0", [100, 100]) == [*found, second]
+        assert finished(tmp_path / "done-0", [100, 100]) == [*found, later]
     assert finished(tmp_path / "done-0", [100, 4]) == [first]  # beyond the end of a file
     with pytest.raises(BlockingIOError):
         open_twice = [Journal(tmp_path / "done-0"), Journal(tmp_path / "done-0")]
@@ -378,16 +384,28 @@ def test_a_record_that_was_not_written_whole_is_cut_off_and_what_follows_counts(
 
 
 def test_a_mark_speaks_of_what_its_own_process_has_noted(tmp_path: Path) -> None:
-    old, new = (Finished(((0, at, 10),), 7, False, "", b"") for at in (0, 50))
+    old, new = (Finished(((0, at, 10),), False, "", b"") for at in (0, 50))
     for done in (old, new):
         journal = Journal(tmp_path / "done-0")
         journal.add(done)
         if done is new:
             journal.mark(journal.length)
         journal.close()
-    assert finished(tmp_path / "done-0", [100]) == [old, new._replace(is_synced=True)]
-    rewrite(tmp_path / "done-0", [], [old, new._replace(is_synced=True)])
-    assert finished(tmp_path / "done-0", [100]) == [new._replace(is_synced=True), old]
+    reboot(tmp_path / "done-0")
+    assert finished(tmp_path / "done-0", [100]) == [old, new._replace(is_sure=True)]
+
+
+def test_what_was_written_is_there_while_the_system_runs_that_it_was_given_to(tmp_path: Path) -> None:
+    path, done = tmp_path / "done-0", Finished(((0, 0, 10),), False, "", b"")
+    journal = Journal(path)
+    journal.add(done)
+    journal.close()
+    is_kept = boot_of(path) != b""  # not by every file system
+    assert finished(path, [100]) == [done._replace(is_sure=is_kept)]
+    reboot(path)
+    assert finished(path, [100]) == [done]
+    rewrite(path, [], [done])  # as it has been compared
+    assert finished(path, [100]) == [done._replace(is_sure=is_kept)]
 
 
 def test_a_journal_of_a_stranger_speaks_only_of_bytes_that_there_are(tmp_path: Path) -> None:
@@ -396,7 +414,7 @@ def test_a_journal_of_a_stranger_speaks_only_of_bytes_that_there_are(tmp_path: P
     sizes = [100, 40]
     bodies = [bytes(draw.randrange(256) for _ in range(draw.randrange(90))) for _ in range(500)]
     honest = Journal(tmp_path / "done-0")
-    honest.add(Finished(((0, 0, 10), (0, 20, 10), (1, 30, 10)), 7, False, "k" * 32, b"found"))
+    honest.add(Finished(((0, 0, 10), (0, 20, 10), (1, 30, 10)), False, "k" * 32, b"found"))
     honest.mark(honest.length)
     honest.close()
     bodies += [body for _, body in unframed((tmp_path / "done-0").read_bytes())]

@@ -20,8 +20,7 @@ def journals(root: Path) -> list[Path]:
     return [path for path in root.glob(".out*/done-*") if path.stat().st_size]
 
 
-@pytest.mark.parametrize("size", [1, 3])
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize(("lost", "size"), [(0, 3), (1, 1)])
 def test_a_run_that_lost_a_process_is_gone_on_with_by_others(tmp_path: Path, lost: int, size: int) -> None:
     draw = np.random.default_rng(2)
     tensors = {f"w{n}": draw.standard_normal(400_000 + n).astype(np.float32) for n in range(60)}

@@ -175,7 +175,7 @@ def test_what_cannot_be_taken_over_from_is_an_error_that_says_what_can() -> None
     for missing in ("nothing", "m", "m/model.safetensors"):
         with pytest.raises(StorageError) as refused:
             made([HALVE], reuse=missing)
-        assert "a directory with a receipt" in str(refused.value.hint)
+        assert "a receipt lies in the directory" in str(refused.value.hint)
     for options in ({"receipt": False}, {"digest": "none"}):
         with pytest.raises(PlanError, match="proven by its digests"):
             made([HALVE], reuse="old", **options)

@@ -17,7 +17,7 @@ from safetensors.numpy import load
 
 from surgery_jax import Options, batch, diff, inspect, plan_of, run
 from surgery_jax.cli.main import main
-from surgery_jax.core.errors import Problems, StorageError
+from surgery_jax.core.errors import StorageError
 from surgery_jax.storage.formats import open_checkpoint
 from surgery_jax.storage.places.base import Place, fill
 from surgery_jax.storage.places.found import place_of
@@ -80,17 +80,12 @@ def test_torch_files_are_written_to_and_read_from_a_place(memory: Any, source: P
         assert_same_bits(array, TENSORS[name])
 
 
-@pytest.mark.parametrize("format", ["dcp", "flax"])
+@pytest.mark.parametrize("format", ["dcp", "flax", "orbax"])
 def test_other_formats_go_through_a_place_unchanged(format: str, memory: Any, source: Path) -> None:
     path = "mem://b/x.msgpack" if format == "flax" else "mem://b/x"
     go([], {"path": path, "format": format}, f"m::{source}")
     assert open_checkpoint(path).format == format
     assert diff(path, str(source)).is_empty
-
-
-def test_orbax_says_that_it_needs_a_local_directory(memory: Any, source: Path) -> None:
-    with pytest.raises(Problems, match="local directories only"):
-        go([], {"path": "mem://b/x", "format": "orbax"}, f"m::{source}")
 
 
 def test_inspect_reads_headers_statistics_and_documents_of_a_place(memory: Any, source: Path, capsys: Any) -> None:

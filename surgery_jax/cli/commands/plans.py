@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from ...core.errors import PlanError, nearest
+from ...core.errors import PlanError, listing, nearest
 from ..command import Argument, Command
 from ..streams import emit
 
@@ -36,8 +36,8 @@ class Plans(Command):
             near = nearest(args.plan, names, 1)
             raise PlanError(
                 f"no plan is called {args.plan!r}",
-                expected="one of " + ", ".join(names),
-                hint=f"did you mean {near[0]}?" if near else None,
+                expected=f"one of {listing(names)}",
+                hint=f"did you mean {near[0]}?" if near else "surgery-jax plans lists them all",
             )
         text = _text(file)
         root = parse_yaml(text, str(file), interpolate=False)

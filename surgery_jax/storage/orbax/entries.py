@@ -4,7 +4,7 @@ others are decoded by TensorStore."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -12,30 +12,32 @@ from typing import TYPE_CHECKING
 
 from ...core.errors import StorageError, listing
 from ..base import Blocks, Entry, Extent
-from ..files import File
+from .values import HeldValue
 from .zarr import INDEX, ZarrArray, leading_axis
 
 if TYPE_CHECKING:
     import numpy
     import tensorstore
 
-__all__ = ["entry_of"]
+__all__ = ["OpenArray", "entry_of"]
 
-# What stands for the keys of an array below its directory: file and size; None where it cannot be told
-Places = Mapping[str, tuple[str, int] | None]
+Places = Mapping[str, HeldValue]  # the keys of an array below its directory
+
+# Gives the array of TensorStore: whether missing chunks are full of the fill value, and the keys of those that matter
+OpenArray = Callable[[bool, Iterable[str]], "tensorstore.TensorStore"]
 
 
 def entry_of(
     array: ZarrArray,
     places: Places,
     has_holes: bool,
-    open_array: Callable[[bool], tensorstore.TensorStore],
+    open_array: OpenArray,
     where: Path,
 ) -> Entry:
     """How the bytes of an array are read.
 
     `places` are all keys below the array's directory but its metadata. With `has_holes` missing chunks are full of the
-    fill value, else they are an error. `open_array(has_holes)` gives the array of TensorStore.
+    fill value, else they are an error.
 
     Raises:
         StorageError: the chunks are not those of the shape, or have another length.
@@ -96,19 +98,18 @@ def _runs(array: ZarrArray, places: Places, where: Path) -> list[tuple[str, int,
     inner = math.prod(shape[axis + 1 :]) * dtype.itemsize
     runs = []
     for number, key in enumerate(array.keys()):
-        place = places[key]
-        if place is None:
+        held = places[key]
+        _check_length(where, held.path, stored + array.index_bytes, held.nbytes)
+        if held.inline is not None:
             return None
-        path, size = place
-        _check_length(where, path, stored + array.index_bytes, size)
-        begin = _shard_begin(array, path, size, stored) if array.packing == "shard" else 0
+        begin = _shard_begin(array, held, stored) if array.packing == "shard" else 0
         if begin is None:
             return None
         nbytes = stored
         if shape:
             at = number % array.grid[axis] * array.chunk[axis]
             nbytes = min(array.chunk[axis], shape[axis] - at) * inner
-        runs.append((path, begin, nbytes))
+        runs.append((held.path, held.offset + begin, nbytes))
     return runs if runs else None
 
 
@@ -122,16 +123,17 @@ def _check_length(where: Path, path: str, expected: int, found: int) -> None:
         )
 
 
-def _shard_begin(array: ZarrArray, path: str, size: int, stored: int) -> int | None:
+def _shard_begin(array: ZarrArray, held: HeldValue, stored: int) -> int | None:
     """Where the only chunk of a shard lies in it; None if there is none, which means the fill value."""
-    with File(Path(path)) as file:
-        begin, length = INDEX.unpack(file.at(size - array.index_bytes, INDEX.size))
+    size = held.nbytes
+    index = HeldValue(held.path, held.offset + size - array.index_bytes, INDEX.size).read()
+    begin, length = INDEX.unpack(index)
     if begin == length == (1 << 64) - 1:
         return None
     if length != stored or begin + length > size - array.index_bytes:
         raise StorageError(
             "the index of a shard is not true",
-            where=path,
+            where=held.path,
             expected=f"{stored} bytes before the index",
             found=f"{length} bytes at {begin} of {size}",
         )
@@ -140,7 +142,7 @@ def _shard_begin(array: ZarrArray, path: str, size: int, stored: int) -> int | N
 
 def _read(
     array: ZarrArray,
-    open_array: Callable[[bool], tensorstore.TensorStore],
+    open_array: OpenArray,
     is_whole: bool,
     where: Path,
     first: int,
@@ -159,7 +161,7 @@ def _read(
             outer //= length
         index = (*index, slice(begin, begin + rows))
     try:
-        stored = open_array(not is_whole)
+        stored = open_array(not is_whole, array.keys_within(index))
         if tuple(stored.shape) != shape or stored.dtype.numpy_dtype != dtype.numpy:
             raise ValueError(f"it changed to {stored.dtype.name}{list(stored.shape)}")
         found: numpy.ndarray = stored[index].read().result()

@@ -7,7 +7,7 @@ The tree is read from `_METADATA`, shapes and places from the metadata of the ar
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,9 @@ from ..base import Checkpoint, Format, Layout, no_part
 from ..documents import documents_beside
 from ..files import storage_error
 from ..leftovers import in_words
-from ..places.found import check_local
+from ..places.base import MARKER
+from ..places.found import is_local, place_of
+from ..proofs import is_of_git, proofs_in
 from .arrays import entries_apart, entries_together
 from .chunks import ChunkGrid, chunk_of, divided
 from .laid import ArraysApart, ArraysTogether, LaidArray, LaidArrays
@@ -99,7 +101,6 @@ class OrbaxFormat(Format):
         return self.part(self._read(path, prefix), prefix)
 
     def _read(self, path: Path, prefix: str) -> Checkpoint:
-        check_local(path, "Orbax checkpoints")
         if not path.is_dir():
             raise StorageError("an Orbax checkpoint is a directory", where=str(path))
         try:
@@ -120,7 +121,6 @@ class OrbaxFormat(Format):
         metadata: Mapping[str, str],
     ) -> Layout:
         """As `StandardCheckpointer` writes it, or with an item of a step, as `CheckpointManager` does."""
-        check_local(path, "Orbax checkpoints")
         _check_no_steps(path)
         settings = self.settings
         written = WrittenTree(str(path), tensors, TreeNote.of(metadata))
@@ -136,12 +136,10 @@ class OrbaxFormat(Format):
         above = f"{settings.item}/" if settings.item else ""
         files = tuple(replace(file, name=above + file.name) for file in arrays.files())
 
-        def finish(root: Path) -> None:
-            (root / settings.item).mkdir(exist_ok=True)
-            arrays.finish(root / settings.item)
-            for name, content in tables.items():
-                (root / name).parent.mkdir(exist_ok=True)
-                (root / name).write_bytes(content)
+        def finish(root: Path) -> Iterator[tuple[str, bytes]]:
+            for name, content in arrays.finish(root / settings.item):
+                yield above + name, content
+            yield from tables.items()
 
         return Layout(files, arrays.places, True, finish, arrays.rest)
 
@@ -276,20 +274,34 @@ def _read_item(path: Path, item: Path, prefix: str) -> Checkpoint:
     is_together = (item / MANIFEST).is_file()
     others: list[tuple[str, str]] = []
     read = entries_together if is_together else entries_apart
-    entries = read(item, leaves, has_holes, others)
+    used: set[str] = set()
+    entries = read(item, leaves, has_holes, others, used)
     told = in_words((name[len(prefix) + 1 :] if prefix else name, word) for name, word in others)
     if not entries:
         raise StorageError("the checkpoint holds no tensors", where=str(path), found="; ".join(told) or None)
-    documents = set(documents_beside(item, OrbaxFormat(), ()).values())
-    files = tuple(file for file in _files(str(item)) if file not in documents)
+    beside = {*documents_beside(item, OrbaxFormat(), ()).values(), *map(str, proofs_in(item))}
+    files = tuple(
+        file for file in _files(item, used) if file not in beside and not is_of_git(file[len(str(item)) + 1 :])
+    )
     return Checkpoint(str(path), OrbaxFormat.name, entries, metadata | note.metadata(), files, left_out=told)
 
 
-def _files(folder: str) -> list[str]:
-    """All files below a directory, in the order of their names."""
+def _files(item: Path, used: Collection[str]) -> list[str]:
+    """All files of an item, in the order of their names; `used` are those of its arrays."""
+    place = place_of(str(item))
+    if is_local(item):
+        return _files_below(str(item))
+    if place.lists:
+        names = {f"{item}/{name}" for name in place.below(str(item)) if name != MARKER}
+    else:
+        names = {*used, *(str(item / name) for name in OWN if (item / name).is_file())}
+    return sorted(names)
+
+
+def _files_below(folder: str) -> list[str]:
     with os.scandir(folder) as entries:
         found = sorted((entry.path, entry.is_dir()) for entry in entries)
-    return [path for place, is_folder in found for path in (_files(place) if is_folder else [place])]
+    return [path for place, is_folder in found for path in (_files_below(place) if is_folder else [place])]
 
 
 def _step_metadata(item: Path) -> tuple[dict[str, str], dict[str, object]]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from ...core.ranges import Parts
 from ...core.specs import Spec
 from ..base import LaidFile
+from ..places.base import Writer, fill
+from ..places.found import place_of
 from .chunks import ChunkGrid, encode_bytes, encode_chunk, encode_slab, encode_slab_bytes
 from .ocdbt import PlacedValue, encode_store
 from .tree import DATA, MANIFEST
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["ArraysApart", "ArraysTogether", "LaidArray", "LaidArrays"]
 
 _DATA_BYTES = 2 << 30  # of a file with values of several arrays
-_COPY = 4 << 20  # bytes that are copied at once
 
 
 class LaidSlab(NamedTuple):
@@ -112,8 +113,8 @@ class LaidArrays(ABC):
         """All files for bytes of tensors."""
 
     @abstractmethod
-    def finish(self, root: Path) -> None:
-        """Complete what is in a directory, when all bytes of tensors are there."""
+    def finish(self, root: Path) -> Iterator[tuple[str, bytes]]:
+        """What else belongs into a directory, when all bytes of tensors are there: names and contents."""
 
     def _place(self, name: str, parts: list[tuple[int, int, int]]) -> None:
         """(byte of the tensor, number of the file, offset) of where its bytes are and go on."""
@@ -144,33 +145,29 @@ class ArraysApart(LaidArrays):
     def files(self) -> list[LaidFile]:
         return self._files
 
-    def finish(self, root: Path) -> None:
-        """Give every chunk a file, and every array its metadata."""
+    def finish(self, root: Path) -> Iterator[tuple[str, bytes]]:
+        """A file for every chunk, and the metadata of every array."""
         for names in self._several:
-            _take_apart(root, names)
-        for name, content in self._described.items():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / name).write_bytes(content)
+            yield from _taken_apart(root, names)
+        yield from self._described.items()
 
 
-def _index_of(path: Path, count: int) -> list[tuple[int, int]]:
+def _index_of(file: Writer, path: Path, count: int) -> list[tuple[int, int]]:
     """Where the chunks lie in the file of a slab."""
-    length = count * INDEX.size + 4
-    with path.open("rb") as file:
-        file.seek(-length, os.SEEK_END)
-        return read_index(file.read(length))
+    tail = bytearray(count * INDEX.size + 4)
+    fill(file, path.stat().st_size - len(tail), memoryview(tail))
+    return read_index(bytes(tail))
 
 
-def _take_apart(root: Path, names: tuple[str, ...]) -> None:
-    """Leave to a file the first chunk that it holds, and give the others theirs."""
-    with (root / names[0]).open("r+b") as source:
-        (_, kept), *others = _index_of(root / names[0], len(names))
+def _taken_apart(root: Path, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
+    """The chunks of a file but the first, which is left in it."""
+    path = root / names[0]
+    with closing(place_of(str(path)).target(str(path))) as source:
+        (_, kept), *others = _index_of(source, path, len(names))
         for name, (offset, nbytes) in zip(names[1:], others, strict=True):
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            with (root / name).open("wb") as target:
-                source.seek(offset)
-                for at in range(0, nbytes, _COPY):
-                    target.write(source.read(min(_COPY, nbytes - at)))
+            content = bytearray(nbytes)
+            fill(source, offset, memoryview(content))
+            yield name, bytes(content)
         source.truncate(kept)
 
 
@@ -225,21 +222,20 @@ class ArraysTogether(LaidArrays):
             for number, (file, size) in enumerate(zip(self._files, self._sizes, strict=True))
         ]
 
-    def finish(self, root: Path) -> None:
-        """Write the tree."""
+    def finish(self, root: Path) -> Iterator[tuple[str, bytes]]:
+        """The tree."""
         entries: dict[str, bytes | PlacedValue] = dict(self._described)
         for (key,), number, offset, nbytes in self._values:
             name = _data(number)
             entries[key] = PlacedValue(name, offset, nbytes or (root / name).stat().st_size)
         for keys, number in self._indexed:
             name = _data(number)
-            places = _index_of(root / name, len(keys))
+            with closing(place_of(str(root)).target(str(root / name))) as file:
+                places = _index_of(file, root / name, len(keys))
             entries |= {key: PlacedValue(name, *place) for key, place in zip(keys, places, strict=True)}
         nodes = _data(len(self._files))
         manifest, tree = encode_store(entries, nodes)
-        (root / DATA).mkdir(exist_ok=True)
-        (root / nodes).write_bytes(tree)
-        (root / MANIFEST).write_bytes(manifest)
+        yield from [(nodes, tree), (MANIFEST, manifest)]
 
 
 def _data(number: int) -> str:

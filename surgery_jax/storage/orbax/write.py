@@ -61,11 +61,11 @@ class WrittenTree:
     def tables(self, metadata: Mapping[str, str], settings: Settings) -> dict[str, bytes]:
         """The files that are no arrays, by name; the mark of a finished checkpoint is the last. Those of an item of a
         step are in a directory of its name, and what tells of the step beside that."""
-        content = {name: json.dumps(table).encode() for name, table in self._item(settings).items()} | {COMMIT: b""}
+        content = {name: json.dumps(table).encode() for name, table in self._item(settings).items()} | {COMMIT: _DONE}
         step = {STEP[0]: json.dumps(self._step(metadata, settings)).encode()}
         if not settings.item:
             return step | content
-        return step | {f"{settings.item}/{name}": held for name, held in content.items()} | {COMMIT: b""}
+        return step | {f"{settings.item}/{name}": held for name, held in content.items()} | {COMMIT: _DONE}
 
     def _step(self, metadata: Mapping[str, str], settings: Settings) -> dict[str, object]:
         """What is told of the whole step; nothing of it depends on a clock."""
@@ -121,6 +121,7 @@ class WrittenTree:
         return {"array_metadata": row}
 
 
+_DONE = b"The checkpoint is whole\n"  # not all stores take objects without a byte
 _HANDLER = "orbax.checkpoint._src.handlers.pytree_checkpoint_handler.PyTreeCheckpointHandler"
 
 

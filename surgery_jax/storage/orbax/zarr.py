@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
@@ -70,7 +70,18 @@ class ZarrArray(NamedTuple):
 
     def keys(self) -> Iterator[str]:
         """The key of every chunk in row-major order."""
-        for index in product(*map(range, self.grid)):
+        return self._keys(map(range, self.grid))
+
+    def keys_within(self, index: Sequence[int | slice]) -> Iterator[str]:
+        """The keys of the chunks that hold a part of the array: a number or a slice with both ends for some of the
+        first axes, all of the others."""
+        spans = [(at, at + 1) if isinstance(at, int) else (at.start, at.stop) for at in index]
+        spans += [(0, length) for length in self.spec.shape[len(spans) :]]
+        chunks = zip(spans, self.chunk, strict=True)
+        return self._keys(range(begin // step, -(-end // step)) for (begin, end), step in chunks)
+
+    def _keys(self, places: Iterable[range]) -> Iterator[str]:
+        for index in product(*places):
             words = [self.prefix] if self.prefix else []
             yield self.separator.join([*words, *map(str, index)]) or "0"
 

@@ -8,7 +8,7 @@ fails with an `OSError`.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 __all__ = ["MARKER", "USUAL_PART", "WHOLE", "Identity", "Place", "PlaceError", "Reader", "Status", "Writer", "fill"]
@@ -109,6 +109,7 @@ class Place:
     scheme: ClassVar[str]
     holds_parts: ClassVar[bool] = False
     is_writable: ClassVar[bool] = True
+    lists: ClassVar[bool] = True  # whether it says what a directory holds, or only whether a name is there
 
     def list(self, path: str) -> Iterable[str]:
         """The names in a directory."""
@@ -117,6 +118,20 @@ class Place:
     def stat(self, path: str) -> Status | None:
         """What lies at a path; None if nothing does. A directory is there if a file lies below it."""
         raise NotImplementedError
+
+    def below(self, path: str) -> Mapping[str, int]:
+        """All files below a directory, such as `h/0`, and their sizes in bytes; none if there is no such directory."""
+        found: dict[str, int] = {}
+        pending = [""]
+        while pending:
+            above = pending.pop()
+            for name in self.list(f"{path}/{above}".rstrip("/")):
+                status = self.stat(f"{path}/{above}{name}")
+                if status is not None and status.is_directory:
+                    pending.append(f"{above}{name}/")
+                elif status is not None:
+                    found[above + name] = status.size
+        return found
 
     def open(self, path: str) -> Reader:
         """A file for reading."""
@@ -139,6 +154,16 @@ class Place:
         reader = self.open(path)
         reader.close()
         return reader.identity
+
+    def identities(self, paths: Sequence[str]) -> Sequence[Identity | OSError]:
+        """What several files are now, or why that cannot be told."""
+        found: list[Identity | OSError] = []
+        for path in paths:
+            try:
+                found.append(self.identity(path))
+            except OSError as error:
+                found.append(error)
+        return found
 
     def create(self, path: str, size: int) -> None:
         """A new file of this length under a name that does not exist; its directories come by themselves."""

@@ -173,6 +173,10 @@ class PlacePath(PosixPath):
         """There are no links."""
         return False
 
+    def resolve(self, strict: bool = False) -> PlacePath:
+        """Itself: there are no links, and no current directory."""
+        return self
+
     def iterdir(self) -> Generator[PlacePath, None, None]:
         """What lies in a directory."""
         return (self / name for name in place_of(str(self)).list(str(self)))

@@ -78,26 +78,39 @@ class GsPlace(PartedPlace):
         return _found(_told(answer))
 
     def entries(self, path: str) -> Mapping[str, StoredObject | None]:
-        bucket, prefix = _parts(path)
-        prefix = prefix and f"{prefix}/"
         found: dict[str, StoredObject | None] = {}
-        for page in _pages(bucket, {"prefix": prefix, "delimiter": "/"}):
-            for item in _rows(page.get("items")):
-                name = str(item.get("name", ""))[len(prefix) :]
-                if name:
-                    found[name] = _found(item)
+        for prefix, page in self._pages(path, {"delimiter": "/"}):
+            found |= _contents(prefix, page)
             prefixes = page.get("prefixes")
             for name in prefixes if isinstance(prefixes, list) else ():
                 found.setdefault(str(name)[len(prefix) :].rstrip("/"), None)
         return found
 
-    def below(self, prefix: str) -> list[str]:
-        return list(self.found_below(prefix))
+    def objects(self, path: str) -> Mapping[str, StoredObject]:
+        found: dict[str, StoredObject] = {}
+        for prefix, page in self._pages(path, {}):
+            found |= _contents(prefix, page)
+        return found
 
-    def found_below(self, prefix: str) -> dict[str, StoredObject]:
-        """All objects whose paths begin so, by path."""
+    def _pages(self, path: str, query: Mapping[str, str]) -> Iterator[tuple[str, dict[str, object]]]:
+        """What a bucket says of its objects below a directory, and what the names of all of these begin with."""
+        bucket, prefix = _parts(path)
+        prefix = prefix and f"{prefix}/"
+        asked = {"prefix": prefix, **query}
+        while True:
+            answer = wire().ask(_json("GET", f"/storage/v1/b/{bucket}/o?{urlencode(asked)}"))
+            if answer.status == 404:
+                raise PlaceError(errno.ENOENT, "there is no such bucket", "check its name")
+            page = _told(answer)
+            yield prefix, page
+            if not (more := page.get("nextPageToken")):
+                return
+            asked |= {"pageToken": str(more)}
+
+    def begun_with(self, prefix: str) -> Mapping[str, StoredObject]:
         bucket, name = _parts(prefix)
-        items = (item for page in _pages(bucket, {"prefix": name}) for item in _rows(page.get("items")))
+        pages = self._pages(prefix, {"prefix": name})
+        items = (item for _, page in pages for item in _rows(page.get("items")))
         return {f"gs://{bucket}/{item.get('name', '')}": _found(item) for item in items}
 
     def put(self, path: str, data: bytes | bytearray | memoryview) -> StoredObject:
@@ -164,7 +177,7 @@ class _Composed(UploadSink):
 
     def fetch(self, number: int, offset: int, target: memoryview) -> None:
         name, found = self._parts[number]
-        self._place.read(name, found, offset, [target])
+        self._place.fetch(name, found, offset, [target])
 
     def adopt(self, number: int, size: int) -> None:
         """Let it have the name of one that is whole, which a run that goes on knows; alone it is composed anyway."""
@@ -187,7 +200,7 @@ class _Composed(UploadSink):
 
     def fetch_foreign(self, told: Sequence[Any], offset: int, target: memoryview) -> None:
         name, found = self._foreign(told)
-        self._place.read(name, found, offset, [target])
+        self._place.fetch(name, found, offset, [target])
 
     def _foreign(self, told: Sequence[Any]) -> tuple[str, StoredObject]:
         name, size, version = told
@@ -214,7 +227,7 @@ class _Composed(UploadSink):
         return self._place.compose(names, self._final)
 
     def resume(self, told: str) -> dict[int, int]:
-        sent = self._place.found_below(f"{self._aside}.part-0-")
+        sent = self._place.begun_with(f"{self._aside}.part-0-")
         for name, found in sent.items():
             self._parts[int(name[-5:])] = name, found
         self._made.update(sent)
@@ -228,19 +241,6 @@ class _Composed(UploadSink):
     def abort(self) -> None:
         for name in sorted(self._made):
             self._place.remove_object(name)
-
-
-def _pages(bucket: str, query: dict[str, str]) -> Iterator[dict[str, object]]:
-    """What a bucket lists."""
-    while True:
-        answer = wire().ask(_json("GET", f"/storage/v1/b/{bucket}/o?{urlencode(query)}"))
-        if answer.status == 404:
-            raise PlaceError(errno.ENOENT, "there is no such bucket", "check its name")
-        page = _told(answer)
-        yield page
-        if not (more := page.get("nextPageToken")):
-            return
-        query = {**query, "pageToken": str(more)}
 
 
 def _parts(path: str) -> tuple[str, str]:
@@ -284,6 +284,12 @@ def _told(answer: Answer) -> dict[str, object]:
 
 def _rows(value: object) -> list[dict[str, object]]:
     return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+
+
+def _contents(prefix: str, page: Mapping[str, object]) -> dict[str, StoredObject]:
+    """The objects of a page, without those that stand for directories."""
+    rows = [(str(item.get("name", ""))[len(prefix) :], item) for item in _rows(page.get("items"))]
+    return {name: _found(item) for name, item in rows if name and not name.endswith("/")}
 
 
 def _found(item: Mapping[str, object]) -> StoredObject:

@@ -128,8 +128,16 @@ class HubPlace(RemotePlace):
         return not self._parts(path)[2]
 
     def entries(self, path: str) -> Mapping[str, StoredObject | None]:
+        return self._tree(path, "")
+
+    def objects(self, path: str) -> Mapping[str, StoredObject]:
+        return {name: found for name, found in self._tree(path, "?recursive=true").items() if found is not None}
+
+    def _tree(self, path: str, query: str) -> Mapping[str, StoredObject | None]:
+        """What is in a directory, by its name there."""
         name, revision, directory = self._parts(path)
-        url = f"{_endpoint()}/api/models/{name}/tree/{revision}" + (f"/{quote(directory)}" if directory else "")
+        url = f"{_endpoint()}/api/models/{name}/tree/{revision}{f'/{quote(directory)}' if directory else ''}{query}"
+        skip = len(directory) + 1 if directory else 0
         found: dict[str, StoredObject | None] = {}
         while url:
             answer = wire().ask(StoreRequest("GET", url, _token()))
@@ -138,7 +146,7 @@ class HubPlace(RemotePlace):
             if answer.status >= 300:
                 raise _refusal(answer)
             for item in _rows(answer):
-                file = str(item.get("path", "")).rpartition("/")[2]
+                file = str(item.get("path", ""))[skip:]
                 large = item.get("lfs")
                 version = large.get("oid") if isinstance(large, dict) else item.get("oid")
                 is_file = item.get("type") == "file"

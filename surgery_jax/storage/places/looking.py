@@ -21,10 +21,11 @@ class StoredObject(NamedTuple):
 @dataclass
 class Seen:
     """What servers have said so far: the names in directories, with None for directories in them; objects with their
-    first bytes, None where there is none; and objects that will be wanted."""
+    first bytes, None where there is none; what lies below directories; and objects that will be wanted."""
 
     lists: dict[str, Mapping[str, StoredObject | None]] = field(default_factory=dict)
     begun: dict[str, tuple[StoredObject, bytes] | None] = field(default_factory=dict)
+    known: dict[str, StoredObject] = field(default_factory=dict)
     expected: dict[str, None] = field(default_factory=dict)
 
 

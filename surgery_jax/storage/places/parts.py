@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from typing import Any
 
@@ -83,8 +83,9 @@ class _Part:
 class PartedFile(Writer):
     """A file that is written in parts. One that `is_revised` is sent when it is settled."""
 
-    def __init__(self, place: PartedPlace, final: str, size: int, sink: UploadSink, is_revised: bool) -> None:
-        self.place, self.final, self.size, self.sink = place, final, size, sink
+    def __init__(self, place: PartedPlace, final: str, aside: str, size: int, is_revised: bool) -> None:
+        self.place, self.final, self.size, self._aside = place, final, size, aside
+        self.sink = place.sink(final, aside, size)
         self.is_settled = False
         self.found: StoredObject | None = None  # once it has appeared
         self._is_revised = is_revised
@@ -140,18 +141,26 @@ class PartedFile(Writer):
             if is_sent:
                 if not self.is_settled:
                     raise PlaceError(errno.EOPNOTSUPP, "bytes cannot be read back before all of them are there")
-                self.place.read(self.final, self.complete(), part.number * self.part + begin, [piece])
+                self.place.fetch(self.final, self.complete(), part.number * self.part + begin, [piece])
         return target.nbytes
 
     def truncate(self, size: int) -> None:
-        part = self._parts[0]
-        if len(self._parts) > 1 or part.is_sent or part.is_aside:
-            raise PlaceError(errno.EIO, "a file that is sent in parts cannot be made shorter")
-        kept = bytes(part.buffer[:size]) if part.buffer is not None else b""
-        part.buffer = None
-        room().give(part)
+        if any(part.is_sent for part in self._parts):
+            raise PlaceError(errno.EIO, "a file whose bytes are at the store already cannot be made shorter")
+        kept = bytearray(min(size, self.size))
+        self.read_into(0, memoryview(kept))
+        self._release()
+        self.sink.abort()
+        self.sink = self.place.sink(self.final, self._aside, size)
         self._cut(size)
-        self.write(0, kept)
+        self.write(0, memoryview(kept))
+
+    def _release(self) -> None:
+        """Hold nothing any more."""
+        for part in self._parts:
+            with part.lock:
+                part.is_sent, part.buffer = True, None
+                room().give(part)
 
     def sync(self) -> None:
         self._check()
@@ -217,21 +226,15 @@ class PartedFile(Writer):
     def keep(self) -> None:
         """This run ends; what is whole stays at the store."""
         wait([future for future in self._sending if not future.cancel()], timeout=_PATIENCE)
-        self._drop()
+        self._release()
         self.sink.keep()
-
-    def _drop(self) -> None:
-        for part in self._parts:
-            with part.lock:
-                part.is_sent, part.buffer = True, None
-                room().give(part)
 
     def abort(self) -> None:
         """Nothing of it is wanted."""
         under_way = [future for future in self._sending if not future.cancel()]
         self.sink.abort()  # now, since this process may not be given the time to wait
         wait(under_way, timeout=_PATIENCE)
-        self._drop()
+        self._release()
         if under_way:  # a part that was on its way may have come all the same
             self.sink.abort()
 
@@ -249,8 +252,8 @@ class PartedPlace(RemotePlace):
         """What takes the parts of a file; those that are put aside have names that begin with `aside`."""
         raise NotImplementedError
 
-    def below(self, prefix: str) -> list[str]:
-        """The paths of all objects that begin so.
+    def begun_with(self, prefix: str) -> Mapping[str, StoredObject]:
+        """All objects whose paths begin so, by path.
 
         Raises:
             OSError: the store does not say.
@@ -285,7 +288,7 @@ class PartedPlace(RemotePlace):
         self.stage(path, path, size)
 
     def stage(self, path: str, final: str, size: int, *, is_revised: bool = False) -> None:
-        self._staged[path] = PartedFile(self, final, size, self.sink(final, path, size), is_revised)
+        self._staged[path] = PartedFile(self, final, path, size, is_revised)
 
     def _file(self, path: str) -> PartedFile:
         if path not in self._staged:
@@ -361,7 +364,7 @@ class PartedPlace(RemotePlace):
         """Nothing: all that was begun has names."""
 
     def clear(self, prefix: str) -> None:
-        submit(self.remove_object, self.below(prefix))
+        submit(self.remove_object, self.begun_with(prefix))
 
     def mark(self, directory: str, *, is_whole: bool) -> None:
         text = WHOLE if is_whole else b"this directory is being written, or was when its writer was stopped\n"

@@ -15,6 +15,7 @@ from functools import cache, partial
 from typing import TypeVar
 
 from .base import Identity, Place, PlaceError, Reader, Status
+from .cached import cache as kept_ranges
 from .looking import Seen, StoredObject, looked
 from .wire import SHORT, Answer, Sinks, StoreRequest, wire
 
@@ -128,6 +129,23 @@ class RemotePlace(Place):
         """
         raise NotImplementedError
 
+    def objects(self, path: str) -> Mapping[str, StoredObject]:
+        """All objects below a directory, by their names there.
+
+        Raises:
+            OSError: the place does not say.
+        """
+        found: dict[str, StoredObject] = {}
+        level = [""]
+        while level:
+            entries = submit(self.entries, [f"{path}/{above}".rstrip("/") for above in level])
+            rows = [
+                (above + name, item) for above, held in zip(level, entries, strict=True) for name, item in held.items()
+            ]
+            found |= {name: item for name, item in rows if item is not None}
+            level = [f"{name}/" for name, item in rows if item is None]
+        return found
+
     def version(self, headers: Mapping[str, str]) -> str:
         """What changes with the bytes of an object; empty if nothing does."""
         return headers.get("etag") or headers.get("last-modified", "")
@@ -204,14 +222,30 @@ class RemotePlace(Place):
                 break
         raise self.refusal(answer)
 
+    def is_exact(self, found: StoredObject) -> bool:
+        """Whether no two states of an object have the same version."""
+        return bool(found.version)
+
     def read(self, path: str, found: StoredObject, offset: int, targets: Sequence[memoryview]) -> None:
-        """Fill buffers with the bytes of an object from an offset on.
+        """Fill buffers with the bytes of an object from an offset on: as they are kept on this machine, if they are.
+
+        Raises:
+            OSError: they cannot be read, or are of another version.
+        """
+        kept = kept_ranges()
+        if kept is None or not self.is_exact(found):
+            self.fetch(path, found, offset, targets)
+        else:
+            kept.read(path, found, offset, targets, partial(self.fetch, path, found))
+
+    def fetch(self, path: str, found: StoredObject, offset: int, targets: Sequence[memoryview]) -> None:
+        """The same from the place itself.
 
         Raises:
             OSError: they cannot be read, or are of another version.
         """
         sinks = Sinks(targets)
-        request = self.request(path)
+        request: StoreRequest
 
         def asked(done: int) -> StoreRequest:
             nonlocal request
@@ -270,6 +304,13 @@ class RemotePlace(Place):
             return Status(False, found.size)
         return Status(True) if self._listed(path) else None
 
+    def below(self, path: str) -> Mapping[str, int]:
+        found = self.objects(path)
+        seen = looked()
+        if seen is not None:
+            seen.known |= {f"{path}/{name}": item for name, item in found.items()}
+        return {name: item.size for name, item in found.items()}
+
     def open(self, path: str) -> Reader:
         seen = looked()
         found, first = self._begun(seen, path) if seen is not None else (self.find(path), b"")
@@ -296,6 +337,17 @@ class RemotePlace(Place):
         if found is None:
             raise FileNotFoundError(errno.ENOENT, "there is no such object", path)
         return Identity((path,), found.size, (found.version,))
+
+    def identities(self, paths: Sequence[str]) -> Sequence[Identity | OSError]:
+        seen = looked()
+        known = seen.known if seen is not None else {}
+
+        def found(path: str) -> Identity | OSError:
+            if path in known:
+                return Identity((path,), known[path].size, (known[path].version,))
+            return super(RemotePlace, self).identities([path])[0]
+
+        return submit(found, paths)
 
     def expect(self, paths: Iterable[str]) -> None:
         seen = looked()

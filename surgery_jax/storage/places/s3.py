@@ -107,33 +107,36 @@ class S3Place(PartedPlace):
         return True
 
     def entries(self, path: str) -> Mapping[str, StoredObject | None]:
-        prefix = path.removeprefix("s3://").partition("/")[2]
-        prefix = prefix and f"{prefix}/"
         found: dict[str, StoredObject | None] = {}
-        for page in self._pages(path, {"delimiter": "/", "prefix": prefix}):
-            for item in page.iter("Contents"):
-                name = unquote(item.findtext("Key", ""))[len(prefix) :]
-                if name:
-                    found[name] = StoredObject(int(item.findtext("Size", "0")), item.findtext("ETag", ""))
+        for prefix, page in self._pages(path, {"delimiter": "/"}):
+            found |= _contents(prefix, page)
             for item in page.iter("CommonPrefixes"):
                 found.setdefault(unquote(item.findtext("Prefix", ""))[len(prefix) : -1], None)
         return found
 
-    def below(self, prefix: str) -> list[str]:
-        bucket, _, key = prefix.removeprefix("s3://").partition("/")
-        items = (item for page in self._pages(prefix, {"prefix": key}) for item in page.iter("Contents"))
-        return [f"s3://{bucket}/{unquote(item.findtext('Key', ''))}" for item in items]
+    def objects(self, path: str) -> Mapping[str, StoredObject]:
+        found: dict[str, StoredObject] = {}
+        for prefix, page in self._pages(path, {}):
+            found |= _contents(prefix, page)
+        return found
 
-    def _pages(self, path: str, query: dict[str, str]) -> Iterator[ElementTree.Element]:
-        """What a bucket lists."""
-        query = {"list-type": "2", "encoding-type": "url", **query}
+    def _pages(self, path: str, query: Mapping[str, str]) -> Iterator[tuple[str, ElementTree.Element]]:
+        """What a bucket says of its objects below a directory, and what the names of all of these begin with."""
+        prefix = path.removeprefix("s3://").partition("/")[2]
+        prefix = prefix and f"{prefix}/"
+        asked = {"list-type": "2", "prefix": prefix, "encoding-type": "url", **query}
         while True:
-            page = _tree(self.tell(path, "GET", query))
-            yield page
+            page = _tree(self.tell(path, "GET", asked))
+            yield prefix, page
             more = page.findtext("NextContinuationToken")
             if not more:
                 return
-            query |= {"continuation-token": more}
+            asked |= {"continuation-token": more}
+
+    def begun_with(self, prefix: str) -> Mapping[str, StoredObject]:
+        bucket, _, key = prefix.removeprefix("s3://").partition("/")
+        pages = self._pages(prefix, {"prefix": key})
+        return {f"s3://{bucket}/{name}": found for _, page in pages for name, found in _contents("", page).items()}
 
     def tell(
         self,
@@ -187,6 +190,16 @@ class S3Place(PartedPlace):
 
     def sink(self, final: str, aside: str, size: int) -> UploadSink:
         return _Multipart(self, final, aside, size <= part_bytes(size))
+
+
+def _contents(prefix: str, page: ElementTree.Element) -> dict[str, StoredObject]:
+    """The objects of a page, without those that stand for directories."""
+    names = ((unquote(item.findtext("Key", ""))[len(prefix) :], item) for item in page.iter("Contents"))
+    return {
+        name: StoredObject(int(item.findtext("Size", "0")), item.findtext("ETag", ""))
+        for name, item in names
+        if name and not name.endswith("/")
+    }
 
 
 def _tree(answer: Answer) -> ElementTree.Element:
@@ -275,7 +288,7 @@ class _Multipart(UploadSink):
 
     def fetch(self, number: int, offset: int, target: memoryview) -> None:
         name, found = self._asides[number]
-        self._place.read(name, found, offset, [target])
+        self._place.fetch(name, found, offset, [target])
 
     def adopt(self, number: int, size: int) -> None:
         name = self._asides[number][0]
@@ -306,7 +319,7 @@ class _Multipart(UploadSink):
 
     def fetch_foreign(self, told: Sequence[Any], offset: int, target: memoryview) -> None:
         name, found = self._foreign(told)
-        self._place.read(name, found, offset, [target])
+        self._place.fetch(name, found, offset, [target])
 
     def _foreign(self, told: Sequence[Any]) -> tuple[str, StoredObject]:
         name, size, version = told

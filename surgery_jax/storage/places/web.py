@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import PurePosixPath
 from urllib.parse import quote, urljoin, urlsplit
 
+from ..proofs import PROOFS
 from .looking import StoredObject
 from .remote import RemotePlace, submit
 from .wire import Answer, StoreRequest
@@ -42,7 +43,15 @@ _NAMES = (
     "preprocessor_config.json",
     "README.md",
     "LICENSE",
-    "surgery.intoto.json",
+    *PROOFS,
+    ".metadata",
+    "_METADATA",
+    "_CHECKPOINT_METADATA",
+    "_sharding",
+    "_strings.json",
+    "commit_success.txt",
+    "manifest.ocdbt",
+    "process_0",
 )
 _FILES = frozenset(
     {".json", ".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".npy", ".txt", ".md", ".model", ".yaml", ".yml"}
@@ -51,6 +60,8 @@ _FILES = frozenset(
 
 class _Web(RemotePlace):
     """Either of them."""
+
+    lists = False
 
     def __init__(self) -> None:
         self._elsewhere: dict[str, str] = {}  # where servers send those who ask for a path
@@ -61,6 +72,9 @@ class _Web(RemotePlace):
         if urlsplit(url).hostname == urlsplit(path).hostname:
             told |= _login(urlsplit(path).hostname or "")
         return StoreRequest(method, url, told)
+
+    def is_exact(self, found: StoredObject) -> bool:
+        return found.version.startswith('"')  # no time, and no tag that says of itself that it is weak
 
     def moved(self, path: str, answer: Answer) -> bool:
         known = self._elsewhere.pop(path, None)

@@ -100,7 +100,7 @@ class Wire:
             PlaceError: there is none within the time.
         """
         return self._persist(
-            request.url, lambda: self._once(request, lambda response: _whole(response, most)), lambda: 0
+            lambda: request.url, lambda: self._once(request, lambda response: _whole(response, most)), lambda: 0
         )
 
     def fill(
@@ -115,15 +115,19 @@ class Wire:
             OSError: what `check` raises.
         """
 
+        url = ""
+
         def attempt() -> Answer:
+            nonlocal url
             begun = sinks.done
             request = asked(begun)
+            url = request.url
             return self._once(request, lambda response: _taken(response, sinks, lambda answer: check(answer, begun)))
 
-        return self._persist(asked(0).url, attempt, lambda: sinks.done)
+        return self._persist(lambda: url, attempt, lambda: sinks.done)
 
-    def _persist(self, url: str, attempt: Callable[[], Answer], progress: Callable[[], int]) -> Answer:
-        """Try until there is an answer."""
+    def _persist(self, asked: Callable[[], str], attempt: Callable[[], Answer], progress: Callable[[], int]) -> Answer:
+        """Try until there is an answer; `asked` tells the address that was tried."""
         limit = float(os.environ.get("SURGERY_JAX_DEADLINE") or _DEADLINE)
         wait, seen, since = _FIRST_WAIT, progress(), time.monotonic()
         while True:
@@ -133,11 +137,12 @@ class Wire:
                 if progress() > seen:
                     wait, seen, since = _FIRST_WAIT, progress(), time.monotonic()
                 pause = min(max(lost.wait, wait * random.uniform(0.5, 1.0)), _LONGEST_WAIT)
-                most = limit if _origin(urlsplit(url)) in self._met else min(limit, _FIRST_MEETING)
+                where = urlsplit(asked())
+                most = limit if _origin(where) in self._met else min(limit, _FIRST_MEETING)
                 if time.monotonic() + pause - since > most:
                     raise PlaceError(
                         errno.ETIMEDOUT,
-                        f"no answer from {urlsplit(url).hostname} for {most:g} seconds: {lost}",
+                        f"no answer from {where.hostname} for {most:g} seconds: {lost}",
                         "try again when it can be reached; SURGERY_JAX_DEADLINE says for how many seconds to try",
                     ) from None
                 time.sleep(pause)

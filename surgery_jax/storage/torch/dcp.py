@@ -118,7 +118,7 @@ class DcpFormat(Format):
         table = _table_bytes(path, tensors, ranges)
         places = {name: (0, one.begins[0]) for (name, _), one in zip(tensors, laid, strict=True)}
         files = (
-            LaidFile(_DATA, end, tuple(part for one in laid for part in one.fixed)),
+            LaidFile(_DATA, end, tuple(part for one in laid for part in one.fixed), is_revised=True),
             LaidFile(_TABLE, len(table), ((0, table),)),
         )
         checksums = [row for one in laid for row in one.checksums]

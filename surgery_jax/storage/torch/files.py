@@ -105,7 +105,7 @@ class TorchFormat(Format):
     def layout_single(self, path: Path, name: str, spec: Spec, *, metadata: Mapping[str, str]) -> Layout:
         """One file with a bare tensor."""
         laid = lay_torch(path, [(name, spec)], bare=True)
-        file = LaidFile("", laid.size, laid.fixed)
+        file = LaidFile("", laid.size, laid.fixed, is_revised=True)
         return Layout(
             (file,), {name: (0, laid.begins[0])}, False, lambda root: complete_checksums(root, laid.checksums)
         )
@@ -151,7 +151,7 @@ def _archives(
 ) -> Layout:
     """Archives by file name; the checksums of their tensors are filled in when all bytes are in place."""
     laid = {name: lay_torch(path, tensors) for name, tensors in named.items()}
-    files = [LaidFile(name, archive.size, archive.fixed) for name, archive in laid.items()]
+    files = [LaidFile(name, archive.size, archive.fixed, is_revised=True) for name, archive in laid.items()]
     places = {
         tensor: (number, begin)
         for number, (name, tensors) in enumerate(named.items())
@@ -160,9 +160,10 @@ def _archives(
     if index is not None:
         files.append(LaidFile(INDEX, len(index), ((0, index),)))
 
-    def finish(root: Path) -> None:
+    def finish(root: Path) -> tuple[()]:
         for name, archive in laid.items():
             complete_checksums(root / name if name else root, archive.checksums)
+        return ()
 
     return Layout(tuple(files), places, is_directory, finish)
 

@@ -269,8 +269,8 @@ def _end_of_archive(count: int, at: int, size: int) -> bytes:
     return tail + b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, shown, shown, min(size, _LONG), min(at, _LONG), 0)
 
 
-def complete_checksums(path: Path, checksums: Iterable[tuple[int, int, int, int]]) -> None:
-    """Write the checksums of members whose bytes are in place now.
+def complete_checksums(path: Path, checksums: Iterable[tuple[int, int, int, int]]) -> tuple[()]:
+    """Write the checksums of members whose bytes are in place now. There are no further files.
 
     Raises:
         OSError: reading or writing failed.
@@ -283,6 +283,7 @@ def complete_checksums(path: Path, checksums: Iterable[tuple[int, int, int, int]
                 pass
     finally:
         writer.close()
+    return ()
 
 
 def _complete(writer: Writer, begin: int, length: int, local: int, central: int) -> None:

@@ -12,6 +12,8 @@ import boto3
 import pytest
 from servers import SECRET, Files, Proxy, running
 
+KEY = "AKIDEXAMPLE"
+
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
@@ -34,13 +36,21 @@ def moto() -> Iterator[str]:
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def client(moto: str) -> Iterator[Any]:
+    """One for all tests: to make one costs more than most of them."""
+    keys = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET}
+    client = boto3.client("s3", endpoint_url=moto, region_name="us-east-1", **keys)
+    yield client
+    client.close()
+
+
 @pytest.fixture
-def s3(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def s3(moto: str, client: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """An empty bucket `bucket`, behind a proxy: its client, with the proxy as `proxy`."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_REGION", "us-east-1")
-    client = boto3.client("s3", endpoint_url=moto, region_name="us-east-1")
     client.create_bucket(Bucket="bucket")
     with running(Proxy(moto)) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
@@ -49,7 +59,6 @@ def s3(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     for item in client.list_objects_v2(Bucket="bucket").get("Contents", ()):
         client.delete_object(Bucket="bucket", Key=item["Key"])
     client.delete_bucket(Bucket="bucket")
-    client.close()
 
 
 @pytest.fixture
