@@ -131,7 +131,10 @@ class Draw(_Drawing):
         self.fields = {
             "from": reference_field("tensors that give shape and dtype, may be sliced", "from", None),
             "to": reference_field("names of the results, must be new", "to"),
-            "shape": ("shape", base.integers("positive lengths; by default those of `from`", None).metadata["field"]),
+            "shape": (
+                "shape",
+                base.integers("the lengths, [] for a scalar; by default those of `from`", None).metadata["field"],
+            ),
             "dtype": ("dtype", dtype),
             "seed": ("seed", _SEED),
         }
@@ -144,7 +147,7 @@ class Draw(_Drawing):
         is_single = "from" not in given
         dest = state.names.reference(given["to"], key="to", slices=False, literal=is_single)
         if "shape" in given:
-            check_shape(given["shape"])
+            check_shape(given["shape"], least=0)
         if is_single:
             assert isinstance(dest.expr, str)
             state.names.expect_new(dest.alias, [dest.expr])

@@ -150,6 +150,9 @@ class Kernel(Protocol):
     def mul(self, a: Array, b: Array) -> Array:
         """a * b of one dtype, never joined with a sum; integers wrap, booleans are anded."""
 
+    def div(self, a: Array, b: Array | float) -> Array:
+        """a / b for floats of one dtype, by a number too, rounded once."""
+
     def at_least(self, x: Array, bound: Array | float) -> Array:
         """x where it is not below the bound; NaN stays."""
 

@@ -144,9 +144,11 @@ def drawn(
     return Random(spec, distribution, first, second, chosen)
 
 
-def check_shape(shape: tuple[int, ...]) -> None:
-    """Raise a PlanError unless every length is positive, and the bytes of the tensor can be counted."""
-    if not shape or min(shape) < 1:
-        raise PlanError("not a shape", expected="a list of positive lengths", found=str(list(shape))[:120])
+def check_shape(shape: tuple[int, ...], *, least: int = 1) -> None:
+    """Raise a PlanError unless every length is at least `least`, and the bytes of the tensor can be counted. A shape
+    without axes is one where lengths of 0 are."""
+    if (least and not shape) or min(shape, default=1) < least:
+        expected = "a list of positive lengths" if least else "a list of lengths, none below 0"
+        raise PlanError("not a shape", expected=expected, found=str(list(shape))[:120])
     if math.prod(shape) >= MAX_ELEMENTS:
         raise PlanError("the shape is too large", expected="fewer than 2^60 elements", found=str(list(shape))[:120])

@@ -33,7 +33,7 @@ class Weighted(TensorOp):
     def apply(self, k: Kernel, *arrays: Array) -> Array:
         wide = [k.widen(x) for x in arrays]
         summed = total(k, [k.mul(x, k.number(w, x)) for x, w in zip(wide, self.weights, strict=True)])
-        return k.narrow(summed / k.number(self.divisor, summed), arrays[0])
+        return k.narrow(k.div(summed, k.number(self.divisor, summed)), arrays[0])
 
     def smallest(self, *bounds: Bound) -> Bound:
         parts = [bound.times(bound.of(w)) for bound, w in zip(bounds, self.weights, strict=True)]

@@ -69,6 +69,9 @@ class _Kernel:
     def fence(self, product: Any) -> Any:
         return product
 
+    def div(self, a: Any, b: Any) -> Any:
+        return a / b
+
     def expect_finite(self, *operands: Any) -> None:
         """On the host refuse NaN and infinity; a device function has a verdict about them."""
 
@@ -316,6 +319,16 @@ class DeviceKernel(_Kernel):
         zero = self.zeros[product.dtype.itemsize // 8]
         raw = self.jax.lax.bitcast_convert_type(product, zero.dtype) ^ zero
         return self.jax.lax.bitcast_convert_type(raw, product.dtype)
+
+    def div(self, a: Any, b: Any) -> Any:
+        """a / b. By a number XLA multiplies with its reciprocal, which rounds twice: so every element gets a divisor of
+        its own, whose bits are those of the number and of a zero that the compiler does not know."""
+        if a.ndim == 0 or self.xp.ndim(b) or a.dtype not in (np.float32, np.float64):
+            return a / b
+        zero = self.zeros[a.dtype.itemsize // 8]
+        unknown = self.jax.lax.bitcast_convert_type(a, zero.dtype) & zero
+        raw = self.jax.lax.bitcast_convert_type(self.xp.asarray(b, a.dtype), zero.dtype) ^ unknown
+        return a / self.jax.lax.bitcast_convert_type(raw, a.dtype)
 
     def counts(self, x: Any, low: Any, width: int, count: Any) -> Any:
         """How often each of some consecutive numbers is there, and how many are above. All others are counted beyond

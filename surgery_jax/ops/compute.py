@@ -53,7 +53,7 @@ class Everywhere(TensorOp):
 
 def _ratio(k: Kernel, a: Array, b: Array, like: Array) -> Array:
     """a / b. The quotient of float64 rounded to float32 is that of float32, whatever a device takes for division."""
-    return k.narrow(a.astype("float64") / b.astype("float64"), like)
+    return k.narrow(k.div(a.astype("float64"), b.astype("float64")), like)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,9 @@ class Average(TensorOp):
             return total + k.widen(k.row(rows, number)).astype("float64")
 
         total = k.repeat(count, add, k.xp.zeros((outer, inner), "float64"))
-        return k.cast(total / float(count), k.dtype(source)).reshape(*shape[: self.axis], 1, *shape[self.axis + 1 :])
+        return k.cast(k.div(total, float(count)), k.dtype(source)).reshape(
+            *shape[: self.axis], 1, *shape[self.axis + 1 :]
+        )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from ..core.specs import Spec
 from ..kit import base
 from ..kit.base import Field, TensorOp, text
 from ..kit.forms import InPlace, New
+from ..kit.made import Constant
 from ..kit.state import Value, Versions
 from ..language import document
 from ..language.document import Node
@@ -135,11 +136,11 @@ class Rearrange(TensorOp):
         """Split, reorder, join; what changes nothing falls away."""
         source = versions.spec(operand)
         lengths = self.lengths(source)
-        if not source.size:
-            raise PlanError("there is nothing to rearrange", found=str(source))
         before, after = ([name for axis in side for name in axis] for side in self.sides)
         split = tuple(lengths[name] for name in before) or (1,)
         joined = tuple(math.prod(lengths[name] for name in axis) for axis in self.sides[1])
+        if not source.size:
+            return (versions.compute(Constant(Spec(joined, source.dtype), 0.0)),)
         order = tuple(before.index(name) for name in after) or (0,)
         for op in (Reshape(split), Permute(order), Reshape(joined)):
             operand = versions.compute(op, operand)

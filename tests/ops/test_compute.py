@@ -47,6 +47,16 @@ REFERENCES = {
 
 
 @pytest.mark.parametrize("name", NORMAL)
+@pytest.mark.parametrize("divisor", [3, 49, 0.1])
+def test_a_division_by_a_number_is_rounded_once(tmp_path: Path, name: str, divisor: float) -> None:
+    stored = RNG.standard_normal((40, 50)).astype(dtype(name))
+    step = {"target": "x", "value": f"target / {divisor}"}
+    found = Bench(tmp_path, m={"x": stored}).tensors([{"compute_": step}])["x"]
+    number = np.full(stored.shape, divisor, wide(stored).dtype)
+    assert_same_bits(found, (wide(stored) / number).astype(stored.dtype))
+
+
+@pytest.mark.parametrize("name", NORMAL)
 def test_a_formula_is_computed_as_it_is_written_and_rounded_once(tmp_path: Path, name: str) -> None:
     stored = {key: RNG.standard_normal((40, 50)).astype(dtype(name)) for key in ("base", "a", "b")}
     bench = Bench(tmp_path, m=stored)

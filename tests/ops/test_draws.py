@@ -83,6 +83,16 @@ def test_names_and_seeds_make_tensors_differ_and_nothing_else_does(tmp_path: Pat
     assert stats.kstest(found["new.0"].reshape(-1) / 0.1, "norm").pvalue > 1e-3
 
 
+@pytest.mark.parametrize("word", ["normal", "uniform"])
+def test_shapes_may_be_those_of_a_scalar_and_of_nothing(tmp_path: Path, word: str) -> None:
+    steps = [{word: {"to": f"new.{n}", "shape": shape}} for n, shape in enumerate(([], [0], [3, 0, 2], [1]))]
+    found = drawn(tmp_path, [*steps, {word: {"from": r"new\.1", "to": "new.4", "shape": []}}])
+    assert [found[f"new.{n}"].shape for n in range(5)] == [(), (0,), (3, 0, 2), (1,), ()]
+    assert found["new.0"] != found["new.4"]
+    with pytest.raises(Problems, match="none below 0"):
+        drawn(tmp_path / "b", [{word: {"to": "x", "shape": [-1]}}])
+
+
 @pytest.mark.parametrize("memory", ["2GiB", "3MiB"])
 def test_a_tensor_is_drawn_anew_with_its_own_mean_and_deviation(tmp_path: Path, memory: str) -> None:
     steps = [{"normal_": {"target": r"mlp\..+", "mean": "like", "std": "like"}}]
@@ -126,7 +136,7 @@ def test_moments_are_the_same_whole_and_in_tiles() -> None:
         ({"normal": {"to": "new", "shape": [3], "std": -1}}, "std must not be negative"),
         ({"normal": {"to": "new", "shape": [3], "dtype": "int8"}}, "needs a floating-point tensor"),
         ({"uniform": {"to": "new", "shape": [3], "low": 2, "high": 1}}, "low must be below high"),
-        ({"uniform": {"to": "new", "shape": [0]}}, "not a shape"),
+        ({"uniform": {"to": "new", "shape": [-3]}}, "not a shape"),
     ],
 )
 def test_what_gives_no_distribution_is_refused(tmp_path: Path, step: dict[str, Any], said: str) -> None:

@@ -95,6 +95,24 @@ def test_rearrange_is_what_its_pattern_says(tmp_path: Path, pattern: str) -> Non
     assert_same_bits(found["new"], expected)
 
 
+@pytest.mark.parametrize(
+    ("shape", "pattern", "expected"),
+    [
+        ((0, 4), "a b -> b a", (4, 0)),
+        ((2, 0, 3), "(h d) i j -> (j h) (i d)", (6, 0)),
+        ((0, 4), "(h d) i -> h d i", (2, 0, 4)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int64", "bool", "float8_e4m3fn"])
+def test_rearrange_takes_tensors_without_elements(
+    tmp_path: Path, shape: tuple[int, ...], pattern: str, expected: tuple[int, ...], kind: str
+) -> None:
+    sizes = {"sizes": {"h": 2}} if "h" in pattern else {}
+    steps = [{"rearrange": {"from": "w", "to": "new", "pattern": pattern, **sizes}}]
+    found = Bench(tmp_path, m={"w": np.zeros(shape, dtype(kind))}).tensors(steps)
+    assert found["new"].shape == expected and found["new"].dtype == dtype(kind)
+
+
 def test_rearrange_puts_rows_of_rotary_embeddings_into_the_other_order(tmp_path: Path) -> None:
     q = RNG.standard_normal((16, 5)).astype("f4")  # 2 heads of 8, halves to pairs as Meta's checkpoints have them
     step = {"target": "q", "pattern": "(h two d) i -> (h d two) i", "sizes": {"two": 2, "d": 4}}
