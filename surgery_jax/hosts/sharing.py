@@ -15,6 +15,7 @@ from ..execute.schedule import Schedule
 from ..execute.tasks import DecodeTask, MoveTask, Task
 from ..execute.verdicts import Findings
 from ..graph.roots import Symbolic
+from ..storage.places.found import is_local
 from .agreement import compare, facts_of_options, facts_of_outputs
 from .peers import Peers
 
@@ -80,11 +81,12 @@ def agree(peers: Peers, outputs: Outputs) -> None:
     """
     if peers.size > 1:
         for output, layout in outputs:
-            if any(file.encode is not None for file in layout.files):  # the last byte may come from any process
+            if any(file.encode is not None for file in layout.files) and not is_local(output.path):
                 raise PlanError(
-                    f"{output.path}: files that are encoded as a whole cannot be written by several processes",
+                    f"{output.path}: files that are encoded as a whole go to such a place from one process alone",
                     found=f"{peers.size} processes",
-                    hint="leave out the compression, and for a mesh cut the first axis alone; or use one process",
+                    hint="leave out the compression, and for a mesh cut the first axis alone; or use one process, or a "
+                    "disk that all processes have",
                 )
         compare(peers, facts_of_outputs(outputs))
 
