@@ -310,7 +310,7 @@ def describe(target: Record) -> str:
     label, unit, scale, _ = MEASURES[target["measure"]]
     bounds = [target[key] for key in ("at_least", "at_most") if key in target]
     if not bounds:  # recorded, whatever it is
-        return f"{label}: {target['of']} / {target['per']}"
+        return f"{label}: {target['of']}" + (f" / {target['per']}" if "per" in target else "")
     sign = "=" if len(bounds) == 2 else "≤" if "at_most" in target else "≥"
     bound = bounds[0]
     words = f"{label}: {_beyond(target, 'of', 'less', 'count')} {sign} "
@@ -377,7 +377,7 @@ def main() -> int:
         make_brainsurgery(options.work.resolve()) if wanted == "make" else Path(wanted).absolute() if wanted else None
     )
     ours = options.ours.absolute() if options.ours.exists() else None
-    names = ("with_orbax", "with_torch", "factor", "residual", "floor")
+    names = ("with_orbax", "with_torch", "with_s3", "with_boto3", "factor", "residual", "floor")
     helpers = {name: shlex.join([sys.executable, str(HERE / f"{name}.py")]) for name in names}
     others = {"mergekit": options.mergekit, "mergekit_moe": options.mergekit_moe}
     others = {name: path.absolute() if path else None for name, path in others.items()}

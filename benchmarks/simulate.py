@@ -1,5 +1,5 @@
 """Predicted times against real ones: `explain --simulate` calibrated on some runs and held to others; and what it takes
-to plan for a model of 671 billion parameters.
+to plan for models of 671 and 70 billion parameters.
 
     python benchmarks/simulate.py [--directory SCRATCH] [--size 2GiB] [--repeats 5] [--only bulk]
 
@@ -90,10 +90,36 @@ HELD = [
 ]
 MATRICES = {"tiny": (2, SQUARE), "half": (16, SQUARE), "whole": (48, SQUARE), "oblong": (20, OBLONG)}
 
-# Planning for a model that is not there: plans in plans/, and the checkpoints that they read.
+
+class Large(NamedTuple):
+    """Planning for a model that is not there: the plan with its parameters, and the checkpoints that it reads, which
+    are made with some options."""
+
+    about: str
+    plan: tuple[str, ...]
+    inputs: tuple[str, ...]
+    options: tuple[str, ...] = ()
+
+
+LIBRARY = HERE.parent / "plans"
 LARGE = {
-    "upcycle": ("twice as many experts, each half of the scale, and a second router", ["671b"]),
-    "extract": ("an adapter, with ranks by the data, of a fine-tune", ["671b-base", "671b-tuned"]),
+    "upcycle": Large(
+        "twice as many experts, each half of the scale, and a second router",
+        (str(HERE / "plans" / "upcycle_671b.yaml"),),
+        ("671b",),
+    ),
+    "extract": Large(
+        "an adapter, with ranks by the data, of a fine-tune",
+        (str(HERE / "plans" / "extract_671b.yaml"),),
+        ("671b-base", "671b-tuned"),
+        ("--wide",),
+    ),
+    "mixtral": Large(
+        "a dense model of 70 billion parameters to eight experts, by the plan of the library",
+        (str(LIBRARY / "upcycle_mixtral.yaml"), "source=70b", "output=out", "experts=8"),
+        ("70b",),
+        ("--dense",),
+    ),
 }
 LARGE_MACHINES = "hosts=64,devices=4,storage=100GB/s,network=10GB/s,compute=50GB/s,whole=1GB/s"
 LARGE_BUDGETS = ["--memory", "64GiB", "--workers", "16"]
@@ -233,15 +259,14 @@ def judged(directory: Path, row: Row, calibration: Sequence[Record], real: Recor
 
 def planning(directory: Path, kind: str, repeats: int, **shape: int) -> Record:
     """What it takes to predict a run of a large plan, and what is predicted; `shape` makes the model smaller."""
-    about, names = LARGE[kind]
-    options = [*(f"--{word}={number}" for word, number in shape.items()), *(["--wide"] if kind == "extract" else [])]
+    about, plan, names, more = LARGE[kind]
+    options = [*(f"--{word}={number}" for word, number in shape.items()), *more]
     indexes = []
     for name in names:
         shutil.rmtree(directory / name, ignore_errors=True)
         subprocess.run([sys.executable, HEADERS, directory / name, *options], check=True, stdout=subprocess.DEVNULL)
         indexes.append(json.loads((directory / name / "model.safetensors.index.json").read_bytes()))
-    plan = str(HERE / "plans" / f"{kind}_671b.yaml")
-    command = [sys.executable, "-m", "surgery_jax", "explain", plan, *LARGE_BUDGETS, "--simulate", LARGE_MACHINES]
+    command = [sys.executable, "-m", "surgery_jax", "explain", *plan, *LARGE_BUDGETS, "--simulate", LARGE_MACHINES]
     log = directory / "log.txt"
     samples = [measure.run([*command, "--json"], directory, log) for _ in range(repeats)]
     if any(sample.exit_code for sample in samples):

@@ -661,6 +661,56 @@ MERGES = Suite(
     ),
 )
 
+_AT_PLACES = "-- {ours} run --quiet --json --memory 1GiB {plan}"
+_SLOW = "{with_s3} --latency 0.02 "
+
+PLACES = Suite(
+    "object stores, by a local server that speaks S3; times have its start and end in them",
+    {
+        "base": MODELS["base"],
+        "tiny": MODELS["tiny"],
+        "shards": "make_shards.py",
+    },
+    (
+        Row(
+            "rename at a store",
+            "every tensor under another name, from s3 to s3, and a tuned transfer of the same bytes",
+            {
+                "ours": "{with_s3} " + _AT_PLACES,
+                "ours, tiny": "{with_s3} " + _AT_PLACES + input_of("s3://bucket/tiny", 0, "model"),
+                "boto3": "{with_s3} -- {with_boto3} base/model.safetensors out/model.safetensors",
+                "boto3, tiny": "{with_s3} -- {with_boto3} tiny/model.safetensors out/model.safetensors",
+            },
+            (
+                Target("wall_s", "ours", less="ours, tiny", per="boto3", per_less="boto3, tiny", at_most=1 / 0.9),
+                Target("wall_s", "ours", per="boto3"),
+                Target("rss_bytes", "ours", at_most=2**30 + 300e6),
+                Target("rss_bytes", "boto3"),
+            ),
+            inputs=("base", "tiny"),
+            plan="rename_places.yaml",
+        ),
+        Row(
+            "headers",
+            "those of 100 shards of 100 tensors, each request 20 ms",
+            {
+                "ours": _SLOW + "-- {ours} inspect --json s3://bucket/shards",
+                "ours, on the disk": "{with_s3} -- {ours} inspect --json shards",
+            },
+            (Target("wall_s", "ours", at_most=2.0, less="ours, on the disk"), Target("wall_s", "ours")),
+            inputs=("shards",),
+        ),
+        Row(
+            "failures",
+            "the same renaming, each request 20 ms, and one of a hundred fails",
+            {"ours": _SLOW + "--failing 0.01 " + _AT_PLACES, "ours, no failures": _SLOW + _AT_PLACES},
+            (Target("wall_s", "ours", per="ours, no failures", at_most=1 / 0.8),),
+            inputs=("base",),
+            plan="rename_places.yaml",
+        ),
+    ),
+)
+
 SUITES = {
     "storage": STORAGE,
     "batch": BATCH,
@@ -669,6 +719,7 @@ SUITES = {
     "upcycle": UPCYCLE,
     "digests": DIGESTS,
     "merges": MERGES,
+    "places": PLACES,
 }
 
 

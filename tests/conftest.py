@@ -35,7 +35,8 @@ QUIET_JAX = (0, 10, 2)  # before it, XLA writes a page of warnings for every fun
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let the tests and the processes that they start keep their bytecode and what JAX compiles: half of the time
-    would be spent on doing both again. What is compiled is found by its whole content, so that no change goes unseen.
+    would be spent on doing both again. What is compiled is found by its whole content, so that no change goes unseen;
+    `--cache-clear` forgets it.
     """
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
@@ -43,6 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if cache is not None and tuple(int(part) for part in version("jax").split(".")[:3]) >= QUIET_JAX:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.mkdir("compiled")))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        # of what another process is just writing; JAX then compiles it
+        config.addinivalue_line("filterwarnings", "ignore:Error reading persistent compilation cache entry")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

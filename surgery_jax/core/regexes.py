@@ -20,7 +20,8 @@ from .errors import Mark, PlanError
 
 __all__ = ["check_time", "compile_regex", "ends_in_time", "literal_prefix", "without_warnings"]
 
-LIMIT_S = 5.0  # for one expression and all names of a checkpoint: ordinary ones take milliseconds
+LIMIT_S = 5  # of processor time, for one expression and all names of a checkpoint: ordinary ones take milliseconds
+PATIENCE = 20  # times as long is waited for that: others may be at work
 CHEAP = 1e9  # steps, some seconds at worst, that are taken without a trial
 
 # An expression is seen as repeats, choices, and what lies between: literal characters, and _ANY for what is not one.
@@ -71,23 +72,23 @@ def check_time(regex: re.Pattern[str], texts: Collection[str], where: Mark | str
         raise PlanError(
             f"the regular expression {regex.pattern[:80]!r} takes too long",
             where=where,
-            expected=f"names tried within {LIMIT_S:g} s, as ordinary expressions do in milliseconds",
+            expected=f"names tried within {LIMIT_S} s, as ordinary expressions do in milliseconds",
             hint="repeat no group that repeats something itself, such as (.+)+, and use fewer .+ and .*",
         )
 
 
 def ends_in_time(regex: re.Pattern[str], texts: Collection[str]) -> bool:
-    """Whether matching, searching and replacing an expression in all texts ends within `LIMIT_S`.
+    """Whether matching, searching and replacing an expression in all texts ends within `LIMIT_S` of processor time.
 
     Raises:
         PlanError: there is no process to try it in.
     """
     if not texts or (_most_steps(regex.pattern, texts) <= CHEAP and not _MANY_TIMES.search(regex.pattern)):
         return True
-    request = json.dumps([regex.pattern, regex.flags & ~re.UNICODE, list(texts)])
+    request = json.dumps([LIMIT_S, regex.pattern, regex.flags & ~re.UNICODE, list(texts)])
     command = [sys.executable, "-I", "-S", "-c", _TRIAL]  # what is imported depends on nothing of the user's
     try:
-        trial = subprocess.run(command, input=request.encode(), timeout=LIMIT_S, capture_output=True)
+        trial = subprocess.run(command, input=request.encode(), timeout=LIMIT_S * PATIENCE, capture_output=True)
     except subprocess.TimeoutExpired:
         return False
     except OSError as error:
@@ -101,7 +102,11 @@ hard = resource.getrlimit(resource.RLIMIT_AS)[1]
 if hard == resource.RLIM_INFINITY or hard > 1 << 30:
     resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 warnings.simplefilter("ignore")
-expr, flags, texts = json.load(sys.stdin)
+limit, expr, flags, texts = json.load(sys.stdin)
+hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+if hard == resource.RLIM_INFINITY or hard > limit:
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, hard))
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 regex = re.compile(expr, flags)
 for text in texts:
     if regex.fullmatch(text) or regex.search(text):

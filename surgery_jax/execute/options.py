@@ -73,7 +73,8 @@ class Options:
 
     @property
     def _is_hashed(self) -> bool:
-        return self.receipt or self.receipt_path is not None
+        """Whether files are hashed while they are written; of several processes none sees a whole file."""
+        return (self.receipt or self.receipt_path is not None) and not self.distributed
 
     @property
     def num_workers(self) -> int:

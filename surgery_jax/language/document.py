@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
+from collections.abc import Mapping as AnyMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -83,6 +84,21 @@ def parse_documents_file(path: str | Path, notices: list[Notice]) -> tuple[str, 
 
 
 def _read(path: str | Path) -> str:
+    """The text of a file, which is noted; or what was given for it.
+
+    Raises:
+        PlanError: it cannot be read, is too large, or is not UTF-8.
+    """
+    file = str(path)
+    given = _GIVEN.get() or {}
+    text = given[file] if file in given else _read_from_disk(path)
+    noted = _NOTED.get()
+    if noted is not None:
+        noted[file] = text
+    return text
+
+
+def _read_from_disk(path: str | Path) -> str:
     """The text of a file.
 
     Raises:
@@ -106,18 +122,15 @@ def _read(path: str | Path) -> str:
     if len(data) > MAX_BYTES:
         raise PlanError(f"a plan file of more than {MAX_BYTES} bytes", where=file)
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
         raise PlanError("not UTF-8 text", where=Mark(file, line, column)) from None
-    noted = _NOTED.get()
-    if noted is not None:
-        noted[file] = text
-    return text
 
 
 _NOTED: ContextVar[dict[str, str] | None] = ContextVar("noted", default=None)
+_GIVEN: ContextVar[AnyMapping[str, str] | None] = ContextVar("given", default=None)
 
 
 @contextmanager
@@ -133,6 +146,16 @@ def noting_files() -> Iterator[dict[str, str]]:
         _NOTED.reset(token)
         if outer is not None:
             outer.update(found)
+
+
+@contextmanager
+def giving_files(texts: AnyMapping[str, str]) -> Iterator[None]:
+    """Whoever reads plan files of these paths in this thread meanwhile gets these texts, whatever lies there."""
+    token = _GIVEN.set(texts)
+    try:
+        yield
+    finally:
+        _GIVEN.reset(token)
 
 
 def _siblings(path: Path) -> list[str]:

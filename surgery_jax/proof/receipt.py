@@ -104,6 +104,19 @@ class Receipt:
         return str(self.statement["subject"][0]["name"])
 
     @property
+    def output(self) -> Path:
+        """Where the output lies, if neither was moved.
+
+        Raises:
+            StorageError: the receipt gives it a name that leads elsewhere.
+        """
+        if self.path.name == RECEIPT:
+            return self.path.parent
+        if not _is_plain(self.name):
+            raise StorageError("the name of an output that leads elsewhere", where=str(self.path), found=self.name[:80])
+        return self.path.with_name(self.name)
+
+    @property
     def root(self) -> str:
         """The digest of the output."""
         return str(self.statement["subject"][0]["digest"]["sha256"])
@@ -123,6 +136,13 @@ class Receipt:
     def expanded(self) -> str:
         """The plan, expanded, as YAML."""
         return str(self.definition["internalParameters"]["plan"])
+
+    @property
+    def plan_files(self) -> dict[str, str]:
+        """The texts of the files that the plan was made of, those that it executes among them, by path."""
+        written = self.definition["externalParameters"].get("plan")
+        texts = written.items() if isinstance(written, Mapping) else ()
+        return {path: text for path, text in texts if isinstance(text, str)}
 
     @property
     def number(self) -> int:
@@ -211,13 +231,18 @@ def _table_beside(receipt: Path, products: Sequence[Mapping[str, Any]]) -> tuple
     """
     for entry in products:
         name = entry["name"]
-        if name.endswith(".tensors.json") and PurePosixPath(name).name == name and "\0" not in name:
+        if name.endswith(".tensors.json") and _is_plain(name):
             renamed = table_path(receipt)
             return renamed if renamed.exists() else receipt.with_name(name), entry["digest"]["sha256"]
     raise StorageError("the receipt names no table", where=str(receipt), expected="*.tensors.json among its byproducts")
 
 
 # ------------------------------------------------------------------------------------------------------- their form
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is that of something in a directory, and no way out of it."""
+    return name not in ("", "..") and PurePosixPath(name).name == name and "\0" not in name
 
 
 def _strange(name: str) -> str:

@@ -17,8 +17,7 @@ from ..graph.node import Node, Source
 from ..graph.roots import Symbolic
 from ..storage.base import Checkpoint
 from ..storage.formats import open_checkpoint, place_of_input
-from ..storage.places.found import is_local, locate
-from ..storage.proofs import RECEIPT
+from ..storage.places.found import is_local
 from .environment import PACKAGES, versions
 from .receipt import Receipt, read_receipt
 
@@ -187,10 +186,9 @@ def read_earlier(path: str) -> Earlier:
         StorageError: one of them cannot be read, or is not there.
     """
     receipt = read_receipt(path)
-    place = receipt.path.parent if receipt.path.name == RECEIPT else receipt.path.with_name(receipt.name)
-    if not locate(str(place)).exists():
-        raise StorageError("the output of the receipt does not lie beside it", where=path, expected=str(place))
-    return Earlier(path, receipt, open_checkpoint(str(place)))
+    if not receipt.output.exists():
+        raise StorageError("the output of the receipt does not lie beside it", where=path, expected=str(receipt.output))
+    return Earlier(path, receipt, open_checkpoint(str(receipt.output)))
 
 
 def check_taken(expected: Mapping[str, str], found: Mapping[str, str], path: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from ..core.errors import PlanError, StorageError
 from ..core.interrupts import check_interrupted
 from ..storage.base import Checkpoint, Entry
+from ..storage.files import check_exists
 from ..storage.formats import open_checkpoint
 from ..storage.identity import check_all
 from ..storage.places.base import MARKER
@@ -77,7 +78,11 @@ def verify(
     """
     verifier = Verifier(public_key) if public_key is not None else None
     place = locate(path)
-    known = read_receipt(receipt if receipt is not None else str(place if place.is_dir() else place.parent))
+    try:
+        known = read_receipt(receipt if receipt is not None else str(place if place.is_dir() else place.parent))
+    except StorageError:
+        check_exists(place)
+        raise
     if verifier is not None:
         _check_signed(known, verifier)
     root = place if place.is_dir() else place.parent

@@ -11,38 +11,34 @@ from pathlib import Path
 from typing import Any
 
 from ..asserts.same_bits import SameBits
-from ..core.errors import PlanError, StorageError, listing
+from ..core.errors import PlanError, StorageError
 from ..execute.options import Options
 from ..graph.node import Graph, Node, Source
 from ..graph.roots import Check, Sink
 from ..hosts.peers import ALONE
 from ..kit.kernel import Array, Kernel
 from ..kit.operations import Varies
-from ..language.document import Mapping as YamlMapping
-from ..language.document import parse_yaml
-from ..language.parts import Part, merge_parts
+from ..language.document import giving_files
 from ..language.plan import Plan
-from ..language.writing import plan_text
 from ..proof.differences import first_difference, suspects, varying
 from ..proof.environment import versions
 from ..proof.inputs import check_inputs
-from ..proof.keeping import Proof, Receipts, placeless
+from ..proof.keeping import Proof, Receipts
 from ..proof.receipt import Receipt, read_receipt
 from ..proof.tree import tensor_digest
 from ..session.compiled import Compiled, StorageOutside, compile_with
 from ..session.listening import showing
 from ..session.passes import Show
-from ..session.reading import Headers
 from ..session.run import Session, Transaction
 from ..storage.base import Checkpoint, Entry
 from ..storage.files import storage_error
 from ..storage.formats import open_checkpoint
 from ..storage.places.found import is_local, locate, place_of
-from ..storage.proofs import RECEIPT
 from ..storage.stored import blocks_of
+from .locked import plan_of_receipt
 from .survey import stored
 
-__all__ = ["Mismatch", "Replay", "check_locked", "replay"]
+__all__ = ["Mismatch", "Replay", "replay"]
 
 
 @dataclass(frozen=True)
@@ -96,8 +92,20 @@ def replay(
         SurgeryError: the receipt cannot be read, inputs are not those of the receipt, or the plan fails.
     """
     known = read_receipt(receipt)
-    plan = _plan_of(known, inputs or {})
     options = replace(options or Options(), receipt=False, receipt_path=None, sign=None)
+    with giving_files(known.plan_files):
+        return _replayed(known, options, inputs or {}, output, against, progress)
+
+
+def _replayed(
+    known: Receipt,
+    options: Options,
+    inputs: Mapping[str, str],
+    output: str | None,
+    against: str | None,
+    progress: Show | None,
+) -> Replay:
+    plan = plan_of_receipt(known, inputs)
     if against is not None:
         if output is not None:
             raise PlanError("--output and --against contradict each other", hint="against writes nothing")
@@ -106,46 +114,6 @@ def replay(
         return _again(known, plan, options, locate(output), output, progress)
     with _hidden(known.path.parent) as folder:
         return _again(known, plan, options, folder / "output", None, progress)
-
-
-def check_locked(plan: Plan, compiled: Compiled, receipt: str) -> bool:
-    """Whether a plan and its inputs are those of a receipt; True.
-
-    Raises:
-        PlanError: the plan is another, or has other parameters.
-        StorageError: an input has other bytes.
-    """
-    known = read_receipt(receipt)
-    then, now = (plan_text(placeless(one)).splitlines() for one in (_plan_of(known, {}), plan))
-    if then != now:
-        number = next((n for n, (a, b) in enumerate(zip(then, now, strict=False)) if a != b), min(len(then), len(now)))
-        raise PlanError(
-            "the plan is not that of the receipt",
-            where=receipt,
-            expected=(then[number : number + 1] or ["nothing more"])[0].strip(),
-            found=(now[number : number + 1] or ["nothing more"])[0].strip(),
-            hint="compare plan, overrides and parameters with externalParameters of the receipt",
-        )
-    check_inputs(known, compiled.symbolic)
-    return True
-
-
-def _plan_of(known: Receipt, inputs: Mapping[str, str]) -> Plan:
-    """The plan of a receipt, with some inputs elsewhere.
-
-    Raises:
-        PlanError: it is no plan, or has no such input.
-    """
-    root = parse_yaml(known.expanded, str(known.path), interpolate=False)
-    if not isinstance(root, YamlMapping):
-        raise PlanError("the receipt has no plan", where=str(known.path))
-    plan = Plan.of(merge_parts([Part(root, True)], Headers()))
-    aliases = [entry.alias for entry in plan.inputs]
-    for alias in inputs:
-        if alias not in aliases:
-            raise PlanError(f"the plan has no input {alias!r}", expected=listing(aliases) or "it has none")
-    moved = tuple(replace(entry, path=inputs.get(entry.alias, entry.path)) for entry in plan.inputs)
-    return replace(plan, inputs=moved)
 
 
 # --------------------------------------------------------------------------------------------------- made once more
@@ -280,8 +248,7 @@ class _Originals:
         self._known = known
         self._made: dict[str, Entry] | None = None
         try:
-            found = open_checkpoint(str(known.path.parent)) if known.path.name == RECEIPT else None
-            self._entries = {} if found is None else dict(found.entries)
+            self._entries = dict(open_checkpoint(str(known.output)).entries)
         except StorageError:
             self._entries = {}
 

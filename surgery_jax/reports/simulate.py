@@ -163,6 +163,7 @@ def simulate(passes: Sequence[Program], options: Options, machines: Machines) ->
         BudgetError: one piece of work needs more than the budgets, or may need it.
     """
     limits = options.limits._replace(devices=machines.devices)
+    limits = limits._replace(in_order=limits.in_order and machines.hosts == 1)
     works = [schedule(program, limits) for program in passes]
     for work in works:
         check_fits(work)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Set
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,9 @@ def open_staging(
         return Upload(plan, layout, told, overwrite=overwrite, begun=begun)
     assert not isinstance(begun, BegunUpload)
     return Staging(plan, layout, told, overwrite=overwrite, begun=begun)
+
+
+_AT_ONCE = 16  # files that appear at the same time
 
 
 class Upload(Staging):
@@ -242,10 +246,13 @@ class Upload(Staging):
             for path in self._old[:1]:
                 self._changed = True
                 self._place.remove(path)
-            for name, staged in list(self._created.items()):
-                self._changed = self._changed or bool(self._old)
-                self._place.publish(staged, self._named(name))
-                self._appeared.append(self._named(name))
+            self._changed = self._changed or bool(self._old)
+            weights = {self.layout.files[number].name for number, _ in self.layout.places.values()}
+            with ThreadPoolExecutor(_AT_ONCE, "surgery-publish") as pool:  # they wait for the store
+                list(pool.map(self._appear, [name for name in self._created if name in weights]))
+            for name in self._created:
+                if name not in weights:
+                    self._appear(name)
             for path in self._old[1:]:
                 if path not in new:
                     self._place.remove(path)
@@ -253,6 +260,10 @@ class Upload(Staging):
                 self._place.mark(str(self._final), is_whole=True)
         except OSError as error:
             raise storage_error(error, self.plan.path, "publish it") from None
+
+    def _appear(self, name: str) -> None:
+        self._place.publish(self._created[name], self._named(name))
+        self._appeared.append(self._named(name))
 
     def _take_back(self) -> StorageError | None:
         """Remove what has appeared; a directory that something is missing from now stays marked."""

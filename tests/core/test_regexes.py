@@ -42,7 +42,7 @@ def within(seconds: float, work: Any) -> str:
 
 @pytest.mark.parametrize("expr", ENDLESS)
 def test_an_expression_without_end_is_an_error(expr: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regexes, "LIMIT_S", 0.5)
+    monkeypatch.setattr(regexes, "LIMIT_S", 1)
     selector = Selector(parse_reference(Scalar(expr, HERE), "m"))
     text = within(20, lambda: selector.match(NameIndex(NAMES)))
     assert str(HERE) in text and "takes too long" in text
@@ -55,7 +55,7 @@ def test_ordinary_expressions_match_as_ever(expr: str) -> None:
 
 
 def test_patterns_of_segments_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regexes, "LIMIT_S", 0.5)
+    monkeypatch.setattr(regexes, "LIMIT_S", 1)
     regex = Sequence((Scalar("~(.+)+x", HERE),), HERE)
     assert "takes too long" in within(20, lambda: Selector(parse_reference(regex, "m")).match(NameIndex(["a" * 60])))
     twice = Sequence(tuple(Scalar(token, HERE) for token in ["*a", "*b", "*c", "*d", "*a", "!"]), HERE)
@@ -64,14 +64,14 @@ def test_patterns_of_segments_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_filters_are_bounded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regexes, "LIMIT_S", 0.5)
+    monkeypatch.setattr(regexes, "LIMIT_S", 1)
     for work in (inspect, spectrum, lambda path, filter: diff(path, path, filter=filter)):
         assert "takes too long" in within(20, lambda work=work: work(model, filter="(.+)+(.+)+x"))
 
 
 @pytest.mark.parametrize("word", ["skip", "modules_to_save"])
 def test_patterns_of_extraction_are_bounded(model: Path, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regexes, "LIMIT_S", 0.5)
+    monkeypatch.setattr(regexes, "LIMIT_S", 1)
     step = {"base": "b::(.+)", "tuned": r"t::\1", "to": "a", "rank": 1, word: "(.+)+(.+)+x"}
     plan = plan_of({"inputs": [f"b::{model}", f"t::{model}"], "transforms": [{"lora_extract": step}]})
     assert "takes too long" in within(20, lambda: check(plan))

@@ -166,7 +166,7 @@ ELEMENTWISE = [cls.__name__ for cls in all_ops() if cls.kind in ("elementwise", 
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_several_tensors_in_one_tile_give_the_bits_that_each_gives_alone(name: str) -> None:
     op, given = REFERENCES[name][0][0]
-    operands = [[array_of("float32", (n,), 3 * n + 3 * side) for n in (1, 7, 4)] for side in range(len(given))]
+    operands = [[array_of("float32", (n,), 3 * n + 3 * side) for n in (7, 5)] for side in range(len(given))]
     for side, operand in enumerate(given):
         if operand.dtype == np.uint64:  # positions
             operands[side] = [np.arange(len(array), dtype=np.uint64) for array in operands[0]]

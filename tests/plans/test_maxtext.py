@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import safetensors.numpy
 import yaml
 from flax import serialization, traverse_util
 from flax_llama import FlaxLlama
@@ -46,6 +48,17 @@ def convert(plan: str, source: Path, target: Path, *settings: str) -> Any:
     output = [f"output={target}", *(["output.format=flax"] if target.suffix == ".msgpack" else [])]
     told = SIZES if ".msgpack" in str(source) else ()  # there is no config beside such a file
     return run(load_plan(PLANS / plan, f"source={source}", *output, "tree=params", *told, *settings), quiet)
+
+
+def test_frequencies_that_older_files_hold_are_left_out(llama: tuple[Path, Any], tmp_path: Path) -> None:
+    path, _ = llama
+    old = shutil.copytree(path, tmp_path / "old")
+    tensors = safetensors.numpy.load_file(path / "model.safetensors")
+    more = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32) for n in range(LAYERS)}
+    safetensors.numpy.save_file(tensors | more, old / "model.safetensors")
+    convert("llama_to_maxtext.yaml", old, tmp_path / "params")
+    convert("maxtext_to_llama.yaml", tmp_path / "params", tmp_path / "back")
+    assert diff(path, tmp_path / "back").is_empty
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -102,7 +102,7 @@ class Run(PlanCommand):
             left = _leftovers([*output_paths(plan), *texts], peers, options, mend=True)
             compiled = compile_plan(plan, options, peers=peers)
             if args.locked is not None:
-                from ...reports.replay import check_locked
+                from ...reports.locked import check_locked
 
                 together(peers, lambda: check_locked(plan, compiled, args.locked) if peers.rank == 0 else True)
             together(peers, lambda: _check_summary(plan, compiled, args, is_writer=peers.rank == 0))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ...core.errors import StorageError, listing
 from ..base import Blocks, Entry, Extent
+from ..places.found import is_local
 from .values import HeldValue
 from .zarr import INDEX, ZarrArray, leading_axis
 
@@ -54,8 +55,9 @@ def entry_of(
     length, period = (
         (min(array.read_chunk[axis], shape[axis]) * inner, shape[axis] * inner) if array.spec.size and shape else (1, 1)
     )
-    # what is decoded lies in memory compressed, as chunks, and put together
-    return Entry(array.spec, blocks=Blocks(length, period, partial(_read, array, open_array, is_whole, where), 3))
+    # what is decoded lies in memory compressed, twice if it was fetched, as chunks, and put together
+    factor = 3 if is_local(where) else 4
+    return Entry(array.spec, blocks=Blocks(length, period, partial(_read, array, open_array, is_whole, where), factor))
 
 
 def _extent(runs: Sequence[tuple[str, int, int]]) -> Extent:

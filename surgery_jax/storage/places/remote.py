@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import errno
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
 from functools import cache, partial
 from typing import TypeVar
 
@@ -291,11 +293,17 @@ class RemotePlace(Place):
     def stat(self, path: str) -> Status | None:
         above, _, name = path.rpartition("/")
         seen = looked()
-        if seen is not None and above in seen.lists:
+        found: StoredObject | None
+        if seen is not None and path in seen.known:
+            found = seen.known[path]
+        elif seen is not None and above in seen.lists:
             listed = seen.lists[above]
-            if name not in listed:
+            if name in listed:
+                found = listed[name]
+            elif self.lists or path not in seen.expected:
                 return None
-            found = listed[name]
+            else:
+                found = self._begun(seen, path)[0]
         elif seen is not None:
             found = None if path in seen.lists or self.is_root(path) else self._begun(seen, path)[0]
         else:
@@ -313,7 +321,13 @@ class RemotePlace(Place):
 
     def open(self, path: str) -> Reader:
         seen = looked()
-        found, first = self._begun(seen, path) if seen is not None else (self.find(path), b"")
+        found: StoredObject | None
+        if seen is None:
+            found, first = self.find(path), b""
+        elif path in seen.known and path not in seen.begun and path not in seen.expected:
+            found, first = seen.known[path], b""
+        else:
+            found, first = self._begun(seen, path)
         if found is None:
             raise FileNotFoundError(errno.ENOENT, "there is no such object", path)
         return RemoteReader(self, path, found, first)
@@ -394,21 +408,34 @@ def _no_ranges() -> PlaceError:
 
 
 _REFUSED = {  # what stores call their reasons, and what can be done
+    "AuthorizationHeaderMalformed": "set AWS_REGION to where the bucket is",
     "AccessDenied": "check what the credentials may do",
     "ExpiredToken": "get new credentials",
     "InvalidAccessKeyId": "check the credentials",
+    "InvalidToken": "get new credentials",
     "NoSuchBucket": "check the name of the bucket, and the endpoint",
     "NotImplemented": "the store cannot do this: choose another place",
     "RequestTimeTooSkewed": "the clock of this machine is off: set it",
     "SignatureDoesNotMatch": "check the secret of the credentials, and the endpoint",
 }
+_SKEW = 900  # seconds that stores let pass
 _CODE = re.compile(rb"<Code>(\w+)</Code>")
+
+
+def _of_clock(answer: Answer) -> str:
+    """What a store that may send no reason means, as in answers to HEAD, if its clock is another than ours."""
+    try:
+        theirs = parsedate_to_datetime(answer.headers["date"]).timestamp()
+    except (KeyError, ValueError):
+        return ""
+    is_off = abs(theirs - time.time()) > _SKEW
+    return "RequestTimeTooSkewed" if is_off and answer.status in (400, 401, 403) else ""
 
 
 def refusal(answer: Answer) -> OSError:
     """What an answer that is no success means."""
     match = _CODE.search(answer.body)
-    code = match[1].decode() if match else answer.headers.get("x-amz-error-code", "")
+    code = match[1].decode() if match else answer.headers.get("x-amz-error-code", "") or _of_clock(answer)
     reason = f"the server answers {answer.status}" + (f", {code}" if code else "")
     if answer.status == 404:
         return PlaceError(errno.ENOENT, reason, _REFUSED.get(code))

@@ -21,6 +21,7 @@ from ..base import Checkpoint, Entry, Format, LaidFile, Layout, no_part
 from ..bounds import Allowance, is_possible
 from ..files import File
 from ..leftovers import in_words
+from ..places.found import place_of
 from ..shards import check_inside
 from .chunks import Chunk, blocks_of, check_cover, chunk_entry
 from .files import lay_torch
@@ -50,7 +51,7 @@ class DcpFormat(Format):
 
     def probe_directory(self, path: Path) -> bool:
         """Whether there are the table and any data."""
-        return (path / _TABLE).is_file() and any(path.glob("*.distcp"))
+        return (path / _TABLE).is_file() and (not place_of(str(path)).lists or any(path.glob("*.distcp")))
 
     def stale(self, path: Path) -> list[Path]:
         """The table, the data that it names, and data of the names that PyTorch gives."""
@@ -200,7 +201,7 @@ def _read_table(path: Path) -> Mapping[str, object]:
         if file.size > _MAX_TABLE:
             raise PickleRefused(f"a table of {file.size} bytes")
         # A table says where data lies, of which there is much more; so a long table beside little data is none.
-        data = sum(part.stat().st_size for part in path.glob("*.distcp"))
+        data = sum(part.stat().st_size for part in path.glob("*.distcp")) if place_of(str(path)).lists else file.size
         allowance = Allowance(min(file.size, data), _MAX_TABLE * 32)
         value, _ = read_pickle(file.at(0, file.size), CALLS, _no_reference, allowance=allowance)
     return _fields(value, "Metadata")
@@ -258,6 +259,7 @@ def _place(path: Path, name: str, place: Mapping[str, object], inside: set[str])
     if type(relative) is not str or type(begin) is not int or type(length) is not int or min(begin, length) < 0:
         raise PickleRefused(f"no sound place of {name!r}")
     if relative not in inside:
+        place_of(str(path)).expect([f"{path}/{relative}"])
         check_inside(path / _TABLE, name, relative)
         inside.add(relative)
     return path / relative, begin, length

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from orbax_trees import assert_equal_trees, load_v0, nested
 from running import assert_same_bits, write_checkpoint
-from servers import Files, objects
+from servers import Asked, Fault, Files, objects
 
 from surgery_jax import Options, convert, diff, plan_of, run
 from surgery_jax.cli.main import main
@@ -74,13 +75,13 @@ def test_what_is_replaced_at_a_store_leaves_nothing_of_itself(s3: Any, source: s
     assert diff("s3://bucket/o/items", source).is_empty
 
 
-@pytest.mark.parametrize("is_together", [False, True])
-def test_the_header_of_an_orbax_checkpoint_costs_few_requests(is_together: bool, s3: Any, source: str) -> None:
-    to("s3://bucket/o", source, ocdbt=is_together)
+@pytest.mark.parametrize(("form", "most"), [("apart", 1), ("together", 0), ("zarr 3", 2)])
+def test_the_header_of_an_orbax_checkpoint_costs_few_requests(form: str, most: int, s3: Any, source: str) -> None:
+    to("s3://bucket/o", source, **({"zarr": 3} if form == "zarr 3" else FORMS[form]))
     s3.proxy.asked.clear()
     open_checkpoint("s3://bucket/o")
     of_arrays = [asked for asked in s3.proxy.asked if "/h." in asked.path]
-    assert len(of_arrays) <= (0 if is_together else len(TENSORS))
+    assert len(of_arrays) <= most * len(TENSORS)
     assert not [asked for asked in s3.proxy.asked if asked.method == "HEAD" and "/h." in asked.path]
 
 
@@ -118,6 +119,33 @@ def test_other_formats_go_in_and_out_of_a_store(name: str, s3: Any, source: str)
     word = {"d": "dcp", "m.pt": "torch", "m.msgpack": "flax"}[name]
     convert(source, f"s3://bucket/{name}", Options(sync=False, receipt=False), format=word)
     assert diff(f"s3://bucket/{name}", source).is_empty
+
+
+def test_files_with_tensors_appear_at_the_same_time_and_before_all_others(s3: Any, source: str) -> None:
+    together = threading.Barrier(2, timeout=20)
+    order: list[str] = []
+
+    def spoil(asked: Asked) -> Fault | None:
+        if asked.method == "PUT":
+            order.append(asked.path.rpartition("/")[2])
+            if order[-1].startswith("model-"):
+                together.wait()
+        return None
+
+    s3.proxy.spoil = spoil
+    convert(source, "s3://bucket/m", Options(sync=False, receipt=False), shard="4KB")
+    shards = [number for number, name in enumerate(order) if name.startswith("model-")]
+    assert len(shards) == 2 and order.index("model.safetensors.index.json") > max(shards)
+
+
+@pytest.mark.parametrize("word", ["dcp", "torch"])
+def test_a_web_server_is_asked_for_the_files_that_a_table_names(
+    word: str, web: Files, source: str, tmp_path: Path
+) -> None:
+    quick = Options(sync=False, receipt=False)
+    convert(source, str(tmp_path / "d"), quick, format=word, shard="4KB" if word == "torch" else None)
+    web.files |= {f"/d/{path.name}": path.read_bytes() for path in (tmp_path / "d").iterdir()}
+    assert diff(f"{web.url}/d", source).is_empty
 
 
 def test_what_is_at_places_is_proven_there(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from surgery_jax.core.errors import StorageError
 from surgery_jax.storage.formats import open_checkpoint
 from surgery_jax.storage.places.base import PlaceError, fill
 from surgery_jax.storage.places.found import place_of
-from surgery_jax.storage.places.remote import RemoteReader
+from surgery_jax.storage.places.remote import RemoteReader, refusal
+from surgery_jax.storage.places.wire import Answer
 
 RNG = np.random.default_rng(5)
 TENSORS = {f"h.{n}.{word}": RNG.normal(size=(300, 70)).astype(np.float32) for n in range(6) for word in ("up", "down")}
@@ -255,3 +257,11 @@ def test_nothing_of_it_is_imported_for_local_paths(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("date", "is_off"), [("Mon, 01 Jan 2001 00:00:00 GMT", True), (formatdate(usegmt=True), False)]
+)
+def test_a_refusal_without_a_reason_is_one_of_the_clock_if_that_is_off(date: str, is_off: bool) -> None:
+    error = refusal(Answer(403, {"date": date}, b""))
+    assert ("RequestTimeTooSkewed" in str(error)) is ("set it" in str(error.hint)) is is_off
