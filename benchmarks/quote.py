@@ -5,8 +5,8 @@
 A page holds `<!-- quote NAME FORM -->` and `<!-- end of quote -->`; what is between them is made from
 `results/NAME.json`. Forms: `summary` compares the engine with the other sides in one line a row, `targets` lists what
 was asked and reached, `sides` what every side took, `machine` says where; of simulate.py `predictions` holds them to
-real runs, and `planning` tells what it took to plan for a large model and what was predicted. Exits with 1 if a page is
-not up to date, unless it is to be written.
+real runs, `planning` tells what it took to plan for a large model and what was predicted, and `bulk` what was predicted
+of a batch by many hosts. Exits with 1 if a page is not up to date, unless it is to be written.
 """
 
 from __future__ import annotations
@@ -173,6 +173,26 @@ def planning(result: Record) -> str:
     return _table(("plan", "work", "planned in", "peak memory", *predicted), rows)
 
 
+def bulk(result: Record) -> str:
+    """What was predicted of a batch by many hosts, once that was measured."""
+    rows = []
+    for row in (result["bulk"],) if "bulk" in result else ():
+        read = row["bytes_read"]
+        rows.append(
+            (
+                row["about"],
+                f"{row['cpu_s']:.0f} s",
+                _amount(row["rss_bytes"]),
+                f"{row['predicted_s']:.0f} s",
+                f"{read['mean'] / 1e12:.2f} TB, {read['min'] / 1e12:.2f} to {read['max'] / 1e12:.2f}",
+                f"{row['bytes_written'] / 1e9:.1f} GB",
+                f"{row['balance']:.3f}",
+            )
+        )
+    host = ("read by a host", "written by a host at most", "busiest host / mean")
+    return _table(("work", "planned in", "peak memory", "predicted", *host), rows)
+
+
 FORMS: dict[str, Callable[[Record], str]] = {
     "summary": summary,
     "targets": targets,
@@ -180,6 +200,7 @@ FORMS: dict[str, Callable[[Record], str]] = {
     "machine": machine,
     "predictions": predictions,
     "planning": planning,
+    "bulk": bulk,
 }
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import http.client
+import json
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from hashlib import sha1
+from hashlib import md5, sha1
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 SECRET = "AFTERTHEFACTSECRET"  # that no message, log or receipt may have
 
@@ -141,7 +143,11 @@ class _ProxyHandler(_Handler):
     server: Proxy
 
     def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
+        if len(body) < length:  # who sent it is gone
+            self.close_connection = True
+            return
         asked = Asked(self.command, self.path, dict(self.headers), body)
         self.server.asked.append(asked)
         fault = self.server.spoil(asked) or Fault()
@@ -169,6 +175,47 @@ class _ProxyHandler(_Handler):
         self.answer(found.status, headers, content)
 
     do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
+
+
+class Generations(_Server):
+    """Objects as Google Cloud Storage has them, with generations and conditions on them, by bucket and name."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, tuple[bytes, int]] = {}
+        self.lock = threading.Lock()
+        super().__init__(("127.0.0.1", 0), _GenerationsHandler)
+
+
+class _GenerationsHandler(_Handler):
+    server: Generations
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = urlsplit(self.path)
+        bucket, _, name = parts.path.partition("/b/")[2].partition("/o")
+        query = {key: values[0] for key, values in parse_qs(parts.query).items()}
+        key = f"{bucket}/{unquote(name[1:]) or query.get('name', '')}"
+        with self.server.lock:
+            there = self.server.objects.get(key)
+            if self.command == "POST":
+                if int(query.get("ifGenerationMatch", there[1] if there else 0)) != (there[1] if there else 0):
+                    self.answer(412, {})
+                    return
+                there = self.server.objects[key] = body, time.time_ns()
+                told = {"size": len(body), "generation": there[1], "md5Hash": b64encode(md5(body).digest()).decode()}
+                self.answer(200, {}, json.dumps(told).encode())
+                return
+            if self.command == "DELETE":
+                self.server.objects.pop(key, None)
+        if there is None:
+            self.answer(404, {})
+        elif query.get("alt") == "media":
+            asked = Asked(self.command, self.path, {k.title(): v for k, v in self.headers.items()}, b"")
+            self.answer(*ranged(asked, there[0], {"X-Goog-Generation": str(there[1])}))
+        else:
+            self.answer(200, {}, json.dumps({"size": len(there[0]), "generation": there[1]}).encode())
+
+    do_HEAD = do_POST = do_DELETE = do_GET
 
 
 def objects(client: Any) -> dict[str, bytes]:

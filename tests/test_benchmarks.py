@@ -396,13 +396,19 @@ def test_predictions_are_quoted_with_their_spread(harness: Any) -> None:
     held = {"row": "move", "about": "bytes", "predicted_s": 3.0, "real_s": spread, "ratio": ratio}
     one = {"wall_s": 20.0, "balance": 1.25, "bytes_read": 3e12, "bytes_written": 0, "peak_buffer_bytes": 5e9}
     planned = {"row": "extract", "about": "ranks", "cpu_s": spread, "rss_bytes": {"median": 5e8}, "passes": [one, one]}
-    result = {"rows": [held], "planned": [planned]}
+    result: dict[str, Any] = {"rows": [held], "planned": [planned]}
     assert harness.quote.predictions(result).splitlines()[2:] == [
         "| move | bytes | 3.00 s | 2.50 s | 2.00 to 4.00 s | 1.20 | 0.75 to 1.50 |"
     ]
     assert harness.quote.planning(result).splitlines()[2:] == [
         "| extract | ranks | 2.5 s | 500 MB | 1 of 2 | 3.00 TB | 0.00 TB | 20.0 s | 1.250 | 5.0 GB |",
         "|  |  |  |  | 2 of 2 | 3.00 TB | 0.00 TB | 20.0 s | 1.250 | 5.0 GB |",
+    ]
+    read = {"min": 1e12, "mean": 2e12, "max": 3e12}
+    many = {"about": "adapters", "cpu_s": 99.6, "rss_bytes": 5e8, "predicted_s": 1234.5, "balance": 1.0625}
+    result["bulk"] = many | {"bytes_read": read, "bytes_written": 2e9}
+    assert harness.quote.bulk(result).splitlines()[2:] == [
+        "| adapters | 100 s | 500 MB | 1234 s | 2.00 TB, 1.00 to 3.00 | 2.0 GB | 1.062 |"
     ]
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import base64
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from .schedule import Schedule
-from .tasks import DecodeTask, MoveTask, Task, Tile
+from .tasks import Task, Tile
 
 __all__ = ["Done", "is_looked_at", "left"]
 
@@ -76,7 +76,7 @@ def left(work: Schedule, done: Done) -> tuple[Sequence[Task], Sequence[bytes]]:
     found: list[bytes] = []
     for task in work.tasks:
         key = work.key(task) if done.found and is_looked_at(task) else ""
-        if (is_looked_at(task) and key not in done.found) or not all(map(done.has, _places(work, task))):
+        if (is_looked_at(task) and key not in done.found) or not all(map(done.has, work.places(task))):
             tasks.append(task)
         elif key:
             found.append(done.found[key])
@@ -88,22 +88,3 @@ def is_looked_at(task: Task) -> bool:
     return isinstance(task, Tile) and any(
         component.checks or any(output.sinks for output in component.outputs) for component, _, _ in task.segments
     )
-
-
-def _places(work: Schedule, task: Task) -> Iterator[Place]:
-    """Where a task writes."""
-    if isinstance(task, MoveTask):
-        yield from ((move.file, move.offset, move.nbytes) for move in task.moves)
-    elif isinstance(task, DecodeTask):
-        yield from ((file, offset, nbytes) for _, file, offset, nbytes in task.parts)
-    else:
-        plan = work.blueprints[task.group]
-        values = plan.value_specs()
-        for component, first, count in task.segments:
-            is_whole = first + task.seen == 0 and count == plan.total(component)
-            for number, output in zip(plan.leaving, component.outputs, strict=True):
-                width = values[number].nbytes // plan.rows
-                begin, end = (first + task.seen) * width, (first + count) * width
-                for dest in output.dests:
-                    span = (dest.start, dest.nbytes) if is_whole else (begin, end - begin)
-                    yield from ((dest.file, offset, nbytes) for _, offset, nbytes in dest.parts(*span))

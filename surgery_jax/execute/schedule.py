@@ -216,6 +216,24 @@ class Schedule:
         is_read_again = work.passes > 1 and not work.is_held(tile.segments[0][0])
         return Sized(tile, read * work.passes if is_read_again else read, written)
 
+    def places(self, task: Task) -> Iterator[tuple[int, int, int]]:
+        """Where a task writes: number of the output file, offset there, bytes."""
+        if isinstance(task, MoveTask):
+            yield from ((move.file, move.offset, move.nbytes) for move in task.moves)
+        elif isinstance(task, DecodeTask):
+            yield from ((file, offset, nbytes) for _, file, offset, nbytes in task.parts)
+        else:
+            plan = self.blueprints[task.group]
+            values = plan.value_specs()
+            for component, first, count in task.segments:
+                is_whole = first + task.seen == 0 and count == plan.total(component)
+                for number, output in zip(plan.leaving, component.outputs, strict=True):
+                    width = values[number].nbytes // plan.rows
+                    begin, end = (first + task.seen) * width, (first + count) * width
+                    for dest in output.dests:
+                        span = (dest.start, dest.nbytes) if is_whole else (begin, end - begin)
+                        yield from ((dest.file, offset, nbytes) for _, offset, nbytes in dest.parts(*span))
+
     def amounts(self, tasks: Sequence[Task]) -> tuple[int, int, int]:
         """Bytes that tasks move, that they read for computing, and that computing writes."""
         if tasks is self.tasks:
@@ -235,8 +253,19 @@ class Schedule:
 
     def shares(self, count: int, tasks: Sequence[Task] | None = None) -> list[list[Sized]]:
         """The tasks, or these of them, as shares of so many processes: every byte of the outputs is written by one of
-        them."""
-        return shares(self.tasks if tasks is None else tasks, count, self.sized, self.blueprints)
+        them, and every file that is encoded as a whole by one."""
+        return shares(self.tasks if tasks is None else tasks, count, self.sized, self.blueprints, self._whole_files)
+
+    @cached_property
+    def _encoded(self) -> frozenset[int]:
+        """Numbers of the files that are encoded as a whole."""
+        names = {path for path, _, _ in self.program.encoded}
+        return frozenset(number for number, path in enumerate(self.program.files) if path in names)
+
+    def _whole_files(self, task: Task) -> Iterator[int]:
+        if not self._encoded:
+            return iter(())
+        return (file for file, _, nbytes in self.places(task) if nbytes and file in self._encoded)
 
     # -- names that last ------------------------------------------------------------------------------------------
 

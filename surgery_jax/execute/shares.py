@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from ..compile.blueprint import Blueprint
@@ -29,33 +29,59 @@ class Sized(NamedTuple):
 
 
 def shares(
-    tasks: Sequence[Task], count: int, sized: Callable[[Task], Sized], blueprints: Sequence[Blueprint]
+    tasks: Sequence[Task],
+    count: int,
+    sized: Callable[[Task], Sized],
+    blueprints: Sequence[Blueprint],
+    whole_files: Callable[[Task], Iterable[int]] = lambda task: (),
 ) -> list[list[Sized]]:
     """The tasks of so many processes: neighbours stay together, and the shares come out equal in bytes, which `sized`
-    tells of every task and part of one. `blueprints` are those of the groups.
+    tells of every task and part of one. `blueprints` are those of the groups, and `whole_files` tells to which of those
+    files a task writes that one process must write as a whole.
 
     A task in which one share ends and the next begins is cut there, if it can be and the parts are worth it; else it
-    belongs to the share in which its middle lies.
+    belongs to the share in which its middle lies. So do tasks that have such a file in common, all together.
     """
-    entries = [sized(task) for task in tasks]
-    total = sum(entry.weight for entry in entries)
+    units = [([sized(task) for task in unit], is_whole) for unit, is_whole in _units(tasks, whole_files)]
+    total = sum(entry.weight for unit, _ in units for entry in unit)
     least = total // count // FINEST
     found: list[list[Sized]] = [[] for _ in range(count)]
     at = 0
-    for entry in entries:
-        end, left = at + entry.weight, entry
+    for unit, is_whole in units:
+        end = at + sum(entry.weight for entry in unit)
         for number in range(at * count // max(total, 1) + 1, count):
             bound = total * number // count
-            if bound + least >= end:
+            if is_whole or bound + least >= end:
                 break
-            parts = _halves(left, bound - at, blueprints) if bound - at > least else None
+            parts = _halves(unit[0], bound - at, blueprints) if bound - at > least else None
             if parts is not None:
                 first, left = map(sized, parts)
                 found[number - 1].append(first)
-                at += first.weight
-        found[min((at + end) * count // max(2 * total, 1), count - 1)].append(left)
+                at, unit = at + first.weight, [left]
+        found[min((at + end) * count // max(2 * total, 1), count - 1)] += unit
         at = end
     return found
+
+
+def _units(
+    tasks: Sequence[Task], whole_files: Callable[[Task], Iterable[int]]
+) -> Iterator[tuple[Sequence[Task], bool]]:
+    """Tasks that are not to be parted, in the place of the first of them, and whether none of them may be cut."""
+    above: dict[int, int] = {}  # of files that belong together, one that is nearer to the one that stands for all
+
+    def root(file: int) -> int:
+        while (higher := above.setdefault(file, file)) != file:
+            above[file] = file = above[higher]
+        return file
+
+    files = [sorted(set(whole_files(task))) for task in tasks]
+    for own in files:
+        for file in own[1:]:
+            above[root(file)] = root(own[0])
+    units: dict[int, list[Task]] = {}  # by what stands for its files; what has none by a number of its own
+    for number, (task, own) in enumerate(zip(tasks, files, strict=True)):
+        units.setdefault(root(own[0]) if own else -1 - number, []).append(task)
+    yield from ((unit, key >= 0) for key, unit in units.items())
 
 
 def _halves(entry: Sized, weight: int, blueprints: Sequence[Blueprint]) -> tuple[Task, Task] | None:

@@ -15,14 +15,16 @@ from ..execute.schedule import Schedule
 from ..execute.tasks import DecodeTask, MoveTask, Task
 from ..execute.verdicts import Findings
 from ..graph.roots import Symbolic
+from ..storage.places.found import is_local
 from .agreement import compare, facts_of_options, facts_of_outputs
 from .peers import Peers
 
 if TYPE_CHECKING:
     from ..storage.base import Layout
     from ..storage.formats import OutputPlan
+    from ..storage.publish import Staging
 
-__all__ = ["OwnTasks", "agree", "agreed_options", "bring_together", "together"]
+__all__ = ["OwnTasks", "agree", "agreed_options", "bring_in", "bring_together", "together"]
 
 T = TypeVar("T")
 Outputs = Sequence[tuple["OutputPlan", "Layout"]]
@@ -79,11 +81,12 @@ def agree(peers: Peers, outputs: Outputs) -> None:
     """
     if peers.size > 1:
         for output, layout in outputs:
-            if any(file.encode is not None for file in layout.files):  # the last byte may come from any process
+            if any(file.encode is not None for file in layout.files) and not is_local(output.path):
                 raise PlanError(
-                    f"{output.path}: files that are encoded as a whole cannot be written by several processes",
+                    f"{output.path}: files that are encoded as a whole go to such a place from one process alone",
                     found=f"{peers.size} processes",
-                    hint="leave out the compression, and for a mesh cut the first axis alone; or use one process",
+                    hint="leave out the compression, and for a mesh cut the first axis alone; or use one process, or a "
+                    "disk that all processes have",
                 )
         compare(peers, facts_of_outputs(outputs))
 
@@ -127,6 +130,20 @@ def _spelled(work: Schedule, tasks: Sequence[Task]) -> Iterable[str]:
     for task in tasks:
         places = sorted(work.program.files[number] for number in set(_files(task)))
         yield f"task {work.key(task)} of {work.advance(task)} bytes, into {', '.join(places[:3]) or 'nothing'}"
+
+
+def bring_in(peers: Peers, stagings: Sequence[Staging]) -> None:
+    """What all processes have written of outputs that are sent in parts becomes known to the one that publishes.
+
+    Raises:
+        SurgeryError: something of it could not be sent, here or in another process.
+    """
+    if peers.size == 1 or all(staging.is_on_disk for staging in stagings):
+        return
+    own = [staging.hand_in() for staging in stagings] if peers.rank else []
+    for message in peers.gather(json.dumps(own).encode())[1:]:
+        for staging, told in zip(stagings, json.loads(message), strict=True):
+            staging.take_in(told)
 
 
 def bring_together(

@@ -75,6 +75,7 @@ class OutputDigests:
         self.numbers = {staging.place(index): index for index in range(len(staging.layout.files))}
         # what a format completes in the end, such as checksums, may lie in bytes that were told before
         self._is_completed = staging.layout.finish is not None
+        self._is_sent = not staging.is_on_disk  # no process can read it before all of them have sent their parts
         turned = () if self._is_completed or num_processes > 1 else self.numbers
         self._rolling = {place: Rolling(place, self._held[0], self.marks(place)) for place in turned}
         self._known: dict[str, FileDigest] = {}  # of files that this or another process has read, by place
@@ -210,7 +211,7 @@ class OutputDigests:
         Raises:
             StorageError: one cannot be read.
         """
-        files = [] if self._is_completed else [*self.numbers][rank :: self._num_processes]
+        files = [] if self._is_completed or self._is_sent else [*self.numbers][rank :: self._num_processes]
         sums = {self.numbers[place]: self._digest(place, self.marks(place)) for place in files}
         head = json.dumps(sums).encode()
         parts = [len(head).to_bytes(8, "little"), head]

@@ -24,6 +24,7 @@ from ..hosts.cluster import check_options
 from ..hosts.tasks import BatchTask, find_task
 from ..language.jobs import Job, load_jobs
 from ..language.plan import Plan
+from ..storage.places.found import is_local
 from .batch_hosts import batch_on_all
 from .batch_jobs import Conflicts, FilesNow, JointPass
 from .claims import LEASE, Claim, Claims, Lost
@@ -33,6 +34,7 @@ from .ledger import BatchReport, JobReport, Ledger, Ready, amounts
 from .listening import showing
 from .passes import Show, check_targets, output_paths
 from .reading import Headers
+from .reads import paths_read
 from .run import Session, Transaction
 from .sharing_out import shares_of
 
@@ -95,8 +97,10 @@ def batch(
     jobs = load_jobs(path, overrides)
     is_kept = not only_check
     with ExitStack() as stack:
-        finished = stack.enter_context(FinishedJobs(record or f"{path}.done", is_kept, is_shared=own is not None))
-        claims = stack.enter_context(Claims(finished.folder, lease)) if own is not None and is_kept else None
+        record = record or f"{path}.done"
+        is_shared = own is not None or not is_local(record)  # at a store nobody can be kept from using it too
+        finished = stack.enter_context(FinishedJobs(record, is_kept, is_shared=is_shared))
+        claims = stack.enter_context(Claims(finished.folder, lease)) if is_shared and is_kept else None
         ledger = Ledger(jobs, finished, options, tell, claims)
         session = Session(options, observers=showing(progress, [ledger, *observers]))
         how = _How(max(together, 1), stop_on_failure, only_check, notify or (lambda text: None))
@@ -166,7 +170,7 @@ class _Batch:
         for number, plan in enumerate(plans):  # of the jobs of others this is all that is looked at
             if plan is not None:
                 try:
-                    self._conflicts.note(number, output_paths(plan), {entry.path: () for entry in plan.inputs})
+                    self._conflicts.note(number, output_paths(plan), {path: () for path in paths_read(plan)})
                 except PlanError as error:
                     if number in numbers:
                         self.ledger.fail(number, error)

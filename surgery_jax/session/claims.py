@@ -1,17 +1,18 @@
 """Who is at work on which job of a batch that several processes share: a claim per job, with a lease that is renewed.
 
-Claims are files in one folder that all processes see. The claim in force is the one with the highest number; nobody
-replaces another's, but adds the next one when its lease has run out, and of several who try one succeeds. Whether a
-lease has run out is no question of clocks, which may differ between hosts: a claim that is not renewed for the time of
-its lease *while somebody looks on* is over. A process of the same machine that has ended holds no lock any more, and is
-not waited for. Who stood still finds the next claim before its outputs appear, and leaves the job to others.
+Claims are files in one folder that all processes see, or objects of a store. The claim in force is the one with the
+highest number; nobody replaces another's, but adds the next one when its lease has run out, and of several who try one
+succeeds. Whether a lease has run out is no question of clocks, which may differ between hosts: a claim that is not
+renewed for the time of its lease *while somebody looks on* is over. A process of the same machine that has ended holds
+no lock any more, and is not waited for; stores have no locks, so there its lease must run out. Who stood still finds
+the next claim before its outputs appear, and leaves the job to others.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import secrets
 import socket
 import threading
 import time
@@ -25,7 +26,7 @@ from typing import Any
 from ..core.errors import StorageError
 from ..core.interrupts import held
 from ..storage.files import storage_error
-from ..storage.notices import put, put_first
+from ..storage.notices import Board, Own, board_of
 
 __all__ = ["LEASE", "Claim", "Claims", "Lost", "claim_of"]
 
@@ -44,7 +45,8 @@ class Lost(StorageError):
 class Claim:
     """What a claim says: whose it is, and its state, `held`, `failed` (`why` says of what) or `left` to others.
 
-    seen: changes whenever it is renewed. age_s: since it was renewed, by the clocks of this host and the storage's.
+    seen: changes whenever it is renewed. age_s: since it was renewed, by the clocks of this host and of the storage, or
+    at a store of who has renewed it.
     is_dead: its process was one of this machine, and has ended. lease: seconds.
     """
 
@@ -53,7 +55,7 @@ class Claim:
     host: str
     process: int
     lease: float
-    seen: tuple[int, int]
+    seen: tuple[int | str, ...]
     age_s: float
     is_dead: bool
     why: str = ""
@@ -68,48 +70,37 @@ def claim_of(folder: Path, key: str) -> Claim | None:
     Raises:
         StorageError: it cannot be read.
     """
+    return _last(board_of(folder), key)
+
+
+def _last(board: Board, key: str) -> Claim | None:
     last = None
     try:
-        while (found := _read(folder, key, 1 if last is None else last.number + 1)) is not None:
+        while (found := _read(board, key, 1 if last is None else last.number + 1)) is not None:
             last = found
     except OSError as error:
-        raise storage_error(error, folder, "see who is at work") from None
+        raise storage_error(error, board.folder, "see who is at work") from None
     return last
 
 
-def _path(folder: Path, key: str, number: int) -> Path:
-    return folder / f"{key}.{number}.claim"
+def _name(key: str, number: int) -> str:
+    return f"{key}.{number}.claim"
 
 
-def _read(folder: Path, key: str, number: int) -> Claim | None:
-    try:  # opening asks the server of a network file system, which looking at a name may not
-        descriptor = os.open(_path(folder, key, number), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
+def _read(board: Board, key: str, number: int) -> Claim | None:
+    note = board.read(_name(key, number), _MOST)
+    if note is None:
         return None
     try:
-        status, raw = os.fstat(descriptor), os.read(descriptor, _MOST)
-        try:
-            told = json.loads(raw)
-            texts = [str(told[name]) for name in ("state", "host", "boot", "why")]
-            process, lease = int(told["process"]), float(told["lease"])
-        except (ValueError, KeyError, TypeError):  # one that is just being made
-            texts, process, lease = ["held", "", "", ""], 0, LEASE
-        state, host, boot, why = texts
-        is_dead = bool(boot) and boot == _boot() and _is_unlocked(descriptor)
-        seen = status.st_mtime_ns, status.st_ino
-        age = max(0.0, time.time() - status.st_mtime)
-        return Claim(number, state, host, process, lease, seen, age, is_dead, why)
-    finally:
-        os.close(descriptor)
-
-
-def _is_unlocked(descriptor: int) -> bool:
-    """Whether a file is locked by nobody; a file system without locks does not know, so it may be."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        told = json.loads(note.data)
+        texts = [str(told[name]) for name in ("state", "host", "boot", "why")]
+        process, lease, at = int(told["process"]), float(told["lease"]), float(told.get("at", 0))
+    except (ValueError, KeyError, TypeError, AttributeError):  # one that is just being made
+        texts, process, lease, at = ["held", "", "", ""], 0, LEASE, time.time()
+    state, host, boot, why = texts
+    is_dead = bool(boot) and boot == _boot() and note.is_unlocked
+    age = max(0.0, time.time() - at) if note.age_s is None else note.age_s
+    return Claim(number, state, host, process, lease, note.seen, age, is_dead, why)
 
 
 def _boot() -> str:
@@ -121,11 +112,11 @@ def _boot() -> str:
 
 @dataclass(slots=True)
 class _Own:
-    """A claim of this process: its number, its open file, and when it was renewed, by this process's clock."""
+    """A claim of this process: its number, its file, and when it was renewed, by this process's clock."""
 
     name: str
     number: int
-    descriptor: int
+    file: Own
     renewed: float
 
 
@@ -139,14 +130,15 @@ class Claims:
             StorageError: it cannot be made.
         """
         self._folder = folder
+        self._board = board_of(folder)
         self._lease = lease
         self._own: dict[str, _Own] = {}
-        self._seen: dict[str, tuple[tuple[int, ...], float]] = {}
+        self._seen: dict[str, tuple[tuple[int | str, ...], float]] = {}
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._renewer = threading.Thread(target=self._renew, name="claims", daemon=True)
         try:
-            folder.mkdir(exist_ok=True)
+            self._board.make()
         except OSError as error:
             raise storage_error(error, folder, "make the folder of the tasks") from None
         self._renewer.start()
@@ -169,7 +161,7 @@ class Claims:
             StorageError: the operating system refuses.
         """
         for _ in range(_ATTEMPTS):
-            last = claim_of(self._folder, key)
+            last = _last(self._board, key)
             if last is not None and self._is_held(key, last):
                 return last
             if self._add(key, name, 1 if last is None else last.number + 1):
@@ -182,7 +174,7 @@ class Claims:
         Raises:
             StorageError: that cannot be found out.
         """
-        last = claim_of(self._folder, key)
+        last = _last(self._board, key)
         return last if last is not None and self._is_held(key, last) else None
 
     def check(self, keys: Iterable[str]) -> None:
@@ -200,7 +192,7 @@ class Claims:
         """The job is finished, which the record says; its claims are not needed any more."""
         with self._lock, suppress(OSError):  # one that stays is no harm: what is finished is not claimed
             for number in range(1, self._end(key) + 1):  # the first one first: see `_hold`
-                _path(self._folder, key, number).unlink(missing_ok=True)
+                self._board.remove(_name(key, number))
 
     def fail(self, key: str, why: str) -> None:
         """The job has failed.
@@ -241,7 +233,7 @@ class Claims:
         is_sure = time.monotonic() - own.renewed < self._lease / 2
         if self._is_in_force(key, own) and (is_sure or self._add(key, own.name, own.number + 1)):
             # all claims of a job are removed when it is finished, so the one before the last may be gone
-            if is_sure or _path(self._folder, key, own.number).exists():
+            if is_sure or self._is_made(key, own.number):
                 return
         raise Lost(
             f"job {own.name!r} belongs to another process now",
@@ -253,10 +245,13 @@ class Claims:
     def _is_in_force(self, key: str, own: _Own) -> bool:
         """Whether a claim of this process is still there, and no later one."""
         try:
-            is_there = os.path.samestat(os.fstat(own.descriptor), _path(self._folder, key, own.number).stat())
-            return is_there and not _path(self._folder, key, own.number + 1).exists()
-        except FileNotFoundError:
-            return False
+            return own.file.is_there() and not self._is_made(key, own.number + 1)
+        except OSError as error:
+            raise storage_error(error, self._folder, "see who is at work") from None
+
+    def _is_made(self, key: str, number: int) -> bool:
+        try:
+            return self._board.read(_name(key, number), _MOST) is not None
         except OSError as error:
             raise storage_error(error, self._folder, "see who is at work") from None
 
@@ -264,20 +259,21 @@ class Claims:
         with self._lock, held():
             now = time.monotonic()
             try:
-                descriptor = put_first(_path(self._folder, key, number), self._said("held", ""))
+                made = self._board.put_first(_name(key, number), self._said("held", ""))
             except OSError as error:
                 raise storage_error(error, self._folder, "claim a job") from None
-            if descriptor is None:
+            if made is None:
                 return False
             before = self._own.get(key)
-            self._own[key] = _Own(name, number, descriptor, now)
+            self._own[key] = _Own(name, number, made, now)
             if before is not None:
-                os.close(before.descriptor)
+                before.file.close()
             return True
 
     def _said(self, state: str, why: str) -> bytes:
         said: dict[str, Any] = {"state": state, "host": socket.gethostname(), "process": os.getpid()}
         said |= {"boot": _boot(), "lease": self._lease, "why": why[:_MOST_WHY]}
+        said |= {"at": time.time(), "nonce": secrets.token_hex(8)}  # no two claims have the same bytes
         return json.dumps(said).encode() + b"\n"
 
     def _state(self, key: str, state: str, why: str) -> None:
@@ -287,7 +283,7 @@ class Claims:
                 return
             try:
                 if self._is_in_force(key, own):
-                    put(_path(self._folder, key, own.number), self._said(state, why), sync=False)
+                    self._board.put(_name(key, own.number), self._said(state, why), sync=False)
             except OSError as error:
                 raise storage_error(error, self._folder, "note what became of a job") from None
             finally:
@@ -298,7 +294,7 @@ class Claims:
         own = self._own.pop(key, None)
         if own is None:
             return 0
-        os.close(own.descriptor)
+        own.file.close()
         return own.number
 
     def _renew(self) -> None:
@@ -309,7 +305,7 @@ class Claims:
                     now = time.monotonic()
                     with suppress(OSError, StorageError):  # what is not renewed is found out by `check`
                         if now - own.renewed < self._lease / 2:
-                            os.utime(own.descriptor)
+                            own.file.renew(self._said("held", ""))
                             own.renewed = now
                         else:
                             self._hold(key)

@@ -5,7 +5,7 @@ by size and time of change. The line is on the disk before the outputs are renam
 and time when they are renamed: whenever a batch ends, a line is true as soon as the outputs are there.
 
 Processes that share a batch cannot add to one file. Each line of theirs is a file of its own, in a folder beside the
-record, and whoever uses the record alone reads these too.
+record, and whoever uses the record alone reads these too. A record at an object store has only these.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ..execute.options import Options
 from ..language.document import plain
 from ..language.plan import Plan
 from ..storage.files import check_regular, parse_json, storage_error
-from ..storage.notices import put
-from ..storage.places.found import check_local, is_local, locate, place_of
+from ..storage.notices import board_of
+from ..storage.places.found import check_writable, is_local, locate, place_of
 from ..storage.stages import try_lock
 
 __all__ = ["FileState", "FinishedJob", "FinishedJobs", "folder_of", "key_of", "states_of"]
@@ -79,7 +79,7 @@ def key_of(plan: Plan, options: Options) -> str:
 
 def folder_of(record: str) -> Path:
     """The folder beside a record in which the tasks of a batch keep what they tell each other."""
-    return Path(f"{record}.tasks")
+    return locate(f"{record}.tasks")
 
 
 class FinishedJobs:
@@ -92,13 +92,17 @@ class FinishedJobs:
         Raises:
             StorageError: it cannot be opened, is no such record, or another batch is using it.
         """
-        check_local(locate(path), "records of finished jobs")
         self.path = path
         self.folder = folder_of(path)
+        self._board = board_of(self.folder)
         self.entries: dict[str, FinishedJob] = {}
-        self._is_shared = is_shared
+        self._is_shared = is_shared or not is_local(path)
         self._fd: int | None = None
         self._is_locked = False
+        if not is_local(path):
+            if is_kept:
+                check_writable(path)
+            return
         try:
             if is_kept:
                 self._open()
@@ -177,22 +181,18 @@ class FinishedJobs:
             StorageError: that cannot be read.
         """
         known = [self.entries[job]] if job in self.entries else []
-        path = self._place(job)
+        path = self.folder / _file_name(job)
         try:
-            with path.open("rb") as stream:
-                raw = stream.read(MAX_BYTES)
-        except (FileNotFoundError, NotADirectoryError):
-            return known
+            note = self._board.read(_file_name(job), MAX_BYTES)
         except OSError as error:
             raise storage_error(error, path, "read what is recorded of a job") from None
+        if note is None:
+            return known
         try:
-            name, entry = _parsed(parse_json(raw, path, "what is recorded of a job"))
+            name, entry = _parsed(parse_json(note.data, path, "what is recorded of a job"))
         except (KeyError, TypeError, ValueError, AttributeError, StorageError):
             raise self._alien(1, str(path)) from None
         return [*known, entry] if name == job else known
-
-    def _place(self, job: str) -> Path:
-        return self.folder / f"{job}.done"
 
     def add(self, jobs: Mapping[str, tuple[str, FinishedJob]], sync: bool) -> None:
         """Say that jobs, with their names, are finished as soon as their outputs are there.
@@ -207,9 +207,9 @@ class FinishedJobs:
         if self._is_shared:
             for job, line in lines.items():
                 try:
-                    put(self._place(job), line.encode(), sync=sync)
+                    self._board.put(_file_name(job), line.encode(), sync=sync)
                 except OSError as error:
-                    raise storage_error(error, self._place(job), "write the record of finished jobs") from None
+                    raise storage_error(error, self.folder, "write the record of finished jobs") from None
             return
         assert self._fd is not None
         length = os.fstat(self._fd).st_size
@@ -236,6 +236,10 @@ class FinishedJobs:
                     Path(self.path).unlink()
             os.close(self._fd)
             self._fd = None
+
+
+def _file_name(job: str) -> str:
+    return f"{job}.done"
 
 
 def _parsed(value: Any) -> tuple[str, FinishedJob]:

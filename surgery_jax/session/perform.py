@@ -83,7 +83,7 @@ def perform(
     for target in targets:
         outputs += _files(target, pace, full, observer, done, len(outputs))
     if work.parted:
-        from ..storage.places.parts import room
+        from ..storage.places.room import room
 
         room().limit = work.parted
     compiled_before = functions.num_compilations

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import StorageError, listing
 from ..execute.left import Done
+from ..storage.continued import BegunUpload, begun_uploads
 from ..storage.files import File, storage_error
 from ..storage.journal import Finished, Range
 from ..storage.places.found import is_local, locate, place_of
@@ -156,12 +157,18 @@ class Resumption:
                         continue
         return None
 
-    def begun(self, output: OutputPlan, layout: Layout, head: Mapping[str, Any]) -> tuple[Begun, list[Finished]] | None:
-        """The stage of an output in which the most is finished of those that fit, and what is finished there.
+    def begun(
+        self, output: OutputPlan, layout: Layout, head: Mapping[str, Any]
+    ) -> tuple[Begun | BegunUpload, list[Finished]] | None:
+        """The stage of an output in which the most is finished of those that fit, and what is finished there; at other
+        places, uploads that fit, of which the store says what is finished.
 
         Raises:
-            StorageError: somebody is at work on it.
+            StorageError: somebody is at work on it, or the store does not say what there is.
         """
+        if not is_local(output.path):
+            upload = self._begun_upload(output.path, head)
+            return None if upload is None else (upload, [])
         best: tuple[int, Stage, list[Finished]] | None = None
         sizes = [file.size for file in layout.files]
         for stage in dead_stages(output.path):
@@ -186,6 +193,19 @@ class Resumption:
             return None
         _, stage, finished = best
         return Begun(stage, _sealed(stage, layout, finished)), finished
+
+    def _begun_upload(self, path: str, head: Mapping[str, Any]) -> BegunUpload | None:
+        found = None
+        try:
+            for upload in begun_uploads(path):
+                why = _unlike(upload.head, head) if found is None else "another one is gone on with"
+                if why is None:
+                    found = upload
+                else:
+                    self.told[f"{upload.stage}: not gone on with: {why}; surgery-jax clean {path} removes it"] = None
+        except OSError as error:
+            raise storage_error(error, path, "see what is begun there") from None
+        return found
 
     def _check_idle(self, path: str) -> None:
         working = [stage for stage in stages_of(final_place(path)) if is_at_work(stage)] if is_local(path) else []
@@ -297,7 +317,11 @@ def _sealed(stage: Stage, layout: Layout, finished: Sequence[Finished]) -> dict[
 
 def _unfit(stage: Stage, head: Mapping[str, Any]) -> str | None:
     """Why a run cannot go on in a stage."""
-    found = stage.read_head()
+    return _unlike(stage.read_head(), head) or (None if stage.is_whole else "what was built there is gone")
+
+
+def _unlike(found: Mapping[str, Any], head: Mapping[str, Any]) -> str | None:
+    """How the run that one head speaks of differs from that of another."""
     if not found:
         return "nothing says of which plan it is"
     if found.get("plan") != head["plan"]:
@@ -308,8 +332,6 @@ def _unfit(stage: Stage, head: Mapping[str, Any]) -> str | None:
         return "inputs have changed since: " + listing(_different(found.get("inputs"), head["inputs"]))
     if found.get("key") != head["key"]:
         return "it has drawn other random numbers, or was to be written otherwise"
-    if not stage.is_whole:
-        return "what was built there is gone"
     return None
 
 

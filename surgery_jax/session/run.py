@@ -290,12 +290,15 @@ class Session:
         self, transactions: Sequence[Transaction], whole: Compiled, work: Schedule, stack: ExitStack
     ) -> list[Work]:
         """All outputs, in their hidden places."""
+        from ..hosts.sharing import bring_in
+
         begun: _Begun = {}
         is_one = len(transactions) == 1
         staged = [self._stage(asked, stack, begun, is_one) for asked in transactions]
         targets = [target for _, own in staged for target in own]
         stagings = [staging for own, _ in staged for staging in own]
         findings = self._perform_rest(work, targets, stagings, begun, is_one)
+        bring_in(self.peers, stagings)
         if whole.shorter is not None:
             findings = findings.of(whole.symbolic, whole.shorter)
         for kept in self._receipts:
@@ -332,12 +335,12 @@ class Session:
                 found = self._resumption.begun(output, layout, head) if self.options.resume else None
                 add(output, layout, begun=None if found is None else found[0])
                 if found is not None:
-                    begun[id(stagings[-1])] = stagings[-1], found[1]
-                if stagings[-1].stage is not None:
-                    stagings[-1].stage.write_head(head)
-        told = json.loads(self.peers.share(json.dumps([staging.tell() for staging in stagings]).encode()))
-        if self.peers.rank:
-            for (output, layout), place in zip(asked.outputs, told, strict=True):
+                    begun[id(stagings[-1])] = stagings[-1], [*found[1], *stagings[-1].kept]
+                if self.options.resume or stagings[-1].is_on_disk:
+                    stagings[-1].write_head(head)
+        if self.peers.size > 1:
+            told = json.loads(self.peers.share(json.dumps([staging.tell() for staging in stagings]).encode()))
+            for (output, layout), place in zip(asked.outputs, told, strict=True) if self.peers.rank else ():
                 add(output, layout, told=place)
         self._observer.staged(Appearing(asked.compiled.symbolic, stagings, "", asked.tag))
         if self.peers.rank == 0:

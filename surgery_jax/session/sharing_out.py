@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,23 +16,27 @@ from ..language.jobs import Job
 from ..language.plan import Plan
 from ..storage.files import parse_json, storage_error
 from ..storage.formats import place_of_input
-from ..storage.notices import put_first
+from ..storage.notices import Board, board_of
 from ..storage.places.found import is_local, locate
 from .portions import JobLoad, divide
+from .reads import paths_read
 
 __all__ = ["loads_of", "shares_of"]
 
+_MOST = 64 << 20  # bytes of an untrusted division
+
 
 def loads_of(plans: Sequence[Plan | None]) -> list[JobLoad]:
-    """What jobs have to read, from the sizes of the files of their inputs; None is a job whose plan is wrong."""
+    """What jobs have to read, from the sizes of the files of their inputs and of what their steps load; None is a job
+    whose plan is wrong."""
     known: dict[str, tuple[str, int]] = {}
     loads = []
     for plan in plans:
         inputs: dict[str, int] = {}
-        for entry in () if plan is None else plan.inputs:
-            if entry.path not in known:
-                known[entry.path] = _sized(entry.path)
-            place, nbytes = known[entry.path]
+        for path in () if plan is None else paths_read(plan):
+            if path not in known:
+                known[path] = _sized(path)
+            place, nbytes = known[path]
             inputs[place] = nbytes
         loads.append(JobLoad(inputs))
     return loads
@@ -46,36 +51,36 @@ def shares_of(
         StorageError: the folder cannot be used.
     """
     names = json.dumps([job.name for job in jobs]).encode()
-    path = folder / f"shares-{count}-{hashlib.sha256(names).hexdigest()[:16]}.json"
-    found = _read(path, len(jobs), count)
+    board, name = board_of(folder), f"shares-{count}-{hashlib.sha256(names).hexdigest()[:16]}.json"
+    found = _read(board, name, len(jobs), count)
     if found is None:
         found = divide(loads_of(plans), count)
         if is_settled:
+            nonce = secrets.token_hex(8)  # no two have the same bytes
             try:
-                descriptor = put_first(path, json.dumps({"shares": found}).encode() + b"\n")
+                own = board.put_first(name, json.dumps({"shares": found, "nonce": nonce}).encode() + b"\n")
             except OSError as error:
-                raise storage_error(error, path, "write which jobs are whose") from None
-            if descriptor is not None:
-                os.close(descriptor)
-            found = _read(path, len(jobs), count) or found
+                raise storage_error(error, folder / name, "write which jobs are whose") from None
+            if own is not None:
+                own.close()
+            found = _read(board, name, len(jobs), count) or found
     return found
 
 
-def _read(path: Path, num_jobs: int, count: int) -> list[list[int]] | None:
+def _read(board: Board, name: str, num_jobs: int, count: int) -> list[list[int]] | None:
     """What another task has settled.
 
     Raises:
         StorageError: it cannot be read, or is something else.
     """
+    path = board.folder / name
     try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        return None
+        note = board.read(name, _MOST)
     except OSError as error:
         raise storage_error(error, path, "read which jobs are whose") from None
-    if not raw.endswith(b"\n"):  # not written to its end
+    if note is None or not note.data.endswith(b"\n"):  # not written to its end
         return None
-    told = parse_json(raw, path, "which jobs are whose")
+    told = parse_json(note.data, path, "which jobs are whose")
     shares = told.get("shares", ()) if isinstance(told, Mapping) else ()
     with suppress(TypeError):
         if len(shares) == count and sorted(job for share in shares for job in share) == list(range(num_jobs)):

@@ -14,6 +14,7 @@ from .claims import Claim, claim_of
 from .finished import FinishedJobs, key_of
 from .passes import output_paths
 from .reading import Headers
+from .reads import paths_read
 
 __all__ = ["JobStanding", "Standing", "standing"]
 
@@ -83,7 +84,7 @@ class _Looker:
         name = self._jobs[number].name
         try:
             plan = self._jobs[number].plan(self._headers)
-            self._conflicts.note(number, output_paths(plan), {entry.path: () for entry in plan.inputs})
+            self._conflicts.note(number, output_paths(plan), {path: () for path in paths_read(plan)})
         except SurgeryError as error:
             return JobStanding(name, "failed", why=str(error))
         key = key_of(plan, self._options)

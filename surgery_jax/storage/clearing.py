@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..core.specs import format_bytes
+from .continued import discard_uploads
+from .files import storage_error
 from .places.found import is_local
 from .renames import put_back, rename_new
 from .stages import (
@@ -47,13 +49,18 @@ class Cleared(NamedTuple):
 
 
 def cleared(path: str) -> Iterator[Cleared]:
-    """Remove the dead stages of an output, or of all outputs in a folder, or the one that lies there itself.
+    """Remove the dead stages of an output, or of all outputs in a folder, or the one that lies there itself. At other
+    places all that runs have begun of an output is removed: nobody can tell whether a writer lives.
 
     Raises:
-        StorageError: it is no path.
+        StorageError: it is no path, or the store refuses.
     """
     place = final_place(path)
-    if not is_local(place):  # elsewhere nobody can tell whether a writer lives
+    if not is_local(place):
+        try:
+            yield from (Cleared(told, True) for told in discard_uploads(path))
+        except OSError as error:
+            raise storage_error(error, path, "remove what is begun there") from None
         return
     itself = {place: None} if is_stage(place.name) else {}
     for stage, target in {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +15,7 @@ from .files import File
 from .places.base import Writer
 from .places.found import locate, place_of
 
-__all__ = ["lay", "lay_again", "remove_others"]
+__all__ = ["lay", "lay_again", "open_made", "remove_others", "write_known"]
 
 _PART = 4 << 20  # bytes of a document that are copied at once
 
@@ -30,7 +32,7 @@ def lay(path: str, file: LaidFile, final: str | None = None, *, is_revised: bool
         place_of(path).create(path, file.size)
     else:
         place_of(path).stage(path, final, file.size, is_revised=is_revised)
-    _write_known(path, file)
+    write_known(path, file)
 
 
 def lay_again(path: str, file: LaidFile, size: int) -> bool:
@@ -44,7 +46,7 @@ def lay_again(path: str, file: LaidFile, size: int) -> bool:
     with suppress(FileNotFoundError):
         status = Path(path).lstat()
         if stat.S_ISREG(status.st_mode) and status.st_size == size:
-            _write_known(path, file)
+            write_known(path, file)
             return True
         Path(path).unlink()
     lay(path, file)
@@ -69,7 +71,31 @@ def remove_others(root: Path, files: Sequence[LaidFile]) -> None:
                 path.unlink()
 
 
-def _write_known(path: str, file: LaidFile) -> None:
+def open_made(path: Path, size: int) -> int:
+    """Open a file that another process has made; a network file system may show it a little later.
+
+    Raises:
+        OSError: it is not there, or not of that size.
+    """
+    for _ in range(30):
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            if os.fstat(descriptor).st_size == size:
+                return descriptor
+            os.close(descriptor)
+        except FileNotFoundError:
+            pass
+        time.sleep(0.1)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+
+def write_known(path: str, file: LaidFile) -> None:
+    """Write the bytes of a file that are known before its first tensor byte.
+
+    Raises:
+        OSError: its place refuses.
+        StorageError: what it is a copy of cannot be read.
+    """
     if file.fixed or file.source is not None:
         writer = place_of(path).target(path)
         try:

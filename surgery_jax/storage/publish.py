@@ -7,14 +7,12 @@ remembered, so that a commit that fails half way, or whose neighbour fails, can 
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
-import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 from ..core.errors import StorageError
 from ..core.interrupts import held, note_kept
@@ -24,21 +22,14 @@ from .base import Layout
 from .companions import State
 from .files import storage_error
 from .formats import OutputPlan
-from .laying import lay, lay_again, remove_others
+from .journal import Finished
+from .laying import lay, lay_again, open_made, remove_others
 from .proofs import PROOFS
 from .renames import Renames
-from .stages import Begun, Stage
+from .stages import Begun, Stage, StagingAddress
 from .targets import check_space, check_target, final_place
 
 __all__ = ["Staging", "StagingAddress", "check_space", "check_target", "storage_error"]
-
-
-class StagingAddress(TypedDict):
-    """What a process that writes to a staging of another one must know of it: where it is, and the directories above
-    it that were made for it."""
-
-    stage: str
-    parents: list[str]
 
 
 class Staging:
@@ -74,6 +65,7 @@ class Staging:
         self._finished = self._synced = False
         self._seen: dict[str, State] = {}
         self._kept: dict[str, State] = {}  # what was linked into the new directory, by name
+        self.kept: list[Finished] = []  # what is there of an earlier run and no journal of its speaks of
         self.renewed: set[int] = set()  # numbers of files of which nothing counts that another run has written
         if told is not None:
             self._join(told)
@@ -133,7 +125,12 @@ class Staging:
     def tell(self) -> StagingAddress:
         """What another process must know to write here too."""
         assert self._stage is not None
-        return {"stage": str(self._stage.path), "parents": [str(parent) for parent in self._parents]}
+        return {
+            "stage": str(self._stage.path),
+            "parents": [str(parent) for parent in self._parents],
+            "uploads": {},
+            "may_go_on": True,
+        }
 
     def _join(self, told: StagingAddress) -> None:
         self._stage = Stage(Path(told["stage"]))
@@ -142,7 +139,7 @@ class Staging:
         try:
             for index, file in enumerate(self.layout.files):
                 path = Path(self.place(index))
-                os.close(_open_made(path, file.size))
+                os.close(open_made(path, file.size))
         except OSError as error:
             raise StorageError(
                 "the directory that process 0 writes to is not the same here",
@@ -151,6 +148,26 @@ class Staging:
                 found=error.strerror,
                 hint="the outputs of several processes need a file system that all of them share",
             ) from None
+
+    def write_head(self, head: Mapping[str, Any]) -> None:
+        """Say beside what is built which run this is, for one that goes on."""
+        if self._stage is not None:
+            self._stage.write_head(head)
+
+    def hand_in(self) -> Any:
+        """All that this process writes is written: what the one that publishes must hear, as JSON.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+        return None
+
+    def take_in(self, told: Any) -> None:
+        """What another process has handed in.
+
+        Raises:
+            StorageError: it cannot be put together with the rest.
+        """
 
     def release(self) -> None:
         """Leave everything to the process that publishes: `abort` removes nothing any more."""
@@ -382,21 +399,3 @@ def _stays(final: Path) -> bool:
         or not os.access(final.parent, os.W_OK)
         or any(entry.is_mount() for entry in final.iterdir())
     )
-
-
-def _open_made(path: Path, size: int) -> int:
-    """Open a file that another process has made; a network file system may show it a little later.
-
-    Raises:
-        OSError: it is not there, or not of that size.
-    """
-    for _ in range(30):
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            if os.fstat(descriptor).st_size == size:
-                return descriptor
-            os.close(descriptor)
-        except FileNotFoundError:
-            pass
-        time.sleep(0.1)
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))

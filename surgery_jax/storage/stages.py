@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from ..core.strict_json import read_json
 from .journal import Finished, finished, framed, lock, rewrite, unframed
@@ -34,6 +34,7 @@ __all__ = [
     "OLD",
     "Begun",
     "Stage",
+    "StagingAddress",
     "all_left",
     "is_at_work",
     "is_stage",
@@ -55,6 +56,17 @@ _ATTEMPTS = 10
 
 def _prefix(target: Path) -> str:
     return f".{target.name[:40]}.surgery-"  # file names have at most 255 bytes
+
+
+class StagingAddress(TypedDict):
+    """What a process that writes to a staging of another one must know of it: where it is, the directories above it
+    that were made for it, and of uploads to other places what they are known by, by the names of files, and whether
+    another run may go on with them."""
+
+    stage: str
+    parents: list[str]
+    uploads: dict[str, str]
+    may_go_on: bool
 
 
 class Begun(NamedTuple):

@@ -5,22 +5,29 @@ does not have go last, and in between the new ones come in the order of the layo
 proofs. So others see no index before all is there. From before the first to after the last of these, a place that can
 marks the directory as one that is not whole, and readers of ours refuse it. If publishing fails half way, what has
 appeared is removed again, but files that it replaced are gone.
+
+Several processes write the same files in parts: the one that creates a file begins its upload, the others send to that
+upload the parts that they fill, and put aside what they have of parts whose other bytes come from elsewhere. Which of
+them outlives the others ends the uploads and removes what any of them has put aside.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ..core.errors import StorageError
-from ..core.interrupts import held
+from ..core.interrupts import held, note_kept
 from .base import LaidFile, Layout
+from .continued import JOURNAL, BegunUpload, stage_prefix, write_journal
 from .files import storage_error
 from .formats import OutputPlan
-from .laying import lay
+from .journal import Finished
+from .laying import write_known
 from .places.base import MARKER
 from .places.found import is_local, locate, place_of
 from .proofs import proofs_in
@@ -37,16 +44,18 @@ def open_staging(
     told: StagingAddress | None = None,
     *,
     overwrite: bool = True,
-    begun: Begun | None = None,
+    begun: Begun | BegunUpload | None = None,
 ) -> Staging:
     """An output that is being written, wherever it lies; the arguments are those of `Staging`.
 
     Raises:
         StorageError: something is in the way, or the place refuses; nothing is left behind.
     """
-    if is_local(plan.path):
-        return Staging(plan, layout, told, overwrite=overwrite, begun=begun)
-    return Upload(plan, layout, told, overwrite=overwrite)
+    if not is_local(plan.path):
+        assert not isinstance(begun, Begun)
+        return Upload(plan, layout, told, overwrite=overwrite, begun=begun)
+    assert not isinstance(begun, BegunUpload)
+    return Staging(plan, layout, told, overwrite=overwrite, begun=begun)
 
 
 _AT_ONCE = 16  # files that appear at the same time
@@ -58,31 +67,41 @@ class Upload(Staging):
     is_on_disk = False
 
     def __init__(
-        self, plan: OutputPlan, layout: Layout, told: StagingAddress | None = None, *, overwrite: bool = True
+        self,
+        plan: OutputPlan,
+        layout: Layout,
+        told: StagingAddress | None = None,
+        *,
+        overwrite: bool = True,
+        begun: BegunUpload | None = None,
     ) -> None:
-        """Create all files in their full length; or write to those that another process has created."""
+        """Create all files in their full length; or go on with those that another run has `begun`; or write to those
+        that another process has created."""
         self.plan, self.layout = plan, layout
         self._final = locate(plan.path)
         self._place = place_of(plan.path)
         self._stage = None
-        self.renewed = set()
+        self.renewed, self.kept = set(), []
+        self._begun, self._may_go_on = begun, False
         self._finished = False
         self._old: list[str] = []  # what an old checkpoint has, what names its files first
         self._changed = False  # whether something of it is gone
         self._created: dict[str, str] = {}  # names below the output and where they are until they are published
         self._appeared: list[str] = []
         self._marker: bool | None = None  # whether the directory had one, once it is marked
+        self._is_shared = told is not None or begun is not None  # there may be what this process does not know of
         if told is not None:
-            self._built = locate(told["stage"])
+            self._join(told)
             return
-        above = self._final.parent if len(self._final.parts) > 2 else self._final
-        self._built = above / f".{self._final.name[:40]}.surgery-{secrets.token_hex(4)}"
+        above, prefix = stage_prefix(self._final)
+        self._built = above / f"{prefix}{secrets.token_hex(4)}" if begun is None else locate(begun.stage)
+        self._shared = str(self._built)
         try:
             check_target(plan, overwrite, layout.documents)
             old = [*plan.format.stale(self._final), *proofs_in(self._final)] if layout.is_directory else []
             self._old = list(dict.fromkeys(file for path in old for file in self._files(path)))
-            for file in layout.files:
-                self._create(file)
+            for number, file in enumerate(layout.files):
+                self._create(file, number)
         except OSError as error:
             self.abort()
             raise storage_error(error, plan.path, "write there") from None
@@ -96,22 +115,83 @@ class Upload(Staging):
             return [str(path)]
         return [f"{path}/{name}" for name in self._place.below(str(path))]
 
-    def _create(self, file: LaidFile) -> None:
-        self._created[file.name] = str(self._built / file.name if file.name else self._built)
-        lay(
-            self._created[file.name],
-            file,
-            self._named(file.name),
-            is_revised=file.is_revised or file.encode is not None,
-        )
+    def _create(self, file: LaidFile, number: int | None = None) -> None:
+        staged = self._created[file.name] = str(self._built / file.name if file.name else self._built)
+        self._place.stage(staged, self._named(file.name), file.size, is_revised=self._is_revised(file))
+        if number is not None and self._begun is not None and file.name in self._begun.uploads:
+            found = self._place.resume(staged, self._begun.uploads[file.name])
+            self.kept += [Finished(((number, offset, size),), is_sure=True) for offset, size in found]
+        write_known(staged, file)
+
+    def _is_revised(self, file: LaidFile) -> bool:
+        return file.is_revised or file.encode is not None
+
+    def write_head(self, head: Mapping[str, Any]) -> None:
+        """Say at the store which run this is, and leave what it has sent to one that goes on with it, if it breaks off.
+
+        Raises:
+            StorageError: the store refuses.
+        """
+        from .places.remote import submit  # with all that speaks to servers
+
+        self._may_go_on = True
+        try:
+            names = [file.name for file in self.layout.files]
+            told = submit(self._place.share, [self._created[name] for name in names])
+            uploads = dict(zip(names, told, strict=True))
+            write_journal(BegunUpload(str(self._built), head, uploads))
+        except OSError as error:
+            raise storage_error(error, self.plan.path, "note there what is begun") from None
+
+    # -- several processes ---------------------------------------------------------------------------------------
 
     def tell(self) -> StagingAddress:
         """What another process must know to write here too."""
-        return {"stage": str(self._built), "parents": []}
+        from .places.remote import submit  # with all that speaks to servers
+
+        self._is_shared = True
+        try:
+            told = submit(self._place.share, self._created.values())
+        except OSError as error:
+            raise storage_error(error, self.plan.path, "write there") from None
+        return {
+            "stage": str(self._built),
+            "parents": [],
+            "uploads": dict(zip(self._created, told, strict=True)),
+            "may_go_on": self._may_go_on,
+        }
+
+    def _join(self, told: StagingAddress) -> None:
+        self._built = locate(f"{told['stage']}.of-{secrets.token_hex(4)}")  # what begins like the stage goes with it
+        self._shared, self._may_go_on = told["stage"], told["may_go_on"]
+        for file in self.layout.files:
+            own = self._created[file.name] = str(self._built / file.name if file.name else self._built)
+            is_revised = self._is_revised(file)
+            self._place.join(own, self._named(file.name), file.size, told["uploads"][file.name], is_revised=is_revised)
+
+    def hand_in(self) -> Any:
+        """All that this process writes is written: what the one that publishes must hear."""
+        try:
+            return {name: self._place.hand_in(own) for name, own in self._created.items()}
+        except OSError as error:
+            raise storage_error(error, self.plan.path, "write") from None
+
+    def take_in(self, told: Any) -> None:
+        """What another process has handed in."""
+        try:
+            for name, parts in told.items():
+                self._place.take_in(self._created[name], parts)
+        except OSError as error:
+            raise storage_error(error, self.plan.path, "put together what several processes wrote") from None
 
     def release(self) -> None:
         """Leave everything to the process that publishes."""
+        for own in self._created.values():
+            self._place.leave(own)
         self._created.clear()
+        self._is_shared = self._may_go_on = False
+
+    # ------------------------------------------------------------------------------------------------------------
 
     def add(self, name: str, text: str) -> str:
         """Put one more file beside those of the layout of a directory; where it is until it is published."""
@@ -199,17 +279,32 @@ class Upload(Staging):
         return None
 
     def _clean(self) -> None:
+        self._clear()
         self._marker = None
         self._appeared.clear()
         self._created.clear()
 
     def abort(self, *, keep: bool = False) -> StorageError | None:
-        """Remove everything that is not committed; does nothing the second time. Nothing is kept: nobody could tell
-        later that this process is dead."""
+        """Remove everything that is not committed; does nothing the second time. With `keep` what a run that may be
+        gone on with has sent stays."""
         with held():
             self._take_back()
+            is_kept = keep and self._may_go_on and bool(self._created)
             for staged in self._created.values():
                 with suppress(OSError):
-                    self._place.remove(staged)
+                    (self._place.keep if is_kept else self._place.remove)(staged)
             self._created.clear()
+            if is_kept:
+                note_kept(self.plan.path)
+                self._is_shared = self._may_go_on = False
+            self._clear()
         return None
+
+    def _clear(self) -> None:
+        """Nothing is to be gone on with."""
+        with suppress(OSError):
+            if self._is_shared:
+                self._place.clear(self._shared)
+            elif self._may_go_on:
+                self._place.remove(f"{self._shared}{JOURNAL}")
+        self._is_shared = self._may_go_on = False

@@ -2,12 +2,17 @@
 
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from surgery_jax import plan_of
 from surgery_jax.session.portions import JobLoad, cost, divide
+from surgery_jax.session.sharing_out import loads_of
 
+SIZES = {"base": 100, "a": 20, "b": 30, "c": 40, "d": 50, "e": 60}
 PATHS = st.sampled_from(["base", "other", "third"])
 
 
@@ -73,3 +78,22 @@ def test_a_sweep_over_the_same_inputs_is_divided_too():
     loads = [JobLoad({"base": 100, "tuned": 100})] * 12
     assert [len(share) for share in divide(loads, 4)] == [3, 3, 3, 3]
     assert [len(share) for share in divide([JobLoad({})] * 5, 4)] == [2, 1, 1, 1]
+
+
+def test_what_steps_load_counts_like_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, size in SIZES.items():
+        Path(f"{name}.safetensors").write_bytes(bytes(size))
+    Path("more.yaml").write_text('{"inputs": ["e::e.safetensors"], "transforms": [{"load": "d.safetensors"}]}')
+    steps = [
+        {"load": "a.safetensors"},
+        {"load": {"path": "safetensors:b.safetensors", "alias": "b"}},
+        {"execute": {"transforms": {"load": {"path": "c.safetensors"}}, "path": "more.yaml"}},
+        {"execute": {"plan-yaml": "- load: { path: a.safetensors, alias: again }", "path": "nowhere.yaml"}},
+        {"load": {"path": "nowhere.safetensors"}},
+        {"scale_": {"target": "load", "by": 2}},
+    ]
+    (load,) = loads_of([plan_of({"inputs": ["m::base.safetensors"], "transforms": steps})])
+    sizes = {Path(path).name: size for path, size in load.inputs.items() if size}
+    assert sizes == {f"{name}.safetensors": size for name, size in SIZES.items()}
+    assert load.own == 100

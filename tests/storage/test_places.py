@@ -232,5 +232,5 @@ def test_a_batch_knows_what_is_finished_at_a_place(
     written = next(path for path in memory if path.startswith("mem://out/b/"))
     memory[written] = memory[written][0], next(place.generations)
     assert statuses() == ["skipped", "done"]
-    with pytest.raises(StorageError, match="local directories only"):
+    with pytest.raises(StorageError, match="cannot tell who came first"):
         batch("jobs.yaml", record="mem://out/jobs.done")

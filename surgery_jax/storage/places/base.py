@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 __all__ = ["MARKER", "USUAL_PART", "WHOLE", "Identity", "Place", "PlaceError", "Reader", "Status", "Writer", "fill"]
 
@@ -192,6 +192,71 @@ class Place:
 
     def remove(self, path: str) -> None:
         """Remove a file, which may be gone already."""
+        raise NotImplementedError
+
+    # -- small files in which processes tell each other something -------------------------------------------------
+
+    def glance(self, path: str) -> tuple[str, bytes] | None:
+        """The version of a small file, and its bytes; None if there is none."""
+        raise self._no_versions()
+
+    def put_if(self, path: str, data: bytes, known: str | None) -> str | None:
+        """Write a small file if there is none, or if it is still of the version that is `known`: its version then;
+        None if that is not so. No two have the same bytes."""
+        raise self._no_versions()
+
+    def _no_versions(self) -> PlaceError:
+        return PlaceError(
+            errno.EOPNOTSUPP,
+            f"{self.scheme}:// cannot tell who came first",
+            "keep the record at s3:// or gs://, or on a file system that all machines see",
+        )
+
+    # -- files that several processes write: one creates and publishes them, the others join it --------------------
+
+    def share(self, path: str) -> str:
+        """What other processes must know of a file that was created, to write to it too."""
+        raise PlaceError(
+            errno.EOPNOTSUPP,
+            f"one process alone can write a file of {self.scheme}://",
+            "run it in one process, or write to a disk that all of them have",
+        )
+
+    def join(self, path: str, final: str, size: int, told: str, *, is_revised: bool) -> None:
+        """As `stage`, of a file that another process has created, which `told` so much; `path` is this process's own
+        name for it."""
+        raise NotImplementedError
+
+    def hand_in(self, path: str) -> Sequence[Any]:
+        """This process has written all that it will to a file that it joined; what its creator must hear, as JSON."""
+        raise NotImplementedError
+
+    def take_in(self, path: str, told: Sequence[Any]) -> None:
+        """What another process has handed in of a file that was created here."""
+        raise NotImplementedError
+
+    def leave(self, path: str) -> None:
+        """A file that was handed in is its creator's business from now on."""
+        raise NotImplementedError
+
+    # -- files that another run goes on with ----------------------------------------------------------------------
+
+    def keep(self, path: str) -> None:
+        """This run ends, and another one may go on with a file that was created, of which what is whole stays."""
+        raise NotImplementedError
+
+    def resume(self, path: str, told: str) -> Sequence[tuple[int, int]]:
+        """A file that was staged is that of an earlier run, which was `share`d and has `told` so much: the offsets and
+        lengths of what is there of it. What is written there is taken to be the same."""
+        raise NotImplementedError
+
+    def discard(self, final: str, told: str) -> None:
+        """Of what an earlier run has begun as `final` and `share`d, end what has no name of its own."""
+        raise NotImplementedError
+
+    def clear(self, prefix: str) -> None:
+        """Remove everything whose path begins so: what processes that were killed have left of files that they wrote
+        together."""
         raise NotImplementedError
 
 

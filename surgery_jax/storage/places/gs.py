@@ -16,14 +16,15 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from hashlib import md5
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 from .base import PlaceError
 from .extra import needed
 from .looking import StoredObject
-from .parts import PartedPlace, UploadSink, part_bytes
+from .parts import PartedPlace
 from .remote import refusal
+from .sink import UploadSink, part_bytes
 from .wire import Answer, StoreRequest, wire
 
 if TYPE_CHECKING:
@@ -106,6 +107,12 @@ class GsPlace(PartedPlace):
                 return
             asked |= {"pageToken": str(more)}
 
+    def begun_with(self, prefix: str) -> Mapping[str, StoredObject]:
+        bucket, name = _parts(prefix)
+        pages = self._pages(prefix, {"prefix": name})
+        items = (item for _, page in pages for item in _rows(page.get("items")))
+        return {f"gs://{bucket}/{item.get('name', '')}": _found(item) for item in items}
+
     def put(self, path: str, data: bytes | bytearray | memoryview) -> StoredObject:
         bucket, key = _parts(path)
         query = urlencode({"uploadType": "media", "name": key})
@@ -115,6 +122,12 @@ class GsPlace(PartedPlace):
             self.remove_object(path)
             raise PlaceError(errno.EIO, "the store has other bytes than those that were sent", "try again")
         return _found(told)
+
+    def put_version(self, path: str, data: bytes, known: str | None) -> StoredObject | None:
+        bucket, key = _parts(path)
+        query = urlencode({"uploadType": "media", "name": key, "ifGenerationMatch": known or 0})
+        answer = wire().ask(_json("POST", f"/upload/storage/v1/b/{bucket}/o?{query}", data))
+        return None if answer.status in (409, 412) else _found(_told(answer))
 
     def remove_object(self, path: str) -> None:
         bucket, key = _parts(path)
@@ -135,11 +148,12 @@ class GsPlace(PartedPlace):
 
 
 class _Composed(UploadSink):
-    """Parts that are objects until all of them are there; a file of one part is written at once."""
+    """Parts that are objects until all of them are there, whichever process made them; a file of one part is written at
+    once."""
 
     def __init__(self, place: GsPlace, final: str, aside: str, size: int) -> None:
         self._place, self._final, self._aside, self._size = place, final, aside, size
-        self._parts: dict[int, StoredObject] = {}
+        self._parts: dict[int, tuple[str, StoredObject]] = {}
         self._made: set[str] = set()
         self._single: StoredObject | None = None
         self._lock = threading.Lock()
@@ -151,19 +165,48 @@ class _Composed(UploadSink):
         if self._size <= part_bytes(self._size):
             self._single = self._place.put(self._final, data)
         else:
-            self.put_aside(number, data)
+            self._put(number, self._name(number), data)
 
     def put_aside(self, number: int, data: bytearray) -> None:
+        self._put(number, f"{self._aside}.aside-{number:05d}", data)
+
+    def _put(self, number: int, name: str, data: bytearray) -> None:
         with self._lock:
-            self._made.add(self._name(number))
-        self._parts[number] = self._place.put(self._name(number), data)
+            self._made.add(name)
+        self._parts[number] = name, self._place.put(name, data)
 
     def fetch(self, number: int, offset: int, target: memoryview) -> None:
-        self._place.fetch(self._name(number), self._parts[number], offset, [target])
+        name, found = self._parts[number]
+        self._place.fetch(name, found, offset, [target])
 
     def adopt(self, number: int, size: int) -> None:
-        if self._size <= part_bytes(self._size):
-            self._single = self._place.compose([self._name(number)], self._final)
+        """Let it have the name of one that is whole, which a run that goes on knows; alone it is composed anyway."""
+        if self._size > part_bytes(self._size):
+            name = self._name(number)
+            with self._lock:
+                self._made.add(name)
+            self._parts[number] = name, self._place.compose([self._parts[number][0]], name)
+
+    def hand_in(self, number: int, *, is_sent: bool) -> Sequence[Any]:
+        name, found = self._parts[number]
+        aside = f"{self._aside}.aside-{number:05d}"
+        if is_sent and aside in self._made:  # before it was whole
+            self._place.remove_object(aside)
+            self._made.remove(aside)
+        return [name, found.size, found.version]
+
+    def take_in(self, number: int, told: Sequence[Any], *, is_sent: bool) -> None:
+        self._parts[number] = self._foreign(told)
+
+    def fetch_foreign(self, told: Sequence[Any], offset: int, target: memoryview) -> None:
+        name, found = self._foreign(told)
+        self._place.fetch(name, found, offset, [target])
+
+    def _foreign(self, told: Sequence[Any]) -> tuple[str, StoredObject]:
+        name, size, version = told
+        with self._lock:
+            self._made.add(name)
+        return name, StoredObject(size, version)
 
     def complete(self) -> StoredObject:
         found = self._single or self._compose()
@@ -173,7 +216,7 @@ class _Composed(UploadSink):
         return found
 
     def _compose(self) -> StoredObject:
-        names, level = [self._name(number) for number in sorted(self._parts)], 0
+        names, level = [name for _, (name, _) in sorted(self._parts.items())], 0
         while len(names) > _AT_ONCE:
             level += 1
             groups = [names[start : start + _AT_ONCE] for start in range(0, len(names), _AT_ONCE)]
@@ -183,10 +226,21 @@ class _Composed(UploadSink):
                 self._place.compose(group, name)
         return self._place.compose(names, self._final)
 
+    def resume(self, told: str) -> dict[int, int]:
+        sent = self._place.begun_with(f"{self._aside}.part-0-")
+        for name, found in sent.items():
+            self._parts[int(name[-5:])] = name, found
+        self._made.update(sent)
+        return {int(name[-5:]): found.size for name, found in sent.items()}
+
+    def keep(self) -> None:
+        for name in sorted(self._made):
+            if ".part-0-" not in name:
+                self._place.remove_object(name)
+
     def abort(self) -> None:
         for name in sorted(self._made):
             self._place.remove_object(name)
-        self._made.clear()
 
 
 def _parts(path: str) -> tuple[str, str]:

@@ -9,54 +9,19 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from functools import cache
+from typing import Any
 
-from .base import MARKER, USUAL_PART, WHOLE, Identity, PlaceError, Reader, Status, Writer
+from .base import MARKER, WHOLE, Identity, PlaceError, Reader, Status, Writer
 from .looking import StoredObject
-from .remote import RemotePlace, started
+from .remote import RemotePlace, started, submit
+from .room import room
+from .sink import UploadSink, part_bytes
 
-__all__ = ["PartedPlace", "UploadSink", "part_bytes", "room"]
+__all__ = ["PartedPlace", "UploadSink", "part_bytes"]
 
-_MOST_PARTS = 10_000
-_STEP = 1 << 20
 _PATIENCE = 30.0  # seconds that parts under way are waited for before their file is given up
-
-
-def part_bytes(size: int) -> int:
-    """How long the parts of a file of so many bytes are."""
-    return max(USUAL_PART, -(-size // (_MOST_PARTS * _STEP)) * _STEP)
-
-
-class UploadSink:
-    """Where the parts of one file go. Each method but `abort` is called for a part by one thread at a time, and raises
-    OSError."""
-
-    def send(self, number: int, data: bytearray) -> None:
-        """A part, for good."""
-        raise NotImplementedError
-
-    def put_aside(self, number: int, data: bytearray) -> None:
-        """A part that may change."""
-        raise NotImplementedError
-
-    def fetch(self, number: int, offset: int, target: memoryview) -> None:
-        """Bytes of a part that was put aside."""
-        raise NotImplementedError
-
-    def adopt(self, number: int, size: int) -> None:
-        """A part that was put aside is as it must be."""
-        raise NotImplementedError
-
-    def complete(self) -> StoredObject:
-        """All parts are there: let the file appear."""
-        raise NotImplementedError
-
-    def abort(self) -> None:
-        """Remove whatever the store has of it."""
-        raise NotImplementedError
 
 
 class _Part:
@@ -67,6 +32,7 @@ class _Part:
         self.buffer: bytearray | None = None
         self.ranges: list[tuple[int, int]] = []
         self.is_aside = self.is_sent = False
+        self.is_kept = False  # sent by an earlier run, with the same bytes
         self.lock = threading.Lock()
 
     def held(self) -> bytearray:
@@ -84,6 +50,12 @@ class _Part:
             self.file.sink.put_aside(self.number, self.buffer)
             self.is_aside, self.buffer = True, None
             room().give(self)
+
+    def hold_no_more(self) -> None:
+        """Put aside what of it has come, unless it was sent."""
+        with self.lock:
+            if not self.is_sent:
+                self.put_aside()
 
     def send(self) -> None:
         """Send it as it is."""
@@ -106,54 +78,6 @@ class _Part:
             begin, end = min(begin, one[0]), max(end, one[1])
         self.ranges.append((begin, end))
         return self.ranges == [(0, self.size)]
-
-
-class Room:
-    """What parts that are not whole may hold at once, in bytes."""
-
-    def __init__(self) -> None:
-        self.limit = 1 << 28
-        self.used = self.peak = 0
-        self._parts: OrderedDict[_Part, None] = OrderedDict()  # those that hold a buffer, the latest last
-        self._changed = threading.Condition()
-
-    def take(self, part: _Part) -> None:
-        """Room for a part; another one is put aside if there is none."""
-        while True:
-            with self._changed:
-                if not self._parts or self.used + part.size <= self.limit:
-                    self.used += part.size
-                    self.peak = max(self.peak, self.used)
-                    self._parts[part] = None
-                    return
-                victim = next((one for one in self._parts if one.lock.acquire(blocking=False)), None)
-                if victim is None:  # all of them are being filled or sent
-                    self._changed.wait(0.1)
-                    continue
-            try:
-                victim.put_aside()
-            finally:
-                victim.lock.release()
-
-    def use(self, part: _Part) -> None:
-        """It was written to."""
-        with self._changed:
-            if part in self._parts:
-                self._parts.move_to_end(part)
-
-    def give(self, part: _Part) -> None:
-        """It holds nothing any more."""
-        with self._changed:
-            if part in self._parts:
-                del self._parts[part]
-                self.used -= part.size
-                self._changed.notify_all()
-
-
-@cache
-def room() -> Room:
-    """The room of this process."""
-    return Room()
 
 
 class PartedFile(Writer):
@@ -186,6 +110,8 @@ class PartedFile(Writer):
         self._check()
         for part, begin, piece in self._pieces(offset, memoryview(data).cast("B")):
             with part.lock:
+                if part.is_kept:
+                    continue
                 if part.is_sent:
                     raise PlaceError(errno.EIO, "bytes that are at the store already are written again")
                 part.held()[begin : begin + piece.nbytes] = piece
@@ -255,11 +181,62 @@ class PartedFile(Writer):
             self.found = self.sink.complete()
         return self.found
 
-    def abort(self) -> None:
-        """Nothing of it is wanted."""
+    def hand_in(self) -> Sequence[Any]:
+        """Of a file that several processes write: what this one has of it, all of which is at the store then. What is
+        whole was sent, and the rest is put aside for the process that completes the file."""
+        for future in self._sending:
+            future.result()
+        self._sending.clear()
+        begun = [part for part in self._parts if part.ranges]
+        submit(lambda part: part.hold_no_more(), begun)
+        return [
+            [part.number, part.is_sent, part.ranges, self.sink.hand_in(part.number, is_sent=part.is_sent)]
+            for part in begun
+        ]
+
+    def take_in(self, told: Sequence[Any]) -> None:
+        """What another process has handed in. Parts that are whole stay where they are; bytes of others are fetched and
+        put together with those from elsewhere."""
+        submit(self._take_in, told)
+
+    def _take_in(self, told: tuple[int, bool, Sequence[tuple[int, int]], Sequence[Any]]) -> None:
+        number, is_sent, ranges, known = told
+        part = self._parts[number]
+        if is_sent or [tuple(one) for one in ranges] == [(0, part.size)]:
+            with part.lock:
+                self.sink.take_in(number, known, is_sent=is_sent)
+                part.is_sent, part.is_aside, part.ranges = is_sent, not is_sent, [(0, part.size)]
+            return
+        for begin, end in ranges:
+            data = bytearray(end - begin)
+            self.sink.fetch_foreign(known, begin, memoryview(data))
+            self.write(number * self.part + begin, memoryview(data))
+
+    def resume(self, told: str) -> Sequence[tuple[int, int]]:
+        """Go on with what an earlier run has sent; which ranges those are."""
+        if self._is_revised or len(self._parts) == 1:
+            return []
+        sizes = self.sink.resume(told)
+        kept = [part for part in self._parts if sizes.get(part.number) == part.size]
+        for part in kept:
+            part.is_sent = part.is_kept = True
+            part.ranges = [(0, part.size)]
+        return [(part.number * self.part, part.size) for part in kept]
+
+    def keep(self) -> None:
+        """This run ends; what is whole stays at the store."""
         wait([future for future in self._sending if not future.cancel()], timeout=_PATIENCE)
         self._release()
-        self.sink.abort()
+        self.sink.keep()
+
+    def abort(self) -> None:
+        """Nothing of it is wanted."""
+        under_way = [future for future in self._sending if not future.cancel()]
+        self.sink.abort()  # now, since this process may not be given the time to wait
+        wait(under_way, timeout=_PATIENCE)
+        self._release()
+        if under_way:  # a part that was on its way may have come all the same
+            self.sink.abort()
 
 
 class PartedPlace(RemotePlace):
@@ -275,11 +252,27 @@ class PartedPlace(RemotePlace):
         """What takes the parts of a file; those that are put aside have names that begin with `aside`."""
         raise NotImplementedError
 
+    def begun_with(self, prefix: str) -> Mapping[str, StoredObject]:
+        """All objects whose paths begin so, by path.
+
+        Raises:
+            OSError: the store does not say.
+        """
+        raise NotImplementedError
+
     def put(self, path: str, data: bytes | bytearray | memoryview) -> StoredObject:
         """Write a whole object.
 
         Raises:
             OSError: the store refuses.
+        """
+        raise NotImplementedError
+
+    def put_version(self, path: str, data: bytes, known: str | None) -> StoredObject | None:
+        """Write a whole object if there is none, or if it is still of the version that is `known`; None if it is not.
+
+        Raises:
+            OSError: the store refuses for another reason.
         """
         raise NotImplementedError
 
@@ -336,6 +329,42 @@ class PartedPlace(RemotePlace):
         file.abort()
         if file.found is not None:
             self.remove_object(file.final)
+
+    def put_if(self, path: str, data: bytes, known: str | None) -> str | None:
+        written = self.put_version(path, data, known)
+        if written is not None:
+            return written.version
+        there = self.glance(path)  # a try whose answer was lost may have written it
+        return there[0] if there is not None and there[1] == data else None
+
+    def share(self, path: str) -> str:
+        return self._file(path).sink.begin()
+
+    def join(self, path: str, final: str, size: int, told: str, *, is_revised: bool) -> None:
+        self.stage(path, final, size, is_revised=is_revised)
+        self._file(path).sink.join(told)
+
+    def hand_in(self, path: str) -> Sequence[Any]:
+        return self._file(path).hand_in()
+
+    def take_in(self, path: str, told: Sequence[Any]) -> None:
+        self._file(path).take_in(told)
+
+    def keep(self, path: str) -> None:
+        self._file(path).keep()
+        self.leave(path)
+
+    def resume(self, path: str, told: str) -> Sequence[tuple[int, int]]:
+        return self._file(path).resume(told)
+
+    def leave(self, path: str) -> None:
+        self._staged.pop(path, None)
+
+    def discard(self, final: str, told: str) -> None:
+        """Nothing: all that was begun has names."""
+
+    def clear(self, prefix: str) -> None:
+        submit(self.remove_object, self.begun_with(prefix))
 
     def mark(self, directory: str, *, is_whole: bool) -> None:
         text = WHOLE if is_whole else b"this directory is being written, or was when its writer was stopped\n"

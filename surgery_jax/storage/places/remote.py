@@ -24,6 +24,7 @@ from .wire import SHORT, Answer, Sinks, StoreRequest, wire
 __all__ = ["RemotePlace", "StoredObject", "refusal", "started", "submit"]
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 FIRST = SHORT  # bytes that are read at once of an object whose header is wanted
 CHUNK = 8 << 20  # longer ranges are read in several requests at the same time
@@ -82,9 +83,9 @@ def _runs(parts: Sequence[tuple[int, memoryview]]) -> list[tuple[int, list[memor
     return runs
 
 
-def submit(act: Callable[[str], T], paths: Iterable[str]) -> list[T]:
-    """Ask something of several paths at the same time."""
-    return list(_pool().map(act, paths))
+def submit(act: Callable[[U], T], subjects: Iterable[U]) -> list[T]:
+    """Ask something of several paths, or other subjects, at the same time."""
+    return list(_pool().map(act, subjects))
 
 
 def started(act: Callable[[], T]) -> Future[T]:
@@ -333,6 +334,17 @@ class RemotePlace(Place):
 
     def reopen(self, path: str, known: Identity) -> Reader:
         return RemoteReader(self, path, StoredObject(known.size, str(known.version[0])))
+
+    def glance(self, path: str) -> tuple[str, bytes] | None:
+        begun = self.begin(path)
+        if begun is None:
+            return None
+        found, first = begun
+        data = bytearray(found.size)
+        data[: len(first)] = first
+        if len(first) < found.size:
+            self.read(path, found, len(first), [memoryview(data)[len(first) :]])
+        return found.version, bytes(data)
 
     def identity(self, path: str) -> Identity:
         found = self.find(path)

@@ -10,17 +10,18 @@ import errno
 import os
 import threading
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from hashlib import md5
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlencode
 from xml.etree import ElementTree
 
 from .extra import needed
 from .looking import StoredObject
-from .parts import PartedPlace, UploadSink, part_bytes
+from .parts import PartedPlace
 from .remote import refusal
+from .sink import UploadSink, part_bytes
 from .wire import Answer, StoreRequest, wire
 
 if TYPE_CHECKING:
@@ -132,6 +133,11 @@ class S3Place(PartedPlace):
                 return
             asked |= {"continuation-token": more}
 
+    def begun_with(self, prefix: str) -> Mapping[str, StoredObject]:
+        bucket, _, key = prefix.removeprefix("s3://").partition("/")
+        pages = self._pages(prefix, {"prefix": key})
+        return {f"s3://{bucket}/{name}": found for _, page in pages for name, found in _contents("", page).items()}
+
     def tell(
         self,
         path: str,
@@ -142,9 +148,10 @@ class S3Place(PartedPlace):
         headers: Mapping[str, str] | None = None,
         at_key: bool = False,
         again: bool = False,
+        unless: Sequence[int] = (),
     ) -> Answer:
         """The answer to a request about the bucket of a path, or about the object there. What is told `again` may be
-        gone because it has been done.
+        gone because it has been done; statuses of `unless` are answers, too, of an object that is or is not there.
 
         Raises:
             OSError: it is a refusal.
@@ -158,6 +165,7 @@ class S3Place(PartedPlace):
             if not self.moved(path, answer):
                 break
         is_gone = answer.status == 404 and (again or method == "DELETE")
+        is_gone |= answer.status in unless and b"NoSuchBucket" not in answer.body
         is_failure = answer.status < 300 and b"<Error>" in answer.body[:200]  # it may come late, after a good status
         if (answer.status >= 300 and not is_gone) or is_failure:
             raise refusal(answer)
@@ -168,8 +176,17 @@ class S3Place(PartedPlace):
         answer = self.tell(path, "PUT", {}, view, at_key=True)
         return StoredObject(view.nbytes, answer.headers.get("etag", ""))
 
+    def put_version(self, path: str, data: bytes, known: str | None) -> StoredObject | None:
+        condition = {"If-None-Match": "*"} if known is None else {"If-Match": known}
+        answer = self.tell(path, "PUT", {}, data, headers=condition, at_key=True, unless=(404, 409, 412))
+        return StoredObject(len(data), answer.headers.get("etag", "")) if answer.status < 300 else None
+
     def remove_object(self, path: str) -> None:
         self.tell(path, "DELETE", {}, at_key=True)
+
+    def discard(self, final: str, told: str) -> None:
+        if told:
+            self.tell(final, "DELETE", {"uploadId": told}, at_key=True)
 
     def sink(self, final: str, aside: str, size: int) -> UploadSink:
         return _Multipart(self, final, aside, size <= part_bytes(size))
@@ -233,49 +250,82 @@ _WHO = (
 
 class _Multipart(UploadSink):
     """A multipart upload, which begins with its first part; a file of one part is written at once. Parts that may
-    change are objects of their own until they are copied, at the store, into the upload."""
+    change are objects of their own until they are copied, at the store, into the upload. Other processes may send parts
+    to the same upload."""
 
     def __init__(self, place: S3Place, final: str, aside: str, is_single: bool) -> None:
         self._place, self._final, self._aside, self._is_single = place, final, aside, is_single
         self._upload = ""
         self._tags: dict[int, str] = {}
-        self._asides: dict[int, StoredObject] = {}
+        self._asides: dict[int, tuple[str, StoredObject]] = {}
+        self._extra: set[str] = set()  # other objects that are to be removed
         self._single: StoredObject | None = None
         self._lock = threading.Lock()
 
-    def _begun(self) -> str:
+    def begin(self) -> str:
         with self._lock:
-            if not self._upload:
+            if not self._upload and not self._is_single:
                 answer = self._place.tell(self._final, "POST", {"uploads": ""}, at_key=True)
                 self._upload = _tree(answer).findtext("UploadId", "")
             return self._upload
+
+    def join(self, told: str) -> None:
+        self._upload = told
 
     def send(self, number: int, data: bytearray) -> None:
         if self._is_single:
             self._single = self._place.put(self._final, data)
             return
-        query = {"partNumber": str(number + 1), "uploadId": self._begun()}
+        query = {"partNumber": str(number + 1), "uploadId": self.begin()}
         answer = self._place.tell(self._final, "PUT", query, memoryview(data), at_key=True)
         self._tags[number] = answer.headers.get("etag", "")
 
-    def _name(self, number: int) -> str:
-        return f"{self._aside}.part-{number:05d}"
-
     def put_aside(self, number: int, data: bytearray) -> None:
-        self._asides[number] = self._place.put(self._name(number), data)
+        name = f"{self._aside}.part-{number:05d}"
+        with self._lock:
+            self._extra.add(name)
+        self._asides[number] = name, self._place.put(name, data)
 
     def fetch(self, number: int, offset: int, target: memoryview) -> None:
-        self._place.fetch(self._name(number), self._asides[number], offset, [target])
+        name, found = self._asides[number]
+        self._place.fetch(name, found, offset, [target])
 
     def adopt(self, number: int, size: int) -> None:
-        headers = {"x-amz-copy-source": "/" + quote(self._name(number).removeprefix("s3://"), safe="/-_.~")}
-        query = {} if self._is_single else {"partNumber": str(number + 1), "uploadId": self._begun()}
+        name = self._asides[number][0]
+        query = {} if self._is_single else {"partNumber": str(number + 1), "uploadId": self.begin()}
+        headers = {"x-amz-copy-source": "/" + quote(name.removeprefix("s3://"), safe="/-_.~")}
         answer = self._place.tell(self._final, "PUT", query, headers=headers, at_key=True)
         tag = _tree(answer).findtext("ETag", "")
         if self._is_single:
             self._single = StoredObject(size, tag)
         else:
             self._tags[number] = tag
+
+    def hand_in(self, number: int, *, is_sent: bool) -> Sequence[Any]:
+        if is_sent:
+            if number in self._asides:  # before it was whole
+                name, _ = self._asides.pop(number)
+                self._place.remove_object(name)
+                self._extra.remove(name)
+            return [self._tags[number]]
+        name, found = self._asides[number]
+        return [name, found.size, found.version]
+
+    def take_in(self, number: int, told: Sequence[Any], *, is_sent: bool) -> None:
+        if is_sent:
+            self._tags[number] = told[0]
+        else:
+            self._asides[number] = self._foreign(told)
+
+    def fetch_foreign(self, told: Sequence[Any], offset: int, target: memoryview) -> None:
+        name, found = self._foreign(told)
+        self._place.fetch(name, found, offset, [target])
+
+    def _foreign(self, told: Sequence[Any]) -> tuple[str, StoredObject]:
+        name, size, version = told
+        with self._lock:
+            self._extra.add(name)
+        return name, StoredObject(size, version)
 
     def complete(self) -> StoredObject:
         if self._single is not None:
@@ -291,19 +341,37 @@ class _Multipart(UploadSink):
             if appeared is None:
                 raise PlaceError(errno.EIO, "the upload was completed, and there is no such object")
             found, self._upload = appeared, ""
-        self._remove_asides()
+        self._remove_extra()
         return found
 
-    def _remove_asides(self) -> None:
-        for number in list(self._asides):
-            self._place.remove_object(self._name(number))
-            del self._asides[number]
+    def _remove_extra(self) -> None:
+        for name in sorted(self._extra):
+            self._place.remove_object(name)
+
+    def resume(self, told: str) -> dict[int, int]:
+        sizes: dict[int, int] = {}
+        query = {"uploadId": told}
+        while told:
+            answer = self._place.tell(self._final, "GET", query, at_key=True, unless=(404,))
+            if answer.status == 404:  # it was ended: another one begins
+                return {}
+            page = _tree(answer)
+            for item in page.iter("Part"):
+                number = int(item.findtext("PartNumber", "0")) - 1
+                sizes[number], self._tags[number] = int(item.findtext("Size", "0")), item.findtext("ETag", "")
+            self._upload = told
+            if page.findtext("IsTruncated") != "true":
+                break
+            query |= {"part-number-marker": page.findtext("NextPartNumberMarker", "")}
+        return sizes
+
+    def keep(self) -> None:
+        self._remove_extra()
 
     def abort(self) -> None:
-        self._remove_asides()
         if self._upload:
             self._place.tell(self._final, "DELETE", {"uploadId": self._upload}, at_key=True)
-            self._upload = ""
+        self._remove_extra()
 
 
 _SCHEMA = "http://s3.amazonaws.com/doc/2006-03-01/"

@@ -16,7 +16,7 @@ from surgery_jax.core.errors import StorageError
 from surgery_jax.storage.formats import open_checkpoint
 from surgery_jax.storage.places.base import MARKER, PlaceError
 from surgery_jax.storage.places.found import place_of
-from surgery_jax.storage.places.parts import room
+from surgery_jax.storage.places.room import room
 
 RNG = np.random.default_rng(3)
 TENSORS = {f"w.{n}": RNG.normal(size=(1 << 18,)).astype(np.float32) for n in range(20)}  # 1 MiB each
