@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from .places.found import locate, place_of
 
@@ -28,7 +27,7 @@ class BegunUpload:
     names of files."""
 
     stage: str
-    head: Mapping[str, Any]
+    head: Mapping[str, object]
     uploads: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -18,13 +18,13 @@ from typing import NamedTuple
 from .places.base import PlaceError
 from .places.found import is_local, place_of
 
-__all__ = ["Board", "Note", "Own", "board_of", "put", "put_first"]
+__all__ = ["Board", "Own", "Posted", "board_of", "put", "put_first"]
 
 _ATTEMPTS = 10
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EMLINK}
 
 
-class Note(NamedTuple):
+class Posted(NamedTuple):
     """What a small file says. `seen` changes whenever it is renewed, which was so many seconds ago, if that is known;
     `is_unlocked`: no process that this machine knows of has made it first and still has it."""
 
@@ -67,7 +67,7 @@ class Board:
         """Make the folder."""
         self.folder.mkdir(exist_ok=True)
 
-    def read(self, name: str, most: int) -> Note | None:
+    def read(self, name: str, most: int) -> Posted | None:
         """A file, or as much of it; None if there is none."""
         try:  # opening asks the server of a network file system, which looking at a name may not
             descriptor = os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -78,7 +78,7 @@ class Board:
             with os.fdopen(descriptor, "rb", closefd=False) as stream:
                 data = stream.read(min(most, status.st_size + 1))
             age = max(0.0, time.time() - status.st_mtime)
-            return Note(data, (status.st_mtime_ns, status.st_ino), age, _is_unlocked(descriptor))
+            return Posted(data, (status.st_mtime_ns, status.st_ino), age, _is_unlocked(descriptor))
         finally:
             os.close(descriptor)
 
@@ -120,9 +120,9 @@ class _StoreBoard(Board):
         """Ask once, so that what is wrong with the place is told before any work: a folder comes with what is in it."""
         self.read("shares", 0)
 
-    def read(self, name: str, most: int) -> Note | None:
+    def read(self, name: str, most: int) -> Posted | None:
         found = place_of(str(self.folder)).glance(f"{self.folder}/{name}")
-        return None if found is None else Note(found[1][:most], (found[0],), None, False)
+        return None if found is None else Posted(found[1][:most], (found[0],), None, False)
 
     def put(self, name: str, data: bytes, *, sync: bool) -> None:
         place, path = place_of(str(self.folder)), f"{self.folder}/{name}"

@@ -12,7 +12,6 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from ..core.errors import StorageError
 from ..core.interrupts import held, note_kept
@@ -24,6 +23,7 @@ from .files import storage_error
 from .formats import OutputPlan
 from .journal import Finished
 from .laying import lay, lay_again, open_made, remove_others
+from .places.base import HandedPart
 from .proofs import PROOFS
 from .renames import Renames
 from .stages import Begun, Stage, StagingAddress
@@ -149,12 +149,12 @@ class Staging:
                 hint="the outputs of several processes need a file system that all of them share",
             ) from None
 
-    def write_head(self, head: Mapping[str, Any]) -> None:
+    def write_head(self, head: Mapping[str, object]) -> None:
         """Say beside what is built which run this is, for one that goes on."""
         if self._stage is not None:
             self._stage.write_head(head)
 
-    def hand_in(self) -> Any:
+    def hand_in(self) -> Mapping[str, Sequence[HandedPart]] | None:
         """All that this process writes is written: what the one that publishes must hear, as JSON.
 
         Raises:
@@ -162,7 +162,7 @@ class Staging:
         """
         return None
 
-    def take_in(self, told: Any) -> None:
+    def take_in(self, told: Mapping[str, Sequence[HandedPart]]) -> None:
         """What another process has handed in.
 
         Raises:

@@ -14,11 +14,10 @@ them outlives the others ends the uploads and removes what any of them has put a
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from ..core.errors import StorageError
 from ..core.interrupts import held, note_kept
@@ -28,7 +27,7 @@ from .files import storage_error
 from .formats import OutputPlan
 from .journal import Finished
 from .laying import write_known
-from .places.base import MARKER
+from .places.base import MARKER, HandedPart
 from .places.found import is_local, locate, place_of
 from .proofs import proofs_in
 from .publish import Staging, StagingAddress
@@ -126,7 +125,7 @@ class Upload(Staging):
     def _is_revised(self, file: LaidFile) -> bool:
         return file.is_revised or file.encode is not None
 
-    def write_head(self, head: Mapping[str, Any]) -> None:
+    def write_head(self, head: Mapping[str, object]) -> None:
         """Say at the store which run this is, and leave what it has sent to one that goes on with it, if it breaks off.
 
         Raises:
@@ -169,14 +168,14 @@ class Upload(Staging):
             is_revised = self._is_revised(file)
             self._place.join(own, self._named(file.name), file.size, told["uploads"][file.name], is_revised=is_revised)
 
-    def hand_in(self) -> Any:
+    def hand_in(self) -> Mapping[str, Sequence[HandedPart]]:
         """All that this process writes is written: what the one that publishes must hear."""
         try:
             return {name: self._place.hand_in(own) for name, own in self._created.items()}
         except OSError as error:
             raise storage_error(error, self.plan.path, "write") from None
 
-    def take_in(self, told: Any) -> None:
+    def take_in(self, told: Mapping[str, Sequence[HandedPart]]) -> None:
         """What another process has handed in."""
         try:
             for name, parts in told.items():

@@ -146,7 +146,7 @@ def test_a_truncated_checkpoint_is_refused(plan: OutputPlan) -> None:
     tensors = {"a": sample("float32", 5), "b": sample("int8", 30)}
     write(plan, tensors)
     files = [path for path in [Path(plan.path), *Path(plan.path).rglob("*")] if path.is_file() and path.stat().st_size]
-    for path in files:
+    for path in (path for path in files if path.name != "commit_success.txt"):  # which says by being there
         whole = path.read_bytes()
         for length in {0, 1, 7, 8, 9, len(whole) // 3, len(whole) // 2, len(whole) - 2}:  # a last line end may go
             path.write_bytes(whole[:length])

@@ -35,7 +35,7 @@ class _Row(TypedDict):
     indirect_value: NotRequired[str]
 
 
-class _TreeNode(TypedDict):
+class _StoredNode(TypedDict):
     height: int
     entries: list[_Row]
 
@@ -124,14 +124,14 @@ def _whole(path: Path) -> bytes:
         return file.at(0, file.size)
 
 
-def _node(item: Path, location: str) -> _TreeNode:
+def _node(item: Path, location: str) -> _StoredNode:
     """A node of the tree, whose own references are told as from the store."""
     held = _place(item, location)
     if held.nbytes > _MAX_NODE:
         raise _damaged(item, f"a node of {held.nbytes} bytes")
     base = location.split(":", 2)[1]
     name = f"btreenode:{base}:node:0:{held.nbytes}"
-    return cast(_TreeNode, _dumped(item, {f"{unquote(base)}node": held.read()}, name))
+    return cast(_StoredNode, _dumped(item, {f"{unquote(base)}node": held.read()}, name))
 
 
 def _place(item: Path, location: str) -> HeldValue:

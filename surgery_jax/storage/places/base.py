@@ -9,14 +9,30 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
-__all__ = ["MARKER", "USUAL_PART", "WHOLE", "Identity", "Place", "PlaceError", "Reader", "Status", "Writer", "fill"]
+__all__ = [
+    "MARKER",
+    "USUAL_PART",
+    "WHOLE",
+    "HandedPart",
+    "Identity",
+    "Place",
+    "PlaceError",
+    "Reader",
+    "Status",
+    "Writer",
+    "fill",
+]
 
 
 USUAL_PART = 8 << 20  # bytes of a file that are sent at once
 MARKER = ".surgery-marker"  # an object that says whether the directory in which it lies is whole
 WHOLE = b"whole\n"  # what it says then; anything else is longer
+
+
+# Of a part of a file: its number, whether it was sent, which ranges of it are there, and what the store knows it by.
+HandedPart = tuple[int, bool, Sequence[tuple[int, int]], Sequence[str]]
 
 
 class PlaceError(OSError):
@@ -227,11 +243,11 @@ class Place:
         name for it."""
         raise NotImplementedError
 
-    def hand_in(self, path: str) -> Sequence[Any]:
+    def hand_in(self, path: str) -> Sequence[HandedPart]:
         """This process has written all that it will to a file that it joined; what its creator must hear, as JSON."""
         raise NotImplementedError
 
-    def take_in(self, path: str, told: Sequence[Any]) -> None:
+    def take_in(self, path: str, told: Sequence[HandedPart]) -> None:
         """What another process has handed in of a file that was created here."""
         raise NotImplementedError
 

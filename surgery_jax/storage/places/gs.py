@@ -16,7 +16,7 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from hashlib import md5
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
 from .base import PlaceError
@@ -187,26 +187,26 @@ class _Composed(UploadSink):
                 self._made.add(name)
             self._parts[number] = name, self._place.compose([self._parts[number][0]], name)
 
-    def hand_in(self, number: int, *, is_sent: bool) -> Sequence[Any]:
+    def hand_in(self, number: int, *, is_sent: bool) -> Sequence[str]:
         name, found = self._parts[number]
         aside = f"{self._aside}.aside-{number:05d}"
         if is_sent and aside in self._made:  # before it was whole
             self._place.remove_object(aside)
             self._made.remove(aside)
-        return [name, found.size, found.version]
+        return [name, str(found.size), found.version]
 
-    def take_in(self, number: int, told: Sequence[Any], *, is_sent: bool) -> None:
+    def take_in(self, number: int, told: Sequence[str], *, is_sent: bool) -> None:
         self._parts[number] = self._foreign(told)
 
-    def fetch_foreign(self, told: Sequence[Any], offset: int, target: memoryview) -> None:
+    def fetch_foreign(self, told: Sequence[str], offset: int, target: memoryview) -> None:
         name, found = self._foreign(told)
         self._place.fetch(name, found, offset, [target])
 
-    def _foreign(self, told: Sequence[Any]) -> tuple[str, StoredObject]:
+    def _foreign(self, told: Sequence[str]) -> tuple[str, StoredObject]:
         name, size, version = told
         with self._lock:
             self._made.add(name)
-        return name, StoredObject(size, version)
+        return name, StoredObject(int(size), version)
 
     def complete(self) -> StoredObject:
         found = self._single or self._compose()

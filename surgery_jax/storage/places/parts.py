@@ -11,9 +11,8 @@ import errno
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from typing import Any
 
-from .base import MARKER, WHOLE, Identity, PlaceError, Reader, Status, Writer
+from .base import MARKER, WHOLE, HandedPart, Identity, PlaceError, Reader, Status, Writer
 from .looking import StoredObject
 from .remote import RemotePlace, started, submit
 from .room import room
@@ -181,7 +180,7 @@ class PartedFile(Writer):
             self.found = self.sink.complete()
         return self.found
 
-    def hand_in(self) -> Sequence[Any]:
+    def hand_in(self) -> Sequence[HandedPart]:
         """Of a file that several processes write: what this one has of it, all of which is at the store then. What is
         whole was sent, and the rest is put aside for the process that completes the file."""
         for future in self._sending:
@@ -190,16 +189,16 @@ class PartedFile(Writer):
         begun = [part for part in self._parts if part.ranges]
         submit(lambda part: part.hold_no_more(), begun)
         return [
-            [part.number, part.is_sent, part.ranges, self.sink.hand_in(part.number, is_sent=part.is_sent)]
+            (part.number, part.is_sent, part.ranges, self.sink.hand_in(part.number, is_sent=part.is_sent))
             for part in begun
         ]
 
-    def take_in(self, told: Sequence[Any]) -> None:
+    def take_in(self, told: Sequence[HandedPart]) -> None:
         """What another process has handed in. Parts that are whole stay where they are; bytes of others are fetched and
         put together with those from elsewhere."""
         submit(self._take_in, told)
 
-    def _take_in(self, told: tuple[int, bool, Sequence[tuple[int, int]], Sequence[Any]]) -> None:
+    def _take_in(self, told: HandedPart) -> None:
         number, is_sent, ranges, known = told
         part = self._parts[number]
         if is_sent or [tuple(one) for one in ranges] == [(0, part.size)]:
@@ -344,10 +343,10 @@ class PartedPlace(RemotePlace):
         self.stage(path, final, size, is_revised=is_revised)
         self._file(path).sink.join(told)
 
-    def hand_in(self, path: str) -> Sequence[Any]:
+    def hand_in(self, path: str) -> Sequence[HandedPart]:
         return self._file(path).hand_in()
 
-    def take_in(self, path: str, told: Sequence[Any]) -> None:
+    def take_in(self, path: str, told: Sequence[HandedPart]) -> None:
         self._file(path).take_in(told)
 
     def keep(self, path: str) -> None:

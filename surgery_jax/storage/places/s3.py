@@ -13,7 +13,7 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from hashlib import md5
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlencode
 from xml.etree import ElementTree
 
@@ -301,7 +301,7 @@ class _Multipart(UploadSink):
         else:
             self._tags[number] = tag
 
-    def hand_in(self, number: int, *, is_sent: bool) -> Sequence[Any]:
+    def hand_in(self, number: int, *, is_sent: bool) -> Sequence[str]:
         if is_sent:
             if number in self._asides:  # before it was whole
                 name, _ = self._asides.pop(number)
@@ -309,23 +309,23 @@ class _Multipart(UploadSink):
                 self._extra.remove(name)
             return [self._tags[number]]
         name, found = self._asides[number]
-        return [name, found.size, found.version]
+        return [name, str(found.size), found.version]
 
-    def take_in(self, number: int, told: Sequence[Any], *, is_sent: bool) -> None:
+    def take_in(self, number: int, told: Sequence[str], *, is_sent: bool) -> None:
         if is_sent:
             self._tags[number] = told[0]
         else:
             self._asides[number] = self._foreign(told)
 
-    def fetch_foreign(self, told: Sequence[Any], offset: int, target: memoryview) -> None:
+    def fetch_foreign(self, told: Sequence[str], offset: int, target: memoryview) -> None:
         name, found = self._foreign(told)
         self._place.fetch(name, found, offset, [target])
 
-    def _foreign(self, told: Sequence[Any]) -> tuple[str, StoredObject]:
+    def _foreign(self, told: Sequence[str]) -> tuple[str, StoredObject]:
         name, size, version = told
         with self._lock:
             self._extra.add(name)
-        return name, StoredObject(size, version)
+        return name, StoredObject(int(size), version)
 
     def complete(self) -> StoredObject:
         if self._single is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from .base import USUAL_PART
 from .looking import StoredObject
@@ -46,15 +45,15 @@ class UploadSink:
     def join(self, told: str) -> None:
         """Send parts to what another process has begun, which `told` so much."""
 
-    def hand_in(self, number: int, *, is_sent: bool) -> Sequence[Any]:
+    def hand_in(self, number: int, *, is_sent: bool) -> Sequence[str]:
         """What is known of a part that was sent or put aside, as JSON, for the process that completes the file."""
         raise NotImplementedError
 
-    def take_in(self, number: int, told: Sequence[Any], *, is_sent: bool) -> None:
+    def take_in(self, number: int, told: Sequence[str], *, is_sent: bool) -> None:
         """A part that another process has sent or put aside."""
         raise NotImplementedError
 
-    def fetch_foreign(self, told: Sequence[Any], offset: int, target: memoryview) -> None:
+    def fetch_foreign(self, told: Sequence[str], offset: int, target: memoryview) -> None:
         """Bytes of a part that another process has put aside, which is removed with all others."""
         raise NotImplementedError
 
