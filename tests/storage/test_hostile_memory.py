@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from peaks import peak_bytes
 from storing import bytes_of, sample, write
 
 from surgery_jax.core.errors import StorageError
@@ -26,17 +26,17 @@ MEMORY = 100 << 20  # bytes that the reading of a small file may take at most
 
 def refusal(path: Path) -> str:
     """What is said of a file, which costs little memory."""
-    tracemalloc.start()
-    try:
+    said: list[StorageError] = []
+
+    def refuse() -> None:
         with pytest.raises(StorageError) as caught:
             open_checkpoint(str(path))
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert caught.value.exit_code == 3
-    assert len(str(caught.value)) < 1000
-    assert peak < MEMORY
-    return str(caught.value)
+        said.append(caught.value)
+
+    assert peak_bytes(refuse) < MEMORY
+    assert said[-1].exit_code == 3
+    assert len(str(said[-1])) < 1000
+    return str(said[-1])
 
 
 def torch_file(table: bytes, method: int = zipfile.ZIP_STORED, **storages: bytes) -> bytes:
@@ -61,14 +61,11 @@ MANY = 1 << 20
 
 @pytest.mark.parametrize("item", [b"]", b"}NNs", b"N\x94", b"X\1\0\0\0a", b"cx\ny\n", b"cx\ny\n)R", b"N\x85", b"M\1\2"])
 def test_values_of_a_pickle_take_no_more_memory_than_allowed(item: bytes) -> None:
-    tracemalloc.start()
-    try:
+    def refuse() -> None:
         with pytest.raises(PickleRefused, match="far more memory"):
             read_pickle(b"\x80\x02" + item * 60_000 + b".", {}, lambda pid: pid, allowance=Allowance(0, 1 << 20))
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 3 << 20
+
+    assert peak_bytes(refuse) < 3 << 20
 
 
 @pytest.mark.parametrize("made", [torch_file, old_torch_file])
@@ -229,11 +226,7 @@ def test_what_a_packed_tensor_takes_counts_as_the_memory_of_reading_it(tmp_path:
     for path in (tmp_path / "plain.pt", tmp_path / "a.pt"):
         entry = open_checkpoint(str(path)).entries["few"]
         assert entry.blocks is not None
-        tracemalloc.start()
-        entry.read()
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert 3 << 20 < peak <= entry.spec.nbytes * (entry.blocks.factor + 1) + (1 << 16)
+        assert 3 << 20 < peak_bytes(entry.read) <= entry.spec.nbytes * (entry.blocks.factor + 1) + (1 << 16)
 
 
 def test_an_allowance_grows_with_the_table_and_ends() -> None:
