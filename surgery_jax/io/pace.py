@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from time import perf_counter
 
-__all__ = ["MIN_DIRECT", "Pace"]
+__all__ = ["MIN_DIRECT", "Pace", "cached_room"]
 
 MIN_DIRECT = 256 << 10  # below this the page cache collects small pieces better than a disk does
 WINDOW = 128 << 20  # bytes after which the ways are compared
+
+
+def cached_room(proc: Path = Path("/proc")) -> float:
+    """How many bytes the page cache takes before who writes must wait for the disk; no bound where nothing tells."""
+    with suppress(OSError, ValueError, StopIteration):
+        if limit := int((proc / "sys/vm/dirty_bytes").read_text()):
+            return limit
+        lines = (proc / "meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+        return available * int((proc / "sys/vm/dirty_ratio").read_text()) / 100
+    return float("inf")
 
 
 class Pace:
@@ -18,7 +31,8 @@ class Pace:
 
     Both ways are tried, then the one that was the faster when it was last used, so that a way which becomes slow is
     left. Which it is depends on the disk, and on how much fresh memory the system has at hand. `only_direct` leaves no
-    choice.
+    choice: what the cache cannot hold is not tried with it, since the disk would be busy with that when it is the
+    turn of the other way.
     """
 
     def __init__(self, *, only_direct: bool, clock: Callable[[], float] = perf_counter) -> None:

@@ -25,7 +25,7 @@ from ..io.encoded import EncodedFile
 from ..io.fleeting import MANY, FleetingFile
 from ..io.openfiles import room_for_files
 from ..io.outputs import OutputFile
-from ..io.pace import Pace
+from ..io.pace import Pace, cached_room
 from ..storage.base import Layout
 from ..storage.formats import OutputPlan
 from ..storage.places.found import locate
@@ -75,7 +75,8 @@ def perform(
         SurgeryError: the first thing that went wrong, here or in another process.
     """
     program = work.program
-    pace = Pace(only_direct=options.sync)
+    size = sum(file.size for target in targets for file in target.layout.files)
+    pace = Pace(only_direct=options.sync or size > cached_room())
     remaining, found = left(work, done)
     part = OwnTasks(peers, work, remaining)
     full: deque[EncodedFile] = deque()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from surgery_jax.core.errors import StorageError
 from surgery_jax.io.buffers import OpenFiles, aligned
-from surgery_jax.io.pace import MIN_DIRECT, WINDOW, Pace
+from surgery_jax.io.pace import MIN_DIRECT, WINDOW, Pace, cached_room
 from surgery_jax.io.pagecache import is_cached
 
 SIZE = 5 * MIN_DIRECT + 123
@@ -89,3 +89,14 @@ def test_the_faster_way_to_write_is_found_and_left_when_it_becomes_slow() -> Non
     assert not any(write(4, cached=1.0, direct=2.0))
     assert write(8, cached=9.0, direct=2.0)[-40:] == [True] * 40
     assert all(Pace(only_direct=True).is_direct() for _ in range(3))
+
+
+def test_what_the_page_cache_takes_is_what_the_system_says(tmp_path: Path) -> None:
+    (tmp_path / "sys" / "vm").mkdir(parents=True)
+    assert cached_room(tmp_path) == float("inf")
+    (tmp_path / "meminfo").write_text("MemTotal:       200 kB\nMemAvailable:   100 kB\n")
+    (tmp_path / "sys" / "vm" / "dirty_ratio").write_text("20\n")
+    (tmp_path / "sys" / "vm" / "dirty_bytes").write_text("0\n")
+    assert cached_room(tmp_path) == 20 << 10
+    (tmp_path / "sys" / "vm" / "dirty_bytes").write_text("4096\n")
+    assert cached_room(tmp_path) == 4096
