@@ -3,8 +3,8 @@
 Outputs that are brought to the disk before they are published gain nothing from the page cache: there every byte would
 be copied once more and touch fresh memory. So whole pages of them are written directly, from aligned memory; the rest
 of a range goes through the cache. Outputs that are more than the cache takes are written so too; others that are not
-synchronised go the way that proves to be the faster one: which it is depends on the disk, and on how much fresh memory the system has
-at hand.
+synchronised go the way that proves to be the faster one: which it is depends on the disk, and on how much fresh memory
+the system has at hand.
 """
 
 from __future__ import annotations
