@@ -69,14 +69,12 @@ class Options:
     def limits(self) -> Limits:
         """All budgets."""
         device = parse_size(self.device_memory, binary=True) or UNLIMITED
-        return Limits(self.memory_bytes, self.num_workers, device, self.devices or None, self._is_hashed)
-
-    @property
-    def _is_hashed(self) -> bool:
-        """Whether files are hashed while they are written; of several processes none sees a whole file."""
-        return (self.receipt or self.receipt_path is not None) and not self.distributed
+        # whether files are hashed while they are written; of several processes none sees a whole one
+        in_order = False if self.distributed else True if self.receipt_path else None if self.receipt else False
+        waiting = 0 if self.workers else self.num_workers // 2
+        return Limits(self.memory_bytes, self.num_workers, device, self.devices or None, in_order, waiting)
 
     @property
     def num_workers(self) -> int:
         """The number of threads."""
-        return self.workers or default_workers(self._is_hashed)
+        return self.workers or default_workers()

@@ -35,18 +35,20 @@ DEVICE_BYTES = 180 << 20  # more, once something is computed with JAX
 class Limits(NamedTuple):
     """Bytes of host buffers, threads, bytes of each device, and devices, that a run may take; without a number of
     devices all that there are. in_order: a file is to be written from its beginning to its end, as nearly as may be,
-    since who hashes it would have to read again what came too early."""
+    since who hashes it would have to read again what came too early; None: if it is part of a directory. waiting: so
+    many threads more, then, since some wait for their turn."""
 
     memory: int
     workers: int
     device: int = UNLIMITED
     devices: int | None = None
-    in_order: bool = False
+    in_order: bool | None = False
+    waiting: int = 0
 
 
-def default_workers(in_order: bool = False) -> int:
-    """Threads: a few per core, because they wait for the disk and the device, and with `in_order` for their turn."""
-    return min(16, max(2, os.cpu_count() or 1) * (3 if in_order else 2))
+def default_workers() -> int:
+    """Threads: a few per core, because they wait for the disk and the device."""
+    return min(16, max(4, (os.cpu_count() or 1) * 2))
 
 
 def tile_limit(memory_bytes: int, num_workers: int) -> int:

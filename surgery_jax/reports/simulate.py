@@ -162,8 +162,7 @@ def simulate(passes: Sequence[Program], options: Options, machines: Machines) ->
     Raises:
         BudgetError: one piece of work needs more than the budgets, or may need it.
     """
-    limits = options.limits._replace(devices=machines.devices)
-    limits = limits._replace(in_order=limits.in_order and machines.hosts == 1)
+    limits = options.limits._replace(devices=machines.devices, in_order=False)
     works = [schedule(program, limits) for program in passes]
     for work in works:
         check_fits(work)
@@ -179,7 +178,7 @@ def simulate_batch(shares: Iterable[Sequence[Sequence[Program]]], options: Optio
     Raises:
         BudgetError: one piece of work needs more than the budgets, or may need it.
     """
-    limits = options.limits._replace(devices=machines.devices)
+    limits = options.limits._replace(devices=machines.devices, in_order=False)
     hosts = []
     for share in shares:
         done = [HostForecast(0, 0, 0, 0.0, 0.0, 0.0, 0)]

@@ -102,6 +102,10 @@ class Compiled:
         return self._scheduled(self.program, limits)
 
     def _scheduled(self, program: Program, limits: Limits) -> Schedule:
+        if limits.in_order is None:
+            limits = limits._replace(in_order=any(layout.is_directory for _, layout in self.outputs))
+        if limits.in_order and len(self.outputs) == 1:
+            limits = limits._replace(workers=limits.workers + limits.waiting)
         if (program, limits) not in self._schedules:
             self._schedules[program, limits] = schedule(program, limits)
         return self._schedules[program, limits]
