@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .places.found import locate, place_of
+from .stages import parsed
 
 __all__ = ["JOURNAL", "BegunUpload", "begun_uploads", "discard_uploads", "stage_prefix", "write_journal"]
 
 JOURNAL = ".journal"
+_MOST = 64 << 20  # bytes of an untrusted journal: inputs of 100 000 files take 10 MB
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def write_journal(begun: BegunUpload) -> None:
     """
     text = json.dumps({"head": begun.head, "uploads": begun.uploads}).encode()
     place = place_of(begun.stage)
-    known = place.glance(f"{begun.stage}{JOURNAL}")
+    known = place.glance(f"{begun.stage}{JOURNAL}", 0)
     place.put_if(f"{begun.stage}{JOURNAL}", text, None if known is None else known[0])
 
 
@@ -60,11 +61,11 @@ def begun_uploads(path: str) -> Iterator[BegunUpload]:
     for name in sorted(place.list(str(above))):
         if name.startswith(prefix) and name.endswith(JOURNAL):
             stage = f"{above}/{name.removesuffix(JOURNAL)}"
-            found = place.glance(f"{stage}{JOURNAL}")
-            with suppress(ValueError, KeyError, TypeError, AttributeError):
-                told = json.loads(b"" if found is None else found[1])
-                uploads = {str(file): str(upload) for file, upload in told["uploads"].items()}
-                yield BegunUpload(stage, dict(told["head"]), uploads)
+            found = place.glance(f"{stage}{JOURNAL}", _MOST)
+            told = parsed(b"" if found is None else found[1])
+            head, uploads = told.get("head"), told.get("uploads")
+            if isinstance(head, dict) and isinstance(uploads, dict):
+                yield BegunUpload(stage, head, {file: str(upload) for file, upload in uploads.items()})
 
 
 def discard_uploads(path: str) -> Iterator[str]:

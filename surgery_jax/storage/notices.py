@@ -121,13 +121,13 @@ class _StoreBoard(Board):
         self.read("shares", 0)
 
     def read(self, name: str, most: int) -> Posted | None:
-        found = place_of(str(self.folder)).glance(f"{self.folder}/{name}")
-        return None if found is None else Posted(found[1][:most], (found[0],), None, False)
+        found = place_of(str(self.folder)).glance(f"{self.folder}/{name}", most)
+        return None if found is None else Posted(found[1], (found[0],), None, False)
 
     def put(self, name: str, data: bytes, *, sync: bool) -> None:
         place, path = place_of(str(self.folder)), f"{self.folder}/{name}"
         for _ in range(_ATTEMPTS):
-            there = place.glance(path)
+            there = place.glance(path, 0)
             if place.put_if(path, data, None if there is None else there[0]) is not None:
                 return
         raise PlaceError(errno.EBUSY, "others write it again and again")
@@ -152,7 +152,7 @@ class _OwnObject(Own):
         self._version = version
 
     def is_there(self) -> bool:
-        found = place_of(self._path).glance(self._path)
+        found = place_of(self._path).glance(self._path, 0)
         return found is not None and found[0] == self._version
 
 

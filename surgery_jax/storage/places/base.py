@@ -212,8 +212,8 @@ class Place:
 
     # -- small files in which processes tell each other something -------------------------------------------------
 
-    def glance(self, path: str) -> tuple[str, bytes] | None:
-        """The version of a small file, and its bytes; None if there is none."""
+    def glance(self, path: str, most: int) -> tuple[str, bytes] | None:
+        """The version of a small file, and its bytes, or so many of them; None if there is none."""
         raise self._no_versions()
 
     def put_if(self, path: str, data: bytes, known: str | None) -> str | None:

@@ -18,7 +18,7 @@ from .remote import RemotePlace, started, submit
 from .room import room
 from .sink import UploadSink, part_bytes
 
-__all__ = ["PartedPlace", "UploadSink", "part_bytes"]
+__all__ = ["PartedPlace"]
 
 _PATIENCE = 30.0  # seconds that parts under way are waited for before their file is given up
 
@@ -333,7 +333,7 @@ class PartedPlace(RemotePlace):
         written = self.put_version(path, data, known)
         if written is not None:
             return written.version
-        there = self.glance(path)  # a try whose answer was lost may have written it
+        there = self.glance(path, len(data) + 1)  # a try whose answer was lost may have written it
         return there[0] if there is not None and there[1] == data else None
 
     def share(self, path: str) -> str:

@@ -335,14 +335,15 @@ class RemotePlace(Place):
     def reopen(self, path: str, known: Identity) -> Reader:
         return RemoteReader(self, path, StoredObject(known.size, str(known.version[0])))
 
-    def glance(self, path: str) -> tuple[str, bytes] | None:
+    def glance(self, path: str, most: int) -> tuple[str, bytes] | None:
         begun = self.begin(path)
         if begun is None:
             return None
         found, first = begun
-        data = bytearray(found.size)
+        data = bytearray(min(found.size, most))
+        first = first[:most]
         data[: len(first)] = first
-        if len(first) < found.size:
+        if len(first) < len(data):
             self.read(path, found, len(first), [memoryview(data)[len(first) :]])
         return found.version, bytes(data)
 

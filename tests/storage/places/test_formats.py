@@ -20,7 +20,7 @@ from surgery_jax.storage.formats import open_checkpoint
 from surgery_jax.storage.identity import remembering
 from surgery_jax.storage.places.base import MARKER, USUAL_PART
 from surgery_jax.storage.places.found import place_of
-from surgery_jax.storage.places.parts import room
+from surgery_jax.storage.places.room import room
 
 RNG = np.random.default_rng(3)
 TENSORS = {f"h.{n}.{word}": RNG.normal(size=(30, 16)).astype(np.float32) for n in range(2) for word in ("up", "down")}

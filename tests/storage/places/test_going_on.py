@@ -20,6 +20,7 @@ from servers import Fault, Proxy, objects
 from surgery_jax import Options, diff, plan_of, run
 from surgery_jax.cli.main import main
 from surgery_jax.core.errors import StorageError
+from surgery_jax.storage.continued import begun_uploads
 from surgery_jax.storage.places.base import USUAL_PART
 from surgery_jax.storage.places.found import place_of
 
@@ -140,3 +141,11 @@ def test_a_part_of_another_length_is_sent_again(s3: Any, large: Path) -> None:
     assert {1, 3} <= set(sent(s3.proxy.asked))
     go(large, "s3://bucket/anew.safetensors", resume=False)
     assert objects(s3)["out.safetensors"] == objects(s3)["anew.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "said", [b"[" * 100_000, b"\xff", b"{}", b'{"head": [], "uploads": {}}', b'{"head": 1, "head": 2}']
+)
+def test_what_a_stranger_says_of_uploads_is_none(said: bytes, s3: Any) -> None:
+    s3.put_object(Bucket="bucket", Key=".out.surgery-abcdefgh.journal", Body=said)
+    assert list(begun_uploads("s3://bucket/out")) == []

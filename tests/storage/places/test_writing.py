@@ -23,8 +23,8 @@ from surgery_jax.core.errors import StorageError, SurgeryError
 from surgery_jax.storage.formats import open_checkpoint
 from surgery_jax.storage.places.base import MARKER, USUAL_PART, PlaceError
 from surgery_jax.storage.places.found import place_of
-from surgery_jax.storage.places.parts import part_bytes
 from surgery_jax.storage.places.room import room
+from surgery_jax.storage.places.sink import part_bytes
 
 RNG = np.random.default_rng(11)
 TENSORS = {f"h.{n}.{word}": RNG.normal(size=(300, 70)).astype(np.float32) for n in range(6) for word in ("up", "down")}
