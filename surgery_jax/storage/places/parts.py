@@ -17,6 +17,7 @@ from .looking import StoredObject
 from .remote import RemotePlace, started, submit
 from .room import room
 from .sink import UploadSink, part_bytes
+from .wire import wanted_until
 
 __all__ = ["PartedPlace"]
 
@@ -57,8 +58,8 @@ class _Part:
                 self.put_aside()
 
     def send(self) -> None:
-        """Send it as it is."""
-        with self.lock:
+        """Send it as it is, unless the file is given up."""
+        with wanted_until(self.file.ended), self.lock:
             if self.is_sent:
                 return
             if self.buffer is None and self.is_aside:
@@ -87,6 +88,7 @@ class PartedFile(Writer):
         self.sink = place.sink(final, aside, size)
         self.is_settled = False
         self.found: StoredObject | None = None  # once it has appeared
+        self.ended = threading.Event()  # given up
         self._is_revised = is_revised
         self._sending: list[Future[None]] = []
         self._cut(size)
@@ -230,6 +232,7 @@ class PartedFile(Writer):
 
     def abort(self) -> None:
         """Nothing of it is wanted."""
+        self.ended.set()
         under_way = [future for future in self._sending if not future.cancel()]
         self.sink.abort()  # now, since this process may not be given the time to wait
         wait(under_way, timeout=_PATIENCE)

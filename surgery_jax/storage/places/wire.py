@@ -18,7 +18,8 @@ import ssl
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
@@ -28,7 +29,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from .base import PlaceError
 
-__all__ = ["SHORT", "Answer", "Sinks", "StoreRequest", "Wire", "wire"]
+__all__ = ["SHORT", "Answer", "Sinks", "StoreRequest", "Wire", "wanted_until", "wire"]
 
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _DEADLINE = 120.0  # seconds without progress after which a request is given up
@@ -75,6 +76,28 @@ class Sinks:
                 found.append(target[skip:])
             skip = max(0, skip - target.nbytes)
         return found
+
+
+_own = threading.local()
+
+
+@contextmanager
+def wanted_until(ended: threading.Event) -> Iterator[None]:
+    """Within it this thread tries nothing again once that is set."""
+    _own.ended = ended
+    try:
+        yield
+    finally:
+        del _own.ended
+
+
+def _paused(seconds: float) -> bool:
+    """Wait before the next try; whether it is wanted no more."""
+    ended: threading.Event | None = getattr(_own, "ended", None)
+    if ended is not None:
+        return ended.wait(seconds)
+    time.sleep(seconds)
+    return False
 
 
 class _Lost(Exception):
@@ -145,7 +168,8 @@ class Wire:
                         f"no answer from {where.hostname} for {most:g} seconds: {lost}",
                         "try again when it can be reached; SURGERY_JAX_DEADLINE says for how many seconds to try",
                     ) from None
-                time.sleep(pause)
+                if _paused(pause):
+                    raise PlaceError(errno.ECANCELED, f"it is not wanted any more: {lost}") from None
                 wait *= 2
 
     def _once(self, request: StoreRequest, take: Callable[[HTTPResponse], Answer]) -> Answer:

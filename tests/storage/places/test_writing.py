@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,17 @@ def test_torch_directories_go_to_a_store_unchanged(s3: Any, source: Path) -> Non
 def test_a_run_that_fails_leaves_nothing_at_the_store(s3: Any, large: Path) -> None:
     with pytest.raises(Exception, match="assertion failed"):
         go([{"assert": {"iszero": {"of": "w.0", "eps": 0.1}}}], "s3://bucket/m", f"m::{large}")
+    assert objects(s3) == {} and uploads(s3) == []
+
+
+def test_a_run_that_fails_does_not_wait_for_parts_that_the_store_does_not_take(s3: Any, large: Path) -> None:
+    """Once the upload is ended they are not tried again, as others are for two minutes."""
+    s3.proxy.spoil = lambda asked: Fault(status=500) if "partNumber=" in asked.path else None
+    began = time.monotonic()
+    with pytest.raises(Exception, match="assertion failed"):
+        go([{"assert": {"iszero": {"of": "w.0", "eps": 0.1}}}], "s3://bucket/m", f"m::{large}")
+    assert time.monotonic() - began < 25
+    s3.proxy.spoil = lambda asked: None
     assert objects(s3) == {} and uploads(s3) == []
 
 
