@@ -152,11 +152,10 @@ class _Composed(UploadSink):
     once."""
 
     def __init__(self, place: GsPlace, final: str, aside: str, size: int) -> None:
+        super().__init__(place)
         self._place, self._final, self._aside, self._size = place, final, aside, size
         self._parts: dict[int, tuple[str, StoredObject]] = {}
-        self._made: set[str] = set()
         self._single: StoredObject | None = None
-        self._lock = threading.Lock()
 
     def _name(self, number: int, level: int = 0) -> str:
         return f"{self._aside}.part-{level}-{number:05d}"
@@ -196,17 +195,7 @@ class _Composed(UploadSink):
         return [name, str(found.size), found.version]
 
     def take_in(self, number: int, told: Sequence[str], *, is_sent: bool) -> None:
-        self._parts[number] = self._foreign(told)
-
-    def fetch_foreign(self, told: Sequence[str], offset: int, target: memoryview) -> None:
-        name, found = self._foreign(told)
-        self._place.fetch(name, found, offset, [target])
-
-    def _foreign(self, told: Sequence[str]) -> tuple[str, StoredObject]:
-        name, size, version = told
-        with self._lock:
-            self._made.add(name)
-        return name, StoredObject(int(size), version)
+        self._parts[number] = self.foreign(told)
 
     def complete(self) -> StoredObject:
         found = self._single or self._compose()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -254,13 +253,12 @@ class _Multipart(UploadSink):
     to the same upload."""
 
     def __init__(self, place: S3Place, final: str, aside: str, is_single: bool) -> None:
+        super().__init__(place)
         self._place, self._final, self._aside, self._is_single = place, final, aside, is_single
         self._upload = ""
         self._tags: dict[int, str] = {}
         self._asides: dict[int, tuple[str, StoredObject]] = {}
-        self._extra: set[str] = set()  # other objects that are to be removed
         self._single: StoredObject | None = None
-        self._lock = threading.Lock()
 
     def begin(self) -> str:
         with self._lock:
@@ -283,7 +281,7 @@ class _Multipart(UploadSink):
     def put_aside(self, number: int, data: bytearray) -> None:
         name = f"{self._aside}.part-{number:05d}"
         with self._lock:
-            self._extra.add(name)
+            self._made.add(name)
         self._asides[number] = name, self._place.put(name, data)
 
     def fetch(self, number: int, offset: int, target: memoryview) -> None:
@@ -306,7 +304,7 @@ class _Multipart(UploadSink):
             if number in self._asides:  # before it was whole
                 name, _ = self._asides.pop(number)
                 self._place.remove_object(name)
-                self._extra.remove(name)
+                self._made.remove(name)
             return [self._tags[number]]
         name, found = self._asides[number]
         return [name, str(found.size), found.version]
@@ -315,17 +313,7 @@ class _Multipart(UploadSink):
         if is_sent:
             self._tags[number] = told[0]
         else:
-            self._asides[number] = self._foreign(told)
-
-    def fetch_foreign(self, told: Sequence[str], offset: int, target: memoryview) -> None:
-        name, found = self._foreign(told)
-        self._place.fetch(name, found, offset, [target])
-
-    def _foreign(self, told: Sequence[str]) -> tuple[str, StoredObject]:
-        name, size, version = told
-        with self._lock:
-            self._extra.add(name)
-        return name, StoredObject(int(size), version)
+            self._asides[number] = self.foreign(told)
 
     def complete(self) -> StoredObject:
         if self._single is not None:
@@ -345,7 +333,7 @@ class _Multipart(UploadSink):
         return found
 
     def _remove_extra(self) -> None:
-        for name in sorted(self._extra):
+        for name in sorted(self._made):
             self._place.remove_object(name)
 
     def resume(self, told: str) -> dict[int, int]:

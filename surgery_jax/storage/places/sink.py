@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .base import USUAL_PART
 from .looking import StoredObject
+
+if TYPE_CHECKING:
+    from .remote import RemotePlace
 
 __all__ = ["UploadSink", "part_bytes"]
 
@@ -21,6 +26,11 @@ def part_bytes(size: int) -> int:
 class UploadSink:
     """Where the parts of one file go. Each method but `abort` is called for a part by one thread at a time, and raises
     OSError."""
+
+    def __init__(self, store: RemotePlace) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._made: set[str] = set()  # objects that are to be removed, but for the file itself
 
     def send(self, number: int, data: bytearray) -> None:
         """A part, for good."""
@@ -55,7 +65,15 @@ class UploadSink:
 
     def fetch_foreign(self, told: Sequence[str], offset: int, target: memoryview) -> None:
         """Bytes of a part that another process has put aside, which is removed with all others."""
-        raise NotImplementedError
+        name, found = self.foreign(told)
+        self._store.fetch(name, found, offset, [target])
+
+    def foreign(self, told: Sequence[str]) -> tuple[str, StoredObject]:
+        """The object that another process has made, which is ours to remove now."""
+        name, size, version = told
+        with self._lock:
+            self._made.add(name)
+        return name, StoredObject(int(size), version)
 
     def resume(self, told: str) -> dict[int, int]:
         """Go on with what an earlier run has begun: the lengths of the parts that were sent, by number."""
