@@ -357,6 +357,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="+", metavar="ROW", help="rows to run")
     parser.add_argument("--ours", type=Path, default=Path(sys.executable).with_name("surgery-jax"))
+    parser.add_argument("--earlier", type=Path, metavar="PATH", help="the program surgery-jax of another version")
     parser.add_argument("--mergekit", type=Path, metavar="PATH", help="mergekit-extract-lora; for merges mergekit-yaml")
     parser.add_argument("--mergekit-moe", type=Path, metavar="PATH", help="the program mergekit-moe")
     parser.add_argument("--brainsurgery", metavar="PATH", help="its program, or `make` to install it for this")
@@ -379,7 +380,7 @@ def main() -> int:
     ours = options.ours.absolute() if options.ours.exists() else None
     names = ("with_orbax", "with_torch", "with_s3", "with_boto3", "factor", "residual", "floor")
     helpers = {name: shlex.join([sys.executable, str(HERE / f"{name}.py")]) for name in names}
-    others = {"mergekit": options.mergekit, "mergekit_moe": options.mergekit_moe}
+    others = {"mergekit": options.mergekit, "mergekit_moe": options.mergekit_moe, "earlier": options.earlier}
     others = {name: path.absolute() if path else None for name, path in others.items()}
     programs = {"ours": ours, "brainsurgery": theirs} | others | helpers
 

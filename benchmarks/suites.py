@@ -7,7 +7,8 @@ compiled is kept from the untimed run on, as it is between the runs of a user.
 
 Copies and BrainSurgery leave their bytes to the operating system; ours waits until they are on the disk unless told
 `--no-sync`. Each is compared with its like: `ours` with a copy that is synced too, `ours --no-sync` with the rest. An
-output that is a directory gets a receipt unless told `--no-receipt`; one file does not.
+output that is a directory gets a receipt unless told `--no-receipt`; one file does not. `earlier` is another version of
+ours, if one is given.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ BRAINSURGERY = "{brainsurgery} cli --no-summarize --log-level error {plan}"
 COPY = "mkdir out && cp {expected} out/copy"
 COPY_SYNC = COPY + " && sync out/copy"
 COPIES = {"cp": COPY, "cp && sync": COPY_SYNC}
-EDITORS = {"ours": OURS, "ours --no-sync": OURS_NO_SYNC, "brainsurgery": BRAINSURGERY}
+SIDES = ("ours", "ours --no-sync")
+EARLIER = {"earlier": OURS.replace("ours", "earlier"), "earlier --no-sync": OURS_NO_SYNC.replace("ours", "earlier")}
+EDITORS = {"ours": OURS, "ours --no-sync": OURS_NO_SYNC} | EARLIER | {"brainsurgery": BRAINSURGERY}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +74,11 @@ class Suite:
 
 
 def no_slower(limit: float, synced: str, unsynced: str) -> tuple[Target, ...]:
-    """At most `limit` times as long as the baselines of the same kind."""
+    """At most `limit` times as long as the baselines of the same kind; and as an earlier version, which is recorded."""
     return (
         Target("wall_s", "ours", per=synced, at_most=limit),
         Target("wall_s", "ours --no-sync", per=unsynced, at_most=limit),
+        *(Target(of, side, per=side.replace("ours", "earlier")) for of in ("wall_s", "cpu_s") for side in SIDES),
     )
 
 

@@ -2,7 +2,8 @@
 with.
 
 Python tries an expression such as `(.+)+x` for ever, and cannot be stopped inside a thread. So what could take long, by
-a bound that counts its repeats, is first tried by another process, which can.
+a bound that counts its repeats, is first tried: here, where one text takes little and the clock can be read after each,
+or by another process, which can be stopped.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 import re
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ __all__ = ["check_time", "compile_regex", "ends_in_time", "literal_prefix", "wit
 LIMIT_S = 5  # of processor time, for one expression and all names of a checkpoint: ordinary ones take milliseconds
 PATIENCE = 20  # times as long is waited for that: others may be at work
 CHEAP = 1e9  # steps, some seconds at worst, that are taken without a trial
+SHORT = 1e7  # steps for one text, some tenths of a second at worst
 
 # An expression is seen as repeats, choices, and what lies between: literal characters, and _ANY for what is not one.
 _ANY = "\ue000"
@@ -62,13 +65,16 @@ def compile_regex(expr: str, mark: Mark | None, context: str = "") -> re.Pattern
         ) from None
 
 
-def check_time(regex: re.Pattern[str], texts: Collection[str], where: Mark | str | None) -> None:
-    """Refuse an expression that does not end in time on these texts, whether it is matched, searched or replaced.
+def check_time(
+    regex: re.Pattern[str], texts: Collection[str], where: Mark | str | None, *, is_whole: bool = False
+) -> None:
+    """Refuse an expression that does not end in time on these texts, whether it is matched, searched or replaced;
+    `is_whole`: it is only matched with whole texts, and replaced in those that it matches.
 
     Raises:
         PlanError: it does not.
     """
-    if not ends_in_time(regex, texts):
+    if not ends_in_time(regex, texts, is_whole=is_whole):
         raise PlanError(
             f"the regular expression {regex.pattern[:80]!r} takes too long",
             where=where,
@@ -77,14 +83,19 @@ def check_time(regex: re.Pattern[str], texts: Collection[str], where: Mark | str
         )
 
 
-def ends_in_time(regex: re.Pattern[str], texts: Collection[str]) -> bool:
+def ends_in_time(regex: re.Pattern[str], texts: Collection[str], *, is_whole: bool = False) -> bool:
     """Whether matching, searching and replacing an expression in all texts ends within `LIMIT_S` of processor time.
 
     Raises:
         PlanError: there is no process to try it in.
     """
-    if not texts or (_most_steps(regex.pattern, texts) <= CHEAP and not _MANY_TIMES.search(regex.pattern)):
+    if not texts:
         return True
+    steps = math.inf if _MANY_TIMES.search(regex.pattern) else _most_steps(regex.pattern, texts)
+    if steps <= CHEAP:
+        return True
+    if steps <= SHORT * len(texts):
+        return _tried_here(regex, texts, is_whole)
     request = json.dumps([LIMIT_S, regex.pattern, regex.flags & ~re.UNICODE, list(texts)])
     command = [sys.executable, "-I", "-S", "-c", _TRIAL]  # what is imported depends on nothing of the user's
     try:
@@ -94,6 +105,17 @@ def ends_in_time(regex: re.Pattern[str], texts: Collection[str]) -> bool:
     except OSError as error:
         raise PlanError(f"cannot try the regular expression {regex.pattern[:80]!r}", found=str(error)) from None
     return trial.returncode == 0
+
+
+def _tried_here(regex: re.Pattern[str], texts: Collection[str], is_whole: bool) -> bool:
+    """The same of texts that each take a moment."""
+    latest = time.thread_time() + LIMIT_S
+    for text in texts:
+        if regex.fullmatch(text) or (not is_whole and regex.search(text)):
+            regex.sub("", text)
+        if time.thread_time() > latest:
+            return False
+    return True
 
 
 _TRIAL = """
@@ -115,8 +137,8 @@ for text in texts:
 
 
 def _most_steps(expr: str, texts: Collection[str]) -> float:
-    """A bound on the steps of trying an expression at texts: all ways of its repeats and choices, from every place. A
-    repeat before a literal can only end where that is."""
+    """A bound on the steps of trying an expression at texts, or any number beyond those that are tried elsewhere: all
+    ways of its repeats and choices, from every place. A repeat before a literal can only end where that is."""
     length = max(map(len, texts))
     seen = _WORD.sub(_spelled, expr)
     ways = seen.count("?") + (length if _REPEATED_GROUP.search(seen) else 0)  # powers of two
@@ -133,7 +155,7 @@ def _most_steps(expr: str, texts: Collection[str]) -> float:
             )
         elif after != "":
             total *= 1 + length
-        if total > CHEAP:
+        if total > max(CHEAP, SHORT * len(texts)):
             break
     return total
 

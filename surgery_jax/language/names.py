@@ -143,7 +143,7 @@ class Selector:
         if self._is_literal:
             return [self._prefix] if self._prefix in names else []
         near = names.with_prefix(self._prefix)
-        check_time(self._regex, near, self.reference.mark)
+        check_time(self._regex, near, self.reference.mark, is_whole=True)
         return list(filter(self._regex.fullmatch, near))
 
     def rewrite(self, name: str, template: Reference) -> str:

@@ -54,6 +54,18 @@ def test_ordinary_expressions_match_as_ever(expr: str) -> None:
     assert selector.match(NameIndex(NAMES)) == sorted(filter(re.compile(expr).fullmatch, NAMES))
 
 
+def test_what_takes_a_moment_at_each_of_many_names_is_tried_without_another_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = [f"{name}.{number}" for number in range(500) for name in NAMES]
+    monkeypatch.setattr("subprocess.run", None)
+    for expr in (ORDINARY[0], ORDINARY[2]):
+        assert regexes.ends_in_time(re.compile(expr), names)
+    quadratic = re.compile(r"(.+)\.(.+)z")  # each name is short work; all of them are not
+    monkeypatch.setattr(regexes, "LIMIT_S", 0.01)
+    assert not regexes.ends_in_time(quadratic, names)
+
+
 def test_patterns_of_segments_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(regexes, "LIMIT_S", 1)
     regex = Sequence((Scalar("~(.+)+x", HERE),), HERE)
