@@ -81,7 +81,7 @@ def of_index(index: Path, formats: Sequence[Format]) -> Choice:
     Raises:
         StorageError: it is no index, or names files of another kind.
     """
-    files = sorted({index.parent / name for name in read_index(index).values()})
+    files = sorted(index.parent / name for name in set(read_index(index).values()))
     for format in formats:
         if all(file.suffix.lower() in format.suffixes for file in files):
             return Choice(format, tuple(files), index)

@@ -127,6 +127,7 @@ def read_parts(
 
 
 def _check_index(path: Path, index: Mapping[str, str], holder: Mapping[str, Path]) -> None:
+    files = {value: path / value for value in set(index.values())}
     for name, value in index.items():
         if name not in holder:
             near = nearest(name, holder)
@@ -136,7 +137,7 @@ def _check_index(path: Path, index: Mapping[str, str], holder: Mapping[str, Path
                 expected=f"the tensor in {value}",
                 found=f"the most similar names: {listing(near)}",
             )
-        if holder[name] != path / value:
+        if holder[name] != files[value]:
             raise StorageError(
                 f"the index is wrong about {name!r}",
                 where=str(path),
