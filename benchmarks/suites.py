@@ -567,8 +567,9 @@ UPCYCLE = Suite(
 def proven(plan: str, about: str, *inputs: str, computes: bool) -> Row:
     """A plan whose output is a directory, with the receipt that it gets, with one without digests of tensors, and
     without any."""
+    plan, _, more = plan.partition(" ")  # its file, and what overrides it
     sides = {
-        name: f"{{ours}} run --quiet --json {options} {{plan}} output=out".replace("  ", " ")
+        name: f"{{ours}} run --quiet --json {options} {{plan}} output=out {more}".replace("  ", " ").strip()
         for name, options in {
             "ours": "",
             "ours --digest none": "--digest none",
@@ -590,6 +591,8 @@ DIGESTS = Suite(
         proven("upcycle.yaml", "dense model to two experts", "base", computes=False),
         proven("cast.yaml", "bfloat16 to float32", "base", computes=True),
         proven("task_arithmetic.yaml", "differences of three models", "base", "first", "second", computes=True),
+        proven("ties.yaml", "two fine-tunes merged by TIES", "base", "first", "second", computes=True),
+        proven("adapter.yaml tuned=first", "a LoRA adapter of rank 16", "base", "first", computes=True),
         Row(
             "verify",
             "every tensor and file of an output compared with its receipt",
