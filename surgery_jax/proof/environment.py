@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-__all__ = ["versions"]
+__all__ = ["device_kinds", "kinds_told", "versions"]
 
 PACKAGES = ("surgery_jax", "jax", "jaxlib", "numpy", "scipy")
+# what makes JAX look for other devices than processors
+PLUGINS = ("jax_plugins", "libtpu")
+LIBRARIES = ("PJRT_NAMES_AND_LIBRARY_PATHS", "TPU_LIBRARY_PATH")
+PLATFORMS = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
 
 
 def versions(*, with_devices: bool) -> dict[str, str]:
@@ -23,6 +29,25 @@ def versions(*, with_devices: bool) -> dict[str, str]:
     found |= {"python": platform.python_version(), "blas": _blas(), "processor": _processor()}
     found["devices"] = _devices() if with_devices else "none"
     return found
+
+
+def device_kinds() -> set[str]:
+    """The kinds of devices. JAX, which takes a second to import, is asked only if it may know of another one than the
+    processor."""
+    return {"cpu cpu"} if "jax" not in sys.modules and _has_only_processors() else kinds_told(_devices())
+
+
+def kinds_told(devices: str) -> set[str]:
+    """The kinds of devices that a receipt tells."""
+    return {kind.rpartition("× ")[2] for kind in devices.split(", ")}
+
+
+def _has_only_processors() -> bool:
+    asked = {os.environ[name].lower() for name in PLATFORMS if os.environ.get(name)}
+    if asked:
+        return asked == {"cpu"}
+    has_plugins = any(map(find_spec, PLUGINS)) or bool(entry_points(group="jax_plugins"))
+    return not has_plugins and not any(map(os.environ.get, LIBRARIES))
 
 
 def _blas() -> str:

@@ -83,6 +83,7 @@ class Receipts(Observer):
         self._inputs = InputDigests()
         self._needs_device = False
         self._taken: dict[Save, tuple[str, Mapping[str, str]]] = {}
+        self._made_by = ""
 
     @property
     def kind(self) -> str:
@@ -98,12 +99,12 @@ class Receipts(Observer):
         self._inputs.begin(symbolic.identities, marks_of(symbolic))
         return {path: self._inputs.of(path).sha256 for path in symbolic.identities}
 
-    def expect(self, save: Save, path: str, digests: Mapping[str, str], *, is_bound: bool) -> None:
-        """Tensors of an output, by name, are taken over from an earlier one, where they have these digests; `is_bound`:
-        some of them may differ between processors."""
+    def expect(self, save: Save, path: str, digests: Mapping[str, str], *, made_by: str) -> None:
+        """Tensors of an output, by name, are taken over from an earlier one, where they have these digests; `made_by`
+        are the devices, of kinds that are here too, that made those which may differ between processors."""
         if digests:
             self._taken[save] = path, digests
-            self._needs_device |= is_bound
+            self._made_by = self._made_by or made_by
 
     # -- while the bytes pass -----------------------------------------------------------------------------------
 
@@ -204,7 +205,7 @@ class Receipts(Observer):
             name,
             {file: told["sha256"] for file, told in proof.table["files"].items()},
             self._definition(plan, proof),
-            versions(with_devices=self._needs_device),
+            self._versions(),
             {"invocationId": uuid.uuid4().urn, "startedOn": self._began, "finishedOn": _now()},
             comparable(plan_text(placeless(plan)), sums, proof.table),
         )
@@ -223,6 +224,11 @@ class Receipts(Observer):
                 place = output.staging.add(file, content.decode())
                 path = str(locate(output.staging.plan.path) / file)
                 self._tell(Written(path, place, 0, len(content), content))
+
+    def _versions(self) -> dict[str, str]:
+        """Of what computed, here or before."""
+        found = versions(with_devices=self._needs_device)
+        return found if self._needs_device or not self._made_by else found | {"devices": self._made_by}
 
     def appeared(self, plan: Appearing) -> None:
         for output in self._plans.pop(id(plan.symbolic), ()):

@@ -18,7 +18,7 @@ from ..graph.roots import Symbolic
 from ..storage.base import Checkpoint
 from ..storage.formats import open_checkpoint, place_of_input
 from ..storage.places.found import is_local
-from .environment import PACKAGES, versions
+from .environment import PACKAGES, device_kinds, kinds_told, versions
 from .receipt import Receipt, read_receipt
 
 __all__ = ["Earlier", "TakenOver", "TensorKeys", "check_taken", "read_earlier"]
@@ -58,12 +58,12 @@ class TensorKeys:
 
 @dataclass(frozen=True)
 class TakenOver:
-    """What of a plan an earlier output has: for every save the names there of its tensors, by their own. `is_bound`:
-    some of them may differ between processors, so they are those of this one."""
+    """What of a plan an earlier output has: for every save the names there of its tensors, by their own. `devices` made
+    those of them that may differ between processors; empty if there are none."""
 
     names: Sequence[Mapping[str, str]]
     told: str
-    is_bound: bool = False
+    devices: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +118,7 @@ class Earlier:
         count = f"{sum(map(len, names))} of {wanted} computed tensors"
         told = f"taken over from {self.path}: {count}, {format_bytes(nbytes)}"
         more = f"; {elsewhere} more may differ between processors, and another one made them" if elsewhere else ""
-        return TakenOver(names, told + more, is_bound)
+        return TakenOver(names, told + more, self.receipt.versions["devices"] if is_bound else "")
 
     def _unfit(self, kind: str) -> str:
         """Why nothing of it can be taken over; empty if something can."""
@@ -134,10 +134,7 @@ class Earlier:
     @cached_property
     def _is_same_machine(self) -> bool:
         """Whether processor, kinds of devices and libraries of linear algebra are those that made it."""
-        then, now = self.receipt.versions, versions(with_devices=True)
-
-        def kinds(told: str) -> set[str]:
-            return {kind.rpartition("× ")[2] for kind in told.split(", ")}
+        then, now = self.receipt.versions, versions(with_devices=False)
 
         def libraries(told: str) -> dict[str, str]:
             return dict(part.partition(": ")[::2] for part in told.split(", "))
@@ -145,7 +142,7 @@ class Earlier:
         blas = libraries(now["blas"])
         return (
             then.get("processor") == now["processor"]
-            and kinds(then.get("devices", "")) == kinds(now["devices"])
+            and kinds_told(then.get("devices", "")) == device_kinds()
             and all(blas.get(name, found) == found for name, found in libraries(then.get("blas", "")).items())
         )
 

@@ -66,7 +66,7 @@ class Taking:
         said = together(peers, lambda: b"-" if peers.rank else self._found(compiled, path, receipts))
         told = json.loads(peers.share(said))
         for save, digests in zip(compiled.symbolic.saves, told["digests"], strict=True):
-            receipts.expect(save, path, digests, is_bound=told["is_bound"])
+            receipts.expect(save, path, digests, made_by=told["devices"])
         if not any(told["names"]):
             return compiled
         return together(peers, lambda: _with(compiled, open_checkpoint(told["place"]), told["names"]))
@@ -78,7 +78,7 @@ class Taking:
         for save, names in zip(symbolic.saves, found.names, strict=True):
             self._taken[save] = len(names), sum(node.spec.nbytes for name, node in save.tensors if name in names)
         digests = [{name: earlier.digest(there) for name, there in names.items()} for names in found.names]
-        told = {"place": earlier.checkpoint.path, "names": found.names, "digests": digests, "is_bound": found.is_bound}
+        told = {"place": earlier.checkpoint.path, "names": found.names, "digests": digests, "devices": found.devices}
         return json.dumps(told).encode()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,6 +204,30 @@ def test_other_versions_and_other_processors_make_it_again() -> None:
             assert "; 1 more may differ between processors" in report.reused[0]
         else:
             assert f"other versions of {next(iter(change))}" in report.reused[0]
+
+
+NO_JAX = """
+import json, os, sys
+import surgery_jax
+from surgery_jax.proof.environment import device_kinds
+
+report = surgery_jax.run(surgery_jax.load_plan("plan.yaml"), surgery_jax.Options(reuse="old", overwrite=True))
+is_imported = "jax" in sys.modules
+os.environ["JAX_PLATFORMS"] = "cpu,cpu"  # which JAX must be asked about
+known = sorted(device_kinds())
+print(json.dumps([report.tensors_reused, is_imported, known, "jax" in sys.modules]))
+"""
+
+
+def test_jax_is_not_asked_for_devices_where_there_can_only_be_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    product = {"einsum": {"from": "h.6.w", "and": ["h.7.w"], "to": "product", "equation": "i j, k j -> i k"}}
+    made([HALVE, product], "old")
+    plan = {"inputs": ["m::m"], "transforms": [HALVE, product], "output": "out"}
+    Path("plan.yaml").write_text(json.dumps(plan))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    done = subprocess.run([sys.executable, "-c", NO_JAX], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [7, False, ["cpu cpu"], True]
+    assert read_receipt("out").versions == read_receipt("old").versions
 
 
 def edit_versions(output: Path, change: dict[str, str]) -> None:
