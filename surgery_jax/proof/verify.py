@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import PlanError, StorageError
+from ..core.errors import PlanError, StorageError, SurgeryError
 from ..core.interrupts import check_interrupted
 from ..storage.base import Checkpoint, Entry
 from ..storage.files import check_exists
@@ -100,15 +101,17 @@ def verify(
     by_file = set(known.table["files"]) if not has_tensors else set()
     if has_tensors:
         try:
-            checkpoint = open_checkpoint(path)
+            parts = [open_checkpoint(path)]
         except StorageError:
-            if not same_files:
+            if not same_files and not _lies_in(known, place):
                 raise
-            by_file = set(known.table["files"])
-        else:
-            found = _compare_tensors(checkpoint, known.table, workers or os.cpu_count() or 1, progress)
+            same_files = True
+            parts = [*_parts(there.values())]
+        by_file = set(known.table["files"])
+        if parts:
+            found = _compare_tensors(parts, known.table, workers or os.cpu_count() or 1, progress)
             if same_files:
-                found |= _compare_rest(checkpoint, known.table, there)
+                found |= _compare_rest(parts, known.table, there)
                 by_file = {name for name, facts in known.table["files"].items() if "rest" not in facts}
     if same_files:
         found = _compare_files(known.table, there, by_file, found)
@@ -121,13 +124,18 @@ def verify(
 def _is_cut_alike(known: Receipt, place: Path, there: Mapping[str, Path]) -> bool:
     """Whether most of the bytes of a checkpoint lie in files of the names that they had, so that what else is there or
     not can be held against it. Of a copy, which may be in another format, these must have their lengths, too."""
-    place, beside = place.absolute(), known.path.absolute().parent
-    is_own = beside == place or (beside == place.parent and known.name == place.name)
+    beside = known.path.absolute().parent
+    is_own = _lies_in(known, place) or (beside == place.absolute().parent and known.name == place.name)
     files, documents = known.table["files"], known.table["documents"]
     sizes: dict[str, int] = {name: facts["size"] for name, facts in files.items() if name not in documents}
     kept = (name for name in sizes if there[name].is_file())
     alike = sum(sizes[name] for name in kept if is_own or there[name].stat().st_size == sizes[name])
     return bool(2 * alike >= sum(sizes.values()))
+
+
+def _lies_in(known: Receipt, place: Path) -> bool:
+    """Whether a receipt is that in a directory."""
+    return known.path.absolute().parent == place.absolute()
 
 
 def _check_signed(known: Receipt, verifier: Verifier) -> None:
@@ -151,15 +159,28 @@ def _check_signed(known: Receipt, verifier: Verifier) -> None:
 # ---------------------------------------------------------------------------------------------------------- tensors
 
 
+def _parts(files: Iterable[Path]) -> Iterator[Checkpoint]:
+    """What can be read of a checkpoint that cannot be read as a whole: files that are checkpoints by themselves."""
+    for file in files:
+        with suppress(SurgeryError):
+            if file.is_file():
+                yield open_checkpoint(str(file))
+
+
 def _compare_tensors(
-    checkpoint: Checkpoint, table: Mapping[str, Any], workers: int, progress: Callable[[int, int], None] | None
+    parts: Sequence[Checkpoint],
+    table: Mapping[str, Any],
+    workers: int,
+    progress: Callable[[int, int], None] | None,
 ) -> dict[str, tuple[str, ...]]:
-    known, entries = table["tensors"], checkpoint.entries
+    known = table["tensors"]
+    entries = {name: entry for part in parts for name, entry in part.entries.items()}
     differing = [name for name, facts in known.items() if name in entries and not _is_spec(entries[name], facts)]
     same = {name: entries[name] for name in known if name in entries and name not in set(differing)}
     digests = _Digests(same, table["digest"], progress)
     digests.find(workers)
-    check_all(checkpoint.identities)
+    for part in parts:
+        check_all(part.identities)
     differing += [name for name in same if digests.found[name] != known[name].get("digest")]
     order = {name: number for number, name in enumerate(known)}
     return {
@@ -265,10 +286,10 @@ class _Digests:
 # ------------------------------------------------------------------------------------------------------------ files
 
 
-def _compare_rest(checkpoint: Checkpoint, table: Mapping[str, Any], there: Mapping[str, Path]) -> dict[str, Any]:
+def _compare_rest(parts: Sequence[Checkpoint], table: Mapping[str, Any], there: Mapping[str, Path]) -> dict[str, Any]:
     """Files that hold tensors as they are, but for these: headers, and what lies between."""
     taken: dict[str, list[tuple[int, int]]] = {}
-    for entry in checkpoint.entries.values():
+    for entry in (entry for part in parts for entry in part.entries.values()):
         if entry.extent is not None and entry.spec.nbytes:
             for path, offset, nbytes in entry.extent.ranges(0, entry.spec.nbytes):
                 taken.setdefault(os.path.realpath(path), []).append((offset, nbytes))

@@ -216,6 +216,27 @@ def test_a_file_that_is_not_read_or_without_which_nothing_can_be_is_missing_too(
     assert verify("copy", "out").files_missing == (name,)
 
 
+@pytest.mark.parametrize("format", ["safetensors", "torch"])
+def test_tensors_of_a_shard_that_is_missing_are_named_and_those_of_the_others_compared(
+    place: Path, format: str
+) -> None:
+    make({"path": "out", "format": format, "shard": "25KB"})
+    (index,) = Path("out").glob("*.index.json")
+    shard_of = json.loads(index.read_text())["weight_map"]
+    gone, other = Path("out", shard_of["h.1.up"]), Path("out", shard_of["h.2.up"])
+    flip(other, other.read_bytes().index(TENSORS["h.2.up"].tobytes()) + 7)
+    gone.unlink()
+    found = verify("out")
+    assert set(found.tensors_missing) == {name for name, file in shard_of.items() if file == gone.name}
+    assert (found.tensors_differing, found.files_missing) == (("h.2.up",), (gone.name,))
+    for name in set(shard_of.values()) - {gone.name}:
+        Path("out", name).unlink()
+    assert set(verify("out").files_missing) == set(shard_of.values())
+    shutil.copytree("out", "copy")
+    with pytest.raises(StorageError, match="does not exist"):
+        verify("copy", "out")
+
+
 def test_a_file_in_another_format_is_verified_by_the_receipt_of_a_file(place: Path) -> None:
     make("out.safetensors", receipt_path="out.json")
     convert("out.safetensors", "copy.msgpack", QUICK)
