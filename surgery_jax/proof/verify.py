@@ -85,7 +85,7 @@ def verify(
         check_exists(place)
         raise
     if verifier is not None:
-        _check_signed(known, verifier)
+        _check_signed(known, verifier, has_files=_lies_in(known, place))
     root = place if place.is_dir() else place.parent
     alone = set(known.table["files"]) == {"."}
     there = {name: place if alone else root / name for name in known.table["files"]}
@@ -138,8 +138,9 @@ def _lies_in(known: Receipt, place: Path) -> bool:
     return known.path.absolute().parent == place.absolute()
 
 
-def _check_signed(known: Receipt, verifier: Verifier) -> None:
-    """Whether the receipt and the manifest beside it are signed, and say the same.
+def _check_signed(known: Receipt, verifier: Verifier, *, has_files: bool) -> None:
+    """Whether the receipt and the manifest beside it are signed, and say the same. A receipt that lies elsewhere than
+    the files (`has_files`) needs no manifest beside it.
 
     Raises:
         StorageError: they are not, or do not.
@@ -150,6 +151,10 @@ def _check_signed(known: Receipt, verifier: Verifier) -> None:
     if verifier.verify(signature) != known.raw:
         raise StorageError("the receipt is not the one that was signed", where=str(known.path))
     manifest = known.path.with_name(SIGNATURE)
+    if has_files and not manifest.exists():
+        raise StorageError(
+            "the files are not signed, although the receipt is", where=str(manifest.parent), expected=SIGNATURE
+        )
     if manifest.exists():
         files = {name: facts["sha256"] for name, facts in known.table["files"].items()}
         if manifest_files(verifier.verify(manifest), manifest) != files:

@@ -31,8 +31,9 @@ from ..session.listening import showing
 from ..session.passes import Show
 from ..session.run import Session, Transaction
 from ..storage.base import Checkpoint, Entry
+from ..storage.choice import is_pattern
 from ..storage.files import storage_error
-from ..storage.formats import open_checkpoint
+from ..storage.formats import open_checkpoint, place_of_input
 from ..storage.places.found import is_local, locate, place_of
 from ..storage.stored import blocks_of
 from .locked import plan_of_receipt
@@ -106,6 +107,8 @@ def _replayed(
     progress: Show | None,
 ) -> Replay:
     plan = plan_of_receipt(known, inputs)
+    for entry in plan.inputs:
+        _check_there(entry.alias, locate(place_of_input(entry.path)))
     if against is not None:
         if output is not None:
             raise PlanError("--output and --against contradict each other", hint="against writes nothing")
@@ -114,6 +117,20 @@ def _replayed(
         return _again(known, plan, options, locate(output), output, progress)
     with _hidden(known.path.parent) as folder:
         return _again(known, plan, options, folder / "output", None, progress)
+
+
+def _check_there(alias: str, place: Path) -> None:
+    """Whether an input lies where a receipt or whoever replays it says, as far as that is one path.
+
+    Raises:
+        StorageError: it does not.
+    """
+    if is_local(place) and not is_pattern(str(place)) and not place.exists():
+        raise StorageError(
+            f"the input {alias} does not exist",
+            where=str(place),
+            hint=f"--input {alias}=PATH says where it lies now; relative paths mean the working directory",
+        )
 
 
 # --------------------------------------------------------------------------------------------------- made once more

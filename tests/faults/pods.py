@@ -200,10 +200,10 @@ class Stage:
         for rank in pod.processes:
             if rank == scenario.rank:
                 continue
-            # who had not met process 0 yet can only wait for it as long as it is asked to
-            ended = pod.end(rank, within_s=self.patience * (LEAVE_S + JOIN_S))
+            # who had not met process 0 yet may still be starting, and then waits for it as long as it is asked to
+            met = scenario.phase in ("meeting", "reading")
+            ended = pod.end(rank, within_s=self.patience * (LEAVE_S + JOIN_S) if met else self.ample_s)
             if ended.code != 0 or code != 0:
-                met = scenario.phase in ("meeting", "reading")
                 self.holds(not met or time.monotonic() - began < self.patience * LEAVE_S, "it took too long")
             if ended.code:
                 self._names_it(ended, scenario.rank)

@@ -272,6 +272,10 @@ def test_a_replay_refuses_other_inputs_and_names_the_tensor(place: Path) -> None
     assert "tensor h.2.up differs" in str(caught.value.found)
     with pytest.raises(PlanError, match="no input 'x'"):
         replay("out", QUICK, inputs={"x": "other"})
+    shutil.rmtree("m")
+    with pytest.raises(StorageError, match="the input m does not exist") as caught:
+        replay("out", QUICK)
+    assert "--input m=PATH" in str(caught.value.hint)
 
 
 def test_a_replay_writes_what_is_right_and_nothing_else(place: Path) -> None:
@@ -491,6 +495,11 @@ def test_signatures_of_others_and_changed_receipts_are_refused(place: Path, keys
         make("out.safetensors", sign=private)
     with pytest.raises(PlanError, match="has a receipt"):
         make("none", sign=private, receipt=False)
+    shutil.copytree("out", "bare")
+    Path("bare/model.sig").unlink()
+    with pytest.raises(StorageError, match="the files are not signed, although the receipt is"):
+        verify("bare", public_key=public)
+    assert verify("out", "bare", public_key=public).signed
     receipt = Path("out/surgery.receipt.json")
     receipt.write_text(receipt.read_text() + "\n")
     with pytest.raises(StorageError, match="not the one that was signed"):
