@@ -74,7 +74,7 @@ class Pod:
         self.port = free_port()
         self.cwd = cwd
         self._verb = verb
-        silent = ["--no-summary"] if verb == "run" else []
+        silent = {"run": ["--no-summary"], "replay": ["--quiet"]}.get(verb, [])
         self._words = [*map(str, words), *silent, "--no-sync", "--distributed"]
         self._place = place
         flags = f"--xla_force_host_platform_device_count={devices}"

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ..asserts.same_bits import SameBits
-from ..core.errors import PlanError, StorageError
+from ..core.errors import PlanError, StorageError, SurgeryError
 from ..execute.options import Options
 from ..graph.node import Graph, Node, Source
 from ..graph.roots import Check, Sink
-from ..hosts.peers import ALONE
+from ..hosts.peers import ALONE, Peers
+from ..hosts.sharing import together
 from ..kit.kernel import Array, Kernel
 from ..kit.operations import Varies
 from ..language.document import giving_files
@@ -83,19 +84,22 @@ def replay(
     output: str | None = None,
     against: str | None = None,
     progress: Show | None = None,
+    peers: Peers = ALONE,
 ) -> Replay:
     """Run the plan of a receipt again, and compare every tensor with what the receipt says of it.
 
     inputs: other places of its inputs, by alias. output: where the result goes, if it is right; otherwise it is built
     in a hidden place and removed. against: a checkpoint to compare with what the plan makes; nothing is written then.
+    peers: processes that share the work; the first of them tells what differs.
 
     Raises:
-        SurgeryError: the receipt cannot be read, inputs are not those of the receipt, or the plan fails.
+        SurgeryError: the receipt cannot be read, inputs are not those of the receipt, or the plan fails; in the other
+            processes also that something differs from the receipt.
     """
     known = read_receipt(receipt)
     options = replace(options or Options(), receipt=False, receipt_path=None, sign=None)
     with giving_files(known.plan_files):
-        return _replayed(known, options, inputs or {}, output, against, progress)
+        return _replayed(known, options, inputs or {}, output, against, progress, peers)
 
 
 def _replayed(
@@ -105,6 +109,7 @@ def _replayed(
     output: str | None,
     against: str | None,
     progress: Show | None,
+    peers: Peers,
 ) -> Replay:
     plan = plan_of_receipt(known, inputs)
     for entry in plan.inputs:
@@ -112,11 +117,11 @@ def _replayed(
     if against is not None:
         if output is not None:
             raise PlanError("--output and --against contradict each other", hint="against writes nothing")
-        return _against(known, plan, options, against, progress)
+        return _against(known, plan, options, against, progress, peers)
     if output is not None:
-        return _again(known, plan, options, locate(output), output, progress)
-    with _hidden(known.path.parent) as folder:
-        return _again(known, plan, options, folder / "output", None, progress)
+        return _again(known, plan, options, locate(output), output, progress, peers)
+    with _hidden(known.path.parent, peers) as folder:
+        return _again(known, plan, options, folder / "output", None, progress, peers)
 
 
 def _check_there(alias: str, place: Path) -> None:
@@ -137,7 +142,22 @@ def _check_there(alias: str, place: Path) -> None:
 
 
 @contextmanager
-def _hidden(above: Path) -> Iterator[Path]:
+def _hidden(above: Path, peers: Peers) -> Iterator[Path]:
+    """A hidden directory that the first of the processes makes and removes when it leaves it.
+
+    Raises:
+        StorageError: there cannot be one.
+    """
+    if peers.rank:
+        yield locate(peers.share().decode())
+        return
+    with _made(above) as folder:
+        peers.share(str(folder).encode())
+        yield folder
+
+
+@contextmanager
+def _made(above: Path) -> Iterator[Path]:
     """A hidden directory, until it is left.
 
     Raises:
@@ -188,8 +208,8 @@ def _elsewhere(compiled: Compiled, places: Sequence[str]) -> Compiled:
 class _Comparing(Receipts):
     """Finds the digests of what is written, and compares them with those of a receipt before anything appears."""
 
-    def __init__(self, known: Receipt, options: Options) -> None:
-        super().__init__(replace(options, digest=known.digest), ALONE, lambda what: None)
+    def __init__(self, known: Receipt, options: Options, peers: Peers) -> None:
+        super().__init__(replace(options, digest=known.digest), peers, lambda what: None)
         self.known = known
         self.found: list[Mismatch] = []
 
@@ -200,32 +220,53 @@ class _Comparing(Receipts):
         """Raises _Differs: something is not what the receipt says, so it must not appear."""
         self.found = [*_mismatches(self.known, proof)]
         if any(not mismatch.within for mismatch in self.found):
-            raise _Differs
+            raise _Differs("the output is not what the receipt says", where=str(self.known.path))
 
 
-class _Differs(Exception):
-    """What was made is not what the receipt says."""
+class _Differs(SurgeryError):
+    """What was made is not what the receipt says: an error for other processes, which do not know more."""
+
+    exit_code = 1
 
 
 def _again(
-    known: Receipt, plan: Plan, options: Options, target: Path, output: str | None, progress: Show | None
+    known: Receipt,
+    plan: Plan,
+    options: Options,
+    target: Path,
+    output: str | None,
+    progress: Show | None,
+    peers: Peers,
 ) -> Replay:
-    comparing = _Comparing(known, options)
-    session = Session(options, observers=showing(progress, [comparing]))
+    comparing = _Comparing(known, options, peers)
+    session = Session(options, peers=peers, observers=showing(progress), kept=[comparing])
     compiled = session.compile(plan)
-    check_inputs(known, compiled.symbolic)
+    _check_inputs(known, compiled, peers)
     if len(compiled.outputs) <= known.number:
         raise StorageError("the plan writes no such output any more", where=str(known.path))
-    with _hidden(known.path.parent) as rest:
+    with _hidden(known.path.parent, peers) as rest:
         places = [str(rest / str(number)) for number in range(len(compiled.outputs))]
         places[known.number] = str(target)
         try:
             session.run([Transaction(_elsewhere(compiled, places))])
         except _Differs:
             output = None
-        finally:
-            comparing.end()
     return _told(known, str(known.path), comparing.found, output)
+
+
+def _check_inputs(known: Receipt, compiled: Compiled, peers: Peers) -> None:
+    """Whether the inputs are those of a receipt, as the first of the processes finds.
+
+    Raises:
+        SurgeryError: they are not.
+    """
+
+    def checked() -> bool:
+        if not peers.rank:
+            check_inputs(known, compiled.symbolic)
+        return True
+
+    together(peers, checked)
 
 
 def _told(known: Receipt, compared: str, found: Sequence[Mismatch], output: str | None) -> Replay:
@@ -299,13 +340,13 @@ def _told_within(varies: Varies | None) -> str:
     return "" if varies is None else f"; {varies.why}: by {varies.tolerance:g} of the largest magnitude at most"
 
 
-def _against(known: Receipt, plan: Plan, options: Options, path: str, progress: Show | None) -> Replay:
+def _against(known: Receipt, plan: Plan, options: Options, path: str, progress: Show | None, peers: Peers) -> Replay:
     """What the plan makes is compared with a checkpoint while it is computed."""
     graph = Graph()
-    compiled = compile_with(plan, StorageOutside(options), graph)
-    check_inputs(known, compiled.symbolic)
-    comparison = _Comparison(known, open_checkpoint(path), graph)
-    session = Session(options, observers=showing(progress))
+    compiled = together(peers, lambda: compile_with(plan, StorageOutside(options), graph))
+    _check_inputs(known, compiled, peers)
+    comparison = _Comparison(known, together(peers, lambda: open_checkpoint(path)), graph)
+    session = Session(options, peers=peers, observers=showing(progress))
     (outcome,) = session.run([Transaction(comparison.of(compiled))])
     return _told(known, path, [*comparison.mismatches, *comparison.judge(outcome.findings)], None)
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ..execute.verdicts import Findings
     from ..graph.node import Node
     from ..language.plan import Plan
+    from ..proof.keeping import Receipts
     from ..storage.base import Checkpoint, Layout
     from ..storage.formats import OutputPlan
     from ..storage.journal import Finished
@@ -91,6 +92,7 @@ class Session:
     `peers` are the processes that share it, which all do the same with theirs; `observers` are told what happens. The
     functions that a pass has compiled serve the ones after it, and `functions`, if given, other sessions too. `figures`
     add up what was done, and `leftovers` say, a sentence each, what runs that were killed had left beside the outputs.
+    `kept` are receipts that someone else keeps, beside those of the options.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Session:
         peers: Peers = ALONE,
         observers: Iterable[Observer] = (),
         functions: Functions | None = None,
+        kept: Iterable[Receipts] = (),
     ) -> None:
         self.options = options or Options()
         _keep_ranges(self.options)
@@ -110,7 +113,7 @@ class Session:
         self._journals = Journals(self.options.sync)
         self._resumption = Resumption(self.leftovers)
         self.taking = Taking()
-        self._receipts = receipts(self.options, peers, lambda what: self._observer.written(what))
+        self._receipts = [*receipts(self.options, peers, lambda what: self._observer.written(what)), *kept]
         profile = traces(self.options, peers)
         self._observer = Observers([self.figures, self._journals, *profile, *self._receipts, *observers])
         self._functions = functions

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pods import Pod
 from running import write_checkpoint
 
 from surgery_jax import Options, PlanError, StorageError, SurgeryError, convert, load_plan, plan_of, run
@@ -339,6 +340,27 @@ def test_a_replay_on_other_devices_and_budgets_gives_the_same_bits(place: Path, 
     command = [sys.executable, "-m", "surgery_jax", "replay", "out", "--quiet", *options]
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_two_processes_with_several_devices_replay_what_one_has_made(place: Path) -> None:
+    make("out", [*STEPS, {"scale_": {"target": "norm", "by": 3}}])
+    before = sorted(place.rglob("*"))
+    with Pod(2, "out", cwd=place, devices=2, verb="replay") as pod:
+        first, second = pod.start().ends(60)
+    assert (first.code, second.code, second.out) == (0, 0, ""), (first, second)
+    assert first.out == "out/surgery.receipt.json is what the plan makes: 5 tensors\n"
+    told = json.loads(Path("out/surgery.receipt.json").read_text())
+    inner = told["predicate"]["buildDefinition"]["internalParameters"]
+    inner["plan"] = inner["plan"].replace("by: 3", "by: 5")
+    Path("out/surgery.receipt.json").write_text(json.dumps(told))
+    with Pod(2, "out", "--output", "never", cwd=place, verb="replay") as pod:
+        first, second = pod.start().ends(60)
+    assert (first.code, second.code) == (1, 1), (first, second)
+    assert first.out.startswith("norm: element [0] is the first that differs")
+    assert "the output is not what the receipt says" in second.err
+    with Pod(2, "out", "--against", "out", cwd=place, verb="replay") as pod:
+        assert [(one.code, one.out[:5]) for one in pod.start().ends(60)] == [(1, "norm:"), (1, "")]
+    assert sorted(place.rglob("*")) == before
 
 
 def test_a_locked_run_refuses_another_plan_and_other_inputs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,8 +6,8 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..command import BUDGETS, CONFIG_CHECK, JSON, OVERWRITE, QUIET, SYNC, Argument, Command, options_of
-from ..streams import emit
+from ..command import BUDGETS, CLUSTER, CONFIG_CHECK, JSON, OVERWRITE, QUIET, SYNC, Argument, Command, options_of
+from ..streams import emit, note
 from ..text import count, json_text, visible
 
 if TYPE_CHECKING:
@@ -39,9 +39,11 @@ class ReplayCommand(Command):
         SYNC,
         QUIET,
         JSON,
+        *CLUSTER,
     )
 
     def run(self, args: Namespace) -> int:
+        from ...api import join
         from ...core.errors import PlanError
         from ...reports.replay import replay
         from ..progress import shown
@@ -52,15 +54,19 @@ class ReplayCommand(Command):
             if not (separator and alias and path):
                 raise PlanError("--input takes an alias and a path", expected="--input base=PATH", found=word[:80])
             inputs[alias] = path
-        with shown(args.quiet) as display:
+        options = options_of(args)
+        with join(options, note) as peers, shown(args.quiet or peers.rank > 0) as display:
             found = replay(
                 args.receipt,
-                options_of(args),
+                options,
                 inputs=inputs,
                 output=args.output,
                 against=args.against,
                 progress=display,
+                peers=peers,
             )
+            if peers.rank:
+                return 0 if found.holds else 1
         emit(json_text(found.as_json()) if args.json else visible("\n".join(_lines(found))))
         return 0 if found.holds else 1
 
