@@ -5,7 +5,7 @@
 The bucket is a folder: `s3://bucket/base/x` is the file `base/x` below it. Every request waits for the latency before
 it is answered, and of those that ask for bytes or send them the share is answered by 503 instead, by turns. Only what
 transfers need is there (ranges, multipart uploads, lists), and as little is done for each byte as can be: bodies go
-between sockets and files in the kernel or by one buffer. Nothing is signed, nor are checksums verified, on any side.
+between sockets and files in the kernel or by one buffer. It takes signatures and checksums, and verifies none.
 """
 
 from __future__ import annotations
@@ -155,7 +155,8 @@ class Handler(BaseHTTPRequestHandler):
             upload = f"u{next(self.server.numbers)}"
             self.server.uploads[upload] = {}
             told = f"<InitiateMultipartUploadResult><UploadId>{upload}</UploadId></InitiateMultipartUploadResult>"
-            self.answer(200, {}, told.encode())
+            sums = "x-amz-checksum-algorithm"
+            self.answer(200, {sums: self.headers[sums]} if sums in self.headers else {}, told.encode())
             return
         first, *others = (part for _, part in sorted(self.server.uploads[query["uploadId"]].items()))
         path.parent.mkdir(parents=True, exist_ok=True)

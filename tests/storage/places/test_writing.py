@@ -6,10 +6,12 @@ import io
 import json
 import re
 import time
+from base64 import b64encode
 from collections import Counter
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -95,6 +97,30 @@ def test_from_store_to_store_each_part_is_sent_once_and_reads_are_of_the_input_o
     assert uploads(s3) == []
     sizes = [len(entry.body) for entry in s3.proxy.asked if "partNumber" in entry.path]
     assert sum(size != USUAL_PART for size in sizes) <= 1  # only the last one may be shorter
+
+
+@pytest.mark.parametrize("refused", [(), (400,), (501,)])
+def test_parts_have_a_checksum_that_the_store_says_it_verifies(refused: tuple[int, ...], s3: Any, large: Path) -> None:
+    def spoil(asked: Asked) -> Fault | None:
+        return Fault(status=refused[0]) if refused and "x-amz-checksum-algorithm" in asked.headers else None
+
+    s3.proxy.spoil = spoil
+    go([], "s3://bucket/out.safetensors", f"m::{large}")
+    parts = {
+        parse_qs(urlsplit(entry.path).query)["partNumber"][0]: entry
+        for entry in s3.proxy.asked
+        if "partNumber" in entry.path
+    }
+    sums = {number: b64encode(crc32(entry.body).to_bytes(4, "big")).decode() for number, entry in parts.items()}
+    if refused:
+        assert all("Content-MD5" in entry.headers for entry in parts.values())
+    else:
+        assert {number: entry.headers["x-amz-checksum-crc32"] for number, entry in parts.items()} == sums
+        assert not any("Content-MD5" in entry.headers for entry in parts.values())
+    (end,) = (entry.body.decode() for entry in s3.proxy.asked if entry.method == "POST" and "uploadId" in entry.path)
+    said = re.findall(r"<PartNumber>(\d+)</PartNumber><ETag>[^<]*</ETag><ChecksumCRC32>([^<]+)</ChecksumCRC32>", end)
+    assert dict(said) == ({} if refused else sums)
+    assert diff("s3://bucket/out.safetensors", str(large)).is_empty
 
 
 def test_parts_are_held_within_their_share_of_the_budget(s3: Any, large: Path) -> None:
