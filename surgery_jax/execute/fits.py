@@ -77,7 +77,7 @@ def check_fits(work: Schedule, devices: int | None = None) -> None:
 
 def _largest(work: Schedule) -> _Largest:
     program, cached = work.program, work.cached + work.parted  # what tasks cannot reserve
-    found = [_Largest(footprint((move_needs(work.piece), 0)))] if program.moves else []
+    found = [_Largest(footprint((move_needs(work.moving), 0)))] if program.moves else []
     found += [_Largest(group.least, _where(group)) for group in work.groups]
     for decode in program.decodes:
         hint = f"{decode.source.name} is stored in blocks that can only be decoded as a whole"

@@ -66,10 +66,10 @@ def device_bytes(plan: Blueprint) -> int:
     return sum(spec.nbytes for spec in plan.specs) + plan.produced_bytes
 
 
-def piece_bytes(memory_bytes: int, num_workers: int) -> int:
+def piece_bytes(memory_bytes: int, num_workers: int, most: int = PIECE) -> int:
     """The size of the buffer through which a task moves bytes; smaller where a sixteenth of a worker's share of the
     budget is."""
-    return min(PIECE, max(LEAST_PIECE, rounded(memory_bytes // max(num_workers, 1) // 16)))
+    return min(most, max(LEAST_PIECE, rounded(memory_bytes // max(num_workers, 1) // 16)))
 
 
 def move_needs(piece: int) -> list[int]:

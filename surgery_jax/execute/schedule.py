@@ -19,10 +19,10 @@ from ..compile.sharding import partition
 from ..core.specs import Spec
 from ..graph.node import Node, Source
 from ..io.decoded import cache_bytes
-from ..io.needs import Needs, footprint, rounded
+from ..io.needs import FAR_PIECE, Needs, footprint, rounded
 from ..kit.made import Made
 from ..storage.places.base import USUAL_PART
-from ..storage.places.found import place_of
+from ..storage.places.found import is_local, place_of
 from .keys import TaskKeys
 from .reservations import (
     Limits,
@@ -94,7 +94,7 @@ class Schedule:
 
     tasks: in the order in which they are begun. keys: of the tasks, the same in every process and every repetition
     (`execute.keys` says what they cover). groups: how the tasks of each group of the program are done. cached: the part
-    of the budget for decoded blocks that are computed with. piece: the buffer through which bytes are moved.
+    of the budget for decoded blocks that are computed with. piece: the buffer through which results are written.
     """
 
     program: Program
@@ -118,6 +118,12 @@ class Schedule:
     @property
     def piece(self) -> int:
         return piece_bytes(self.limits.memory, self.limits.workers)
+
+    @cached_property
+    def moving(self) -> int:
+        """The buffer through which bytes are moved: one of several requests, if it is by requests that they come."""
+        is_near = all(map(is_local, {move.path for move in self.program.moves}))
+        return self.piece if is_near else piece_bytes(self.limits.memory, self.limits.workers, FAR_PIECE)
 
     @cached_property
     def groups(self) -> tuple[GroupSchedule, ...]:
@@ -171,7 +177,7 @@ class Schedule:
     def needs(self, task: Task) -> Needs:
         """The memory that a task reserves."""
         if isinstance(task, MoveTask):
-            return move_needs(self.piece), 0
+            return move_needs(self.moving), 0
         if isinstance(task, DecodeTask):
             return decode_needs(task.source.entry, self.piece)
         return self.groups[task.group].needs(task.segments[0][0])

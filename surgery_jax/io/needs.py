@@ -5,10 +5,22 @@ from __future__ import annotations
 from ..core.errors import BudgetError
 from ..core.specs import format_bytes, parse_size
 
-__all__ = ["LEAST_PIECE", "PAGE", "PIECE", "UNLIMITED", "Needs", "footprint", "no_less", "rounded", "too_large"]
+__all__ = [
+    "FAR_PIECE",
+    "LEAST_PIECE",
+    "PAGE",
+    "PIECE",
+    "UNLIMITED",
+    "Needs",
+    "footprint",
+    "no_less",
+    "rounded",
+    "too_large",
+]
 
 PAGE = 4096  # buffers are whole pages, so that their memory is aligned for every device
 PIECE, LEAST_PIECE = 4 << 20, 512 << 10  # through which bytes go past the page cache: disks are fast from 4 MiB on
+FAR_PIECE = 32 << 20  # the same where bytes come by requests, several of which are under way for one piece
 UNLIMITED = 1 << 62
 
 Needs = tuple[list[int], int]  # sizes of buffers, and bytes that others allocate beside them
