@@ -29,6 +29,7 @@ U = TypeVar("U")
 FIRST = SHORT  # bytes that are read at once of an object whose header is wanted
 CHUNK = 8 << 20  # longer ranges are read in several requests at the same time
 GAP = 256 << 10  # bytes between two ranges that are read and thrown away rather than asked for separately
+_PACKED = frozenset({"br", "compress", "deflate", "gzip", "x-gzip", "zstd"})  # other bytes than those of the file
 _MOVES = 5  # times that an object may be said to be elsewhere
 _IN_FLIGHT = 32  # requests
 _AHEAD = 32  # objects whose first ranges are asked for at the same time
@@ -159,6 +160,11 @@ class RemotePlace(Place):
 
     def found(self, answer: Answer) -> StoredObject:
         """What the head of an answer says of the object, whether it comes whole or a range of it."""
+        packed = answer.headers.get("content-encoding", "").lower()
+        if packed in _PACKED:
+            raise PlaceError(
+                errno.EOPNOTSUPP, f"the server sends it compressed ({packed})", "fetch it, and read the local file"
+            )
         size = answer.headers.get("content-range", "").rpartition("/")[2] or answer.headers.get("content-length", "")
         version = self.version(answer.headers)
         if not size.isdecimal() or not version:
@@ -410,6 +416,7 @@ def _no_ranges() -> PlaceError:
 
 _REFUSED = {  # what stores call their reasons, and what can be done
     "AuthorizationHeaderMalformed": "set AWS_REGION to where the bucket is",
+    "BadDigest": "bytes were damaged on their way: try again",
     "AccessDenied": "check what the credentials may do",
     "ExpiredToken": "get new credentials",
     "InvalidAccessKeyId": "check the credentials",

@@ -9,10 +9,10 @@ from __future__ import annotations
 import errno
 import os
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from hashlib import md5
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, unquote, urlencode
 from xml.etree import ElementTree
 from zlib import crc32
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 from .base import PlaceError
 
 __all__ = ["S3Place"]
+
+T = TypeVar("T")
 
 
 class S3Place(PartedPlace):
@@ -82,7 +84,7 @@ class S3Place(PartedPlace):
     def _region(self) -> str:
         told = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         if not told and not self._is_anonymous:
-            told = _session(_environment()).get_config_variable("region")
+            told = _configured(lambda session: session.get_config_variable("region"))
         return told or "us-east-1"
 
     def _signed(self, request: StoreRequest) -> Mapping[str, str]:
@@ -162,7 +164,8 @@ class S3Place(PartedPlace):
             told["Content-MD5"] = b64encode(md5(body, usedforsecurity=False).digest()).decode()
         for _ in range(2):
             answer = wire().ask(self.asked(about, method, told, query, body))
-            if not self.moved(path, answer):
+            is_damaged = answer.status == 400 and b"<Code>BadDigest</Code>" in answer.body  # on its way
+            if not (is_damaged or self.moved(path, answer)):
                 break
         is_gone = answer.status == 404 and (again or method == "DELETE")
         is_gone |= answer.status in unless and b"NoSuchBucket" not in answer.body
@@ -227,16 +230,25 @@ def _session(environment: tuple[tuple[str, str], ...]) -> Session:
     return needed("botocore.session", "s3://").Session()
 
 
+def _configured(ask: Callable[[Session], T]) -> T:
+    """What botocore finds in the environment and in the files of the user.
+
+    Raises:
+        PlaceError: these cannot be read, or name a profile that is not there.
+    """
+    try:
+        return ask(_session(_environment()))
+    except needed("botocore.exceptions", "s3://").BotoCoreError as error:
+        raise PlaceError(errno.EACCES, f"the credentials cannot be read: {type(error).__name__}", _WHO) from None
+
+
 def _credentials() -> Credentials:
     """Who asks.
 
     Raises:
         PlaceError: nothing says it.
     """
-    try:
-        found = _session(_environment()).get_credentials()
-    except needed("botocore.exceptions", "s3://").BotoCoreError as error:
-        raise PlaceError(errno.EACCES, f"the credentials cannot be read: {type(error).__name__}", _WHO) from None
+    found = _configured(lambda session: session.get_credentials())
     if found is None:
         raise PlaceError(errno.EACCES, "there are no credentials for S3", _WHO)
     return found

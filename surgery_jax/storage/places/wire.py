@@ -151,7 +151,7 @@ class Wire:
 
     def _persist(self, asked: Callable[[], str], attempt: Callable[[], Answer], progress: Callable[[], int]) -> Answer:
         """Try until there is an answer; `asked` tells the address that was tried."""
-        limit = float(os.environ.get("SURGERY_JAX_DEADLINE") or _DEADLINE)
+        limit = _deadline()
         wait, seen, since = _FIRST_WAIT, progress(), time.monotonic()
         while True:
             try:
@@ -174,7 +174,7 @@ class Wire:
 
     def _once(self, request: StoreRequest, take: Callable[[HTTPResponse], Answer]) -> Answer:
         """One try."""
-        parts = urlsplit(request.url)
+        parts = _address(request.url)
         headers = {"Accept-Encoding": "identity", "User-Agent": "surgery-jax", **request.headers}
         if request.sign is not None:
             headers |= request.sign(request)
@@ -231,6 +231,41 @@ class Wire:
                 idle.append(connection)
                 return
         connection.close()
+
+
+def _deadline() -> float:
+    """For how many seconds without progress to try.
+
+    Raises:
+        PlaceError: what the environment says is no number of seconds.
+    """
+    told = os.environ.get("SURGERY_JAX_DEADLINE") or str(_DEADLINE)
+    try:
+        if (limit := float(told)) > 0:
+            return limit
+    except ValueError:
+        pass
+    raise PlaceError(errno.EINVAL, f"SURGERY_JAX_DEADLINE is {told!r}", "set it to a number of seconds, or not at all")
+
+
+def _address(url: str) -> SplitResult:
+    """The parts of an address.
+
+    Raises:
+        PlaceError: there can be no server.
+    """
+    parts = urlsplit(url)
+    try:
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return parts
+    except ValueError:  # of the port
+        pass
+    where = f"{parts.scheme}://{parts.hostname or ''}" if parts.netloc else url.partition("/")[0]
+    raise PlaceError(
+        errno.EINVAL,
+        f"{where} is no address of a server",
+        "write http://HOST or https://HOST, with :PORT if it needs one, where the environment names the endpoint",
+    )
 
 
 def _origin(parts: SplitResult) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -115,6 +116,25 @@ def test_ranges_that_lie_near_each_other_cost_one_request(web: Files) -> None:
     assert far == content[1 << 20 : 19 << 20]
     assert len(web.asked) == 3  # of at most 8 MiB each, at the same time
     assert reader.read_into(len(content), far) == 0
+
+
+def test_a_long_tensor_that_moves_is_asked_for_by_several_requests_at_the_same_time(s3: Any, tmp_path: Path) -> None:
+    s3.put_object(Bucket="bucket", Key="m.safetensors", Body=save({"w": np.arange(5 << 20, dtype=np.uint16)}))
+    asking: list[str] = []
+    are_two = threading.Event()
+    came: list[bool] = []
+
+    def spoil(asked: Any) -> None:
+        if not asked.headers.get("Range", "bytes=0-").startswith("bytes=0-"):  # after the header
+            asking.append(asked.path)
+            if len(asking) == 2:
+                are_two.set()
+            came.append(are_two.wait(10))
+
+    s3.proxy.spoil = spoil
+    go([], str(tmp_path / "out.safetensors"), "m::s3://bucket/m.safetensors")
+    assert len(came) >= 2 and all(came)
+    assert_same_bits(read_checkpoint(tmp_path / "out.safetensors")["w"], np.arange(5 << 20, dtype=np.uint16))
 
 
 def test_what_may_pass_is_tried_again_and_no_byte_is_wrong(s3: Any, tmp_path: Path) -> None:
@@ -233,6 +253,39 @@ def test_forbidden_and_missing_credentials_name_the_place_and_the_remedy(
     assert main(["inspect", "s3://bucket/m.safetensors"]) == 3
     told = capsys.readouterr().err
     assert "there are no credentials" in told and "AWS_ACCESS_KEY_ID" in told
+
+
+@pytest.mark.parametrize(
+    ("settings", "path", "words"),
+    [
+        ({"AWS_PROFILE": "nobody"}, "s3://bucket/m", "ProfileNotFound"),
+        ({"AWS_PROFILE": "nobody", "AWS_REGION": ""}, "s3://bucket/m", "ProfileNotFound"),
+        ({"AWS_ENDPOINT_URL": "localhost:9000"}, "s3://bucket/m", "localhost:9000 is no address of a server"),
+        ({"AWS_ENDPOINT_URL": "http://h:port"}, "s3://bucket/m", "http://h is no address of a server"),
+        ({"HF_ENDPOINT": "hub.example"}, "hf://org/name", "hub.example is no address of a server"),
+        ({"STORAGE_EMULATOR_HOST": "htp://h:1"}, "gs://bucket/m", "htp://h is no address of a server"),
+        ({}, "https://", "no address of a server"),
+        ({"SURGERY_JAX_DEADLINE": "soon"}, "s3://bucket/m", "SURGERY_JAX_DEADLINE is 'soon'"),
+        ({"SURGERY_JAX_DEADLINE": "-1"}, "s3://bucket/m", "SURGERY_JAX_DEADLINE is '-1'"),
+    ],
+)
+def test_an_environment_that_makes_no_sense_is_an_error_that_says_so(
+    settings: dict[str, str], path: str, words: str, s3: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "AWS_PROFILE" in settings:
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    assert main(["inspect", path]) == 3
+    told = capsys.readouterr().err
+    assert words in told and "try: " in told and "Traceback" not in told
+
+
+def test_a_server_that_compresses_what_it_sends_is_not_believed(web: Files, capsys: Any) -> None:
+    head = {"Content-Encoding": "gzip", "ETag": '"x"'}
+    web.pages["/m.safetensors"] = lambda asked: (200, head, gzip.compress(save(TENSORS)))
+    assert main(["inspect", f"{web.url}/m.safetensors"]) == 3
+    assert "sends it compressed (gzip)" in capsys.readouterr().err
 
 
 def test_without_the_extra_there_is_one_message_that_names_it(tmp_path: Path) -> None:

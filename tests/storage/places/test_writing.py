@@ -123,6 +123,18 @@ def test_parts_have_a_checksum_that_the_store_says_it_verifies(refused: tuple[in
     assert diff("s3://bucket/out.safetensors", str(large)).is_empty
 
 
+def test_a_part_that_was_damaged_on_its_way_is_sent_once_more(s3: Any, large: Path) -> None:
+    damaged = Fault(status=400, body=b"<Error><Code>BadDigest</Code></Error>")
+    faults = [damaged]
+    s3.proxy.spoil = lambda asked: faults.pop() if faults and "partNumber=2&" in asked.path else None
+    go([], "s3://bucket/out.safetensors", f"m::{large}")
+    assert diff("s3://bucket/out.safetensors", str(large)).is_empty
+    s3.proxy.spoil = lambda asked: damaged if "partNumber=2&" in asked.path else None
+    with pytest.raises(StorageError, match="BadDigest") as caught:
+        go([], "s3://bucket/out.safetensors", f"m::{large}", overwrite=True)
+    assert "damaged on their way" in str(caught.value.hint) and uploads(s3) == []
+
+
 def test_parts_are_held_within_their_share_of_the_budget(s3: Any, large: Path) -> None:
     room().peak = 0
     names = [f"w.{n}" for n in range(14)]
