@@ -16,9 +16,9 @@ from ..base import Entry
 from ..places.base import Identity
 from ..places.found import is_local, locate, place_of
 from ..shards import is_name
-from .entries import OpenArray, entry_of
+from .entries import FoundArray, OpenArray, entries_of
 from .tree import MANIFEST, Leaf
-from .values import HeldValue, in_memory, read_store
+from .values import HeldValue, in_memory, read_all, read_store
 from .zarr import METADATA, UnknownDtype, ZarrArray, parse_array
 
 if TYPE_CHECKING:
@@ -61,8 +61,9 @@ def _open_fetched(
 ) -> tensorstore.TensorStore:
     """An array of which only these chunks are there: they are read, and decoded in memory."""
     context = _context()
-    values = {key: places[key].read() for key in keys if key in places}
-    in_memory({METADATA[version - 2]: described} | values, context)
+    there = [key for key in keys if key in places]
+    values = read_all([places[key] for key in there])
+    in_memory({METADATA[version - 2]: described} | dict(zip(there, values, strict=True)), context)
     return _open(version, {"driver": "memory"}, context, has_holes)
 
 
@@ -83,7 +84,7 @@ def entries_apart(
     item: Path, leaves: Sequence[Leaf], has_holes: bool, others: list[tuple[str, str]], used: set[str]
 ) -> dict[str, Entry]:
     """Arrays that are directories of files, which `used` is told; those that are no tensors here go to `others`."""
-    entries: dict[str, Entry] = {}
+    arrays: dict[str, FoundArray] = {}
     files_of = _files_by_array(item, leaves, used)
     for leaf in leaves:
         relative = PurePosixPath(leaf.stored)
@@ -106,8 +107,8 @@ def entries_apart(
             opened: OpenArray = partial(_open_stored, version, _directory(item / leaf.stored), None)
         else:
             opened = partial(_open_fetched, version, raw, places)
-        entries[leaf.name] = entry_of(array, places, has_holes, opened, locate(where))
-    return entries
+        arrays[leaf.name] = FoundArray(array, places, opened, locate(where))
+    return entries_of(arrays, has_holes)
 
 
 def _files_by_array(item: Path, leaves: Sequence[Leaf], used: set[str]) -> Callable[[Leaf], dict[str, HeldValue]]:
@@ -207,7 +208,7 @@ def entries_together(
     below = _by_array(leaves, values)
     base = {"driver": "ocdbt", "base": _directory(item), "cache_pool": "cache_pool#ocdbt"} if is_local(item) else None
     context = _context() if base is not None else None
-    entries: dict[str, Entry] = {}
+    arrays: dict[str, FoundArray] = {}
     for leaf in leaves:
         places = {key: values[f"{leaf.stored}/{key}"] for key in below.get(leaf.stored, ())}
         version = _version(places)
@@ -222,8 +223,8 @@ def entries_together(
             opened: OpenArray = partial(_open_stored, version, {**base, "path": f"{leaf.stored}/"}, context)
         else:
             opened = partial(_open_fetched, version, raw, places)
-        entries[leaf.name] = entry_of(array, places, has_holes, opened, where)
-    return entries
+        arrays[leaf.name] = FoundArray(array, places, opened, where)
+    return entries_of(arrays, has_holes)
 
 
 def _version(files: Container[str]) -> int | None:

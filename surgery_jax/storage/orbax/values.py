@@ -7,21 +7,25 @@ then ranges of files. Those that must be decoded themselves go to it the same wa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict, cast
 from urllib.parse import unquote
 
 from ...core.errors import StorageError
 from ..files import File
-from ..places.found import locate
+from ..places.found import is_local, locate
 from ..shards import is_name
 from .tree import MANIFEST
 
 if TYPE_CHECKING:
     import tensorstore
 
-__all__ = ["HeldValue", "in_memory", "read_store"]
+__all__ = ["HeldValue", "in_memory", "read_all", "read_store"]
+
+_AT_ONCE = 32  # values that are read at the same time
 
 _MAX_NODE = 1 << 28  # bytes, as stored
 _MAX_HEIGHT = 256  # of a tree, as the format has it
@@ -71,6 +75,20 @@ class HeldValue(NamedTuple):
         with File(locate(self.path)) as file:
             file.check_range(self.offset, self.nbytes)
             return file.at(self.offset, self.nbytes)
+
+
+def read_all(values: Sequence[HeldValue]) -> list[bytes]:
+    """Several values; of a place where each is a request, several at the same time.
+
+    Raises:
+        StorageError: one cannot be read.
+    """
+    if len(values) < 2 or is_local(values[0].path):
+        return [value.read() for value in values]
+    # not the threads that wait for servers: a long value is several requests, which these are to answer meanwhile
+    with ThreadPoolExecutor(min(_AT_ONCE, len(values)), "surgery-value") as threads:
+        contexts = [copy_context() for _ in values]  # what is remembered of files, for each of them
+        return list(threads.map(lambda context, value: context.run(value.read), contexts, values))
 
 
 def in_memory(values: Mapping[str, bytes], context: tensorstore.Context) -> tensorstore.KvStore:

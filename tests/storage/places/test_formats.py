@@ -18,6 +18,7 @@ from surgery_jax.cli.main import main
 from surgery_jax.core.errors import StorageError
 from surgery_jax.storage.formats import open_checkpoint
 from surgery_jax.storage.identity import remembering
+from surgery_jax.storage.orbax.zarr import indexed
 from surgery_jax.storage.places.base import MARKER, USUAL_PART
 from surgery_jax.storage.places.found import place_of
 from surgery_jax.storage.places.room import room
@@ -83,6 +84,49 @@ def test_the_header_of_an_orbax_checkpoint_costs_few_requests(form: str, most: i
     of_arrays = [asked for asked in s3.proxy.asked if "/h." in asked.path]
     assert len(of_arrays) <= most * len(TENSORS)
     assert not [asked for asked in s3.proxy.asked if asked.method == "HEAD" and "/h." in asked.path]
+
+
+def with_indices(client: Any) -> None:
+    """Arrays of version 3 in the bucket as Orbax has them: in shards of one chunk each, which have an index behind."""
+    for key, content in objects(client).items():
+        if "/h." in key and key.endswith("zarr.json"):
+            table = json.loads(content)
+            chunk = table["chunk_grid"]["configuration"]["chunk_shape"]
+            little = {"name": "bytes", "configuration": {"endian": "little"}}
+            inner = {"chunk_shape": chunk, "codecs": table["codecs"], "index_codecs": [little, {"name": "crc32c"}]}
+            table["codecs"] = [{"name": "sharding_indexed", "configuration": {**inner, "index_location": "end"}}]
+            client.put_object(Bucket="bucket", Key=key, Body=json.dumps(table).encode())
+        elif "/h." in key:
+            client.put_object(Bucket="bucket", Key=key, Body=content + indexed([(0, len(content))]))
+
+
+@pytest.mark.parametrize("what", ["indices", "chunks"])
+def test_indices_and_chunks_are_asked_for_at_the_same_time(what: str, s3: Any, source: str) -> None:
+    to("s3://bucket/o", source, **({"zarr": 3} if what == "indices" else SLABS))
+    if what == "indices":
+        with_indices(s3)
+    asking: list[str] = []
+    are_four = threading.Event()
+    came: list[bool] = []
+
+    def spoil(asked: Asked) -> None:
+        if "/h." in asked.path and not asked.path.endswith(("zarr.json", ".zarray")):
+            asking.append(asked.path)
+            if len(asking) == 4:  # of four arrays, or of four chunks of one
+                are_four.set()
+            came.append(are_four.wait(10))
+
+    s3.proxy.spoil = spoil
+    checkpoint = open_checkpoint("s3://bucket/o")
+    entry = checkpoint.entries["h.0.up"]
+    if what == "chunks":
+        assert not came
+        with remembering(dict(checkpoint.identities)):
+            assert_same_bits(entry.read(), TENSORS["h.0.up"])
+    assert (entry.extent is None) == (what == "chunks")
+    assert len(came) >= 4 and all(came)
+    s3.proxy.spoil = lambda asked: None
+    assert diff("s3://bucket/o", source).is_empty
 
 
 def test_an_array_that_is_decoded_is_of_the_object_whose_header_was_read(s3: Any, source: str) -> None:
