@@ -11,6 +11,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import secrets
 import threading
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +36,8 @@ __all__ = ["GsPlace"]
 
 _AT_ONCE = 32  # objects that are composed to one
 _BYTES = "application/octet-stream"
+# what a process puts aside of a file, behind the name that all have in common
+_LEFT = re.compile(r"(\.of-[0-9a-f]+)?\.(part-0-(?P<number>\d{5,})|part-\d+-\d+|aside-\d+)")
 _SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 
 
@@ -157,6 +161,12 @@ class _Composed(UploadSink):
         self._parts: dict[int, tuple[str, StoredObject]] = {}
         self._single: StoredObject | None = None
 
+    def begin(self) -> str:
+        return self._aside
+
+    def join(self, told: str) -> None:
+        self._aside = f"{told}.of-{secrets.token_hex(4)}"  # what begins alike belongs together
+
     def _name(self, number: int, level: int = 0) -> str:
         return f"{self._aside}.part-{level}-{number:05d}"
 
@@ -216,11 +226,15 @@ class _Composed(UploadSink):
         return self._place.compose(names, self._final)
 
     def resume(self, told: str) -> dict[int, int]:
-        sent = self._place.begun_with(f"{self._aside}.part-0-")
-        for name, found in sent.items():
-            self._parts[int(name[-5:])] = name, found
-        self._made.update(sent)
-        return {int(name[-5:]): found.size for name, found in sent.items()}
+        """Of all processes of that run; what else they have left of the file goes when it is complete."""
+        there = self._place.begun_with(f"{self._aside}.")
+        for name, found in there.items():
+            match = _LEFT.fullmatch(name.removeprefix(self._aside))
+            if match is not None:
+                self._made.add(name)
+                if match["number"] is not None:
+                    self._parts[int(match["number"])] = name, found
+        return {number: found.size for number, (_, found) in self._parts.items()}
 
     def keep(self) -> None:
         for name in sorted(self._made):

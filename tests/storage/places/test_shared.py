@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,30 @@ def test_objects_of_google_are_composed_of_the_parts_of_all(gs: Proxy, large: Pa
         assert not [error for error in found if isinstance(error, SurgeryError)]
     assert diff("gs://bucket/alone.safetensors", "gs://bucket/out.safetensors").is_empty
     assert sorted(place_of("gs://bucket").list("gs://bucket")) == ["alone.safetensors", "out.safetensors"]
+
+
+@pytest.mark.parametrize("output", ["gs://bucket/out.safetensors", "gs://bucket/out"])
+def test_what_all_processes_have_sent_to_google_is_gone_on_with(output: str, gs: Proxy, large: Path) -> None:
+    def below() -> Mapping[str, int]:
+        return place_of("gs://bucket").below("gs://bucket")
+
+    gs.spoil = lambda asked: Fault(status=403) if "part-0-00002" in asked.path else None
+    assert all(isinstance(error, SurgeryError) for error in written(output, large, 2, resume=True))
+    gs.spoil = lambda asked: None
+    left = {match[1]: match[0] for name in below() if (match := re.search(r"(?:\.of-.*)?part-0-(\d+)$", name))}
+    assert left and any(name.startswith(".of-") for name in left.values())
+    gs.asked.clear()
+    (report,) = written(output, large, 1, resume=True)
+    assert not isinstance(report, SurgeryError)
+    sent = {
+        one.path.split("part-0-")[1][:5]
+        for one in gs.asked
+        if one.method == "POST" and "name=" in one.path and "part-0-" in one.path
+    }
+    assert sent.isdisjoint(left) and "00002" in sent
+    assert not [name for name in below() if ".surgery-" in name and not name.endswith(MARKER)]
+    written("gs://bucket/anew.safetensors", large, 1)
+    assert diff(output, "gs://bucket/anew.safetensors").is_empty
 
 
 def test_a_process_that_fails_leaves_nothing_of_any(s3: Any, large: Path) -> None:
