@@ -39,6 +39,11 @@ class Store(ThreadingHTTPServer):
         self.numbers = count(1)
         self.lock = threading.Lock()
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Who goes away in the middle of a request may: what is printed here would be among what the command prints."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
 
 def etag(path: Path) -> str:
     """What changes with a file."""

@@ -497,3 +497,15 @@ def test_a_command_runs_with_a_store_beside_it_that_is_gone_afterwards(tmp_path:
     done = start("with_s3.py", "--folder", tmp_path, "--latency", 0.01, "--", sys.executable, "-c", asked)
     assert (done.returncode, done.stdout) == (0, "b'held'\n"), done.stderr
     assert start("with_s3.py", "--", "false").returncode == 1
+
+
+def test_a_store_says_nothing_of_a_command_that_leaves_in_the_middle_of_a_request(tmp_path: Path) -> None:
+    leave = (
+        "import os, socket, urllib.parse as u, urllib.request as r; url = os.environ['AWS_ENDPOINT_URL']\n"
+        "one = socket.create_connection((u.urlsplit(url).hostname, u.urlsplit(url).port))\n"
+        "one.sendall(b'PUT /bucket/b HTTP/1.1\\r\\nContent-Length: 9\\r\\n\\r\\nshort'); one.close()\n"
+        "print(r.urlopen(url + '/bucket/a').status)"
+    )
+    (tmp_path / "a").write_text("held")
+    done = start("with_s3.py", "--folder", tmp_path, "--latency", 0.1, "--", sys.executable, "-c", leave)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "200\n", "")
