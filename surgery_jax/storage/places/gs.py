@@ -25,7 +25,7 @@ from .base import PlaceError
 from .extra import needed
 from .looking import StoredObject
 from .parts import PartedPlace
-from .remote import refusal
+from .refusals import refusal
 from .sink import UploadSink, part_bytes
 from .wire import Answer, StoreRequest, wire
 

@@ -18,7 +18,8 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from .base import PlaceError
 from .looking import StoredObject
-from .remote import RemotePlace, refusal
+from .refusals import refusal
+from .remote import RemotePlace
 from .wire import Answer, StoreRequest, wire
 
 __all__ = ["HubPlace"]

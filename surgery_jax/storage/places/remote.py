@@ -8,20 +8,18 @@ its size and its version come: a header costs one request.
 from __future__ import annotations
 
 import errno
-import re
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from email.utils import parsedate_to_datetime
 from functools import cache, partial
 from typing import TypeVar
 
 from .base import Identity, Place, PlaceError, Reader, Status
 from .cached import cache as kept_ranges
 from .looking import Seen, StoredObject, looked
+from .refusals import changed, no_ranges, refusal
 from .wire import SHORT, Answer, Sinks, StoreRequest, wire
 
-__all__ = ["RemotePlace", "StoredObject", "refusal", "started", "submit"]
+__all__ = ["RemotePlace", "StoredObject", "started", "submit"]
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -221,7 +219,7 @@ class RemotePlace(Place):
                 return None
             if answer.status in (200, 206) and (found := self.found(answer)).size >= len(answer.body):
                 if answer.status == 200 and found.size > FIRST:
-                    raise _no_ranges()
+                    raise no_ranges()
                 return found, answer.body
             if answer.status == 416:  # an empty object has no first byte
                 empty = self.find(path)
@@ -266,7 +264,7 @@ class RemotePlace(Place):
             if answer.headers.get("content-range", "").lower() != wanted or not self.is_of(
                 path, request, answer, found
             ):
-                raise _changed()
+                raise changed()
 
         for _ in range(_MOVES):
             answer = wire().fill(asked, sinks, check)
@@ -274,15 +272,15 @@ class RemotePlace(Place):
                 return
             if answer.status == 200:
                 if len(answer.body) != found.size:
-                    raise _no_ranges()
+                    raise no_ranges()
                 if not self.is_of(path, request, answer, found):
-                    raise _changed()
+                    raise changed()
                 for target in targets:
                     target[:] = answer.body[offset : offset + target.nbytes]
                     offset += target.nbytes
                 return
             if answer.status in (404, 412, 416):
-                raise _changed()
+                raise changed()
             if not self.moved(path, answer):
                 break
         raise self.refusal(answer)
@@ -402,52 +400,3 @@ class RemotePlace(Place):
                 if (known := seen.begun[old]) is not None:
                     seen.begun[old] = known[0], b""
         return seen.begun[path] or (None, b"")
-
-
-def _changed() -> PlaceError:
-    return PlaceError(
-        errno.ESTALE, "the object changed while it was read", "run it again when nothing writes to it any more"
-    )
-
-
-def _no_ranges() -> PlaceError:
-    return PlaceError(errno.EOPNOTSUPP, "the server gives no ranges of it", "fetch it, and read the local file")
-
-
-_REFUSED = {  # what stores call their reasons, and what can be done
-    "AuthorizationHeaderMalformed": "set AWS_REGION to where the bucket is",
-    "BadDigest": "bytes were damaged on their way: try again",
-    "AccessDenied": "check what the credentials may do",
-    "ExpiredToken": "get new credentials",
-    "InvalidAccessKeyId": "check the credentials",
-    "InvalidToken": "get new credentials",
-    "NoSuchBucket": "check the name of the bucket, and the endpoint",
-    "NotImplemented": "the store cannot do this: choose another place",
-    "RequestTimeTooSkewed": "the clock of this machine is off: set it",
-    "SignatureDoesNotMatch": "check the secret of the credentials, and the endpoint",
-}
-_SKEW = 900  # seconds that stores let pass
-_CODE = re.compile(rb"<Code>(\w+)</Code>")
-
-
-def _of_clock(answer: Answer) -> str:
-    """What a store that may send no reason means, as in answers to HEAD, if its clock is another than ours."""
-    try:
-        theirs = parsedate_to_datetime(answer.headers["date"]).timestamp()
-    except (KeyError, ValueError):
-        return ""
-    is_off = abs(theirs - time.time()) > _SKEW
-    return "RequestTimeTooSkewed" if is_off and answer.status in (400, 401, 403) else ""
-
-
-def refusal(answer: Answer) -> OSError:
-    """What an answer that is no success means."""
-    match = _CODE.search(answer.body)
-    code = match[1].decode() if match else answer.headers.get("x-amz-error-code", "") or _of_clock(answer)
-    reason = f"the server answers {answer.status}" + (f", {code}" if code else "")
-    if answer.status == 404:
-        return PlaceError(errno.ENOENT, reason, _REFUSED.get(code))
-    if answer.status in (401, 403):
-        hint = "check the credentials and what they may do, or, if the store answers so of what is not there, the name"
-        return PlaceError(errno.EACCES, reason, _REFUSED.get(code, hint))
-    return PlaceError(errno.EIO, reason, _REFUSED.get(code))

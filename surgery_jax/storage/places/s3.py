@@ -15,12 +15,12 @@ from hashlib import md5
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, unquote, urlencode
 from xml.etree import ElementTree
-from zlib import crc32
 
 from .extra import needed
 from .looking import StoredObject
+from .multipart import CHECKSUM, Multipart, tree_of
 from .parts import PartedPlace
-from .remote import refusal
+from .refusals import refusal
 from .sink import UploadSink, part_bytes
 from .wire import Answer, StoreRequest, wire
 
@@ -128,7 +128,7 @@ class S3Place(PartedPlace):
         prefix = prefix and f"{prefix}/"
         asked = {"list-type": "2", "prefix": prefix, "encoding-type": "url", **query}
         while True:
-            page = _tree(self.tell(path, "GET", asked))
+            page = tree_of(self.tell(path, "GET", asked))
             yield prefix, page
             more = page.findtext("NextContinuationToken")
             if not more:
@@ -160,7 +160,7 @@ class S3Place(PartedPlace):
         """
         about = path if at_key else "s3://" + path.removeprefix("s3://").partition("/")[0]
         told = dict(headers or {})
-        if body is not None and _SUM not in told:  # so that the store can tell whether it is what was sent
+        if body is not None and CHECKSUM not in told:  # so that the store can tell whether it is what was sent
             told["Content-MD5"] = b64encode(md5(body, usedforsecurity=False).digest()).decode()
         for _ in range(2):
             answer = wire().ask(self.asked(about, method, told, query, body))
@@ -192,7 +192,7 @@ class S3Place(PartedPlace):
             self.tell(final, "DELETE", {"uploadId": told.rpartition(" ")[2]}, at_key=True)
 
     def sink(self, final: str, aside: str, size: int) -> UploadSink:
-        return _Multipart(self, final, aside, size <= part_bytes(size))
+        return Multipart(self, final, aside, size <= part_bytes(size))
 
 
 def _contents(prefix: str, page: ElementTree.Element) -> dict[str, StoredObject]:
@@ -203,17 +203,6 @@ def _contents(prefix: str, page: ElementTree.Element) -> dict[str, StoredObject]
         for name, item in names
         if name and not name.endswith("/")
     }
-
-
-def _tree(answer: Answer) -> ElementTree.Element:
-    """What an answer says, without the names of its schema."""
-    try:
-        root = ElementTree.fromstring(answer.body)
-    except ElementTree.ParseError:
-        raise PlaceError(errno.EIO, "the answer is not of a store of this kind", "check the endpoint") from None
-    for item in root.iter():
-        item.tag = item.tag.rpartition("}")[2]
-    return root
 
 
 def _environment() -> tuple[tuple[str, str], ...]:
@@ -258,153 +247,3 @@ _WHO = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or sign in; "
     "AWS_SKIP_SIGNATURE=true is for what everybody may read"
 )
-
-
-class _Multipart(UploadSink):
-    """A multipart upload, which begins with its first part; a file of one part is written at once. Parts that may
-    change are objects of their own until they are copied, at the store, into the upload. Other processes may send parts
-    to the same upload.
-
-    Parts are sent with a CRC-32, which takes a sixth of the time of an MD5, if the store says, when the upload begins,
-    that it verifies it; it wants to hear these again in the end.
-    """
-
-    def __init__(self, place: S3Place, final: str, aside: str, is_single: bool) -> None:
-        super().__init__(place)
-        self._place, self._final, self._aside, self._is_single = place, final, aside, is_single
-        self._upload, self._has_sums = "", False
-        self._sent: dict[int, tuple[str, str]] = {}  # what the store calls a part, and its CRC-32 if it knows that
-        self._asides: dict[int, tuple[str, StoredObject]] = {}
-        self._single: StoredObject | None = None
-
-    def begin(self) -> str:
-        with self._lock:
-            if not self._upload and not self._is_single:
-                wanted = {_SUMS: "CRC32"}
-                answer = self._place.tell(
-                    self._final, "POST", {"uploads": ""}, headers=wanted, at_key=True, unless=(400, 501)
-                )
-                if answer.status >= 300:  # some stores refuse what they do not know
-                    answer = self._place.tell(self._final, "POST", {"uploads": ""}, at_key=True)
-                self._has_sums = answer.headers.get(_SUMS, "").upper() == "CRC32"
-                self._upload = _tree(answer).findtext("UploadId", "")
-            return self._told()
-
-    def _told(self) -> str:
-        """What others must know of the upload."""
-        return f"{'crc32 ' if self._has_sums else ''}{self._upload}"
-
-    def join(self, told: str) -> None:
-        kind, _, self._upload = told.rpartition(" ")
-        self._has_sums = kind == "crc32"
-
-    def _part(self, number: int) -> dict[str, str]:
-        """The query for what is about a part, of the upload that is begun by then."""
-        self.begin()
-        return {"partNumber": str(number + 1), "uploadId": self._upload}
-
-    def send(self, number: int, data: bytearray) -> None:
-        if self._is_single:
-            self._single = self._place.put(self._final, data)
-            return
-        query, headers, total = self._part(number), {}, ""
-        if self._has_sums:
-            total = b64encode(crc32(data).to_bytes(4, "big")).decode()
-            headers = {_SUM: total}
-        answer = self._place.tell(self._final, "PUT", query, memoryview(data), headers=headers, at_key=True)
-        self._sent[number] = answer.headers.get("etag", ""), total
-
-    def put_aside(self, number: int, data: bytearray) -> None:
-        name = f"{self._aside}.part-{number:05d}"
-        with self._lock:
-            self._made.add(name)
-        self._asides[number] = name, self._place.put(name, data)
-
-    def fetch(self, number: int, offset: int, target: memoryview) -> None:
-        name, found = self._asides[number]
-        self._place.fetch(name, found, offset, [target])
-
-    def adopt(self, number: int, size: int) -> None:
-        name = self._asides[number][0]
-        query = {} if self._is_single else self._part(number)
-        headers = {"x-amz-copy-source": "/" + quote(name.removeprefix("s3://"), safe="/-_.~")}
-        answer = self._place.tell(self._final, "PUT", query, headers=headers, at_key=True)
-        page = _tree(answer)
-        if self._is_single:
-            self._single = StoredObject(size, page.findtext("ETag", ""))
-        else:
-            self._sent[number] = _part_of(page)
-
-    def hand_in(self, number: int, *, is_sent: bool) -> Sequence[str]:
-        if is_sent:
-            if number in self._asides:  # before it was whole
-                name, _ = self._asides.pop(number)
-                self._place.remove_object(name)
-                self._made.remove(name)
-            return self._sent[number]
-        name, found = self._asides[number]
-        return [name, str(found.size), found.version]
-
-    def take_in(self, number: int, told: Sequence[str], *, is_sent: bool) -> None:
-        if is_sent:
-            tag, total = told
-            self._sent[number] = tag, total
-        else:
-            self._asides[number] = self.foreign(told)
-
-    def complete(self) -> StoredObject:
-        if self._single is not None:
-            found = self._single
-        else:
-            rows = (
-                f"<Part><PartNumber>{number + 1}</PartNumber><ETag>{tag}</ETag>"
-                f"{total and f'<ChecksumCRC32>{total}</ChecksumCRC32>'}</Part>"
-                for number, (tag, total) in sorted(self._sent.items())
-            )
-            text = f'<CompleteMultipartUpload xmlns="{_SCHEMA}">{"".join(rows)}</CompleteMultipartUpload>'
-            self._place.tell(self._final, "POST", {"uploadId": self._upload}, text.encode(), at_key=True, again=True)
-            appeared = self._place.find(self._final)
-            if appeared is None:
-                raise PlaceError(errno.EIO, "the upload was completed, and there is no such object")
-            found, self._upload = appeared, ""
-        self._remove_extra()
-        return found
-
-    def _remove_extra(self) -> None:
-        for name in sorted(self._made):
-            self._place.remove_object(name)
-
-    def resume(self, told: str) -> dict[int, int]:
-        sizes: dict[int, int] = {}
-        self.join(told)
-        query = {"uploadId": self._upload}
-        while told:
-            answer = self._place.tell(self._final, "GET", query, at_key=True, unless=(404,))
-            if answer.status == 404:  # it was ended: another one begins
-                self._upload = ""
-                return {}
-            page = _tree(answer)
-            for item in page.iter("Part"):
-                number = int(item.findtext("PartNumber", "0")) - 1
-                sizes[number], self._sent[number] = int(item.findtext("Size", "0")), _part_of(item)
-            if page.findtext("IsTruncated") != "true":
-                break
-            query |= {"part-number-marker": page.findtext("NextPartNumberMarker", "")}
-        return sizes
-
-    def keep(self) -> None:
-        self._remove_extra()
-
-    def abort(self) -> None:
-        if self._upload:
-            self._place.tell(self._final, "DELETE", {"uploadId": self._upload}, at_key=True)
-        self._remove_extra()
-
-
-def _part_of(item: ElementTree.Element) -> tuple[str, str]:
-    """What a store says of a part: what it calls it, and its CRC-32."""
-    return item.findtext("ETag", ""), item.findtext("ChecksumCRC32", "")
-
-
-_SUMS, _SUM = "x-amz-checksum-algorithm", "x-amz-checksum-crc32"
-_SCHEMA = "http://s3.amazonaws.com/doc/2006-03-01/"

@@ -24,7 +24,8 @@ from surgery_jax.core.errors import StorageError
 from surgery_jax.storage.formats import open_checkpoint
 from surgery_jax.storage.places.base import PlaceError, fill
 from surgery_jax.storage.places.found import place_of
-from surgery_jax.storage.places.remote import RemoteReader, refusal
+from surgery_jax.storage.places.refusals import refusal
+from surgery_jax.storage.places.remote import RemoteReader
 from surgery_jax.storage.places.wire import Answer
 
 RNG = np.random.default_rng(5)
