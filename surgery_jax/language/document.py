@@ -112,6 +112,11 @@ def _read_from_disk(path: str | Path) -> str:
                 raise PlanError("cannot read the plan file: it is no regular file", where=file)
             data = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
+        if "://" in file:
+            raise PlanError(
+                f"plan files are read on this machine only: {file}",
+                hint="fetch it; the paths in it may be of any place",
+            ) from None
         near = [str(Path(path).with_name(name)) for name in nearest(Path(path).name, _siblings(Path(path)))]
         raise PlanError(
             f"plan file does not exist: {file}", hint=f"did you mean {' or '.join(near)}?" if near else None

@@ -9,6 +9,7 @@ when there are more bytes than allowed. Whatever the disk refuses is read from t
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import zlib
@@ -17,6 +18,8 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
+from .base import PlaceError
+from .found import is_local
 from .looking import StoredObject
 
 __all__ = ["BLOCK", "RangeCache", "cache", "keep_ranges"]
@@ -167,6 +170,8 @@ def keep_ranges(directory: str | None, limit: int) -> None:
         OSError: there cannot be such a directory.
     """
     global _kept
+    if directory is not None and not is_local(directory):
+        raise PlaceError(errno.EINVAL, "it is not on this machine", "name a directory of a disk of it")
     _kept = None if directory is None else RangeCache(Path(directory), limit)
 
 

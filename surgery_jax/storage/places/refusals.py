@@ -58,6 +58,8 @@ def refusal(answer: Answer) -> OSError:
     reason = f"the server answers {answer.status}" + (f", {code}" if code else "")
     if answer.status == 404:
         return PlaceError(errno.ENOENT, reason, _REFUSED.get(code))
+    if 300 <= answer.status < 400:
+        return PlaceError(errno.EIO, reason, "it sends on to other addresses, which lead nowhere: check this one")
     if answer.status in (401, 403):
         hint = "check the credentials and what they may do, or, if the store answers so of what is not there, the name"
         return PlaceError(errno.EACCES, reason, _REFUSED.get(code, hint))

@@ -275,14 +275,15 @@ def _origin(parts: SplitResult) -> tuple[str, str]:
 def _connection(parts: SplitResult) -> HTTPConnection:
     """A connection that is opened by the first request, through the proxy of the environment if there is one."""
     host = parts.hostname or ""
+    silence = min(_SILENCE, _deadline())
     proxy = None if proxy_bypass(host) else getproxies().get(parts.scheme)
     where = urlsplit(proxy if "//" in proxy else f"//{proxy}") if proxy else parts
     if parts.scheme == "https":
-        tls = HTTPSConnection(where.hostname or "", where.port, timeout=_SILENCE, context=_trust())
+        tls = HTTPSConnection(where.hostname or "", where.port, timeout=silence, context=_trust())
         if proxy:
             tls.set_tunnel(host, parts.port or 443, _proxy_headers(where))
         return tls
-    return HTTPConnection(where.hostname or "", where.port, timeout=_SILENCE)
+    return HTTPConnection(where.hostname or "", where.port, timeout=silence)
 
 
 def _proxy_headers(where: SplitResult) -> dict[str, str]:

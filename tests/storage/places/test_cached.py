@@ -139,3 +139,5 @@ def test_a_directory_that_cannot_be_is_said(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "file").write_text("")
     assert main(["convert", "a", str(tmp_path / "b"), "--cache", str(tmp_path / "file")]) == 3
     assert "keep ranges of remote inputs there" in capsys.readouterr().err
+    assert main(["convert", "a", str(tmp_path / "b"), "--cache", "s3://bucket/kept"]) == 3
+    assert "it is not on this machine" in capsys.readouterr().err

@@ -205,6 +205,31 @@ def test_a_redirect_is_followed_and_none_leads_to_a_directory(web: Files) -> Non
     assert status is not None and status.is_directory
 
 
+def test_redirects_that_lead_nowhere_are_an_error(web: Files, capsys: Any) -> None:
+    web.pages["/m.safetensors"] = lambda asked: (302, {"Location": "/m.safetensors"}, b"")
+    assert main(["inspect", f"{web.url}/m.safetensors"]) == 3
+    told = capsys.readouterr().err
+    assert "answers 302" in told and "lead nowhere" in told
+
+
+def test_a_server_that_falls_silent_is_given_no_more_time_than_is_allowed(
+    web: Files, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SURGERY_JAX_DEADLINE", "1")
+    head = {"ETag": '"x"', "Content-Length": "100"}
+    web.pages["/m.safetensors"] = lambda asked: (200, head, b"short")
+    began = time.monotonic()
+    assert main(["inspect", f"{web.url}/m.safetensors"]) == 3
+    assert "for 1 seconds: timed out" in capsys.readouterr().err
+    assert time.monotonic() - began < 15
+
+
+def test_a_plan_at_a_store_is_an_error_that_says_what_may_be_there(capsys: Any) -> None:
+    assert main(["run", "s3://bucket/plan.yaml"]) == 2
+    told = capsys.readouterr().err
+    assert "read on this machine only: s3://bucket/plan.yaml" in told and "may be of any place" in told
+
+
 def test_a_server_without_ranges_serves_only_what_is_small(web: Files, capsys: Any) -> None:
     web.gives_ranges = False
     web.files["/small.safetensors"] = save({"a": np.arange(3.0)})
