@@ -32,6 +32,7 @@ REPORTED = (  # what is kept of the report of a run
     "bytes_read",
     "bytes_computed",
     "peak_buffer_bytes",
+    "read_ratio",  # of by_tasks.py
     "kernel_s",  # these three of factor.py
     "residual",
     "matmul_share",

@@ -3,10 +3,11 @@
     quote.py [--write]
 
 A page holds `<!-- quote NAME FORM -->` and `<!-- end of quote -->`; what is between them is made from
-`results/NAME.json`. Forms: `summary` compares the engine with the other sides in one line a row, `targets` lists what
-was asked and reached, `sides` what every side took, `machine` says where; of simulate.py `predictions` holds them to
-real runs, `planning` tells what it took to plan for a large model and what was predicted, and `bulk` what was predicted
-of a batch by many hosts. Exits with 1 if a page is not up to date, unless it is to be written.
+`results/NAME.json`; what was not measured yet has no rows. Forms: `summary` compares the engine with the other sides in
+one line a row, `targets` lists what was asked and reached, `sides` what every side took, `machine` says where; of
+simulate.py `predictions` holds them to real runs, `planning` tells what it took to plan for a large model and what was
+predicted, and `bulk` what was predicted of a batch by many hosts. Exits with 1 if a page is not up to date, unless it
+is to be written.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def quoted(text: str, results: Path = HERE / "results") -> str:
     """A page with every quotation renewed."""
 
     def renew(found: re.Match[str]) -> str:
-        result = json.loads((results / f"{found[2]}.json").read_text(encoding="utf-8"))
+        path = results / f"{found[2]}.json"
+        result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": []}
         return f"{found[1]}\n{FORMS[found[3]](result)}\n\n{found[4]}"
 
     return QUOTE.sub(renew, text)

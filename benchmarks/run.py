@@ -59,6 +59,9 @@ MEASURES = {
     ),
     "kernel_s": Measure("one matrix", "s", 1.0, lambda sample, _: sample.report["kernel_s"]),
     "residual": Measure("error over the least", "", 1.0, lambda sample, _: sample.report["residual"]),
+    "read_ratio": Measure(
+        "bytes read by a task over those needed", "", 1.0, lambda sample, _: sample.report["read_ratio"]
+    ),
     "matmul_share": Measure("share of the rate of matmul", "", 1.0, lambda sample, _: sample.report["matmul_share"]),
 }
 TAKEN = ("wall_s", "cpu_s", "rss_bytes")  # of every side
@@ -378,7 +381,7 @@ def main() -> int:
         make_brainsurgery(options.work.resolve()) if wanted == "make" else Path(wanted).absolute() if wanted else None
     )
     ours = options.ours.absolute() if options.ours.exists() else None
-    names = ("with_orbax", "with_torch", "with_s3", "with_boto3", "factor", "residual", "floor")
+    names = ("with_orbax", "with_torch", "with_s3", "with_boto3", "factor", "residual", "floor", "by_tasks")
     helpers = {name: shlex.join([sys.executable, str(HERE / f"{name}.py")]) for name in names}
     others = {"mergekit": options.mergekit, "mergekit_moe": options.mergekit_moe, "earlier": options.earlier}
     others = {name: path.absolute() if path else None for name, path in others.items()}

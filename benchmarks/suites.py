@@ -273,36 +273,52 @@ def in_batch(name: str, about: str, plan: str, output: str) -> Row:
     return Row(name, about, sides, (target,), inputs=("base", *TUNED), plan=plan, size="160m", disk_bytes=7e9)
 
 
-def by_tasks(count: int) -> Row:
-    """Forty adapters as one batch: by one process with one core, and by so many tasks, each with a core as well."""
-    ranks = [8, 10, 12, 14, 16]
-    jobs = [
-        "echo plan: {plan} > jobs.yaml",
-        f"echo 'matrix: {{{{ tuned: [{', '.join(TUNED)}], rank: {ranks} }}}}' >> jobs.yaml",
-        "echo 'set: {{ output.path: \"out/${{job}}\" }}' >> jobs.yaml",
-    ]
-    one = "taskset -c %s {ours} batch --quiet --json --again --task %s jobs.yaml"
-    each = one % (f"$(( (i - 1) % {os.cpu_count()} ))", f"$i/{count}")
-    tasks = f'for i in $(seq {count}); do {each} > task-$i.txt & all="$all $!"; done; '
-    tasks += "for one in $all; do wait $one || exit 1; done"
-    sides = {
-        "tasks": " && ".join([*jobs, tasks]),
-        "one process": " && ".join([*jobs, one % ("0", "none")]),
-    }
-    target = Target("wall_s", "one process", per="tasks", at_least=0.8 * min(count, os.cpu_count() or 1))
-    about = f"LoRA adapters of five ranks of eight fine-tunes: by {count} tasks, and by one process"
-    return Row("forty adapters", about, sides, (target,), ("base", *TUNED), "adapter.yaml", size="160m", disk_bytes=7e9)
-
-
 BATCH = Suite(
-    about="Fine-tunes of one base: the jobs of a batch against runs of their own, and against tasks that share it.",
+    about="Fine-tunes of one base: the jobs of a batch against runs of their own.",
     inputs={"base": MODELS["base"]}
     | {name: f"make_llama.py --size {{size}} --base base --rank 8 --seed {at}" for at, name in enumerate(TUNED, 1)},
     rows=(
         in_batch("eight merges", "base + 0.7 of the difference", "task_vector.yaml", "out/%s.safetensors"),
         in_batch("eight adapters", "LoRA adapters of rank 16 of all projections", "adapter.yaml", "out/%s"),
-        by_tasks(4),
     ),
+)
+
+FORTY = tuple(f"tuned{number}" for number in range(1, 41))
+
+
+def by_tasks(*counts: int) -> Row:
+    """Adapters of forty fine-tunes as one batch, by one process with one core, and by so many tasks with one each."""
+    sides = {"one process": 1} | {f"{count} tasks": count for count in counts}
+    cores = os.cpu_count() or 1
+    targets = [
+        target
+        for side, count in sides.items()
+        if count > 1
+        for target in (
+            Target("wall_s", "one process", per=side, at_least=0.8 * min(count, cores)),
+            Target("cpu_s", side, per="one process"),
+            Target("read_ratio", side, at_most=1.1),
+        )
+    ]
+    return Row(
+        "forty adapters",
+        "LoRA adapters of rank 16 of forty fine-tunes of one base; each process has one core, if there are so many",
+        {side: f"{{by_tasks}} {count} {{plan}} --tuned {len(FORTY)}" for side, count in sides.items()},
+        tuple(targets),
+        inputs=("base", *FORTY),
+        plan="adapter.yaml",
+        size="160m",
+        disk_bytes=8e9,
+    )
+
+
+_SIX_LAYERS = "make_llama.py --size {size} --layers 6"
+
+BULK = Suite(
+    about="Fine-tunes of one base: the tasks that share a batch, against one process that does all of it.",
+    inputs={"base": _SIX_LAYERS}
+    | {name: f"{_SIX_LAYERS} --base base --rank 8 --seed {at}" for at, name in enumerate(FORTY, 1)},
+    rows=(by_tasks(2, 4),),
 )
 
 CONVERT = "{ours} convert --quiet --json --memory 512MiB"
@@ -721,6 +737,7 @@ PLACES = Suite(
 SUITES = {
     "storage": STORAGE,
     "batch": BATCH,
+    "bulk": BULK,
     "orbax": ORBAX,
     "lowrank": LOW_RANK,
     "upcycle": UPCYCLE,

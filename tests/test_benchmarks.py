@@ -369,25 +369,33 @@ def test_a_batch_by_many_hosts_is_predicted_and_leaves_nothing(harness: Any, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
 
 
-def test_forty_adapters_by_four_tasks_are_those_of_one_process(harness: Any, tmp_path: Path) -> None:
-    """The commands of the row, with fine-tunes that are tiny and two ranks of two of them."""
-    tiny = harness.suites.by_tasks(2)
-    (tmp_path / "tuned2").symlink_to("tuned1")
-    for name, seed in (("base", 0), ("tuned1", 1)):
-        source = harness.make_llama.Source("bfloat16", seed, None, 0)
-        harness.make_llama.write(tmp_path / name, "tiny", "bfloat16", source, 1e9)
+def test_adapters_by_tasks_are_those_of_one_process_and_each_task_reads_the_base_once(
+    harness: Any, tmp_path: Path
+) -> None:
+    """The program of the rows of tasks, with four fine-tunes whose matrices are few."""
+    llama = harness.make_llama
+    for name, seed in (("base", 0), *((f"tuned{number}", number) for number in range(1, 5))):
+        shapes = {"model.layers.0.mlp.up_proj.weight": (1024, 1024), "model.norm.weight": (1024,)}
+        (tmp_path / name).mkdir()
+        source = llama.Source("bfloat16", seed, None, 0)
+        with (tmp_path / name / "model.safetensors").open("wb") as file:
+            llama.write_header(file, shapes, 2, "BF16")
+            for tensor, shape in shapes.items():
+                source.tensor(tensor, shape).tofile(file)
     written = []
-    for line in tiny.sides.values():
-        line = re.sub(r"tuned: \[.*?\], rank: \[.*?\]", "tuned: [tuned1, tuned2], rank: [2, 3]", line)
-        line = line.format(ours=f"{sys.executable} -m surgery_jax", plan=BENCHMARKS / "plans" / tiny.plan)
-        done = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    for count in (2, 1):
+        ours = f"{sys.executable} -m surgery_jax"
+        words = [count, BENCHMARKS / "plans" / "adapter.yaml", "--tuned", 4, "--ours", ours]
+        command = [sys.executable, str(BENCHMARKS / "by_tasks.py"), *map(str, words)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
-        files = sorted(path for path in (tmp_path / "out").rglob("adapter_model.safetensors"))
+        told = json.loads(done.stdout)
+        assert told["jobs"] == [4 // count] * count
+        assert 1 < told["read_ratio"] < 1.1
+        files = sorted((tmp_path / "out").rglob("adapter_model.safetensors"))
         written.append({str(path.relative_to(tmp_path)): path.read_bytes() for path in files})
         shutil.rmtree(tmp_path / "out")
     assert len(written[0]) == 4 and written[0] == written[1]
-    tasks = [json.loads((tmp_path / f"task-{number}.txt").read_text()) for number in (1, 2)]
-    assert [task["counts"] for task in tasks] == [{"done": 2}, {"done": 2}]
 
 
 def test_predictions_are_quoted_with_their_spread(harness: Any) -> None:

@@ -47,6 +47,7 @@ NOT_RUN = {
     "python benchmarks/run.py --suite orbax --size 1b",
     "python benchmarks/run.py --suite lowrank --size 1b",
     "python benchmarks/run.py --suite batch",
+    "python benchmarks/run.py --suite bulk --name bulk --repeats 2",
     "python benchmarks/run.py --suite digests --size 1b",
     "python benchmarks/run.py --suite upcycle --size 1b --mergekit-moe PATH",
     "python benchmarks/simulate.py",

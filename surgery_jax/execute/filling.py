@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from itertools import accumulate
 
 import numpy as np
 
@@ -11,21 +12,26 @@ from ..compile.pieces import Piece, cut
 from ..graph.node import Node, Source
 from ..io.buffers import OpenFiles
 from ..io.decoded import BlockCache
+from ..io.held import HeldRanges
 from ..kit.made import Made
+from ..storage.base import Extent
 from .tasks import Segment
 
 __all__ = ["Inputs", "shaped"]
+
+_SHORT = 256 << 10  # bytes: shorter ranges are rather read with their neighbours, in one request, than held
 
 
 class Inputs:
     """Where inputs come from: files, and the blocks of tensors that must be decoded. Both count what is read."""
 
-    def __init__(self, cached: int, repeated: Collection[Node] = ()) -> None:
-        """`cached`: bytes for decoded blocks. `repeated` are tensors that are read again soon, so that the page cache
-        should have them."""
+    def __init__(self, cached: int, repeated: Collection[Node] = (), held: int = 0) -> None:
+        """`cached`: bytes for decoded blocks. `repeated` are tensors that several tasks read, which are held in so many
+        bytes; the page cache should have them as well, in case that they must go before their time."""
         self.files = OpenFiles()
         self._repeated = repeated
         self.blocks = BlockCache(cached)
+        self.held = HeldRanges(held)
 
     @property
     def num_bytes(self) -> int:
@@ -59,6 +65,10 @@ class Inputs:
         for piece in pieces:
             op = piece.node.op
             if isinstance(op, Source) and op.entry.extent is not None:
+                if self.held.limit and piece.nbytes >= _SHORT and piece.node in self._repeated:
+                    self._fill_held(op.entry.extent, piece, target[at : at + piece.nbytes])
+                    at += piece.nbytes
+                    continue
                 for path, offset, nbytes in op.entry.extent.ranges(piece.start, piece.nbytes):
                     if run is not None and run[0] == path and run[1] + run[3] - run[2] == offset:
                         run = (run[0], run[1], run[2], at + nbytes)
@@ -73,12 +83,25 @@ class Inputs:
                 _make(piece, target[at : at + piece.nbytes])
             at += piece.nbytes
         runs += [] if run is None else [run]
-        wanted: dict[str, list[tuple[int, np.ndarray]]] = {}
-        for path, offset, begin, end in runs:
-            wanted.setdefault(path, []).append((offset, target[begin:end]))
-        for path, parts in wanted.items():
-            self.files.read_several(path, parts, scratch)
+        self._read(((path, offset, target[begin:end]) for path, offset, begin, end in runs), scratch)
         return at
+
+    def _read(self, parts: Iterable[tuple[str, int, np.ndarray]], scratch: np.ndarray | None) -> None:
+        """Fill buffers from files, each from an offset on."""
+        wanted: dict[str, list[tuple[int, np.ndarray]]] = {}
+        for path, offset, target in parts:
+            wanted.setdefault(path, []).append((offset, target))
+        for path, ranges in wanted.items():
+            self.files.read_several(path, ranges, scratch)
+
+    def _fill_held(self, extent: Extent, piece: Piece, target: np.ndarray) -> None:
+        """Bytes of a tensor that other tasks want as well."""
+        ranges = tuple(extent.ranges(piece.start, piece.nbytes))
+        ends = list(accumulate(nbytes for _, _, nbytes in ranges))
+        parts = [
+            (path, offset, target[end - nbytes : end]) for (path, offset, nbytes), end in zip(ranges, ends, strict=True)
+        ]
+        self.held.fill(ranges, target, lambda: self._read(parts, None))
 
 
 def shaped(plan: Blueprint, buffers: Sequence[np.ndarray], tile: int = 0) -> list[np.ndarray]:

@@ -7,7 +7,7 @@ processes go by. What not all of these need is found on first use.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -107,13 +107,21 @@ class Schedule:
     @property
     def memory(self) -> int:
         """The part of the budget from which tasks reserve."""
-        return self.limits.memory - self.cached - self.parted
+        return self.limits.memory - self.cached - self.parted - self.held
 
     @cached_property
     def parted(self) -> int:
         """The part of the budget for parts of outputs that are held until they are whole, at places that take such."""
         is_parted = any(place_of(path).holds_parts for path in self.program.files)
         return max(self.limits.memory // 4, USUAL_PART) if is_parted else 0
+
+    @cached_property
+    def held(self) -> int:
+        """The part of the budget for tensors that several components read: those that tasks which follow one another
+        read at once. Where it would be too large, they are read again, from the page cache if there is one."""
+        sizes = (node.spec.nbytes for node in self.repeated if isinstance(node.op, Source) and node.op.entry.extent)
+        largest, room = max(sizes, default=0), self.limits.memory // 8
+        return min(2 * largest, room) if largest <= room else 0
 
     @property
     def piece(self) -> int:
@@ -192,7 +200,7 @@ class Schedule:
         """The most that buffers can hold at once: a bound."""
         footprints = [footprint(needs) for _, needs in self.encodings]
         footprints += [footprint(self.needs(task)) for task in self.tasks]
-        return self.cached + self.parted + peak_bytes(footprints, self.memory, self.limits.workers)
+        return self.cached + self.parted + self.held + peak_bytes(footprints, self.memory, self.limits.workers)
 
     # -- what a task reads and writes -----------------------------------------------------------------------------
 
@@ -222,6 +230,22 @@ class Schedule:
         is_read_again = work.passes > 1 and not work.is_held(tile.segments[0][0])
         return Sized(tile, read * work.passes if is_read_again else read, written)
 
+    def read_once(self, tasks: Iterable[Sized]) -> Iterator[Sized]:
+        """Tasks of one process, of which those that read what another has just read take it from memory."""
+        known = set[tuple[Node, int]]()
+        for entry in tasks:
+            again = 0
+            if self.repeated and isinstance(entry.task, Tile):
+                plan = self.groups[entry.task.group].blueprint
+                for component, first, count in entry.task.segments:
+                    for spec, pieces in zip(plan.specs, component.inputs, strict=True):
+                        width = spec.nbytes // plan.rows
+                        for piece in cut(pieces, first * width, count * width):
+                            if piece.node in self.repeated:
+                                again += piece.nbytes if (piece.node, piece.start) in known else 0
+                                known.add((piece.node, piece.start))
+            yield entry._replace(read=max(0, entry.read - again))
+
     def places(self, task: Task) -> Iterator[tuple[int, int, int]]:
         """Where a task writes: number of the output file, offset there, bytes."""
         if isinstance(task, MoveTask):
@@ -242,10 +266,10 @@ class Schedule:
 
     def amounts(self, tasks: Sequence[Task]) -> tuple[int, int, int]:
         """Bytes that tasks move, that they read for computing, and that computing writes."""
-        if tasks is self.tasks:
+        if tasks is self.tasks and not self.repeated:
             return self.program.bytes_moved, self.program.bytes_read, self.program.bytes_computed
         moved = sum(self.sized(task).written for task in tasks if not isinstance(task, Tile))
-        tiles = [self.sized(task) for task in tasks if isinstance(task, Tile)]
+        tiles = list(self.read_once(self.sized(task) for task in tasks if isinstance(task, Tile)))
         return moved, sum(tile.read for tile in tiles), sum(tile.written for tile in tiles)
 
     def advance(self, task: Task) -> int:

@@ -60,7 +60,7 @@ class Executor:
         self.functions = [functions.of(work.group, work.blueprint) for work in schedule.groups]
         self.findings = Findings()
         self.timeline = Timeline(observer)
-        self.inputs = Inputs(schedule.cached, schedule.repeated)
+        self.inputs = Inputs(schedule.cached, schedule.repeated, schedule.held)
         self.computing = Computing(schedule, num_devices, self.findings, self.timeline)
         self.results = Results(outputs, self.findings)
         self._known = dict(schedule.program.symbolic.identities)  # what the inputs were when their headers were read
@@ -71,8 +71,8 @@ class Executor:
 
     @property
     def peak_buffer_bytes(self) -> int:
-        """The most that buffers and decoded blocks have held."""
-        return self.budget.peak + self.inputs.blocks.peak
+        """The most that buffers, decoded blocks and ranges have held."""
+        return self.budget.peak + self.inputs.blocks.peak + self.inputs.held.peak
 
     def __enter__(self) -> Executor:
         """Raises StorageError: an output cannot be opened."""
@@ -160,6 +160,7 @@ class Executor:
         self.budget.stop()
         self.computing.stop()
         self.inputs.blocks.stop()
+        self.inputs.held.stop()
 
     def _run(self, task: Task) -> None:
         with self.budget.reserve(*self.schedule.needs(task)) as buffers:

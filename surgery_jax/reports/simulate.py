@@ -10,11 +10,10 @@ from __future__ import annotations
 import dataclasses
 import heapq
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ..compile.pieces import cut
 from ..compile.program import Program
 from ..compile.sharding import mesh_size
 from ..core.errors import PlanError, nearest
@@ -24,7 +23,6 @@ from ..execute.options import Options
 from ..execute.schedule import GroupSchedule, Schedule, schedule
 from ..execute.shares import Sized
 from ..execute.tasks import Tile
-from ..graph.node import Node
 from ..io.needs import footprint
 
 __all__ = ["HostForecast", "Machines", "SimulatedPass", "Simulation", "parse_machines", "simulate", "simulate_batch"]
@@ -199,27 +197,10 @@ def _pass(work: Schedule, machines: Machines) -> SimulatedPass:
 def _hosts(work: Schedule, machines: Machines, count: int) -> tuple[HostForecast, ...]:
     """So many of the hosts, which do this together."""
     costs = [_cost(group, machines) for group in work.groups]
-    hosts = ([_work(entry, work, costs) for entry in _read_once(share, work)] for share in work.shares(count))
+    hosts = ([_work(entry, work, costs) for entry in work.read_once(share)] for share in work.shares(count))
     # files that are encoded as a whole are written by one process, from what it holds of them
     sealed = [_Work(0, 0, 0.0, 0, footprint(needs)) for _, needs in work.encodings] if count == 1 else []
     return tuple(_host(works, sealed, machines, work.memory, work.limits.workers) for works in hosts)
-
-
-def _read_once(share: Sequence[Sized], work: Schedule) -> Iterator[Sized]:
-    """The tasks of a host; what several jobs read one after the other comes over the link once, then from memory."""
-    known = set[tuple[Node, int]]()
-    for entry in share:
-        again = 0
-        if work.repeated and isinstance(entry.task, Tile):
-            plan = work.groups[entry.task.group].blueprint
-            for component, first, count in entry.task.segments:
-                for spec, pieces in zip(plan.specs, component.inputs, strict=True):
-                    width = spec.nbytes // plan.rows
-                    for piece in cut(pieces, first * width, count * width):
-                        if piece.node in work.repeated:
-                            again += piece.nbytes if (piece.node, piece.start) in known else 0
-                            known.add((piece.node, piece.start))
-        yield entry._replace(read=max(0, entry.read - again))
 
 
 class _Cost(NamedTuple):

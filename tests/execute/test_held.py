@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from surgery_jax import Options, explain, plan_of
 from surgery_jax.compile.functions import Functions
 from surgery_jax.compile.reduced import Totals
 from surgery_jax.execute.schedule import schedule
+from surgery_jax.io.held import HeldRanges
 from surgery_jax.kit.reduction import combined
 from surgery_jax.numerics.kernels import HostKernel
 
@@ -108,3 +111,43 @@ def test_tiles_are_brought_together_as_all_their_blocks_would_be(blocks: int, he
         totals.add(rows[start : start + (1 << height)])
     assert list(totals.result()) == combined(HostKernel(), rows, how)
     assert len(totals._branches) <= blocks.bit_length()
+
+
+def test_of_threads_that_want_a_range_one_reads_it_and_it_is_held_until_others_need_the_room() -> None:
+    held, reads = HeldRanges(25), []
+    began, go = threading.Event(), threading.Event()
+
+    def take(key: int, size: int = 10) -> np.ndarray:
+        target = np.zeros(size, np.uint8)
+
+        def read() -> None:
+            reads.append(key)
+            began.set()
+            assert go.wait(10)
+            target[:] = key
+
+        held.fill(key, target, read)
+        return target
+
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(take, 1) for _ in range(4)]
+        assert began.wait(10)
+        go.set()
+        assert [set(done.result()) for done in waiting] == [{1}] * 4
+    assert reads == [1]
+    for key in (2, 1, 3, 1, 2):  # 3 takes the place of 2, which was used least recently, and 2 that of 3
+        assert set(take(key)) == {key}
+    assert reads == [1, 2, 3, 2]
+    take(4, 26), take(4, 26)  # larger than what may be held
+    assert (reads[4:], held.peak) == ([4, 4], 20)
+
+
+def test_a_range_whose_reading_failed_is_read_by_the_next_and_nobody_waits_after_the_end() -> None:
+    held, target = HeldRanges(8), np.zeros(4, np.uint8)
+    with pytest.raises(OSError):
+        held.fill("w", target, lambda: Path("missing").stat())
+    held.fill("w", target, lambda: target.fill(7))
+    assert set(target) == {7}
+    held.stop()
+    with pytest.raises(InterruptedError):
+        held.fill("w", target, lambda: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -137,3 +138,34 @@ def test_a_record_where_nothing_can_be_written_is_refused(record: str, tmp_path:
     (tmp_path / "jobs.yaml").write_text('{"plan": {"inputs": ["m"], "output": "o"}, "matrix": {"output": ["o"]}}')
     with pytest.raises(StorageError, match="can only be read"):
         batch(str(tmp_path / "jobs.yaml"), record=record)
+
+
+def test_the_jobs_of_a_pass_ask_a_store_once_for_what_all_of_them_factor_with(
+    s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shape = (800, 900)
+    for name in ("base", "runs/0", "runs/1", "runs/2", "runs/3"):
+        tensors = {f"{word}.weight": RNG.normal(size=shape).astype(np.float32) for word in ("up", "down")}
+        write_checkpoint(tmp_path / f"{name}.safetensors", tensors)
+    s3.upload_file("base.safetensors", "bucket", "base.safetensors")
+    steps = [{"lora_extract": {"base": "base::(.+)", "tuned": "tuned::\\1", "to": "adapter", "rank": 2}}]
+    inputs = ["base::s3://bucket/base.safetensors", "tuned::${tuned}"]
+    plan = {"tuned": "", "inputs": inputs, "transforms": steps, "output": {"path": "", "format": "peft"}}
+    jobs = {"plan": plan, "matrix": {"tuned": {"glob": "runs/*"}}, "set": {"output.path": "out/${job}"}}
+    (tmp_path / "jobs.yaml").write_text(json.dumps(jobs))
+    options = Options(sync=False, receipt=False)
+    report = batch("jobs.yaml", options)
+    assert [job.status for job in report.jobs] == ["done"] * 4
+    ranges = [re.fullmatch(r"bytes=(\d+)-(\d+)", _range_of(one)) for one in s3.proxy.asked]
+    taken = [int(found[2]) - int(found[1]) + 1 for found in ranges if found]
+    assert 1 <= sum(taken) / (2 * 800 * 900 * 4) < 1.2  # and before that the beginning of each matrix
+    (tmp_path / "local.yaml").write_text(json.dumps(jobs).replace("s3://bucket/", "").replace("out/", "local/"))
+    batch("local.yaml", options)
+    for number in range(4):
+        name = f"{number}/adapter_model.safetensors"
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
+
+
+def _range_of(one: Any) -> str:
+    return next((value for name, value in one.headers.items() if name.lower() == "range"), "")
