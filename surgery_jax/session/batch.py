@@ -4,7 +4,7 @@ Jobs are taken in passes. Those of a pass are built in one graph, so that a tens
 several of them make of it, are one node; their work is one program. Then every job settles its assertions and lets its
 outputs appear by itself. If the work of a pass fails, its halves are tried, down to the job that is the cause.
 
-A batch may be shared among tasks, processes that know nothing of each other but what lies beside the record: which jobs
+A batch may be shared among tasks, processes that know nothing of each other but what lies where outputs go: which jobs
 are whose (`sharing_out`), which are finished (`finished`), and who is at work on which (`claims`).
 """
 
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..core.errors import PlanError, SurgeryError, listing
 from ..core.interrupts import check_interrupted
@@ -29,7 +30,7 @@ from .batch_hosts import batch_on_all
 from .batch_jobs import Conflicts, FilesNow, JointPass
 from .claims import LEASE, Claim, Claims, Lost
 from .compiled import compile_with
-from .finished import FinishedJobs, key_of
+from .finished import FinishedJobs, job_files, key_of
 from .ledger import BatchReport, JobReport, Ledger, Ready, amounts
 from .listening import showing
 from .passes import Show, check_targets, output_paths
@@ -100,7 +101,7 @@ def batch(
         record = record or f"{path}.done"
         is_shared = own is not None or not is_local(record)  # at a store nobody can be kept from using it too
         finished = stack.enter_context(FinishedJobs(record, is_kept, is_shared=is_shared))
-        claims = stack.enter_context(Claims(finished.folder, lease)) if is_shared and is_kept else None
+        claims = stack.enter_context(Claims(lease)) if is_shared and is_kept else None
         ledger = Ledger(jobs, finished, options, tell, claims)
         session = Session(options, observers=showing(progress, [ledger, *observers]))
         how = _How(max(together, 1), stop_on_failure, only_check, notify or (lambda text: None))
@@ -182,8 +183,8 @@ class _Batch:
         Raises:
             StorageError: what the tasks have settled cannot be read or written.
         """
-        folder = self.ledger.finished.folder
-        return shares_of(self.jobs, plans, count, folder, is_settled=not self._how.only_check)
+        record = self.ledger.finished.path
+        return shares_of(self.jobs, plans, count, record, is_settled=not self._how.only_check)
 
     def _plan(self, number: int) -> Plan | None:
         """The plan of a job, if it has one: whose turn it is tells what is wrong with it."""
@@ -237,11 +238,11 @@ class _Batch:
         from ..storage.publish import check_target
 
         plan = self.jobs[number].plan(self.headers)
-        key = key_of(plan, self.options)
-        if self.ledger.claims is not None and not self._claim(number, key, again):
+        job = job_files(self.ledger.finished.path, key_of(plan, self.options), output_paths(plan))
+        if self.ledger.claims is not None and not self._claim(number, job, again):
             return None
         self.session.sweep(output_paths(plan), mend=not self._how.only_check)  # also of a job that had just ended
-        if not again and self._is_finished(number, key):
+        if not again and self._is_finished(number, job):
             if not self._how.only_check:
                 self.session.look_back(plan)  # it may have been killed before it had cleared away
             return None
@@ -251,28 +252,28 @@ class _Batch:
         self.session.sweep(output_paths(plan, compiled.outputs), mend=not self._how.only_check)
         for output, layout in compiled.outputs:
             check_target(output, self.options.overwrite, layout.documents)
-        return Ready(number, key, compiled, dict(current.headers.opened))
+        return Ready(number, job, compiled, dict(current.headers.opened))
 
-    def _is_finished(self, number: int, key: str) -> bool:
+    def _is_finished(self, number: int, job: Path) -> bool:
         """Whether a job is finished, which then is told.
 
         Raises:
             SurgeryError: that cannot be found out, or it is at odds with another job.
         """
-        for known in self.ledger.finished.of(key):
+        for known in self.ledger.finished.of(job):
             if known.holds(self._files.of):
                 self._conflicts.note(number, list(known.outputs), known.inputs)
                 self.ledger.end(number, "skipped", outputs=tuple(known.outputs))
                 return True
         return False
 
-    def _claim(self, number: int, key: str, again: bool) -> bool:
+    def _claim(self, number: int, job: Path, again: bool) -> bool:
         """Whether this process has the job now. If not, it is finished, or it is to be looked at again later."""
         assert self.ledger.claims is not None
-        if not again and self._is_finished(number, key):
+        if not again and self._is_finished(number, job):
             return False
-        self.ledger.keys[number] = key
-        other = self.ledger.claims.take(key, self.jobs[number].name)
+        self.ledger.claimed[number] = job
+        other = self.ledger.claims.take(job, self.jobs[number].name)
         if other is not None:
             self._waiting[number] = other
         return other is None
@@ -284,7 +285,7 @@ class _Batch:
         while True:
             check_interrupted()
             for number in self._waiting:
-                self._waiting[number] = holder = self.ledger.claims.holder(self.ledger.keys[number])
+                self._waiting[number] = holder = self.ledger.claims.holder(self.ledger.claimed[number])
                 if holder is None:
                     return
             names = listing([self.jobs[number].name for number in self._waiting])
@@ -328,7 +329,7 @@ class _Batch:
         """What went wrong with a job is told. If it is another's now, or is one of a pass of which that is true of some
         job, nothing has: it is looked at again."""
         if isinstance(error, Lost) and self.ledger.claims is not None:
-            self.ledger.claims.leave(ready.key)
+            self.ledger.claims.leave(ready.job)
             self._waiting[ready.number] = None
         else:
             self.ledger.fail(ready.number, error)

@@ -17,7 +17,7 @@ from ..hosts.cluster import join
 from ..hosts.peers import Peers
 from ..language.jobs import Job, load_jobs
 from .batch_jobs import Conflicts, FilesNow, JobHeaders
-from .finished import FinishedJobs, key_of
+from .finished import FinishedJobs, job_files, key_of
 from .ledger import BatchReport, JobReport, Ledger, Ready, amounts
 from .listening import showing
 from .passes import Show, output_paths
@@ -86,7 +86,9 @@ def _left(jobs: Sequence[Job], finished: FinishedJobs, options: Options, again: 
         headers, files = Headers(), FilesNow()
         for number, job in enumerate(jobs):
             try:
-                entries = [] if again else finished.of(key_of(job.plan(headers), options))
+                plan = job.plan(headers)
+                own = job_files(finished.path, key_of(plan, options), output_paths(plan))
+                entries = [] if again else finished.of(own)
                 outputs = next((list(entry.outputs) for entry in entries if entry.holds(files.of)), None)
             except SurgeryError:
                 outputs = None  # told when it is its turn
@@ -140,7 +142,8 @@ class _JointWork:
             compiled = session.compile(plan, outside=headers)
             outputs = [output.path for output, _ in compiled.outputs]
             self._conflicts.note(number, outputs, headers.opened)
-            ready = Ready(number, key_of(plan, self._options), compiled, headers.opened)
+            own = job_files(self._ledger.finished.path, key_of(plan, self._options), output_paths(plan))
+            ready = Ready(number, own, compiled, headers.opened)
             found = session.taking.path_of(self._options.reuse, self._jobs[number].name) if peers.rank == 0 else None
             reuse = peers.share((found or "").encode()).decode() or None
             (outcome,) = session.run([Transaction(compiled, ready, reuse=reuse)])

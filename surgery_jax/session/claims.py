@@ -1,11 +1,12 @@
 """Who is at work on which job of a batch that several processes share: a claim per job, with a lease that is renewed.
 
-Claims are files in one folder that all processes see, or objects of a store. The claim in force is the one with the
-highest number; nobody replaces another's, but adds the next one when its lease has run out, and of several who try one
-succeeds. Whether a lease has run out is no question of clocks, which may differ between hosts: a claim that is not
-renewed for the time of its lease *while somebody looks on* is over. A process of the same machine that has ended holds
-no lock any more, and is not waited for; stores have no locks, so there its lease must run out. Who stood still finds
-the next claim before its outputs appear, and leaves the job to others.
+Claims are files in a folder that all processes see, or objects of a store. A job is known by what the names of its
+files begin with (`finished.job_files`). The claim in force is the one with the highest number; nobody replaces
+another's, but adds the next one when its lease has run out, and of several who try one succeeds. Whether a lease has
+run out is no question of clocks, which may differ between hosts: a claim that is not renewed for the time of its lease
+*while somebody looks on* is over. A process of the same machine that has ended holds no lock any more, and is not
+waited for; stores have no locks, so there its lease must run out. Who stood still finds the next claim before its
+outputs appear, and leaves the job to others.
 """
 
 from __future__ import annotations
@@ -64,31 +65,31 @@ class Claim:
         return f"process {self.process} on {self.host}" if self.process else "another process"
 
 
-def claim_of(folder: Path, key: str) -> Claim | None:
+def claim_of(job: Path) -> Claim | None:
     """The claim in force on a job, also one that is over; None if nobody has been at work on it.
 
     Raises:
         StorageError: it cannot be read.
     """
-    return _last(board_of(folder), key)
-
-
-def _last(board: Board, key: str) -> Claim | None:
     last = None
     try:
-        while (found := _read(board, key, 1 if last is None else last.number + 1)) is not None:
+        while (found := _read(job, 1 if last is None else last.number + 1)) is not None:
             last = found
     except OSError as error:
-        raise storage_error(error, board.folder, "see who is at work") from None
+        raise storage_error(error, job.parent, "see who is at work") from None
     return last
 
 
-def _name(key: str, number: int) -> str:
-    return f"{key}.{number}.claim"
+def _board(job: Path) -> Board:
+    return board_of(job.parent)
 
 
-def _read(board: Board, key: str, number: int) -> Claim | None:
-    note = board.read(_name(key, number), _MOST)
+def _name(job: Path, number: int) -> str:
+    return f"{job.name}.{number}.claim"
+
+
+def _read(job: Path, number: int) -> Claim | None:
+    note = _board(job).read(_name(job, number), _MOST)
     if note is None:
         return None
     try:
@@ -123,24 +124,15 @@ class _Own:
 class Claims:
     """The claims of this process, which a thread renews until they end."""
 
-    def __init__(self, folder: Path, lease: float = LEASE) -> None:
-        """A lease of so many seconds; the folder is made.
-
-        Raises:
-            StorageError: it cannot be made.
-        """
-        self._folder = folder
-        self._board = board_of(folder)
+    def __init__(self, lease: float = LEASE) -> None:
+        """A lease of so many seconds."""
         self._lease = lease
-        self._own: dict[str, _Own] = {}
-        self._seen: dict[str, tuple[tuple[int | str, ...], float]] = {}
+        self._own: dict[Path, _Own] = {}
+        self._seen: dict[Path, tuple[tuple[int | str, ...], float]] = {}
+        self._made: set[Path] = set()  # folders
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._renewer = threading.Thread(target=self._renew, name="claims", daemon=True)
-        try:
-            self._board.make()
-        except OSError as error:
-            raise storage_error(error, folder, "make the folder of the tasks") from None
         self._renewer.start()
 
     def __enter__(self) -> Claims:
@@ -150,34 +142,35 @@ class Claims:
         """What was not brought to an end is left to others."""
         self._ended.set()
         self._renewer.join()
-        for key in list(self._own):
+        for job in list(self._own):
             with suppress(StorageError):
-                self.leave(key)
+                self.leave(job)
 
-    def take(self, key: str, name: str) -> Claim | None:
+    def take(self, job: Path, name: str) -> Claim | None:
         """Claim a job, which is called `name`. None: it is this process's now; else who has it.
 
         Raises:
             StorageError: the operating system refuses.
         """
+        self._make(job.parent)
         for _ in range(_ATTEMPTS):
-            last = _last(self._board, key)
-            if last is not None and self._is_held(key, last):
+            last = claim_of(job)
+            if last is not None and self._is_held(job, last):
                 return last
-            if self._add(key, name, 1 if last is None else last.number + 1):
+            if self._add(job, name, 1 if last is None else last.number + 1):
                 return None
-        raise StorageError("others claim the job again and again", where=str(self._folder), found=name)
+        raise StorageError("others claim the job again and again", where=str(job.parent), found=name)
 
-    def holder(self, key: str) -> Claim | None:
+    def holder(self, job: Path) -> Claim | None:
         """Who is at work on a job; None if it could be had.
 
         Raises:
             StorageError: that cannot be found out.
         """
-        last = _last(self._board, key)
-        return last if last is not None and self._is_held(key, last) else None
+        last = claim_of(job)
+        return last if last is not None and self._is_held(job, last) else None
 
-    def check(self, keys: Iterable[str]) -> None:
+    def check(self, jobs: Iterable[Path]) -> None:
         """Whether all these jobs still belong to this process.
 
         Raises:
@@ -185,87 +178,96 @@ class Claims:
             StorageError: that cannot be found out.
         """
         with self._lock:
-            for key in keys:
-                self._hold(key)
+            for job in jobs:
+                self._hold(job)
 
-    def done(self, key: str) -> None:
+    def done(self, job: Path) -> None:
         """The job is finished, which the record says; its claims are not needed any more."""
         with self._lock, suppress(OSError):  # one that stays is no harm: what is finished is not claimed
-            for number in range(1, self._end(key) + 1):  # the first one first: see `_hold`
-                self._board.remove(_name(key, number))
+            for number in range(1, self._end(job) + 1):  # the first one first: see `_hold`
+                _board(job).remove(_name(job, number))
 
-    def fail(self, key: str, why: str) -> None:
+    def fail(self, job: Path, why: str) -> None:
         """The job has failed.
 
         Raises:
             StorageError: that cannot be noted.
         """
-        self._state(key, "failed", why)
+        self._state(job, "failed", why)
 
-    def leave(self, key: str) -> None:
+    def leave(self, job: Path) -> None:
         """The job is left to whoever wants it.
 
         Raises:
             StorageError: that cannot be noted.
         """
-        self._state(key, "left", "")
+        self._state(job, "left", "")
 
     # ------------------------------------------------------------------------------------------------------------
 
-    def _is_held(self, key: str, claim: Claim) -> bool:
+    def _make(self, folder: Path) -> None:
+        if folder in self._made:
+            return
+        try:
+            board_of(folder).make()
+        except OSError as error:
+            raise storage_error(error, folder, "make the folder of the tasks") from None
+        self._made.add(folder)
+
+    def _is_held(self, job: Path, claim: Claim) -> bool:
         """Whether somebody renews a claim, as far as could be seen by now."""
         if claim.state != "held" or claim.is_dead:
             return False
         seen, now = (claim.number, *claim.seen), time.monotonic()
-        first = self._seen.get(key)
+        first = self._seen.get(job)
         if first is None or first[0] != seen:
-            self._seen[key] = first = seen, now
+            self._seen[job] = first = seen, now
         return now - first[1] < claim.lease
 
-    def _hold(self, key: str) -> None:
+    def _hold(self, job: Path) -> None:
         """Make sure of a claim. If it was not renewed for long, others may want the next one, which one of them gets,
         or this process.
 
         Raises:
             Lost: another has it.
         """
-        own = self._own[key]
+        own = self._own[job]
         is_sure = time.monotonic() - own.renewed < self._lease / 2
-        if self._is_in_force(key, own) and (is_sure or self._add(key, own.name, own.number + 1)):
+        if self._is_in_force(job, own) and (is_sure or self._add(job, own.name, own.number + 1)):
             # all claims of a job are removed when it is finished, so the one before the last may be gone
-            if is_sure or self._is_made(key, own.number):
+            if is_sure or self._is_made(job, own.number):
                 return
         raise Lost(
             f"job {own.name!r} belongs to another process now",
-            where=str(self._folder),
+            where=str(job.parent),
             found="this one did not renew its claim in time",
             hint="a longer --lease, if the machine or its storage stands still now and then",
         )
 
-    def _is_in_force(self, key: str, own: _Own) -> bool:
+    def _is_in_force(self, job: Path, own: _Own) -> bool:
         """Whether a claim of this process is still there, and no later one."""
         try:
-            return own.file.is_there() and not self._is_made(key, own.number + 1)
+            return own.file.is_there() and not self._is_made(job, own.number + 1)
         except OSError as error:
-            raise storage_error(error, self._folder, "see who is at work") from None
+            raise storage_error(error, job.parent, "see who is at work") from None
 
-    def _is_made(self, key: str, number: int) -> bool:
+    def _is_made(self, job: Path, number: int) -> bool:
         try:
-            return self._board.read(_name(key, number), _MOST) is not None
+            return _board(job).read(_name(job, number), _MOST) is not None
         except OSError as error:
-            raise storage_error(error, self._folder, "see who is at work") from None
+            raise storage_error(error, job.parent, "see who is at work") from None
 
-    def _add(self, key: str, name: str, number: int) -> bool:
+    def _add(self, job: Path, name: str, number: int) -> bool:
         with self._lock, held():
             now = time.monotonic()
             try:
-                made = self._board.put_first(_name(key, number), self._said("held", ""))
+                made = _board(job).put_first(_name(job, number), self._said("held", ""))
             except OSError as error:
-                raise storage_error(error, self._folder, "claim a job") from None
+                raise storage_error(error, job.parent, "claim a job") from None
             if made is None:
                 return False
-            before = self._own.get(key)
-            self._own[key] = _Own(name, number, made, now)
+            before = self._own.get(job)
+            self._own[job] = _Own(name, number, made, now)
             if before is not None:
                 before.file.close()
             return True
@@ -276,22 +278,22 @@ class Claims:
         said |= {"at": time.time(), "nonce": secrets.token_hex(8)}  # no two claims have the same bytes
         return json.dumps(said).encode() + b"\n"
 
-    def _state(self, key: str, state: str, why: str) -> None:
+    def _state(self, job: Path, state: str, why: str) -> None:
         with self._lock:
-            own = self._own.get(key)
+            own = self._own.get(job)
             if own is None:
                 return
             try:
-                if self._is_in_force(key, own):
-                    self._board.put(_name(key, own.number), self._said(state, why), sync=False)
+                if self._is_in_force(job, own):
+                    _board(job).put(_name(job, own.number), self._said(state, why), sync=False)
             except OSError as error:
-                raise storage_error(error, self._folder, "note what became of a job") from None
+                raise storage_error(error, job.parent, "note what became of a job") from None
             finally:
-                self._end(key)
+                self._end(job)
 
-    def _end(self, key: str) -> int:
+    def _end(self, job: Path) -> int:
         """The claim is not this process's any more; gives its number, 0 if it was not."""
-        own = self._own.pop(key, None)
+        own = self._own.pop(job, None)
         if own is None:
             return 0
         own.file.close()
@@ -301,11 +303,11 @@ class Claims:
         """Renew all claims, again and again."""
         while not self._ended.wait(self._lease / _RENEWALS):
             with self._lock:
-                for key, own in list(self._own.items()):
+                for job, own in list(self._own.items()):
                     now = time.monotonic()
                     with suppress(OSError, StorageError):  # what is not renewed is found out by `check`
                         if now - own.renewed < self._lease / 2:
                             own.file.renew(self._said("held", ""))
                             own.renewed = now
                         else:
-                            self._hold(key)
+                            self._hold(job)

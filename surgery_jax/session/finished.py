@@ -4,8 +4,9 @@ A job is the hash of its plan. It is finished if the files that it read and thos
 by size and time of change. The line is on the disk before the outputs are renamed into their place, and files keep size
 and time when they are renamed: whenever a batch ends, a line is true as soon as the outputs are there.
 
-Processes that share a batch cannot add to one file. Each line of theirs is a file of its own, in a folder beside the
-record, and whoever uses the record alone reads these too. A record at an object store has only these.
+Processes that share a batch cannot add to one file. Each line of theirs is a file of its own where the outputs go,
+which all of them see, and whoever uses the record alone reads these too. A record at an object store has only these,
+in a folder beside it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +31,10 @@ from ..storage.notices import board_of
 from ..storage.places.found import check_writable, is_local, locate, place_of
 from ..storage.stages import try_lock
 
-__all__ = ["FileState", "FinishedJob", "FinishedJobs", "folder_of", "key_of", "states_of"]
+__all__ = ["FileState", "FinishedJob", "FinishedJobs", "folder_of", "job_files", "key_of", "states_of"]
 
 _ATTEMPTS = 10
+_FOLDER = ".surgery-jax.tasks"
 MAX_BYTES = 256 << 20  # of an untrusted record: 10 000 jobs of 100 files take 10 MB
 _BEGIN = b'{"job": "'
 FileState = tuple[str, int, int]  # path, size in bytes, time of change in ns
@@ -77,9 +79,19 @@ def key_of(plan: Plan, options: Options) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def folder_of(record: str) -> Path:
-    """The folder beside a record in which the tasks of a batch keep what they tell each other."""
+def folder_of(record: str, outputs: Sequence[str]) -> Path:
+    """The folder in which the tasks of a batch tell each other of a job with these outputs. It is where its outputs go:
+    a record may lie where not all of them see it. But one at a store is seen by all, so it has a folder beside it; and
+    so it is where there are no outputs, or their place cannot tell who came first."""
+    for path in outputs if is_local(record) else ():
+        if place_of(path).tells_first:
+            return locate(path).parent / _FOLDER
     return locate(f"{record}.tasks")
+
+
+def job_files(record: str, key: str, outputs: Sequence[str]) -> Path:
+    """What the names begin with of all small files about a job whose plan has this key."""
+    return folder_of(record, outputs) / key
 
 
 class FinishedJobs:
@@ -93,8 +105,6 @@ class FinishedJobs:
             StorageError: it cannot be opened, is no such record, or another batch is using it.
         """
         self.path = path
-        self.folder = folder_of(path)
-        self._board = board_of(self.folder)
         self.entries: dict[str, FinishedJob] = {}
         self._is_shared = is_shared or not is_local(path)
         self._fd: int | None = None
@@ -174,42 +184,44 @@ class FinishedJobs:
             hint="name another --record, or remove the file",
         )
 
-    def of(self, job: str) -> list[FinishedJob]:
-        """What is recorded of a job, also by others and a moment ago; it is finished if any of these holds.
+    def of(self, job: Path) -> list[FinishedJob]:
+        """What is recorded of a job (`job_files`), also by others and a moment ago; it is finished if any of these
+        holds.
 
         Raises:
             StorageError: that cannot be read.
         """
-        known = [self.entries[job]] if job in self.entries else []
-        path = self.folder / _file_name(job)
+        known = [self.entries[job.name]] if job.name in self.entries else []
+        path = _file_of(job)
         try:
-            note = self._board.read(_file_name(job), MAX_BYTES)
+            note = board_of(path.parent).read(path.name, MAX_BYTES)
         except OSError as error:
             raise storage_error(error, path, "read what is recorded of a job") from None
         if note is None:
             return known
         try:
-            name, entry = _parsed(parse_json(note.data, path, "what is recorded of a job"))
+            key, entry = _parsed(parse_json(note.data, path, "what is recorded of a job"))
         except (KeyError, TypeError, ValueError, AttributeError, StorageError):
             raise self._alien(1, str(path)) from None
-        return [*known, entry] if name == job else known
+        return [*known, entry] if key == job.name else known
 
-    def add(self, jobs: Mapping[str, tuple[str, FinishedJob]], sync: bool) -> None:
+    def add(self, jobs: Mapping[Path, tuple[str, FinishedJob]], sync: bool) -> None:
         """Say that jobs, with their names, are finished as soon as their outputs are there.
 
         Raises:
             StorageError: the lines cannot be written.
         """
         lines = {
-            job: json.dumps({"job": job, "name": name, "inputs": entry.inputs, "outputs": entry.outputs}) + "\n"
+            job: json.dumps({"job": job.name, "name": name, "inputs": entry.inputs, "outputs": entry.outputs}) + "\n"
             for job, (name, entry) in jobs.items()
         }
         if self._is_shared:
             for job, line in lines.items():
+                path = _file_of(job)
                 try:
-                    self._board.put(_file_name(job), line.encode(), sync=sync)
+                    board_of(path.parent).put(path.name, line.encode(), sync=sync)
                 except OSError as error:
-                    raise storage_error(error, self.folder, "write the record of finished jobs") from None
+                    raise storage_error(error, path, "write the record of finished jobs") from None
             return
         assert self._fd is not None
         length = os.fstat(self._fd).st_size
@@ -225,7 +237,7 @@ class FinishedJobs:
             if not isinstance(error, OSError):
                 raise
             raise storage_error(error, self.path, "write the record of finished jobs") from None
-        self.entries.update({job: entry for job, (_, entry) in jobs.items()})
+        self.entries.update({job.name: entry for job, (_, entry) in jobs.items()})
 
     def close(self) -> None:
         """Let others use it; an empty record is removed, if it is ours."""
@@ -238,8 +250,8 @@ class FinishedJobs:
             self._fd = None
 
 
-def _file_name(job: str) -> str:
-    return f"{job}.done"
+def _file_of(job: Path) -> Path:
+    return job.parent / f"{job.name}.done"
 
 
 def _parsed(value: Any) -> tuple[str, FinishedJob]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ..core.errors import Notice, PlanError, StorageError, SurgeryError, told
@@ -82,14 +83,14 @@ class Ready:
     """A job that headers find nothing wrong with."""
 
     number: int
-    key: str  # of its plan
+    job: Path  # what the names of its small files begin with; that ends with the key of its plan
     compiled: Compiled
     inputs: dict[str, tuple[FileState, ...]]
 
 
 class Ledger(Observer):
     """What became of the jobs: those whose outputs will appear are recorded, and whatever has ended is told. In a
-    batch that is shared, `claims` are those of this process, and `keys` the keys of the plans of jobs by number."""
+    batch that is shared, `claims` are those of this process, and `claimed` is what jobs are claimed by, by number."""
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class Ledger(Observer):
         self.jobs = jobs
         self.finished = finished
         self.claims = claims
-        self.keys: dict[int, str] = {}
+        self.claimed: dict[int, Path] = {}
         self._files: dict[int, dict[str, list[str]]] = {}  # of outputs that will appear, by job and output
         self.reports: dict[int, JobReport] = {}
         self.has_failed = False
@@ -111,7 +112,7 @@ class Ledger(Observer):
 
     def appearing(self, plans: Sequence[Appearing]) -> None:
         if self.claims is not None:
-            self.claims.check(plan.tag.key for plan in plans)
+            self.claims.check(plan.tag.job for plan in plans)
         for plan in plans:
             self._files[plan.tag.number] = {output: list(files) for output, files in plan.files().items()}
         renamed = [plan for plan in plans if _is_renamed(plan)]
@@ -126,7 +127,7 @@ class Ledger(Observer):
 
     def _record(self, entries: Mapping[Ready, FinishedJob]) -> None:
         if entries:
-            told = {ready.key: (self.jobs[ready.number].name, entry) for ready, entry in entries.items()}
+            told = {ready.job: (self.jobs[ready.number].name, entry) for ready, entry in entries.items()}
             self.finished.add(told, self._sync)
 
     def fail(self, number: int, error: Exception) -> None:
@@ -147,16 +148,16 @@ class Ledger(Observer):
             self._tell(self.reports[number])
 
     def _end_claim(self, number: int, report: JobReport) -> None:
-        if self.claims is None or number not in self.keys:
+        if self.claims is None or number not in self.claimed:
             return
-        key = self.keys[number]
+        job = self.claimed[number]
         with suppress(StorageError):  # what became of the job is told anyhow, and its claim ends with this process
             if report.status in ("done", "skipped"):
-                self.claims.done(key)
+                self.claims.done(job)
             elif report.status == "failed":
-                self.claims.fail(key, str(report.error))
+                self.claims.fail(job, str(report.error))
             else:
-                self.claims.leave(key)
+                self.claims.leave(job)
 
 
 def amounts(symbolic: Symbolic, outputs: Outputs) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from ..execute.options import Options
 from ..language.jobs import Job, load_jobs
 from .batch_jobs import JointPass
 from .compiled import Compiled, compile_with, joined
-from .finished import folder_of, key_of
+from .finished import job_files, key_of
 from .ledger import Ready
+from .passes import output_paths
 from .reading import Headers
 from .sharing_out import shares_of
 
@@ -35,19 +36,20 @@ def rehearsed(
     jobs = load_jobs(path, overrides)
     headers = Headers()
     plans = [job.plan(headers) for job in jobs]
-    folder = folder_of(record or f"{path}.done")
-    for share in shares_of(jobs, plans, count, folder, is_settled=False):
-        yield [joined(compiled) for compiled in _passes(jobs, share, headers, options, together)]
+    record = record or f"{path}.done"
+    for share in shares_of(jobs, plans, count, record, is_settled=False):
+        yield [joined(compiled) for compiled in _passes(jobs, share, headers, options, together, record)]
 
 
 def _passes(
-    jobs: Sequence[Job], share: Sequence[int], headers: Headers, options: Options, together: int
+    jobs: Sequence[Job], share: Sequence[int], headers: Headers, options: Options, together: int, record: str
 ) -> Iterator[list[Compiled]]:
     current = JointPass(options)
     for number in share:
         plan = jobs[number].plan(headers)
         compiled = compile_with(plan, current.headers, current.graph)
-        current.jobs.append(Ready(number, key_of(plan, options), compiled, {}))
+        own = job_files(record, key_of(plan, options), output_paths(plan))
+        current.jobs.append(Ready(number, own, compiled, {}))
         if len(current.jobs) >= together or current.is_full:
             yield [ready.compiled for ready in current.jobs]
             current = JointPass(options)

@@ -18,6 +18,8 @@ from ..storage.files import parse_json, storage_error
 from ..storage.formats import place_of_input
 from ..storage.notices import Board, board_of
 from ..storage.places.found import is_local, locate
+from .finished import folder_of
+from .passes import output_paths
 from .portions import JobLoad, divide
 from .reads import paths_read
 
@@ -43,14 +45,17 @@ def loads_of(plans: Sequence[Plan | None]) -> list[JobLoad]:
 
 
 def shares_of(
-    jobs: Sequence[Job], plans: Sequence[Plan | None], count: int, folder: Path, *, is_settled: bool
+    jobs: Sequence[Job], plans: Sequence[Plan | None], count: int, record: str, *, is_settled: bool
 ) -> list[list[int]]:
-    """The numbers of the jobs of each of so many tasks. If it is to be settled, others find the same in the folder.
+    """The numbers of the jobs of each of so many tasks. If it is to be settled, others find the same in the folder of
+    the first job.
 
     Raises:
         StorageError: the folder cannot be used.
     """
-    names = json.dumps([job.name for job in jobs]).encode()
+    outputs = [[] if plan is None else output_paths(plan) for plan in plans]
+    folder = folder_of(record, next(filter(None, outputs), []))
+    names = json.dumps([[job.name for job in jobs], outputs]).encode()
     board, name = board_of(folder), f"shares-{count}-{hashlib.sha256(names).hexdigest()[:16]}.json"
     found = _read(board, name, len(jobs), count)
     if found is None:
@@ -58,6 +63,7 @@ def shares_of(
         if is_settled:
             nonce = secrets.token_hex(8)  # no two have the same bytes
             try:
+                board.make()
                 own = board.put_first(name, json.dumps({"shares": found, "nonce": nonce}).encode() + b"\n")
             except OSError as error:
                 raise storage_error(error, folder / name, "write which jobs are whose") from None

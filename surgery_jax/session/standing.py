@@ -11,7 +11,7 @@ from ..execute.options import Options
 from ..language.jobs import Job, load_jobs
 from .batch_jobs import Conflicts, FilesNow
 from .claims import Claim, claim_of
-from .finished import FinishedJobs, key_of
+from .finished import FinishedJobs, job_files, key_of
 from .passes import output_paths
 from .reading import Headers
 from .reads import paths_read
@@ -87,15 +87,15 @@ class _Looker:
             self._conflicts.note(number, output_paths(plan), {path: () for path in paths_read(plan)})
         except SurgeryError as error:
             return JobStanding(name, "failed", why=str(error))
-        key = key_of(plan, self._options)
-        known = self._finished.of(key)
+        job = job_files(self._finished.path, key_of(plan, self._options), output_paths(plan))
+        known = self._finished.of(job)
         try:
             for entry in known:
                 if entry.holds(self._files.of):
                     return JobStanding(name, "done", tuple(entry.outputs))
         except SurgeryError as error:
             return JobStanding(name, "failed", why=str(error))
-        claim = claim_of(self._finished.folder, key)
+        claim = claim_of(job)
         return JobStanding(name, "left") if claim is None else _claimed(name, claim)
 
 

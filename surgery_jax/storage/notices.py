@@ -65,7 +65,7 @@ class Board:
 
     def make(self) -> None:
         """Make the folder."""
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def read(self, name: str, most: int) -> Posted | None:
         """A file, or as much of it; None if there is none."""

@@ -227,7 +227,7 @@ def test_hosts_without_jobs_are_idle(bulk: Path) -> None:
     shares = ([one.passes for one in share] for share in rehearsed("jobs.yaml", 16, together=16))
     (one,) = simulate_batch(shares, Options(), Machines(hosts=16)).passes
     assert sorted(host.num_tasks > 0 for host in one.hosts) == [False] * 6 + [True] * 10
-    assert not Path("jobs.yaml.done.tasks").exists()
+    assert not Path("out").exists()
 
 
 def test_what_several_jobs_factor_with_comes_from_the_page_cache(bulk: Path) -> None:

@@ -30,6 +30,7 @@ output: out
 JOBS = "plan: merge.yaml\nmatrix: { tuned: { glob: 'runs/*' } }\nset: { output: 'out/${job}.safetensors' }\n"
 NAMES = [f"{number:02}" for number in range(12)]
 FAST = Options(sync=False)
+NOTES = Path("out/.surgery-jax.tasks")  # where the outputs go
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def done(report: dict[str, object], status: str = "done") -> list[str]:
 
 
 def outputs(folder: str = "out") -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
 
 
 def one_process() -> dict[str, bytes]:
@@ -90,7 +91,7 @@ def key(name: str) -> str:
 
 def left() -> list[str]:
     """What the tasks have left of claims."""
-    return sorted(path.name for path in Path("jobs.yaml.done.tasks").glob("*claim*"))
+    return sorted(path.name for path in NOTES.glob("*claim*"))
 
 
 def test_four_task_processes_write_what_one_process_writes(place):
@@ -138,9 +139,9 @@ def test_two_processes_with_the_same_share_do_no_job_twice(place):
 
 def test_the_jobs_of_a_lost_machine_are_taken_over_when_its_lease_has_run_out(place):
     batch("jobs.yaml", FAST, task="1/2", only_check=True)
-    folder = Path("jobs.yaml.done.tasks")
+    folder = NOTES
     assert not folder.exists()
-    folder.mkdir()
+    folder.mkdir(parents=True)
     said = {"state": "held", "host": "node7", "process": 42, "boot": "another", "lease": 0.5, "why": ""}
     for name in NAMES[:3]:
         (folder / f"{key(name)}.1.claim").write_text(json.dumps(said))
@@ -153,7 +154,7 @@ def test_the_jobs_of_a_lost_machine_are_taken_over_when_its_lease_has_run_out(pl
 
 def test_a_job_that_another_process_has_taken_over_does_not_appear_twice(place):
     """A process that stood still while its jobs were computed."""
-    folder = Path("jobs.yaml.done.tasks")
+    folder = NOTES
     said = {"state": "held", "host": "node7", "process": 42, "boot": "another", "lease": 0.5, "why": ""}
 
     def lose(done: int, total: int) -> None:
@@ -233,8 +234,8 @@ def test_an_indexed_job_must_say_how_many_there_are(place, monkeypatch, capsys):
 
 
 def test_who_waits_says_for_whom(place):
-    folder, said = Path("jobs.yaml.done.tasks"), []
-    folder.mkdir()
+    folder, said = NOTES, []
+    folder.mkdir(parents=True)
     claim = folder / f"{key('05')}.1.claim"
     held = {"state": "held", "host": "node7", "process": 42, "boot": "another", "lease": 60, "why": ""}
     claim.write_text(json.dumps(held))
@@ -248,11 +249,13 @@ def test_who_waits_says_for_whom(place):
 
 
 def test_a_record_folder_of_something_else_is_refused(place):
-    with FinishedJobs("jobs.yaml.done", is_shared=True) as finished:
-        finished.folder.mkdir()
-        (finished.folder / f"{key('00')}.done").write_text("nothing")
-        with pytest.raises(StorageError, match="not a record of finished jobs"):
-            finished.of(key("00"))
+    NOTES.mkdir(parents=True)
+    (NOTES / f"{key('00')}.done").write_text("nothing")
+    with (
+        FinishedJobs("jobs.yaml.done", is_shared=True) as finished,
+        pytest.raises(StorageError, match="not a record of finished jobs"),
+    ):
+        finished.of(NOTES / key("00"))
 
 
 def test_the_summary_tells_what_is_done_failed_running_and_left(place):
@@ -269,7 +272,7 @@ def test_the_summary_tells_what_is_done_failed_running_and_left(place):
         batch("jobs.yaml", FAST, task="1/1", together=4, progress=look)
     assert seen[0] == {"done": 0, "failed": 1, "running": 4, "left": 7}
     said = {"state": "held", "host": "node7", "process": 42, "boot": "another", "lease": 60, "why": ""}
-    claim = Path("jobs.yaml.done.tasks") / f"{key('11')}.1.claim"
+    claim = NOTES / f"{key('11')}.1.claim"
     claim.write_text(json.dumps(said))
     told = standing("jobs.yaml")
     assert told.counts == {"done": 4, "failed": 1, "running": 1, "left": 6}
@@ -279,3 +282,34 @@ def test_the_summary_tells_what_is_done_failed_running_and_left(place):
     assert (jobs["11"].status, jobs["11"].by) == ("running", "process 42 on node7")
     os.utime(claim, (0, 0))
     assert (standing("jobs.yaml").jobs[-1].status, standing("jobs.yaml").jobs[-1].by) == ("left", "process 42 on node7")
+
+
+def test_tasks_with_records_of_their_own_see_each_other_where_the_outputs_go(place):
+    """Each has the job file, and so its record, on a disk of its own."""
+    elsewhere = place / "local" / "run.done"
+    elsewhere.parent.mkdir()
+    seen: list[dict[str, str]] = []
+
+    def other(job: object) -> None:
+        if not seen:  # while the first half of the jobs is claimed, and has not ended
+            seen.append({})
+            found = standing("jobs.yaml", FAST, record=str(elsewhere)).counts
+            assert found == {"done": 1, "failed": 0, "running": 5, "left": 6}
+            seen[0] = statuses(batch("jobs.yaml", FAST, task="2/2", record=str(elsewhere)))
+
+    first = statuses(batch("jobs.yaml", FAST, task="1/2", tell=other))
+    assert first.keys() == set(NAMES[:6]) and set(first.values()) == {"done"}
+    assert seen == [dict.fromkeys(NAMES[6:], "done")]
+    again = [statuses(batch("jobs.yaml", FAST, task=f"{number}/2", record=str(elsewhere))) for number in (1, 2)]
+    assert again[0] | again[1] == dict.fromkeys(NAMES, "skipped")
+    assert outputs() == one_process()
+    assert left() == []
+
+
+def test_jobs_without_outputs_are_claimed_beside_the_record(place):
+    steps = "transforms: [ { assert: { shape: { of: w, is: ['${rows}', 4] } } } ]"
+    Path("merge.yaml").write_text(f"inputs: [ 'base::base.safetensors' ]\nrows: 0\n{steps}\n")
+    Path("jobs.yaml").write_text("plan: merge.yaml\nmatrix: { rows: [5, 6] }\n")
+    assert statuses(batch("jobs.yaml", FAST, task="1/1")) == {"5": "done", "6": "failed"}
+    assert len(list(Path("jobs.yaml.done.tasks").glob("*.claim"))) == 1
+    assert standing("jobs.yaml").counts["failed"] == 1

@@ -125,6 +125,7 @@ class Place:
     scheme: ClassVar[str]
     holds_parts: ClassVar[bool] = False
     is_writable: ClassVar[bool] = True
+    tells_first: ClassVar[bool] = False  # whether it knows, of several who write a small file, who came first
     lists: ClassVar[bool] = True  # whether it says what a directory holds, or only whether a name is there
 
     def list(self, path: str) -> Iterable[str]:

@@ -67,6 +67,7 @@ class LocalPlace(Place):
     """Paths without a scheme."""
 
     scheme = ""
+    tells_first = True
 
     def list(self, path: str) -> Iterable[str]:
         return os.listdir(path)  # noqa: PTH208

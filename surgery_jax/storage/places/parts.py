@@ -248,7 +248,7 @@ class PartedPlace(RemotePlace):
     """A place that files are sent to in parts. Subclasses say what takes the parts of a file (`sink`), how a short
     object is written at once (`put`), and how an object is removed (`remove_object`)."""
 
-    holds_parts = is_writable = True
+    holds_parts = is_writable = tells_first = True
 
     def __init__(self) -> None:
         self._staged: dict[str, PartedFile] = {}

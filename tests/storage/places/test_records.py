@@ -37,52 +37,52 @@ def google(monkeypatch: pytest.MonkeyPatch) -> Iterator[Generations]:
 
 
 @pytest.fixture(params=["s3", "gs"])
-def folder(request: pytest.FixtureRequest) -> Path:
-    """Where claims are, at either kind of store."""
+def job(request: pytest.FixtureRequest) -> Path:
+    """What a job is claimed by, at either kind of store."""
     request.getfixturevalue({"s3": "s3", "gs": "google"}[request.param])
-    return locate(f"{request.param}://bucket/run.done.tasks")
+    return locate(f"{request.param}://bucket/run.done.tasks/job")
 
 
-def test_a_job_is_claimed_by_one_at_a_time_and_is_free_again_when_that_is_said(folder: Path) -> None:
-    with Claims(folder) as one, Claims(folder) as other:
-        assert one.take("job", "it") is None
-        held = other.take("job", "it")
+def test_a_job_is_claimed_by_one_at_a_time_and_is_free_again_when_that_is_said(job: Path) -> None:
+    with Claims() as one, Claims() as other:
+        assert one.take(job, "it") is None
+        held = other.take(job, "it")
         assert held is not None and held.state == "held" and held.age_s < 60
-        one.check(["job"])
-        one.fail("job", "it is broken")
-        failed = claim_of(folder, "job")
+        one.check([job])
+        one.fail(job, "it is broken")
+        failed = claim_of(job)
         assert failed is not None and (failed.state, failed.why) == ("failed", "it is broken")
-        assert other.take("job", "it") is None
-        other.done("job")
-    assert claim_of(folder, "job") is None
+        assert other.take(job, "it") is None
+        other.done(job)
+    assert claim_of(job) is None
 
 
-def test_of_many_who_want_a_job_at_once_one_gets_it(folder: Path) -> None:
+def test_of_many_who_want_a_job_at_once_one_gets_it(job: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda number: board_of(folder).put_first("x", b"%d" % number), range(4)))
+        made = list(pool.map(lambda number: board_of(job.parent).put_first("x", b"%d" % number), range(4)))
     assert sum(own is not None for own in made) == 1
 
 
-def test_a_lease_that_is_renewed_holds_and_one_that_is_not_runs_out(folder: Path) -> None:
-    with Claims(folder, lease=0.9) as one, Claims(folder, lease=0.9) as other:
-        one.take("job", "it")
+def test_a_lease_that_is_renewed_holds_and_one_that_is_not_runs_out(job: Path) -> None:
+    with Claims(lease=0.9) as one, Claims(lease=0.9) as other:
+        one.take(job, "it")
         end = time.monotonic() + 1.8
         while time.monotonic() < end:  # its thread renews it
-            assert other.take("job", "it") is not None
+            assert other.take(job, "it") is not None
             time.sleep(0.1)
         one._ended.set()  # as if the process stood still
         one._renewer.join()
         end = time.monotonic() + 30
-        while other.take("job", "it") is not None:
+        while other.take(job, "it") is not None:
             assert time.monotonic() < end
             time.sleep(0.1)
         with pytest.raises(Lost, match="belongs to another process"):
-            one.check(["job"])
+            one.check([job])
 
 
 def test_a_claim_whose_answer_was_lost_is_still_that_of_who_made_it(s3: Any) -> None:
     """The store has written it; asked again, it says that something is there."""
-    folder, asked = locate("s3://bucket/run.done.tasks"), s3.proxy.asked
+    job, asked = locate("s3://bucket/run.done.tasks/job"), s3.proxy.asked
 
     def lose(one: Any) -> Fault | None:
         if one.method == "PUT" and sum(other.method == "PUT" for other in asked) == 1:
@@ -91,10 +91,10 @@ def test_a_claim_whose_answer_was_lost_is_still_that_of_who_made_it(s3: Any) -> 
         return None
 
     s3.proxy.spoil = lose
-    with Claims(folder) as one, Claims(folder) as other:
-        assert one.take("job", "it") is None
-        one.check(["job"])
-        assert other.take("job", "it") is not None
+    with Claims() as one, Claims() as other:
+        assert one.take(job, "it") is None
+        one.check([job])
+        assert other.take(job, "it") is not None
 
 
 def test_tasks_of_a_batch_share_a_record_at_a_store(
@@ -117,9 +117,9 @@ def test_tasks_of_a_batch_share_a_record_at_a_store(
     assert set(first) == {"done"}
     there = standing("jobs.yaml", options, record=record)
     assert there.counts == {"done": len(first), "failed": 0, "running": 0, "left": 3 - len(first)}
-    with Claims(locate(f"{record}.tasks")) as claims:
+    with Claims() as claims:
         number = [job.status for job in there.jobs].index("left")
-        claims.take(_key(number, options), "it")
+        claims.take(locate(f"{record}.tasks") / _key(number, options), "it")
         assert standing("jobs.yaml", options, record=record).counts["running"] == 1
     assert set(statuses(task="2/2")) == {"done"}
     assert statuses() == ["skipped"] * 3
@@ -127,6 +127,11 @@ def test_tasks_of_a_batch_share_a_record_at_a_store(
     assert "3 jobs: 3 done, 0 failed, 0 running, 0 left" in capsys.readouterr().out
     assert not [name for name in objects(s3) if name.endswith(".claim")]
     assert not list(tmp_path.glob("*.done*"))
+    # with records of their own, each on a disk that others do not see, they tell each other where the outputs go
+    options = Options(sync=False, receipt=False, overwrite=True)
+    for name, status in (("here.done", "done"), ("there.done", "skipped")):
+        record = name
+        assert set(statuses(task="1/2")) == {status}
 
 
 def _key(number: int, options: Options) -> str:
