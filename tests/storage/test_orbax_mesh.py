@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from base64 import b64encode
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -430,6 +431,75 @@ def test_a_file_of_shardings_that_says_something_else_is_refused(table: Any, mes
     with pytest.raises(SurgeryError, match=message) as caught:
         surgery_jax.convert(tmp_path / "in.safetensors", tmp_path / "out", format="orbax", settings=settings)
     assert "cut.json" in str(caught.value)
+
+
+def saved(**shardings: Any) -> dict[str, str]:
+    """The file `_sharding` of Orbax, of arrays on a mesh of 2 by 5 devices unless it is said otherwise."""
+    mesh = {"sharding_type": "NamedSharding", "shape": [2, 5], "axis_names": ["x", "y"], "device_mesh": {}}
+    told = {name: mesh | value for name, value in shardings.items()}
+    return {b64encode(name.encode()).decode(): json.dumps(value) for name, value in told.items()}
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (saved(w={"sharding_type": "PositionalSharding"}), "(?s)not known.*'w'.*PositionalSharding.*mesh and shard"),
+        (saved(w={"sharding_type": "SingleDeviceSharding"}), "(?s)not of one mesh.*no NamedSharding"),
+        (saved(v={"partition_spec": []}, w={"partition_spec": [], "shape": [10, 1]}), "not of one mesh"),
+        (saved(w={"partition_spec": ["z"]}), "no axis 'z'"),
+        (saved(w={"partition_spec": "x"}), "not a sharding"),
+        (saved(w={"partition_spec": [], "shape": [10]}), "not known"),
+        (saved(w={"partition_spec": []}), r"(?s)says nothing of tensors.*params\.head\.bias"),
+        ({"w": "{}"}, "not known"),
+        ({"dw==": "x"}, "not known"),
+    ],
+    ids=str,
+)
+def test_a_file_of_orbax_that_says_something_else_is_refused(table: Any, message: str, tmp_path: Path) -> None:
+    a_model(tmp_path / "in.safetensors")
+    (tmp_path / "_sharding").write_text(json.dumps(table))
+    with pytest.raises(SurgeryError, match=message) as caught:
+        settings = {"shardings": str(tmp_path)}
+        surgery_jax.convert(tmp_path / "in.safetensors", tmp_path / "out", format="orbax", settings=settings)
+    assert "_sharding" in str(caught.value)
+
+
+SAVING = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+import jax, numpy as np, orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec as P
+mesh = jax.make_mesh((4, 2), ("fsdp", "expert"))
+specs = {"kernel": P("fsdp", None), "both": P(("fsdp", "expert")), "moe.w": P("expert", None, "fsdp"), "bias": P()}
+shapes = {"kernel": (8, 6), "both": (16, 3), "moe.w": (2, 3, 8), "bias": (5,)}
+tree = {name: jax.device_put(np.ones(shape), NamedSharding(mesh, specs[name])) for name, shape in shapes.items()}
+with ocp.CheckpointManager(os.path.abspath("run")) as manager:
+    state = {"layers": [tree], "step": np.int32(4), "one": jax.device_put(np.ones(3))}
+    manager.save(200, args=ocp.args.Composite(items=ocp.args.StandardSave(state)))
+"""
+
+
+def test_the_shardings_that_orbax_has_saved_are_those_of_an_edited_checkpoint(tmp_path: Path) -> None:
+    run_in(tmp_path, SAVING)
+    chunks = {}
+    for name, shardings in (("of", "run/200/items"), ("file", "run/200/items/_sharding")):
+        settings = {"shardings": str(tmp_path / shardings), "zarr": "2"}
+        surgery_jax.convert(tmp_path / "run/200", tmp_path / name, format="orbax", settings=settings)
+        described = {path.parent.name: json.loads(path.read_text()) for path in (tmp_path / name).rglob(".zarray")}
+        chunks[name] = {stored: table["chunks"] for stored, table in described.items()}
+    assert (
+        chunks["of"]
+        == chunks["file"]
+        == {
+            "layers.0.kernel": [2, 6],
+            "layers.0.both": [2, 3],
+            "layers.0.moe.w": [1, 3, 2],
+            "layers.0.bias": [5],
+            "step": [],
+            "one": [3],
+        }
+    )
 
 
 def test_names_of_the_file_that_are_not_written_do_not_matter(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from .tree import (
     MANIFEST,
     NOTE,
     OWN,
+    SHARDING,
     STEP,
     STRINGS,
     TREE,
@@ -256,8 +257,8 @@ def _check_committed(item: Path) -> None:
 def _read_item(path: Path, item: Path, prefix: str) -> Checkpoint:
     """The checkpoint of an item, or of the branch `prefix` of its tree, under full names."""
     table = read_table(item / TREE, "the table of the tree")
-    if (item / "_sharding").is_file():
-        read_table(item / "_sharding", "the table of shardings")
+    if (item / SHARDING).is_file():
+        read_table(item / SHARDING, "the table of shardings")
     leaves, note = read_tree(item / TREE, table, f"{prefix}." if prefix else "")
     if prefix and not leaves:
         raise no_part(str(path), prefix, (leaf.name for leaf in read_tree(item / TREE, table, "")[0]))

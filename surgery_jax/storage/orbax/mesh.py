@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ...core.errors import PlanError, StorageError, listing, nearest
 from ...core.regexes import check_time, compile_regex
 from ...core.specs import Spec
 from ...core.strict_json import read_json
-from .tree import read_table
+from ..keys import split_name
+from ..places.found import locate
+from .tree import SHARDING, read_table
 
 __all__ = ["Shardings", "read_shardings", "rules_of"]
 
@@ -37,7 +39,8 @@ class Shardings:
         return {name: self._shard(name, spec, found[name]) for name, spec in tensors if name in found}
 
     def _told(self, tensors: Sequence[tuple[str, Spec]]) -> Mapping[str, tuple[str, Entries]]:
-        missing = [name for name, _ in tensors if name not in self.rules]
+        told = {name: self.rules.get(name, self.rules.get(".".join(split_name(name)))) for name, _ in tensors}
+        missing = [name for name, spec in tensors if told[name] is None and spec.shape]  # scalars are whole anyhow
         if missing:
             near = [*nearest(missing[0], self.rules, 1), *self.rules, missing[0]][0]
             raise PlanError(
@@ -47,7 +50,7 @@ class Shardings:
                 found=f"none for {listing(missing)}",
                 hint="names are those of the output: the keys of the tree, joined by dots",
             )
-        return {name: (name, self.rules[name]) for name, _ in tensors}
+        return {name: (name, entries) for name, entries in told.items() if entries is not None}
 
     def _ruled(self, tensors: Sequence[tuple[str, Spec]]) -> Mapping[str, tuple[str, Entries]]:
         names = [name for name, _ in tensors]
@@ -120,13 +123,19 @@ def rules_of(mesh: str | None, rules: str | None) -> Shardings:
 
 
 def read_shardings(path: str) -> Shardings:
-    """What a file says of every tensor: `{"mesh": {axis: size}, "shardings": {name: [axis, ...]}}`.
+    """What a file says of every tensor: `{"mesh": {axis: size}, "shardings": {name: [axis, ...]}}`; or the file
+    `_sharding` that Orbax writes beside the arrays of devices, by its path or that of its directory.
 
     Raises:
         StorageError: it cannot be read.
         PlanError: it does not say that.
     """
-    table = read_table(Path(path), "the file of shardings")
+    place = locate(path)
+    if place.is_dir():
+        place /= SHARDING
+    table = read_table(place, "the file of shardings")
+    if isinstance(table, dict) and table and all(isinstance(value, str) for value in table.values()):
+        return _saved(table, str(place))
     if not isinstance(table, dict) or set(table) != {"mesh", "shardings"} or not isinstance(table["shardings"], dict):
         raise StorageError(
             "the file of shardings is not one",
@@ -137,6 +146,46 @@ def read_shardings(path: str) -> Shardings:
     sizes = _sizes(table["mesh"], path)
     told = table["shardings"].items()
     return Shardings(sizes, {name: _entries(value, sizes, f"shardings.{name}", path) for name, value in told}, path)
+
+
+def _saved(table: object, path: str) -> Shardings:
+    """What Orbax has saved: by name in base 64, JSON of a sharding. What one device has is not cut."""
+    meshes: dict[str, dict[str, int]] = {}
+    rules: dict[str, Entries] = {}
+    for key, text in table.items() if isinstance(table, dict) else ():
+        try:
+            name = b64decode(key, validate=True).decode()
+            told = read_json(text)
+        except (ValueError, TypeError):
+            raise _unknown(path, f"{key!r}: {text!r}") from None
+        kind = told.get("sharding_type") if isinstance(told, dict) else None
+        if kind == "NamedSharding":
+            axes, shape, spec = (told.get(word) for word in ("axis_names", "shape", "partition_spec"))
+            if not isinstance(axes, list) or not isinstance(shape, list) or len(axes) != len(shape):
+                raise _unknown(path, f"{name!r}: {text}")
+            sizes = _sizes({str(axis): size for axis, size in zip(axes, shape, strict=True)}, path)
+            meshes.setdefault(str(sizes), sizes)
+            rules[name] = _entries(spec, sizes, name, path)
+        elif kind == "SingleDeviceSharding":
+            rules[name] = ()
+        else:
+            raise _unknown(path, f"{name!r}: {text}")
+    if len(meshes) != 1:
+        found = listing(meshes) if meshes else "no NamedSharding"
+        raise PlanError(
+            "the file of shardings is not of one mesh", where=path, expected="one mesh of all arrays", found=found
+        )
+    return Shardings(*meshes.values(), rules, path)
+
+
+def _unknown(path: str, found: str) -> PlanError:
+    return PlanError(
+        "a sharding that is not known",
+        where=path,
+        expected="NamedSharding or SingleDeviceSharding, as Orbax saves them",
+        found=found[:200],
+        hint="write the options mesh and shard",
+    )
 
 
 _RULES = "shard: { '.*kernel': [fsdp, null] }"

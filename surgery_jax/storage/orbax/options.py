@@ -19,7 +19,7 @@ OPTIONS = {
     "compression": "none (default) or zstd, of every chunk",
     "mesh": "the axes of a mesh of devices and their sizes, such as {fsdp: 16, expert: 2}; with shard",
     "shard": "for a mesh: expressions of names and what of the mesh cuts each axis, {'.*kernel': [fsdp, null]}",
-    "shardings": "instead of both: a JSON file with the mesh and the sharding of every tensor",
+    "shardings": "instead of both: a file of shardings, such as _sharding of a checkpoint of Orbax, or its directory",
     "zarr": "2 (default) or 3, the version of the arrays' format",
     "ocdbt": "true to have all arrays in one key-value store (false)",
     "item": "write a step of a CheckpointManager, with this item in it",

@@ -24,6 +24,7 @@ __all__ = [
     "MANIFEST",
     "NOTE",
     "OWN",
+    "SHARDING",
     "STEP",
     "STRINGS",
     "TREE",
@@ -41,7 +42,8 @@ STRINGS = "_strings.json"
 MANIFEST = "manifest.ocdbt"
 KEYS = "array_metadatas"
 DATA = "d"  # of the key-value store
-OWN = (TREE, *STEP, COMMIT, STRINGS, "_sharding", KEYS, MANIFEST, DATA)
+SHARDING = "_sharding"  # of every array that lay on devices
+OWN = (TREE, *STEP, COMMIT, STRINGS, SHARDING, KEYS, MANIFEST, DATA)
 NOTE = "orbax"  # the key of the metadata of a checkpoint
 _MAX_TABLE = 1 << 28  # bytes; the table of a million leaves has as many
 _COSTS = {b"{": 184, b"[": 64, b",": 32}  # bytes of memory that a mark of JSON stands for

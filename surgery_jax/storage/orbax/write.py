@@ -11,7 +11,7 @@ from ...core.specs import Spec
 from ..keys import nest, split_name
 from ..shards import is_name
 from .options import Settings
-from .tree import COMMIT, KEYS, OWN, STEP, STRINGS, TREE, TreeNote
+from .tree import COMMIT, KEYS, OWN, SHARDING, STEP, STRINGS, TREE, TreeNote
 
 __all__ = ["WrittenTree"]
 
@@ -98,7 +98,7 @@ class WrittenTree:
         if random := [name for name in self.specs if name in note.random]:
             sharding = json.dumps({"sharding_type": "SingleDeviceSharding", "device_str": "cpu:0"})
             coded = {name: base64.b64encode(self.stored[name].encode()).decode() for name in random}
-            found["_sharding"] = {coded[name]: sharding for name in random}
+            found[SHARDING] = {coded[name]: sharding for name in random}
             found[f"{KEYS}/process_0"] = {"array_metadatas": [self._random(name) for name in random]}
         return found
 
