@@ -152,9 +152,9 @@ def _slurm(given: Mapping[str, str]) -> _Found | None:
 
 def _tpu(given: Mapping[str, str]) -> _Found | None:
     """A worker of a slice, or of several slices that work together."""
-    if "TPU_WORKER_ID" not in given or "TPU_WORKER_HOSTNAMES" not in given:
+    if "TPU_WORKER_ID" not in given or not given.get("TPU_WORKER_HOSTNAMES", "").strip(", "):
         return None
-    workers = len(given["TPU_WORKER_HOSTNAMES"].split(","))
+    workers = len([name for name in given["TPU_WORKER_HOSTNAMES"].split(",") if name.strip()])
     index = _number(given, "TPU_WORKER_ID")
     if "MEGASCALE_NUM_SLICES" not in given or "MEGASCALE_SLICE_ID" not in given:
         return _Found("TPU_WORKER_ID and TPU_WORKER_HOSTNAMES", index, workers)

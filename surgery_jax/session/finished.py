@@ -154,7 +154,7 @@ class FinishedJobs:
             "another batch is at work",
             where=self.path,
             found="one that is not shared among tasks" if self._is_shared else "",
-            hint="wait for it, or name another --record",
+            hint="wait for it, or share the jobs: --task I/N for each of N processes",
         )
 
     def _read(self, raw: bytes) -> None:

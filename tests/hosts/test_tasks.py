@@ -40,6 +40,10 @@ SLICES = TPU | {"MEGASCALE_SLICE_ID": "1", "MEGASCALE_NUM_SLICES": "3"}
         ("auto", SLICES, (7, 12)),
         ("auto", SLICES | {"JOB_COMPLETION_INDEX": "2"}, (7, 12)),
         ("auto", slurm(2, 0, 3) | TPU, (3, 4)),
+        ("auto", TPU | {"TPU_WORKER_HOSTNAMES": "a, b,c,d,"}, (3, 4)),
+        ("auto", {"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": ","}, None),
+        # a program that is one of several may itself start a batch that is not shared
+        ("auto", {"RANK": "0", "WORLD_SIZE": "8", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "8"}, None),
         ("auto/4", {"JOB_COMPLETION_INDEX": "1", "TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "me"}, (2, 4)),
     ],
 )
