@@ -11,6 +11,7 @@ in a folder beside it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -34,6 +35,7 @@ from ..storage.stages import try_lock
 __all__ = ["FileState", "FinishedJob", "FinishedJobs", "folder_of", "job_files", "key_of", "states_of"]
 
 _ATTEMPTS = 10
+_ELSEWHERE = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS}
 _FOLDER = ".surgery-jax.tasks"
 MAX_BYTES = 256 << 20  # of an untrusted record: 10 000 jobs of 100 files take 10 MB
 _BEGIN = b'{"job": "'
@@ -124,7 +126,10 @@ class FinishedJobs:
             self._read(raw)
         except OSError as error:
             self.close()
-            raise storage_error(error, path, "open the record of finished jobs") from None
+            found = storage_error(error, path, "open the record of finished jobs")
+            if error.errno in _ELSEWHERE:
+                found.hint = "name one in a directory that can be written: --record PATH"
+            raise found from None
         except BaseException:
             self.close()
             raise

@@ -86,6 +86,11 @@ def test_a_wrong_command_line_or_job_file_is_2_and_leaves_nothing(words, here, p
     assert sorted(here.rglob("*")) == before
 
 
+def test_a_record_that_cannot_be_is_3_and_says_where_it_could_be(here, capsys):
+    assert main(["batch", "jobs.yaml", "--record", "missing/run.done"]) == 3
+    assert "cannot open the record" in (said := capsys.readouterr().err) and "--record PATH" in said
+
+
 def test_stopping_on_failure_tells_what_was_not_run(here, capsys):
     assert main(["batch", "jobs.yaml", "--stop-on-failure", "--together", "1", "--no-sync"]) == 1
     assert capsys.readouterr().out.endswith("3 jobs: 1 done, 1 failed, 1 not run\n")

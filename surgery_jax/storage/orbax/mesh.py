@@ -158,7 +158,9 @@ def _saved(table: object, path: str) -> Shardings:
             told = read_json(text)
         except (ValueError, TypeError):
             raise _unknown(path, f"{key!r}: {text!r}") from None
-        kind = told.get("sharding_type") if isinstance(told, dict) else None
+        if not isinstance(told, dict):
+            raise _unknown(path, f"{name!r}: {text}")
+        kind = told.get("sharding_type")
         if kind == "NamedSharding":
             axes, shape, spec = (told.get(word) for word in ("axis_names", "shape", "partition_spec"))
             if not isinstance(axes, list) or not isinstance(shape, list) or len(axes) != len(shape):
@@ -175,7 +177,8 @@ def _saved(table: object, path: str) -> Shardings:
         raise PlanError(
             "the file of shardings is not of one mesh", where=path, expected="one mesh of all arrays", found=found
         )
-    return Shardings(*meshes.values(), rules, path)
+    (mesh,) = meshes.values()
+    return Shardings(mesh, rules, path)
 
 
 def _unknown(path: str, found: str) -> PlanError:
