@@ -464,6 +464,20 @@ def test_a_file_of_orbax_that_says_something_else_is_refused(table: Any, message
     assert "_sharding" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("items", "message"), [("", "(?s)found: none.*mesh and shard"), ("ab", "(?s)found: a, b.*name the item")]
+)
+def test_of_several_items_with_shardings_one_must_be_named(items: str, message: str, tmp_path: Path) -> None:
+    a_model(tmp_path / "in.safetensors")
+    (tmp_path / "run").mkdir()
+    for name in items:
+        (tmp_path / "run" / name).mkdir()
+        (tmp_path / "run" / name / "_sharding").write_text("{}")
+    settings = {"shardings": str(tmp_path / "run")}
+    with pytest.raises(StorageError, match=message):
+        surgery_jax.convert(tmp_path / "in.safetensors", tmp_path / "out", format="orbax", settings=settings)
+
+
 SAVING = """
 import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
@@ -475,31 +489,27 @@ specs = {"kernel": P("fsdp", None), "both": P(("fsdp", "expert")), "moe.w": P("e
 shapes = {"kernel": (8, 6), "both": (16, 3), "moe.w": (2, 3, 8), "bias": (5,)}
 tree = {name: jax.device_put(np.ones(shape), NamedSharding(mesh, specs[name])) for name, shape in shapes.items()}
 with ocp.CheckpointManager(os.path.abspath("run")) as manager:
-    state = {"layers": [tree], "step": np.int32(4), "one": jax.device_put(np.ones(3))}
+    state = {"layers": [tree], "step": np.int32(4), "one": jax.device_put(np.ones(3)), "host": np.ones(7)}
     manager.save(200, args=ocp.args.Composite(items=ocp.args.StandardSave(state)))
 """
 
 
 def test_the_shardings_that_orbax_has_saved_are_those_of_an_edited_checkpoint(tmp_path: Path) -> None:
     run_in(tmp_path, SAVING)
-    chunks = {}
-    for name, shardings in (("of", "run/200/items"), ("file", "run/200/items/_sharding")):
-        settings = {"shardings": str(tmp_path / shardings), "zarr": "2"}
+    expected = {
+        "layers.0.kernel": [2, 6],
+        "layers.0.both": [2, 3],
+        "layers.0.moe.w": [1, 3, 2],
+        "layers.0.bias": [5],
+        "step": [],
+        "one": [3],
+        "host": [7],
+    }
+    for name, shardings in (("step", "run/200"), ("item", "run/200/items"), ("file", "run/200/items/_sharding")):
+        settings = {"shardings": str(tmp_path / shardings)}
         surgery_jax.convert(tmp_path / "run/200", tmp_path / name, format="orbax", settings=settings)
         described = {path.parent.name: json.loads(path.read_text()) for path in (tmp_path / name).rglob(".zarray")}
-        chunks[name] = {stored: table["chunks"] for stored, table in described.items()}
-    assert (
-        chunks["of"]
-        == chunks["file"]
-        == {
-            "layers.0.kernel": [2, 6],
-            "layers.0.both": [2, 3],
-            "layers.0.moe.w": [1, 3, 2],
-            "layers.0.bias": [5],
-            "step": [],
-            "one": [3],
-        }
-    )
+        assert {stored: table["chunks"] for stored, table in described.items()} == expected
 
 
 def test_names_of_the_file_that_are_not_written_do_not_matter(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ...core.errors import PlanError, StorageError, listing, nearest
 from ...core.regexes import check_time, compile_regex
@@ -13,7 +14,7 @@ from ...core.specs import Spec
 from ...core.strict_json import read_json
 from ..keys import split_name
 from ..places.found import locate
-from .tree import SHARDING, read_table
+from .tree import SHARDING, TREE, read_table, read_tree
 
 __all__ = ["Shardings", "read_shardings", "rules_of"]
 
@@ -124,7 +125,7 @@ def rules_of(mesh: str | None, rules: str | None) -> Shardings:
 
 def read_shardings(path: str) -> Shardings:
     """What a file says of every tensor: `{"mesh": {axis: size}, "shardings": {name: [axis, ...]}}`; or the file
-    `_sharding` that Orbax writes beside the arrays of devices, by its path or that of its directory.
+    `_sharding` that Orbax writes beside the arrays of devices, by its path, that of its directory or of the step.
 
     Raises:
         StorageError: it cannot be read.
@@ -132,10 +133,10 @@ def read_shardings(path: str) -> Shardings:
     """
     place = locate(path)
     if place.is_dir():
-        place /= SHARDING
+        place = _file_below(place)
     table = read_table(place, "the file of shardings")
     if isinstance(table, dict) and table and all(isinstance(value, str) for value in table.values()):
-        return _saved(table, str(place))
+        return _saved(table, place)
     if not isinstance(table, dict) or set(table) != {"mesh", "shardings"} or not isinstance(table["shardings"], dict):
         raise StorageError(
             "the file of shardings is not one",
@@ -148,14 +149,34 @@ def read_shardings(path: str) -> Shardings:
     return Shardings(sizes, {name: _entries(value, sizes, f"shardings.{name}", path) for name, value in told}, path)
 
 
-def _saved(table: object, path: str) -> Shardings:
-    """What Orbax has saved: by name in base 64, JSON of a sharding. What one device has is not cut."""
+def _file_below(directory: Path) -> Path:
+    """The file of shardings of a checkpoint, or of the only item of it that has one.
+
+    Raises:
+        StorageError: there is none, or several.
+    """
+    found = [place for place in (directory, *sorted(directory.iterdir())) if (place / SHARDING).is_file()]
+    if directory in found or len(found) == 1:
+        return found[0] / SHARDING
+    raise StorageError(
+        "not one file of shardings",
+        where=str(directory),
+        expected=f"{SHARDING}, as Orbax writes it beside the arrays of devices",
+        found=listing(place.name for place in found) if found else "none",
+        hint="name the item" if found else "write the options mesh and shard",
+    )
+
+
+def _saved(table: Mapping[str, object], file: Path) -> Shardings:
+    """What Orbax has saved: by name in base 64, JSON of a sharding. What one device has is not cut, and neither are
+    arrays of the same tree that nothing is said of: these were not on devices."""
+    path = str(file)
     meshes: dict[str, dict[str, int]] = {}
     rules: dict[str, Entries] = {}
-    for key, text in table.items() if isinstance(table, dict) else ():
+    for key, text in table.items():
         try:
             name = b64decode(key, validate=True).decode()
-            told = read_json(text)
+            told = read_json(str(text))
         except (ValueError, TypeError):
             raise _unknown(path, f"{key!r}: {text!r}") from None
         if not isinstance(told, dict):
@@ -177,6 +198,10 @@ def _saved(table: object, path: str) -> Shardings:
         raise PlanError(
             "the file of shardings is not of one mesh", where=path, expected="one mesh of all arrays", found=found
         )
+    if (file.parent / TREE).is_file():
+        leaves, _ = read_tree(file.parent / TREE, read_table(file.parent / TREE, "the table of the tree"), "")
+        for leaf in leaves:
+            rules.setdefault(leaf.stored, ())
     (mesh,) = meshes.values()
     return Shardings(mesh, rules, path)
 
