@@ -31,7 +31,8 @@ class Argument:
 
     takes: the word for its value in help; an option without one is a switch, and with `negated` there is `--no-...`
     too. completes: what a shell offers: `plan`, `file`, `operation` or nothing. many: an option that may be given more
-    than once, or a positional argument of any number; optional: of a positional argument.
+    than once, or a positional argument of any number; optional: of a positional argument. short: another word for an
+    option, of one letter.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Argument:
     many: bool = False
     optional: bool = False
     negated: bool = False
+    short: str = ""
 
     @property
     def is_option(self) -> bool:
@@ -53,7 +55,8 @@ class Argument:
     @property
     def spellings(self) -> tuple[str, ...]:
         """The words of an option."""
-        return (self.name, f"--no-{self.name[2:]}") if self.negated else (self.name,)
+        words = (self.name, f"--no-{self.name[2:]}") if self.negated else (self.name,)
+        return (self.short, *words) if self.short else words
 
 
 class Command:
@@ -130,7 +133,7 @@ def _add(parser: argparse.ArgumentParser, argument: Argument) -> None:
             options |= {"action": "append", "default": []}
         if not argument.is_option:
             options["nargs"] = _NARGS[argument.many, argument.optional]
-    parser.add_argument(argument.name, **options)
+    parser.add_argument(*filter(None, (argument.short, argument.name)), **options)
 
 
 def _checked(argument: Argument) -> Callable[[str], Any]:

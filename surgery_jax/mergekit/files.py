@@ -25,7 +25,7 @@ def merge_files(merge: MergeDocument, recipe: Recipe, options: MergeOptions) -> 
         raise PlanError(
             "files of tensors are merged by models: alone", where=merge.mark, hint="or name the directories"
         )
-    models = Models(recipe)
+    models = Models(recipe, options)
     found = [models.get(reference) for reference in merge.references]
     names = dict.fromkeys(name for model in found for name in model.specs)
     if options.tensors == "intersection":

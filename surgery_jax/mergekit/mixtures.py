@@ -35,7 +35,7 @@ def merge_experts(
         SurgeryError: what is wrong with the configuration or the models.
     """
     mixture = mixture_of(node, notices)
-    models = Models(recipe)
+    models = Models(recipe, options)
     base = models.get(mixture.base)
     found = {expert: models.get(expert.model) for expert in mixture.all}
     target = _target(node, mixture, base, found)

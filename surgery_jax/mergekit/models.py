@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..core.dtypes import BY_NAME
 from ..core.errors import Mark, PlanError, StorageError, SurgeryError
 from ..core.model_config import CONFIG
 from ..core.specs import Spec
@@ -18,6 +19,7 @@ from ..storage import formats
 from ..storage.base import Checkpoint
 from ..storage.files import read_text
 from .layers import LayerStack, is_buffer, place_of, stacks_of
+from .options import MergeOptions
 from .patterns import pattern_of
 from .recipe import Recipe
 from .references import ModelReference
@@ -68,8 +70,8 @@ class Model:
 class Models:
     """Opens every model once, and knows those that earlier merges of the file have made by their names."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, options: MergeOptions) -> None:
+        self.recipe, self.options = recipe, options
         self.made: dict[str, Model] = {}
         self._known: dict[ModelReference, Model] = {}
 
@@ -105,6 +107,10 @@ class Models:
             model = self._open(reference, f"{Path(reference.path).name}+{Path(reference.lora).name}")
         adapter = _opened(reference.lora, reference.mark)
         lora = self.recipe.input(reference.lora, reference.mark)
+        if dtype := self.options.lora_dtype:
+            wider = {"target": f"{model.alias}::.+", "to": dtype, "where": {"dtype": "float"}}
+            self.recipe.step("cast_", wider, reference.mark, model.alias)
+            model.specs |= {n: replace(s, dtype=BY_NAME[dtype]) for n, s in model.specs.items() if s.dtype.is_float}
         self.recipe.step("lora_merge", {"adapters": lora, "to": model.alias}, reference.mark, model.alias)
         for name, entry in adapter.entries.items():
             if saved := _SAVED.fullmatch(name):

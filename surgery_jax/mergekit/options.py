@@ -15,7 +15,8 @@ class MergeOptions:
     are written. allow_crimes: whether models may have different architectures. truncate: whether vocabularies are cut
     to the smallest. tensors: which tensors of files are merged: `all`, an error where one lacks some, `intersection` or
     `union`. allow_same: whether all experts of a mixture may be alike. gates: a file with the prompts' vectors. shard:
-    the largest shard, as plans spell it. seed: of random masks and routers.
+    the largest shard, as plans spell it. seed: of random masks and routers. lora_dtype: what models are cast to before
+    adapters are applied to them. format: of the files of tensors, safetensors if it is None.
     """
 
     copy_tokenizer: bool = True
@@ -27,3 +28,5 @@ class MergeOptions:
     gates: str | None = None
     shard: str | None = None
     seed: int | None = None
+    lora_dtype: str | None = None
+    format: str | None = None

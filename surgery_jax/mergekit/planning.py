@@ -75,7 +75,9 @@ class Planner:
         self.declared = {key: field for key, (_, field) in fields_of(self.method).items()}
         self.partial = partial  # whether a tensor is merged from those models that have it
         self.made: dict[str, Spec] = {}
-        self.order: dict[str, list[tuple[Model, int]]] = {}  # of each stack: the first source's layers, by prefix
+        self.order: dict[
+            str, list[tuple[Model, int]]
+        ] = {}  # of each stack made of slices: the first source's layers, by prefix
         self._layered: dict[tuple[int, str], dict[int, list[str]]] = {}
 
     def section(self, section: Section) -> None:
@@ -95,21 +97,30 @@ class Planner:
             add(slices[0], [name] * len(slices[0].sources), name, 0.0)
         count = 0
         if section.stack is not None:
-            order = self.order[section.stack.prefix] = []
+            order: list[tuple[Model, int]] = []
             for part in slices:
                 for position, numbers in self._layers(part, section.stack):
-                    order.append((self._model(part.sources[0]), numbers[0]))
+                    order.append((self._leading(part, numbers), numbers[0]))
                     for rest in self._rests(part, section.stack, numbers):
                         name = f"{section.stack.prefix}.{count}.{rest}"
                         inside = [f"{section.stack.prefix}.{number}.{rest}" for number in numbers]
                         add(part, inside, name, position)
                     count += 1
+            if not section.layout.whole:
+                self.order[section.stack.prefix] = order
         for name in section.after:
             having = self._having(slices[-1], name) if self.partial else slices[-1]
             if having is not None:
                 add(having, [name] * len(having.sources), name, 0.0)
         for kind, items in groups.items():
             self._step(kind, items)
+
+    def _leading(self, part: Slice, numbers: Sequence[int]) -> Model:
+        """The model whose configuration tells about a layer: that which gives config.json, if it has the layer at the
+        place of the first source, else the first."""
+        first = self.merge.references[0]
+        same = [s.model for s, number in zip(part.sources, numbers, strict=True) if number == numbers[0]]
+        return self.models.get(first if first in same else part.sources[0].model)
 
     # -- slices -------------------------------------------------------------------------------------------------------
 

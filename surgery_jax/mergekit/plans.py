@@ -64,7 +64,7 @@ def plan_of_file(path: str | Path, out: str | Path, options: MergeOptions) -> tu
         _one(documents[0], text, Path(out).name, recipe, options, notices)
     else:
         _several(documents, text, Path(out).name, recipe, options, notices)
-    return recipe.plan(str(out), options.shard, documents[-1].mark), notices
+    return recipe.plan(str(out), options, documents[-1].mark), notices
 
 
 def _one(node: Node, text: str, title: str, recipe: Recipe, options: MergeOptions, notices: list[Notice]) -> None:
@@ -77,7 +77,7 @@ def _one(node: Node, text: str, title: str, recipe: Recipe, options: MergeOption
     if _is_of_files(merge):
         merge_files(merge, recipe, options)
     else:
-        _merge(merge, Models(recipe), recipe, OUT, options)
+        _merge(merge, Models(recipe, options), recipe, OUT, options)
         _write_card(merge, text, title, recipe, options)
 
 
@@ -88,7 +88,7 @@ def _several(
     merges = [merge_of(node, notices) for node in documents]
     check_names(merges)
     last = next((merge for merge in merges if merge.name is None), merges[-1])
-    models = Models(recipe)
+    models = Models(recipe, options)
     for merge in _in_order(merges, last):
         alias = OUT if merge is last else recipe.alias(str(merge.name))
         if merge is not last:
@@ -147,7 +147,7 @@ def _merge(merge: MergeDocument, models: Models, recipe: Recipe, alias: str, opt
     if merge.tokens is not None or options.copy_tokenizer:
         texts |= write_template(merge, found, _tokenizer_donor(merge, models), recipe, alias)
     if CONFIG in documents:
-        changes = changes_of(merge, donor, planner, rows.count)
+        changes = changes_of(merge, donor, planner, rows.count, strict=not options.allow_crimes)
         if changes:
             recipe.step("config", {"set": changes, "alias": alias}, merge.mark, alias)
     names = tuple(dict.fromkeys((*documents, *texts)))

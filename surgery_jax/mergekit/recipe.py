@@ -12,6 +12,7 @@ from ..core.errors import Mark
 from ..language import nodes
 from ..language.nodes import Mapping, Node, Scalar
 from ..language.plan import Input, Output, Plan
+from .options import MergeOptions
 
 __all__ = ["Recipe", "Value"]
 
@@ -55,10 +56,11 @@ class Recipe:
         if changes and changes != OUT:
             self.extra[changes] = None
 
-    def plan(self, path: str, shard: str | None, mark: Mark) -> Plan:
+    def plan(self, path: str, options: MergeOptions, mark: Mark) -> Plan:
         """All of it; the output goes to a path."""
         gone = [_node({"prefixes": {"mode": "remove", "alias": alias}}, mark) for alias in self.extra]
-        return Plan(tuple(self.inputs), nodes.Sequence((*self.steps, *gone), mark), Output(path, None, shard, mark))
+        output = Output(path, options.format, options.shard, mark)
+        return Plan(tuple(self.inputs), nodes.Sequence((*self.steps, *gone), mark), output)
 
 
 def _node(value: Value, mark: Mark) -> Node:

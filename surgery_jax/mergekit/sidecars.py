@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import glob
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from ..core import json_text
 from ..core.errors import Mark, PlanError
+from ..core.specs import Spec
 from ..core.strict_json import at, read_json
 from .chat_templates import NAMED
 from .configuration import MergeDocument
+from .layers import LayerStack, place_of
 from .models import Model
 from .planning import Planner
+from .positions import check_kinds, lists_of, numbers_of
 from .recipe import Recipe
 
 __all__ = ["AROUND_TOKENIZER", "OWN", "TOKENIZER_FILES", "changed", "changes_of", "copy_documents_of", "write_template"]
@@ -61,16 +64,20 @@ def copy_documents_of(donor: Model, recipe: Recipe, alias: str, mark: Mark, patt
 # ------------------------------------------------------------------------------------------------------- config.json
 
 
-def changes_of(merge: MergeDocument, donor: Model, planner: Planner, rows: int | None) -> dict[str, Any]:
+def changes_of(
+    merge: MergeDocument, donor: Model, planner: Planner, rows: int | None, *, strict: bool
+) -> dict[str, Any]:
     """What must be different in `config.json` of the donor, by the path of the key; `rows` is the size of the
-    vocabulary if it is another one."""
+    vocabulary if it is another one.
+
+    Raises:
+        PlanError: nothing there tells what the layers are, and `strict` demands it.
+    """
     changes: dict[str, Any] = {}
     for stack in donor.stacks:
         order = planner.order.get(stack.prefix)
-        if order is not None and [number for _, number in order] != list(range(stack.count)):
-            for path in stack.keys:
-                changes[".".join(path)] = len(order)
-                changes |= dict(_lists(donor, path[:-1], order, stack.count))
+        if order is not None and order != [(donor, number) for number in range(stack.count)]:
+            changes |= dict(_of_layers(merge, donor, stack, planner, strict=strict))
     dtype = merge.out_dtype or merge.dtype
     if dtype is not None:
         changes["dtype" if "dtype" in donor.config else "torch_dtype"] = dtype.name
@@ -109,24 +116,38 @@ def _part(config: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
     return config
 
 
-def _lists(
-    donor: Model, path: tuple[str, ...], order: Sequence[tuple[Model, int]], count: int
-) -> Iterator[tuple[str, list[Any]]]:
-    """Lists with an entry per layer, and lists of numbers of layers, for layers in another order."""
-    for key, value in _part(donor.config, path).items():
-        if not isinstance(value, list) or not value:
-            continue
-        own = [_part(model.config, path).get(key) for model, _ in order]
-        lists = [found if isinstance(found, list) else value for found in own]
-        where = ".".join((*path, key))
-        if len(value) == count:
-            picked = [
-                (found if number < len(found) else value)[number]
-                for found, (_, number) in zip(lists, order, strict=True)
-            ]
-            yield where, picked
-        elif key.endswith(("_layers", "_indices")) and all(isinstance(n, int) and 0 <= n < count for n in value):
-            yield where, [out for out, (_, number) in enumerate(order) if number in lists[out]]
+def _of_layers(
+    merge: MergeDocument, donor: Model, stack: LayerStack, planner: Planner, *, strict: bool
+) -> Iterator[tuple[str, Any]]:
+    """What `config.json` says of the layers of a stack, where they are in another order: how many there are, lists, and
+    numbers that tell which are special."""
+    order = planner.order[stack.prefix]
+    if not stack.keys:
+        raise PlanError(
+            f"config.json of {donor.name} does not say how many layers {stack.prefix} has",
+            where=merge.mark,
+            expected=f"num_hidden_layers: {stack.count}",
+        )
+    own, made = (_kinds(specs, stack.prefix, donor.hidden) for specs in (donor.specs, planner.made))
+    for *place, key in stack.keys:
+        config = _part(donor.config, place)
+        layers = [(_part(model.config, place), number) for model, number in order]
+        said = numbers_of(config, layers, merge.mark, strict=strict) | lists_of(config, layers, stack.count)
+        for word, value in ({key: len(order)} | said).items():
+            if config.get(word) != value:
+                yield ".".join((*place, word)), value
+        if strict:
+            check_kinds(config, layers, own, made, merge.mark)
+
+
+def _kinds(specs: Mapping[str, Spec], prefix: str, hidden: set[str]) -> list[object]:
+    """What tells layers of several kinds apart: the names and shapes of their tensors."""
+    found: dict[int, set[tuple[str, tuple[int, ...]]]] = defaultdict(set)
+    for name, spec in specs.items():
+        place = place_of(name)
+        if place is not None and place.prefix == prefix and name not in hidden:
+            found[place.number].add((place.rest, spec.shape))
+    return [found[number] for number in sorted(found)]
 
 
 # ---------------------------------------------------------------------------------------------------- chat templates

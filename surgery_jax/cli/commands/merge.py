@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,9 +44,18 @@ def _kmb(word: str) -> str:
     return f"{size}B"
 
 
-def _ignored(why: str, *names: str, takes: str = "", negated: bool = False) -> list[Argument]:
+def _ignored(why: str, *names: str, takes: str = "", negated: bool = False, short: str = "") -> list[Argument]:
     """Flags of mergekit that change nothing here."""
-    return [Argument(name, f"accepted, changes nothing: {why}", takes, negated=negated) for name in names]
+    return [Argument(name, f"accepted, changes nothing: {why}", takes, negated=negated, short=short) for name in names]
+
+
+def _floating(word: str) -> str:
+    from ...core.dtypes import BY_NAME
+
+    found = BY_NAME.get(word.removeprefix("torch."))
+    if found is None or not found.is_float:
+        raise ValueError(word)
+    return found.name
 
 
 class MergeCommand(Command):
@@ -77,8 +87,14 @@ class MergeCommand(Command):
         Argument(
             "--unsafe-truncate-embeddings", "cut vocabularies to the smallest, by number of the token", negated=True
         ),
-        Argument("--tensor-intersection", "of files, merge the tensors that all have"),
-        Argument("--tensor-union", "of files, merge every tensor from those that have it"),
+        Argument("--tensor-intersection", "of files, merge the tensors that all have", short="-i"),
+        Argument("--tensor-union", "of files, merge every tensor from those that have it", short="-u"),
+        Argument(
+            "--lora-merge-dtype", "cast models to this before adapters are applied to them", "DTYPE", parse=_floating
+        ),
+        Argument(
+            "--safe-serialization", "write safetensors (default); otherwise files of torch", default=True, negated=True
+        ),
         Argument(
             "--gates", "a file with the vectors of prompts, from scripts/gate_vectors.py", "FILE", completes="file"
         ),
@@ -91,19 +107,20 @@ class MergeCommand(Command):
         REUSE,
         *PROOF,
         *CLUSTER,
-        QUIET,
+        replace(QUIET, negated=True),
         JSON,
-        *_ignored(
-            "adapters are applied while the plan runs", "--lora-merge-cache", "--lora-merge-dtype", takes="VALUE"
-        ),
+        *_ignored("adapters are applied while the plan runs", "--lora-merge-cache", takes="DIR"),
         *_ignored("models are read from the disk", "--transformers-cache", takes="DIR"),
         *_ignored("models run no code", "--trust-remote-code", negated=True),
         *_ignored("JAX chooses the device", "--device", takes="DEVICE"),
         *_ignored("JAX chooses the device", "--cuda", "--read-to-gpu", "--multi-gpu", "--low-cpu-memory", negated=True),
         *_ignored("JAX chooses the device", "--gpu-rich"),
         *_ignored("tensors are streamed", "--lazy-unpickle", "--clone-tensors", "--async-write", negated=True),
-        *_ignored("--workers says how many threads there are", "--write-threads", "--num-threads", takes="N"),
-        *_ignored("tensors are always written as safetensors", "--safe-serialization", negated=True),
+        *_ignored("--workers says how many threads there are", "--write-threads", takes="N"),
+        *_ignored("--workers says how many threads there are", "--num-threads", takes="N", short="-j"),
+        *_ignored("what is between exists only while it runs", "--intermediate-dir", takes="DIR", short="-I"),
+        *_ignored("what is between exists only while it runs", "--lazy", negated=True),
+        *_ignored("hidden states come from scripts/gate_vectors.py", "--load-in-4bit", "--load-in-8bit"),
         *_ignored("--json tells all there is to tell", "-v"),
     )
 
@@ -197,8 +214,11 @@ def _all(places: Mapping[str, str], args: Namespace, options: Options, peers: Pe
 
 def _merge_options(args: Namespace) -> MergeOptions:
     """What the words of mergekit ask for."""
+    from ...core.errors import PlanError
     from ...mergekit.options import MergeOptions
 
+    if args.tensor_union and args.tensor_intersection:
+        raise PlanError("--tensor-union and --tensor-intersection at once", hint="leave one out")
     tensors = "union" if args.tensor_union else "intersection" if args.tensor_intersection else "all"
     return MergeOptions(
         copy_tokenizer=args.copy_tokenizer,
@@ -210,4 +230,6 @@ def _merge_options(args: Namespace) -> MergeOptions:
         gates=args.gates,
         shard=args.out_shard_size,
         seed=args.random_seed,
+        lora_dtype=args.lora_merge_dtype,
+        format=None if args.safe_serialization else "torch",
     )
