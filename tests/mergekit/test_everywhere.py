@@ -28,7 +28,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 def write_configurations(folder: Path) -> list[str]:
     """Files of tensors, and a configuration for each method; their names."""
     rng = np.random.default_rng(0)
-    shapes = {"wide": (24, 40), "norm": (17,), "more": (6, 5, 4)}
+    shapes = {"wide": (24, 40), "norm": (17,)}
     base: Tensors = {name: rng.standard_normal(shape).astype("f4") for name, shape in shapes.items()}
     for model in ("base", "one", "two"):
         near = {n: v + np.float32(0.1) * rng.standard_normal(v.shape).astype("f4") for n, v in base.items()}

@@ -206,6 +206,56 @@ def test_the_command_takes_the_flags_of_mergekit(
     assert capsys.readouterr().out == ""
 
 
+def test_every_flag_of_mergekit_is_taken(models: dict[str, Tensors]) -> None:
+    pairs = (
+        "quiet lazy cuda multi-gpu read-to-gpu low-cpu-memory lazy-unpickle clone-tensors async-write copy-tokenizer"
+    )
+    pairs += " write-model-card safe-serialization allow-crimes unsafe-truncate-embeddings trust-remote-code"
+    flags = [word for pair in pairs.split() for word in (f"--no-{pair}", f"--{pair}")]
+    flags += "--gpu-rich -vv -j 2 --write-threads 1 -I between --lora-merge-cache x --lora-merge-dtype float16".split()
+    flags += (
+        "--transformers-cache x --device cpu --random-seed 1 --out-shard-size 5B --load-in-4bit --load-in-8bit".split()
+    )
+    assert command(configuration(LINEAR), "out", *flags, "--no-sync") == 0
+    assert not Path("between").exists()
+    both = command("config.yml", "again", "-i", "-u", "--no-sync")
+    assert both == 2 and not Path("again").exists()
+
+
+def test_files_of_torch_are_written_where_safetensors_are_not_wanted(models: dict[str, Tensors]) -> None:
+    import torch
+
+    wanted = read_checkpoint(merged(LINEAR))
+    assert command("config.yml", "old", "--no-safe-serialization", "--no-sync", "--quiet") == 0
+    files = list(Path("old").glob("*.bin"))
+    assert [file.name for file in files] == ["pytorch_model-00001-of-00001.bin"] and not list(
+        Path("old").glob("*.safetensors")
+    )
+    assert Path("old/config.json").exists()
+    for name, tensor in torch.load(files[0], weights_only=True).items():
+        np.testing.assert_array_equal(tensor.numpy(), wanted[name])
+
+
+def test_an_adapter_is_applied_in_the_dtype_that_is_asked_for(models: dict[str, Tensors]) -> None:
+    import ml_dtypes
+
+    name = "model.layers.1.self_attn.q_proj"
+    half = {key: value.astype(ml_dtypes.bfloat16) for key, value in models["base"].items()}
+    write_model(Path("half"), half, LLAMA)
+    rng = np.random.default_rng(3)
+    a, b = (rng.standard_normal(shape).astype("f4") for shape in ((2, 16), (16, 2)))
+    Path("style").mkdir()
+    key = f"base_model.model.{name}"
+    write_checkpoint(Path("style/adapter_model.safetensors"), {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b})
+    Path("style/adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
+    text = "models: [{ model: half+style }]\nmerge_method: passthrough\ndtype: float32\n"
+    exact = half[f"{name}.weight"].astype("f4") + b @ a
+    wide = read_checkpoint(merged(text, lora_dtype="float32"))[f"{name}.weight"]
+    np.testing.assert_allclose(wide, exact, rtol=1e-6, atol=1e-7)
+    narrow = read_checkpoint(merged(text, "narrow"))[f"{name}.weight"]
+    np.testing.assert_array_equal(narrow, exact.astype(ml_dtypes.bfloat16).astype("f4"))
+
+
 def test_keys_that_mean_nothing_are_told_and_slips_are_errors(
     models: dict[str, Tensors], capsys: pytest.CaptureFixture[str]
 ) -> None:
