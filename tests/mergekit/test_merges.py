@@ -10,8 +10,7 @@ import pytest
 from running import read_checkpoint, write_checkpoint
 from tiny_models import LLAMA, Tensors, command, configuration, llama, merged, planned, write_model
 
-from surgery_jax import Options, PlanError, SurgeryError, load_plan, merge_plan, run
-from surgery_jax.language.writing import plan_text
+from surgery_jax import PlanError, SurgeryError, merge_plan, run
 
 LINEAR = """
     models:
@@ -41,18 +40,6 @@ def test_a_gradient_runs_over_the_layers_and_begins_outside_of_them(models: dict
     one, two = models["one"], models["two"]
     expected = {name: 0.25 * one[name] + 0.75 * layer_of(name) / 3 * two[name] for name in one}
     close(merged(LINEAR), expected)
-
-
-def test_the_printed_plan_runs_by_itself_and_gives_the_same_bits(models: dict[str, Tensors]) -> None:
-    out = merged(LINEAR)
-    plan, _ = merge_plan(configuration(LINEAR), "again")
-    Path("plan.yaml").write_text(plan_text(plan))
-    run(load_plan("plan.yaml"), Options(sync=False))
-    for file in sorted(out.iterdir()):
-        if file.name != "README.md" and not file.name.startswith(
-            "surgery."
-        ):  # which speak of the directory and the time
-            assert (Path("again") / file.name).read_bytes() == file.read_bytes()
 
 
 def test_tensors_that_are_merged_alike_are_one_step(models: dict[str, Tensors]) -> None:
