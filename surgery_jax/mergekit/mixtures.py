@@ -39,7 +39,7 @@ def merge_experts(
     base = models.get(mixture.base)
     found = {expert: models.get(expert.model) for expert in mixture.all}
     target = _target(node, mixture, base, found)
-    _check_prompts(mixture, options)
+    _check_prompts(mixture, target, options)
     names = _feed_forward(base, found, mixture)
     _copy_dense(base, names, target, mixture, recipe)
     for number, expert in enumerate(mixture.experts):
@@ -99,12 +99,12 @@ def _target(node: Mapping, mixture: Mixture, base: Model, found: dict[Expert, Mo
     )
 
 
-def _check_prompts(mixture: Mixture, options: MergeOptions) -> None:
+def _check_prompts(mixture: Mixture, target: MixtureTarget, options: MergeOptions) -> None:
     """That experts have prompts where routers are made of them, and are not all alike."""
     if mixture.mode in ("random", "uniform_random"):
         return
-    for expert in mixture.all:
-        if not expert.positive and (expert in mixture.experts or mixture.shared):
+    for expert in mixture.all if target.shared_gate else mixture.experts:
+        if not expert.positive:
             raise PlanError(
                 f"gate_mode {mixture.mode} needs positive_prompts",
                 where=expert.mark,

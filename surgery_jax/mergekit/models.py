@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..core.adapters import PREFIX, contents
 from ..core.dtypes import BY_NAME
 from ..core.errors import Mark, PlanError, StorageError, SurgeryError
 from ..core.model_config import CONFIG
@@ -27,7 +29,6 @@ from .references import ModelReference
 __all__ = ["Model", "Models", "align", "check_architectures", "embedding_of", "is_vocabulary"]
 
 _TOKENS = frozenset({"embed_tokens", "wte", "embed_in", "tok_embeddings", "word_embeddings", "shared"})
-_SAVED = re.compile(r"base_model\.model\.((?!.*lora_).+)")  # a parameter that an adapter replaces
 
 
 @dataclass(eq=False)
@@ -112,9 +113,9 @@ class Models:
             self.recipe.step("cast_", wider, reference.mark, model.alias)
             model.specs |= {n: replace(s, dtype=BY_NAME[dtype]) for n, s in model.specs.items() if s.dtype.is_float}
         self.recipe.step("lora_merge", {"adapters": lora, "to": model.alias}, reference.mark, model.alias)
-        for name, entry in adapter.entries.items():
-            if saved := _SAVED.fullmatch(name):
-                model.specs[saved[1]] = entry.spec
+        with suppress(StorageError):  # the step tells what is wrong with an adapter
+            _, whole = contents(name for name in adapter.entries if name.startswith(PREFIX))
+            model.specs |= {parameter: adapter.entries[name].spec for parameter, name in whole.items()}
         return model
 
     def _copied(self, made: Model, reference: ModelReference) -> Model:

@@ -126,6 +126,22 @@ def test_an_adapter_is_applied_while_the_plan_runs(models: dict[str, Tensors]) -
     assert sorted(Path().iterdir()) == sorted(map(Path, ["base", "config.yml", "one", "out", "style", "two"]))
 
 
+def test_an_adapter_may_bring_the_weights_that_lie_below_it(models: dict[str, Tensors]) -> None:
+    name, key = "model.embed_tokens.weight", "base_model.model.model.embed_tokens"
+    rng = np.random.default_rng(3)
+    below, a, b = (rng.standard_normal(shape).astype("f4") for shape in ((40, 16), (2, 40), (16, 2)))
+    Path("style").mkdir()
+    held = {f"{key}.base_layer.weight": below, f"{key}.lora_embedding_A": a, f"{key}.lora_embedding_B": b}
+    write_checkpoint(Path("style/adapter_model.safetensors"), held)
+    Path("style/adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
+    out = merged("""
+        models: [{ model: base+style, parameters: { weight: 1 } }, { model: two, parameters: { weight: 1 } }]
+        merge_method: linear
+    """)
+    base, two = models["base"] | {name: below + (b @ a).T}, models["two"]
+    close(out, {name: (base[name] + two[name]) / 2 for name in base})
+
+
 def test_embeddings_stand_for_an_output_layer_that_only_the_others_have(models: dict[str, Tensors]) -> None:
     tied = {name: value for name, value in models["one"].items() if name != "lm_head.weight"}
     write_model(Path("tied"), tied, LLAMA | {"tie_word_embeddings": True})

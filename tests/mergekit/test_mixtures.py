@@ -96,7 +96,10 @@ def test_qwen3_models_and_shared_experts_find_their_targets(models: dict[str, Te
     np.testing.assert_array_equal(got[f"{LAYER}self_attn.k_proj.bias"], np.zeros(8, "f4"))
     scaled = models["base"][f"{LAYER}mlp.down_proj.weight"] * np.float32(0.1)
     np.testing.assert_array_equal(got[f"{LAYER}mlp.shared_expert.down_proj.weight"], scaled)
-    out = merged(shared.format("deepseek"), "deepseek")
+    text = shared.format("deepseek").replace("random", "cheap_embed")
+    for name, prompt in (("one", "ab"), ("two", "c")):  # the shared expert has no router, and needs none
+        text = text.replace(f"source_model: {name}", f"source_model: {name}, positive_prompts: [{prompt}]")
+    out = merged(text, "deepseek")
     np.testing.assert_array_equal(read_checkpoint(out)[f"{LAYER}mlp.shared_experts.down_proj.weight"], scaled)
     assert config_of(out)["n_shared_experts"] == 1
 
