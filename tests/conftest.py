@@ -41,6 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
     would be spent on doing both again. What is compiled is found by its whole content, so that no change goes unseen;
     `--cache-clear` forgets it.
     """
+    for library in ("OMP", "OPENBLAS"):  # there is a process for each core: more threads would only wait for each other
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
     cache = getattr(config, "cache", None)  # none where the plugin is switched off

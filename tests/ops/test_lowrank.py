@@ -314,7 +314,7 @@ def test_neither_company_nor_devices_nor_threads_change_a_bit(tmp_path: Path) ->
         for side in (f"{name}.a", f"{name}.b"):
             assert_same_bits(alone[side], together[side])
     bench = Bench(tmp_path, m=tensors)
-    variables = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "OPENBLAS_NUM_THREADS": "1"}
+    variables = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "OPENBLAS_NUM_THREADS": "2"}
     code = (
         "import json, sys, surgery_jax as s;"
         "s.run(s.plan_of(json.loads(sys.argv[1])), s.Options(workers=1, overwrite=True))"
