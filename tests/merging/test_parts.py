@@ -128,10 +128,10 @@ def tied(name: str = "float32") -> np.ndarray:
     return np.round(drawn(name, (9, 11)) * 2).astype(name) / np.dtype(name).type(4)
 
 
+# Of magnitudes without ties `test_methods.py` has whole merges.
 RANKS: list[tuple[Ranks, np.ndarray]] = [
-    (op(wide, *shares), source(name))  # type: ignore[arg-type]
+    (op(wide, *shares), tied(name))  # type: ignore[arg-type]
     for name, wide in (("float32", False), ("float64", True))
-    for source in (tied, drawn)
     for op, shares in (
         (Largest, (0.3,)),
         (Largest, (0.0,)),
@@ -389,7 +389,7 @@ REFERENCES: dict[str, tuple[list[Any], Callable[..., Any], str]] = {
             (RowSlerp(based, first, 0.3), [drawn(n) for _ in range(2 + based)])
             for n in DTYPES
             for based in (False, True)
-            for first in (False, True)
+            for first in ((False, True) if n == "float32" else (based,))
         ],
         row_spanned,
         "close",

@@ -166,17 +166,18 @@ ELEMENTWISE = [cls.__name__ for cls in all_ops() if cls.kind in ("elementwise", 
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_several_tensors_in_one_tile_give_the_bits_that_each_gives_alone(name: str) -> None:
     op, given = REFERENCES[name][0][0]
-    operands = [[array_of("float32", (n,), 3 * n + 3 * side) for n in (7, 5)] for side in range(len(given))]
+    operands = [[array_of("float32", (6,), 3 * n + 3 * side) for n in (7, 5)] for side in range(len(given))]
     for side, operand in enumerate(given):
         if operand.dtype == np.uint64:  # positions
             operands[side] = [np.arange(len(array), dtype=np.uint64) for array in operands[0]]
     statistics = [operand for operand in given if operand.shape != given[0].shape]
     operands = operands[: len(given) - len(statistics)]
 
+    jitted = jax.jit(lambda z, *x: op.apply(DeviceKernel(z), *x))
+
     def call(*arrays: np.ndarray) -> np.ndarray:
-        zeros = (np.int32(0), np.int64(0))
         with jax.enable_x64(True):
-            return np.asarray(jax.jit(lambda z, *x: op.apply(DeviceKernel(z), *x))(zeros, *arrays, *statistics))
+            return np.asarray(jitted((np.int32(0), np.int64(0)), *arrays, *statistics))
 
     together = call(*(np.concatenate([*side, np.zeros(4, side[0].dtype)]) for side in operands))
     alone = np.concatenate([call(*parts) for parts in zip(*operands, strict=True)])

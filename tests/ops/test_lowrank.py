@@ -205,7 +205,7 @@ def test_what_the_fixed_start_cannot_see_is_found_all_the_same() -> None:
     "name", ["flat", "noisy", "noisier", "tiny noise", "power 1/4", "power 1/2", "power 1", "low rank"]
 )
 def test_products_alone_prove_what_fine_tunes_and_weights_look_like(name: str) -> None:
-    w = matrix(name, 2000, 1300, 8)
+    w = matrix(name, 1300, 1000, 8)
     with one_thread_each():
         found = lanczos.search(HostKernel(), w, 8, 1.001, lowrank.ROUNDINGS)
     assert found.is_proven
