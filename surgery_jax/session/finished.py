@@ -86,8 +86,9 @@ def folder_of(record: str, outputs: Sequence[str]) -> Path:
     a record may lie where not all of them see it. But one at a store is seen by all, so it has a folder beside it; and
     so it is where there are no outputs, or their place cannot tell who came first."""
     for path in outputs if is_local(record) else ():
-        if place_of(path).tells_first:
-            return locate(path).parent / _FOLDER
+        folder = locate(path).parent
+        if place_of(path).tells_first and (is_local(path) or len(folder.parts) > 1):  # nothing is beside a bucket
+            return folder / _FOLDER
     return locate(f"{record}.tasks")
 
 
@@ -114,6 +115,7 @@ class FinishedJobs:
         if not is_local(path):
             if is_kept:
                 check_writable(path)
+                self._make()
             return
         try:
             if is_kept:
@@ -139,6 +141,14 @@ class FinishedJobs:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+    def _make(self) -> None:
+        """Make the folder of a record at a store; what is wrong with the place is told before any work."""
+        folder = folder_of(self.path, ())
+        try:
+            board_of(folder).make()
+        except OSError as error:
+            raise storage_error(error, folder, "keep a record of finished jobs") from None
 
     def _open(self) -> None:
         """Open the file that lies there, and lock it; one that its last user removes meanwhile is made again."""

@@ -15,7 +15,7 @@ from running import write_checkpoint
 from surgery_jax import BatchReport, Options, StorageError, batch
 from surgery_jax.cli.main import main
 from surgery_jax.language.jobs import load_jobs
-from surgery_jax.session.finished import FinishedJobs, key_of
+from surgery_jax.session.finished import FinishedJobs, folder_of, key_of
 from surgery_jax.session.standing import standing
 
 PLAN = """\
@@ -304,6 +304,23 @@ def test_tasks_with_records_of_their_own_see_each_other_where_the_outputs_go(pla
     assert again[0] | again[1] == dict.fromkeys(NAMES, "skipped")
     assert outputs() == one_process()
     assert left() == []
+
+
+@pytest.mark.parametrize(
+    ("record", "outputs", "folder"),
+    [
+        ("run.done", ["out/a", "other/b"], "out/.surgery-jax.tasks"),
+        ("run.done", ["a"], ".surgery-jax.tasks"),
+        ("run.done", ["/a"], "/.surgery-jax.tasks"),
+        ("run.done", ["gs://bucket/a"], "gs://bucket/.surgery-jax.tasks"),
+        ("run.done", ["s3://bucket"], "run.done.tasks"),
+        ("run.done", ["https://host/a", "out/b"], "out/.surgery-jax.tasks"),  # that place can only be read
+        ("run.done", [], "run.done.tasks"),
+        ("s3://bucket/run.done", ["out/a"], "s3://bucket/run.done.tasks"),
+    ],
+)
+def test_tasks_meet_where_all_of_them_see(record, outputs, folder):
+    assert str(folder_of(record, outputs)) == folder
 
 
 def test_jobs_without_outputs_are_claimed_beside_the_record(place):
