@@ -130,7 +130,8 @@ class Schedule:
     @cached_property
     def moving(self) -> int:
         """The buffer through which bytes are moved: one of several requests, if it is by requests that they come."""
-        is_near = all(map(is_local, {move.path for move in self.program.moves}))
+        # what is hashed while it is written comes in pieces, none of them far ahead of the others
+        is_near = self.limits.in_order or all(map(is_local, {move.path for move in self.program.moves}))
         return self.piece if is_near else piece_bytes(self.limits.memory, self.limits.workers, FAR_PIECE)
 
     @cached_property
