@@ -1,8 +1,9 @@
 """`hf://org/name@revision`: repositories of models at a hub, for reading.
 
 Two parts are a repository, `@` and a branch, tag or commit say which state of it, and the rest is a file or directory
-in it. `HF_ENDPOINT` names another hub, `HF_TOKEN` (or the token that `hf auth login` has kept) says who asks. What
-changes with a file is the hash that the hub has of it: a branch may move on if the files that are read stay the same.
+in it; a slash in the name of a branch is `%2F`. `HF_ENDPOINT` names another hub, `HF_TOKEN` (or the token that `hf auth
+login` has kept) says who asks. What changes with a file is the hash that the hub has of it: a branch may move on if the
+files that are read stay the same.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from .base import PlaceError
 from .looking import StoredObject
@@ -46,7 +47,7 @@ class HubPlace(RemotePlace):
         match = _REPOSITORY.fullmatch(path.removeprefix("hf://"))
         if match is None:
             raise PlaceError(errno.EINVAL, "no repository is named", "write hf://org/name, or hf://org/name@revision")
-        return match["name"], quote(match["revision"] or "main", safe=""), match["file"] or ""
+        return match["name"], quote(unquote(match["revision"] or "main"), safe=""), match["file"] or ""
 
     def request(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> StoreRequest:
         told = dict(headers or {})

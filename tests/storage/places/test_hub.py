@@ -112,6 +112,8 @@ def test_a_revision_is_what_stands_after_the_at(hub: Hub, capsys: Any) -> None:
     hub.put("v2", {"model.safetensors": save({"other": np.zeros(3)})})
     assert set(open_checkpoint("hf://org/name@v2").entries) == {"other"}
     assert set(open_checkpoint("hf://org/name@v2/model.safetensors").entries) == {"other"}
+    hub.put("by/me", {"model.safetensors": save({"mine": np.zeros(3)})})
+    assert set(open_checkpoint("hf://org/name@by%2Fme").entries) == {"mine"}
     hub.server.pages["/api/models/org/name/tree/v3"] = lambda asked: (404, {"X-Error-Code": "RevisionNotFound"}, b"")
     assert main(["inspect", "hf://org/name@v3"]) == 3
     assert "no such revision" in capsys.readouterr().err
