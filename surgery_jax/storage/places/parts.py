@@ -21,6 +21,7 @@ from .wire import wanted_until
 
 __all__ = ["PartedPlace"]
 
+_SHORT = 1 << 12  # bytes that a part without a buffer keeps beside itself: headers, and checksums in them
 _PATIENCE = 30.0  # seconds that parts under way are waited for before their file is given up
 
 
@@ -30,6 +31,7 @@ class _Part:
     def __init__(self, file: PartedFile, number: int, size: int) -> None:
         self.file, self.number, self.size = file, number, size
         self.buffer: bytearray | None = None
+        self.beside: list[tuple[int, bytes]] = []  # short pieces that have come since it had a buffer
         self.ranges: list[tuple[int, int]] = []
         self.is_aside = self.is_sent = False
         self.is_kept = False  # sent by an earlier run, with the same bytes
@@ -42,7 +44,19 @@ class _Part:
             self.buffer = bytearray(self.size)
             if self.is_aside:
                 self.file.sink.fetch(self.number, 0, memoryview(self.buffer))
+            for begin, piece in self.beside:
+                self.buffer[begin : begin + len(piece)] = piece
+            self.beside.clear()
         return self.buffer
+
+    def put(self, begin: int, piece: memoryview) -> None:
+        """Bytes of it; the lock is held."""
+        import numpy as np  # here: who reads headers does without
+
+        if self.buffer is None and piece.nbytes + sum(len(one) for _, one in self.beside) <= _SHORT:
+            self.beside.append((begin, bytes(piece)))
+        else:  # other threads go on while NumPy copies
+            np.frombuffer(self.held(), np.uint8)[begin : begin + piece.nbytes] = np.frombuffer(piece, np.uint8)
 
     def put_aside(self) -> None:
         """Hold it no longer; the lock is held."""
@@ -55,6 +69,8 @@ class _Part:
         """Put aside what of it has come, unless it was sent."""
         with self.lock:
             if not self.is_sent:
+                if self.beside:
+                    self.held()
                 self.put_aside()
 
     def send(self) -> None:
@@ -62,7 +78,7 @@ class _Part:
         with wanted_until(self.file.ended), self.lock:
             if self.is_sent:
                 return
-            if self.buffer is None and self.is_aside:
+            if self.buffer is None and self.is_aside and not self.beside:
                 self.file.sink.adopt(self.number, self.size)
             else:
                 self.file.sink.send(self.number, self.held())
@@ -108,8 +124,6 @@ class PartedFile(Writer):
             offset, data = offset + piece.nbytes, data[piece.nbytes :]
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
-        import numpy as np  # here: who reads headers does without
-
         self._check()
         for part, begin, piece in self._pieces(offset, memoryview(data).cast("B")):
             with part.lock:
@@ -117,8 +131,7 @@ class PartedFile(Writer):
                     continue
                 if part.is_sent:
                     raise PlaceError(errno.EIO, "bytes that are at the store already are written again")
-                # other threads go on while NumPy copies
-                np.frombuffer(part.held(), np.uint8)[begin : begin + piece.nbytes] = np.frombuffer(piece, np.uint8)
+                part.put(begin, piece)
                 is_whole = part.add(begin, begin + piece.nbytes)
             room().use(part)
             if is_whole and not self._is_revised and len(self._parts) > 1:
@@ -135,7 +148,8 @@ class PartedFile(Writer):
         target = target[: max(0, self.size - offset)]
         for part, begin, piece in self._pieces(offset, target):
             with part.lock:
-                is_sent, buffer = part.is_sent, part.buffer
+                is_sent = part.is_sent
+                buffer = part.held() if part.beside and not is_sent else part.buffer
                 if buffer is not None:
                     piece[:] = memoryview(buffer)[begin : begin + piece.nbytes]
                 elif part.is_aside and not is_sent:
@@ -164,6 +178,7 @@ class PartedFile(Writer):
         for part in self._parts:
             with part.lock:
                 part.is_sent, part.buffer = True, None
+                part.beside.clear()
                 room().give(part)
 
     def sync(self) -> None:
