@@ -25,8 +25,7 @@ SCRIPT = Path(__file__).parents[1] / "registry.py"
 WAYS: dict[str, tuple[int, int, dict[str, Any]]] = {  # processes, devices of each, and options
     "one": (1, 1, {}),
     "three devices": (1, 3, {"memory": "12MiB", "workers": 1, "shard_size": "20KB"}),
-    "two processes": (2, 1, {"memory": "64MiB", "workers": 2, "shard_size": "none"}),
-    "four processes": (4, 1, {"memory": "16MiB", "workers": 3, "shard_size": "9KB"}),
+    "three processes": (3, 1, {"memory": "16MiB", "workers": 3, "shard_size": "9KB"}),
 }
 
 
