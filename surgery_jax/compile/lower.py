@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..core.exact import exact
+from ..core.freed import give_back
 from ..core.specs import Spec
 from ..kit.base import TensorOp
 from ..numerics import magnitude
@@ -304,6 +305,8 @@ class GroupFunction:
             # the first call traces and compiles: once, while the other workers read their first inputs
             with nullcontext() if device in self._ready else self._lock:
                 outputs, verdicts = function(*call)
+                if device not in self._ready:
+                    give_back()  # what compiling has freed: no budget counts it
                 self._ready.add(device)
             *holds, is_exact = np.asarray(verdicts).tolist()
             jax.block_until_ready(outputs)  # type: ignore[no-untyped-call]

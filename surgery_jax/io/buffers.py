@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import numpy as np
 
 from ..core.errors import StorageError
+from ..core.freed import give_back
 from ..storage.files import storage_error
 from ..storage.identity import notice, remembered
 from ..storage.places.base import Reader
@@ -23,17 +25,24 @@ from .pagecache import is_cached
 
 __all__ = ["Budget", "OpenFiles", "aligned"]
 
+HUGE = 4 << 20  # bytes from which on memory is asked for in huge pages, as NumPy does
 KEPT = 64  # readers of input files that a thread keeps
 
 
 class Budget:
     """Hands out buffers, never more than `limit` bytes at once; freed ones are used again, because touching fresh
-    memory costs many times more than filling it."""
+    memory costs many times more than filling it.
+
+    What others allocate stays with the C library when they free it (`execute.devices`), so the most that they had at
+    once counts until it is given back to the system, which happens where there would be no room for buffers otherwise.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
         self.peak = 0
+        self._extra = 0  # bytes that others may have allocated now
+        self._most_extra = 0  # at once, since what they had was given back
         self._kept: dict[int, list[np.ndarray]] = defaultdict(list)
         self._kept_bytes = 0
         self._changed = threading.Condition()
@@ -56,6 +65,8 @@ class Budget:
                 raise InterruptedError
             self.used += total
             self.peak = max(self.peak, self.used)
+            self._extra += extra
+            self._most_extra = max(self._most_extra, self._extra)
             buffers = [self._take(size) for size in wanted]
             self._trim()
         given: list[np.ndarray] = []
@@ -67,6 +78,7 @@ class Budget:
         finally:
             with self._changed:
                 self.used -= total
+                self._extra -= extra
                 for buffer in given:
                     self._kept[buffer.nbytes].append(buffer)
                     self._kept_bytes += buffer.nbytes
@@ -79,11 +91,15 @@ class Budget:
         return None
 
     def _trim(self) -> None:
-        """Forget kept buffers that would not fit beside those in use."""
+        """Forget kept buffers that would not fit beside what is in use, and then what others have freed."""
+        room = self.limit - (self.used - self._extra) - self._most_extra
         for size in sorted(self._kept, reverse=True):
-            while self._kept[size] and self.used + self._kept_bytes > self.limit:
+            while self._kept[size] and self._kept_bytes > room:
                 self._kept[size].pop()
                 self._kept_bytes -= size
+        if room < 0:
+            give_back()
+            self._most_extra = self._extra
 
     def stop(self) -> None:
         """Wake and refuse everyone who waits: the run has failed."""
@@ -93,10 +109,12 @@ class Budget:
 
 
 def aligned(size: int) -> np.ndarray:
-    """Fresh memory that begins at a page."""
-    raw = np.empty(size + PAGE, np.uint8)
-    skip = -raw.ctypes.data % PAGE
-    return raw[skip : skip + size]
+    """Fresh memory that begins at a page, and that the system has back as soon as nobody has the array any more."""
+    memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if size >= HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8, size)
 
 
 class OpenFiles:
