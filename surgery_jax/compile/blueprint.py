@@ -8,7 +8,7 @@ its tensors whole: many small components of equal shapes together, in a stack, l
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -42,7 +42,8 @@ LEAST = 2 * STRANDS  # components of a stack, and of what they are a multiple: e
 class Blueprint:
     """Specs of the inputs of one task, and its operations. `rows` is what it is counted in: elements of a flat group,
     rows of one that is cut along the leading axis, components of a stack, and 1 for a whole component. `width`:
-    elements of one of the rows of a reduced group."""
+    elements of one of the rows of a reduced group. `remembered`: values of it, masks, that are computed once and held
+    for the passes after that."""
 
     kind: str  # "flat", "reduced", "rows", "stack" or "whole"
     rows: int
@@ -52,12 +53,17 @@ class Blueprint:
     fused: bool = False  # whether the compiler makes one loop of the operations
     one: Blueprint | None = None  # of one component of a stack
     width: int = 1
+    remembered: tuple[int, ...] = ()
 
     def total(self, component: Component) -> int:
         """Rows of a whole component."""
         if self.kind in ("flat", "reduced"):
             return component.size // self.width
         return component.value_specs()[0].shape[0] if self.kind == "rows" else 1
+
+    def remembered_bytes(self, component: Component) -> int:
+        """What the masks of a component take that are held from pass to pass: a bit an element."""
+        return len(self.remembered) * -(-self.total(component) // self.rows) * -(-self.rows * self.width // 8)
 
     def value_specs(self) -> list[Spec]:
         """Specs of all values in order."""
@@ -180,7 +186,27 @@ def rows_blueprint(group: Group, rows: int) -> Blueprint | None:
 
 
 def blueprint(group: Group, limit: int) -> Blueprint:
-    """What one task of a group computes when its buffers may take `limit` bytes; one blueprint for the whole group."""
+    """What one task of a group computes when its buffers may take `limit` bytes; one blueprint for the whole group.
+    What is worth it is remembered if the masks of every component take no more than that."""
+    found = _cut(group, limit)
+    if found.kind != "reduced":
+        return found
+    remembered = replace(found, remembered=_worth_remembering(found))
+    is_held = all(remembered.remembered_bytes(component) <= limit for component in group.components)
+    return remembered if is_held else found
+
+
+def _worth_remembering(plan: Blueprint) -> tuple[int, ...]:
+    """Values that are cheaper to hold than to compute once more."""
+    found, at = [], len(plan.specs)
+    for eqn in plan.eqns:
+        found += [at] if eqn.op.is_remembered else []
+        at += len(eqn.specs)
+    return tuple(found)
+
+
+def _cut(group: Group, limit: int) -> Blueprint:
+    """What one task of a group computes, without what is remembered."""
     if group.flat:
         length = _tile_length(group, limit)
         return flat_blueprint(group, tile_length(length) if group.reduces else length)

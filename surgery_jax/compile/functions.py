@@ -55,5 +55,5 @@ def _key_of(group: Group, blueprint: Blueprint) -> Any:
     """What functions must share to be one."""
     eqns = tuple((eqn.op.static_key(), eqn.args, eqn.specs) for eqn in blueprint.eqns)
     checked = tuple(value for value, _ in group.sample.checks)
-    shape = (group.flat, group.on_host, blueprint.kind, blueprint.rows, blueprint.fused)
+    shape = (group.flat, group.on_host, blueprint.kind, blueprint.rows, blueprint.fused, blueprint.remembered)
     return (shape, blueprint.specs, eqns, blueprint.leaving, checked)

@@ -68,7 +68,12 @@ class ReducedFunction:
         self.blueprint = blueprint
         self.reductions = blueprint.reductions
         known, self.first, count = passes_of(group, blueprint)
-        self.passes = [PassFunction(group, blueprint, self, number, count, known) for number in range(count)]
+        self.passes: list[PassFunction] = []
+        wanted: frozenset[int] = frozenset()  # by the passes after it
+        for number in reversed(range(count)):
+            once = PassFunction(group, blueprint, self, number, count, known, wanted)
+            self.passes.insert(0, once)
+            wanted |= once.needed
 
     @property
     def num_traces(self) -> int:
@@ -126,7 +131,8 @@ class ReducedFunction:
 
 class PassFunction(GroupFunction):
     """One pass. What leaves a tile are partial results of its blocks, and what can be written for the first time;
-    checks are for the last pass.
+    checks are for the last pass. Of values that are remembered a pass is given those that were known before it, after
+    its inputs, and those that it is the first one to know leave it for the passes that need them.
 
     It is called as the function of any group is, with more numbers (`arguments`).
     """
@@ -139,7 +145,9 @@ class PassFunction(GroupFunction):
         number: int,
         count: int,
         known: Sequence[int],
+        wanted: frozenset[int],
     ) -> None:
+        """`known`: the pass in which each value can be computed; `wanted`: values that passes after this one need."""
         super().__init__(group, blueprint)
         self.number = number
         self.reductions = whole.reductions
@@ -147,10 +155,13 @@ class PassFunction(GroupFunction):
         self.active = [value for value, stage in self.stages.items() if stage is not None]
         self.given = [value for value in whole.reductions if whole.first[value] < number]  # begun, or finished
         self.num_numbers = len(group.sample.numbers)
+        self.known_before = {value for value in blueprint.remembered if known[value] < number}
+        self.remembered = [v for v in blueprint.remembered if known[v] == number and v in wanted]
         own = [value for value in blueprint.leaving if value not in whole.reductions and known[value] == number]
-        self.leaving = (*own, *self.active)
+        self.leaving = (*own, *self.active, *self.remembered)
         self.checked = self.checked if number == count - 1 else []
         self.needed = self._needed()
+        self.recalled = sorted(self.known_before & self.needed)
         size = blueprint.rows * blueprint.width
         self.is_fast_on_host = any(
             op.is_fast_on_host or size < op.host_below for at, op in self._operations() if self._is_computed(at)
@@ -163,7 +174,7 @@ class PassFunction(GroupFunction):
         for eqn in reversed(self.eqns):
             at -= len(eqn.specs)
             is_wanted = not found.isdisjoint(range(at, at + len(eqn.specs)))
-            if is_wanted and self.stages.get(at, 0) is not None:
+            if is_wanted and self.stages.get(at, 0) is not None and at not in self.known_before:
                 found.update(eqn.args)
         return frozenset(found)
 
@@ -175,8 +186,8 @@ class PassFunction(GroupFunction):
             at += len(eqn.specs)
 
     def _is_computed(self, value: int) -> bool:
-        """Whether the operation of a value is done in this pass; statistics that are known are not."""
-        return value in self.needed and self.stages.get(value, 0) is not None
+        """Whether the operation of a value is done in this pass; what is known is not."""
+        return value in self.needed and self.stages.get(value, 0) is not None and value not in self.known_before
 
     def arguments(self, numbers: Sequence[float], start: int, count: int, before: Statistics) -> tuple[float, ...]:
         """The numbers of a call: those of the operations, with which element of the tensor the tile begins, how many
@@ -207,6 +218,8 @@ class PassFunction(GroupFunction):
         own, rest = iter(given[: self.num_numbers]), iter(given[self.num_numbers :])
         start, count = next(rest), next(rest)
         before = {value: [next(rest) for _ in range(self._given_before(value))] for value in self.given}
+        recalled = dict(zip(self.recalled, values[len(self.specs) :], strict=True))
+        values = values[: len(self.specs)]
         shape = values[0].shape if values else (self.blueprint.rows,)
 
         def places() -> Any:
@@ -225,6 +238,8 @@ class PassFunction(GroupFunction):
                     values.append(self._partial(kernel, op, stage, before.get(at), count, arrays))
                 else:
                     values.append(kernel.xp.stack(before[at]) if at in before and at in self.needed else None)
+            elif at in recalled:
+                values.append(recalled[at])
             elif self.needed.isdisjoint(range(at, at + len(eqn.specs))):
                 values += [None] * len(eqn.specs)
             else:

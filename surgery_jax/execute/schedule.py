@@ -74,12 +74,14 @@ class GroupSchedule:
         """What a task reserves: its inputs, a piece for writing, and what others allocate. A task of a reduced group
         has one component; those of any other group need the same, whatever their components are."""
         tiles = self.num_tiles(component) if self.is_held(component) else 1
-        return [*(tiles * spec.nbytes for spec in self.blueprint.specs), self.piece], self.beside
+        beside = self.beside + self.blueprint.remembered_bytes(component)
+        return [*(tiles * spec.nbytes for spec in self.blueprint.specs), self.piece], beside
 
     @property
     def least(self) -> int:
         """Bytes that a task takes of the budget which holds no inputs: what there must be room for."""
-        return footprint(([*(spec.nbytes for spec in self.blueprint.specs), self.piece], self.beside))
+        beside = self.beside + max(map(self.blueprint.remembered_bytes, self.group.components), default=0)
+        return footprint(([*(spec.nbytes for spec in self.blueprint.specs), self.piece], beside))
 
     @property
     def most(self) -> int:
@@ -99,6 +101,19 @@ class Schedule:
 
     program: Program
     limits: Limits
+
+    @property
+    def held_inputs(self) -> int:
+        """The part of the budget that inputs may take together which are held from pass to pass: more is left to what
+        passes by, and to what compiled functions and the C library take that nobody counts."""
+        return self.memory * 3 // 8
+
+    def holding(self, task: Task) -> int:
+        """What a task takes of that."""
+        if not isinstance(task, Tile):
+            return 0
+        work, component = self.groups[task.group], task.segments[0][0]
+        return sum(map(rounded, work.needs(component)[0][:-1])) if work.is_held(component) else 0
 
     @cached_property
     def cached(self) -> int:
@@ -143,8 +158,8 @@ class Schedule:
         plan = blueprint(group, limit if group.on_host else min(limit, device_limit(self.limits)))
         beside = plan.produced_bytes + _making_bytes(group)
         passes = passes_of(group, plan).number if plan.kind == "reduced" else 1
-        # two that are held leave a part of the budget to what others allocate
-        room = min(self.memory * 3 // 8, self.memory - rounded(self.piece) - beside)
+        remembered = max(map(plan.remembered_bytes, group.components), default=0)
+        room = min(self.held_inputs, self.memory - rounded(self.piece) - beside - remembered)
         return GroupSchedule(group, plan, self._place(group, plan), passes, room, self.piece, beside)
 
     def _place(self, group: Group, plan: Blueprint) -> Place:

@@ -23,6 +23,7 @@ from ..io.outputs import OutputFile
 from ..storage.identity import check_all, remembering
 from .computing import Computing
 from .filling import Inputs, shaped
+from .masks import Masks
 from .observers import Observer
 from .reservations import encode_needs
 from .results import Results
@@ -56,6 +57,7 @@ class Executor:
         self.schedule = schedule
         self.outputs = outputs
         self.budget = Budget(schedule.memory)
+        self._holding = Budget(schedule.held_inputs)
         self.observer = observer
         self.functions = [functions.of(work.group, work.blueprint) for work in schedule.groups]
         self.findings = Findings()
@@ -158,12 +160,14 @@ class Executor:
             if self._failure is None:
                 self._failure = error
         self.budget.stop()
+        self._holding.stop()
         self.computing.stop()
         self.inputs.blocks.stop()
         self.inputs.held.stop()
 
     def _run(self, task: Task) -> None:
-        with self.budget.reserve(*self.schedule.needs(task)) as buffers:
+        held = self._holding.reserve([], self.schedule.holding(task))
+        with held, self.budget.reserve(*self.schedule.needs(task)) as buffers:
             if isinstance(task, MoveTask):
                 with self.timeline.stage("move"):
                     self.outputs[task.moves[0].file].move(self.inputs.files, task.moves, *buffers)
@@ -216,6 +220,7 @@ class Executor:
         ((component, _, size),) = tile.segments
         held = self._read(plan, tile, buffers) if self.schedule.groups[tile.group].is_held(component) else None
         known: dict[int, Sequence[Any]] = {}
+        masks = Masks()
         for number, once in enumerate(function.passes):
             totals = function.totals(number, known)
             if function.is_needless(number, totals):
@@ -225,9 +230,12 @@ class Executor:
                 if not function.reaches(number, totals, known, start, part.num_fresh):
                     continue
                 inputs = shaped(plan, self._read(plan, part, buffers)) if held is None else shaped(plan, held, at)
+                inputs += masks.recall(once.recalled, at)
                 numbers = once.arguments(component.numbers, start, part.num_fresh, known)
                 found = self.computing.outputs(once, part, inputs, numbers)
                 outputs = dict(zip(once.leaving, found, strict=True))
+                for value in once.remembered:
+                    masks.remember(value, at, outputs.pop(value))
                 for value in once.active:
                     partial = outputs.pop(value)
                     if value in totals:

@@ -210,6 +210,11 @@ class Kernel(Protocol):
         """The sums of whole numbers whose index is each of the numbers below `width`; others do not count: float64
         [width]."""
 
+    def outranks(self, keys: Array, ranks: Array) -> Array:
+        """Where a key is larger than the one of its row that has a rank, from 0, which is rounded down: everywhere if
+        it is below 0, nowhere if it is that of the last key or more. keys: integers [rows, n]; ranks: float64, the same
+        shape -> bool."""
+
     # -- matrices -----------------------------------------------------------------------------------------------
 
     def matmul(self, a: Array, b: Array) -> Array:

@@ -54,6 +54,8 @@ class TensorOp:
     uses_lapack: ClassVar[bool] = False  # which a CPU runs as well without a compiled function around it
     is_fast_on_host: ClassVar[bool] = False  # NumPy counts and sorts faster than a compiled function on a CPU does
     host_below: ClassVar[int] = 0  # with fewer elements NumPy is done before a function for a CPU is compiled
+    # the result, a mask, is worth being held, a bit an element, where the elements are gone over again
+    is_remembered: ClassVar[bool] = False
     needs_positions: ClassVar[bool] = False  # the last operand is the number of every element, uint64
     # the last argument of `apply`, beside the operands, is a function that gives the number of every element, int64; it
     # is left out where the operands are whole tensors. Only together with statistics of the same tensor.

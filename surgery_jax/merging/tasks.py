@@ -18,7 +18,7 @@ from .norms import Restore, Sizes
 from .ranks import Keep, Largest, Middle, Ranks
 from .weighted import Delta, total
 
-__all__ = ["AddTasks", "SparseMethod", "TaskMethod"]
+__all__ = ["AddTasks", "Select", "SparseMethod", "TaskMethod"]
 
 LEAST = 1e-8  # divisors below it are taken for 1
 
@@ -63,6 +63,26 @@ class AddTasks(TensorOp):
     def smallest(self, base: Bound, *deltas: Bound) -> Bound:
         parts = [bound.times(bound.of(w)) for bound, w in zip(deltas, self.weights, strict=True)]
         return reduce(Bound.either, [base, *deltas, *parts])
+
+
+@dataclass(frozen=True)
+class Select(TensorOp):
+    """A tensor where a mask is true, and 0 elsewhere.
+
+    source: float, any shape; mask: bool, the same -> the shape and dtype of source.
+    """
+
+    host_below = 1 << 18
+
+    def infer(self, source: Spec, mask: Spec) -> tuple[Spec, ...]:
+        check_floats(source)
+        return (source,)
+
+    def apply(self, k: Kernel, source: Array, mask: Array) -> Array:
+        return k.xp.where(mask, source, k.xp.zeros((), source.dtype))
+
+    def smallest(self, source: Bound, mask: Bound) -> Bound:
+        return source
 
 
 @dataclass(frozen=True)

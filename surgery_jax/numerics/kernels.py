@@ -211,6 +211,15 @@ class HostKernel(_Kernel):
         is_there = (index >= 0) & (index < width)
         return np.bincount(index[is_there], weights[is_there], width)
 
+    def outranks(self, keys: Any, ranks: Any) -> Any:
+        """Where a key is larger than the one of a rank in its row, which is looked up where that is to be known."""
+        is_above = ranks < 0.0
+        at = np.flatnonzero(~is_above & (ranks < keys.shape[1] - 1))
+        ordered, length = np.sort(keys, axis=1).reshape(-1), max(keys.shape[1], 1)
+        places = at // length * length + ranks.reshape(-1)[at].astype(np.int64)
+        is_above.reshape(-1)[at] = keys.reshape(-1)[at] > ordered[places]
+        return is_above
+
     def over(self, x: Any, divisor: Any) -> Any:
         """x divided by a number; x itself if that is 1."""
         return x if divisor == 1 else x / divisor
@@ -348,6 +357,15 @@ class DeviceKernel(_Kernel):
         is_there = (index >= 0) & (index < width)
         where = self.xp.where(is_there, index, width)
         return self.xp.zeros(width + 1).at[where].add(weights.astype(np.float64))[:width]
+
+    def outranks(self, keys: Any, ranks: Any) -> Any:
+        """Where a key is larger than the one of a rank in its row."""
+        rows, length = keys.shape
+        last = length - 1
+        place = self.xp.minimum(self.xp.maximum(ranks, 0.0), float(max(last, 0))).astype(np.int64)
+        place = place + self.xp.arange(rows, dtype=np.int64).reshape(-1, 1) * length
+        least = self.xp.take(self.xp.sort(keys, axis=1), place, mode="clip")
+        return (ranks < 0.0) | ((ranks < last) & (keys > least))
 
     def over(self, x: Any, divisor: Any) -> Any:
         return x / divisor

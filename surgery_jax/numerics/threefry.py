@@ -53,8 +53,13 @@ def words(k: Any, key: tuple[Any, Any], position: Any) -> tuple[Any, Any]:
 def uniform(k: Any, key: tuple[Any, Any], position: Any) -> Any:
     """Numbers in [0, 1), multiples of 2**-53, float64."""
     a, b = words(k, key, position)
-    # exact: products with powers of two, and a sum below 1 of multiples of 2**-53
-    return a.astype("float64") * 2.0**-32 + (b >> k.xp.uint32(11)).astype("float64") * 2.0**-53
+    # exact: products with powers of two, and a sum below 1 of multiples of 2**-53; in place where arrays can be changed
+    b >>= k.xp.uint32(11)
+    high, low = a.astype("float64"), b.astype("float64")
+    high *= 2.0**-32
+    low *= 2.0**-53
+    high += low
+    return high
 
 
 def normal(k: Any, key: tuple[Any, Any], position: Any) -> Any:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +19,13 @@ from hypothesis import strategies as st
 from running import Bench, assert_same_bits
 
 from surgery_jax import Options, explain, plan_of
+from surgery_jax.compile.blueprint import blueprint
 from surgery_jax.compile.functions import Functions
-from surgery_jax.compile.reduced import Totals
+from surgery_jax.compile.reduced import ReducedFunction, Totals
+from surgery_jax.execute.filling import Inputs, shaped
+from surgery_jax.execute.masks import Masks
 from surgery_jax.execute.schedule import schedule
+from surgery_jax.io.buffers import aligned
 from surgery_jax.io.held import HeldRanges
 from surgery_jax.kit.reduction import combined
 from surgery_jax.numerics.kernels import HostKernel
@@ -151,3 +159,89 @@ def test_a_range_whose_reading_failed_is_read_by_the_next_and_nobody_waits_after
     held.stop()
     with pytest.raises(InterruptedError):
         held.fill("w", target, lambda: None)
+
+
+def test_inputs_that_are_held_take_a_part_of_the_budget_together(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, m={f"w.{n}": LONG for n in range(8)})
+    steps = [{"assert": {"norm": {"of": "w.+", "gt": 1}}}]
+    options: dict[str, Any] = {"memory": "64MiB", "workers": 4}
+    planned = work(bench, steps, **options)
+    held = [planned.holding(task) for task in planned.tasks]
+    assert (
+        planned.held_inputs == 24 * MIB
+        and min(held) > LONG.nbytes
+        and 2 * max(held) <= planned.held_inputs < 3 * min(held)
+    )
+    assert bench.report(steps, output=False, **options).peak_buffer_bytes <= 2 * planned.groups[0].most
+
+
+PRUNED = {
+    "method": "della",
+    "base": "a::(.+)",
+    "models": {"b": {}, "c": {"density": 1}, "d": {"epsilon": 0.2}},
+    "weight": 0.4,
+    "density": 0.6,
+    "to": "a::new.\\1",
+}
+
+
+def in_passes(function: ReducedFunction, inputs: Sequence[np.ndarray], numbers: Sequence[float]) -> list[np.ndarray]:
+    """What leaves the only tile of a component, by NumPy."""
+    known: dict[int, Any] = {}
+    masks, leaving, rows = Masks(), [], function.blueprint.rows
+    for number, once in enumerate(function.passes):
+        totals = function.totals(number, known)
+        given = once.arguments(numbers, 0, rows, known)
+        found = once.on_host([*inputs, *masks.recall(once.recalled, 0)], given)[0]
+        outputs = dict(zip(once.leaving, found, strict=True))
+        for value in once.remembered:
+            masks.remember(value, 0, outputs.pop(value))
+        for value in totals:
+            totals[value].add(outputs.pop(value))
+        known = function.finished(number, totals, known, numbers)
+        leaving += [array for value, array in outputs.items() if value not in function.reductions]
+    return leaving
+
+
+def test_masks_that_are_remembered_are_computed_once_and_change_no_bit(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    base = rng.standard_normal((32, 40)).astype("f4")
+    tuned = {alias: {"w": base + rng.standard_normal(base.shape).astype("f4") / 8} for alias in "bcd"}
+    (group,) = work(Bench(tmp_path, a={"w": base}, **tuned), [{"merge": PRUNED}], True).groups
+    plan, (component,) = group.blueprint, group.group.components
+    assert len(plan.remembered) == 2  # of the model whose density is 1 all is kept
+    assert plan.remembered_bytes(component) == 2 * base.size // 8
+    assert group.needs(component)[1] == group.beside + plan.remembered_bytes(component)
+    first, last = ReducedFunction(group.group, plan).passes
+    assert first.remembered == last.recalled == list(plan.remembered)
+    positions = [number for number, spec in enumerate(plan.specs) if spec.dtype.name == "uint64"]
+    assert first.needed.issuperset(positions) and last.needed.isdisjoint(positions)  # the last one draws nothing
+
+    assert blueprint(group.group, 300).remembered == ()  # they would not fit
+    buffers = [aligned(spec.nbytes) for spec in plan.specs]
+    assert plan.rows == len(base)
+    inputs = shaped(plan, Inputs(0).of(plan, [(component, 0, plan.rows)], [*buffers, aligned(MIB)]))
+    found = [
+        in_passes(ReducedFunction(group.group, one), inputs, component.numbers)
+        for one in (plan, replace(plan, remembered=()))
+    ]
+    for one, other in zip(*found, strict=True):
+        assert_same_bits(one, other)
+
+
+def test_what_others_have_freed_is_given_back_before_buffers_take_its_place() -> None:
+    """The C library of the command line keeps what is freed."""
+    program = (
+        "import ctypes, numpy as np; from surgery_jax.io.buffers import Budget; mallopt = ctypes.CDLL(None).mallopt\n"
+        "for parameter, value in ((-3, 32 << 20), (-1, 256 << 20), (-8, 1)): mallopt(parameter, value)\n"
+        "def taken(): return int(open('/proc/self/statm').read().split()[1]) * 4096\n"
+        "budget, before = Budget(96 << 20), taken()\n"
+        "with budget.reserve([], 64 << 20): [np.ones(1 << 17) for _ in range(64)]\n"
+        "after = taken()\n"
+        "with budget.reserve([80 << 20]) as (buffer,): buffer[:] = 1; held = taken()\n"
+        "del buffer\n"
+        "print(after - before, held - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    kept, held = map(int, done.stdout.split())
+    assert kept > 60 * MIB and held < 96 * MIB

@@ -26,7 +26,7 @@ from surgery_jax.merging.numbers import NumberMask
 from surgery_jax.merging.prunes import Prune
 from surgery_jax.merging.ranks import Keep, Largest, LargestOfAll, Middle, Quartiles, Ranks
 from surgery_jax.merging.spans import Gram
-from surgery_jax.merging.tasks import AddTasks
+from surgery_jax.merging.tasks import AddTasks, Select
 from surgery_jax.merging.weighted import Delta, Weighted
 from surgery_jax.numerics.angles import angle_of, cosine, sine
 from surgery_jax.numerics.kernels import HostKernel
@@ -168,14 +168,14 @@ def dropped(op: Drop, source: np.ndarray, position: np.ndarray) -> np.ndarray:
 
 
 def pruned(op: Prune, source: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """By the ranks of all elements of a row."""
+    """By the ranks of all elements of a row: where they are kept."""
     with jax.enable_x64(True), jax.threefry_partitionable(True):
         key = jax.random.wrap_key_data(np.array([op.first, op.second], np.uint32))
         drawn = np.asarray(jax.random.bits(key, (int(position.max()) + 1,), np.uint64))[position]
     rows = np.abs(source).reshape(source.shape[0] if source.ndim > 1 else 1, -1)
     ranks = rows.argsort(1, kind="stable").argsort(1, kind="stable").reshape(source.shape)
     probability = op.density - op.epsilon + 2 * op.epsilon * ranks / max(rows.shape[1] - 1, 1)
-    return np.where((drawn >> np.uint64(11)) * 2.0**-53 < probability, source, source.dtype.type(0))
+    return (drawn >> np.uint64(11)) * 2.0**-53 < probability
 
 
 def selected(op: AddSelected, base: np.ndarray, *given: np.ndarray) -> np.ndarray:
@@ -336,6 +336,11 @@ REFERENCES: dict[str, tuple[list[Any], Callable[..., Any], str]] = {
             )
         ],
         pruned,
+        "bits",
+    ),
+    "Select": (
+        [(Select(), [drawn(n), drawn() > 0]) for n in DTYPES],
+        lambda _, source, mask: np.where(mask, source, source.dtype.type(0)),
         "bits",
     ),
     "Variance": (

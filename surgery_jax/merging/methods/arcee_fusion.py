@@ -28,6 +28,7 @@ class Importance(TensorOp):
     """
 
     kind = "whole"
+    host_below = 1 << 18  # as its quartiles: all passes over a tensor compute it in one way
 
     def infer(self, base: Spec, model: Spec) -> tuple[Spec, ...]:
         check_floats(base)

@@ -10,7 +10,7 @@ from ...kit.state import Value, Versions
 from ...numerics.threefry import key_of
 from ..method import each
 from ..prunes import Prune
-from ..tasks import SparseMethod
+from ..tasks import Select, SparseMethod
 
 
 @dataclass(frozen=True)
@@ -42,4 +42,4 @@ class DellaLinear(SparseMethod):
     def sparsified(self, versions: Versions, key: str, number: int, delta: Value) -> Value:
         first, second = map(float, key_of(self.seed, key))
         density, epsilon = self.density[number], self.epsilon[number] if self.density[number] > 0 else 0.0
-        return versions.compute(Prune(density, epsilon, first, second), delta)
+        return versions.compute(Select(), delta, versions.compute(Prune(density, epsilon, first, second), delta))
