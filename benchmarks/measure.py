@@ -33,6 +33,8 @@ REPORTED = (  # what is kept of the report of a run
     "bytes_computed",
     "peak_buffer_bytes",
     "read_ratio",  # of by_tasks.py
+    "compilations_per_method",  # these two of hundred.py
+    "num_merges",
     "kernel_s",  # these three of factor.py
     "residual",
     "matmul_share",

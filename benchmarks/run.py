@@ -57,6 +57,10 @@ MEASURES = {
         1.0,
         lambda sample, _: sample.report["num_compilations"] / sample.report["num_groups"],
     ),
+    "compilations_per_method": Measure(
+        "most compilations of a method", "", 1.0, lambda sample, _: sample.report["compilations_per_method"]
+    ),
+    "num_merges": Measure("merges by one start", "", 1.0, lambda sample, _: sample.report["num_merges"]),
     "kernel_s": Measure("one matrix", "s", 1.0, lambda sample, _: sample.report["kernel_s"]),
     "residual": Measure("error over the least", "", 1.0, lambda sample, _: sample.report["residual"]),
     "read_ratio": Measure(
@@ -381,7 +385,7 @@ def main() -> int:
         make_brainsurgery(options.work.resolve()) if wanted == "make" else Path(wanted).absolute() if wanted else None
     )
     ours = options.ours.absolute() if options.ours.exists() else None
-    names = ("with_orbax", "with_torch", "with_s3", "with_boto3", "factor", "residual", "floor", "by_tasks")
+    names = ("with_orbax", "with_torch", "with_s3", "with_boto3", "factor", "residual", "floor", "by_tasks", "hundred")
     helpers = {name: shlex.join([sys.executable, str(HERE / f"{name}.py")]) for name in names}
     others = {"mergekit": options.mergekit, "mergekit_moe": options.mergekit_moe, "earlier": options.earlier}
     others = {name: path.absolute() if path else None for name, path in others.items()}

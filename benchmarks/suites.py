@@ -629,28 +629,31 @@ DIGESTS = Suite(
     ),
 )
 
-# Models have no tokenizer here.
-MERGE = "{ours} merge --quiet --json %s {plan} out"
-MERGEKIT_YAML = "{mergekit} --quiet --no-copy-tokenizer --lazy-unpickle {plan} out > /dev/null 2>&1"
+# Models have no tokenizer here, and the card of a model is asked for at the hub.
+MERGE = "{ours} merge --quiet --json --memory 512MiB --no-sync --no-receipt {plan} out"
+MERGEKIT_YAML = (
+    "{mergekit} --quiet --no-copy-tokenizer --no-write-model-card --lazy-unpickle {plan} out > /dev/null 2>&1"
+)
+MOST_RSS = 700e6
 
 
-def merges(method: str, about: str, inputs: tuple[str, ...], times: float, *more: Target) -> Row:
-    """A merge of whole models: against mergekit, and against reading its inputs and writing as many bytes."""
-    read = " ".join(f"{name}/model.safetensors" for name in inputs)
-    floor = f"cat {read} > /dev/null && mkdir out && cp base/model.safetensors out/copy"
+def merges(method: str, about: str, inputs: tuple[str, ...], times: float, near: float | None = None) -> Row:
+    """A merge of whole models: against mergekit, and where it is to be `near` so many times that, reading its inputs
+    and writing as many bytes."""
+    sides = {UNPROVEN: MERGE, "mergekit": MERGEKIT_YAML}
+    more: tuple[Target, ...] = ()
+    if near is not None:
+        read = " ".join(f"{name}/model.safetensors" for name in inputs)
+        sides = {"floor": f"cat {read} > /dev/null && mkdir out && cp base/model.safetensors out/copy"} | sides
+        more = (Target("wall_s", UNPROVEN, per="floor", at_most=near),)
     return Row(
         method.replace("_", " "),
         about,
-        {
-            "floor": floor,
-            "floor && sync": f"{floor} && sync out/copy",
-            "ours": MERGE % "--memory 512MiB",
-            UNPROVEN: MERGE % "--memory 512MiB --no-sync --no-receipt",
-            "mergekit": MERGEKIT_YAML,
-        },
+        sides,
         (
             Target("wall_s", "mergekit", per=UNPROVEN, at_least=times),
-            Target("rss_bytes", "ours", at_most=700e6),
+            Target("cpu_s", "mergekit", per=UNPROVEN),
+            Target("rss_bytes", UNPROVEN, at_most=MOST_RSS),
             *more,
         ),
         inputs=inputs,
@@ -659,14 +662,26 @@ def merges(method: str, about: str, inputs: tuple[str, ...], times: float, *more
     )
 
 
+def counted(models: tuple[str, ...]) -> str:
+    """A ties merge of so many models."""
+    parts = ", ".join(f"{{{{model: {name}, parameters: {{{{weight: 0.5, density: 0.5}}}}}}}}" for name in models)
+    config = f"{{{{merge_method: ties, base_model: base, models: [{parts}], dtype: bfloat16}}}}"
+    return f"echo '{config}' > config.yml && " + MERGE.format(ours="{ours}", plan="config.yml")
+
+
 FOUR = ("base", "first", "second", "third")
-NEAR_FLOOR = Target("wall_s", UNPROVEN, per="floor", at_most=2.5)
+SIX = (*FOUR, "fourth", "fifth")
 
 MERGES = Suite(
     about="Merges by the configurations of mergekit, in bounded memory: against mergekit and plain copies.",
-    inputs=MODELS | {"third": "make_llama.py --size {size} --base base --seed 3"},
+    inputs=MODELS
+    | {
+        name: f"make_llama.py --size {{size}} --base base --seed {seed}"
+        for seed, name in enumerate(("third", "fourth", "fifth"), 3)
+    }
+    | {"hundred": "hundred.py"},
     rows=(
-        merges("ties", "three models, density 0.5", FOUR, 10, NEAR_FLOOR),
+        merges("ties", "three models, density 0.5", FOUR, 10, 2.5),
         merges("della_linear", "three models, density 0.5, epsilon 0.1", FOUR, 8),
         merges("breadcrumbs_ties", "three models, density 0.9, gamma 0.01", FOUR, 8),
         merges("sce", "three models, half of the elements", FOUR, 8),
@@ -674,12 +689,33 @@ MERGES = Suite(
         merges("karcher", "three models", FOUR[:3], 8),
         merges("slerp", "two models", FOUR[:2], 5),
         merges("linear", "three models", FOUR[:3], 5),
-        merges(
-            "passthrough",
-            "the layers of 1b from three models: bytes that only move",
-            FOUR[:3],
-            5,
-            Target("wall_s", UNPROVEN, per="floor", at_most=1.3),
+        merges("passthrough", "the layers of 1b from three models: bytes that only move", FOUR[:3], 5, 1.3),
+        Row(
+            "number of models",
+            "ties of two and of five models of 160m",
+            {"two": counted(SIX[1:3]), "five": counted(SIX[1:])},
+            (
+                *(Target("rss_bytes", side, at_most=MOST_RSS) for side in ("two", "five")),
+                Target("rss_bytes", "five", per="two"),
+            ),
+            inputs=SIX,
+            size="160m",
+            disk_bytes=3e9,
+        ),
+        Row(
+            "hundred merges",
+            "five configurations of every method, of tiny models, by one start",
+            {
+                "ours": "{ours} merge --quiet --json --no-sync --no-receipt hundred/*.yml out > told.txt"
+                " && {hundred} told.txt --told"
+            },
+            (
+                Target("compilations_per_method", "ours", at_most=2),
+                Target("num_merges", "ours", at_least=100, at_most=100),
+                Target("wall_s", "ours"),
+            ),
+            inputs=("base", "first", "second", "hundred"),
+            size="tiny",
         ),
     ),
 )

@@ -6,10 +6,12 @@ import ast
 import json
 import platform
 import re
+import shlex
 import shutil
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -29,7 +31,7 @@ def harness(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The modules of the folder, which are scripts beside each other."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     words = "run suites measure guard machine make_llama make_tensors quote simulate house floor make_proven with_s3"
-    names = words.split()
+    names = [*words.split(), "hundred"]
     modules: dict[str, ModuleType] = {name: __import__(name) for name in names}
     yield SimpleNamespace(**modules)
     for name in names:
@@ -82,19 +84,28 @@ def test_a_row_runs_from_end_to_end(suite: list[str], tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "work" / "tiny").iterdir()) == ["base", "compiled", "log.txt"]
 
 
-def test_a_merge_is_measured_against_copies_and_without_mergekit(tmp_path: Path) -> None:
-    folders = ("--work", tmp_path / "work", "--results", tmp_path / "results")
-    done = start("run.py", "merges", "--size", "tiny", "--repeats", 1, "--only", "slerp", *folders)
-    assert done.returncode == 0, done.stderr
-    (row,) = json.loads((tmp_path / "results" / "merges-tiny.json").read_text())["rows"]
-    assert {side: found["status"] for side, found in row["sides"].items()} == {
-        "floor": "measured",
-        "floor && sync": "measured",
-        "ours": "measured",
+def test_merges_are_measured_without_mergekit_and_a_hundred_by_one_start(harness: Any, tmp_path: Path) -> None:
+    work = tmp_path / "tiny"
+    harness.hundred.write(work / "hundred", 1)  # one of each method
+    programs = {
+        "ours": Path(sys.executable).with_name("surgery-jax"),
+        "hundred": shlex.join([sys.executable, str(BENCHMARKS / "hundred.py")]),
+        "mergekit": None,
+    }
+    suite = harness.suites.MERGES
+    slerp, many = (
+        harness.run.measured(suite, replace(row, once=True), "tiny", work, programs, 1)
+        for row in suite.rows
+        if row.name in ("slerp", "hundred merges")
+    )
+    assert {side: found["status"] for side, found in slerp["sides"].items()} == {
         "ours --no-sync --no-receipt": "measured",
         "mergekit": "missing",
     }
-    assert [target["met"] for target in row["targets"]] == [None, True]
+    assert [target["met"] for target in slerp["targets"]] == [None, None, True]
+    most, count, _ = many["targets"]
+    assert most["met"] and most["value"] <= 2
+    assert count["value"] == len(harness.hundred.METHODS)
 
 
 def test_a_met_target_is_0_and_a_missed_one_is_1(
