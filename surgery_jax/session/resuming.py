@@ -62,8 +62,8 @@ def understood(symbolic: Symbolic, packed: bytes) -> Findings | None:
 
 def look_back(plan: Plan, paths: Iterable[str], options: Options) -> tuple[str, ...]:
     """The outputs of a run of this plan that was killed when all of them were there: nothing is left to do. If only
-    some had appeared, what they replaced is put back, and a run can go on as if none had. To be done before inputs are
-    read, which may be among what is put back.
+    some had appeared, or a receipt beside them is still owed, what they replaced is put back, and a run can go on as if
+    none had. To be done before inputs are read, which may be among what is put back.
 
     Raises:
         StorageError: it cannot be put back.
@@ -74,13 +74,13 @@ def look_back(plan: Plan, paths: Iterable[str], options: Options) -> tuple[str, 
             is_ours = head.get("plan") == key_of(plan, options) and head.get("versions") == versions()
             appeared = is_ours and stage.has_appeared(final_place(path))
             stage.close()
-            if appeared and (there := _recover(head)):
+            if appeared and (there := _recover(head, is_whole=options.receipt_path is None)):
                 return there
     return ()
 
 
-def _recover(head: Mapping[str, Any]) -> tuple[str, ...]:
-    """All outputs of a run, if all are there; else what they replaced is put back."""
+def _recover(head: Mapping[str, Any], *, is_whole: bool) -> tuple[str, ...]:
+    """All outputs of a run, if all are there and that is all of it; else what they replaced is put back."""
     outputs = tuple(path for path in head.get("outputs", ()) if isinstance(path, str))
     found: list[tuple[Path, Stage]] = []
     for path in outputs:
@@ -91,7 +91,7 @@ def _recover(head: Mapping[str, Any]) -> tuple[str, ...]:
                 stage.close()
     try:
         appeared = [stage.has_appeared(target) for target, stage in found]
-        if not all(appeared):
+        if not all(appeared) or not is_whole:
             for (target, stage), has_appeared in zip(found, appeared, strict=True):
                 if has_appeared:
                     stage.take_back(target)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from .harness import Mode, Server, build_library
-from .resuming import RESUMED, resumed
-from .trial import Trial
+from .harness import Mode, Point, Server, build_library
+from .resuming import RESUMED, TORCH, resumed
+from .scenes import RUN, with_plan
+from .trial import PUBLISHING, Scene, Trial
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("cc") is None, reason="needs Linux and a C compiler"
@@ -33,3 +34,16 @@ def test_a_run_that_was_stopped_at_any_call_is_gone_on_with(scene, library: Path
         trial = Trial(scene, tmp_path, server)
         wrong = [sentence for mode in modes for sentence in resumed(trial, draw, mode)]
     assert not wrong, "\n".join(wrong)
+
+
+def test_a_receipt_beside_a_file_that_appeared_without_it_is_still_written(library: Path, tmp_path: Path) -> None:
+    scene = Scene("receipt", with_plan(TORCH), (*RUN, "--receipt", "told.json"), ("out.pt",))
+    with Server(library, tmp_path) as server:
+        trial = Trial(scene, tmp_path, server)
+        appears = next(number for number, name in enumerate(trial.calls, 1) if name in PUBLISHING)
+        place = trial.copy()
+        server.run(scene.command, place, Point(Mode.KILL_AFTER, appears))
+        assert (place / "out.pt").exists() and not (place / "told.json").exists()
+        done = server.run((*scene.command, "--resume"), place)
+        assert done.code == 0 and (place / "told.json").exists(), done.stderr
+        assert server.run(("verify", "out.pt", "--receipt", "told.json"), place).code == 0
