@@ -109,6 +109,16 @@ class MergeDocument:
                 found += [source.model for source in part.sources] + ([part.base] if part.base else [])
         return list(dict.fromkeys(found))
 
+    @property
+    def all_settings(self) -> list[Settings]:
+        """Every section `parameters`."""
+        found = [self.settings]
+        for layout in self.modules.values():
+            found.append(layout.settings)
+            for part in layout.slices:
+                found += [part.settings, *(source.settings for source in part.sources)]
+        return found
+
 
 def check_known(node: Mapping, allowed: Sequence[str], what: str, notices: list[Notice]) -> None:
     """Notice keys that mean nothing: configurations in use have them, and they have always been ignored.

@@ -96,6 +96,13 @@ class Models:
         alias = self.recipe.input(reference.path, reference.mark, word)
         specs = {name: entry.spec for name, entry in checkpoint.entries.items()}
         config = _config(checkpoint, reference.mark)
+        is_adapter = any(name.startswith(PREFIX) and ".lora_" in name for name in specs)
+        if is_adapter and Path(reference.path).is_dir():  # a file of them is merged like others
+            raise PlanError(
+                f"{reference.path} is an adapter and no model",
+                where=reference.mark,
+                expected=f"the model that it is for, and the adapter: BASE+{reference.path}",
+            )
         files = checkpoint.documents
         return Model(str(reference), alias, specs, config, tuple(files), files, Path(reference.path).is_file())
 

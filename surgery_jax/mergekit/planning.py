@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from ..core.errors import Mark, PlanError, nearest
+from ..core.errors import Mark, Notice, PlanError, nearest
 from ..core.specs import Spec
 from ..kit.fields import fields_of
 from ..language.nodes import Scalar
-from ..merging.method import Method, find_method, parameters
+from ..merging.method import Method, find_method, methods, parameters
 from .configuration import LayerSource, MergeDocument, Slice
 from .layers import LayerStack, place_of
 from .models import Model, Models, is_vocabulary
@@ -22,7 +22,7 @@ from .recipe import Recipe, Value
 from .settings import Settings, resolve
 from .tokens import Rows
 
-__all__ = ["Planner"]
+__all__ = ["Planner", "check_parameters"]
 
 Parameters: TypeAlias = dict[str, Scalar]
 
@@ -46,6 +46,22 @@ class Kind:
     layer: tuple[int, ...] | None  # of the output and of every source, if these differ
     by_token: bool  # whether rows are tokens
     values: tuple[object, ...]
+
+
+def check_parameters(settings: Settings, method: type[Method], notices: list[Notice]) -> None:
+    """Notice parameters that no method has; those of other methods are ignored.
+
+    Raises:
+        PlanError: one is a slip of a parameter of the method.
+    """
+    own = fields_of(method)
+    for name, where in settings.keys.items() if settings is not None else ():
+        if name in own or any(name in fields_of(other) for other in methods().values()):
+            continue
+        near = nearest(name, own, 1, likeness=0.8)
+        if near and settings is not None and near[0] not in settings.entries:
+            raise PlanError(f"{method.name} has no parameter {name!r}", where=where, hint=f"did you mean {near[0]}?")
+        notices.append(Notice(f"no method has a parameter {name!r}, which is ignored", where=where))
 
 
 class Planner:

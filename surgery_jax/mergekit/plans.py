@@ -12,13 +12,14 @@ from ..core.tokenizer_json import TOKENIZER
 from ..language.document import parse_documents_file
 from ..language.nodes import Mapping, Node
 from ..language.plan import Plan
+from ..merging.method import find_method
 from .card import card_of
 from .configuration import MergeDocument, check_names, merge_of
 from .files import merge_files
 from .models import Model, Models, align, check_architectures
 from .modules import sections_of
 from .options import MergeOptions
-from .planning import Planner
+from .planning import Planner, check_parameters
 from .recipe import OUT, Recipe
 from .references import ModelReference
 from .sidecars import (
@@ -73,7 +74,7 @@ def _one(node: Node, text: str, title: str, recipe: Recipe, options: MergeOption
 
         merge_experts(node, text, title, recipe, options, notices)
         return
-    merge = merge_of(node, notices)
+    merge = _merge_of(node, notices)
     if _is_of_files(merge):
         merge_files(merge, recipe, options)
     else:
@@ -81,11 +82,20 @@ def _one(node: Node, text: str, title: str, recipe: Recipe, options: MergeOption
         _write_card(merge, text, title, recipe, options)
 
 
+def _merge_of(node: Node, notices: list[Notice]) -> MergeDocument:
+    """A document as a merge, whose parameters are those of its method, or are known to be ignored."""
+    merge = merge_of(node, notices)
+    method = find_method(str(merge.method.value), merge.method.mark)
+    for settings in merge.all_settings:
+        check_parameters(settings, method, notices)
+    return merge
+
+
 def _several(
     documents: Sequence[Node], text: str, title: str, recipe: Recipe, options: MergeOptions, notices: list[Notice]
 ) -> None:
     """Merges that build on each other: one without a name, or the last one, is what is written."""
-    merges = [merge_of(node, notices) for node in documents]
+    merges = [_merge_of(node, notices) for node in documents]
     check_names(merges)
     last = next((merge for merge in merges if merge.name is None), merges[-1])
     models = Models(recipe, options)

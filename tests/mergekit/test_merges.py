@@ -142,6 +142,31 @@ def test_an_adapter_may_bring_the_weights_that_lie_below_it(models: dict[str, Te
     close(out, {name: (base[name] + two[name]) / 2 for name in base})
 
 
+def test_an_adapter_alone_is_no_model(models: dict[str, Tensors]) -> None:
+    Path("style").mkdir()
+    write_checkpoint(
+        Path("style/adapter_model.safetensors"), {"base_model.model.a.lora_A.weight": np.ones((2, 2), "f4")}
+    )
+    Path("style/adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
+    with pytest.raises(PlanError, match="style is an adapter and no model") as error:
+        merged("models: [{ model: style }]\nmerge_method: passthrough")
+    assert str(error.value.where) == "config.yml:1:19"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--out-path out", "surgery-jax merge CONFIG out"),
+        ("--out-shard-size 5GB", "'5GB' is no size; expected bytes, such as 5B"),
+        ("--lora-merge-dtype float31", "'float31' is no floating dtype; expected float32"),
+        ("--random-seed x", "'x' is no number"),
+    ],
+)
+def test_values_of_flags_that_cannot_be_are_told(flags: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("config.yml", "out", *flags.split()) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_embeddings_stand_for_an_output_layer_that_only_the_others_have(models: dict[str, Tensors]) -> None:
     tied = {name: value for name, value in models["one"].items() if name != "lm_head.weight"}
     write_model(Path("tied"), tied, LLAMA | {"tie_word_embeddings": True})
@@ -264,6 +289,9 @@ def test_keys_that_mean_nothing_are_told_and_slips_are_errors(
 ) -> None:
     assert command(configuration(LINEAR + "    license: mit\n"), "out", "--quiet", "--no-sync") == 0
     assert "config.yml:6:1: the configuration: 'license' means nothing here" in capsys.readouterr().err
+    assert command(configuration(LINEAR.replace("false", "false, mask: 8, t: 1")), "more", "--quiet", "--no-sync") == 0
+    said = capsys.readouterr().err
+    assert "config.yml:5:33: no method has a parameter 'mask'" in said and said.count("\n") == 1
     with pytest.raises(PlanError, match="did you mean base_model") as error:
         merged(LINEAR + "    base_modle: base\n", "again")
     assert str(error.value.where) == "config.yml:6:1"
@@ -340,6 +368,8 @@ def test_integers_that_differ_are_told(models: dict[str, Tensors]) -> None:
         ("merge_method: linear", "merge_method: slerp", "4:15", "slerp needs a base model"),
         ("merge_method: linear", "merge_method: linear\n    dtype: float31", "5:8", "dtype is no floating dtype"),
         ("models:", "slices:", "2:5", "a slice has no sources"),
+        ("normalize: false", "nromalize: false", "5:15", "did you mean normalize?"),
+        ("weight: [0, 0.75]", "wieght: 0.75", "3:33", "did you mean weight?"),
         ("models:", "mdoels:", "1:1", "unknown key 'mdoels'"),
         ("normalize: false", "normalize: perhaps", "5:26", "normalize"),
         ("normalize: false", "normalize: 2.0", "5:26", "normalize"),

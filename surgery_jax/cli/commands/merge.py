@@ -37,11 +37,12 @@ if TYPE_CHECKING:
 
 def _kmb(word: str) -> str:
     """A size as mergekit spells it (K, M and B are powers of 1000), as plans do."""
+    from ...core.errors import PlanError
+
     number, unit = (word[:-1], word[-1].upper()) if word[-1:].isalpha() else (word, "")
-    size = int(number) * {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}[unit] if unit in ("", *"KMB") else 0
-    if size <= 0:
-        raise ValueError(word)
-    return f"{size}B"
+    if not number.isdecimal() or int(number) == 0 or unit not in ("", *"KMB"):
+        raise PlanError(f"{word!r} is no size", expected="bytes, such as 5B (5 GB), 500M or 40K")
+    return f"{int(number) * {'': 1, 'K': 10**3, 'M': 10**6, 'B': 10**9}[unit]}B"
 
 
 def _ignored(why: str, *names: str, takes: str = "", negated: bool = False, short: str = "") -> list[Argument]:
@@ -51,11 +52,23 @@ def _ignored(why: str, *names: str, takes: str = "", negated: bool = False, shor
 
 def _floating(word: str) -> str:
     from ...core.dtypes import BY_NAME
+    from ...core.errors import PlanError
 
     found = BY_NAME.get(word.removeprefix("torch."))
     if found is None or not found.is_float:
-        raise ValueError(word)
+        raise PlanError(f"{word!r} is no floating dtype", expected="float32, bfloat16 or float16")
     return found.name
+
+
+def _no_option(word: str) -> str:
+    """Refuse mergekit-multi's way to name the output.
+
+    Raises:
+        PlanError: always.
+    """
+    from ...core.errors import PlanError
+
+    raise PlanError("the output has no option", expected=f"it as the last word: surgery-jax merge CONFIG {word}")
 
 
 class MergeCommand(Command):
@@ -82,7 +95,7 @@ class MergeCommand(Command):
         Argument(
             "--out-shard-size", "largest shard in bytes, such as 5B, 500M or 40K (default 5GB)", "SIZE", parse=_kmb
         ),
-        Argument("--random-seed", "of random masks and routers (default 0)", "N", parse=whole),
+        Argument("--random-seed", "of random masks and routers (default 0)", "NUMBER", parse=whole),
         Argument("--allow-crimes", "merge models of different architectures", negated=True),
         Argument(
             "--unsafe-truncate-embeddings", "cut vocabularies to the smallest, by number of the token", negated=True
@@ -109,6 +122,7 @@ class MergeCommand(Command):
         *CLUSTER,
         replace(QUIET, negated=True),
         JSON,
+        Argument("--out-path", "refused: OUTPUT is the last word", "PATH", parse=_no_option),
         *_ignored("adapters are applied while the plan runs", "--lora-merge-cache", takes="DIR"),
         *_ignored("models are read from the disk", "--transformers-cache", takes="DIR"),
         *_ignored("models run no code", "--trust-remote-code", negated=True),
