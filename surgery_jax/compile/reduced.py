@@ -34,18 +34,19 @@ class Totals:
     the number of tiles.
 
     All tiles but the last have the same number of blocks, a power of two. So the result of each is a branch of the tree
-    in which `combined` brings all blocks together, and neighbours of equal height make one that is higher.
+    in which `combined` brings all blocks together, and neighbours of equal height make one that is higher. Of counts,
+    which are long tables and whole numbers, the order does not matter: they are one branch.
     """
 
-    def __init__(self, together: Callable[[Any], Sequence[Any]], width: int) -> None:
+    def __init__(self, together: Callable[[Any], Sequence[Any]], width: int, *, are_counts: bool = False) -> None:
         """`together` makes one row of several, each of so many terms."""
-        self._join, self._width = together, width
+        self._join, self._width, self._are_counts = together, width, are_counts
         self._branches: list[tuple[int, np.ndarray]] = []  # (tiles, terms), from the highest to the lowest
 
     def add(self, rows: np.ndarray) -> None:
         """The partial results of the next tile, float64 [blocks, terms]."""
         tiles, terms = 1, self._together(rows)
-        while self._branches and self._branches[-1][0] == tiles:
+        while self._branches and (self._are_counts or self._branches[-1][0] == tiles):
             tiles, terms = 2 * tiles, self._together(np.stack([self._branches.pop()[1], terms]))
         self._branches.append((tiles, terms))
 
@@ -92,7 +93,9 @@ class ReducedFunction:
         for value, op in self.reductions.items():
             stage = self.stage(value, number)
             if stage is not None and not op.is_settled(stage, before.get(value)):
-                found[value] = Totals(partial(op.together, kernel, stage), len(op.how(stage)))
+                found[value] = Totals(
+                    partial(op.together, kernel, stage), len(op.how(stage)), are_counts=not op.by_blocks
+                )
         return found
 
     def is_needless(self, number: int, totals: Mapping[int, Totals]) -> bool:

@@ -121,6 +121,15 @@ def test_tiles_are_brought_together_as_all_their_blocks_would_be(blocks: int, he
     assert len(totals._branches) <= blocks.bit_length()
 
 
+def test_of_counts_one_table_is_held_however_many_tiles_there_are() -> None:
+    tables = np.random.default_rng(7).integers(0, 99, (13, 5)).astype(float)
+    totals = Totals(lambda parts: parts.sum(0), 5, are_counts=True)
+    for table in tables:
+        totals.add(table[None])
+        assert len(totals._branches) == 1
+    assert list(totals.result()) == list(tables.sum(0))
+
+
 def test_of_threads_that_want_a_range_one_reads_it_and_it_is_held_until_others_need_the_room() -> None:
     held, reads = HeldRanges(25), []
     began, go = threading.Event(), threading.Event()
