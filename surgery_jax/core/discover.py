@@ -6,15 +6,24 @@ import importlib
 import pkgutil
 from collections.abc import Iterator
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from types import ModuleType
 from typing import Any, TypeVar
 
 from .errors import PlanError
 
-__all__ = ["check_single", "import_all", "named", "own_file", "own_named", "subclasses"]
+__all__ = ["check_single", "import_all", "named", "own_file", "own_named", "subclasses", "version_of"]
 
 T = TypeVar("T")
+
+
+@cache  # the metadata of a package is a file to read and to parse
+def version_of(package: str) -> str | None:
+    """The version of an installed package; None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def import_all(package: str, group: str | None = None, *, but: str | None = None) -> tuple[str, ...]:

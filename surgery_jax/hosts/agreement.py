@@ -11,10 +11,10 @@ import json
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
+from ..core.discover import version_of
 from ..core.errors import PlanError
 from ..execute.options import Options
 from ..language import nodes
@@ -82,18 +82,11 @@ def _digest(lines: Iterable[Line]) -> str:
 def facts_of_plan(plan: Plan) -> Facts:
     """What computes, and what the plan says."""
     names = ("surgery-jax", "jax", "jaxlib", "numpy", "ml_dtypes")
-    versions = {"Python": platform.python_version()} | {name: _version(name) for name in names}
+    versions = {"Python": platform.python_version()} | {name: version_of(name) or "not installed" for name in names}
     found: dict[str, Callable[[], Iterable[Line]]] = {}
     for name, known in versions.items():
         found[f"the version of {name}"] = partial(list, [(known, "")])
     return found | {"the plan": partial(_plan_lines, plan)}
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _plan_lines(plan: Plan) -> Iterator[Line]:

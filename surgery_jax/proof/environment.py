@@ -6,10 +6,12 @@ import os
 import platform
 import sys
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from ..core.discover import version_of
 
 __all__ = ["device_kinds", "kinds_told", "versions"]
 
@@ -22,10 +24,7 @@ PLATFORMS = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
 
 def versions(*, with_devices: bool) -> dict[str, str]:
     """By name, what a result may depend on; the kinds of devices only where something is computed with JAX."""
-    found = {}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
+    found = {name: known for name in PACKAGES if (known := version_of(name)) is not None}
     found |= {"python": platform.python_version(), "blas": _blas(), "processor": _processor()}
     found["devices"] = _devices() if with_devices else "none"
     return found

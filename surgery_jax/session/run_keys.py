@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from ..core.digests import digest, encoded
+from ..core.discover import version_of
 from ..graph.node import Node, Source
 from ..storage.identity import Identity
 from ..storage.places.found import is_local
@@ -56,13 +56,7 @@ def versions() -> dict[str, str]:
     """Those of what computes."""
     from .. import __version__
 
-    found = {"surgery_jax": __version__}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = ""
-    return found
+    return {"surgery_jax": __version__} | {name: version_of(name) or "" for name in _PACKAGES}
 
 
 def states(identities: Mapping[str, Identity]) -> dict[str, list[Any]]:
