@@ -86,7 +86,12 @@ def test_a_row_runs_from_end_to_end(suite: list[str], tmp_path: Path) -> None:
 
 def test_merges_are_measured_without_mergekit_and_a_hundred_by_one_start(harness: Any, tmp_path: Path) -> None:
     work = tmp_path / "tiny"
-    harness.hundred.write(work / "hundred", 1)  # one of each method
+    harness.hundred.write(work / "hundred", 1)
+    assert len(list((work / "hundred").iterdir())) == len(harness.hundred.METHODS) == 20
+    few = ("arcee_fusion", "della", "linear", "passthrough")
+    for path in (work / "hundred").iterdir():
+        if path.stem.removesuffix("_0") not in few:
+            path.unlink()
     programs = {
         "ours": Path(sys.executable).with_name("surgery-jax"),
         "hundred": shlex.join([sys.executable, str(BENCHMARKS / "hundred.py")]),
@@ -105,7 +110,7 @@ def test_merges_are_measured_without_mergekit_and_a_hundred_by_one_start(harness
     assert [target["met"] for target in slerp["targets"]] == [None, None, True]
     most, count, _ = many["targets"]
     assert most["met"] and most["value"] <= 2
-    assert count["value"] == len(harness.hundred.METHODS)
+    assert count["value"] == len(few)
 
 
 def test_a_met_target_is_0_and_a_missed_one_is_1(
