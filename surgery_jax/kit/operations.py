@@ -52,7 +52,7 @@ class TensorOp:
     kind: ClassVar[str] = "elementwise"
     needs_finite: ClassVar[bool] = False  # NaN or infinity in an operand is an error
     uses_lapack: ClassVar[bool] = False  # which a CPU runs as well without a compiled function around it
-    is_fast_on_host: ClassVar[bool] = False  # NumPy counts and sorts faster than a compiled function on a CPU does
+    is_fast_on_host: ClassVar[bool] = False  # NumPy does it rather than a compiled function on a CPU
     host_below: ClassVar[int] = 0  # with fewer elements NumPy is done before a function for a CPU is compiled
     # the result, a mask, is worth being held, a bit an element, where the elements are gone over again
     is_remembered: ClassVar[bool] = False

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from hypothesis import given, settings
@@ -31,7 +33,8 @@ def group_of(root: Path, sizes: list[tuple[int, float]]) -> Group:
 
 def scheduled(group: Group, tile: int) -> Schedule:
     """The work of one group with tiles of at most so many bytes."""
-    return schedule(Program(None, [], [group], []), Limits(2 * tile, 1))  # type: ignore[arg-type]
+    one_output: Any = SimpleNamespace(saves=(None,))
+    return schedule(Program(one_output, [], [group], []), Limits(2 * tile, 1))
 
 
 @settings(derandomize=True, database=None, deadline=None, max_examples=60)

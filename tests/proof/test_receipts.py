@@ -344,7 +344,7 @@ def test_a_replay_on_other_devices_and_budgets_gives_the_same_bits(place: Path, 
 
 def test_two_processes_with_several_devices_replay_what_one_has_made(place: Path) -> None:
     make("out", [*STEPS, {"scale_": {"target": "norm", "by": 3}}])
-    before = {*os.listdir(place), "cache"}
+    before = {*place.iterdir(), place / "cache"}
     with Pod(2, "out", cwd=place, devices=2, verb="replay") as pod:
         first, second = pod.start().ends(60)
     assert (first.code, second.code, second.out) == (0, 0, ""), (first, second)
@@ -360,7 +360,7 @@ def test_two_processes_with_several_devices_replay_what_one_has_made(place: Path
     assert "the output is not what the receipt says" in second.err
     with Pod(2, "out", "--against", "out", cwd=place, verb="replay") as pod:
         assert [(one.code, one.out[:5]) for one in pod.start().ends(60)] == [(1, "norm:"), (1, "")]
-    assert {*os.listdir(place), "cache"} == before
+    assert {*place.iterdir(), place / "cache"} == before
 
 
 def test_a_locked_run_refuses_another_plan_and_other_inputs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

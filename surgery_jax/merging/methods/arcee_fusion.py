@@ -28,7 +28,7 @@ class Importance(TensorOp):
     """
 
     kind = "whole"
-    host_below = 1 << 18  # as its quartiles: all passes over a tensor compute it in one way
+    is_fast_on_host = True  # one exponential and one logarithm for all passes and sizes of tiles: others differ in bits
 
     def infer(self, base: Spec, model: Spec) -> tuple[Spec, ...]:
         check_floats(base)
