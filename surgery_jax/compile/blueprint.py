@@ -85,6 +85,11 @@ class Blueprint:
         return sum(values[value].nbytes for value in self.leaving) + max(results, default=0) + beside
 
     @property
+    def task_bytes(self) -> int:
+        """What a task takes: its inputs and every result."""
+        return sum(spec.nbytes for spec in self.specs) + self.produced_bytes
+
+    @property
     def _statistics_bytes(self) -> int:
         """Bytes that statistics take beside results: computed operands, which no loop over all operations spares, a
         mask of the elements that are small, and their partial results."""
@@ -156,9 +161,7 @@ def flat_blueprint(group: Group, length: int) -> Blueprint:
 def row_bytes(group: Group) -> int | None:
     """Bytes of one row of all values of a group that can be cut along the leading axis, None if it cannot."""
     found = rows_blueprint(group, 1)
-    if found is None:
-        return None
-    return sum(spec.nbytes for spec in found.specs) + found.produced_bytes
+    return None if found is None else found.task_bytes
 
 
 def rows_blueprint(group: Group, rows: int) -> Blueprint | None:
@@ -212,10 +215,10 @@ def _cut(group: Group, limit: int) -> Blueprint:
         return flat_blueprint(group, tile_length(length) if group.reduces else length)
     whole = whole_blueprint(group)
     if whole.reductions and any(eqn.op.kind == "whole" for eqn in whole.eqns):
-        found = _reduced_rows(group, whole, limit)
+        found = _reduced_rows(group, limit)
         if found is not None:
             return found
-    if sum(spec.nbytes for spec in whole.specs) + whole.produced_bytes > limit:
+    if whole.task_bytes > limit:
         per_row = None if whole.reductions else row_bytes(group)
         if per_row is not None and per_row > 0:
             length = whole.specs[0].shape[0]
@@ -224,14 +227,16 @@ def _cut(group: Group, limit: int) -> Blueprint:
     return stack_blueprint(group, limit) or whole
 
 
-def _reduced_rows(group: Group, whole: Blueprint, limit: int) -> Blueprint | None:
+def _reduced_rows(group: Group, limit: int) -> Blueprint | None:
     """A power of two of rows of a group with statistics of what needs whole rows; None if it cannot be cut. It is cut
     wherever it can be: what statistics come to must not depend on the budget."""
-    per_row = row_bytes(group)
-    if per_row is None:
-        return None
-    fitting = min(limit, TILE * (1 + len(whole.specs))) // max(per_row, 1)
-    return rows_blueprint(group, 1 << max(min(fitting, whole.specs[0].shape[0]), 1).bit_length() - 1)
+    found = rows_blueprint(group, 1)
+    while found is not None and 2 * max(spec.nbytes for spec in found.specs) <= TILE:
+        more = rows_blueprint(group, 2 * found.rows)
+        if more is None or more.task_bytes > limit:
+            break
+        found = more
+    return found
 
 
 def _tile_length(group: Group, limit: int) -> int:

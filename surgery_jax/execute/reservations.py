@@ -62,8 +62,8 @@ def device_limit(limits: Limits) -> int:
 
 
 def device_bytes(plan: Blueprint) -> int:
-    """What a task of a blueprint takes of a device: its inputs and every result."""
-    return sum(spec.nbytes for spec in plan.specs) + plan.produced_bytes
+    """What a task of a blueprint takes of a device."""
+    return plan.task_bytes
 
 
 def piece_bytes(memory_bytes: int, num_workers: int, most: int = PIECE) -> int:
