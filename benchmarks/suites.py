@@ -580,7 +580,7 @@ UPCYCLE = Suite(
 )
 
 
-def proven(plan: str, about: str, *inputs: str, computes: bool) -> Row:
+def proven(plan: str, about: str, *inputs: str, computes: bool, size: str | None = None) -> Row:
     """A plan whose output is a directory, with the receipt that it gets, with one without digests of tensors, and
     without any."""
     plan, _, more = plan.partition(" ")  # its file, and what overrides it
@@ -594,7 +594,9 @@ def proven(plan: str, about: str, *inputs: str, computes: bool) -> Row:
     }
     # of bytes that are only moved it is recorded what proof costs
     target = Target("wall_s", "ours", per="ours --no-receipt", at_most=1.1 if computes else None)
-    return Row(plan.removesuffix(".yaml").replace("_", " "), about, sides, (target,), inputs=inputs, plan=plan)
+    return Row(
+        plan.removesuffix(".yaml").replace("_", " "), about, sides, (target,), inputs=inputs, plan=plan, size=size
+    )
 
 
 EDITED = "{ours} run --quiet --json {plan} factor=0.25"
@@ -608,7 +610,7 @@ DIGESTS = Suite(
         proven("cast.yaml", "bfloat16 to float32", "base", computes=True),
         proven("task_arithmetic.yaml", "differences of three models", "base", "first", "second", computes=True),
         proven("ties.yaml", "two fine-tunes merged by TIES", "base", "first", "second", computes=True),
-        proven("adapter.yaml tuned=first", "a LoRA adapter of rank 16", "base", "first", computes=True),
+        proven("adapter.yaml tuned=first", "a LoRA adapter of rank 16", "base", "first", computes=True, size="160m"),
         Row(
             "verify",
             "every tensor and file of an output compared with its receipt",
@@ -637,9 +639,11 @@ MERGEKIT_YAML = (
 MOST_RSS = 700e6
 
 
-def merges(method: str, about: str, inputs: tuple[str, ...], times: float, near: float | None = None) -> Row:
+def merges(
+    method: str, about: str, inputs: tuple[str, ...], times: float, near: float | None = None, *, once: bool = False
+) -> Row:
     """A merge of whole models: against mergekit, and where it is to be `near` so many times that, reading its inputs
-    and writing as many bytes."""
+    and writing as many bytes. `once`: mergekit takes minutes."""
     sides = {UNPROVEN: MERGE, "mergekit": MERGEKIT_YAML}
     more: tuple[Target, ...] = ()
     if near is not None:
@@ -659,6 +663,7 @@ def merges(method: str, about: str, inputs: tuple[str, ...], times: float, near:
         inputs=inputs,
         plan=f"merge_{method}.yml",
         disk_bytes=14e9,
+        once=once,
     )
 
 
@@ -681,12 +686,12 @@ MERGES = Suite(
     }
     | {"hundred": "hundred.py"},
     rows=(
-        merges("ties", "three models, density 0.5", FOUR, 10, 2.5),
-        merges("della_linear", "three models, density 0.5, epsilon 0.1", FOUR, 8),
-        merges("breadcrumbs_ties", "three models, density 0.9, gamma 0.01", FOUR, 8),
-        merges("sce", "three models, half of the elements", FOUR, 8),
-        merges("model_stock", "three models", FOUR, 8),
-        merges("karcher", "three models", FOUR[:3], 8),
+        merges("ties", "three models, density 0.5", FOUR, 10, 2.5, once=True),
+        merges("della_linear", "three models, density 0.5, epsilon 0.1", FOUR, 8, once=True),
+        merges("breadcrumbs_ties", "three models, density 0.9, gamma 0.01", FOUR, 8, once=True),
+        merges("sce", "three models, half of the elements", FOUR, 8, once=True),
+        merges("model_stock", "three models", FOUR, 8, once=True),
+        merges("karcher", "three models", FOUR[:3], 8, once=True),
         merges("slerp", "two models", FOUR[:2], 5),
         merges("linear", "three models", FOUR[:3], 5),
         merges("passthrough", "the layers of 1b from three models: bytes that only move", FOUR[:3], 5, 1.3),
