@@ -14,7 +14,7 @@ Layers: TypeAlias = Sequence[tuple[Mapping[str, Any], int]]  # of each layer: it
 
 
 @dataclass(frozen=True)
-class Rule:
+class Placing:
     """Numbers of a configuration that say which layers are special.
 
     keys: what they are called. has: whether a layer is special. candidates: all numbers that make a difference for so
@@ -39,19 +39,19 @@ class Rule:
         return self.has(tuple(config[key] for key in self.keys), number) if self.applies(config) else None
 
 
-def _every(key: str, *lists: str) -> Rule:
+def _every(key: str, *lists: str) -> Placing:
     """Every so many layers the last one is special."""
-    return Rule((key,), lambda n, i: n[0] > 0 and (i + 1) % n[0] == 0, lambda count: _ones(1, count + 2), lists)
+    return Placing((key,), lambda n, i: n[0] > 0 and (i + 1) % n[0] == 0, lambda count: _ones(1, count + 2), lists)
 
 
-def _first(key: str, *lists: str, needs: str = "") -> Rule:
+def _first(key: str, *lists: str, needs: str = "") -> Placing:
     """So many layers at the beginning are special."""
-    return Rule((key,), lambda n, i: i < n[0], lambda count: _ones(0, count + 1), lists, needs)
+    return Placing((key,), lambda n, i: i < n[0], lambda count: _ones(0, count + 1), lists, needs)
 
 
-def _period(word: str) -> Rule:
+def _period(word: str) -> Placing:
     """One in every period is special: that with the offset."""
-    return Rule((f"{word}_period", f"{word}_offset"), lambda n, i: n[0] > 0 and i % n[0] == n[1], _pairs)
+    return Placing((f"{word}_period", f"{word}_offset"), lambda n, i: n[0] > 0 and i % n[0] == n[1], _pairs)
 
 
 def _ones(first: int, stop: int) -> Iterator[tuple[int]]:

@@ -60,12 +60,12 @@ def test_half_a_line_that_was_written_is_taken_back(tmp_path: Path) -> None:
     path = tmp_path / "jobs.done"
     entry = entry_of(tmp_path / "out")
     with FinishedJobs(str(path)) as finished:
-        finished.add({"one": ("1", entry)}, sync=False)
+        finished.add({Path("one"): ("1", entry)}, sync=False)
         length = path.stat().st_size
         with largest_file(length + 20), pytest.raises(StorageError, match="cannot write the record"):
-            finished.add({"two": ("2", entry)}, sync=False)
+            finished.add({Path("two"): ("2", entry)}, sync=False)
         assert path.stat().st_size == length
-        finished.add({"three": ("3", entry)}, sync=False)
+        finished.add({Path("three"): ("3", entry)}, sync=False)
     with FinishedJobs(str(path)) as finished:
         assert list(finished.entries) == ["one", "three"]
 
@@ -76,7 +76,7 @@ def test_zeros_that_a_cut_of_power_left_of_a_line_are_cut_off_and_a_file_of_some
     path = tmp_path / "jobs.done"
     entry = entry_of(tmp_path / "out")
     with FinishedJobs(str(path)) as finished:
-        finished.add({"one": ("1", entry)}, sync=True)
+        finished.add({Path("one"): ("1", entry)}, sync=True)
     whole = path.read_bytes()
     half = whole[: len(whole) // 2]
     for lost, kept in ((bytes(100), b""), (whole + bytes(90), whole), (whole + half + bytes(9), whole)):
@@ -84,7 +84,7 @@ def test_zeros_that_a_cut_of_power_left_of_a_line_are_cut_off_and_a_file_of_some
         with FinishedJobs(str(path)) as finished:
             assert list(finished.entries) == (["one"] if kept else [])
             assert path.read_bytes() == kept
-            finished.add({"two": ("2", entry)}, sync=True)
+            finished.add({Path("two"): ("2", entry)}, sync=True)
     alien = bytes(20) + b"mine"
     path.write_bytes(alien)
     with pytest.raises(StorageError, match="not a record of finished jobs"):

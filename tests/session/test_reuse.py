@@ -227,7 +227,7 @@ def test_jax_is_not_asked_for_devices_where_there_can_only_be_processors(monkeyp
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     done = subprocess.run([sys.executable, "-c", NO_JAX], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == [7, False, ["cpu cpu"], True]
-    assert read_receipt("out").versions == read_receipt("old").versions
+    assert read_receipt("out").versions["devices"] == read_receipt("old").versions["devices"]
 
 
 def edit_versions(output: Path, change: dict[str, str]) -> None:
