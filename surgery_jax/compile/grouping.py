@@ -15,6 +15,7 @@ from ..core.specs import Spec
 from ..graph.node import Node, Source
 from ..graph.roots import Check, Sink, Symbolic
 from ..kit.base import TensorOp
+from ..kit.made import Positions
 from .pieces import Geometry, Interleaved, Piece
 from .program import ByteMove, Component, Decode, Dest, Eqn, Group, Program, Result, keeps_order
 
@@ -199,8 +200,8 @@ class _Collector:
                 continue
             for call in part:
                 for operand in call[0].operands:
-                    if not self.geometry.is_input(operand):
-                        continue
+                    if not self.geometry.is_input(operand) or isinstance(operand.op, Positions):
+                        continue  # numbers of elements are made, which costs less than what is alike in two tensors
                     key = (self.geometry.pieces(operand), operand.spec.size)
                     other = users.setdefault(key, number)
                     a, b = joined.find(other), joined.find(number)
