@@ -1,9 +1,9 @@
 """Adapters of many fine-tunes of one base as one batch: by so many tasks at once, each with one core, as if that were a
 machine, or by one process with one core.
 
-    by_tasks.py TASKS PLAN --tuned N [--ours PROGRAM]
+    by_tasks.py TASKS PLAN --base BASE --tuned N [--ours PROGRAM]
 
-Takes `base` and `tuned1` to `tunedN` from the directory that it is started in, and writes adapters to `out` there.
+Takes `BASE` and `BASE-1` to `BASE-N` from the directory that it is started in, and writes adapters to `out` there.
 Prints JSON: how many jobs each task has done, and `read_ratio`, the bytes that a task has read over what it needs of
 the base and of its fine-tunes, the most of any of them. It is little more than 1 if the base is read once, since the
 beginning of each matrix is compared before; nearly 2 if it is read for every job. Exits with 1 if a task failed.
@@ -55,14 +55,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", type=int)
     parser.add_argument("plan", type=Path)
+    parser.add_argument("--base", required=True, help="its directory")
     parser.add_argument("--tuned", type=int, required=True, help="number of fine-tunes")
     parser.add_argument("--ours", default=str(Path(sys.executable).with_name("surgery-jax")), help="the program")
     options = parser.parse_args()
-    names = [f"tuned{number}" for number in range(1, options.tuned + 1)]
-    jobs = {"plan": str(options.plan), "matrix": {"tuned": names}, "set": {"output.path": "out/${job}"}}
+    names = [f"{options.base}-{number}" for number in range(1, options.tuned + 1)]
+    own = {"base": options.base, "output.path": "out/${job}"}
+    jobs = {"plan": str(options.plan), "matrix": {"tuned": names}, "set": own}
     Path("jobs.yaml").write_text(json.dumps(jobs))
     reports = run(shlex.split(options.ours), options.tasks, "jobs.yaml")
-    once = needed_bytes(Path("base/model.safetensors"))
+    once = needed_bytes(Path(options.base, "model.safetensors"))
     jobs_done = [report["counts"]["done"] for report in reports]
     ratios = [
         sum(share["bytes_read"] for share in report["processes"]) / (once * (1 + done))

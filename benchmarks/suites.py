@@ -283,7 +283,7 @@ BATCH = Suite(
     ),
 )
 
-FORTY = tuple(f"tuned{number}" for number in range(1, 41))
+FORTY = tuple(f"shallow-{number}" for number in range(1, 41))
 
 
 def by_tasks(*counts: int) -> Row:
@@ -303,9 +303,9 @@ def by_tasks(*counts: int) -> Row:
     return Row(
         "forty adapters",
         "LoRA adapters of rank 16 of forty fine-tunes of one base; each process has one core, if there are so many",
-        {side: f"{{by_tasks}} {count} {{plan}} --tuned {len(FORTY)}" for side, count in sides.items()},
+        {side: f"{{by_tasks}} {count} {{plan}} --base shallow --tuned {len(FORTY)}" for side, count in sides.items()},
         tuple(targets),
-        inputs=("base", *FORTY),
+        inputs=("shallow", *FORTY),
         plan="adapter.yaml",
         size="160m",
         disk_bytes=8e9,
@@ -316,8 +316,8 @@ _SIX_LAYERS = "make_llama.py --size {size} --layers 6"
 
 BULK = Suite(
     about="Fine-tunes of one base: the tasks that share a batch, against one process that does all of it.",
-    inputs={"base": _SIX_LAYERS}
-    | {name: f"{_SIX_LAYERS} --base base --rank 8 --seed {at}" for at, name in enumerate(FORTY, 1)},
+    inputs={"shallow": _SIX_LAYERS}
+    | {name: f"{_SIX_LAYERS} --base shallow --rank 8 --seed {at}" for at, name in enumerate(FORTY, 1)},
     rows=(by_tasks(2, 4),),
 )
 

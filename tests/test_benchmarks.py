@@ -393,7 +393,7 @@ def test_adapters_by_tasks_are_those_of_one_process_and_each_task_reads_the_base
 ) -> None:
     """The program of the rows of tasks, with four fine-tunes whose matrices are few."""
     llama = harness.make_llama
-    for name, seed in (("base", 0), *((f"tuned{number}", number) for number in range(1, 5))):
+    for name, seed in (("base", 0), *((f"base-{number}", number) for number in range(1, 5))):
         shapes = {"model.layers.0.mlp.up_proj.weight": (1024, 1024), "model.norm.weight": (1024,)}
         (tmp_path / name).mkdir()
         source = llama.Source("bfloat16", seed, None, 0)
@@ -404,7 +404,7 @@ def test_adapters_by_tasks_are_those_of_one_process_and_each_task_reads_the_base
     written = []
     for count in (2, 1):
         ours = f"{sys.executable} -m surgery_jax"
-        words = [count, BENCHMARKS / "plans" / "adapter.yaml", "--tuned", 4, "--ours", ours]
+        words = [count, BENCHMARKS / "plans" / "adapter.yaml", "--base", "base", "--tuned", 4, "--ours", ours]
         command = [sys.executable, str(BENCHMARKS / "by_tasks.py"), *map(str, words)]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
