@@ -50,6 +50,10 @@ NOT_RUN = {
     "python benchmarks/run.py --suite bulk --name bulk --repeats 2",
     "python benchmarks/run.py --suite digests --size 1b",
     "python benchmarks/run.py --suite upcycle --size 1b --mergekit-moe PATH",
+    "python benchmarks/run.py --suite merges --size 1b --repeats 2 --mergekit PATH",
+    "python benchmarks/run.py --suite places --size 1b",
+    'python benchmarks/run.py --suite storage --size 1b --only rename cast "task arithmetic" --earlier PATH'
+    " --name earlier-1b",
     "python benchmarks/simulate.py",
     "surgery-jax completion fish > ~/.config/fish/completions/surgery-jax.fish",
 }
