@@ -251,6 +251,9 @@ def _tile_length(group: Group, limit: int) -> int:
         length //= 2
     while length > SMALLEST_TILE and length // 2 >= total:
         length //= 2
+    # what operations need beside their results leaves a quarter of what a worker has to pieces and to what is made
+    while length > SMALLEST_TILE and not group.reduces and flat_blueprint(group, length).task_bytes > limit * 3 // 2:
+        length //= 2
     return length
 
 

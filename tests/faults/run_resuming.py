@@ -2,7 +2,7 @@
 """Stops runs at many calls, cuts the power, goes on with them, and holds to it that nothing is lost.
 
     python tests/faults/run_resuming.py           a few points of every scene
-    python tests/faults/run_resuming.py --long    at least 500 kills, 200 cuts, and 100 failing calls and signals each
+    python tests/faults/run_resuming.py --long    at least 500 kills, and as many cuts, failing calls and signals
     python tests/faults/run_resuming.py --only resume-orbax,resume-batch
 
 The exit code is 1 if anything was wrong. `--report FILE` keeps the counts while they grow: called again with the same
@@ -30,9 +30,8 @@ from faults.trial import Scene, Trial
 KINDS = {
     "kill": (Mode.KILL_BEFORE, Mode.KILL_AFTER), "cut": (Mode.CUT,), "fail": (Mode.FAIL,), "signal": (Mode.SIGNAL,)
 }  # fmt: skip
-# Points of all scenes: `run.py` tries every failing call, and goes on after each that leaves something.
-LONG = {"kill": 512, "cut": 256, "fail": 128, "signal": 128}
-SHORT = 6  # of every scene and kind
+LONG = -(-512 // len(RESUMED))  # points of every scene and kind
+SHORT = 6
 
 
 class Work:
@@ -46,7 +45,7 @@ class Work:
 
     def strike(self, scene: Scene, kind: str) -> None:
         """What is left of one kind of fault in one scene; what has no sync loses all in a power cut."""
-        account, each = self.accounts[scene.name], -(-LONG[kind] // len(RESUMED)) if self.options.long else SHORT
+        account, each = self.accounts[scene.name], LONG if self.options.long else SHORT
         numbers = range(account.tried[kind], each if kind != "cut" or scene.is_synced else 0)
         if not numbers:
             return

@@ -51,7 +51,7 @@ REFERENCES = {
 }
 
 
-@pytest.mark.parametrize("options", [{}, {"memory": "5MiB", "workers": 1}], ids=["ample", "tight"])
+@pytest.mark.parametrize("options", [{}, {"memory": "4MiB", "workers": 1}], ids=["ample", "tight"])
 def test_noise_depends_on_seed_and_name_and_not_on_how_it_is_made(tmp_path: Path, options: dict[str, str]) -> None:
     steps = [{"noise_": {"target": ".+", "std": 0.1, "seed": 4}}]
     found = Bench(tmp_path / "all", m=STORED).tensors(steps, **options)
