@@ -15,6 +15,13 @@ from surgery_jax.cli.main import main
 
 Tensors = dict[str, np.ndarray]
 
+LINEAR = """
+    models:
+      - { model: one, parameters: { weight: 0.25 } }
+      - { model: two, parameters: { weight: [0, 0.75] } }
+    merge_method: linear
+    parameters: { normalize: false }
+"""
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",

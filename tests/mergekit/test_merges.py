@@ -8,17 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from running import read_checkpoint, write_checkpoint
-from tiny_models import LLAMA, Tensors, command, configuration, llama, merged, planned, write_model
+from tiny_models import LINEAR, LLAMA, Tensors, command, configuration, llama, merged, planned, write_model
 
 from surgery_jax import PlanError, SurgeryError, merge_plan, run
-
-LINEAR = """
-    models:
-      - { model: one, parameters: { weight: 0.25 } }
-      - { model: two, parameters: { weight: [0, 0.75] } }
-    merge_method: linear
-    parameters: { normalize: false }
-"""
 
 
 def close(found: Path, expected: Tensors) -> None:

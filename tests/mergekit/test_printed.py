@@ -8,18 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from running import write_checkpoint
-from tiny_models import LETTERS, LLAMA, Tensors, configuration, llama, merged, tokenizer, write_model
+from tiny_models import LETTERS, LINEAR, LLAMA, Tensors, configuration, llama, merged, tokenizer, write_model
 
 from surgery_jax import MergeOptions, Options, load_plan, merge_plan, run
 from surgery_jax.language.writing import plan_text
 
-LINEAR = """
-    models:
-      - { model: one, parameters: { weight: 0.25 } }
-      - { model: two, parameters: { weight: [0, 0.75] } }
-    merge_method: linear
-    parameters: { normalize: false }
-"""
 SEVERAL = """
     name: "first: one"
     models: [{ model: one+style, parameters: { weight: 1 } }, { model: more, parameters: { weight: 2 } }]

@@ -30,7 +30,7 @@ class Multipart(UploadSink):
     change are objects of their own until they are copied, at the store, into the upload. Other processes may send parts
     to the same upload.
 
-    Parts are sent with a CRC-32, which takes a sixth of the time of an MD5, if the store says, when the upload begins,
+    Parts are sent with a CRC-32, which takes much less time than an MD5, if the store says, when the upload begins,
     that it verifies it; it wants to hear these again in the end.
     """
 
