@@ -285,16 +285,17 @@ class GroupFunction:
         return [number for number, spec in enumerate(self.specs) if number in needed and spec.dtype.is_float]
 
     def on_device(
-        self, inputs: Sequence[Any], numbers: tuple[float, ...], device: Any
+        self, inputs: Sequence[Any], numbers: tuple[float, ...], device: Any, is_exact: bool = False
     ) -> tuple[list[Any], list[bool]] | None:
-        """The outputs as device arrays; the verdicts of the checks, then of the guards; None if it would not be exact.
+        """The outputs as device arrays; the verdicts of the checks, then of the guards; None if it would not be exact,
+        which is not asked where it is known to be.
 
         `inputs` are NumPy arrays whose memory must not change until the outputs are ready, which they are on return.
         """
         import jax
 
         with jax.enable_x64(True):
-            limits = self.limits([numbers], device.platform)
+            limits = [] if is_exact else self.limits([numbers], device.platform)
             if limits is None:
                 return None
             bits = [column[0] for column in limits]
@@ -303,14 +304,14 @@ class GroupFunction:
             call = (np.int32(0), np.int64(0)), bits, [np.float64(number) for number in numbers], arrays
             function = self._function(device)
             # the first call traces and compiles: once, while the other workers read their first inputs
-            with nullcontext() if device in self._ready else self._lock:
+            with nullcontext() if (device, is_exact) in self._ready else self._lock:
                 outputs, verdicts = function(*call)
-                if device not in self._ready:
+                if (device, is_exact) not in self._ready:
                     give_back()  # what compiling has freed: no budget counts it
-                self._ready.add(device)
-            *holds, is_exact = np.asarray(verdicts).tolist()
+                self._ready.add((device, is_exact))
+            *holds, was_exact = np.asarray(verdicts).tolist()
             jax.block_until_ready(outputs)  # type: ignore[no-untyped-call]
-            return (list(outputs), holds) if is_exact else None
+            return (list(outputs), holds) if was_exact else None
 
     def _function(self, device: Any) -> Any:
         with self._lock:
@@ -334,11 +335,11 @@ class GroupFunction:
 
     def _large_enough(self, kernel: DeviceKernel, bits: Sequence[Any], inputs: Sequence[Any]) -> Any:
         """Whether every input element is zero or at least its limit, by the bits; inputs of one dtype are tested
-        together."""
+        together. Without limits it is known."""
         import jax.numpy as jnp
 
         together: dict[Any, tuple[Any, Any]] = {}
-        for number in self._tested() if self.exact else ():
+        for number in self._tested() if self.exact and bits else ():
             spec, x, limit = self.specs[number], inputs[number], bits[number]
             raw = kernel.bits(x)
             if has_zero(spec.dtype):

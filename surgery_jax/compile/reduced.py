@@ -8,7 +8,6 @@ sizes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from ..kit.operations import TensorOp
+from ..kit.places import Places
 from ..kit.reduction import BLOCK, Reduction
 from ..numerics.kernels import HostKernel
 from .blueprint import Blueprint, passes_of
 from .lower import GroupFunction
 from .program import Group
 
-__all__ = ["PassFunction", "ReducedFunction", "Totals"]
+__all__ = ["PassFunction", "ReducedFunction", "Rows", "Totals"]
 
 AT_ONCE = 16 * BLOCK  # elements that NumPy goes over at once: what they come to stays in the caches of a core
 
@@ -62,6 +62,22 @@ class Totals:
             return np.asarray(self._join(rows), np.float64)
 
 
+class Rows:
+    """Partial results of the tiles of a tensor, one below the other; of so many rows one is kept."""
+
+    def __init__(self, width: int, every: int) -> None:
+        self._every = every
+        self._rows = [np.zeros((0, width))]
+
+    def add(self, rows: np.ndarray) -> None:
+        """Those of the next tile, float64 [n, width]."""
+        self._rows.append(np.array(rows[:: self._every], np.float64))
+
+    def result(self) -> Any:
+        """All of them."""
+        return np.concatenate(self._rows)
+
+
 class ReducedFunction:
     """The functions of a group, one for each pass."""
 
@@ -86,36 +102,34 @@ class ReducedFunction:
         stage = number - self.first[value]
         return stage if 0 <= stage < self.reductions[value].stages else None
 
-    def totals(self, number: int, before: Statistics) -> dict[int, Totals]:
-        """What brings the tiles of a pass together, for each of its statistics that are not settled."""
+    def totals(self, number: int, before: Statistics, size: int) -> dict[int, Totals | Rows]:
+        """What brings the tiles of a pass together, for each of its statistics that are not settled; `size`: rows of
+        the component."""
         kernel = HostKernel()
-        found = {}
+        found: dict[int, Totals | Rows] = {}
         for value, op in self.reductions.items():
             stage = self.stage(value, number)
-            if stage is not None and not op.is_settled(stage, before.get(value)):
-                found[value] = Totals(
-                    partial(op.together, kernel, stage), len(op.how(stage)), are_counts=not op.by_blocks
-                )
+            if stage is None or op.is_settled(stage, before.get(value)):
+                continue
+            width, how = len(op.how(stage)), op.gathered(stage)
+            if how == "rows":
+                found[value] = Rows(width, op.thinned(stage, size * self.blueprint.width))
+            else:
+                found[value] = Totals(partial(op.together, kernel, stage), width, are_counts=how == "sum")
         return found
 
-    def is_needless(self, number: int, totals: Mapping[int, Totals]) -> bool:
+    def is_needless(self, number: int, totals: Mapping[int, Totals | Rows]) -> bool:
         """Whether nothing leaves or is checked in a pass, and its statistics are settled."""
         once = self.passes[number]
         return not totals and not once.checked and len(once.leaving) == len(once.active)
 
-    def reaches(self, number: int, totals: Mapping[int, Totals], before: Statistics, start: int, count: int) -> bool:
+    def reaches(self, number: int, before: Statistics, start: int, count: int) -> bool:
         """Whether a pass has anything to do with so many rows from row `start` on."""
-        once, width = self.passes[number], self.blueprint.width
-        if once.checked or len(once.leaving) > len(once.active):
-            return True
-        stages = ((value, self.stage(value, number)) for value in totals)
-        return any(
-            stage is not None and self.reductions[value].reaches(stage, before.get(value), start * width, count * width)
-            for value, stage in stages
-        )
+        once = self.passes[number]
+        return bool(once.checked) or len(once.leaving) > len(once.active) or bool(once.reaching(before, start, count))
 
     def finished(
-        self, number: int, totals: Mapping[int, Totals], before: Statistics, numbers: Sequence[float]
+        self, number: int, totals: Mapping[int, Totals | Rows], before: Statistics, numbers: Sequence[float]
     ) -> dict[int, Sequence[Any]]:
         """What is known after a pass of a component with these numbers."""
         kernel = HostKernel()
@@ -163,22 +177,45 @@ class PassFunction(GroupFunction):
         own = [value for value in blueprint.leaving if value not in whole.reductions and known[value] == number]
         self.leaving = (*own, *self.active, *self.remembered)
         self.checked = self.checked if number == count - 1 else []
-        self.needed = self._needed()
+        self.needed = self._needed(frozenset(self.active))
         self.recalled = sorted(self.known_before & self.needed)
         size = blueprint.rows * blueprint.width
-        self.is_fast_on_host = any(
-            op.is_fast_on_host or size < op.host_below for at, op in self._operations() if self._is_computed(at)
+        computed = [(at, op) for at, op in self._operations() if self._is_computed(at)]
+        self.is_fast_on_host = any(op.is_fast_on_host or size < op.host_below for _, op in computed) or any(
+            self.reductions[value].is_fast_at(self._stage(value)) for value in self.active
         )
+        # if all that is wanted are samples, nothing else is computed
+        strides = {self.reductions[value].stride(self._stage(value)) for value in self.active}
+        is_alone = self.flat and len(self.leaving) == len(self.active) and not self.checked
+        has_places = any(op.needs_places for at, op in computed if at not in self.reductions)
+        self.stride = min(strides, default=1) if is_alone and not has_places and len(strides) == 1 else 1
+        self._live: dict[frozenset[int], frozenset[int]] = {}  # what is needed by the statistics that are live
 
-    def _needed(self) -> frozenset[int]:
-        """The values that what leaves, what is checked and what is reduced are made of."""
-        found = {*self.leaving, *self.checked}
+    def _stage(self, value: int) -> int:
+        """The stage of a statistic that is active in this pass."""
+        stage = self.stages[value]
+        assert stage is not None
+        return stage
+
+    def _needed(self, live: frozenset[int]) -> frozenset[int]:
+        """The values that what leaves, what is checked and what is reduced are made of; of the statistics, those that
+        are `live`."""
+        found = {*live, *(value for value in self.leaving if value not in self.active), *self.checked}
         at = len(self.blueprint.value_specs())
         for eqn in reversed(self.eqns):
             at -= len(eqn.specs)
             is_wanted = not found.isdisjoint(range(at, at + len(eqn.specs)))
             if is_wanted and self.stages.get(at, 0) is not None and at not in self.known_before:
                 found.update(eqn.args)
+        return frozenset(found)
+
+    def reaching(self, before: Statistics, start: int, count: int) -> frozenset[int]:
+        """The statistics that are not settled and that so many rows from row `start` on may change."""
+        width, found = self.blueprint.width, []
+        for value in self.active:
+            op, stage, known = self.reductions[value], self._stage(value), before.get(value)
+            if not op.is_settled(stage, known) and op.reaches(stage, known, start * width, count * width):
+                found.append(value)
         return frozenset(found)
 
     def _operations(self) -> Iterator[tuple[int, TensorOp]]:
@@ -202,33 +239,75 @@ class PassFunction(GroupFunction):
         """As for any group; statistics are no small numbers."""
         return super().threshold(numbers[: self.num_numbers])
 
+    def on_device(
+        self, inputs: Sequence[Any], numbers: tuple[float, ...], device: Any, is_exact: bool = False
+    ) -> tuple[list[Any], list[bool]] | None:
+        result = super().on_device(inputs, numbers, device, is_exact)
+        if result is None:
+            return None
+        outputs, verdicts = result
+        pairs = zip(self.leaving, outputs, strict=True)
+        return [self.reductions[v].received(self._stage(v), x) if v in self.active else x for v, x in pairs], verdicts
+
     def on_host(self, inputs: Sequence[Any], numbers: Sequence[float]) -> tuple[list[Any], list[Any]]:
-        """As for any group, a part of the tile after the other, so that what is computed stays in the caches."""
+        """As for any group, a part of the tile after the other, so that what is computed stays in the caches; of each
+        only what matters."""
         rows, at = self.blueprint.rows, self.num_numbers
-        parts = []
-        is_counted = any(not self.reductions[value].by_blocks for value in self.active)  # in long tables for each part
-        step = max(AT_ONCE // (1 if is_counted else 4) // self.blueprint.width, 1)
+        own, start, there, told = numbers[:at], numbers[at], int(numbers[at + 1]), numbers[at + 2 :]
+        before = self._before(iter(told))
+        is_counted = any(self._is_added(value) for value in self.active)  # in long tables for each part
+        step = max(AT_ONCE // (1 if is_counted else 4) * self.stride // self.blueprint.width, 1)
+        outputs: list[list[Any]] = [[] for _ in self.leaving]
+        masks: list[list[Any]] = [[] for _ in self.checked]
         for begin in range(0, rows, step):
             end = min(begin + step, rows)
-            start, count = numbers[at] + begin, min(max(numbers[at + 1] - begin, 0), end - begin)
-            own = (*numbers[:at], start, float(count), *numbers[at + 2 :])
-            parts.append(super().on_host([x[begin:end] for x in inputs], own))
-        outputs, masks = (list(zip(*column, strict=True)) for column in zip(*parts, strict=True))
-        return list(map(np.concatenate, outputs)), list(map(np.concatenate, masks))
+            count = min(max(there - begin, 0), end - begin)
+            live = self.reaching(before, int(start) + begin, end - begin)
+            if not live and len(self.leaving) == len(self.active) and not self.checked:
+                continue
+            given = iter([*own, start + begin, float(count), *told])
+            with np.errstate(all="ignore"):
+                values = self._computed(HostKernel(), [x[begin:end] for x in inputs], given, live)
+            for found, value in zip(outputs, self.leaving, strict=True):
+                if value in self.active and value not in live:
+                    continue
+                if value in self.active and self._is_added(value) and found:
+                    found[0] += values[value].sum(0)
+                else:
+                    found.append(values[value])
+            for found, value in zip(masks, self.checked, strict=True):
+                found.append(values[value])
+        return list(map(self._joined, self.leaving, outputs)), list(map(np.concatenate, masks))
+
+    def _is_added(self, value: int) -> bool:
+        """Whether partial results of an active statistic are added up."""
+        return self.reductions[value].gathered(self._stage(value)) == "sum"
+
+    def _joined(self, value: int, parts: list[Any]) -> Any:
+        """What parts of a tile came to, of which there may be none if it is a statistic."""
+        return np.concatenate(parts) if parts else self._nothing(value)
+
+    def _nothing(self, value: int) -> Any:
+        """The partial results of no elements."""
+        return np.zeros((0, len(self.reductions[value].how(self._stage(value)))))
 
     def _evaluate(self, kernel: Any, values: list[Any], numbers: Iterator[Any]) -> list[Any]:
+        return self._computed(kernel, values, numbers, frozenset(self.active))
+
+    def _computed(self, kernel: Any, inputs: list[Any], numbers: Iterator[Any], live: frozenset[int]) -> list[Any]:
+        """All values that are wanted; of the statistics those that are `live`, nothing of others."""
         given = list(numbers)
         own, rest = iter(given[: self.num_numbers]), iter(given[self.num_numbers :])
         start, count = next(rest), next(rest)
-        before = {value: [next(rest) for _ in range(self._given_before(value))] for value in self.given}
-        recalled = dict(zip(self.recalled, values[len(self.specs) :], strict=True))
-        values = values[: len(self.specs)]
-        shape = values[0].shape if values else (self.blueprint.rows,)
-
-        def places() -> Any:
-            first = kernel.xp.asarray(start, "float64").astype("int64") * self.blueprint.width
-            return kernel.xp.arange(math.prod(shape), dtype="int64").reshape(shape) + first
-
+        before = self._before(rest)
+        if live not in self._live:
+            self._live[live] = self._needed(live)
+        needed = self._live[live]
+        inputs = [x[:: self.stride] for x in inputs]
+        recalled = dict(zip(self.recalled, inputs[len(self.specs) :], strict=True))
+        values = inputs[: len(self.specs)]
+        first = kernel.xp.asarray(start, "float64") * float(self.blueprint.width)
+        places = Places(kernel, first, values[0].shape if values else (self.blueprint.rows,))
         for eqn in self.eqns:
             op = eqn.op.with_numbers(own)
             at = len(values)
@@ -237,24 +316,36 @@ class PassFunction(GroupFunction):
                 arrays.append(places)
             if isinstance(op, Reduction):
                 stage = self.stages[at]
-                if stage is not None:
-                    values.append(self._partial(kernel, op, stage, before.get(at), count, arrays))
+                if at in live:
+                    values.append(self._partial(kernel, op, at, before.get(at), count, arrays))
+                elif stage is not None:
+                    values.append(self._nothing(at))
                 else:
-                    values.append(kernel.xp.stack(before[at]) if at in before and at in self.needed else None)
+                    values.append(kernel.xp.stack(before[at]) if at in before and at in needed else None)
             elif at in recalled:
                 values.append(recalled[at])
-            elif self.needed.isdisjoint(range(at, at + len(eqn.specs))):
+            elif needed.isdisjoint(range(at, at + len(eqn.specs))):
                 values += [None] * len(eqn.specs)
             else:
                 values += self._results(kernel, op, arrays, len(eqn.specs))
         return values
 
-    def _partial(self, kernel: Any, op: Reduction, stage: int, before: Any, count: Any, arrays: Sequence[Any]) -> Any:
-        """Partial results of a stage; none where it is settled, which is known where numbers are."""
-        if isinstance(kernel, HostKernel) and op.is_settled(stage, before):
-            return np.zeros((0, len(op.how(stage))))
-        found = op.partial if self.flat else op.partial_by_rows
-        return found(kernel, stage, before, count, *arrays)
+    def _before(self, told: Iterator[Any]) -> dict[int, list[Any]]:
+        """What the passes before have come to, from the last numbers of a call."""
+        return {value: [next(told) for _ in range(self._given_before(value))] for value in self.given}
+
+    def _partial(self, kernel: Any, op: Reduction, value: int, before: Any, count: Any, arrays: Sequence[Any]) -> Any:
+        """Partial results of a statistic."""
+        stage = self._stage(value)
+        if not self.flat:
+            found = op.partial_by_rows(kernel, stage, before, count, *arrays)
+        else:
+            step = op.stride(stage)
+            if step > 1:
+                count = (kernel.xp.asarray(count).astype("int64") + (step - 1)) // step
+                arrays = arrays if self.stride > 1 else [x if isinstance(x, Places) else x[::step] for x in arrays]
+            found = op.partial(kernel, stage, before, count, *arrays)
+        return op.received(stage, found) if isinstance(kernel, HostKernel) else found
 
     def _given_before(self, value: int) -> int:
         """How many numbers a reduction has given before this pass."""

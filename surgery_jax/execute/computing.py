@@ -25,7 +25,14 @@ from .tasks import Tile
 from .timeline import Timeline
 from .verdicts import Findings
 
-__all__ = ["Computing"]
+__all__ = ["Computing", "Exactness"]
+
+
+class Exactness:
+    """Whether devices compute exactly with the inputs of one tile, that is gone over several times."""
+
+    def __init__(self) -> None:
+        self.holds: bool | None = None  # None: not known yet
 
 
 class Computing:
@@ -59,11 +66,16 @@ class Computing:
             budget.stop()
 
     def outputs(
-        self, function: GroupFunction | StackFunction, tile: Tile, inputs: list[np.ndarray], numbers: Any
+        self,
+        function: GroupFunction | StackFunction,
+        tile: Tile,
+        inputs: list[np.ndarray],
+        numbers: Any,
+        exactness: Exactness | None = None,
     ) -> list[np.ndarray]:
         """What leaves a tile; the checks are settled."""
         with self.timeline.stage("compute"):
-            result, mesh = self._on_devices(function, tile, inputs, numbers)
+            result, mesh = self._on_devices(function, tile, inputs, numbers, exactness or Exactness())
             if result is not None:
                 outputs = [np.asarray(array) for array in result[0]]
                 holds, guards = result[1][: len(function.checked)], result[1][len(function.checked) :]
@@ -88,7 +100,12 @@ class Computing:
         return outputs
 
     def _on_devices(
-        self, function: GroupFunction | StackFunction, tile: Tile, inputs: list[np.ndarray], numbers: Any
+        self,
+        function: GroupFunction | StackFunction,
+        tile: Tile,
+        inputs: list[np.ndarray],
+        numbers: Any,
+        exactness: Exactness,
     ) -> tuple[tuple[list[Any], list[bool]] | None, list[Any]]:
         """Outputs and verdicts, None if it is up to the host; and the devices over which one component was spread."""
         if self._devices is None or self._places[tile.group] == "host":
@@ -99,7 +116,7 @@ class Computing:
             assert isinstance(function, GroupFunction)
             with self._shared_by(mesh, function):
                 return function.on_mesh(inputs, numbers, mesh), mesh
-        if function.belongs_on_host(devices[0].platform):
+        if exactness.holds is False or function.belongs_on_host(devices[0].platform):
             return None, []
         if isinstance(function, StackFunction):
             with self._room(mesh, function.device_bytes(len(mesh))):
@@ -107,7 +124,8 @@ class Computing:
         else:
             with self._least_busy(len(devices)) as which:
                 with self._budget(which).reserve([], device_bytes(function.blueprint)):
-                    result = function.on_device(inputs, numbers, devices[which])
+                    result = function.on_device(inputs, numbers, devices[which], is_exact=exactness.holds is True)
+        exactness.holds = result is not None
         if result is None:
             with self._lock:
                 self.num_fallbacks += 1

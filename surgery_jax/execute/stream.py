@@ -21,7 +21,7 @@ from ..io.decoded import decode
 from ..io.encoded import EncodedFile
 from ..io.outputs import OutputFile
 from ..storage.identity import check_all, remembering
-from .computing import Computing
+from .computing import Computing, Exactness
 from .filling import Inputs, shaped
 from .masks import Masks
 from .observers import Observer
@@ -220,19 +220,19 @@ class Executor:
         ((component, _, size),) = tile.segments
         held = self._read(plan, tile, buffers) if self.schedule.groups[tile.group].is_held(component) else None
         known: dict[int, Sequence[Any]] = {}
-        masks = Masks()
+        masks, exactness = Masks(), [Exactness() for _ in range(-(-size // plan.rows))]
         for number, once in enumerate(function.passes):
-            totals = function.totals(number, known)
+            totals = function.totals(number, known, size)
             if function.is_needless(number, totals):
                 continue
             for at, start in enumerate(range(0, size, plan.rows)):
                 part = Tile(tile.group, ((component, start, min(plan.rows, size - start)),))
-                if not function.reaches(number, totals, known, start, part.num_fresh):
+                if not function.reaches(number, known, start, part.num_fresh):
                     continue
                 inputs = shaped(plan, self._read(plan, part, buffers)) if held is None else shaped(plan, held, at)
                 inputs += masks.recall(once.recalled, at)
                 numbers = once.arguments(component.numbers, start, part.num_fresh, known)
-                found = self.computing.outputs(once, part, inputs, numbers)
+                found = self.computing.outputs(once, part, inputs, numbers, exactness[at])
                 outputs = dict(zip(once.leaving, found, strict=True))
                 for value in once.remembered:
                     masks.remember(value, at, outputs.pop(value))

@@ -206,6 +206,9 @@ class Kernel(Protocol):
         """Of the first `count` elements of a flat array of integers, how often each of the `width` numbers from `low`
         on is there, and how many are above them: float64 [width + 1]."""
 
+    def how_many(self, masks: Array) -> Array:
+        """How many elements of each row are true: bool [n, length] -> float64 [n]."""
+
     def weighed(self, index: Array, weights: Array, width: int) -> Array:
         """The sums of whole numbers whose index is each of the numbers below `width`; others do not count: float64
         [width]."""

@@ -13,16 +13,29 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from ..core.dtypes import BY_NAME
 from ..core.specs import Spec
 from .kernel import Array, Bound, Kernel
 from .operations import TensorOp
+from .places import Places
 from .rules import check_floats
 
-__all__ = ["BLOCK", "LANES", "Before", "Reduction", "ScaledSums", "combined", "divisor", "halved", "tile_length"]
+__all__ = [
+    "BLOCK",
+    "LANES",
+    "Before",
+    "Gathered",
+    "Reduction",
+    "ScaledSums",
+    "combined",
+    "divisor",
+    "halved",
+    "tile_length",
+]
 
+Gathered = Literal["tree", "sum", "rows"]
 Before = Sequence[Array] | None  # what the stage before came to, None for the first stage
 
 LANES = 128
@@ -46,7 +59,6 @@ class Reduction(TensorOp):
     """
 
     kind = "reduce"
-    by_blocks: ClassVar[bool] = True  # whether partial results are of single blocks, not of all operands together
 
     @property
     def stages(self) -> int:
@@ -69,6 +81,27 @@ class Reduction(TensorOp):
     def given(self, stage: int) -> int:
         """How many numbers a stage comes to."""
         return len(self.how(stage))
+
+    def gathered(self, stage: int) -> Gathered:
+        """What becomes of the partial results of tiles: those of single blocks are combined in a `tree`; those of whole
+        tiles, whole numbers, are added in any order by `sum`, or go to `finish` as `rows`, float64 [n, terms]."""
+        return "tree"
+
+    def stride(self, stage: int) -> int:
+        """Of so many elements of each tile a stage needs one, the first."""
+        return 1
+
+    def thinned(self, stage: int, size: int) -> int:
+        """Of so many `rows` one is kept, where the operands have so many elements."""
+        return 1
+
+    def received(self, stage: int, partial: Any) -> Any:
+        """The partial results of a stage, of what `partial` gave, in NumPy."""
+        return partial
+
+    def is_fast_at(self, stage: int) -> bool:
+        """Whether NumPy does a stage rather than a compiled function on a CPU."""
+        return self.is_fast_on_host
 
     def is_settled(self, stage: int, before: Before) -> bool:
         """Whether a stage would change nothing of what the one before came to, so that elements need not be gone over;
@@ -136,7 +169,7 @@ class Reduction(TensorOp):
         missing = -size % BLOCK
         padded: list[Any] = [k.xp.concatenate([x.reshape(-1), k.xp.zeros(missing, x.dtype)]) for x in arrays]
         if self.needs_places:
-            padded.append(lambda: k.xp.arange(size + missing, dtype="int64"))
+            padded.append(Places(k, 0, (size + missing,)))
         before: tuple[Array, ...] | None = None
         for stage in range(self.stages):
             parts = self.partial(k, stage, before, size, *padded)

@@ -1,44 +1,55 @@
-"""Which elements have the largest magnitudes: found by counting the digits of their bits, never by sorting.
+"""The magnitudes of some ranks: found by counting, never by sorting all elements.
 
-The bits of floats without their sign have the order of magnitudes. Those of a sample of the elements tell about where
-the one sought is; going over all elements, every one near there is counted by itself, and how many are above. That
-finds it, or else the bits are read as digits of 16 bits: going over the elements once per digit, those whose digits so
-far are those of the element sought are counted by the next one. Counts are whole numbers and the sample decides only
-how they are found, so tiles and devices change nothing about the result. Of equal magnitudes those of lower positions
-count as the larger ones; if not all of them are on the same side, the digits of the last position are found in the same
-way.
+The bits of floats without their sign have the order of magnitudes. A sample of the elements, one of `SAMPLE`, tells
+about where the one sought is. Where the magnitude that has the rank in the sample is there many times, as with the
+differences of models of 16 bits, it is mostly the one sought: going over all elements, those that are above it and
+those that are equal are counted. Else, and if it was not, those near it are counted each by itself; or at last the bits
+are read as digits of 16 bits: going over the elements once per digit, those whose digits so far are those of the
+element sought are counted by the next one. Counts are whole numbers and the sample decides only how they are found, so
+tiles and devices change nothing about the result.
+
+Of equal magnitudes those of lower positions count as the larger ones; if not all of them are on the same side, the
+block in which the last one is that still is follows from the counts of each, or the digits of its position are found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..core.specs import Spec
-from ..kit.fields import word
-from ..kit.kernel import Array, Bound, Kernel
-from ..kit.operations import TensorOp
-from ..kit.reduction import BLOCK, Before, Reduction
-from ..kit.rules import check_floats
+from ..kit.kernel import Array, Kernel
+from ..kit.places import Places
+from ..kit.reduction import BLOCK, Before, Gathered, Reduction
 
-__all__ = ["Keep", "Largest", "LargestOfAll", "Middle", "Quartiles", "Ranks", "magnitudes"]
+__all__ = ["Ranks", "bits_of", "each_of", "is_within", "magnitude_bits"]
 
 DIGIT = 16
 BINS = 1 << DIGIT
 FIRST = BINS // 2  # values of the first digit: there is no sign
-NEAR = 1 << 17  # magnitudes of float32 that are counted each by itself around the one that the sample gives
 SAMPLE = (
-    13  # of so many elements one is in the sample: it seldom divides the length of rows, so that all columns are in it
+    61  # of so many elements one is in the sample: it seldom divides the length of rows, so that all columns are in it
 )
+MOST = 1 << 18  # elements of a sample: a rank in it is off by about a thousandth of its length
+NEAR = 1 << 17  # magnitudes of float32 that are counted each by itself around the one that the sample gives
 PLACES = 3  # digits of a position: no tensor has 2**48 elements
-EACH = 4  # numbers about every element sought
+EACH = 5  # numbers about every element sought
+
+# stages before the digits
+SAMPLED = 0
+TESTED = (1, 2)  # whether it is the one that the sample gave, or a neighbour of that in it
+COUNTED = 3  # what is near
+GUESSES = 4
+
+# bits of the code of an element that is compared with a candidate
+THERE, ABOVE, EQUAL, ZERO = 1, 2, 4, 8
+
 NOTHING = float(2**31 - 1)  # the upper bits of no number: none is larger
 
 # in place of the last position
 ANY = float(1 << 52)  # a position beyond all others: there is nothing to tell apart
 NONE = -1.0  # there is no element of this rank
-SOUGHT = -2.0  # the magnitude is not known yet
+SOUGHT = -2.0  # the magnitude is not known yet: instead of it, there is a candidate, and its neighbours in the sample
 
 
 def magnitude_bits(k: Kernel, x: Array) -> Array:
@@ -53,13 +64,13 @@ def magnitude_bits(k: Kernel, x: Array) -> Array:
 class Ranks(Reduction):
     """The magnitudes of some ranks, counted from the largest; `wanted` of a subclass says which.
 
-    source: float32, or float64 if `wide`; any shape -> float64[1 + 4 n]: the number of elements; and of every rank the
-    upper 31 bits of the magnitude, the lower 32 bits of a `wide` one, its rank among those that are alike so far, and
-    the last position that is of the rank or above, 2**52 where there is nothing to tell apart, -1 if there are none.
+    source: float32, or float64 if `wide`; any shape -> float64[1 + 5 n]: the number of elements; and of every rank the
+    upper 31 bits of the magnitude, the lower 32 bits of a `wide` one, its rank among those that are alike so far, the
+    last position that is of the rank or above, 2**52 where there is nothing to tell apart, -1 if there are none, and
+    from that position on among how many it may be, 1 at last.
     """
 
     needs_places = True
-    by_blocks = False
     host_below = 1 << 18
     counts_zeros: ClassVar[bool] = False
     wide: bool = False
@@ -76,8 +87,8 @@ class Ranks(Reduction):
 
     @property
     def guesses(self) -> int:
-        """Stages before the digits: the sample, and what is near to what it gives."""
-        return 0 if self.wide else 2
+        """Stages before the digits."""
+        return 0 if self.wide else GUESSES
 
     @property
     def digits(self) -> int:
@@ -88,35 +99,54 @@ class Ranks(Reduction):
     def stages(self) -> int:
         return self.guesses + self.digits + PLACES
 
-    def how(self, stage: int) -> tuple[str, ...]:
-        about = 1 + self.counts_zeros  # how many there are, and how many are 0
-        if self._is_near(stage):
-            return ("sum",) * (about + self.count * (NEAR + 1))
-        return ("sum",) * (about + FIRST if self._is_first(stage) else BINS * self.count)
+    def _is_test(self, stage: int) -> bool:
+        return bool(self.guesses) and stage in TESTED
+
+    def _is_sample(self, stage: int) -> bool:
+        return bool(self.guesses) and stage == SAMPLED
 
     def _is_near(self, stage: int) -> bool:
-        return stage == self.guesses - 1
+        return bool(self.guesses) and stage == COUNTED
 
-    def _is_first(self, stage: int) -> bool:
-        """Whether first digits are counted: those of the sample, or of all."""
-        return stage in (0, self.guesses)
+    def how(self, stage: int) -> tuple[str, ...]:
+        about = 1 + self.counts_zeros  # how many there are, and how many are 0
+        if self._is_sample(stage):
+            return ("sum",)
+        if self._is_test(stage):
+            return ("sum",) * (about + 2 * self.count)
+        if self._is_near(stage):
+            return ("sum",) * (about + self.count * (NEAR + 1))
+        return ("sum",) * (about + FIRST if stage == self.guesses else BINS * self.count)
 
     def given(self, stage: int) -> int:
         return 1 + EACH * self.count
 
+    def gathered(self, stage: int) -> Gathered:
+        return "rows" if self._is_sample(stage) or self._is_test(stage) else "sum"
+
+    def stride(self, stage: int) -> int:
+        return SAMPLE if self._is_sample(stage) else 1
+
+    def thinned(self, stage: int, size: int) -> int:
+        return max(size // (SAMPLE * MOST), 1) if self._is_sample(stage) else 1
+
+    def is_fast_at(self, stage: int) -> bool:
+        # a sample is short, tables are long, and positions are sought in few tiles
+        return not (self._is_test(stage) or self.guesses <= stage < self.guesses + self.digits)
+
     def space(self, stage: int, size: int) -> int:
+        if self.gathered(stage) == "rows":
+            return 4 * (1 + self.count) * size
         return 3 * 8 * len(self.how(stage)) + 16 * size
 
     def is_settled(self, stage: int, before: Before) -> bool:
-        if before is None or stage < self.guesses:
+        if before is None:
             return False
+        if self._is_test(stage):
+            return all(float(one[3]) != SOUGHT or not float(one[4]) for one in each_of(before))
         if stage < self.guesses + self.digits:
-            return not any(float(one[3]) == SOUGHT for one in _each(before))
-        return all(bool(_is_done(one)) for one in _each(before)) or self._is_idle(stage, float(before[0]))
-
-    def _is_idle(self, stage: int, size: float) -> bool:
-        """Whether the digit of a stage is 0 in all positions of a tensor of so many elements."""
-        return size <= 2.0 ** self._shift(stage) and stage < self.stages - 1
+            return not any(float(one[3]) == SOUGHT for one in each_of(before))
+        return all(bool(_is_placed(one, self._shift(stage))) for one in each_of(before))
 
     def _shift(self, stage: int) -> int:
         """The bits of a position below the digit of a stage."""
@@ -125,11 +155,21 @@ class Ranks(Reduction):
     def reaches(self, stage: int, before: Before, start: int, count: int) -> bool:
         if before is None or stage < self.guesses + self.digits:
             return True
-        span = 2.0 ** (self._shift(stage) + DIGIT)  # of positions that share all digits before
         return any(
-            not _is_done(one) and float(one[3]) < start + count and start < float(one[3]) + span
-            for one in _each(before)
+            not _is_placed(one, self._shift(stage))
+            and float(one[3]) < start + count
+            and start < float(one[3]) + float(one[4])
+            for one in each_of(before)
         )
+
+    def apply(self, k: Kernel, *arrays: Array) -> Array:
+        source = arrays[0].reshape(-1)
+        places = Places(k, 0, (source.size,))
+        before: tuple[Array, ...] | None = None
+        for stage in range(self.guesses, self.stages):  # digits only, which need nobody to look at a sample
+            found = self._partial(k, stage, before, source.size, source, places, is_aligned=False)
+            before = self.finish(k, stage, found[0], before)
+        return k.xp.stack([k.xp.asarray(x, "float64") for x in before or ()])
 
     # -- a pass over the elements --------------------------------------------------------------------------------
 
@@ -139,37 +179,52 @@ class Ranks(Reduction):
 
     def partial_by_rows(self, k: Kernel, stage: int, before: Before, count: Array | int, *arrays: Any) -> Array:
         source, places = arrays
-        number = k.xp.asarray(count) * (source.size // source.shape[0])
-        flat = (source.reshape(-1), lambda: places().reshape(-1))
-        return self._partial(k, stage, before, number, *flat, is_aligned=False)
+        number = k.xp.asarray(count).astype("int64") * (source.size // source.shape[0])
+        flat, step = source.reshape(-1), self.stride(stage)
+        if step > 1:
+            flat, number = flat[::step], (number + (step - 1)) // step
+        return self._partial(k, stage, before, number, flat, places.flat(), is_aligned=False)
 
     def _partial(
-        self,
-        k: Kernel,
-        stage: int,
-        before: Before,
-        count: Any,
-        source: Array,
-        places: Callable[[], Array],
-        is_aligned: bool,
+        self, k: Kernel, stage: int, before: Before, count: Any, source: Array, places: Places, is_aligned: bool
     ) -> Array:
-        """How often the elements have each of the digits of a stage; they begin with a block if `is_aligned`."""
+        """What the elements come to in a stage; they begin with a block if `is_aligned`."""
         raw = magnitude_bits(k, source)
-        if before is None and self.guesses:
-            number = raw.shape[0] // SAMPLE
-            raw, count = raw[: number * SAMPLE].reshape(number, SAMPLE)[:, 0], k.xp.asarray(count) // SAMPLE
+        narrow = "int32" if raw.shape[0] < 2**31 else "int64"
+        is_there = k.xp.arange(raw.shape[0], dtype=narrow) < k.xp.asarray(count).astype(narrow)
+        if self._is_sample(stage):
+            return k.xp.where(is_there, raw.astype("float64"), NONE).reshape(-1, 1)
+        if self._is_test(stage):
+            assert before is not None
+            return k.xp.stack([self._code(k, raw, is_there, bits_of(k, one, False)) for one in each_of(before)])
         found = []
-        if self._is_first(stage) or self._is_near(stage):
-            is_there = k.xp.arange(raw.shape[0], dtype="int64") < count
+        if stage <= self.guesses:
             found.append(k.xp.asarray(count, "float64").reshape(1))
-            if self.counts_zeros:
-                found.append((is_there & (raw == 0)).sum().astype("float64").reshape(1))
-        if self._is_first(stage):
+        if self.counts_zeros and stage <= self.guesses:
+            found.append(k.how_many((is_there & (raw == 0)).reshape(1, -1)))
+        if stage == self.guesses:
             found.append(k.counts(raw >> (8 * raw.dtype.itemsize - DIGIT), 0, FIRST, count)[:FIRST])
         else:
             assert before is not None
-            found += [self._counted(k, stage, one, count, raw, places, is_aligned) for one in _each(before)]
+            found += [self._counted(k, stage, one, count, raw, is_there, places, is_aligned) for one in each_of(before)]
         return k.xp.concatenate(found)[None]
+
+    def _code(self, k: Kernel, raw: Array, is_there: Array, candidate: Array) -> Array:
+        """A byte of every element: a loop that a CPU does fast, where XLA makes bad ones of sums."""
+        code = (raw > candidate).astype("uint8") * ABOVE + (raw == candidate).astype("uint8") * EQUAL
+        code = code + (raw == 0).astype("uint8") * ZERO if self.counts_zeros else code
+        return k.xp.where(is_there, code + THERE, k.xp.zeros((), "uint8"))
+
+    def received(self, stage: int, partial: Any) -> Any:
+        if not self._is_test(stage):
+            return partial
+        import numpy as np
+
+        codes = np.asarray(partial)
+        columns = [_in_blocks(codes[0])]
+        columns += [_in_blocks(codes[0] & ZERO)] if self.counts_zeros else []
+        columns += [_in_blocks(code & bit) for code in codes for bit in (ABOVE, EQUAL)]
+        return np.array(columns, np.float64).T
 
     def _counted(
         self,
@@ -178,26 +233,24 @@ class Ranks(Reduction):
         one: Sequence[Array],
         count: Any,
         raw: Array,
-        places: Callable[[], Array],
+        is_there: Array,
+        places: Places,
         is_aligned: bool,
     ) -> Array:
         """How often the elements that may be the one sought have each digit, or each magnitude near it; then also how
         many are above."""
-        sought = _bits_of(k, one, self.wide)
         if self._is_near(stage):
-            return k.counts(raw, sought, NEAR, count)
+            return k.counts(raw, _beginning(k, one).astype(raw.dtype), NEAR, count)
+        sought = bits_of(k, one, self.wide)
         if stage < self.guesses + self.digits:
             shift = DIGIT * (self.guesses + self.digits - 1 - stage)
             return k.counts(raw >> shift, sought >> shift, BINS, count)[:BINS]
         shift = self._shift(stage)
-        first, place = k.xp.asarray(one[3], "float64").astype("int64") >> shift, places()
+        first, is_equal = k.xp.asarray(one[3], "float64").astype("int64"), is_there & (raw == sought)
         if is_aligned and shift >= DIGIT:  # all elements of a block have the same digit
-            is_equal = (raw == sought) & (k.xp.arange(raw.shape[0], dtype="int64") < count)
-            lanes = is_equal.reshape(-1, 64, BLOCK // 64).sum(1, dtype="uint8")
-            number = lanes.sum(1, dtype="int64")
-            return k.weighed((place[::BLOCK] >> shift) - first, number, BINS)
-        place = k.xp.where(raw == sought, place, int(ANY))
-        return k.counts(place >> shift, first, BINS, count)[:BINS]
+            return k.weighed((places.numbers(BLOCK) - first) >> shift, k.how_many(is_equal.reshape(-1, BLOCK)), BINS)
+        place = k.xp.where(is_equal, places.numbers(), int(ANY))
+        return k.counts((place - first) >> shift, 0, BINS, count)[:BINS]
 
     def together(self, k: Kernel, stage: int, parts: Array) -> Sequence[Array]:
         return parts.sum(0)  # type: ignore[attr-defined, no-any-return]
@@ -205,11 +258,16 @@ class Ranks(Reduction):
     # -- what it comes to ----------------------------------------------------------------------------------------
 
     def finish(self, k: Kernel, stage: int, totals: Any, before: Before) -> tuple[Array, ...]:
+        if self._is_sample(stage):
+            return self._guessed(k, totals)
+        if self._is_test(stage):
+            assert before is not None
+            return self._tested(k, totals, before)
         counts = k.xp.asarray(totals, "float64")
-        if not (self._is_first(stage) or self._is_near(stage)):
+        if stage > self.guesses:
             assert before is not None
             rows = counts.reshape(self.count, BINS)
-            after = [self._next(k, stage, rows[n], one) for n, one in enumerate(_each(before))]
+            after = [self._next(k, stage, rows[n], one) for n, one in enumerate(each_of(before))]
             return self._merged(k, stage, before[0], before, after)
         size, counts = counts[0], counts[1:]
         zeros, counts = (counts[0], counts[1:]) if self.counts_zeros else (k.xp.zeros((), "float64"), counts)
@@ -217,9 +275,9 @@ class Ranks(Reduction):
         if self._is_near(stage):
             assert before is not None
             rows = counts.reshape(self.count, NEAR + 1)
-            hits = [self._hit(k, rows[n], one, ranks[n]) for n, one in enumerate(_each(before))]
-            return (size, *(number for hit in hits for number in hit))
-        found = [self._first(k, counts, rank, stage < self.guesses) for rank in ranks]
+            found = [self._hit(k, rows[n], one, ranks[n], size) for n, one in enumerate(each_of(before))]
+        else:
+            found = [self._first(k, counts, rank, size) for rank in ranks]
         if before is None:
             return (size, *(number for one in found for number in one))
         return self._merged(k, stage, size, before, found)
@@ -229,57 +287,117 @@ class Ranks(Reduction):
     ) -> tuple[Array, ...]:
         """What is known after a stage: of an element about which it was to find nothing, what was."""
         found = [size]
-        for one, new in zip(_each(before), after, strict=True):
-            is_kept = one[3] != SOUGHT if stage < self.guesses + self.digits else _is_done(one)
+        is_of_places = stage >= self.guesses + self.digits
+        for one, new in zip(each_of(before), after, strict=True):
+            is_kept = _is_placed(one, self._shift(stage)) if is_of_places else one[3] != SOUGHT
             found += [k.xp.where(is_kept, a, b) for a, b in zip(one, new, strict=True)]
         return tuple(found)
 
-    def _first(self, k: Kernel, counts: Array, rank: Array, is_sample: bool) -> list[Array]:
-        """What first digits tell about an element: that digit, or where the magnitudes near it begin."""
-        xp, zero = k.xp, k.xp.zeros((), "float64")
-        digit, left, equal = _found(k, counts[::-1], k.at_least(rank, 1.0))
-        first = _times(k, FIRST - 1 - digit, 1)
-        if not is_sample:
-            is_there = rank >= 1
-            return [xp.where(is_there, first, NOTHING), zero, left, xp.where(is_there, SOUGHT, NONE)]
-        share = xp.where(equal > 0, left / k.at_least(equal, 1.0), 0.5)  # of its digit, what is above it
-        inside = xp.floor(k.mul(1.0 - share, xp.asarray(float(BINS), "float64")))
-        begin = k.at_most(k.at_least(first + inside - NEAR / 2, 0.0), NOTHING + 1.0 - NEAR)
-        return [begin, zero, zero, zero + SOUGHT]
+    def _guessed(self, k: Kernel, rows: Any) -> tuple[Any, ...]:
+        """The magnitudes that have the ranks in a sample, float64 [n, 1], with the neighbours of each in it, and how
+        often it is worth while to test such a one."""
+        import numpy as np
 
-    def _hit(self, k: Kernel, counts: Array, one: Sequence[Array], rank: Array) -> list[Array]:
+        sample = rows[rows[:, 0] >= 0, 0].astype(np.uint32)
+        if not len(sample):
+            return (k.xp.zeros((), "float64"), *(np.float64(x) for x in (0, 0, 0, SOUGHT, 0) * self.count))
+        sizes: list[Any] = [np.float64(SAMPLE * number) for number in (len(sample), np.count_nonzero(sample))]
+        ranks = [min(max(-(-int(rank) // SAMPLE), 1), len(sample)) for rank in map(float, self.wanted(k, *sizes))]
+        sample.partition([len(sample) - rank for rank in ranks])
+        found: list[Any] = [0.0]
+        for rank in ranks:
+            one = sample[len(sample) - rank]
+            below, above = (part[part != one] for part in np.split(sample, [len(sample) - rank]))
+            is_often = (len(sample) - len(below) - len(above)) ** 2 >= len(sample)  # than what a rank is off by
+            neighbours = [below.max() if len(below) else one, above.min() if len(above) else one]
+            found += [one, *neighbours, SOUGHT, len(TESTED) if is_often else 0]
+        return tuple(map(np.float64, found))
+
+    def _tested(self, k: Kernel, rows: Any, before: Sequence[Any]) -> tuple[Any, ...]:
+        """What follows from how many elements of each block are above the candidates, and equal to them: float64
+        [blocks, 1 + 2 n], or 2 + 2 n."""
+        import numpy as np
+
+        there, counts = rows[:, 0], rows[:, 1 + self.counts_zeros :]
+        size = there.sum()
+        nonzero = size - (rows[:, 1].sum() if self.counts_zeros else 0.0)
+        found: list[Any] = [size]
+        for n, (one, wanted) in enumerate(zip(each_of(before), self.wanted(k, size, nonzero), strict=True)):
+            rank, above, equal = min(float(wanted), size), counts[:, 2 * n].sum(), counts[:, 2 * n + 1]
+            left = rank - above
+            if one[3] != SOUGHT:
+                found += one
+            elif rank < 1:
+                found += [NOTHING, 0.0, 1.0, NONE, 1.0]
+            elif not 0 < left <= equal.sum():
+                nearer = one[1 if left > 0 else 2]
+                found += [nearer, nearer, nearer, SOUGHT, 0.0 if nearer == one[0] else one[4] - 1]
+            elif left == equal.sum() or one[0] == 0:  # all that are equal are kept, or it does not matter
+                found += [one[0], 0.0, left, ANY, 1.0]
+            else:
+                at = int(np.searchsorted(np.cumsum(equal), left))
+                found += [one[0], 0.0, left - equal[:at].sum(), there[:at].sum(), there[at]]
+        return tuple(map(np.float64, found))
+
+    def _first(self, k: Kernel, counts: Array, rank: Array, size: Array) -> list[Array]:
+        """What first digits tell about an element."""
+        xp, zero = k.xp, k.xp.zeros((), "float64")
+        digit, left, _ = _found(k, counts[::-1], k.at_least(rank, 1.0))
+        is_there = rank >= 1
+        first = xp.where(is_there, _times(k, FIRST - 1 - digit, 1), NOTHING)
+        return [first, zero, left, xp.where(is_there, SOUGHT, NONE), xp.where(is_there, size, 1.0)]
+
+    def _hit(self, k: Kernel, counts: Array, one: Sequence[Array], rank: Array, size: Array) -> list[Array]:
         """What is known of an element if it is among those counted by themselves, above which are the last of them."""
         xp, near, zero = k.xp, counts[:NEAR], k.xp.zeros((), "float64")
         number, left, equal = _found(k, near[::-1], rank - counts[NEAR])
-        high = one[0] + (NEAR - 1 - number)
+        high = _beginning(k, one) + (NEAR - 1 - number)
         is_hit = (rank > counts[NEAR]) & (rank <= counts[NEAR] + near.sum())  # type: ignore[attr-defined]
         last = xp.where((left == equal) | (high == 0), ANY, 0.0)
         is_there = rank >= 1
         last = xp.where(is_there, xp.where(is_hit, last, SOUGHT), NONE)
-        return [xp.where(is_there, high, NOTHING), zero, xp.where(is_there, left, 1.0), last]
+        return [
+            xp.where(is_there, high, NOTHING), zero, xp.where(is_there, left, 1.0), last, xp.where(last == 0, size, 1.0)
+        ]  # fmt: skip
 
     def _next(self, k: Kernel, stage: int, counts: Array, one: Sequence[Array]) -> list[Array]:
         """What is known of an element after one more digit."""
-        high, low, left, last = one
+        high, low, left, last, span = one
         end = self.guesses + self.digits
         if stage >= end:
             digit, left, _ = _found(k, counts, left)
-            return [high, low, left, last + _times(k, digit, self.stages - 1 - stage)]
+            shift = self._shift(stage)
+            return [high, low, left, last + k.mul(digit, k.xp.asarray(2.0**shift, "float64")), 2.0**shift]  # type: ignore[list-item]
         digit, left, equal = _found(k, counts[::-1], left)
         digit = _times(k, BINS - 1 - digit, (end - 1 - stage) % 2)
         high, low = (high + digit, low) if stage == self.guesses + 1 else (high, low + digit)
+        if stage < end - 1:
+            return [high, low, left, last, span]
         is_alike = (left == equal) | ((high == 0) & (low == 0))  # all that are equal are kept, or it does not matter
-        return [high, low, left, k.xp.where(is_alike, ANY, 0.0) if stage == end - 1 else last]
+        return [high, low, left, k.xp.where(is_alike, ANY, 0.0), k.xp.where(is_alike, 1.0, span)]
 
 
-def _each(before: Sequence[Array]) -> list[Sequence[Array]]:
+def each_of(before: Sequence[Array]) -> list[Sequence[Array]]:
     """What is known of every element sought."""
     return [before[at : at + EACH] for at in range(1, len(before), EACH)]
 
 
-def _is_done(one: Sequence[Array]) -> Any:
-    """Whether all is known of an element sought."""
-    return (one[3] == ANY) | (one[3] == NONE)
+def _in_blocks(mask: Any) -> list[int]:
+    """How many elements of each block are not 0."""
+    import numpy as np
+
+    return [int(np.count_nonzero(mask[at : at + BLOCK])) for at in range(0, len(mask), BLOCK)]
+
+
+def _is_placed(one: Sequence[Array], shift: int) -> Any:
+    """Whether a digit of the position above so many bits would tell nothing more about an element."""
+    return (one[3] == ANY) | (one[3] == NONE) | (one[4] <= 2.0**shift)
+
+
+def _beginning(k: Kernel, one: Sequence[Array]) -> Array:
+    """The first of the magnitudes that are counted each by itself."""
+    candidate = k.xp.asarray(one[0], "float64")
+    return k.at_most(k.at_least(candidate - NEAR / 2, 0.0), NOTHING + 1.0 - NEAR)
 
 
 def _times(k: Kernel, digit: Array, higher: int) -> Array:
@@ -297,7 +415,7 @@ def _found(k: Kernel, counts: Array, rank: Array) -> tuple[Array, Array, Array]:
     return at.astype("float64"), rank - above, counts[at]
 
 
-def _bits_of(k: Kernel, one: Sequence[Array], wide: bool) -> Array:
+def bits_of(k: Kernel, one: Sequence[Array], wide: bool) -> Array:
     """The magnitude of an element sought, as `magnitude_bits` has it."""
     high, low = (k.xp.asarray(part, "float64") for part in one[:2])
     if not wide:
@@ -305,99 +423,7 @@ def _bits_of(k: Kernel, one: Sequence[Array], wide: bool) -> Array:
     return (high.astype("uint64") << 32) | low.astype("uint64")
 
 
-# -- who is kept -------------------------------------------------------------------------------------------------
-
-
-def is_within(k: Kernel, raw: Array, place: Array, one: Sequence[Array], wide: bool) -> Array:
+def is_within(k: Kernel, raw: Array, places: Places, one: Sequence[Array], wide: bool) -> Array:
     """Where elements have a rank or are above it."""
-    sought = _bits_of(k, one, wide)
-    last = k.xp.asarray(one[3], "float64").astype("int64")
-    return (raw > sought) | ((raw == sought) & (place <= last))
-
-
-@dataclass(frozen=True)
-class Largest(Ranks):
-    """The rank of the last element that is kept if a share of all is, at least one unless the share is 0."""
-
-    density: float = word()
-
-    def wanted(self, k: Kernel, size: Array, nonzero: Array) -> Sequence[Array]:
-        density = k.xp.asarray(self.density, "float64")
-        kept = k.xp.floor(k.mul(density, size))
-        return [k.xp.where(density > 0, k.at_least(kept, 1.0), 0.0)]
-
-
-@dataclass(frozen=True)
-class Middle(Ranks):
-    """Two ranks, between which a share of all elements is kept: of those before the first one a share `gamma` of all is
-    dropped, or less where fewer are left for it."""
-
-    density: float = word()
-    gamma: float = word()
-
-    @property
-    def count(self) -> int:
-        return 2
-
-    def wanted(self, k: Kernel, size: Array, nonzero: Array) -> Sequence[Array]:
-        density, gamma = (k.xp.asarray(share, "float64") for share in (self.density, self.gamma))
-        kept, top = k.xp.floor(k.mul(density, size)), k.xp.floor(k.mul(gamma, size))
-        top = k.at_most(top, size - kept)
-        return [top, top + kept]
-
-
-@dataclass(frozen=True)
-class LargestOfAll(Ranks):
-    """The rank of the last element that is kept if a share of those that are not 0 is, rounded down."""
-
-    counts_zeros = True
-    share: float = word()
-
-    def wanted(self, k: Kernel, size: Array, nonzero: Array) -> Sequence[Array]:
-        return [k.xp.floor(k.mul(nonzero, k.xp.asarray(self.share, "float64")))]
-
-
-@dataclass(frozen=True)
-class Quartiles(Ranks):
-    """The ranks of the first, second and third quartile: of n elements in ascending order those of number
-    floor(q (n - 1)), from 0."""
-
-    @property
-    def count(self) -> int:
-        return 3
-
-    def wanted(self, k: Kernel, size: Array, nonzero: Array) -> Sequence[Array]:
-        shares = (k.xp.asarray(share, "float64") for share in (0.25, 0.5, 0.75))
-        return [size - k.xp.floor(k.mul(share, size - 1)) for share in shares]
-
-
-def magnitudes(k: Kernel, numbers: Array) -> list[Array]:
-    """The magnitudes that `Ranks` of float32 found: float32 scalars."""
-    return [k.from_bits(_bits_of(k, one, False), "float32") for one in _each([numbers[n] for n in range(numbers.size)])]
-
-
-@dataclass(frozen=True)
-class Keep(TensorOp):
-    """What is selected by ranks, and 0 elsewhere: those of the only rank and above, or those between two.
-
-    source: float32 or float64; what `Ranks` of `by` give, where that is another tensor of the same shape -> the same
-    shape and dtype.
-    """
-
-    needs_places = True
-    wide: bool = False
-    is_middle: bool = False
-
-    def infer(self, source: Spec, *_: Spec) -> tuple[Spec, ...]:
-        check_floats(source)
-        return (source,)
-
-    def apply(self, k: Kernel, source: Array, by: Array, numbers: Array, places: Any = None) -> Array:
-        raw = magnitude_bits(k, by)
-        place = places() if places else k.xp.arange(source.size, dtype="int64").reshape(source.shape)
-        found = [is_within(k, raw, place, one, self.wide) for one in _each([numbers[n] for n in range(numbers.size)])]
-        mask = found[1] & (found[0] == False) if self.is_middle else found[0]  # noqa: E712
-        return k.xp.where(mask, source, k.xp.zeros((), source.dtype))
-
-    def smallest(self, source: Bound, *_: Bound) -> Bound:
-        return source
+    sought = bits_of(k, one, wide)
+    return (raw > sought) | ((raw == sought) & places.up_to(one[3]))

@@ -15,7 +15,8 @@ from ..kit.rules import check_floats
 from ..kit.state import Value, Versions
 from .method import Method, each
 from .norms import Restore, Sizes
-from .ranks import Keep, Largest, Middle, Ranks
+from .largest import Keep, Largest, Middle
+from .ranks import Ranks
 from .weighted import Delta, total
 
 __all__ = ["AddTasks", "Select", "SparseMethod", "TaskMethod"]

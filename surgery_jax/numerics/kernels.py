@@ -206,6 +206,10 @@ class HostKernel(_Kernel):
         near = np.bincount(off[is_near].astype(np.int64), minlength=width)
         return np.append(near, np.count_nonzero((x > low) & ~is_near)).astype(np.float64)
 
+    def how_many(self, masks: Any) -> Any:
+        """How many of each are true."""
+        return np.array([np.count_nonzero(mask) for mask in masks], np.float64)
+
     def weighed(self, index: Any, weights: Any, width: int) -> Any:
         """The weights of each number added up."""
         is_there = (index >= 0) & (index < width)
@@ -351,6 +355,10 @@ class DeviceKernel(_Kernel):
         found = self.xp.zeros(width + 2 * _PLACES, np.int32).at[index].add(1, mode="promise_in_bounds")
         above = self.xp.sum(found[width : width + _PLACES]).reshape(1)
         return self.xp.concatenate([found[:width], above]).astype(np.float64)
+
+    def how_many(self, masks: Any) -> Any:
+        """How many of each are true."""
+        return self.xp.sum(self.xp.asarray(masks), axis=1, dtype=np.int32).astype(np.float64)
 
     def weighed(self, index: Any, weights: Any, width: int) -> Any:
         """The weights of each number added up."""

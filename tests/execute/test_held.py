@@ -199,7 +199,7 @@ def in_passes(function: ReducedFunction, inputs: Sequence[np.ndarray], numbers: 
     known: dict[int, Any] = {}
     masks, leaving, rows = Masks(), [], function.blueprint.rows
     for number, once in enumerate(function.passes):
-        totals = function.totals(number, known)
+        totals = function.totals(number, known, rows)
         given = once.arguments(numbers, 0, rows, known)
         found = once.on_host([*inputs, *masks.recall(once.recalled, 0)], given)[0]
         outputs = dict(zip(once.leaving, found, strict=True))

@@ -24,7 +24,8 @@ from surgery_jax.merging.methods.slerp import SlerpSpan
 from surgery_jax.merging.norms import Restore, Sizes
 from surgery_jax.merging.numbers import NumberMask
 from surgery_jax.merging.prunes import Prune
-from surgery_jax.merging.ranks import Keep, Largest, LargestOfAll, Middle, Quartiles, Ranks
+from surgery_jax.merging.largest import Keep, Largest, LargestOfAll, Middle, Quartiles
+from surgery_jax.merging.ranks import Ranks
 from surgery_jax.merging.spans import Gram
 from surgery_jax.merging.tasks import AddTasks, Select
 from surgery_jax.merging.weighted import Delta, Weighted
@@ -99,14 +100,14 @@ def ranked(op: Ranks, source: np.ndarray) -> np.ndarray:
     found = [float(size)]
     for rank in ranks:
         if rank < 1:
-            found += [2.0**31 - 1, 0.0, 1.0, -1.0]
+            found += [2.0**31 - 1, 0.0, 1.0, -1.0, 1.0]
             continue
         value = flat[order[rank - 1]]
         raw = int(value.view(f"u{flat.itemsize}"))
         high, low = (raw >> 32, raw & 0xFFFFFFFF) if flat.itemsize == 8 else (raw, 0)
         left = rank - int((flat > value).sum())
         is_alike = left == (flat == value).sum() or not raw
-        found += [high, low, left if is_alike else 1, 2.0**52 if is_alike else order[rank - 1]]
+        found += [high, low, left if is_alike else 1, 2.0**52 if is_alike else order[rank - 1], 1.0]
     return np.array(found, np.float64)
 
 
@@ -115,11 +116,11 @@ def kept(op: Keep, source: np.ndarray, by: np.ndarray, numbers: np.ndarray) -> n
     raw = flat.view(f"u{flat.itemsize}")
 
     def above(at: int) -> np.ndarray:
-        high, low, _, last = numbers[at : at + 4]
+        high, low, _, last, _ = numbers[at : at + 5]
         sought = (int(high) << 32 | int(low)) if op.wide else int(high)
         return (raw > sought) | ((raw == sought) & (np.arange(raw.size) <= last))
 
-    mask = above(5) & ~above(1) if op.is_middle else above(1)
+    mask = above(6) & ~above(1) if op.is_middle else above(1)
     return np.where(mask.reshape(source.shape), source, source.dtype.type(0))
 
 

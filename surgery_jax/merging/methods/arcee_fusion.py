@@ -12,7 +12,7 @@ from ...kit.operations import TensorOp
 from ...kit.rules import check_floats
 from ...kit.state import Value, Versions
 from ..method import Method
-from ..ranks import Quartiles, magnitudes
+from ..largest import Quartiles, magnitudes
 from ..rows import row_sums
 
 LEAST = 1e-8  # added to every probability

@@ -15,7 +15,7 @@ from ...kit.reduction import Before, Reduction
 from ...kit.rules import check_floats
 from ...kit.state import Value, Versions
 from ..method import Method
-from ..ranks import Keep, LargestOfAll
+from ..largest import Keep, LargestOfAll
 from ..weighted import Delta, total
 
 
