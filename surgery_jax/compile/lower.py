@@ -329,9 +329,17 @@ class GroupFunction:
         kernel = DeviceKernel(zeros)
         exact = self._large_enough(kernel, bits, inputs)
         values = self._evaluate(kernel, list(inputs), iter(numbers))
-        verdicts = [_everywhere(values[number]) for number in self.checked]
-        verdicts += [jnp.all(jnp.isfinite(values[number])) for number in self.guarded]
+        verdicts = [*self._holding(values), *(jnp.all(jnp.isfinite(values[number])) for number in self.guarded)]
         return [values[number] for number in self.leaving], jnp.stack([*verdicts, exact])
+
+    def _holding(self, values: Sequence[Any]) -> list[Any]:
+        """For every check whether its mask is true everywhere, as are all others of its shape: they are looked at
+        together, and where one is not, `masks` tells which."""
+        together: dict[tuple[int, ...], Any] = {}
+        for mask in (values[number] for number in self.checked):
+            together[mask.shape] = together[mask.shape] & mask if mask.shape in together else mask
+        found = {shape: _everywhere(mask) for shape, mask in together.items()}
+        return [found[values[number].shape] for number in self.checked]
 
     def _large_enough(self, kernel: DeviceKernel, bits: Sequence[Any], inputs: Sequence[Any]) -> Any:
         """Whether every input element is zero or at least its limit, by the bits; inputs of one dtype are tested

@@ -259,12 +259,12 @@ class PassFunction(GroupFunction):
         step = max(AT_ONCE // (1 if is_counted else 4) * self.stride // self.blueprint.width, 1)
         outputs: list[list[Any]] = [[] for _ in self.leaving]
         masks: list[list[Any]] = [[] for _ in self.checked]
-        for begin in range(0, rows, step):
-            end = min(begin + step, rows)
-            count = min(max(there - begin, 0), end - begin)
+        for first in range(0, rows, step):
+            begin, end = self._reached(before, int(start), first, min(first + step, rows))
             live = self.reaching(before, int(start) + begin, end - begin)
-            if not live and len(self.leaving) == len(self.active) and not self.checked:
+            if begin == end:
                 continue
+            count = min(max(there - begin, 0), end - begin)
             given = iter([*own, start + begin, float(count), *told])
             with np.errstate(all="ignore"):
                 values = self._computed(HostKernel(), [x[begin:end] for x in inputs], given, live)
@@ -278,6 +278,17 @@ class PassFunction(GroupFunction):
             for found, value in zip(masks, self.checked, strict=True):
                 found.append(values[value])
         return list(map(self._joined, self.leaving, outputs)), list(map(np.concatenate, masks))
+
+    def _reached(self, before: Statistics, start: int, begin: int, end: int) -> tuple[int, int]:
+        """The rows from `begin` to `end` of a tile, without blocks at either end that nothing in this pass is about."""
+        if self.checked or len(self.leaving) > len(self.active):
+            return begin, end
+        block = max(BLOCK // self.blueprint.width, 1)
+        while begin < end and not self.reaching(before, start + begin, min(block, end - begin)):
+            begin = min(begin + block, end)
+        while begin < end and not self.reaching(before, start + max(begin, end - block), min(block, end - begin)):
+            end = max(begin, end - block)
+        return begin, end
 
     def _is_added(self, value: int) -> bool:
         """Whether partial results of an active statistic are added up."""
