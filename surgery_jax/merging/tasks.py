@@ -13,9 +13,9 @@ from ..kit.kernel import Array, Bound, Kernel
 from ..kit.operations import TensorOp
 from ..kit.rules import check_floats
 from ..kit.state import Value, Versions
+from .largest import Keep, Largest, Middle
 from .method import Method, each
 from .norms import Restore, Sizes
-from .largest import Keep, Largest, Middle
 from .ranks import Ranks
 from .weighted import Delta, total
 

@@ -12,6 +12,7 @@ import pytest
 from running import dtype
 
 from surgery_jax.merging.drops import Drop
+from surgery_jax.merging.largest import Keep, Largest, LargestOfAll, Middle, Quartiles
 from surgery_jax.merging.methods.arcee_fusion import Importance, TakeAbove
 from surgery_jax.merging.methods.karcher import KarcherSpan
 from surgery_jax.merging.methods.model_stock import RowStock, StockSpan
@@ -24,7 +25,6 @@ from surgery_jax.merging.methods.slerp import SlerpSpan
 from surgery_jax.merging.norms import Restore, Sizes
 from surgery_jax.merging.numbers import NumberMask
 from surgery_jax.merging.prunes import Prune
-from surgery_jax.merging.largest import Keep, Largest, LargestOfAll, Middle, Quartiles
 from surgery_jax.merging.ranks import Ranks
 from surgery_jax.merging.spans import Gram
 from surgery_jax.merging.tasks import AddTasks, Select

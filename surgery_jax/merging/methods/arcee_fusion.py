@@ -11,8 +11,8 @@ from ...kit.kernel import Array, Kernel
 from ...kit.operations import TensorOp
 from ...kit.rules import check_floats
 from ...kit.state import Value, Versions
-from ..method import Method
 from ..largest import Quartiles, magnitudes
+from ..method import Method
 from ..rows import row_sums
 
 LEAST = 1e-8  # added to every probability

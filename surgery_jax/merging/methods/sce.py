@@ -14,8 +14,8 @@ from ...kit.operations import TensorOp
 from ...kit.reduction import Before, Reduction
 from ...kit.rules import check_floats
 from ...kit.state import Value, Versions
-from ..method import Method
 from ..largest import Keep, LargestOfAll
+from ..method import Method
 from ..weighted import Delta, total
 
 
