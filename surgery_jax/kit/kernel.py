@@ -206,12 +206,8 @@ class Kernel(Protocol):
         """Of the first `count` elements of a flat array of integers, how often each of the `width` numbers from `low`
         on is there, and how many are above them: float64 [width + 1]."""
 
-    def how_many(self, masks: Array) -> Array:
-        """How many elements of each row are true: bool [n, length] -> float64 [n]."""
-
-    def weighed(self, index: Array, weights: Array, width: int) -> Array:
-        """The sums of whole numbers whose index is each of the numbers below `width`; others do not count: float64
-        [width]."""
+    def how_many(self, mask: Array) -> Array:
+        """How many elements of a mask are true: a float64."""
 
     def outranks(self, keys: Array, ranks: Array) -> Array:
         """Where a key is larger than the one of its row that has a rank, from 0, which is rounded down: everywhere if

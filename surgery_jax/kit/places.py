@@ -21,10 +21,10 @@ class Places:
         """The same, of the operand as one row."""
         return Places(self._k, self._first, (math.prod(self._shape),))
 
-    def numbers(self, step: int = 1) -> Array:
-        """Those of the elements of a flat operand, or of one of every `step` of them: int64."""
+    def numbers(self) -> Array:
+        """All of them: int64, of the shape of the operand."""
         first = self._k.xp.asarray(self._first, "float64").astype("int64")
-        return self._k.xp.arange(0, math.prod(self._shape), step, dtype="int64") + first
+        return self._k.xp.arange(math.prod(self._shape), dtype="int64").reshape(self._shape) + first
 
     def up_to(self, last: Any) -> Array:
         """Where they are at most `last`, a whole number below 2**53: bool, of the shape of the operand."""

@@ -8,8 +8,8 @@ are read as digits of 16 bits: going over the elements once per digit, those who
 element sought are counted by the next one. Counts are whole numbers and the sample decides only how they are found, so
 tiles and devices change nothing about the result.
 
-Of equal magnitudes those of lower positions count as the larger ones; if not all of them are on the same side, the
-block in which the last one is that still is follows from the counts of each, or the digits of its position are found.
+Of equal magnitudes those of lower positions count as the larger ones; if not all of them are on the same side, how many
+there are in each block tells in which one the last is that still is, and only that one is looked at again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ SAMPLE = (
 )
 MOST = 1 << 18  # elements of a sample: a rank in it is off by about a thousandth of its length
 NEAR = 1 << 17  # magnitudes of float32 that are counted each by itself around the one that the sample gives
-PLACES = 3  # digits of a position: no tensor has 2**48 elements
 EACH = 5  # numbers about every element sought
 
 # stages before the digits
@@ -97,10 +96,15 @@ class Ranks(Reduction):
 
     @property
     def stages(self) -> int:
-        return self.guesses + self.digits + PLACES
+        return self.guesses + self.digits + 2  # the block of a position, and the position
+
+    @property
+    def _blocks(self) -> int:
+        """The stage that tells the block of a position; the last one is that after it."""
+        return self.guesses + self.digits
 
     def _is_test(self, stage: int) -> bool:
-        return bool(self.guesses) and stage in TESTED
+        return stage == self._blocks or (bool(self.guesses) and stage in TESTED)
 
     def _is_sample(self, stage: int) -> bool:
         return bool(self.guesses) and stage == SAMPLED
@@ -116,6 +120,8 @@ class Ranks(Reduction):
             return ("sum",) * (about + 2 * self.count)
         if self._is_near(stage):
             return ("sum",) * (about + self.count * (NEAR + 1))
+        if stage > self._blocks:
+            return ("sum",) * BLOCK * self.count
         return ("sum",) * (about + FIRST if stage == self.guesses else BINS * self.count)
 
     def given(self, stage: int) -> int:
@@ -131,8 +137,7 @@ class Ranks(Reduction):
         return max(size // (SAMPLE * MOST), 1) if self._is_sample(stage) else 1
 
     def is_fast_at(self, stage: int) -> bool:
-        # a sample is short, tables are long, and positions are sought in few tiles
-        return not (self._is_test(stage) or self.guesses <= stage < self.guesses + self.digits)
+        return self._is_sample(stage) or stage > self._blocks  # few elements
 
     def space(self, stage: int, size: int) -> int:
         if self.gathered(stage) == "rows":
@@ -142,53 +147,38 @@ class Ranks(Reduction):
     def is_settled(self, stage: int, before: Before) -> bool:
         if before is None:
             return False
-        if self._is_test(stage):
-            return all(float(one[3]) != SOUGHT or not float(one[4]) for one in each_of(before))
-        if stage < self.guesses + self.digits:
-            return not any(float(one[3]) == SOUGHT for one in each_of(before))
-        return all(bool(_is_placed(one, self._shift(stage))) for one in each_of(before))
-
-    def _shift(self, stage: int) -> int:
-        """The bits of a position below the digit of a stage."""
-        return DIGIT * (self.stages - 1 - stage)
+        if stage >= self._blocks:
+            return all(bool(_is_placed(one, 1 if stage > self._blocks else BLOCK)) for one in each_of(before))
+        # a candidate may not be worth a test
+        return all(float(one[3]) != SOUGHT or (self._is_test(stage) and not float(one[4])) for one in each_of(before))
 
     def reaches(self, stage: int, before: Before, start: int, count: int) -> bool:
-        if before is None or stage < self.guesses + self.digits:
+        if before is None or stage <= self._blocks:
             return True
         return any(
-            not _is_placed(one, self._shift(stage))
-            and float(one[3]) < start + count
-            and start < float(one[3]) + float(one[4])
+            not _is_placed(one, 1) and float(one[3]) < start + count and start < float(one[3]) + float(one[4])
             for one in each_of(before)
         )
 
     def apply(self, k: Kernel, *arrays: Array) -> Array:
-        source = arrays[0].reshape(-1)
-        places = Places(k, 0, (source.size,))
+        raw = magnitude_bits(k, arrays[0].reshape(-1))
+        is_there, places = raw == raw, Places(k, 0, raw.shape)
         before: tuple[Array, ...] | None = None
-        for stage in range(self.guesses, self.stages):  # digits only, which need nobody to look at a sample
-            found = self._partial(k, stage, before, source.size, source, places, is_aligned=False)
-            before = self.finish(k, stage, found[0], before)
-        return k.xp.stack([k.xp.asarray(x, "float64") for x in before or ()])
+        for stage in range(self.guesses, self._blocks):  # digits only, which need nobody to look at a sample
+            counts = self._counts(k, stage, before, raw.size, raw, is_there, places)
+            before = self.finish(k, stage, counts[0], before)
+        assert before is not None
+        found: list[Any] = [before[0]]
+        for high, low, left, last, _ in each_of(before):
+            order = k.xp.cumsum((raw == bits_of(k, (high, low), self.wide)).astype("int64"))
+            place = k.xp.argmax(order >= left).astype("float64")
+            found += [high, low, k.xp.where(last == 0, 1.0, left), k.xp.where(last == 0, place, last), 1.0]
+        return k.xp.stack([k.xp.asarray(x, "float64") for x in found])
 
     # -- a pass over the elements --------------------------------------------------------------------------------
 
     def partial(self, k: Kernel, stage: int, before: Before, count: Array | int, *arrays: Any) -> Array:
         source, places = arrays
-        return self._partial(k, stage, before, count, source, places, is_aligned=True)
-
-    def partial_by_rows(self, k: Kernel, stage: int, before: Before, count: Array | int, *arrays: Any) -> Array:
-        source, places = arrays
-        number = k.xp.asarray(count).astype("int64") * (source.size // source.shape[0])
-        flat, step = source.reshape(-1), self.stride(stage)
-        if step > 1:
-            flat, number = flat[::step], (number + (step - 1)) // step
-        return self._partial(k, stage, before, number, flat, places.flat(), is_aligned=False)
-
-    def _partial(
-        self, k: Kernel, stage: int, before: Before, count: Any, source: Array, places: Places, is_aligned: bool
-    ) -> Array:
-        """What the elements come to in a stage; they begin with a block if `is_aligned`."""
         raw = magnitude_bits(k, source)
         narrow = "int32" if raw.shape[0] < 2**31 else "int64"
         is_there = k.xp.arange(raw.shape[0], dtype=narrow) < k.xp.asarray(count).astype(narrow)
@@ -196,17 +186,41 @@ class Ranks(Reduction):
             return k.xp.where(is_there, raw.astype("float64"), NONE).reshape(-1, 1)
         if self._is_test(stage):
             assert before is not None
-            return k.xp.stack([self._code(k, raw, is_there, bits_of(k, one, False)) for one in each_of(before)])
+            sought = [bits_of(k, one, self.wide) for one in each_of(before)]
+            return k.xp.stack([self._code(k, raw, is_there, one) for one in sought])
+        return self._counts(k, stage, before, count, raw, is_there, places)
+
+    def partial_by_rows(self, k: Kernel, stage: int, before: Before, count: Array | int, *arrays: Any) -> Array:
+        source, places = arrays
+        number = k.xp.asarray(count).astype("int64") * (source.size // source.shape[0])
+        flat, step = source.reshape(-1), self.stride(stage)
+        if step > 1:
+            flat, number = flat[::step], (number + (step - 1)) // step
+        return self.partial(k, stage, before, number, flat, places.flat())
+
+    def _counts(
+        self, k: Kernel, stage: int, before: Before, count: Any, raw: Array, is_there: Array, places: Places
+    ) -> Array:
+        """How often the elements that may be those sought have each digit, each magnitude near one, or each position
+        in a block; before the first, how many elements there are, and how many are 0."""
         found = []
         if stage <= self.guesses:
             found.append(k.xp.asarray(count, "float64").reshape(1))
-        if self.counts_zeros and stage <= self.guesses:
-            found.append(k.how_many((is_there & (raw == 0)).reshape(1, -1)))
+            found += [k.how_many(is_there & (raw == 0)).reshape(1)] if self.counts_zeros else []
         if stage == self.guesses:
             found.append(k.counts(raw >> (8 * raw.dtype.itemsize - DIGIT), 0, FIRST, count)[:FIRST])
-        else:
-            assert before is not None
-            found += [self._counted(k, stage, one, count, raw, is_there, places, is_aligned) for one in each_of(before)]
+            return k.xp.concatenate(found)[None]
+        assert before is not None
+        for one in each_of(before):
+            sought = bits_of(k, one, self.wide)
+            if self._is_near(stage):  # and above these
+                found.append(k.counts(raw, _beginning(k, one).astype(raw.dtype), NEAR, count))
+            elif stage > self._blocks:
+                place = k.xp.where(is_there & (raw == sought), places.numbers(), int(ANY))
+                found.append(k.counts(place, k.xp.asarray(one[3], "float64").astype("int64"), BLOCK, count)[:BLOCK])
+            else:
+                shift = DIGIT * (self._blocks - 1 - stage)
+                found.append(k.counts(raw >> shift, sought >> shift, BINS, count)[:BINS])
         return k.xp.concatenate(found)[None]
 
     def _code(self, k: Kernel, raw: Array, is_there: Array, candidate: Array) -> Array:
@@ -226,32 +240,6 @@ class Ranks(Reduction):
         columns += [_in_blocks(code & bit) for code in codes for bit in (ABOVE, EQUAL)]
         return np.array(columns, np.float64).T
 
-    def _counted(
-        self,
-        k: Kernel,
-        stage: int,
-        one: Sequence[Array],
-        count: Any,
-        raw: Array,
-        is_there: Array,
-        places: Places,
-        is_aligned: bool,
-    ) -> Array:
-        """How often the elements that may be the one sought have each digit, or each magnitude near it; then also how
-        many are above."""
-        if self._is_near(stage):
-            return k.counts(raw, _beginning(k, one).astype(raw.dtype), NEAR, count)
-        sought = bits_of(k, one, self.wide)
-        if stage < self.guesses + self.digits:
-            shift = DIGIT * (self.guesses + self.digits - 1 - stage)
-            return k.counts(raw >> shift, sought >> shift, BINS, count)[:BINS]
-        shift = self._shift(stage)
-        first, is_equal = k.xp.asarray(one[3], "float64").astype("int64"), is_there & (raw == sought)
-        if is_aligned and shift >= DIGIT:  # all elements of a block have the same digit
-            return k.weighed((places.numbers(BLOCK) - first) >> shift, k.how_many(is_equal.reshape(-1, BLOCK)), BINS)
-        place = k.xp.where(is_equal, places.numbers(), int(ANY))
-        return k.counts((place - first) >> shift, 0, BINS, count)[:BINS]
-
     def together(self, k: Kernel, stage: int, parts: Array) -> Sequence[Array]:
         return parts.sum(0)  # type: ignore[attr-defined, no-any-return]
 
@@ -262,11 +250,11 @@ class Ranks(Reduction):
             return self._guessed(k, totals)
         if self._is_test(stage):
             assert before is not None
-            return self._tested(k, totals, before)
+            return self._tested(k, stage, totals, before)
         counts = k.xp.asarray(totals, "float64")
         if stage > self.guesses:
             assert before is not None
-            rows = counts.reshape(self.count, BINS)
+            rows = counts.reshape(self.count, -1)
             after = [self._next(k, stage, rows[n], one) for n, one in enumerate(each_of(before))]
             return self._merged(k, stage, before[0], before, after)
         size, counts = counts[0], counts[1:]
@@ -287,9 +275,8 @@ class Ranks(Reduction):
     ) -> tuple[Array, ...]:
         """What is known after a stage: of an element about which it was to find nothing, what was."""
         found = [size]
-        is_of_places = stage >= self.guesses + self.digits
         for one, new in zip(each_of(before), after, strict=True):
-            is_kept = _is_placed(one, self._shift(stage)) if is_of_places else one[3] != SOUGHT
+            is_kept = _is_placed(one, 1) if stage > self._blocks else one[3] != SOUGHT
             found += [k.xp.where(is_kept, a, b) for a, b in zip(one, new, strict=True)]
         return tuple(found)
 
@@ -313,7 +300,7 @@ class Ranks(Reduction):
             found += [one, *neighbours, SOUGHT, len(TESTED) if is_often else 0]
         return tuple(map(np.float64, found))
 
-    def _tested(self, k: Kernel, rows: Any, before: Sequence[Any]) -> tuple[Any, ...]:
+    def _tested(self, k: Kernel, stage: int, rows: Any, before: Sequence[Any]) -> tuple[Any, ...]:
         """What follows from how many elements of each block are above the candidates, and equal to them: float64
         [blocks, 1 + 2 n], or 2 + 2 n."""
         import numpy as np
@@ -325,7 +312,7 @@ class Ranks(Reduction):
         for n, (one, wanted) in enumerate(zip(each_of(before), self.wanted(k, size, nonzero), strict=True)):
             rank, above, equal = min(float(wanted), size), counts[:, 2 * n].sum(), counts[:, 2 * n + 1]
             left = rank - above
-            if one[3] != SOUGHT:
+            if _is_placed(one, BLOCK) if stage == self._blocks else one[3] != SOUGHT:
                 found += one
             elif rank < 1:
                 found += [NOTHING, 0.0, 1.0, NONE, 1.0]
@@ -363,15 +350,13 @@ class Ranks(Reduction):
     def _next(self, k: Kernel, stage: int, counts: Array, one: Sequence[Array]) -> list[Array]:
         """What is known of an element after one more digit."""
         high, low, left, last, span = one
-        end = self.guesses + self.digits
-        if stage >= end:
-            digit, left, _ = _found(k, counts, left)
-            shift = self._shift(stage)
-            return [high, low, left, last + k.mul(digit, k.xp.asarray(2.0**shift, "float64")), 2.0**shift]  # type: ignore[list-item]
+        if stage > self._blocks:
+            number, left, _ = _found(k, counts, left)
+            return [high, low, left, last + number, k.xp.ones((), "float64")]
         digit, left, equal = _found(k, counts[::-1], left)
-        digit = _times(k, BINS - 1 - digit, (end - 1 - stage) % 2)
+        digit = _times(k, BINS - 1 - digit, (self._blocks - 1 - stage) % 2)
         high, low = (high + digit, low) if stage == self.guesses + 1 else (high, low + digit)
-        if stage < end - 1:
+        if stage < self._blocks - 1:
             return [high, low, left, last, span]
         is_alike = (left == equal) | ((high == 0) & (low == 0))  # all that are equal are kept, or it does not matter
         return [high, low, left, k.xp.where(is_alike, ANY, 0.0), k.xp.where(is_alike, 1.0, span)]
@@ -389,9 +374,9 @@ def _in_blocks(mask: Any) -> list[int]:
     return [int(np.count_nonzero(mask[at : at + BLOCK])) for at in range(0, len(mask), BLOCK)]
 
 
-def _is_placed(one: Sequence[Array], shift: int) -> Any:
-    """Whether a digit of the position above so many bits would tell nothing more about an element."""
-    return (one[3] == ANY) | (one[3] == NONE) | (one[4] <= 2.0**shift)
+def _is_placed(one: Sequence[Array], near: int) -> Any:
+    """Whether nothing but so many positions or fewer is left to tell about an element."""
+    return (one[3] == ANY) | (one[3] == NONE) | (one[4] <= near)
 
 
 def _beginning(k: Kernel, one: Sequence[Array]) -> Array:

@@ -206,14 +206,9 @@ class HostKernel(_Kernel):
         near = np.bincount(off[is_near].astype(np.int64), minlength=width)
         return np.append(near, np.count_nonzero((x > low) & ~is_near)).astype(np.float64)
 
-    def how_many(self, masks: Any) -> Any:
-        """How many of each are true."""
-        return np.array([np.count_nonzero(mask) for mask in masks], np.float64)
-
-    def weighed(self, index: Any, weights: Any, width: int) -> Any:
-        """The weights of each number added up."""
-        is_there = (index >= 0) & (index < width)
-        return np.bincount(index[is_there], weights[is_there], width)
+    def how_many(self, mask: Any) -> Any:
+        """How many elements are true."""
+        return np.float64(np.count_nonzero(mask))
 
     def outranks(self, keys: Any, ranks: Any) -> Any:
         """Where a key is larger than the one of a rank in its row, which is looked up where that is to be known."""
@@ -356,15 +351,9 @@ class DeviceKernel(_Kernel):
         above = self.xp.sum(found[width : width + _PLACES]).reshape(1)
         return self.xp.concatenate([found[:width], above]).astype(np.float64)
 
-    def how_many(self, masks: Any) -> Any:
-        """How many of each are true."""
-        return self.xp.sum(self.xp.asarray(masks), axis=1, dtype=np.int32).astype(np.float64)
-
-    def weighed(self, index: Any, weights: Any, width: int) -> Any:
-        """The weights of each number added up."""
-        is_there = (index >= 0) & (index < width)
-        where = self.xp.where(is_there, index, width)
-        return self.xp.zeros(width + 1).at[where].add(weights.astype(np.float64))[:width]
+    def how_many(self, mask: Any) -> Any:
+        """How many elements are true."""
+        return self.xp.sum(mask, dtype=np.int64).astype(np.float64)
 
     def outranks(self, keys: Any, ranks: Any) -> Any:
         """Where a key is larger than the one of a rank in its row."""
