@@ -16,16 +16,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, ClassVar
 
 from ..kit.kernel import Array, Kernel
 from ..kit.places import Places
-from ..kit.reduction import BLOCK, Before, Gathered, Reduction
+from ..kit.reduction import Before, Gathered, Reduction
 
 __all__ = ["Ranks", "bits_of", "each_of", "is_within", "magnitude_bits"]
 
 DIGIT = 16
-BINS = 1 << DIGIT
+BINS = 1 << DIGIT  # also of positions that are counted together
 FIRST = BINS // 2  # values of the first digit: there is no sign
 SAMPLE = (
     61  # of so many elements one is in the sample: it seldom divides the length of rows, so that all columns are in it
@@ -40,8 +41,8 @@ TESTED = (1, 2)  # whether it is the one that the sample gave, or a neighbour of
 COUNTED = 3  # what is near
 GUESSES = 4
 
-# bits of the code of an element that is compared with a candidate
-THERE, ABOVE, EQUAL, ZERO = 1, 2, 4, 8
+# bits of the code of an element that is compared with candidates: of each of up to three there are two more
+THERE, ZERO, ABOVE, EQUAL = 1, 2, 4, 8
 
 NOTHING = float(2**31 - 1)  # the upper bits of no number: none is larger
 
@@ -120,8 +121,6 @@ class Ranks(Reduction):
             return ("sum",) * (about + 2 * self.count)
         if self._is_near(stage):
             return ("sum",) * (about + self.count * (NEAR + 1))
-        if stage > self._blocks:
-            return ("sum",) * BLOCK * self.count
         return ("sum",) * (about + FIRST if stage == self.guesses else BINS * self.count)
 
     def given(self, stage: int) -> int:
@@ -148,7 +147,7 @@ class Ranks(Reduction):
         if before is None:
             return False
         if stage >= self._blocks:
-            return all(bool(_is_placed(one, 1 if stage > self._blocks else BLOCK)) for one in each_of(before))
+            return all(bool(_is_placed(one, 1 if stage > self._blocks else BINS)) for one in each_of(before))
         # a candidate may not be worth a test
         return all(float(one[3]) != SOUGHT or (self._is_test(stage) and not float(one[4])) for one in each_of(before))
 
@@ -186,8 +185,7 @@ class Ranks(Reduction):
             return k.xp.where(is_there, raw.astype("float64"), NONE).reshape(-1, 1)
         if self._is_test(stage):
             assert before is not None
-            sought = [bits_of(k, one, self.wide) for one in each_of(before)]
-            return k.xp.stack([self._code(k, raw, is_there, one) for one in sought])
+            return self._codes(k, raw, is_there, [bits_of(k, one, self.wide) for one in each_of(before)])
         return self._counts(k, stage, before, count, raw, is_there, places)
 
     def partial_by_rows(self, k: Kernel, stage: int, before: Before, count: Array | int, *arrays: Any) -> Array:
@@ -217,17 +215,19 @@ class Ranks(Reduction):
                 found.append(k.counts(raw, _beginning(k, one).astype(raw.dtype), NEAR, count))
             elif stage > self._blocks:
                 place = k.xp.where(is_there & (raw == sought), places.numbers(), int(ANY))
-                found.append(k.counts(place, k.xp.asarray(one[3], "float64").astype("int64"), BLOCK, count)[:BLOCK])
+                found.append(k.counts(place, k.xp.asarray(one[3], "float64").astype("int64"), BINS, count)[:BINS])
             else:
                 shift = DIGIT * (self._blocks - 1 - stage)
                 found.append(k.counts(raw >> shift, sought >> shift, BINS, count)[:BINS])
         return k.xp.concatenate(found)[None]
 
-    def _code(self, k: Kernel, raw: Array, is_there: Array, candidate: Array) -> Array:
+    def _codes(self, k: Kernel, raw: Array, is_there: Array, candidates: Sequence[Array]) -> Array:
         """A byte of every element: a loop that a CPU does fast, where XLA makes bad ones of sums."""
-        code = (raw > candidate).astype("uint8") * ABOVE + (raw == candidate).astype("uint8") * EQUAL
-        code = code + (raw == 0).astype("uint8") * ZERO if self.counts_zeros else code
-        return k.xp.where(is_there, code + THERE, k.xp.zeros((), "uint8"))
+        bits = [(raw == 0, ZERO)] if self.counts_zeros else []
+        for number, one in enumerate(candidates):
+            bits += [(raw > one, ABOVE << 2 * number), (raw == one, EQUAL << 2 * number)]
+        code = reduce(lambda a, b: a | b, (k.xp.where(mask, _byte(bit), _byte(0)) for mask, bit in bits))
+        return k.xp.where(is_there, code | _byte(THERE), _byte(0))
 
     def received(self, stage: int, partial: Any) -> Any:
         if not self._is_test(stage):
@@ -235,10 +235,10 @@ class Ranks(Reduction):
         import numpy as np
 
         codes = np.asarray(partial)
-        columns = [_in_blocks(codes[0])]
-        columns += [_in_blocks(codes[0] & ZERO)] if self.counts_zeros else []
-        columns += [_in_blocks(code & bit) for code in codes for bit in (ABOVE, EQUAL)]
-        return np.array(columns, np.float64).T
+        bits = [THERE, *([ZERO] if self.counts_zeros else [])]
+        bits += [bit << 2 * number for number in range(self.count) for bit in (ABOVE, EQUAL)]
+        blocks = (codes[at : at + BINS] for at in range(0, len(codes), BINS))
+        return np.array([[np.count_nonzero(block & np.uint8(bit)) for bit in bits] for block in blocks], np.float64)
 
     def together(self, k: Kernel, stage: int, parts: Array) -> Sequence[Array]:
         return parts.sum(0)  # type: ignore[attr-defined, no-any-return]
@@ -254,7 +254,7 @@ class Ranks(Reduction):
         counts = k.xp.asarray(totals, "float64")
         if stage > self.guesses:
             assert before is not None
-            rows = counts.reshape(self.count, -1)
+            rows = counts.reshape(self.count, BINS)
             after = [self._next(k, stage, rows[n], one) for n, one in enumerate(each_of(before))]
             return self._merged(k, stage, before[0], before, after)
         size, counts = counts[0], counts[1:]
@@ -312,7 +312,7 @@ class Ranks(Reduction):
         for n, (one, wanted) in enumerate(zip(each_of(before), self.wanted(k, size, nonzero), strict=True)):
             rank, above, equal = min(float(wanted), size), counts[:, 2 * n].sum(), counts[:, 2 * n + 1]
             left = rank - above
-            if _is_placed(one, BLOCK) if stage == self._blocks else one[3] != SOUGHT:
+            if _is_placed(one, BINS) if stage == self._blocks else one[3] != SOUGHT:
                 found += one
             elif rank < 1:
                 found += [NOTHING, 0.0, 1.0, NONE, 1.0]
@@ -367,11 +367,10 @@ def each_of(before: Sequence[Array]) -> list[Sequence[Array]]:
     return [before[at : at + EACH] for at in range(1, len(before), EACH)]
 
 
-def _in_blocks(mask: Any) -> list[int]:
-    """How many elements of each block are not 0."""
+def _byte(bits: int) -> Any:
     import numpy as np
 
-    return [int(np.count_nonzero(mask[at : at + BLOCK])) for at in range(0, len(mask), BLOCK)]
+    return np.uint8(bits)
 
 
 def _is_placed(one: Sequence[Array], near: int) -> Any:
