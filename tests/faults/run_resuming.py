@@ -30,8 +30,8 @@ from faults.trial import Scene, Trial
 KINDS = {
     "kill": (Mode.KILL_BEFORE, Mode.KILL_AFTER), "cut": (Mode.CUT,), "fail": (Mode.FAIL,), "signal": (Mode.SIGNAL,)
 }  # fmt: skip
-LONG = -(-512 // len(RESUMED))  # points of every scene and kind
-SHORT = 6
+LONG = 512  # points of every kind, over all scenes
+SHORT = 6  # of every scene and kind
 
 
 class Work:
@@ -45,9 +45,10 @@ class Work:
 
     def strike(self, scene: Scene, kind: str) -> None:
         """What is left of one kind of fault in one scene; what has no sync loses all in a power cut."""
-        account, each = self.accounts[scene.name], LONG if self.options.long else SHORT
-        numbers = range(account.tried[kind], each if kind != "cut" or scene.is_synced else 0)
-        if not numbers:
+        account, struck = self.accounts[scene.name], [one for one in RESUMED if kind != "cut" or one.is_synced]
+        each = -(-LONG // len(struck)) if self.options.long else SHORT
+        numbers = range(account.tried[kind], each)
+        if scene not in struck or not numbers:
             return
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         with Server(self.library, folder, patience=self.options.patience) as server:
