@@ -163,7 +163,7 @@ class Report(Amounts):
     `busy_s` is the part of `stream_s` in which a stage was at work, and `overlap` the busiest stage's share of it: near
     1 the other stages cost nothing. `processes` are those that shared the work. `accounting` says how many tensors of
     the inputs were `read` and `dropped`, how many of the outputs are `moved`, `computed` and `created`, and which ones
-    of the inputs are `untouched`.
+    of the inputs are `untouched`; it is empty where nothing was left to do.
     """
 
     outputs: tuple[str, ...]

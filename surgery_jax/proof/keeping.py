@@ -25,7 +25,7 @@ from ..storage.proofs import RECEIPT, RECEIPT_SIGNATURE, SIGNATURE, TABLE
 from .environment import versions
 from .inputs import InputDigests, marks_of, names_of
 from .passing import OutputDigests
-from .receipt import Facts, comparable, table_path
+from .receipt import Facts, comparable, is_left_table, table_path
 from .reusing import TensorKeys, check_taken
 from .rolling import FileDigest
 from .signing import Signer
@@ -135,13 +135,15 @@ class Receipts(Observer):
         """
         taken = {os.path.realpath(read) for read in plan.symbolic.identities}
         outputs = [os.path.realpath(output) for output in plan.paths]
-        for file in (path, str(table_path(locate(path)))):
+        for file in (path, table := str(table_path(locate(path)))):
             real = os.path.realpath(file)
             if real in taken or any(Path(real).is_relative_to(output) for output in outputs):
                 raise StorageError(
                     "the receipt would replace what the plan reads or writes", where=file, hint="name another file"
                 )
-            check_new_file(file, self._options.overwrite)
+            # a run that was killed had written the table, and not yet the receipt
+            is_left = self._options.resume and file == table and is_left_table(locate(path))
+            check_new_file(file, self._options.overwrite or is_left)
 
     def pass_begins(self, work: Pass) -> None:
         self._needs_device |= work.schedule.program.needs_device

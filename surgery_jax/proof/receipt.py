@@ -19,7 +19,7 @@ from ..storage.places.found import locate
 from ..storage.proofs import RECEIPT, TABLE
 from .tree import KINDS
 
-__all__ = ["Facts", "Receipt", "comparable", "read_receipt", "root_of_files", "table_path"]
+__all__ = ["Facts", "Receipt", "comparable", "is_left_table", "read_receipt", "root_of_files", "table_path"]
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
@@ -27,6 +27,7 @@ BUILD_TYPE = "urn:surgery_jax:plan:1"
 BUILDER = "urn:surgery_jax"
 COMPARABLE = "surgery.comparable"
 _JSON = "application/json"
+_MAX_TABLE = 1 << 30  # bytes
 
 
 def root_of_files(files: Mapping[str, str]) -> str:
@@ -178,6 +179,18 @@ def table_path(receipt: Path) -> Path:
     return receipt.with_name(TABLE if receipt.name == RECEIPT else f"{receipt.stem}.tensors.json")
 
 
+def is_left_table(receipt: Path) -> bool:
+    """Whether the table of a receipt lies there without it."""
+    table = table_path(receipt)
+    if receipt.exists() or not table.exists():
+        return False
+    try:
+        raw = read_text(table, "the table", most=_MAX_TABLE).encode()
+        return not _first_fault(parse_json(raw, table, "the table"), _TABLE, "")
+    except StorageError:
+        return False
+
+
 def read_receipt(path: str) -> Receipt:
     """A receipt, by its path or that of the directory in which it lies, with its table.
 
@@ -204,7 +217,7 @@ def read_receipt(path: str) -> Receipt:
         )
     beside, wanted = _table_beside(place, found["predicate"]["runDetails"]["byproducts"])
     try:
-        text = read_text(beside, "the table of the receipt", most=1 << 30).encode()
+        text = read_text(beside, "the table of the receipt", most=_MAX_TABLE).encode()
     except StorageError as error:
         error.hint = f"the table of a receipt lies beside it: copy {beside.name} there too"
         raise

@@ -77,7 +77,9 @@ def key_of(plan: Plan, options: Options) -> str:
         else [plan.output.path, plan.output.format, plan.output.shard, *sorted(plan.output.options.items())]
     )
     steps = None if plan.steps is None else plain(plan.steps)
-    content = [1, [[entry.alias, entry.path] for entry in plan.inputs], steps, output, options.shard_size]
+    content: list[Any] = [1, [[entry.alias, entry.path] for entry in plan.inputs], steps, output, options.shard_size]
+    if plan.output is not None and plan.output.documents is not None:
+        content.append(plan.output.documents)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

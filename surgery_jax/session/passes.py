@@ -11,13 +11,15 @@ from ..execute.fits import check_fits
 from ..execute.observers import Observers
 from ..execute.options import Options
 from ..graph.roots import Symbolic
+from ..proof.receipt import table_path
+from ..storage.places.found import locate
 from .compiled import Compiled, Outputs
 
 if TYPE_CHECKING:
     from ..language.plan import Plan
     from ..storage.publish import Staging
 
-__all__ = ["Show", "check_targets", "leftovers", "output_paths", "settle", "tell_laid", "write_notes"]
+__all__ = ["Show", "check_targets", "leftovers", "output_paths", "settle", "tell_laid", "texts_of", "write_notes"]
 
 Show = Callable[[int, int], None]  # progress: bytes done, bytes in all
 AMPLE = 64 << 20  # bytes in which any elementwise work fits, since it is cut into tiles
@@ -59,6 +61,12 @@ def output_paths(plan: Plan, outputs: Outputs = ()) -> list[str]:
     return [output.path for output, _ in outputs] or ([plan.output.path] if plan.output is not None else [])
 
 
+def texts_of(options: Options) -> list[str]:
+    """Where a run writes texts of its own beside its outputs: a receipt and its table."""
+    path = options.receipt_path
+    return [] if path is None else [path, str(table_path(locate(path)))]
+
+
 def leftovers(paths: Iterable[str], *, mend: bool = False) -> tuple[str, ...]:
     """What runs that did not come to their end have left beside outputs, a sentence each; with `mend` what they were
     replacing is put back. To be done before anything is read: it may be an input.
@@ -80,7 +88,6 @@ def write_notes(symbolic: Symbolic, stagings: Sequence[Staging], findings: Any, 
         StorageError: the operating system refuses.
     """
     from ..io.outputs import Written
-    from ..storage.places.found import locate
 
     for save, staging in zip(symbolic.saves, stagings, strict=False):  # there is no place beside an output in memory
         if staging.plan.format.takes_notes:
@@ -95,7 +102,6 @@ def tell_laid(observer: Observers, staging: Staging) -> None:
     """Tell of the bytes that are in an output from the beginning: headers and documents."""
     if observer.wants_ranges:
         from ..io.outputs import Written
-        from ..storage.places.found import locate
 
         for index, file in enumerate(staging.layout.files):
             path = str(locate(staging.plan.path) / file.name)

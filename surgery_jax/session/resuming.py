@@ -24,23 +24,20 @@ from ..execute.left import Done
 from ..storage.continued import BegunUpload, begun_uploads
 from ..storage.files import File, storage_error
 from ..storage.journal import Finished, Range
-from ..storage.places.found import is_local, locate, place_of
+from ..storage.places.found import is_local, locate
 from ..storage.stages import Begun, Stage, is_at_work, stages_of, take
 from ..storage.targets import final_place
-from .finished import key_of
-from .run_keys import answers_key, state, versions
+from .run_keys import answers_key
 
 if TYPE_CHECKING:
     from ..compile.program import ByteMove, Program
-    from ..execute.options import Options
     from ..execute.verdicts import Findings
     from ..graph.roots import Symbolic
-    from ..language.plan import Plan
     from ..storage.base import Layout
     from ..storage.formats import OutputPlan
     from ..storage.publish import Staging
 
-__all__ = ["Resumption", "look_back", "understood"]
+__all__ = ["Resumption", "dead_stages", "understood"]
 
 _PART = 4 << 20  # bytes that are compared at once
 
@@ -55,73 +52,6 @@ def understood(symbolic: Symbolic, packed: bytes) -> Findings | None:
     except (ValueError, TypeError, KeyError, IndexError, RecursionError):
         return None
     return found
-
-
-# ----------------------------------------------------------------------------------------- outputs that appeared
-
-
-def look_back(plan: Plan, paths: Iterable[str], options: Options) -> tuple[str, ...]:
-    """The outputs of a run of this plan that was killed when all of them were there: nothing is left to do. If only
-    some had appeared, or a receipt beside them is still owed, what they replaced is put back, and a run can go on as if
-    none had. To be done before inputs are read, which may be among what is put back.
-
-    Raises:
-        StorageError: it cannot be put back.
-    """
-    for path in paths:
-        for stage in dead_stages(path):
-            head = stage.read_head()
-            is_ours = head.get("plan") == key_of(plan, options) and head.get("versions") == versions()
-            appeared = is_ours and stage.has_appeared(final_place(path))
-            stage.close()
-            if appeared and (there := _recover(head, is_whole=options.receipt_path is None)):
-                return there
-    return ()
-
-
-def _recover(head: Mapping[str, Any], *, is_whole: bool) -> tuple[str, ...]:
-    """All outputs of a run, if all are there and that is all of it; else what they replaced is put back."""
-    outputs = tuple(path for path in head.get("outputs", ()) if isinstance(path, str))
-    found: list[tuple[Path, Stage]] = []
-    for path in outputs:
-        for stage in dead_stages(path):
-            if stage.read_head().get("run") == head.get("run"):
-                found.append((final_place(path), stage))
-            else:
-                stage.close()
-    try:
-        appeared = [stage.has_appeared(target) for target, stage in found]
-        if not all(appeared) or not is_whole:
-            for (target, stage), has_appeared in zip(found, appeared, strict=True):
-                if has_appeared:
-                    stage.take_back(target)
-            return ()
-        if not _is_unchanged(head.get("inputs"), [final_place(path) for path in outputs]):
-            return ()
-        for _, stage in found:
-            stage.remove()
-        return outputs
-    except OSError as error:
-        raise storage_error(error, outputs[0], "put back what was there before") from None
-    finally:
-        for _, stage in found:
-            stage.close()
-
-
-def _is_unchanged(inputs: Any, outputs: Sequence[Path]) -> bool:
-    """Whether the files that a run has read are still the same, but for those that it has replaced itself."""
-    if not isinstance(inputs, dict):
-        return False
-    for path, known in inputs.items():
-        real = Path(os.path.realpath(path)) if is_local(path) else None
-        if real is not None and any(real.is_relative_to(output) for output in outputs):
-            continue
-        try:
-            if state(path, place_of(path).identity(path)) != known:
-                return False
-        except OSError:
-            return False
-    return True
 
 
 # -------------------------------------------------------------------------------------------- what runs have left

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import PlanError, listing
+from ..core.errors import PlanError
 from ..core.interrupts import held
 from ..core.process import take_back
 from ..execute.left import Done
@@ -24,13 +24,13 @@ from ..execute.options import Options
 from ..execute.report import Figures, Report
 from ..hosts.peers import ALONE, Peers
 from ..proof.accounting import account_for, check_strict
-from ..proof.applied import is_applied
 from .compiled import Compiled, Outputs, StorageOutside, compile_with, joined, with_inputs
+from .ended import look_back
 from .journals import Journals
 from .listening import receipts, traces
-from .passes import check_targets, leftovers, output_paths, tell_laid
+from .passes import check_targets, leftovers, tell_laid, texts_of
 from .publishing import Publisher, TransactionOutcome, Work
-from .resuming import Resumption, look_back, understood
+from .resuming import Resumption, understood
 from .run_keys import answers_key, head_of
 from .taking import Taking
 
@@ -152,34 +152,29 @@ class Session:
             StorageError: an output is no path.
         """
         if self.peers.rank == 0:
-            fresh = [path for path in paths if path not in self._swept]
+            fresh = [path for path in (*paths, *texts_of(self.options)) if path not in self._swept]
             self._swept.update(fresh)
             found = leftovers(fresh, mend=mend)
             if not self.options.resume:
                 self.leftovers |= dict.fromkeys(found)
 
     def look_back(self, plan: Plan, outputs: Outputs = ()) -> Report | None:
-        """The report of a run of this plan that was killed when all its outputs were there, or that has replaced its
-        own input, if this session is to go on with such runs. What another one was replacing is put back: to be called
-        before inputs are read.
+        """The report of a run of this plan that has come to its end, if this session is to go on with such runs: all
+        outputs were there when it was killed, or their receipts say so. What another one was replacing is put back: to
+        be called before inputs are read, and again when all `outputs` of the plan are known.
 
         Raises:
-            StorageError: it cannot be put back.
+            StorageError: it cannot be put back, or was applied to its own input without what is asked for beside it.
         """
         if not self.options.resume:
             return None
-        there: tuple[str, ...] = ()
-        told = "a run had come to its end when it was killed; all is there"
-        if self.peers.rank == 0:
-            there = look_back(plan, output_paths(plan, outputs), self.options)
-            if not there and not outputs and is_applied(plan):  # later its inputs are read, which it has replaced
-                there = tuple(output_paths(plan))
-                told = "its receipt says that this plan was applied to it; without --resume it is applied once more"
+        there, told = look_back(plan, outputs, self.options) if self.peers.rank == 0 else ([], [])
         there, told = json.loads(self.peers.share(json.dumps([there, told]).encode()))
         if not there:
             return None
-        told = f"{listing(there)}: {told}"
-        return Report(outputs=tuple(there), num_tensors=0, num_groups=0, leftovers=(told,), **self.figures.of(Report))
+        return Report(
+            outputs=tuple(there), num_tensors=0, num_groups=0, leftovers=tuple(told), **self.figures.of(Report)
+        )
 
     def run(self, transactions: Sequence[Transaction]) -> list[TransactionOutcome]:
         """All that the transactions ask for, in one program. If there are several, one whose assertions fail or whose

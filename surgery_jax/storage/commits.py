@@ -18,6 +18,7 @@ def commit_all(stagings: Sequence[Staging], sync: bool = True, appeared: Callabl
     """Publish several outputs: all are complete before the first appears; if one fails, all are taken back.
 
     Who asks to stop before the first appears is heard; after that, only when all are there and `appeared` was called.
+    If that fails the outputs stay, and what a run needs to make up for it.
 
     Raises:
         StorageError: an output could not be completed or published.
@@ -35,9 +36,11 @@ def commit_all(stagings: Sequence[Staging], sync: bool = True, appeared: Callabl
             _publish_all(order, sync, fresh)
             note_published(staging.plan.path for staging in stagings)
             for staging in stagings:
-                staging._clean()
+                staging._settle()
             if appeared is not None:
-                appeared()
+                appeared()  # what tells a run that goes on what is there stays until this is done, too
+            for staging in stagings:
+                staging._clean()
     except BaseException as error:
         for staging in reversed(stagings):
             staging.abort(keep=may_go_on(error))

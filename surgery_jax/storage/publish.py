@@ -357,10 +357,13 @@ class Staging:
             return problem
         return None
 
-    def _clean(self) -> None:
-        """After success: nothing of the old can be wanted back. Does not fail: what cannot be removed is left."""
+    def _settle(self) -> None:
+        """All outputs are there: `abort` takes nothing back any more."""
         self._renames.forget()
         self._parents.clear()
+
+    def _clean(self) -> None:
+        """After success: nothing of the old can be wanted back. Does not fail: what cannot be removed is left."""
         if self._stage is not None:
             self._stage.remove()
             self._stage = None

@@ -277,11 +277,13 @@ class Upload(Staging):
         self._marker = None
         return None
 
-    def _clean(self) -> None:
-        self._clear()
+    def _settle(self) -> None:
         self._marker = None
         self._appeared.clear()
         self._created.clear()
+
+    def _clean(self) -> None:
+        self._clear()
 
     def abort(self, *, keep: bool = False) -> StorageError | None:
         """Remove everything that is not committed; does nothing the second time. With `keep` what a run that may be

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 from .harness import Mode, Point, Server, build_library
-from .resuming import RESUMED, TORCH, resumed
+from .resuming import NORM, RESUMED, TORCH, resumed
 from .scenes import RUN, with_plan
 from .trial import PUBLISHING, Scene, Trial
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("cc") is None, reason="needs Linux and a C compiler"
 )
-KILLS, CUTS, OTHERS = 5, 5, 1  # of every scene and kind; resuming.py --long tries more
+KILLS, CUTS, OTHERS = 5, 5, 1  # of every scene and kind; run_resuming.py --long tries more
+EVERY = 4  # of the calls from when an output appears
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +37,27 @@ def test_a_run_that_was_stopped_at_any_call_is_gone_on_with(scene, library: Path
     assert not wrong, "\n".join(wrong)
 
 
-def test_a_receipt_beside_a_file_that_appeared_without_it_is_still_written(library: Path, tmp_path: Path) -> None:
-    scene = Scene("receipt", with_plan(TORCH), (*RUN, "--receipt", "told.json"), ("out.pt",))
+@pytest.mark.parametrize(
+    ("text", "more", "output", "receipt"),
+    [(TORCH, ("--receipt", "told.json"), "out.pt", "told.json"), (NORM, (), "out", "out/surgery.receipt.json")],
+    ids=["a file", "a directory"],
+)
+def test_from_when_an_output_appears_resume_only_writes_the_receipt_that_is_owed(
+    library: Path, tmp_path: Path, text: str, more: tuple[str, ...], output: str, receipt: str
+) -> None:
+    """Without --overwrite: what is there is known as the run's own."""
+    scene = Scene("receipt", with_plan(text), (*RUN, *more), (output,))
     with Server(library, tmp_path) as server:
         trial = Trial(scene, tmp_path, server)
         appears = next(number for number, name in enumerate(trial.calls, 1) if name in PUBLISHING)
-        place = trial.copy()
-        server.run(scene.command, place, Point(Mode.KILL_AFTER, appears))
-        assert (place / "out.pt").exists() and not (place / "told.json").exists()
-        done = server.run((*scene.command, "--resume"), place)
-        assert done.code == 0 and (place / "told.json").exists(), done.stderr
-        assert server.run(("verify", "out.pt", "--receipt", "told.json"), place).code == 0
+        owed = 0
+        for number in range(appears, len(trial.calls) + 1, EVERY):
+            place = trial.copy()
+            server.run(scene.command, place, Point(Mode.KILL_AFTER, number))
+            owed += (place / output).exists() and not (place / receipt).exists()
+            done = server.run((*scene.command, "--resume"), place)
+            assert done.code == 0 and (place / receipt).exists(), (trial.calls[number - 1], done.stderr)
+            assert [path.name for path in place.iterdir() if ".surgery-" in path.name] == []
+        assert server.run(("verify", output, "--receipt", receipt), place).code == 0
+        assert bool(owed) == bool(more)
+        assert server.run((*scene.command, "--resume", "--shard-size", "100KB"), place).code == 3

@@ -20,6 +20,7 @@ from running import write_checkpoint
 from safetensors.numpy import load_file
 
 from surgery_jax import Observer, Options, Problems, load_plan, plan_of, run
+from surgery_jax.core.errors import StorageError
 from surgery_jax.execute.observers import Pass
 from surgery_jax.execute.report import Report
 from surgery_jax.execute.tasks import Task
@@ -182,6 +183,43 @@ def test_a_plan_that_has_replaced_its_own_input_is_applied_again_only_without_re
     assert factor() == 0.0625  # somebody has put another model there
     run(plan_of(content | {"transforms": content["transforms"][:1]}), Options(**again))
     assert factor() == 0.03125
+
+
+def test_what_was_asked_for_beside_a_plan_that_was_applied_is_not_passed_over(place: Place) -> None:
+    write_checkpoint(place.root / "own" / "model.safetensors", TENSORS)
+    own = str(place.root / "own")
+    plan = plan_of({"inputs": [f"own::{own}"], "transforms": [SCALE], "output": own})
+    run(plan, Options(overwrite=True))
+    made = comparable(place.root / "own" / "surgery.receipt.json")
+    for more in ({"receipt_path": str(place.root / "told.json")}, {"shard_size": "500KB"}):
+        with pytest.raises(StorageError, match="applied to it already, but not with this receipt"):
+            run(plan, Options(overwrite=True, resume=True, **more))
+    assert comparable(place.root / "own" / "surgery.receipt.json") == made
+
+
+@pytest.mark.parametrize("save", [[], [{"save": {"path": "first", "alias": "model", "shard": "1MB"}}]])
+def test_what_receipts_prove_to_be_made_is_not_made_again_with_resume(
+    place: Place, save: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place.root)
+    plan = place.plan([*save, SCALE])
+    told = str(place.root / "told.json")
+    run(plan, Options(receipt_path=told))
+    before = {path: path.stat().st_ino for path in place.root.rglob("*") if path.is_file()}
+    report = run(plan, Options(receipt_path=told, resume=True))
+    assert "its receipt says that this plan made it" in report.leftovers[0] and not report.accounting
+    assert {path: path.stat().st_ino for path in place.root.rglob("*") if path.is_file()} == before
+    for name in ("out/surgery.tensors.json", "told.json"):
+        kept = (place.root / name).read_bytes()
+        (place.root / name).unlink()
+        with pytest.raises((StorageError, Problems), match="already"):
+            run(plan, Options(receipt_path=told, resume=True))
+        (place.root / name).write_bytes(kept)
+    with pytest.raises((StorageError, Problems), match="already"):
+        run(place.plan([*save, SCALE, MOVE]), Options(receipt_path=told, resume=True))
+    write_checkpoint(place.root / "m.safetensors", {name: array + 1 for name, array in TENSORS.items()})
+    with pytest.raises((StorageError, Problems), match="already"):
+        run(plan, Options(receipt_path=told, resume=True))
 
 
 LOOKED_AT = [SCALE, {"assert": {"norm": {"of": r"w\.\d+", "gt": 1}}}, {"assert": {"finite": ".+"}}, MOVE]

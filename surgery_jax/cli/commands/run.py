@@ -89,7 +89,7 @@ class Run(PlanCommand):
     def run(self, args: Namespace) -> int:
         from ...api import compile_plan, finished, join, run
         from ...hosts.sharing import together
-        from ...session.passes import output_paths
+        from ...session.passes import output_paths, texts_of
         from ..failures import warn
         from ..progress import shown
 
@@ -98,7 +98,7 @@ class Run(PlanCommand):
             plan = self.plan(args)
             if (there := finished(plan, options, peers)) is not None:
                 return _tell_there(there, plan, args, peers)
-            texts = [] if args.summary is None else [args.summary]
+            texts = [*texts_of(options), *([] if args.summary is None else [args.summary])]
             left = _leftovers([*output_paths(plan), *texts], peers, options, mend=True)
             compiled = compile_plan(plan, options, peers=peers)
             if args.locked is not None:
@@ -122,7 +122,7 @@ class Run(PlanCommand):
         for text in filter(None, (report.printed, report.summary)):
             emit(text)
         flush()
-        if not args.quiet:
+        if not args.quiet and report.accounting:
             note(account(report))
         return 0
 
@@ -212,7 +212,7 @@ def tell_report(report: Report, args: Namespace) -> None:
         emit(json_text(report.as_json()))
     else:
         name_leftovers(report.leftovers)
-        if not args.quiet:
+        if not args.quiet and report.accounting:
             note(account(report))
 
 

@@ -1,0 +1,135 @@
+"""Runs that had come to their end when they were killed, or whose receipts say so: there is nothing to go on with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import StorageError, listing
+from ..proof.made import is_made, replaces_input
+from ..storage.files import storage_error
+from ..storage.places.found import is_local, place_of
+from ..storage.stages import Stage
+from ..storage.targets import final_place
+from .finished import key_of
+from .passes import output_paths
+from .resuming import dead_stages
+from .run_keys import state, versions
+
+if TYPE_CHECKING:
+    from ..execute.options import Options
+    from ..language.plan import Plan
+    from .compiled import Outputs
+
+__all__ = ["look_back"]
+
+_THERE = "a run had come to its end when it was killed; all is there"
+_MADE = "its receipt says that this plan made it of these inputs, so nothing is left to do"
+_APPLIED = "its receipt says that this plan was applied to it; without --resume it is applied once more"
+
+
+def look_back(plan: Plan, outputs: Outputs, options: Options) -> tuple[list[str], list[str]]:
+    """The outputs of a run of this plan that has come to its end, and sentences about it; none if there was no such
+    run. To be called without outputs before inputs are read, which may be among what is put back or was replaced, and
+    again when all outputs of the plan are known.
+
+    Raises:
+        StorageError: something cannot be put back, or the plan was applied to its own input without what options want.
+    """
+    paths, is_own = output_paths(plan, outputs), replaces_input(plan)
+    there, why = _appeared(plan, paths, options), _THERE
+    if not there and is_own != bool(outputs) and _is_made(plan, paths, options, is_own):
+        there, why = paths, _APPLIED if is_own else _MADE
+    return there, [f"{listing(there)}: {why}", *_unneeded(there)] if there else []
+
+
+def _unneeded(paths: Iterable[str]) -> Iterator[str]:
+    """What is to be said of the stages that lie beside outputs that are there."""
+    for path in paths:
+        for stage in dead_stages(path):
+            stage.close()
+            yield f"{stage.path}: left by another run; surgery-jax clean {path} removes it"
+
+
+def _appeared(plan: Plan, paths: Iterable[str], options: Options) -> list[str]:
+    """The outputs of a run of this plan that was killed when all of them were there: nothing is left to do. If only
+    some had appeared, or a receipt beside them is not there yet, what they replaced is put back, and a run can go on as
+    if none had. To be done before inputs are read, which may be among what is put back.
+
+    Raises:
+        StorageError: it cannot be put back.
+    """
+    for path in paths:
+        for stage in dead_stages(path):
+            head = stage.read_head()
+            is_ours = head.get("plan") == key_of(plan, options) and head.get("versions") == versions()
+            appeared = is_ours and stage.has_appeared(final_place(path))
+            stage.close()
+            if appeared and (there := _recover(head, plan, options)):
+                return there
+    return []
+
+
+def _recover(head: Mapping[str, Any], plan: Plan, options: Options) -> list[str]:
+    """All outputs of a run, if all are there and that is all of it; else what they replaced is put back."""
+    outputs = [path for path in head.get("outputs", ()) if isinstance(path, str)]
+    found: list[tuple[Path, Stage]] = []
+    for path in outputs:
+        for stage in dead_stages(path):
+            if stage.read_head().get("run") == head.get("run"):
+                found.append((final_place(path), stage))
+            else:
+                stage.close()
+    try:
+        appeared = [stage.has_appeared(target) for target, stage in found]
+        is_owed = options.receipt_path is not None and not is_made(plan, outputs[-1:], options)
+        if not all(appeared) or is_owed:
+            for (target, stage), has_appeared in zip(found, appeared, strict=True):
+                if has_appeared:
+                    stage.take_back(target)
+            return []
+        if not _is_unchanged(head.get("inputs"), [final_place(path) for path in outputs]):
+            return []
+        for _, stage in found:
+            stage.remove()
+        return outputs
+    except OSError as error:
+        raise storage_error(error, outputs[0], "put back what was there before") from None
+    finally:
+        for _, stage in found:
+            stage.close()
+
+
+def _is_unchanged(inputs: Any, outputs: Sequence[Path]) -> bool:
+    """Whether the files that a run has read are still the same, but for those that it has replaced itself."""
+    if not isinstance(inputs, dict):
+        return False
+    for path, known in inputs.items():
+        real = Path(os.path.realpath(path)) if is_local(path) else None
+        if real is not None and any(real.is_relative_to(output) for output in outputs):
+            continue
+        try:
+            if state(path, place_of(path).identity(path)) != known:
+                return False
+        except OSError:
+            return False
+    return True
+
+
+def _is_made(plan: Plan, paths: Sequence[str], options: Options, is_own: bool) -> bool:
+    """Whether outputs are what a plan has made, and all that options want is there.
+
+    Raises:
+        StorageError: it was applied to its own input, and something is missing that cannot be made up for.
+    """
+    if is_made(plan, paths, options):
+        return True
+    if is_own and is_made(plan, paths, None):
+        raise StorageError(
+            "this plan was applied to it already, but not with this receipt, signature or shard size",
+            where=listing(paths),
+            hint="leave these options out; or leave out --resume, to apply the plan once more",
+        )
+    return False
