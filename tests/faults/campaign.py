@@ -98,7 +98,7 @@ def damaged(
         own.mkdir()
         root = own / "seeds"
         root.mkdir()
-        with Server(library, own, modules=(), patience=patience) as server:
+        with Server(library, own, patience=patience) as server:
             mutants = Mutants(seeds(root, server, kinds), own / "mutant", seed, server)
             for number in left:
                 mutant = mutants.make(number)

@@ -79,9 +79,7 @@ class Server:
     patience: how many times longer than on a free machine a command may take.
     """
 
-    def __init__(
-        self, library: Path, folder: Path, modules: Sequence[str] = ("jax",), *, patience: float = 1.0
-    ) -> None:
+    def __init__(self, library: Path, folder: Path, *, patience: float = 1.0) -> None:
         self.patience = patience
         self.out = Path(tempfile.mkdtemp(prefix="said-", dir=folder))
         environment = os.environ | {
@@ -92,7 +90,7 @@ class Server:
             "COLUMNS": "100",
         }
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "server.py"), *modules],
+            [sys.executable, str(HERE / "server.py")],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -53,18 +53,18 @@ def preloaded() -> ctypes.CDLL:
     return library
 
 
-def prepare(names: list[str]) -> None:
-    """Import what a child would import, without starting a thread or a device."""
+def prepare() -> None:
+    """Import what a child would import, JAX too, without starting a thread or a device."""
     import importlib
     import pkgutil
+
+    import jax  # noqa: F401
 
     import surgery_jax
 
     for module in pkgutil.walk_packages(surgery_jax.__path__, "surgery_jax."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    for name in names:
-        importlib.import_module(name)
 
 
 def child(request: dict[str, Any], library: ctypes.CDLL) -> None:
@@ -132,7 +132,7 @@ def cut_power(library: ctypes.CDLL, root: str, seed: int) -> None:
 
 def serve() -> None:
     library = preloaded()
-    prepare(sys.argv[1:])
+    prepare()
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
