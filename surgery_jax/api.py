@@ -74,9 +74,10 @@ def load_plan(*arguments: str | Path, params: Mapping[str, Any] | str | Path | N
             more = settings_file(str(params))
         else:
             more = settings(params or {})
-        plan = Plan.of(load_document(words, more, Headers()))
+        values: dict[str, Any] = {}
+        plan = Plan.of(load_document(words, more, Headers(), values))
     given = {part.name: plain(part.root.entries[part.name]) for part in more}
-    return replace(plan, origin=Origin(files, tuple(word for word in words if word not in files), given))
+    return replace(plan, origin=Origin(files, tuple(word for word in words if word not in files), given | values))
 
 
 def plan_of(content: Mapping[str, Any], name: str = "plan") -> Plan:

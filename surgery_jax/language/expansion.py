@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path as FilePath
+from typing import Any
 
-from ..core.errors import Mark, PlanError, listing
+from ..core.errors import Mark, PlanError, SurgeryError, listing
 from .fragments import read_fragment, with_arguments
 from .interpolate import Path, Resolver, Tally, escape
 from .loops import bindings
@@ -85,6 +86,16 @@ class PlanResolver(Resolver):
         """
         for name in self._sure:
             self.look_up(name, self.parameters[name].mark, 0)
+
+    def values(self) -> dict[str, Any]:
+        """What parameters stand for, as far as that can be found out: one that is not used may have a default of which
+        nothing is known."""
+        found = {}
+        for name, parameter in self.parameters.items():
+            if name != OUTPUT:
+                with suppress(SurgeryError):
+                    found[name] = self.look_up(name, parameter.mark, 0)
+        return found
 
     def _converted(self, name: str, node: Node) -> Node:
         return self.parameters[name].convert(node, lambda bound: self.resolve(bound, (PARAMS,), 1))

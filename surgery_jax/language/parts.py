@@ -39,19 +39,24 @@ class Part:
         return next(iter(self.root.entries))
 
 
-def load_document(arguments: Iterable[str], more: Iterable[Part] = (), reading: Reading | None = None) -> Mapping:
+def load_document(
+    arguments: Iterable[str],
+    more: Iterable[Part] = (),
+    reading: Reading | None = None,
+    values: dict[str, Any] | None = None,
+) -> Mapping:
     """Plan files and `key=value` overrides, merged from left to right; `more` are overrides that come before these.
 
     A token is a file if it ends in .yaml or .yml, unless it reads as an override and no such file exists; a file
     `plans/NAME.yaml` that does not exist is the one of the library. An override
     of a parameter, or of a variable, a key beside those of the language, gives the files that have it another value,
-    before interpolation. `reading` answers what expressions ask of the inputs.
+    before interpolation. `reading` answers what expressions ask of the inputs; `values` gets those of the parameters.
 
     Raises:
         PlanError: a token that is neither, a missing file, a parameter or variable that no file has, a root that is no
             mapping, and all that interpolation raises.
     """
-    return merge_parts([*more, *(read_part(token) for token in arguments)], reading)
+    return merge_parts([*more, *(read_part(token) for token in arguments)], reading, values)
 
 
 def override(path: str, value: Node, mark: Mark) -> Part:
@@ -86,8 +91,11 @@ def settings_file(path: str) -> list[Part]:
     return [override(name, node, root.keys[name]) for name, node in root.entries.items()]
 
 
-def merge_parts(parts: AbstractSequence[Part], reading: Reading | None = None) -> Mapping:
-    """Plan files and overrides, merged from left to right, with loops and fragments expanded.
+def merge_parts(
+    parts: AbstractSequence[Part], reading: Reading | None = None, values: dict[str, Any] | None = None
+) -> Mapping:
+    """Plan files and overrides, merged from left to right, with loops and fragments expanded; `values` gets those of
+    the parameters.
 
     Raises:
         PlanError: a parameter or variable that no file has, and all that interpolation and expansion raise.
@@ -116,6 +124,9 @@ def merge_parts(parts: AbstractSequence[Part], reading: Reading | None = None) -
     if any(isinstance(stage, PlanResolver) and stage.has_deferred for stage in stages):
         wanted = {key: expanded(node) for key, node in document.entries.items() if key in LANGUAGE}
         document = replace(document, entries=document.entries | wanted)
+    if values is not None:
+        for stage in stages:
+            values |= stage.values() if isinstance(stage, PlanResolver) else {}
     return document
 
 

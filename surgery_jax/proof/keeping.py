@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ..io.outputs import Written
     from ..storage.publish import Staging
 
-__all__ = ["Proof", "Receipts", "placeless"]
+__all__ = ["Proof", "Receipts", "as_json", "placeless"]
 
 
 @dataclass(eq=False)
@@ -281,7 +281,7 @@ class Receipts(Observer):
             "externalParameters": {
                 "plan": dict(origin.files) or expanded,
                 "overrides": list(origin.overrides),
-                "parameters": _plain(origin.parameters),
+                "parameters": as_json(origin.parameters),
             },
             "internalParameters": {
                 "plan": expanded,
@@ -330,12 +330,12 @@ def placeless(plan: Plan) -> Plan:
     return replace(plan, inputs=inputs, output=plan.output and replace(plan.output, path="<output>", shard=None))
 
 
-def _plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """A value of a parameter as JSON has it; what it has no word for is text."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(held) for key, held in value.items()}
+        return {str(key): as_json(held) for key, held in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [as_json(item) for item in value]
     is_json = value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
     return value if is_json else str(value)
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 
 from ..core.errors import PlanError, listing
 from ..language.document import Mapping as YamlMapping
 from ..language.document import parse_yaml, plain
+from ..language.parameters import Parameter, declarations
 from ..language.parts import Part, merge_parts
 from ..language.plan import Plan
 from ..language.writing import plan_text
 from ..proof.inputs import check_inputs
-from ..proof.keeping import placeless
+from ..proof.keeping import as_json, placeless
 from ..proof.receipt import Receipt, read_receipt
 from ..session.compiled import Compiled
 from ..session.reading import Headers
@@ -38,9 +40,34 @@ def check_locked(plan: Plan, compiled: Compiled, receipt: str) -> bool:
             found=(now[number : number + 1] or ["nothing more"])[0].strip(),
             hint="compare plan, overrides and parameters with externalParameters of the receipt",
         )
+    _check_parameters(known, plan)
     _check_executed(known, plan, compiled)
     check_inputs(known, compiled.symbolic)
     return True
+
+
+def _check_parameters(known: Receipt, plan: Plan) -> None:
+    """Whether parameters have the values that they had, also those that change nothing in this plan. Where inputs and
+    outputs lie may have changed.
+
+    Raises:
+        PlanError: one has another.
+    """
+    then, now = known.definition["externalParameters"].get("parameters"), as_json(plan.origin.parameters)
+    then = then if isinstance(then, Mapping) else {}
+    declared: dict[str, Parameter] = {}
+    for path, text in plan.origin.files.items():
+        root = parse_yaml(text, path, interpolate=False)
+        declared |= declarations(root) if isinstance(root, YamlMapping) else {}
+    for name, parameter in declared.items():
+        if parameter.type != "path" and name in then and name in now and then[name] != now[name]:
+            raise PlanError(
+                f"the parameter {name} is not that of the receipt",
+                where=str(known.path),
+                expected=f"{json.dumps(then[name])[:80]}, as it was then",
+                found=json.dumps(now[name])[:80],
+                hint="give it the value of the receipt, or leave out --locked",
+            )
 
 
 def _check_executed(known: Receipt, plan: Plan, compiled: Compiled) -> None:

@@ -375,6 +375,42 @@ def test_a_locked_run_refuses_another_plan_and_other_inputs(place: Path, capsys:
     assert "not those of the receipt" in capsys.readouterr().err
 
 
+def test_a_locked_run_refuses_other_parameters_even_if_the_plan_is_the_same(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = {
+        "copies": {"type": "int", "default": 2},
+        "kinds": {"type": "list of str", "default": ["a"]},
+        "by": {"type": "float", "default": "${1 / copies}"},
+        "source": {"type": "path", "default": "m"},
+        "output": {"type": "path", "default": "out"},
+    }
+    steps = [{"when": "copies > 1", "scale_": {"target": "norm", "by": 0.5}}]
+    content = {"params": params, "inputs": ["m::${source}"], "transforms": steps}
+    Path("plan.yaml").write_text(json.dumps(content))
+    Path("values.yaml").write_text("copies: 3\n")
+    call = ["run", "plan.yaml", "--no-summary", "--quiet", "--overwrite"]
+    assert main(call) == 0
+    told = json.loads(Path("out/surgery.receipt.json").read_text())["predicate"]["buildDefinition"]
+    assert told["externalParameters"]["parameters"] == {"copies": 2, "kinds": ["a"], "by": 0.5, "source": "m"}
+    shutil.copytree("m", "moved")
+    same = (["copies=2"], ["kinds=a", "by=0.5"], ["source=moved", "output=again"])
+    for words in same:
+        assert main([*call, "--locked", "out", *words]) == 0, words
+    others = {"copies=3": ("2", "3"), "kinds=b": ('["a"]', '["b"]'), "by=0.25": ("0.5", "0.25")}
+    capsys.readouterr()
+    for word, (then, now) in others.items():
+        name = word.partition("=")[0]
+        assert main([*call, "--locked", "out", word]) == 2
+        message = capsys.readouterr().err
+        assert f"the parameter {name} is not that of the receipt" in message
+        assert f"expected: {then}" in message and f"found: {now}\n" in message
+    assert main([*call, "--locked", "out", "--params", "values.yaml"]) == 2
+    Path("plan.yaml").write_text(json.dumps(content).replace('"default": 2', '"default": 4'))
+    assert main([*call, "--locked", "out"]) == 2  # what it is without a word has changed too
+    assert main([*call, "--locked", "out", "copies=2"]) == 0
+
+
 def test_a_file_that_a_plan_executes_is_replayed_as_it_was_and_locked(place: Path) -> None:
     more, steps = Path("more.yaml"), "transforms: [ { scale_: { target: norm, by: %s } } ]"
     more.write_text(steps % 3)
