@@ -57,7 +57,7 @@ def serve(address: str) -> None:
     """Fork a child for each client, until the process is killed."""
     from faults.server import prepare
 
-    prepare(["jax", "jax.numpy"])
+    prepare()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)

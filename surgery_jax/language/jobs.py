@@ -16,19 +16,20 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as AbstractSequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, product
 from pathlib import Path, PurePath
+from typing import Any
 
 from ..core.errors import Mark, PlanError
 from ..core.regexes import ends_in_time
-from .document import Mapping, Node, Scalar, Sequence, check_keys, parse_plan_file, plain
+from .document import Mapping, Node, Scalar, Sequence, check_keys, noting_files, parse_plan_file, plain
 from .interpolate import escape, interpolate
 from .merge import merge
 from .nodes import shown, texts_of
 from .parameters import declarations
 from .parts import LANGUAGE, Part, merge_parts, override, read_part
-from .plan import Plan
+from .plan import Origin, Plan
 from .sources import Reading
 
 __all__ = ["Job", "load_jobs"]
@@ -43,12 +44,14 @@ _FILE_SUFFIX = re.compile(r"\.[A-Za-z]+")  # what follows the dot of `v1.5` is n
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One job: its name, where it was written, and what it sets in the plan that all share."""
+    """One job: its name, where it was written, and what it sets in the plan that all share; `origin` is that of the
+    plan."""
 
     name: str
     mark: Mark
     values: Mapping
     parts: tuple[Part, ...]
+    origin: Origin
 
     @property
     def parameters(self) -> dict[str, object]:
@@ -74,7 +77,11 @@ class Job:
                 own.append(
                     override(key, value if key in LANGUAGE else escape(value), self.values.keys.get(key, self.mark))
                 )
-        return Plan.of(merge_parts([*files, *own, *more], reading))
+        values: dict[str, Any] = {}
+        with noting_files() as included:
+            plan = Plan.of(merge_parts([*files, *own, *more], reading, values))
+        origin = replace(self.origin, files={**self.origin.files, **included}, parameters=self.parameters | values)
+        return replace(plan, origin=origin)
 
     def _resolved(self) -> Mapping:
         name = {JOB: escape(Scalar(self.name, self.mark))}
@@ -95,11 +102,15 @@ def load_jobs(path: str, overrides: AbstractSequence[str] = ()) -> tuple[Job, ..
     Raises:
         PlanError: what is wrong with the file, with its place.
     """
-    root = parse_plan_file(path, interpolate=False)
+    with noting_files() as itself:
+        root = parse_plan_file(path, interpolate=False)
     if not isinstance(root, Mapping):
         raise PlanError("a job file is a mapping", where=root.mark, expected="plan, set, jobs, matrix, name")
     check_keys(root, ("plan", "set", "jobs", "matrix", "name"), "a job file")
-    parts = _plan(root)
+    with noting_files() as files:
+        parts = _plan(root)
+    if isinstance(root.entries.get("plan"), Mapping):  # only then it is a part of every plan; jobs may be very many
+        files = itself
     for word in overrides:
         parts.append(read_part(word))
         if parts[-1].is_file:
@@ -113,11 +124,12 @@ def load_jobs(path: str, overrides: AbstractSequence[str] = ()) -> tuple[Job, ..
         raise PlanError(f"{count} jobs", where=root.mark, expected=f"at most {MAX_JOBS}")
     common = _settings(root.entries.get("set"), "set")
     template = _text(root.entries["name"], "name") if "name" in root.entries else None
+    origin = Origin(files, tuple(overrides))
     jobs: list[Job] = []
     places: dict[str, Mark] = {}
     for entry in entries:
         for choices in product(*(axis.choices for axis in axes)):
-            jobs.append(_job(entry, axes, choices, common, template, tuple(parts)))
+            jobs.append(_job(entry, axes, choices, common, template, tuple(parts), origin))
             name, mark = jobs[-1].name, jobs[-1].mark
             if name in places:
                 raise PlanError(
@@ -341,6 +353,7 @@ def _job(
     common: Mapping,
     template: str | None,
     parts: tuple[Part, ...],
+    origin: Origin,
 ) -> Job:
     values = common
     labels: dict[str, Node] = {"name": escape(Scalar(entry.label, entry.mark))}
@@ -365,7 +378,7 @@ def _job(
             found=f"{name[:MAX_NAME]!r}",
             hint="no .. in it, and no / at its ends: names are put in the place of ${job}",
         )
-    return Job(name, mark, Mapping(values.entries, values.keys, mark), parts)
+    return Job(name, mark, Mapping(values.entries, values.keys, mark), parts, origin)
 
 
 def _named(template: str, labels: dict[str, Node], mark: Mark) -> str:

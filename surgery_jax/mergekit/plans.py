@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from ..core.errors import Mark, Notice, PlanError, Problems
@@ -11,7 +12,7 @@ from ..core.model_config import CONFIG
 from ..core.tokenizer_json import TOKENIZER
 from ..language.document import parse_documents_file
 from ..language.nodes import Mapping, Node
-from ..language.plan import Plan
+from ..language.plan import Origin, Plan
 from ..merging.method import find_method
 from .card import card_of
 from .configuration import MergeDocument, check_names, merge_of
@@ -65,7 +66,8 @@ def plan_of_file(path: str | Path, out: str | Path, options: MergeOptions) -> tu
         _one(documents[0], text, Path(out).name, recipe, options, notices)
     else:
         _several(documents, text, Path(out).name, recipe, options, notices)
-    return recipe.plan(str(out), options, documents[-1].mark), notices
+    plan = recipe.plan(str(out), options, documents[-1].mark)
+    return replace(plan, origin=Origin({str(path): text})), notices
 
 
 def _one(node: Node, text: str, title: str, recipe: Recipe, options: MergeOptions, notices: list[Notice]) -> None:

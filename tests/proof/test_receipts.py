@@ -92,6 +92,37 @@ def test_a_receipt_is_a_statement_of_in_toto_with_what_made_the_output(place: Pa
     assert "10" in table["assertions"][0]["measured"]
 
 
+def test_receipts_of_batches_and_merges_have_what_their_plans_were_written_in(place: Path) -> None:
+    part = "transforms: [ { scale_: { target: norm, by: 0.5 } } ]"
+    plan = (
+        'by: 2\ninputs: [ "m::m" ]\ntransforms: [ { include: part.yaml }, { scale_: { target: norm, by: "${by}" } } ]'
+    )
+    merge = "merge_method: linear\nmodels: [ { model: m, parameters: { weight: 1 } } ]\ndtype: float32\n"
+    texts = {"part.yaml": part, "plan.yaml": plan, "merge.yaml": merge}
+    jobs = "jobs: [ { name: a, set: { by: 3, output: a } } ]\nplan: "
+    inline = json.dumps({"by": 2, "inputs": ["m::m"], "transforms": []})
+    for name, text in {**texts, "jobs.yaml": f"{jobs}plan.yaml", "inline.yaml": jobs + inline}.items():
+        Path(name).write_text(text)
+    assert main(["batch", "inline.yaml"]) == 0 and external("a")["plan"].keys() == {"inline.yaml"}
+    assert main(["batch", "jobs.yaml", "transforms[1].scale_.by=5", "--overwrite"]) == 0
+    assert external("a") == {
+        "plan": {"plan.yaml": plan, "part.yaml": part},
+        "overrides": ["transforms[1].scale_.by=5"],
+        "parameters": {"by": 3, "output": "a"},
+    }
+    assert main(["merge", "merge.yaml", "b"]) == 0
+    assert external("b")["plan"] == {"merge.yaml": merge}
+    for name, files in {"a": ["plan.yaml", "part.yaml"], "b": ["merge.yaml"]}.items():
+        told = read_receipt(name).definition["resolvedDependencies"]
+        plans = {one["name"]: one["digest"]["sha256"] for one in told if one["annotations"]["kind"] == "plan"}
+        assert plans == {file: hashlib.sha256(texts[file].encode()).hexdigest() for file in files}
+        assert replay(name).holds
+
+
+def external(folder: str) -> Any:
+    return read_receipt(folder).definition["externalParameters"]
+
+
 def test_what_differs_between_honest_runs_is_not_comparable(place: Path) -> None:
     found = set()
     for number, options in enumerate([{}, {"memory": "8MiB", "workers": 1}, {"shard_size": "20KB"}]):
