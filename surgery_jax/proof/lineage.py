@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 from ..core.errors import StorageError
 from ..storage.places.found import locate, places
 from ..storage.proofs import RECEIPT, RECEIPT_SIGNATURE
+from .beside import find_receipt, paths_of, receipts_beside
 from .receipt import Receipt, read_receipt
 from .signing import Verifier
 
@@ -47,8 +48,8 @@ def lineage(path: str, public_key: str | None = None) -> Ancestor:
         PlanError: the key cannot be used.
     """
     verifier = Verifier(public_key) if public_key is not None else None
-    place = locate(path)
-    return _told(read_receipt(path), str(place if place.is_dir() else place.parent), "", verifier, ())
+    receipt = find_receipt(path)
+    return _told(receipt, path if locate(path).is_dir() else str(receipt.output), "", verifier, ())
 
 
 def _told(receipt: Receipt, path: str, alias: str, verifier: Verifier | None, below: tuple[bytes, ...]) -> Ancestor:
@@ -70,20 +71,35 @@ def _parent(
     folder = min((locate(path).parent for path in known if path), key=lambda path: len(path.parts), default=None)
     if folder is None:
         return Ancestor(next(iter(entries.values()))["uri"], alias, None, "", "no place is known for it", False)
+    path, receipts = str(folder), []
+    file = _path(entries[alias]["uri"]) if alias in entries else ""
+    if file and (found := [*receipts_beside(locate(file))]):
+        path, receipts, known = file, found, {file: known[file]}
     try:
-        if not (folder / RECEIPT).is_file():
-            return Ancestor(str(folder), alias, None, "", "no receipt lies beside it", False)
-        receipt = read_receipt(str(folder))
+        if not receipts and not (folder / RECEIPT).is_file():
+            return Ancestor(path, alias, None, "", "no receipt lies beside it", False)
+        receipts = receipts or [read_receipt(path)]
+        others = [_other(known, receipt) for receipt in receipts]
     except StorageError as error:
-        return Ancestor(str(folder), alias, None, "", str(error.problem), False)
-    told = {str(folder / name): facts["sha256"] for name, facts in receipt.table["files"].items()}
-    other = sorted(path for path, digest in known.items() if told.get(path) != digest)
+        return Ancestor(path, alias, None, "", str(error.problem), False)
+    # of several receipts of a file, which was made again and again, one may be of what was read
+    receipt, other = min(zip(receipts, others, strict=True), key=lambda told: told[1])
     if other:
-        end = f"its receipt is of another {Path(other[0]).name} than this one was made of"
-        return Ancestor(str(folder), alias, receipt.root, receipt.finished, end, False)
+        end = f"its receipt is of another {Path(other).name} than this one was made of"
+        return Ancestor(path, alias, receipt.root, receipt.finished, end, False)
     if receipt.raw in below or len(below) >= DEEPEST:
-        return Ancestor(str(folder), alias, receipt.root, receipt.finished, "the chain turns back", False)
-    return _told(receipt, str(folder), alias, verifier, below)
+        return Ancestor(path, alias, receipt.root, receipt.finished, "the chain turns back", False)
+    return _told(receipt, path, alias, verifier, below)
+
+
+def _other(known: Mapping[str, str], receipt: Receipt) -> str:
+    """The first of these files, with their digests, that is not as a receipt says; empty if all are.
+
+    Raises:
+        StorageError: the receipt is of an output that is elsewhere.
+    """
+    told = paths_of(receipt)
+    return min((path for path, digest in known.items() if told.get(path) != digest), default="")
 
 
 def _path(uri: str) -> str:

@@ -19,7 +19,16 @@ from ..storage.places.found import locate
 from ..storage.proofs import RECEIPT, TABLE
 from .tree import KINDS
 
-__all__ = ["Facts", "Receipt", "comparable", "is_left_table", "read_receipt", "root_of_files", "table_path"]
+__all__ = [
+    "STATEMENT_TYPE",
+    "Facts",
+    "Receipt",
+    "comparable",
+    "is_left_table",
+    "read_receipt",
+    "root_of_files",
+    "table_path",
+]
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"

@@ -23,6 +23,7 @@ from ..storage.places.found import locate
 from ..storage.proofs import PROOFS, RECEIPT_SIGNATURE, SIGNATURE, is_of_git
 from ..storage.stages import is_stage
 from ..storage.stored import Readers, blocks_of
+from .beside import find_receipt
 from .receipt import Receipt, read_receipt
 from .rolling import digest_of, gaps
 from .signing import Verifier, manifest_files
@@ -80,7 +81,7 @@ def verify(
     verifier = Verifier(public_key) if public_key is not None else None
     place = locate(path)
     try:
-        known = read_receipt(receipt if receipt is not None else str(place if place.is_dir() else place.parent))
+        known = read_receipt(receipt) if receipt is not None else find_receipt(path)
     except StorageError:
         check_exists(place)
         raise

@@ -6,74 +6,36 @@ import secrets
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..asserts.same_bits import SameBits
 from ..core.errors import PlanError, StorageError, SurgeryError
 from ..execute.options import Options
-from ..graph.node import Graph, Node, Source
-from ..graph.roots import Check, Sink
+from ..graph.node import Node
 from ..hosts.peers import ALONE, Peers
-from ..hosts.sharing import together
-from ..kit.kernel import Array, Kernel
-from ..kit.operations import Varies
 from ..language.document import giving_files
 from ..language.plan import Plan
-from ..proof.differences import first_difference, suspects, varying
-from ..proof.environment import versions
-from ..proof.inputs import check_inputs
+from ..proof.beside import find_receipt
+from ..proof.differences import first_difference, varying
 from ..proof.keeping import Proof, Receipts
-from ..proof.receipt import Receipt, read_receipt
+from ..proof.receipt import Receipt
 from ..proof.tree import tensor_digest
-from ..session.compiled import Compiled, StorageOutside, compile_with
+from ..session.compiled import Compiled
 from ..session.listening import showing
 from ..session.passes import Show
 from ..session.run import Session, Transaction
-from ..storage.base import Checkpoint, Entry
+from ..storage.base import Entry
 from ..storage.choice import is_pattern
 from ..storage.files import storage_error
 from ..storage.formats import open_checkpoint, place_of_input
 from ..storage.places.found import is_local, locate, place_of
 from ..storage.stored import blocks_of
+from .against import against_checkpoint
 from .locked import plan_of_receipt
-from .survey import stored
+from .replayed import Mismatch, Replay, check_same_inputs, told_replay, told_within
 
-__all__ = ["Mismatch", "Replay", "replay"]
-
-
-@dataclass(frozen=True)
-class Mismatch:
-    """A tensor that is not what the plan makes. why: what differs. index: of the first element that does, if it is
-    known; within: whether it is within what its operations may differ by between processors."""
-
-    name: str
-    why: str
-    index: tuple[int, ...] | None = None
-    within: bool = False
-
-
-@dataclass(frozen=True)
-class Replay:
-    """What came of a replay. compared: the receipt, or the checkpoint that it was compared with. suspects: what differs
-    between then and now that results may depend on."""
-
-    receipt: str
-    compared: str
-    num_tensors: int
-    mismatches: tuple[Mismatch, ...]
-    suspects: tuple[str, ...] = ()
-    output: str | None = None
-
-    @property
-    def holds(self) -> bool:
-        """Whether every tensor is the same, or as near as its operations promise."""
-        return all(mismatch.within for mismatch in self.mismatches)
-
-    def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
-        return asdict(self) | {"holds": self.holds}
+__all__ = ["replay"]
 
 
 def replay(
@@ -96,8 +58,10 @@ def replay(
         SurgeryError: the receipt cannot be read, inputs are not those of the receipt, or the plan fails; in the other
             processes also that something differs from the receipt.
     """
-    known = read_receipt(receipt)
-    options = replace(options or Options(), receipt=False, receipt_path=None, sign=None)
+    known = find_receipt(receipt)
+    options, shard = options or Options(), known.definition["internalParameters"].get("shardSize")
+    shard = shard if isinstance(shard, str) else options.shard_size
+    options = replace(options, receipt=False, receipt_path=None, sign=None, config_check=False, shard_size=shard)
     with giving_files(known.plan_files):
         return _replayed(known, options, inputs or {}, output, against, progress, peers)
 
@@ -117,7 +81,7 @@ def _replayed(
     if against is not None:
         if output is not None:
             raise PlanError("--output and --against contradict each other", hint="against writes nothing")
-        return _against(known, plan, options, against, progress, peers)
+        return against_checkpoint(known, plan, options, against, progress, peers)
     if output is not None:
         return _again(known, plan, options, locate(output), output, progress, peers)
     with _hidden(known.path.parent, peers) as folder:
@@ -241,7 +205,7 @@ def _again(
     comparing = _Comparing(known, options, peers)
     session = Session(options, peers=peers, observers=showing(progress), kept=[comparing])
     compiled = session.compile(plan)
-    _check_inputs(known, compiled, peers)
+    check_same_inputs(known, compiled, peers)
     if len(compiled.outputs) <= known.number:
         raise StorageError("the plan writes no such output any more", where=str(known.path))
     with _hidden(known.path.parent, peers) as rest:
@@ -251,28 +215,7 @@ def _again(
             session.run([Transaction(_elsewhere(compiled, places))])
         except _Differs:
             output = None
-    return _told(known, str(known.path), comparing.found, output)
-
-
-def _check_inputs(known: Receipt, compiled: Compiled, peers: Peers) -> None:
-    """Whether the inputs are those of a receipt, as the first of the processes finds.
-
-    Raises:
-        SurgeryError: they are not.
-    """
-
-    def checked() -> bool:
-        if not peers.rank:
-            check_inputs(known, compiled.symbolic)
-        return True
-
-    together(peers, checked)
-
-
-def _told(known: Receipt, compared: str, found: Sequence[Mismatch], output: str | None) -> Replay:
-    now = versions(with_devices=known.versions.get("devices", "none") != "none") if found else {}
-    causes = tuple(suspects(known.versions, now)) if found else ()
-    return Replay(str(known.path), compared, len(known.table["tensors"]), tuple(found), causes, output)
+    return told_replay(known, str(known.path), comparing.found, output)
 
 
 def _mismatches(known: Receipt, proof: Proof) -> Iterator[Mismatch]:
@@ -289,10 +232,13 @@ def _mismatches(known: Receipt, proof: Proof) -> Iterator[Mismatch]:
             yield Mismatch(name, f"{_spec_of(then[name])} then, {_spec_of(now[name])} now")
         elif then[name].get("digest") != now[name].get("digest"):
             yield originals.compare(name, nodes[name], proof.output.staging.root)
-    for name in known.table["documents"]:
-        files = proof.table["files"]
+    files = proof.table["files"]
+    # without digests of tensors those of files tell; others in the directory then may have been there before
+    names = known.table["documents"] if known.digest != "none" else dict.fromkeys((*known.table["documents"], *files))
+    for name in names:
         if known.table["files"].get(name, {}).get("sha256") != files.get(name, {}).get("sha256"):
-            yield Mismatch(name, "the document has other bytes" if name in files else "the plan makes no such document")
+            what = "document" if name in known.table["documents"] else "file"
+            yield Mismatch(name, f"the {what} has other bytes" if name in files else f"the plan makes no such {what}")
 
 
 def _spec_of(facts: Mapping[str, Any]) -> str:
@@ -320,99 +266,4 @@ class _Originals:
             self._made = dict(open_checkpoint(str(root)).entries)
         varies = varying(node)
         index, is_within = first_difference(entry, self._made[name], varies.tolerance if varies is not None else 0.0)
-        return Mismatch(
-            name, f"element {list(index)} is the first that differs{_told_within(varies)}", index, is_within
-        )
-
-
-# ------------------------------------------------------------------------------------------------ compared as it is
-
-
-@dataclass(frozen=True)
-class _First(SameBits):
-    """Where a has the bits of b; all others are off by one, so that the first of them is told."""
-
-    def measure(self, k: Kernel, a: Array, b: Array) -> Array:
-        return k.xp.where(self.apply(k, a, b), 0.0, 1.0)
-
-
-def _told_within(varies: Varies | None) -> str:
-    return "" if varies is None else f"; {varies.why}: by {varies.tolerance:g} of the largest magnitude at most"
-
-
-def _against(known: Receipt, plan: Plan, options: Options, path: str, progress: Show | None, peers: Peers) -> Replay:
-    """What the plan makes is compared with a checkpoint while it is computed."""
-    graph = Graph()
-    compiled = together(peers, lambda: compile_with(plan, StorageOutside(options), graph))
-    _check_inputs(known, compiled, peers)
-    comparison = _Comparison(known, together(peers, lambda: open_checkpoint(path)), graph)
-    session = Session(options, peers=peers, observers=showing(progress))
-    (outcome,) = session.run([Transaction(comparison.of(compiled))])
-    return _told(known, path, [*comparison.mismatches, *comparison.judge(outcome.findings)], None)
-
-
-class _Comparison:
-    """A plan that writes nothing and checks instead that a checkpoint holds what it would write."""
-
-    def __init__(self, known: Receipt, other: Checkpoint, graph: Graph) -> None:
-        self._known, self._other, self._graph = known, other, graph
-        self._checks: dict[str, tuple[Check, Sink | None]] = {}
-        self._nodes: dict[str, Node] = {}
-        self.mismatches: list[Mismatch] = []
-
-    def of(self, compiled: Compiled) -> Compiled:
-        """The plan with checks in the place of its outputs, and what becomes of it once the data has answered."""
-        self._checks, self.mismatches = {}, []
-        saves = compiled.symbolic.saves
-        if len(saves) <= self._known.number:
-            raise StorageError("the plan writes no such output any more", where=str(self._known.path))
-        self._nodes = dict(saves[self._known.number].tensors)
-        for name in dict.fromkeys((*self._nodes, *self._other.entries)):
-            node, entry = self._nodes.get(name), self._other.entries.get(name)
-            if node is None or entry is None:
-                what = "the plan makes no such tensor" if node is None else f"{self._other.path} has no such tensor"
-                self.mismatches.append(Mismatch(name, what))
-            elif node.spec != entry.spec:
-                self.mismatches.append(Mismatch(name, f"{node.spec} from the plan, {entry.spec} in the checkpoint"))
-            elif node.spec.dtype.array and node.spec.size:
-                self._checks[name] = self._check(name, node, stored(self._graph, 0, name, entry))
-            elif node.spec.size:
-                self.mismatches += self._packed(name, node, entry)
-        identities = {**compiled.symbolic.identities, **self._other.identities}
-        checks = [*compiled.symbolic.checks, *(check for check, _ in self._checks.values())]
-        sinks = [*compiled.symbolic.sinks, *(sink for _, sink in self._checks.values() if sink is not None)]
-        symbolic = replace(compiled.symbolic, saves=(), checks=checks, sinks=sinks, identities=identities)
-        again = compiled.again
-        return Compiled(symbolic, (), None if again is None else lambda answers: self.of(again(answers)))
-
-    def _check(self, name: str, node: Node, other: Node) -> tuple[Check, Sink | None]:
-        """That a tensor has the same bits; of what may differ elsewhere, also how large its elements are."""
-        if varying(node) is None:
-            return Check(self._graph.apply(_First(), (node, other), None)[0], name), None
-        return Check(self._graph.apply(SameBits(), (node, other), None)[0], name), Sink(node, "stat")
-
-    def judge(self, findings: Mapping[Any, Any]) -> Iterator[Mismatch]:
-        """The tensors whose bits differ."""
-        for name, (check, sink) in self._checks.items():
-            verdict = findings[check]
-            if not verdict[0]:
-                place, varies = list(verdict.place), varying(self._nodes[name])
-                count = f"{verdict.num_off} of {check.node.spec.size} elements differ"
-                if sink is None or varies is None:
-                    yield Mismatch(name, f"{count}, first {place}", tuple(place))
-                else:
-                    largest = max(abs(findings[sink]["min"]), abs(findings[sink]["max"]))
-                    is_within = verdict.worst <= varies.tolerance * largest
-                    why = f"{count}, the most {place}{_told_within(varies)}"
-                    yield Mismatch(name, why, tuple(place), bool(is_within))
-
-    def _packed(self, name: str, node: Node, entry: Entry) -> list[Mismatch]:
-        """A tensor of a type that is only moved: its bytes are those of one that is stored."""
-        kind = self._known.digest
-        if isinstance(node.op, Source):
-            kind = "sha256" if kind == "none" else kind
-            known = tensor_digest(node.spec, blocks_of(node.op.entry), kind)
-        else:
-            known = self._known.table["tensors"].get(name, {}).get("digest", "")
-        is_same = kind != "none" and tensor_digest(entry.spec, blocks_of(entry), kind) == known
-        return [] if is_same else [Mismatch(name, "its elements differ, which are packed below a byte")]
+        return Mismatch(name, f"element {list(index)} is the first that differs{told_within(varies)}", index, is_within)

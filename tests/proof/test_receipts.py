@@ -310,6 +310,26 @@ def test_a_replay_refuses_other_inputs_and_names_the_tensor(place: Path) -> None
     assert "--input m=PATH" in str(caught.value.hint)
 
 
+def test_without_digests_of_tensors_a_replay_compares_files_cut_as_they_were(place: Path) -> None:
+    for format in ("safetensors", "orbax", "torch", "dcp"):
+        make({"path": format, "format": format}, digest="none", shard_size="30KB")
+        assert replay(format).holds and replay(format, against=format).holds
+    Path("safetensors/of its owner").write_text("there before")
+    drawn = [*STEPS, {"fill_": {"target": "norm", "mode": "rand"}}]
+    make({"path": "safetensors", "format": "safetensors"}, drawn, digest="none", shard_size="30KB", overwrite=True)
+    found = replay("safetensors")
+    assert not found.holds and {one.why for one in found.mismatches} == {"the file has other bytes"}
+
+
+def test_a_replay_does_not_judge_again_what_the_run_was_told_to_write(place: Path) -> None:
+    names = {"model.layers.0.mlp.up_proj.weight": np.ones((64, 48), np.float32)}
+    write_checkpoint(place / "odd" / "model.safetensors", names)
+    (place / "odd/config.json").write_text('{"model_type": "llama", "hidden_size": 64}')
+    make(steps=[{"scale_": {"target": ".+", "by": 1}}], source="odd", config_check=False)
+    assert main(["replay", "out", "--quiet"]) == 0
+    assert main(["replay", "out", "--against", "odd", "--quiet"]) == 0
+
+
 def test_a_replay_writes_what_is_right_and_nothing_else(place: Path) -> None:
     make("out", [*STEPS, {"save": {"path": "middle", "alias": "m", "format": "safetensors"}}])
     before = sorted(place.rglob("*"))
@@ -626,6 +646,29 @@ def test_a_lineage_goes_through_every_format(place: Path) -> None:
         (found,) = found.parents
         chain.append((Path(found.path).name, found.end))
     assert chain == [("torch", ""), ("orbax", ""), ("dcp", ""), ("m", "no receipt lies beside it")]
+
+
+def test_a_lineage_goes_through_files_and_the_receipts_beside_them(place: Path) -> None:
+    make({"path": "one.pt"}, receipt_path="first.json")
+    make({"path": "two.msgpack"}, [], "one.pt", receipt_path="two.receipt.json")
+    make({"path": "three.safetensors"}, [], "two.msgpack", receipt_path="three.json")
+    make({"path": "four"}, [], "three.safetensors")
+    for begin in ("four", "three.safetensors", "three.json"):
+        found, chain = lineage(begin), []
+        while found.parents:
+            chain.append(Path(found.path).name)
+            (found,) = found.parents
+        assert chain == ["four", "three.safetensors", "two.msgpack", "one.pt"][begin != "four" :]
+        assert (Path(found.path).name, found.end) == ("m", "no receipt lies beside it")
+    for file, receipt in (("one.pt", "first.json"), ("two.msgpack", "two.receipt.json")):
+        assert Path(verify(file).receipt).name == receipt and replay(file).holds
+    make({"path": "one.pt"}, [], receipt_path="again.json", overwrite=True)
+    make({"path": "two.msgpack"}, [], "one.pt", receipt_path="two.receipt.json", overwrite=True)
+    (one,) = lineage("two.msgpack").parents
+    assert one.end == "" and one.root == read_receipt("again.json").root  # of two receipts that of what was read
+    Path("again.json").unlink()
+    (one,) = lineage("two.msgpack").parents
+    assert one.end == "its receipt is of another one.pt than this one was made of"
 
 
 def test_what_lies_beside_an_orbax_checkpoint_is_no_input(place: Path) -> None:

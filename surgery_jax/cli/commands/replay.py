@@ -6,12 +6,12 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..command import BUDGETS, CLUSTER, CONFIG_CHECK, JSON, OVERWRITE, QUIET, SYNC, Argument, Command, options_of
+from ..command import BUDGETS, CLUSTER, JSON, OVERWRITE, QUIET, SYNC, Argument, Command, options_of
 from ..streams import emit, note
 from ..text import count, json_text, visible
 
 if TYPE_CHECKING:
-    from ...reports.replay import Replay as Replayed
+    from ...reports.replayed import Replay as Replayed
 
 
 class ReplayCommand(Command):
@@ -35,7 +35,6 @@ class ReplayCommand(Command):
         ),
         *BUDGETS,
         OVERWRITE,
-        CONFIG_CHECK,
         SYNC,
         QUIET,
         JSON,
