@@ -24,9 +24,15 @@ def find_receipt(path: str) -> Receipt:
         StorageError: there is none, or it cannot be read.
     """
     place = locate(path)
-    if place.is_dir() or (is_local(place) and _is_statement(place)):
+    if not place.is_file() or (is_local(place) and _is_statement(place)):
         return read_receipt(path)
     found = max(receipts_beside(place), key=lambda receipt: receipt.finished, default=None)
+    if found is None and not (place.parent / RECEIPT).exists():
+        raise StorageError(
+            "it is no receipt, and none lies beside it",
+            where=path,
+            hint="a receipt lies in the directory that it is of, or where --receipt wrote it",
+        )
     return found if found is not None else read_receipt(str(place.parent))
 
 
