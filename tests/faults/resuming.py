@@ -118,7 +118,7 @@ def _point(trial: Trial, draw: random.Random, mode: Mode, is_first: bool) -> Poi
         mode = draw.choice([Mode.CUT, Mode.KILL_AFTER, Mode.SIGNAL])
     count = len(trial.calls)
     first = max(1, count - LAST) if mode == Mode.CUT and draw.random() < 0.5 else 1
-    value = {Mode.FAIL: 5, Mode.SIGNAL: 15, Mode.CUT: draw.randrange(1 << 30)}.get(mode, 0)
+    value = {Mode.FAIL: 5, Mode.FULL: 28, Mode.SIGNAL: 15, Mode.CUT: draw.randrange(1 << 30)}.get(mode, 0)
     return Point(mode, draw.randrange(first, count + 1), value)
 
 

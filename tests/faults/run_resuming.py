@@ -2,7 +2,7 @@
 """Stops runs at many calls, cuts the power, goes on with them, and holds to it that nothing is lost.
 
     python tests/faults/run_resuming.py           a few points of every scene
-    python tests/faults/run_resuming.py --long    at least 500 kills, and as many cuts, failing calls and signals
+    python tests/faults/run_resuming.py --long    at least 500 kills, cuts, failing calls, signals and full disks each
     python tests/faults/run_resuming.py --only resume-orbax,resume-batch
 
 The exit code is 1 if anything was wrong. `--report FILE` keeps the counts while they grow: called again with the same
@@ -28,7 +28,8 @@ from faults.resuming import RESUMED, resumed
 from faults.trial import Scene, Trial
 
 KINDS = {
-    "kill": (Mode.KILL_BEFORE, Mode.KILL_AFTER), "cut": (Mode.CUT,), "fail": (Mode.FAIL,), "signal": (Mode.SIGNAL,)
+    "kill": (Mode.KILL_BEFORE, Mode.KILL_AFTER), "cut": (Mode.CUT,), "fail": (Mode.FAIL,), "signal": (Mode.SIGNAL,),
+    "full": (Mode.FULL,),
 }  # fmt: skip
 LONG = 512  # points of every kind, over all scenes
 SHORT = 6  # of every scene and kind

@@ -29,7 +29,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("scene", RESUMED, ids=lambda scene: scene.name)
 def test_a_run_that_was_stopped_at_any_call_is_gone_on_with(scene, library: Path, tmp_path: Path) -> None:
     draw = random.Random(f"7 {scene.name}")
-    modes = [*[Mode.KILL_BEFORE, Mode.KILL_AFTER] * KILLS][:KILLS] + [Mode.FAIL, Mode.SIGNAL] * OTHERS
+    modes = [*[Mode.KILL_BEFORE, Mode.KILL_AFTER] * KILLS][:KILLS] + [Mode.FAIL, Mode.FULL, Mode.SIGNAL] * OTHERS
     modes += [Mode.CUT] * CUTS if scene.is_synced else []
     with Server(library, tmp_path) as server:
         trial = Trial(scene, tmp_path, server)
