@@ -24,8 +24,9 @@ from ..storage.places.base import fill
 from ..storage.places.found import place_of
 from ..storage.proofs import is_of_git
 from ..storage.stored import blocks_of
+from .leaves import Leaves
 from .rolling import THREADS, FileDigest, FileFacts, Held, Rolling, blocks, digest_of, gaps, read_back, thinned
-from .tree import LEAF, Hash, hash_of, num_leaves, root_of, tensor_digest
+from .tree import LEAF, Hash, hash_of, root_of, tensor_digest
 
 if TYPE_CHECKING:
     from ..io.outputs import Origin, Written
@@ -36,20 +37,6 @@ __all__ = ["OutputDigests"]
 EARLY = 32 << 20  # bytes that are kept until it is their turn, of files, and as much of leaves
 MOST_COPIED = 1 << 14  # leaves of inputs that are remembered: copies of a tensor lie near each other
 _LEAF = struct.Struct("<IQ")  # of what processes tell each other: number of the tensor, of the leaf; its hash follows
-
-
-class _Leaves:
-    """The leaves of one tensor as far as they are known, and parts of those that are not."""
-
-    __slots__ = ("found", "parts", "spec")
-
-    def __init__(self, spec: Spec) -> None:
-        self.spec = spec
-        self.found: list[bytes | None] = [None] * num_leaves(spec.nbytes)
-        self.parts: dict[int, dict[int, bytes]] = {}  # by leaf, by first byte in it
-
-    def length(self, leaf: int) -> int:
-        return min(LEAF, self.spec.nbytes - leaf * LEAF)
 
 
 class OutputDigests:
@@ -69,7 +56,8 @@ class OutputDigests:
         self._held = Held(EARLY), Held(EARLY)
         self._kind = kind
         self._begin: Callable[[bytes | memoryview], Hash] = hash_of(kind) if kind != "none" else hashlib.sha256
-        self._tensors = {name: _Leaves(spec) for name, spec in specs.items()} if kind != "none" else {}
+        known = specs.items() if kind != "none" else ()
+        self._tensors = {name: Leaves(spec, self._begin, self._held[1]) for name, spec in known}
         self._segments = _segments(staging.layout, specs)
         self._starts = [[start for start, *_ in entries] for entries in self._segments]
         self.numbers = {staging.place(index): index for index in range(len(staging.layout.files))}
@@ -161,18 +149,12 @@ class OutputDigests:
                 yield first, stop - first, name, begin + first - start
             at += 1
 
-    def _see(self, leaves: _Leaves, begin: int, data: memoryview, origin: Origin | None) -> None:
-        done = 0
-        while done < data.nbytes:
-            leaf, inside = divmod(begin + done, LEAF)
-            part = data[done : done + leaves.length(leaf) - inside]
-            if part.nbytes < leaves.length(leaf):
-                self._keep(leaves, leaf, inside, part)
-            elif origin is None:
+    def _see(self, leaves: Leaves, begin: int, data: memoryview, origin: Origin | None) -> None:
+        for leaf, at, part in leaves.see(begin, data):
+            if origin is None:
                 leaves.found[leaf] = self._begin(part).digest()
             else:
-                leaves.found[leaf] = self._of_copy(origin[0], origin[1] + done, part)
-            done += part.nbytes
+                leaves.found[leaf] = self._of_copy(origin[0], origin[1] + at, part)
 
     def _of_copy(self, path: str, offset: int, part: memoryview) -> bytes:
         """The digest of a leaf that is copied from there, maybe not for the first time: inputs do not change."""
@@ -185,22 +167,6 @@ class OutputDigests:
                 while len(self._copied) > MOST_COPIED:
                     del self._copied[next(iter(self._copied))]
         return found
-
-    def _keep(self, leaves: _Leaves, leaf: int, inside: int, part: memoryview) -> None:
-        """A part of a leaf, whose others come from other tasks."""
-        if not self._held[1].take(part.nbytes):
-            return
-        with self._lock:
-            parts = leaves.parts.setdefault(leaf, {})
-            parts[inside] = bytes(part)
-            if sum(map(len, parts.values())) < leaves.length(leaf):
-                return
-            del leaves.parts[leaf]
-        whole = self._begin(b"")
-        for _, kept in sorted(parts.items()):
-            whole.update(memoryview(kept))
-        self._held[1].give(leaves.length(leaf))
-        leaves.found[leaf] = whole.digest()
 
     # -- of several processes -----------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from running import write_checkpoint
 from surgery_jax import Options, plan_of, run
 from surgery_jax.core.dtypes import BY_NAME
 from surgery_jax.core.specs import Spec
+from surgery_jax.proof.leaves import Leaves
 from surgery_jax.proof.rolling import Held, Rolling
 from surgery_jax.proof.tree import LEAF, tensor_digest
 from surgery_jax.storage.formats import open_checkpoint
@@ -62,6 +63,35 @@ def test_a_digest_does_not_depend_on_how_the_bytes_are_cut(sizes: list[int]) -> 
     array = np.frombuffer(data[:at], np.uint8)
     assert tensor_digest(spec, blocks, "blake3") == defined(array)
     assert tensor_digest(spec, blocks, "sha256") == defined(array, hashlib.sha256)
+
+
+@given(data=st.data())
+def test_the_leaves_of_a_tensor_do_not_depend_on_who_sees_their_parts_when(data: st.DataObject) -> None:
+    """Three threads see parts in some order, of which few may be kept: what is known then is right, and all of it is
+    where they came in order."""
+    sizes = data.draw(st.lists(st.integers(1, 5 * LEAF // 4), min_size=1, max_size=6))
+    offsets = np.cumsum([0, *sizes]).tolist()
+    whole = bytes(range(256)) * (sum(sizes) // 256) + b"x" * (sum(sizes) % 256)
+    order = data.draw(st.permutations(range(len(sizes))) | st.just([*range(len(sizes))]))
+    room = data.draw(st.sampled_from([0, LEAF, 8 * LEAF]))
+    leaves = Leaves(Spec((len(whole),), BY_NAME["uint8"]), blake3, Held(room))
+
+    def see(number: int) -> None:
+        part = memoryview(whole)[offsets[number] : offsets[number + 1]]
+        for leaf, at, seen in leaves.see(offsets[number], part):
+            assert seen == part[at : at + LEAF]
+            leaves.found[leaf] = blake3(seen).digest()
+
+    if order == [*range(len(sizes))]:
+        list(map(see, order))
+        assert None not in leaves.found
+    else:
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(see, order))
+    wanted = [blake3(whole[at : at + LEAF]).digest() for at in range(0, len(whole), LEAF)]
+    assert len(leaves.found) == len(wanted)
+    assert all(known in (None, leaf) for known, leaf in zip(leaves.found, wanted, strict=True))
+    assert room < 8 * LEAF or leaves.found == wanted
 
 
 @pytest.fixture
