@@ -25,7 +25,19 @@ from ..storage.places.found import place_of
 from ..storage.proofs import is_of_git
 from ..storage.stored import blocks_of
 from .leaves import Leaves
-from .rolling import THREADS, FileDigest, FileFacts, Held, Rolling, blocks, digest_of, gaps, read_back, thinned
+from .rolling import (
+    THREADS,
+    FileDigest,
+    FileFacts,
+    Held,
+    Patience,
+    Rolling,
+    blocks,
+    digest_of,
+    gaps,
+    read_back,
+    thinned,
+)
 from .tree import LEAF, Hash, hash_of, root_of, tensor_digest
 
 if TYPE_CHECKING:
@@ -65,10 +77,14 @@ class OutputDigests:
         self._is_completed = staging.layout.finish is not None
         self._is_sent = not staging.is_on_disk  # no process can read it before all of them have sent their parts
         turned = () if self._is_completed or num_processes > 1 else self.numbers
-        self._rolling = {place: Rolling(place, self._held[0], self.marks(place)) for place in turned}
+        self._patience = Patience()
+        self._rolling = {place: self._new(place, self.marks(place)) for place in turned}
         self._known: dict[str, FileDigest] = {}  # of files that this or another process has read, by place
         self._copied: dict[tuple[str, int, int], bytes] = {}  # by file, offset and length: digests of leaves there
         self._lock = threading.Lock()
+
+    def _new(self, place: str, marks: Sequence[int]) -> Rolling:
+        return Rolling(place, self._held[0], self._patience, marks)
 
     def marks(self, place: str) -> tuple[int, ...]:
         """The offsets at which tensors begin and end in a file, as far as it holds them as they are."""
@@ -109,7 +125,7 @@ class OutputDigests:
                 source = None if origin is None else (origin[0], origin[1] + at)
                 self._see(self._tensors[name], begin, data[at : at + nbytes], source)
         if rolling is not None:
-            rolling.add(offset, data.nbytes, data)  # which may have to wait
+            rolling.add(offset, data.nbytes, data, origin)  # which may have to wait
 
     def _read_back(self, what: Written, number: int, rolling: Rolling | None) -> None:
         """Blocks that end where leaves do, so that none is kept in part but the first and the last."""
@@ -202,7 +218,7 @@ class OutputDigests:
             status = place_of(place).stat(place)
             if status is None:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place)
-            rolling = self._rolling.get(place) or Rolling(place, self._held[0], marks)
+            rolling = self._rolling.get(place) or self._new(place, marks)
             return rolling.finish(status.size)
         except OSError as error:
             raise storage_error(error, place, "read it back") from None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from functools import partial
 from typing import NamedTuple
 
 from ..storage.files import File
-from ..storage.places.base import fill
-from ..storage.places.found import locate, place_of
+from ..storage.places.base import Reader, Writer, fill
+from ..storage.places.found import is_local, locate, place_of
 
 __all__ = [
     "MOST_MARKS",
@@ -19,6 +21,7 @@ __all__ = [
     "FileFacts",
     "Held",
     "Marking",
+    "Patience",
     "Rolling",
     "blocks",
     "digest_of",
@@ -31,6 +34,7 @@ BLOCK = 1 << 20  # bytes that are read at once
 MOST_MARKS = 4096  # of a file: where many small tensors lie, a mark stands for several
 THREADS = 2  # that read whole files
 PATIENCE_S = 0.5  # that a range waits for others that must come before it, while nothing goes on
+VAIN = 0.02  # of the time so far may have been waited in vain, and PATIENCE_S
 
 
 class FileDigest(NamedTuple):
@@ -114,11 +118,9 @@ def digest_of(path: str, marks: Sequence[int] = (), tick: Callable[[], object] |
 
 
 class Held:
-    """How many bytes of one output may be kept because they came before their turn; and whether it pays to wait for
-    that (`is_patient`), as it does where ranges come nearly in order."""
+    """How many bytes of one output may be kept because they came before their turn."""
 
     def __init__(self, limit: int) -> None:
-        self.is_patient = True
         self._left = limit
         self._lock = threading.Lock()
 
@@ -136,42 +138,80 @@ class Held:
             self._left += nbytes
 
 
+class Patience:
+    """How long the ranges of one output may wait while nothing goes on. Where they come nearly in order nobody waits in
+    vain; where they do not, or the disk stops for a moment, that is lost, and comes back little by little."""
+
+    def __init__(
+        self, most: float = PATIENCE_S, share: float = VAIN, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """At most so many seconds at once, and of all the time so far this share and as much once."""
+        self._most = most
+        self._share = share
+        self._clock = clock
+        self._lost = 0.0
+        self._began = clock()
+
+    def left(self) -> float:
+        """Seconds that may be waited now."""
+        return min(self._most, self._most + self._share * (self._clock() - self._began) - self._lost)
+
+    def lose(self, seconds: float) -> None:
+        """So long was waited in vain."""
+        self._lost += seconds
+
+
 def read_back(place: str, offset: int, nbytes: int, see: Callable[[memoryview], object]) -> None:
     """Show bytes of a file that is being written, block by block.
 
     Raises:
         OSError: it cannot be read.
     """
-    writer = place_of(place).target(place)
-    try:
-        buffer = memoryview(bytearray(min(nbytes, BLOCK)))
-        for at, count in blocks(offset, nbytes, BLOCK):
-            fill(writer, at, buffer[:count])
-            see(buffer[:count])
-    finally:
-        writer.close()
+    with closing(place_of(place).target(place)) as writer:
+        _read(writer, offset, nbytes, see)
+
+
+def _read(file: Reader | Writer, offset: int, nbytes: int, see: Callable[[memoryview], object]) -> None:
+    buffer = memoryview(bytearray(min(nbytes, BLOCK)))
+    for at, count in blocks(offset, nbytes, BLOCK):
+        fill(file, at, buffer[:count])
+        see(buffer[:count])
+
+
+class _Early(NamedTuple):
+    """A range that came before its turn: its bytes if they are kept; or the file and the offset there that they were
+    copied from."""
+
+    nbytes: int
+    data: bytes | None
+    origin: tuple[str, int] | None
 
 
 class Rolling:
     """The digest of one file at `place`. Ranges are told by several threads, of which one at a time hashes what is in
-    turn. Who comes early waits if those before are here too, or may soon be; else the bytes are kept, or read back
-    later if they may not be kept or were never seen. `marks` are ascending offsets at which the digest so far is
-    wanted."""
+    turn. Who comes early waits if those before are here too, or may soon be; else the bytes are kept, or, if they may
+    not be, read again later: from where they were copied, which is in the page cache if anything is, or back from the
+    file. `marks` are ascending offsets at which the digest so far is wanted."""
 
-    def __init__(self, place: str, held: Held, marks: Sequence[int] = ()) -> None:
+    def __init__(self, place: str, held: Held, patience: Patience, marks: Sequence[int] = ()) -> None:
         self.place = place
         self._held = held
+        self._patience = patience
         self._marks = marks
         self._so_far = Marking(marks)
-        self._early: dict[int, tuple[int, bytes | None]] = {}
+        self._early: dict[int, _Early] = {}
         self._waiting: dict[int, int] = {}
         self._end = 0  # of what is hashed, or will be by the thread that is at it
+        self._vain: int | None = None  # the end at which others have waited in vain
         self._is_busy = False
         self._is_stuck = False  # at bytes that were not kept, and cannot be read before all are there
         self._changed = threading.Condition()
 
-    def add(self, offset: int, nbytes: int, data: memoryview | bytes | None) -> None:
-        """A range is in the file; `data` are its bytes, None if they were not seen."""
+    def add(
+        self, offset: int, nbytes: int, data: memoryview | bytes | None, origin: tuple[str, int] | None = None
+    ) -> None:
+        """A range is in the file; `data` are its bytes, None if they were not seen, and `origin` is where those come
+        from that were seen, if they are a copy."""
         if not nbytes:
             return
         with self._changed:
@@ -179,23 +219,23 @@ class Rolling:
                 return
             if (self._is_busy or offset != self._end) and (data is None or not self._comes(offset, nbytes)):
                 keep = data is not None and self._held.take(nbytes)
-                self._early[offset] = nbytes, bytes(data) if keep and data is not None else None
+                self._early[offset] = _Early(nbytes, bytes(data) if keep and data is not None else None, origin)
                 return
             self._is_busy, self._end = True, offset + nbytes
         try:
-            while True:
-                if data is None and place_of(self.place).holds_parts:
-                    self._give_up()
-                    return
-                self._take(offset, nbytes, data)
+            while self._take(offset, nbytes, data, origin):
                 with self._changed:
                     if self._end not in self._early:
                         return
                     offset = self._end
-                    nbytes, data = self._early.pop(offset)
+                    nbytes, data, origin = self._early.pop(offset)
                     self._end = offset + nbytes
                     if data is not None:
                         self._held.give(nbytes)
+            self._give_up()
+        except BaseException:
+            self._give_up()  # so that nobody waits for what will not be hashed
+            raise
         finally:
             with self._changed:
                 self._is_busy = False
@@ -213,16 +253,27 @@ class Rolling:
         self._waiting[offset] = nbytes
         try:
             while not self._is_turn(offset):
-                if self._is_stuck:
+                if self._is_stuck or not self._wait(offset):
                     return False
-                end, held = self._end, self._held
-                if not held.is_patient and not self._is_reached(offset):
-                    return False
-                goes_on = self._changed.wait_for(partial(self._has_moved, end, offset), PATIENCE_S)
-                held.is_patient = held.is_patient and (goes_on or self._is_reached(offset))
             return True
         finally:
             del self._waiting[offset]
+
+    def _wait(self, offset: int) -> bool:
+        """Wait until something is hashed; whether that pays."""
+        end = self._end
+        has_moved = partial(self._has_moved, end, offset)
+        if self._is_reached(offset):
+            return self._changed.wait_for(has_moved)
+        seconds = self._patience.left() if self._vain != end else 0
+        if seconds <= 0:
+            return False
+        if self._changed.wait_for(lambda: has_moved() or self._vain == end, seconds) or self._is_reached(offset):
+            return True
+        self._patience.lose(seconds)
+        self._vain = end  # nobody else is to wait for it either
+        self._changed.notify_all()
+        return False
 
     def _is_turn(self, offset: int) -> bool:
         return not self._is_busy and offset == self._end
@@ -234,7 +285,7 @@ class Rolling:
         """Whether all before a range is hashed, or will be without anybody's doing."""
         at = self._end
         while at < offset:
-            nbytes = self._waiting.get(at) or self._early.get(at, (0, None))[0]
+            nbytes = self._waiting.get(at) or (self._early[at].nbytes if at in self._early else 0)
             if not nbytes:
                 return False
             at += nbytes
@@ -244,16 +295,24 @@ class Rolling:
         """Leave the rest for the end."""
         with self._changed:
             self._is_stuck = True
-            for nbytes, data in self._early.values():
-                if data is not None:
-                    self._held.give(nbytes)
+            for early in self._early.values():
+                if early.data is not None:
+                    self._held.give(early.nbytes)
             self._early.clear()
 
-    def _take(self, offset: int, nbytes: int, data: memoryview | bytes | None) -> None:
-        if data is None:
-            read_back(self.place, offset, nbytes, self._so_far.update)
-        else:
+    def _take(self, offset: int, nbytes: int, data: memoryview | bytes | None, origin: tuple[str, int] | None) -> bool:
+        """Hash a range; False if it cannot be read before all is there."""
+        source = _opened(origin) if data is None else None
+        if data is not None:
             self._so_far.update(memoryview(data).cast("B"))
+        elif source is not None and origin is not None:
+            with closing(source):
+                _read(source, origin[1], nbytes, self._so_far.update)
+        elif place_of(self.place).holds_parts:
+            return False
+        else:
+            read_back(self.place, offset, nbytes, self._so_far.update)
+        return True
 
     def finish(self, size: int) -> FileDigest:
         """The digest, now that nobody writes to the file any more: what is missing is read.
@@ -261,11 +320,20 @@ class Rolling:
         Raises:
             OSError: it cannot be read.
         """
-        for nbytes, data in self._early.values():
-            if data is not None:
-                self._held.give(nbytes)
+        for early in self._early.values():
+            if early.data is not None:
+                self._held.give(early.nbytes)
         self._early.clear()
         if self._so_far.at > size:  # bytes were told that are not in it any more
             self._so_far = Marking(self._marks)
         read_back(self.place, self._so_far.at, size - self._so_far.at, self._so_far.update)
         return self._so_far.digest()
+
+
+def _opened(origin: tuple[str, int] | None) -> Reader | None:
+    """A file of this machine that bytes were copied from, if it can still be read; whether it is still what it was is
+    known when all is there."""
+    if origin is not None and is_local(origin[0]):
+        with suppress(OSError):
+            return place_of(origin[0]).open(origin[0])
+    return None

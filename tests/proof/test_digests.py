@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from surgery_jax import Options, plan_of, run
 from surgery_jax.core.dtypes import BY_NAME
 from surgery_jax.core.specs import Spec
 from surgery_jax.proof.leaves import Leaves
-from surgery_jax.proof.rolling import Held, Rolling
+from surgery_jax.proof.rolling import Held, Patience, Rolling
 from surgery_jax.proof.tree import LEAF, tensor_digest
 from surgery_jax.storage.formats import open_checkpoint
 from surgery_jax.storage.stored import blocks_of
@@ -150,7 +152,8 @@ def test_every_tensor_and_file_has_the_digest_of_what_is_there(source: Path, out
 def test_the_digest_of_a_file_does_not_depend_on_who_writes_its_ranges_when(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Three threads tell of ranges in some order; of some the bytes are not known, or may not be kept."""
+    """Three threads tell of ranges in some order; of some the bytes are not known, or may not be kept, or were copied
+    from another file."""
     sizes = data.draw(st.lists(st.integers(1, 50), min_size=1, max_size=20))
     whole = GENERATOR.bytes(sum(sizes))
     place = tmp_path_factory.mktemp("rolling") / "file"
@@ -159,13 +162,17 @@ def test_the_digest_of_a_file_does_not_depend_on_who_writes_its_ranges_when(
     order = data.draw(st.permutations(range(len(sizes))) | st.just([*range(len(sizes))]))
     unseen = data.draw(st.sets(st.integers(0, len(sizes) - 1)))
     marks = tuple(sorted(data.draw(st.sets(st.sampled_from(offsets)))))
+    source = place.with_name("source")
+    source.write_bytes(b"skipped" + whole)
+    copied = data.draw(st.sets(st.integers(0, len(sizes) - 1)))
     held = Held(data.draw(st.sampled_from([0, 60, 1000])))
-    held.is_patient = False  # who waits for what comes later is not what this is about
-    rolling = Rolling(str(place), held, marks)
+    # who waits for what comes later is not what this is about
+    rolling = Rolling(str(place), held, Patience(0, 0), marks)
 
     def tell(number: int) -> None:
         at, nbytes = offsets[number], sizes[number]
-        rolling.add(at, nbytes, None if number in unseen else whole[at : at + nbytes])
+        origin = (str(source), len(b"skipped") + at) if number in copied else None
+        rolling.add(at, nbytes, None if number in unseen else whole[at : at + nbytes], origin)
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(tell, order))
@@ -176,7 +183,7 @@ def test_the_digest_of_a_file_does_not_depend_on_who_writes_its_ranges_when(
 
 def test_ranges_that_come_nearly_in_order_wait_for_their_turn_and_are_not_read_again(tmp_path: Path) -> None:
     whole = GENERATOR.bytes(6000)
-    rolling = Rolling(str(tmp_path / "there is no such file"), Held(0))
+    rolling = Rolling(str(tmp_path / "there is no such file"), Held(0), Patience())
     with ThreadPoolExecutor(3) as pool:
         for at in (1000, 2000, 0, 3000, 5000, 4000):
             pool.submit(rolling.add, at, 1000, whole[at : at + 1000])
@@ -184,16 +191,78 @@ def test_ranges_that_come_nearly_in_order_wait_for_their_turn_and_are_not_read_a
     assert rolling.finish(6000).sha256 == hashlib.sha256(whole).hexdigest()
 
 
-def test_who_waits_for_what_never_comes_gives_up_once(tmp_path: Path) -> None:
+def test_who_waits_for_what_does_not_come_gives_up(tmp_path: Path) -> None:
     place = tmp_path / "file"
     place.write_bytes(whole := GENERATOR.bytes(3000))
-    held = Held(0)
-    rolling = Rolling(str(place), held)
+    patience = Patience(0.05, 0)
+    rolling = Rolling(str(place), Held(0), patience)
     rolling.add(1000, 1000, whole[1000:2000])
-    assert not held.is_patient
+    assert patience.left() == 0
     rolling.add(2000, 1000, whole[2000:])
     rolling.add(0, 1000, whole[:1000])
     assert rolling.finish(3000).sha256 == hashlib.sha256(whole).hexdigest()
+
+
+def test_after_some_time_ranges_wait_again(tmp_path: Path) -> None:
+    whole, now = GENERATOR.bytes(2000), [0.0]
+    patience = Patience(10, 0.1, lambda: now[0])
+    patience.lose(10)
+    assert patience.left() == 0
+    now[0] = 1000
+    assert patience.left() == 10
+    rolling = Rolling(str(tmp_path / "there is no such file"), Held(0), patience)
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(rolling.add, 1000, 1000, whole[1000:])
+        time.sleep(0.01)
+        rolling.add(0, 1000, whole[:1000])
+        late.result()
+    (tmp_path / "there is no such file").touch()
+    assert rolling.finish(2000).sha256 == hashlib.sha256(whole).hexdigest()
+
+
+def test_early_ranges_that_were_copied_are_read_again_where_they_came_from(tmp_path: Path) -> None:
+    whole = GENERATOR.bytes(3000)
+    source, place = tmp_path / "source", tmp_path / "file"
+    source.write_bytes(b"..." + whole)
+    rolling = Rolling(str(place), Held(0), Patience(0, 0))
+    rolling.add(1000, 2000, whole[1000:], (str(source), 1003))
+    rolling.add(0, 1000, whole[:1000])
+    place.touch()
+    assert rolling.finish(3000).sha256 == hashlib.sha256(whole).hexdigest()
+    # if that is not there any more, the file itself is read
+    place.write_bytes(whole)
+    rolling = Rolling(str(place), Held(0), Patience(0, 0))
+    rolling.add(1000, 2000, whole[1000:], (str(tmp_path / "gone"), 0))
+    rolling.add(0, 1000, whole[:1000])
+    assert rolling.finish(3000).sha256 == hashlib.sha256(whole).hexdigest()
+
+
+def test_what_comes_while_others_have_waited_in_vain_waits_for_its_turn(tmp_path: Path) -> None:
+    """One thread hashes for longer than anybody waits, another waits in vain for what comes after that, which then
+    comes while the first is still at it."""
+    whole = bytes(130 << 20)
+    (tmp_path / "file").touch()
+    rolling = Rolling(str(tmp_path / "file"), Held(len(whole)), Patience(0.01, 0))
+    cuts = [0, 128 << 20, 129 << 20, len(whole)]
+    first, second, third = (memoryview(whole)[a:b] for a, b in pairwise(cuts))
+    with ThreadPoolExecutor(3) as pool:
+        tasks = [pool.submit(rolling.add, cuts[0], first.nbytes, first)]
+        time.sleep(0.005)
+        tasks.append(pool.submit(rolling.add, cuts[2], third.nbytes, third))
+        time.sleep(0.03)
+        tasks.append(pool.submit(rolling.add, cuts[1], second.nbytes, second))
+        for task in tasks:
+            task.result(timeout=60)
+    assert rolling.finish(len(whole)).sha256 == hashlib.sha256(whole).hexdigest()
+
+
+def test_nobody_waits_for_what_cannot_be_read(tmp_path: Path) -> None:
+    rolling = Rolling(str(tmp_path / "gone"), Held(0), Patience())
+    for at in (10, 20):
+        rolling.add(at, 10, None)
+    with pytest.raises(FileNotFoundError):
+        rolling.add(0, 10, bytes(10))
+    rolling.add(30, 10, bytes(10))
 
 
 @pytest.mark.parametrize("shard", [None, "1MB"])
