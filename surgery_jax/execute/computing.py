@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 
+from ..compile.functions import Function
 from ..compile.lower import GroupFunction
+from ..compile.reduced import ReducedFunction
 from ..compile.sharding import mesh_size
 from ..compile.stacked import StackFunction
 from ..core.errors import AssertionFailed, listing
 from ..core.patterns import collapse
 from ..io.buffers import Budget
 from ..numerics.blas import one_thread_each
-from .devices import local_devices
+from .devices import has_only_processors, local_devices, settle
 from .reservations import device_bytes
 from .schedule import Schedule
 from .tasks import Tile
@@ -38,7 +40,15 @@ class Exactness:
 class Computing:
     """The devices of a run, what they hold, and what came of the checks of tasks."""
 
-    def __init__(self, schedule: Schedule, num_devices: int | None, findings: Findings, timeline: Timeline) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        functions: Sequence[Function],
+        num_devices: int | None,
+        findings: Findings,
+        timeline: Timeline,
+    ) -> None:
+        """`functions` are those of the groups."""
         self.findings = findings
         self.timeline = timeline
         self.num_fallbacks = 0
@@ -51,11 +61,13 @@ class Computing:
         self._lock = threading.Lock()
         self._is_stopped = False
         self._devices: Future[list[Any]] | None = None
-        if schedule.program.needs_device:
+        if _needs_jax(functions, self._places, num_devices):
             # importing JAX takes a while, in which bytes can be moved and first inputs read
             starter = ThreadPoolExecutor(1)
             self._devices = starter.submit(local_devices, num_devices)
             starter.shutdown(wait=False)
+        elif schedule.program.needs_device:
+            settle()
 
     def stop(self) -> None:
         """Wake and refuse everyone who waits: the run has failed."""
@@ -193,3 +205,17 @@ class Computing:
                 for check in dict(component.checks)[value]:
                     self.findings.fail(check, mask[part], measure[part], (start + tile.seen) * width)
                 at += count
+
+
+def _needs_jax(functions: Sequence[Function], places: Sequence[str], num_devices: int | None) -> bool:
+    """Whether JAX must be asked for devices: not where NumPy is the better way on a processor for all that would be
+    computed on one, and there can be no other device."""
+    on_devices = [function for function, place in zip(functions, places, strict=True) if place != "host"]
+    if "mesh" in places or num_devices is not None:
+        return bool(on_devices)
+    return not all(map(_belongs_on_processor, on_devices)) or (bool(on_devices) and not has_only_processors())
+
+
+def _belongs_on_processor(function: Function) -> bool:
+    passes = function.passes if isinstance(function, ReducedFunction) else [function]
+    return all(once.belongs_on_host("cpu") for once in passes)

@@ -4,9 +4,13 @@ of what devices do."""
 from __future__ import annotations
 
 import ctypes
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..core.caches import cache_folder
@@ -18,7 +22,29 @@ if TYPE_CHECKING:
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
-__all__ = ["CompileClock", "check_fits_here", "device_trace", "local_devices"]
+__all__ = ["CompileClock", "check_fits_here", "device_trace", "has_only_processors", "local_devices", "settle"]
+
+# what makes JAX look for other devices than processors
+PLUGINS = ("jax_plugins", "libtpu")
+LIBRARIES = ("PJRT_NAMES_AND_LIBRARY_PATHS", "TPU_LIBRARY_PATH")
+PLATFORMS = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
+
+
+def has_only_processors() -> bool:
+    """Whether JAX, which takes a second to import and is not yet, can know of no other devices than processors."""
+    if "jax" in sys.modules:
+        return False
+    asked = {os.environ[name].lower() for name in PLATFORMS if os.environ.get(name)}
+    if asked:
+        return asked == {"cpu"}
+    has_plugins = any(map(find_spec, PLUGINS)) or bool(entry_points(group="jax_plugins"))
+    return not has_plugins and not any(map(os.environ.get, LIBRARIES))
+
+
+def settle() -> None:
+    """Prepare the process for computing, if it is our own."""
+    if is_own():
+        _keep_freed_memory()
 
 
 def local_devices(count: int | None = None) -> list[Any]:
@@ -31,8 +57,8 @@ def local_devices(count: int | None = None) -> list[Any]:
     import jax
 
     CompileClock.watch()
+    settle()
     if is_own():
-        _keep_freed_memory()
         _keep_compiled_functions()
     found = jax.local_devices()
     if count is not None and count > len(found):

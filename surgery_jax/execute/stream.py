@@ -63,7 +63,7 @@ class Executor:
         self.findings = Findings()
         self.timeline = Timeline(observer)
         self.inputs = Inputs(schedule.cached, schedule.repeated, schedule.held)
-        self.computing = Computing(schedule, num_devices, self.findings, self.timeline)
+        self.computing = Computing(schedule, self.functions, num_devices, self.findings, self.timeline)
         self.results = Results(outputs, self.findings)
         self._known = dict(schedule.program.symbolic.identities)  # what the inputs were when their headers were read
         self._full = full

@@ -6,20 +6,15 @@ import os
 import platform
 import sys
 from contextlib import suppress
-from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..core.discover import version_of
+from ..execute.devices import has_only_processors
 
 __all__ = ["device_kinds", "kinds_told", "versions"]
 
 PACKAGES = ("surgery_jax", "jax", "jaxlib", "numpy", "scipy")
-# what makes JAX look for other devices than processors
-PLUGINS = ("jax_plugins", "libtpu")
-LIBRARIES = ("PJRT_NAMES_AND_LIBRARY_PATHS", "TPU_LIBRARY_PATH")
-PLATFORMS = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
 
 
 def versions(*, with_devices: bool) -> dict[str, str]:
@@ -33,20 +28,12 @@ def versions(*, with_devices: bool) -> dict[str, str]:
 def device_kinds() -> set[str]:
     """The kinds of devices. JAX, which takes a second to import, is asked only if it may know of another one than the
     processor."""
-    return {"cpu cpu"} if "jax" not in sys.modules and _has_only_processors() else kinds_told(_devices())
+    return {"cpu cpu"} if has_only_processors() else kinds_told(_devices())
 
 
 def kinds_told(devices: str) -> set[str]:
     """The kinds of devices that a receipt tells."""
     return {kind.rpartition("× ")[2] for kind in devices.split(", ")}
-
-
-def _has_only_processors() -> bool:
-    asked = {os.environ[name].lower() for name in PLATFORMS if os.environ.get(name)}
-    if asked:
-        return asked == {"cpu"}
-    has_plugins = any(map(find_spec, PLUGINS)) or bool(entry_points(group="jax_plugins"))
-    return not has_plugins and not any(map(os.environ.get, LIBRARIES))
 
 
 def _blas() -> str:
@@ -70,7 +57,14 @@ def _processor() -> str:
 
 
 def _devices() -> str:
+    if has_only_processors() and not _are_several():
+        return "1 × cpu cpu"
     import jax
 
     kinds = [f"{device.platform} {device.device_kind}" for device in jax.devices()]
     return ", ".join(f"{kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds))
+
+
+def _are_several() -> bool:
+    """Whether JAX may be told to take a processor for several devices."""
+    return bool(os.environ.get("JAX_NUM_CPU_DEVICES")) or "device_count" in os.environ.get("XLA_FLAGS", "")
