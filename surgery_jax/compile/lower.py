@@ -48,7 +48,7 @@ class GroupFunction:
         self.guarded = [arg for eqn in self.eqns if eqn.op.needs_finite for arg in eqn.args]
         self.exact = all(eqn.op.kind != "whole" for eqn in self.eqns)
         self.uses_lapack = any(eqn.op.uses_lapack for eqn in self.eqns)
-        self.is_fast_on_host = any(eqn.op.is_fast_on_host for eqn in self.eqns)
+        self.is_fast_on_host = any(eqn.op.is_fast_on_host for eqn in self.eqns) or self._only_widens()
         self.num_traces = 0
         self._jitted: Any = None
         self._meshed: dict[Any, Any] = {}  # by devices and the values that leave
@@ -56,10 +56,14 @@ class GroupFunction:
         self._thresholds: dict[Hashable, int | None] = {}
         self._lock = threading.Lock()
 
+    def _only_widens(self) -> bool:
+        specs = [*self.specs, *(spec for eqn in self.eqns for spec in eqn.specs)]
+        return all(eqn.op.widens(*(specs[arg] for arg in eqn.args)) for eqn in self.eqns)
+
     def belongs_on_host(self, platform: str) -> bool:
         """Whether NumPy is the better way on that platform: a CPU runs the same LAPACK inside a compiled function, but
-        multiplies matrices faster outside, and compiling takes longer than factoring a small one; and it counts and
-        sorts faster in NumPy."""
+        multiplies matrices faster outside, and compiling takes longer than factoring a small one; it counts and sorts
+        faster in NumPy, and what only widens floats is done there before JAX is imported."""
         return (self.uses_lapack or self.is_fast_on_host) and platform == "cpu"
 
     def on_host(self, inputs: Sequence[Any], numbers: Sequence[float]) -> tuple[list[Any], list[Any]]:

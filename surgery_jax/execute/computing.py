@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -61,7 +62,7 @@ class Computing:
         self._lock = threading.Lock()
         self._is_stopped = False
         self._devices: Future[list[Any]] | None = None
-        if _needs_jax(functions, self._places, num_devices):
+        if schedule.program.needs_device and ("jax" in sys.modules or needs_jax(schedule, functions)):
             # importing JAX takes a while, in which bytes can be moved and first inputs read
             starter = ThreadPoolExecutor(1)
             self._devices = starter.submit(local_devices, num_devices)
@@ -207,11 +208,12 @@ class Computing:
                 at += count
 
 
-def _needs_jax(functions: Sequence[Function], places: Sequence[str], num_devices: int | None) -> bool:
-    """Whether JAX must be asked for devices: not where NumPy is the better way on a processor for all that would be
-    computed on one, and there can be no other device."""
+def needs_jax(schedule: Schedule, functions: Sequence[Function]) -> bool:
+    """Whether JAX must be imported, to compute or to know of devices: not where NumPy is the better way on a processor
+    for all that would be computed on one, and there can be no other device. `functions` are those of the groups."""
+    places = [group.place for group in schedule.groups]
     on_devices = [function for function, place in zip(functions, places, strict=True) if place != "host"]
-    if "mesh" in places or num_devices is not None:
+    if "mesh" in places or schedule.limits.devices is not None:
         return bool(on_devices)
     return not all(map(_belongs_on_processor, on_devices)) or (bool(on_devices) and not has_only_processors())
 

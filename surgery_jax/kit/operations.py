@@ -110,6 +110,10 @@ class TensorOp:
         """Bytes that each of `count` devices needs beside its parts of the padded operands and of the results."""
         return 0
 
+    def widens(self, *operands: Any) -> bool:
+        """Whether it only puts zeros after the bits of every element, which NumPy does as fast as memory goes."""
+        return False
+
     def by_bits(self, *operands: Spec) -> bool:
         """Whether a device only moves or compares the bits of these operands, so that subnormal numbers are safe."""
         return self.kind == "structure"

@@ -169,7 +169,7 @@ class HostKernel(_Kernel):
         if source is dtype:
             return x
         if source.name == "bfloat16" and dtype.name == "float32":  # the bits followed by zeros
-            return (self.bits(x).astype(np.uint32) << np.uint32(16)).view(np.float32)
+            return np.left_shift(self.bits(x), np.uint32(16), dtype=np.uint32).view(np.float32)
         made = x.astype(dtype.numpy)
         if not source.is_float or not np.isnan(x).any():
             return made

@@ -35,9 +35,11 @@ class Cast(TensorOp):
     def apply(self, k: Kernel, source: Array) -> Array:
         return k.cast(source, self.dtype)
 
-    def by_bits(self, *operands: Spec) -> bool:
+    def widens(self, *operands: Spec) -> bool:
         (source,) = operands
         return source.dtype.name == "bfloat16" and self.dtype.name == "float32"
+
+    by_bits = widens
 
     def smallest(self, source: Bound) -> Bound:
         return source

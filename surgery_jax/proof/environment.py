@@ -28,7 +28,7 @@ def versions(*, with_devices: bool) -> dict[str, str]:
 def device_kinds() -> set[str]:
     """The kinds of devices. JAX, which takes a second to import, is asked only if it may know of another one than the
     processor."""
-    return {"cpu cpu"} if has_only_processors() else kinds_told(_devices())
+    return {"cpu cpu"} if "jax" not in sys.modules and has_only_processors() else kinds_told(_devices())
 
 
 def kinds_told(devices: str) -> set[str]:
@@ -57,7 +57,7 @@ def _processor() -> str:
 
 
 def _devices() -> str:
-    if has_only_processors() and not _are_several():
+    if "jax" not in sys.modules and has_only_processors() and not _are_several():
         return "1 × cpu cpu"
     import jax
 

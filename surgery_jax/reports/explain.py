@@ -118,11 +118,21 @@ def explain(work: Schedule) -> Explanation:
         bytes_read=program.bytes_read,
         bytes_computed=program.bytes_computed,
         peak_buffer_bytes=peak,
-        peak_memory_bytes=peak + PROCESS_BYTES + (DEVICE_BYTES if program.needs_device else 0),
+        peak_memory_bytes=peak + PROCESS_BYTES + (DEVICE_BYTES if _needs_jax(work) else 0),
         memory_bytes=limits.memory,
         num_workers=limits.workers,
         num_questions=len(program.symbolic.questions),
     )
+
+
+def _needs_jax(work: Schedule) -> bool:
+    if not work.program.needs_device:
+        return False
+    from ..compile.functions import Functions  # with NumPy, which what computes nothing does without
+    from ..execute.computing import needs_jax
+
+    functions = Functions()
+    return needs_jax(work, [functions.of(part.group, part.blueprint) for part in work.groups])
 
 
 class _SavedNames:

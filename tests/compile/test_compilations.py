@@ -150,6 +150,22 @@ def test_a_plan_that_only_moves_slices_permutes_and_fills_never_imports_jax(tmp_
     assert read_checkpoint(bench.out)["seven"].tolist() == [[7.0] * 4] * 6
 
 
+def test_a_plan_that_only_widens_floats_never_imports_jax_where_there_can_only_be_processors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = np.arange(1 << 16, dtype=np.uint16)
+    bench = Bench(tmp_path, m={"w": every.view(dtype("bfloat16"))})
+    code = (
+        "import json, sys; from surgery_jax import Options, plan_of, run; plan = plan_of(json.loads(sys.argv[1]));"
+        "r = run(plan, Options(sync=False)); print(r.num_compilations, 'jax' in sys.modules, r.bytes_computed)"
+    )
+    plan = json.dumps(bench.plan([{"cast_": {"target": "w", "to": "float32"}}]))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    done = subprocess.run([sys.executable, "-c", code, plan], capture_output=True, text=True, check=True)
+    assert done.stdout == f"0 False {4 << 16}\n"
+    assert np.array_equal(read_checkpoint(bench.out)["w"].view(np.uint32), every.astype(np.uint32) << 16)
+
+
 def test_checking_a_plan_imports_neither_jax_nor_numpy(tmp_path: Path) -> None:
     bench = Bench(tmp_path, m=layers(2))
     steps = [{"scale_": {"target": ".*", "by": 2}}, {"phlora_": {"target": ".*", "rank": 2}}]
