@@ -147,11 +147,11 @@ class Bench:
         output_bytes = self.expected.stat().st_size if self.expected.exists() else 0
         sides = [side for side in commands if status[side] == "measured"]
         samples: dict[str, list[measure.Sample]] = {side: [] for side in sides}
-        if row.once:
-            samples = {side: [first[side]] for side in sides}
-        for number in range(0 if row.once else self.repeats):
-            turn = number % max(1, len(sides))
-            for side in sides[turn:] + sides[:turn]:
+        samples |= {side: [first[side]] for side in sides if side in row.once}
+        again = [side for side in sides if side not in row.once]
+        for number in range(self.repeats):
+            turn = number % max(1, len(again))
+            for side in again[turn:] + again[:turn]:
                 samples[side].append(self.start(commands[side], row))
         self.prepare(row)
         self.expected.unlink(missing_ok=True)
@@ -257,7 +257,9 @@ def judge(target: Target, samples: Mapping[str, Sequence[measure.Sample]], writt
     except (KeyError, ZeroDivisionError):  # the program does not report it, or wrote nothing
         return verdict | {"value": None, "met": None}
     value = evaluate(target, {side: measure.spread(taken)["median"] for side, taken in values.items()})
-    rounds = [evaluate(target, dict(zip(values, taken, strict=True))) for taken in zip(*values.values(), strict=True)]
+    most = max(map(len, values.values()))
+    columns = [taken * most if len(taken) == 1 else taken for taken in values.values()]  # some ran once
+    rounds = [evaluate(target, dict(zip(values, taken, strict=True))) for taken in zip(*columns, strict=True)]
     if usable := [one for one in rounds if one is not None]:
         verdict["rounds"] = measure.spread(usable)
     if value is None:

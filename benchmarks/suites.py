@@ -61,7 +61,7 @@ class Row:
     size: str | None = None  # of the models, instead of the one that is asked for
     cold: bool = False  # inputs are dropped from the page cache before every run
     disk_bytes: float = 0.0  # that inputs and outputs take; the row is left out where they do not fit
-    once: bool = False  # the sides take so long that each runs once, without a run that is not timed
+    once: tuple[str, ...] = ()  # sides that take so long that each runs once, without a run that is not timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,10 +403,14 @@ EQUAL = {"svd_lowrank": "torch-lowrank --equal", "randomized_svd": "sklearn-rand
 WHOLE = {"ours": "ours-auto", "ours exact": "ours-exact", "torch svd": "torch-svd", "numpy svd": "numpy-svd"}
 
 
-def kernel(name: str, about: str, options: str, programs: dict[str, str], *targets: Target, once: bool = False) -> Row:
+def kernel(
+    name: str, about: str, options: str, programs: dict[str, str], *targets: Target, once: tuple[str, ...] = ()
+) -> Row:
     """Matrices in memory by every program; each says how long one takes."""
     sides = {side: f"{{factor}} {program} {options}" for side, program in programs.items()}
-    return Row(name, about, sides, (Target("residual", "ours", at_most=1.001), *targets), once=once)
+    return Row(
+        name, about, sides, (Target("residual", "ours", at_most=1.001), *targets), once=tuple(sides) if once else ()
+    )
 
 
 def quicker(times: float, *sides: str) -> tuple[Target, ...]:
@@ -424,7 +428,7 @@ EXTRACT = OURS + " base=%s tuned=%s_tuned"
 
 def layers(count: int, inputs: str, times: float) -> tuple[Row, ...]:
     """Whole checkpoints, start-up included."""
-    once, disk = count > 2, 10e9 if count > 2 else 3e9
+    is_long, disk = count > 2, 10e9 if count > 2 else 3e9
     extract, mergekit = EXTRACT % (inputs, inputs), MERGEKIT % (inputs, inputs)
     residual = f"{{residual}} {inputs} {inputs}_tuned out/adapter"
     measured = (
@@ -445,7 +449,7 @@ def layers(count: int, inputs: str, times: float) -> tuple[Row, ...]:
             inputs=(inputs,),
             plan=f"low_rank_{count}.yaml",
             disk_bytes=disk,
-            once=once,
+            once=("ours", "brainsurgery") if is_long else (),
         ),
         Row(
             f"extract {count} layers",
@@ -455,10 +459,10 @@ def layers(count: int, inputs: str, times: float) -> tuple[Row, ...]:
             inputs=(inputs, f"{inputs}_tuned"),
             plan="adapter.yaml",
             disk_bytes=disk,
-            once=once,
+            once=("ours", "mergekit") if is_long else (),
         ),
     )
-    if once:
+    if is_long:
         return found
     return (
         *found,
@@ -469,7 +473,7 @@ def layers(count: int, inputs: str, times: float) -> tuple[Row, ...]:
             (Target("residual", "ours", per="mergekit", at_most=1.001),),
             inputs=(inputs, f"{inputs}_tuned"),
             plan="adapter.yaml",
-            once=True,
+            once=("ours", "mergekit"),
         ),
     )
 
@@ -514,7 +518,7 @@ LOW_RANK = Suite(
             "--spectrum flat",
             WHOLE,
             *quicker(10, "torch svd", "numpy svd"),
-            once=True,
+            once=tuple(WHOLE),
         ),
         *layers(2, "two_layers", 5),
         Row(
@@ -525,7 +529,7 @@ LOW_RANK = Suite(
             inputs=("bf16", "bf16_tuned"),
             plan="adapter.yaml",
             disk_bytes=5e9,
-            once=True,
+            once=("ours",),
         ),
         *layers(16, "sixteen_layers", 8),
     ),
@@ -663,7 +667,7 @@ def merges(
         inputs=inputs,
         plan=f"merge_{method}.yml",
         disk_bytes=14e9,
-        once=once,
+        once=("mergekit",) if once else (),
     )
 
 

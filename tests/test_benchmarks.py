@@ -101,7 +101,7 @@ def test_merges_are_measured_without_mergekit_and_a_hundred_by_one_start(harness
     }
     suite = harness.suites.MERGES
     slerp, many = (
-        harness.run.measured(suite, replace(row, once=True), "tiny", work, programs, 1)
+        harness.run.measured(suite, replace(row, once=tuple(row.sides)), "tiny", work, programs, 1)
         for row in suite.rows
         if row.name in ("slerp", "hundred merges")
     )
