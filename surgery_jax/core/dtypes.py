@@ -105,6 +105,7 @@ def parse_dtype(word: str) -> DType:
     return found
 
 
+@cache
 def by_numpy(dtype: numpy.dtype) -> DType | None:
     """The dtype of a NumPy dtype, None if the table has none."""
     return next((entry for entry in DTYPES if entry.array and entry.numpy == dtype), None)

@@ -182,6 +182,9 @@ class Kernel(Protocol):
     def same(self, a: Array, b: Array) -> Array:
         """Where elements are equal: NaN never is, -0 equals 0, subnormal numbers count."""
 
+    def masked(self, x: Array, mask: Array) -> Array:
+        """x where a mask of its shape is true, 0 elsewhere."""
+
     # -- parts --------------------------------------------------------------------------------------------------
 
     def replace(self, base: Array, index: tuple[Any, ...], value: Array) -> Array:
@@ -209,10 +212,16 @@ class Kernel(Protocol):
     def how_many(self, mask: Array) -> Array:
         """How many elements of a mask are true: a float64."""
 
-    def outranks(self, keys: Array, ranks: Array) -> Array:
+    def outranks(
+        self, keys: Array, words: tuple[Array, Array], ranks: Callable[[Array, Array], Array], spread: tuple[Any, Any]
+    ) -> Array:
         """Where a key is larger than the one of its row that has a rank, from 0, which is rounded down: everywhere if
-        it is below 0, nowhere if it is that of the last key or more. keys: integers [rows, n]; ranks: float64, the same
-        shape -> bool."""
+        it is below 0, nowhere if it is that of the last key or more.
+
+        keys: integers [rows, n], which are used up; words: two of 32 random bits for each, of which `ranks` makes its
+        rank, float64 -> bool. Ranks from 0 to the last one are those of words that are a number within `spread`, of
+        which the first one gives the leading bits.
+        """
 
     # -- matrices -----------------------------------------------------------------------------------------------
 

@@ -45,22 +45,26 @@ class Prune(TensorOp):
         return 8 * 8 * source.size
 
     def apply(self, k: Kernel, source: Array, position: Array) -> Array:
-        from ..numerics.threefry import uniform
+        from ..numerics.threefry import fraction, words
 
         shape = source.shape if source.ndim > 1 else (1, -1)
-        keys = self._keys(k, source.reshape(shape[0], -1))
-        last = keys.shape[1] - 1
+        rows = source.reshape(shape[0], -1)
+        last = k.xp.asarray(float(max(rows.shape[1] - 1, 1)), "float64")
         density, epsilon = (k.xp.asarray(x, "float64") for x in (self.density, self.epsilon))
-        above = uniform(k, (self.first, self.second), position).reshape(keys.shape)
-        above -= density - epsilon  # in place where arrays can be changed, as below
-        # kept if the number drawn is below density - epsilon + 2 epsilon rank / last: if the rank is above this one
-        above = k.mul(above, k.xp.asarray(float(max(last, 1)), "float64"))
-        above /= k.at_least(epsilon + epsilon, 1e-300)
-        return k.outranks(keys, above).reshape(source.shape)
+        first, second = (x.reshape(rows.shape) for x in words(k, (self.first, self.second), position))
+
+        def ranks(first: Array, second: Array) -> Array:
+            """Those above which elements are kept, of the words that are drawn: if these are as a number below
+            density - epsilon + 2 epsilon rank / last."""
+            above = k.mul(fraction(first, second) - (density - epsilon), last)
+            return above / k.at_least(epsilon + epsilon, 1e-300)
+
+        spread = (density - epsilon, density + epsilon)
+        return k.outranks(self._keys(k, rows), (first, second), ranks, spread).reshape(source.shape)
 
     def _keys(self, k: Kernel, rows: Array) -> Array:
         """Numbers in the order of magnitudes, no two of a row equal: int64 [rows, n]."""
-        keys = k.bits(k.xp.abs(rows.astype("float32"))).astype("int64")
-        keys <<= INDEX
+        keys = (k.bits(rows.astype("float32")) & k.xp.uint32(2**31 - 1)).astype("int64")
+        keys <<= INDEX  # in place where arrays can be changed
         keys += k.xp.arange(rows.shape[1], dtype="int64")
         return keys

@@ -80,7 +80,7 @@ class Select(TensorOp):
         return (source,)
 
     def apply(self, k: Kernel, source: Array, mask: Array) -> Array:
-        return k.xp.where(mask, source, k.xp.zeros((), source.dtype))
+        return k.masked(source, mask)
 
     def smallest(self, source: Bound, mask: Bound) -> Bound:
         return source

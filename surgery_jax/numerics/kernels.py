@@ -115,6 +115,8 @@ class _Kernel:
         """Absolute values in float64."""
         if _dtype(x).kind == "b":
             return x.astype(np.float64)
+        if x.dtype == np.float32:
+            return self.xp.abs(x).astype(np.float64)
         return self.xp.abs(x.astype(np.complex128 if _dtype(x).kind == "c" else np.float64))
 
     def distance(self, a: Any, b: Any) -> Any:
@@ -154,6 +156,9 @@ class _Kernel:
         wide = self.convert(x, BY_NAME["float32"])
         return wide != wide
 
+    def masked(self, x: Any, mask: Any) -> Any:
+        return self.xp.where(mask, x, self.xp.zeros((), x.dtype))
+
     def bits(self, x: Any) -> Any:
         raise NotImplementedError
 
@@ -186,6 +191,14 @@ class HostKernel(_Kernel):
     def bits(self, x: Any) -> Any:
         return np.asarray(x).view(f"u{x.dtype.itemsize}")
 
+    def masked(self, x: Any, mask: Any) -> Any:
+        """By the bits: `where` goes from element to element, and cannot foresee a mask that is drawn at random."""
+        if x.dtype.kind != "f":
+            return super().masked(x, mask)
+        raw = np.negative(mask.astype(f"u{x.dtype.itemsize}"))  # all bits or none
+        raw &= self.bits(x)
+        return raw.view(x.dtype)
+
     def row(self, x: Any, number: Any) -> Any:
         """x[:, number]."""
         return x[:, number]
@@ -210,13 +223,20 @@ class HostKernel(_Kernel):
         """How many elements are true."""
         return np.float64(np.count_nonzero(mask))
 
-    def outranks(self, keys: Any, ranks: Any) -> Any:
-        """Where a key is larger than the one of a rank in its row, which is looked up where that is to be known."""
-        is_above = ranks < 0.0
-        at = np.flatnonzero(~is_above & (ranks < keys.shape[1] - 1))
-        ordered, length = np.sort(keys, axis=1).reshape(-1), max(keys.shape[1], 1)
-        places = at // length * length + ranks.reshape(-1)[at].astype(np.int64)
-        is_above.reshape(-1)[at] = keys.reshape(-1)[at] > ordered[places]
+    def outranks(self, keys: Any, words: Any, ranks: Any, spread: Any) -> Any:
+        """Where a key is larger than the one of a rank in its row, which is looked up where the leading word does not
+        tell: sums and products that are rounded are less than 2 units of its last bit off."""
+        first, second = words
+        lowest, highest = (int(x * 2.0**32) for x in spread)
+        is_above = first < np.uint32(max(lowest - 2, 0))
+        at = np.flatnonzero(~is_above & (first <= np.uint32(min(highest + 2, 2**32 - 1))))
+        rank, length = ranks(first.reshape(-1)[at], second.reshape(-1)[at]), max(keys.shape[1], 1)
+        is_above.reshape(-1)[at[rank < 0]] = True
+        is_inside = (rank >= 0) & (rank < length - 1)
+        at, rank = at[is_inside], rank[is_inside]
+        own = keys.reshape(-1)[at]
+        keys.sort(axis=1)  # they are not wanted any more
+        is_above.reshape(-1)[at] = own > keys.reshape(-1)[at // length * length + rank.astype(np.int64)]
         return is_above
 
     def over(self, x: Any, divisor: Any) -> Any:
@@ -355,14 +375,14 @@ class DeviceKernel(_Kernel):
         """How many elements are true."""
         return self.xp.sum(mask, dtype=np.int64).astype(np.float64)
 
-    def outranks(self, keys: Any, ranks: Any) -> Any:
+    def outranks(self, keys: Any, words: Any, ranks: Any, spread: Any) -> Any:
         """Where a key is larger than the one of a rank in its row."""
         rows, length = keys.shape
-        last = length - 1
-        place = self.xp.minimum(self.xp.maximum(ranks, 0.0), float(max(last, 0))).astype(np.int64)
+        last, rank = length - 1, ranks(*words)
+        place = self.xp.minimum(self.xp.maximum(rank, 0.0), float(max(last, 0))).astype(np.int64)
         place = place + self.xp.arange(rows, dtype=np.int64).reshape(-1, 1) * length
         least = self.xp.take(self.xp.sort(keys, axis=1), place, mode="clip")
-        return (ranks < 0.0) | ((ranks < last) & (keys > least))
+        return (rank < 0.0) | ((rank < last) & (keys > least))
 
     def over(self, x: Any, divisor: Any) -> Any:
         return x / divisor

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import math
+from functools import cache
 from typing import Any
 
-__all__ = ["key_of", "normal", "uniform", "words"]
+import numpy as np
+
+__all__ = ["fraction", "key_of", "normal", "uniform", "words"]
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
+_PIECE = 1 << 15  # positions whose words are drawn at once on the host: they stay in the caches of a core
 
 # ln(m) for m in [sqrt(1/2), sqrt(2)) is 2 atanh(s) with s = (m - 1) / (m + 1), |s| < 0.172: odd powers up to s**21
 # leave an error below 1e-17. cos(2 pi t) for |t| <= 1/8 and sin likewise: Taylor's polynomials up to powers 16 and 17.
@@ -34,6 +38,12 @@ def key_of(seed: int, name: str) -> tuple[int, int]:
 
 def words(k: Any, key: tuple[Any, Any], position: Any) -> tuple[Any, Any]:
     """Two words of 32 random bits for every position, uint64 of any shape; the key is two numbers below 2**32."""
+    if isinstance(position, np.ndarray) and position.size >= _PIECE:
+        return _compiled_words(key, position)
+    return _words(k, key, position)
+
+
+def _words(k: Any, key: tuple[Any, Any], position: Any) -> tuple[Any, Any]:
     first, second = (k.xp.asarray(word, "float64").astype("uint32") for word in key)
     keys = (first, second, first ^ second ^ k.xp.uint32(_PARITY))
     a = (position >> 32).astype("uint32") + keys[0]
@@ -50,11 +60,48 @@ def words(k: Any, key: tuple[Any, Any], position: Any) -> tuple[Any, Any]:
     return a, b
 
 
+def _compiled_words(key: tuple[Any, Any], position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Those of many positions, a piece after the other, by a compiled function: these are whole numbers, which it gets
+    right to the last bit, without writing what every round comes to."""
+    import jax
+
+    flat, start = position.reshape(-1), 0
+    found = np.empty(flat.size, np.uint32), np.empty(flat.size, np.uint32)
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        given = np.array(key, np.float64)
+        while start < flat.size:
+            first = min(start, flat.size - _PIECE)  # of the last piece some are found once more
+            piece = _function()(given, flat[first : first + _PIECE])
+            for target, part in zip(found, piece, strict=True):
+                target[first : first + _PIECE] = part
+            start = first + _PIECE
+    return found[0].reshape(position.shape), found[1].reshape(position.shape)
+
+
+@cache
+def _function() -> Any:
+    """`_words` of a key and `_PIECE` positions."""
+    import jax
+    import jax.numpy as jnp
+
+    from .kernels import DeviceKernel
+
+    def function(key: Any, position: Any) -> tuple[Any, Any]:
+        kernel = DeviceKernel((jnp.zeros((), np.int32), jnp.zeros((), np.int64)))
+        return _words(kernel, (key[0], key[1]), position)
+
+    return jax.jit(function, compiler_options={"xla_cpu_prefer_vector_width": 512, "xla_cpu_multi_thread_eigen": False})
+
+
 def uniform(k: Any, key: tuple[Any, Any], position: Any) -> Any:
     """Numbers in [0, 1), multiples of 2**-53, float64."""
-    a, b = words(k, key, position)
+    return fraction(*words(k, key, position))
+
+
+def fraction(a: Any, b: Any) -> Any:
+    """The number in [0, 1) that two words are: a multiple of 2**-53, float64. `b` is used up if it can be changed."""
     # exact: products with powers of two, and a sum below 1 of multiples of 2**-53; in place where arrays can be changed
-    b >>= k.xp.uint32(11)
+    b >>= np.uint32(11)
     high, low = a.astype("float64"), b.astype("float64")
     high *= 2.0**-32
     low *= 2.0**-53

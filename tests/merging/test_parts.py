@@ -334,6 +334,7 @@ REFERENCES: dict[str, tuple[list[Any], Callable[..., Any], str]] = {
                 drawn("float32", (4, 3, 5)),
                 drawn("float32", (4, 1)),
                 tied(),
+                np.round(drawn("float32", (130, 257)), 1),  # more than are drawn at once
             )
         ],
         pruned,
