@@ -134,11 +134,13 @@ class Reduction(TensorOp):
         count = k.xp.asarray(count).astype("int64")
         blocks = arrays[0].shape[0] // BLOCK
         cubes = [x.reshape(blocks, LANES, LANES) for x in arrays]
-        first = k.xp.arange(blocks, dtype="int64").reshape(-1, 1) * BLOCK + k.xp.arange(LANES, dtype="int64")
+        left = count - k.xp.arange(blocks, dtype="int64").reshape(-1, 1) * BLOCK
+        left = k.xp.minimum(k.xp.maximum(left, 0), BLOCK).astype("int32")  # how many elements of each block are there
+        lane = k.xp.arange(LANES, dtype="int32")
 
         def row(number: Any, held: tuple[Any, ...]) -> tuple[Any, ...]:
             found = self.terms(k, stage, before, *(k.row(cube, number) for cube in cubes))
-            is_there = first + number * LANES < count
+            is_there = lane + k.xp.asarray(number * LANES, "int32") < left
             kept = (k.xp.where(is_there, x, NEUTRAL[word]) for x, word in zip(found, how, strict=True))
             return tuple(_join(k, word, a, b) for word, a, b in zip(how, held, kept, strict=True))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
+from operator import mul
 
 from ..core.specs import Spec
 from ..kit.kernel import Array, Bound, Kernel
@@ -66,7 +67,10 @@ class Gram(Reduction):
 
     def terms(self, k: Kernel, stage: int, before: Before, *arrays: Array) -> tuple[Array, ...]:
         found = vectors([k.widen(x) for x in arrays], self.is_based)
-        return tuple(k.mul(a, b) for a, b in combinations_with_replacement(found, 2))
+        # of numbers of float32 they are exact in float64, so that nothing changes if one is joined with a sum
+        is_exact = not self.is_based and all(k.dtype(x).bits <= 32 for x in arrays)
+        times: Callable[[Array, Array], Array] = mul if is_exact else k.mul
+        return tuple(times(a, b) for a, b in combinations_with_replacement(found, 2))
 
 
 @dataclass(frozen=True)
