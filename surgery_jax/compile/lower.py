@@ -273,7 +273,9 @@ class GroupFunction:
         if platform == "gpu":
             options["xla_gpu_deterministic_ops"] = True
         if platform == "cpu" and any(eqn.op.kind == "reduce" for eqn in self.eqns):
-            options["xla_cpu_prefer_vector_width"] = 512  # bits: sums in float64 take a quarter less where there are such
+            options["xla_cpu_prefer_vector_width"] = (
+                512  # bits: sums in float64 take a quarter less where there are such
+            )
         if platform == "cpu" and not self.exact and stack_size(self.blueprint) > 1:
             # it may be computed in a stack or by itself: the threads of a product must not divide it
             options["xla_cpu_multi_thread_eigen"] = False

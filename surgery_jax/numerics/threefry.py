@@ -38,9 +38,20 @@ def key_of(seed: int, name: str) -> tuple[int, int]:
 
 def words(k: Any, key: tuple[Any, Any], position: Any) -> tuple[Any, Any]:
     """Two words of 32 random bits for every position, uint64 of any shape; the key is two numbers below 2**32."""
-    if isinstance(position, np.ndarray) and position.size >= _PIECE:
-        return _compiled_words(key, position)
+    if isinstance(position, np.ndarray) and position.size >= _PIECE and (processor := _processor()) is not None:
+        return _compiled_words(key, position, processor)
     return _words(k, key, position)
+
+
+@cache
+def _processor() -> Any:
+    """The processor as a device, None where JAX is told to do without it."""
+    import jax
+
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
 
 
 def _words(k: Any, key: tuple[Any, Any], position: Any) -> tuple[Any, Any]:
@@ -60,14 +71,14 @@ def _words(k: Any, key: tuple[Any, Any], position: Any) -> tuple[Any, Any]:
     return a, b
 
 
-def _compiled_words(key: tuple[Any, Any], position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _compiled_words(key: tuple[Any, Any], position: np.ndarray, processor: Any) -> tuple[np.ndarray, np.ndarray]:
     """Those of many positions, a piece after the other, by a compiled function: these are whole numbers, which it gets
     right to the last bit, without writing what every round comes to."""
     import jax
 
     flat, start = position.reshape(-1), 0
     found = np.empty(flat.size, np.uint32), np.empty(flat.size, np.uint32)
-    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+    with jax.enable_x64(True), jax.default_device(processor):
         given = np.array(key, np.float64)
         while start < flat.size:
             first = min(start, flat.size - _PIECE)  # of the last piece some are found once more
