@@ -11,7 +11,8 @@ from ..kit.kernel import Array, Bound, Kernel
 from ..kit.operations import TensorOp
 from ..kit.places import Places
 from ..kit.rules import check_floats
-from .ranks import Ranks, bits_of, each_of, is_within, magnitude_bits
+from .ranks import Ranks
+from .sought import bits_of, each_of, is_within, magnitude_bits
 
 __all__ = ["Keep", "Largest", "LargestOfAll", "Middle", "Quartiles", "magnitudes"]
 

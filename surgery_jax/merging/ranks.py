@@ -22,8 +22,9 @@ from typing import Any, ClassVar
 from ..kit.kernel import Array, Kernel
 from ..kit.places import Places
 from ..kit.reduction import Before, Gathered, Reduction
+from .sought import ANY, EACH, NONE, NOTHING, SOUGHT, bits_of, each_of, is_placed, magnitude_bits
 
-__all__ = ["Ranks", "bits_of", "each_of", "is_within", "magnitude_bits"]
+__all__ = ["Ranks"]
 
 DIGIT = 16
 BINS = 1 << DIGIT  # also of positions that are counted together
@@ -33,7 +34,6 @@ SAMPLE = (
 )
 MOST = 1 << 18  # elements of a sample: a rank in it is off by about a thousandth of its length
 NEAR = 1 << 17  # magnitudes of float32 that are counted each by itself around the one that the sample gives
-EACH = 5  # numbers about every element sought
 
 # stages before the digits
 SAMPLED = 0
@@ -43,21 +43,6 @@ GUESSES = 4
 
 # bits of the code of an element that is compared with candidates: of each of up to three there are two more
 THERE, ZERO, ABOVE, EQUAL = 1, 2, 4, 8
-
-NOTHING = float(2**31 - 1)  # the upper bits of no number: none is larger
-
-# in place of the last position
-ANY = float(1 << 52)  # a position beyond all others: there is nothing to tell apart
-NONE = -1.0  # there is no element of this rank
-SOUGHT = -2.0  # the magnitude is not known yet: instead of it, there is a candidate, and its neighbours in the sample
-
-
-def magnitude_bits(k: Kernel, x: Array) -> Array:
-    """The bits of flat floats without their sign, uint32 or uint64."""
-    import numpy as np
-
-    raw = k.bits(x)
-    return raw & np.array(2 ** (8 * x.dtype.itemsize - 1) - 1, raw.dtype)[()]
 
 
 @dataclass(frozen=True)
@@ -147,7 +132,7 @@ class Ranks(Reduction):
         if before is None:
             return False
         if stage >= self._blocks:
-            return all(bool(_is_placed(one, 1 if stage > self._blocks else BINS)) for one in each_of(before))
+            return all(bool(is_placed(one, 1 if stage > self._blocks else BINS)) for one in each_of(before))
         # a candidate may not be worth a test
         return all(float(one[3]) != SOUGHT or (self._is_test(stage) and not float(one[4])) for one in each_of(before))
 
@@ -155,7 +140,7 @@ class Ranks(Reduction):
         if before is None or stage <= self._blocks:
             return True
         return any(
-            not _is_placed(one, 1) and float(one[3]) < start + count and start < float(one[3]) + float(one[4])
+            not is_placed(one, 1) and float(one[3]) < start + count and start < float(one[3]) + float(one[4])
             for one in each_of(before)
         )
 
@@ -276,7 +261,7 @@ class Ranks(Reduction):
         """What is known after a stage: of an element about which it was to find nothing, what was."""
         found = [size]
         for one, new in zip(each_of(before), after, strict=True):
-            is_kept = _is_placed(one, 1) if stage > self._blocks else one[3] != SOUGHT
+            is_kept = is_placed(one, 1) if stage > self._blocks else one[3] != SOUGHT
             found += [k.xp.where(is_kept, a, b) for a, b in zip(one, new, strict=True)]
         return tuple(found)
 
@@ -312,7 +297,7 @@ class Ranks(Reduction):
         for n, (one, wanted) in enumerate(zip(each_of(before), self.wanted(k, size, nonzero), strict=True)):
             rank, above, equal = min(float(wanted), size), counts[:, 2 * n].sum(), counts[:, 2 * n + 1]
             left = rank - above
-            if _is_placed(one, BINS) if stage == self._blocks else one[3] != SOUGHT:
+            if is_placed(one, BINS) if stage == self._blocks else one[3] != SOUGHT:
                 found += one
             elif rank < 1:
                 found += [NOTHING, 0.0, 1.0, NONE, 1.0]
@@ -362,20 +347,10 @@ class Ranks(Reduction):
         return [high, low, left, k.xp.where(is_alike, ANY, 0.0), k.xp.where(is_alike, 1.0, span)]
 
 
-def each_of(before: Sequence[Array]) -> list[Sequence[Array]]:
-    """What is known of every element sought."""
-    return [before[at : at + EACH] for at in range(1, len(before), EACH)]
-
-
 def _byte(bits: int) -> Any:
     import numpy as np
 
     return np.uint8(bits)
-
-
-def _is_placed(one: Sequence[Array], near: int) -> Any:
-    """Whether nothing but so many positions or fewer is left to tell about an element."""
-    return (one[3] == ANY) | (one[3] == NONE) | (one[4] <= near)
 
 
 def _beginning(k: Kernel, one: Sequence[Array]) -> Array:
@@ -397,17 +372,3 @@ def _found(k: Kernel, counts: Array, rank: Array) -> tuple[Array, Array, Array]:
     at = k.xp.minimum(digit, counts.shape[0] - 1)
     above = sums[at] - counts[at]
     return at.astype("float64"), rank - above, counts[at]
-
-
-def bits_of(k: Kernel, one: Sequence[Array], wide: bool) -> Array:
-    """The magnitude of an element sought, as `magnitude_bits` has it."""
-    high, low = (k.xp.asarray(part, "float64") for part in one[:2])
-    if not wide:
-        return high.astype("uint32")
-    return (high.astype("uint64") << 32) | low.astype("uint64")
-
-
-def is_within(k: Kernel, raw: Array, places: Places, one: Sequence[Array], wide: bool) -> Array:
-    """Where elements have a rank or are above it."""
-    sought = bits_of(k, one, wide)
-    return (raw > sought) | ((raw == sought) & places.up_to(one[3]))
