@@ -241,7 +241,17 @@ def read_receipt(path: str) -> Receipt:
     problem = _first_fault(table, _TABLE, "") or next(filter(None, map(_strange, table["files"])), "")
     if problem:
         raise StorageError("not a table of tensors", where=str(beside), found=problem)
-    return Receipt(place, raw, found, table)
+    receipt = Receipt(place, raw, found, table)
+    root = root_of_files({name: facts["sha256"] for name, facts in table["files"].items()})
+    if receipt.root != root:
+        raise StorageError(
+            "the digest of its subject is not that of the files in its table",
+            where=str(place),
+            expected=f"SHA-256 {root}",
+            found=receipt.root,
+            hint="somebody has changed the receipt: fetch both files again, from one place",
+        )
+    return receipt
 
 
 def _table_beside(receipt: Path, products: Sequence[Mapping[str, Any]]) -> tuple[Path, str]:

@@ -478,6 +478,17 @@ def test_a_file_that_a_plan_executes_is_replayed_as_it_was_and_locked(place: Pat
     assert replay("out").holds
 
 
+def test_a_receipt_whose_subject_is_not_its_files_is_refused(place: Path) -> None:
+    make()
+    receipt = Path("out/surgery.receipt.json")
+    told = json.loads(receipt.read_text())
+    told["subject"][0]["digest"]["sha256"] = hashlib.sha256(b"another").hexdigest()
+    receipt.write_text(json.dumps(told))
+    for read in (verify, replay, lineage):
+        with pytest.raises(StorageError, match="not that of the files in its table"):
+            read("out")
+
+
 def test_a_receipt_leads_nowhere_else(place: Path) -> None:
     make("deep/out")
     before = sorted(place.rglob("*"))
