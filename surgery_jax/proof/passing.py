@@ -25,6 +25,7 @@ from ..storage.places.found import place_of
 from ..storage.proofs import is_of_git
 from ..storage.stored import blocks_of
 from .leaves import Leaves
+from .rereading import blocks, read_back
 from .rolling import (
     THREADS,
     FileDigest,
@@ -32,10 +33,8 @@ from .rolling import (
     Held,
     Patience,
     Rolling,
-    blocks,
     digest_of,
     gaps,
-    read_back,
     thinned,
 )
 from .tree import LEAF, Hash, hash_of, root_of, tensor_digest

@@ -11,8 +11,9 @@ from functools import partial
 from typing import NamedTuple
 
 from ..storage.files import File
-from ..storage.places.base import Reader, Writer, fill
+from ..storage.places.base import Reader
 from ..storage.places.found import is_local, locate, place_of
+from .rereading import read_back, show
 
 __all__ = [
     "MOST_MARKS",
@@ -23,14 +24,11 @@ __all__ = [
     "Marking",
     "Patience",
     "Rolling",
-    "blocks",
     "digest_of",
     "gaps",
-    "read_back",
     "thinned",
 ]
 
-BLOCK = 1 << 20  # bytes that are read at once
 MOST_MARKS = 4096  # of a file: where many small tensors lie, a mark stands for several
 THREADS = 2  # that read whole files
 PATIENCE_S = 0.5  # that a range waits for others that must come before it, while nothing goes on
@@ -63,13 +61,6 @@ def gaps(taken: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int
         at = max(at, offset + nbytes)
     if at < size:
         yield at, size - at
-
-
-def blocks(offset: int, nbytes: int, most: int) -> Iterator[tuple[int, int]]:
-    """A range (offset, bytes) of a file as ranges of at most so many bytes."""
-    while nbytes > 0:
-        yield offset, min(nbytes, most)
-        offset, nbytes = offset + most, nbytes - most
 
 
 def thinned(offsets: list[int]) -> tuple[int, ...]:
@@ -159,23 +150,6 @@ class Patience:
     def lose(self, seconds: float) -> None:
         """So long was waited in vain."""
         self._lost += seconds
-
-
-def read_back(place: str, offset: int, nbytes: int, see: Callable[[memoryview], object]) -> None:
-    """Show bytes of a file that is being written, block by block.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with closing(place_of(place).target(place)) as writer:
-        _read(writer, offset, nbytes, see)
-
-
-def _read(file: Reader | Writer, offset: int, nbytes: int, see: Callable[[memoryview], object]) -> None:
-    buffer = memoryview(bytearray(min(nbytes, BLOCK)))
-    for at, count in blocks(offset, nbytes, BLOCK):
-        fill(file, at, buffer[:count])
-        see(buffer[:count])
 
 
 class _Early(NamedTuple):
@@ -307,7 +281,7 @@ class Rolling:
             self._so_far.update(memoryview(data).cast("B"))
         elif source is not None and origin is not None:
             with closing(source):
-                _read(source, origin[1], nbytes, self._so_far.update)
+                show(source, origin[0], origin[1], nbytes, self._so_far.update)
         elif place_of(self.place).holds_parts:
             return False
         else:

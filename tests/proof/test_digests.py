@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -22,7 +23,9 @@ from running import write_checkpoint
 from surgery_jax import Options, plan_of, run
 from surgery_jax.core.dtypes import BY_NAME
 from surgery_jax.core.specs import Spec
+from surgery_jax.io.pagecache import is_cached
 from surgery_jax.proof.leaves import Leaves
+from surgery_jax.proof.rereading import read_back
 from surgery_jax.proof.rolling import Held, Patience, Rolling
 from surgery_jax.proof.tree import LEAF, tensor_digest
 from surgery_jax.storage.formats import open_checkpoint
@@ -254,6 +257,20 @@ def test_what_comes_while_others_have_waited_in_vain_waits_for_its_turn(tmp_path
         for task in tasks:
             task.result(timeout=60)
     assert rolling.finish(len(whole)).sha256 == hashlib.sha256(whole).hexdigest()
+
+
+@pytest.mark.parametrize(("offset", "nbytes"), [(0, 9_000_001), (4097, 8_000_000), (8_999_000, 1001)])
+def test_what_was_written_past_the_page_cache_is_read_back_past_it(tmp_path: Path, offset: int, nbytes: int) -> None:
+    place = tmp_path / "file"
+    place.write_bytes(whole := GENERATOR.bytes(9_000_001))
+    seen: list[bytes] = []
+    with place.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        was_cached = is_cached(file.fileno(), 0, len(whole))
+        read_back(str(place), offset, nbytes, lambda block: seen.append(bytes(block)))
+        assert b"".join(seen) == whole[offset : offset + nbytes]
+        assert was_cached or not is_cached(file.fileno(), 0, len(whole))
 
 
 def test_nobody_waits_for_what_cannot_be_read(tmp_path: Path) -> None:
