@@ -1,4 +1,4 @@
-"""What is known of an element that has a rank: five numbers, which the passes over a tensor find one after the other."""
+"""What is known of an element that has a rank: five numbers, found by passes over a tensor one after the other."""
 
 from __future__ import annotations
 
