@@ -61,8 +61,11 @@ def test_the_committed_counts_are_those_of_a_long_campaign_that_found_nothing_wr
     tried: Counter[str] = sum((Counter(part["tried"]) for part in parts.values()), Counter())
     assert sum(tried[f"kill_{when}"] for when in ("before", "after", "again")) >= 500
     assert tried["signal"] >= 500
-    assert not [part["wrong"] for part in resumed if part["wrong"]]
-    assert sum(part["tried"]["kill"] for part in resumed) >= 500
+    assert all(part["complete"] and not part["wrong"] for part in resumed)
+    for kind in ("kill", "cut", "fail", "signal"):
+        assert sum(part["tried"].get(kind, 0) for part in resumed) >= 500
     assert len(parts) >= 7 and all(part["tried"]["fail"] > 100 for part in parts.values())
     assert pods["total"] >= 50 and inputs["total"] >= 20_000
+    proofs = [count for kind, count in inputs["tried"].items() if kind.split()[0] in ("receipt", "signed", "stage")]
+    assert sum(proofs) >= 10_000
     assert max(part["peak_bytes"] for part in (*parts.values(), inputs)) < MEMORY
