@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from ..kit.numbering import Numbering
 from ..kit.operations import TensorOp
-from ..kit.places import Places
 from ..kit.reduction import BLOCK, Reduction
 from ..numerics.kernels import HostKernel
 from .blueprint import Blueprint, passes_of
 from .lower import GroupFunction
 from .program import Group
 
-__all__ = ["PassFunction", "ReducedFunction", "Rows", "Totals"]
+__all__ = ["PassFunction", "ReducedFunction", "TileRows", "Totals"]
 
 AT_ONCE = 16 * BLOCK  # elements that NumPy goes over at once: what they come to stays in the caches of a core
 
@@ -62,7 +62,7 @@ class Totals:
             return np.asarray(self._join(rows), np.float64)
 
 
-class Rows:
+class TileRows:
     """Partial results of the tiles of a tensor, one below the other; of so many rows one is kept."""
 
     def __init__(self, width: int, every: int) -> None:
@@ -102,23 +102,23 @@ class ReducedFunction:
         stage = number - self.first[value]
         return stage if 0 <= stage < self.reductions[value].stages else None
 
-    def totals(self, number: int, before: Statistics, size: int) -> dict[int, Totals | Rows]:
+    def totals(self, number: int, before: Statistics, size: int) -> dict[int, Totals | TileRows]:
         """What brings the tiles of a pass together, for each of its statistics that are not settled; `size`: rows of
         the component."""
         kernel = HostKernel()
-        found: dict[int, Totals | Rows] = {}
+        found: dict[int, Totals | TileRows] = {}
         for value, op in self.reductions.items():
             stage = self.stage(value, number)
             if stage is None or op.is_settled(stage, before.get(value)):
                 continue
             width, how = len(op.how(stage)), op.gathered(stage)
             if how == "rows":
-                found[value] = Rows(width, op.thinned(stage, size * self.blueprint.width))
+                found[value] = TileRows(width, op.thinned(stage, size * self.blueprint.width))
             else:
                 found[value] = Totals(partial(op.together, kernel, stage), width, are_counts=how == "sum")
         return found
 
-    def is_needless(self, number: int, totals: Mapping[int, Totals | Rows]) -> bool:
+    def is_needless(self, number: int, totals: Mapping[int, Totals | TileRows]) -> bool:
         """Whether nothing leaves or is checked in a pass, and its statistics are settled."""
         once = self.passes[number]
         return not totals and not once.checked and len(once.leaving) == len(once.active)
@@ -129,7 +129,7 @@ class ReducedFunction:
         return bool(once.checked) or len(once.leaving) > len(once.active) or bool(once.reaching(before, start, count))
 
     def finished(
-        self, number: int, totals: Mapping[int, Totals | Rows], before: Statistics, numbers: Sequence[float]
+        self, number: int, totals: Mapping[int, Totals | TileRows], before: Statistics, numbers: Sequence[float]
     ) -> dict[int, Sequence[Any]]:
         """What is known after a pass of a component with these numbers."""
         kernel = HostKernel()
@@ -318,7 +318,7 @@ class PassFunction(GroupFunction):
         recalled = dict(zip(self.recalled, inputs[len(self.specs) :], strict=True))
         values = inputs[: len(self.specs)]
         first = kernel.xp.asarray(start, "float64") * float(self.blueprint.width)
-        places = Places(kernel, first, values[0].shape if values else (self.blueprint.rows,))
+        places = Numbering(kernel, first, values[0].shape if values else (self.blueprint.rows,))
         for eqn in self.eqns:
             op = eqn.op.with_numbers(own)
             at = len(values)
@@ -354,7 +354,7 @@ class PassFunction(GroupFunction):
             step = op.stride(stage)
             if step > 1:
                 count = (kernel.xp.asarray(count).astype("int64") + (step - 1)) // step
-                arrays = arrays if self.stride > 1 else [x if isinstance(x, Places) else x[::step] for x in arrays]
+                arrays = arrays if self.stride > 1 else [x if isinstance(x, Numbering) else x[::step] for x in arrays]
             found = op.partial(kernel, stage, before, count, *arrays)
         return op.received(stage, found) if isinstance(kernel, HostKernel) else found
 

@@ -18,8 +18,8 @@ from typing import Any, ClassVar, Literal
 from ..core.dtypes import BY_NAME
 from ..core.specs import Spec
 from .kernel import Array, Bound, Kernel
+from .numbering import Numbering
 from .operations import TensorOp
-from .places import Places
 from .rules import check_floats
 
 __all__ = [
@@ -171,7 +171,7 @@ class Reduction(TensorOp):
         missing = -size % BLOCK
         padded: list[Any] = [k.xp.concatenate([x.reshape(-1), k.xp.zeros(missing, x.dtype)]) for x in arrays]
         if self.needs_places:
-            padded.append(Places(k, 0, (size + missing,)))
+            padded.append(Numbering(k, 0, (size + missing,)))
         before: tuple[Array, ...] | None = None
         for stage in range(self.stages):
             parts = self.partial(k, stage, before, size, *padded)

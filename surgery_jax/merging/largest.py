@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from ..core.specs import Spec
 from ..kit.fields import word
 from ..kit.kernel import Array, Bound, Kernel
+from ..kit.numbering import Numbering
 from ..kit.operations import TensorOp
-from ..kit.places import Places
 from ..kit.rules import check_floats
 from .ranks import Ranks
 from .sought import bits_of, each_of, is_within, magnitude_bits
@@ -96,9 +96,9 @@ class Keep(TensorOp):
         check_floats(source)
         return (source,)
 
-    def apply(self, k: Kernel, source: Array, by: Array, numbers: Array, places: Places | None = None) -> Array:
+    def apply(self, k: Kernel, source: Array, by: Array, numbers: Array, places: Numbering | None = None) -> Array:
         raw = magnitude_bits(k, by)
-        place = places or Places(k, 0, source.shape)
+        place = places or Numbering(k, 0, source.shape)
         found = [is_within(k, raw, place, one, self.wide) for one in each_of([numbers[n] for n in range(numbers.size)])]
         mask = found[1] & (found[0] == False) if self.is_middle else found[0]  # noqa: E712
         return k.xp.where(mask, source, k.xp.zeros((), source.dtype))

@@ -20,7 +20,7 @@ from functools import reduce
 from typing import Any, ClassVar
 
 from ..kit.kernel import Array, Kernel
-from ..kit.places import Places
+from ..kit.numbering import Numbering
 from ..kit.reduction import Before, Gathered, Reduction
 from .sought import ANY, EACH, NONE, NOTHING, SOUGHT, bits_of, each_of, is_placed, magnitude_bits
 
@@ -146,7 +146,7 @@ class Ranks(Reduction):
 
     def apply(self, k: Kernel, *arrays: Array) -> Array:
         raw = magnitude_bits(k, arrays[0].reshape(-1))
-        is_there, places = raw == raw, Places(k, 0, raw.shape)
+        is_there, places = raw == raw, Numbering(k, 0, raw.shape)
         before: tuple[Array, ...] | None = None
         for stage in range(self.guesses, self._blocks):  # digits only, which need nobody to look at a sample
             counts = self._counts(k, stage, before, raw.size, raw, is_there, places)
@@ -182,7 +182,7 @@ class Ranks(Reduction):
         return self.partial(k, stage, before, number, flat, places.flat())
 
     def _counts(
-        self, k: Kernel, stage: int, before: Before, count: Any, raw: Array, is_there: Array, places: Places
+        self, k: Kernel, stage: int, before: Before, count: Any, raw: Array, is_there: Array, places: Numbering
     ) -> Array:
         """How often the elements that may be those sought have each digit, each magnitude near one, or each position
         in a block; before the first, how many elements there are, and how many are 0."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..kit.kernel import Array, Kernel
-from ..kit.places import Places
+from ..kit.numbering import Numbering
 
 __all__ = ["ANY", "EACH", "NONE", "NOTHING", "SOUGHT", "bits_of", "each_of", "is_placed", "is_within", "magnitude_bits"]
 
@@ -46,7 +46,7 @@ def bits_of(k: Kernel, one: Sequence[Array], wide: bool) -> Array:
     return (high.astype("uint64") << 32) | low.astype("uint64")
 
 
-def is_within(k: Kernel, raw: Array, places: Places, one: Sequence[Array], wide: bool) -> Array:
+def is_within(k: Kernel, raw: Array, places: Numbering, one: Sequence[Array], wide: bool) -> Array:
     """Where elements have a rank or are above it."""
     sought = bits_of(k, one, wide)
     return (raw > sought) | ((raw == sought) & places.up_to(one[3]))

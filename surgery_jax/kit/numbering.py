@@ -7,19 +7,19 @@ from typing import Any
 
 from .kernel import Array, Kernel
 
-__all__ = ["Places"]
+__all__ = ["Numbering"]
 
 
-class Places:
+class Numbering:
     """The number of every element of an operand: from `first` on, in row-major order."""
 
     def __init__(self, k: Kernel, first: Any, shape: tuple[int, ...]) -> None:
         """`first`: a whole number below 2**53, traced or not."""
         self._k, self._first, self._shape = k, first, shape
 
-    def flat(self) -> Places:
+    def flat(self) -> Numbering:
         """The same, of the operand as one row."""
-        return Places(self._k, self._first, (math.prod(self._shape),))
+        return Numbering(self._k, self._first, (math.prod(self._shape),))
 
     def numbers(self) -> Array:
         """All of them: int64, of the shape of the operand."""
