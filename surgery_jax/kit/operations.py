@@ -57,8 +57,8 @@ class TensorOp:
     # the result, a mask, is worth being held, a bit an element, where the elements are gone over again
     is_remembered: ClassVar[bool] = False
     needs_positions: ClassVar[bool] = False  # the last operand is the number of every element, uint64
-    # the last argument of `apply`, beside the operands, tells where their elements are (`kit.numbering`); it is left out
-    # where the operands are whole tensors. Only together with statistics of the same tensor.
+    # the last argument of `apply`, beside the operands, tells where their elements are (`kit.numbering`); it is left
+    # out where the operands are whole tensors. Only together with statistics of the same tensor.
     needs_places: ClassVar[bool] = False
     varies: ClassVar[Varies | None] = None  # None: the same bits on every processor and backend
     outputs: ClassVar[int] = 1

@@ -31,8 +31,8 @@ from .rolling import (
     FileDigest,
     FileFacts,
     Held,
-    Patience,
     Rolling,
+    TimeToWait,
     digest_of,
     gaps,
     thinned,
@@ -76,7 +76,7 @@ class OutputDigests:
         self._is_completed = staging.layout.finish is not None
         self._is_sent = not staging.is_on_disk  # no process can read it before all of them have sent their parts
         turned = () if self._is_completed or num_processes > 1 else self.numbers
-        self._patience = Patience()
+        self._patience = TimeToWait()
         self._rolling = {place: self._new(place, self.marks(place)) for place in turned}
         self._known: dict[str, FileDigest] = {}  # of files that this or another process has read, by place
         self._copied: dict[tuple[str, int, int], bytes] = {}  # by file, offset and length: digests of leaves there

@@ -22,8 +22,8 @@ __all__ = [
     "FileFacts",
     "Held",
     "Marking",
-    "Patience",
     "Rolling",
+    "TimeToWait",
     "digest_of",
     "gaps",
     "thinned",
@@ -129,7 +129,7 @@ class Held:
             self._left += nbytes
 
 
-class Patience:
+class TimeToWait:
     """How long the ranges of one output may wait while nothing goes on. Where they come nearly in order nobody waits in
     vain; where they do not, or the disk stops for a moment, that is lost, and comes back little by little."""
 
@@ -167,7 +167,7 @@ class Rolling:
     not be, read again later: from where they were copied, which is in the page cache if anything is, or back from the
     file. `marks` are ascending offsets at which the digest so far is wanted."""
 
-    def __init__(self, place: str, held: Held, patience: Patience, marks: Sequence[int] = ()) -> None:
+    def __init__(self, place: str, held: Held, patience: TimeToWait, marks: Sequence[int] = ()) -> None:
         self.place = place
         self._held = held
         self._patience = patience

@@ -26,7 +26,7 @@ from surgery_jax.core.specs import Spec
 from surgery_jax.io.pagecache import is_cached
 from surgery_jax.proof.leaves import Leaves
 from surgery_jax.proof.rereading import read_back
-from surgery_jax.proof.rolling import Held, Patience, Rolling
+from surgery_jax.proof.rolling import Held, Rolling, TimeToWait
 from surgery_jax.proof.tree import LEAF, tensor_digest
 from surgery_jax.storage.formats import open_checkpoint
 from surgery_jax.storage.stored import blocks_of
@@ -170,7 +170,7 @@ def test_the_digest_of_a_file_does_not_depend_on_who_writes_its_ranges_when(
     copied = data.draw(st.sets(st.integers(0, len(sizes) - 1)))
     held = Held(data.draw(st.sampled_from([0, 60, 1000])))
     # who waits for what comes later is not what this is about
-    rolling = Rolling(str(place), held, Patience(0, 0), marks)
+    rolling = Rolling(str(place), held, TimeToWait(0, 0), marks)
 
     def tell(number: int) -> None:
         at, nbytes = offsets[number], sizes[number]
@@ -186,7 +186,7 @@ def test_the_digest_of_a_file_does_not_depend_on_who_writes_its_ranges_when(
 
 def test_ranges_that_come_nearly_in_order_wait_for_their_turn_and_are_not_read_again(tmp_path: Path) -> None:
     whole = GENERATOR.bytes(6000)
-    rolling = Rolling(str(tmp_path / "there is no such file"), Held(0), Patience())
+    rolling = Rolling(str(tmp_path / "there is no such file"), Held(0), TimeToWait())
     with ThreadPoolExecutor(3) as pool:
         for at in (1000, 2000, 0, 3000, 5000, 4000):
             pool.submit(rolling.add, at, 1000, whole[at : at + 1000])
@@ -197,7 +197,7 @@ def test_ranges_that_come_nearly_in_order_wait_for_their_turn_and_are_not_read_a
 def test_who_waits_for_what_does_not_come_gives_up(tmp_path: Path) -> None:
     place = tmp_path / "file"
     place.write_bytes(whole := GENERATOR.bytes(3000))
-    patience = Patience(0.05, 0)
+    patience = TimeToWait(0.05, 0)
     rolling = Rolling(str(place), Held(0), patience)
     rolling.add(1000, 1000, whole[1000:2000])
     assert patience.left() == 0
@@ -208,7 +208,7 @@ def test_who_waits_for_what_does_not_come_gives_up(tmp_path: Path) -> None:
 
 def test_after_some_time_ranges_wait_again(tmp_path: Path) -> None:
     whole, now = GENERATOR.bytes(2000), [0.0]
-    patience = Patience(10, 0.1, lambda: now[0])
+    patience = TimeToWait(10, 0.1, lambda: now[0])
     patience.lose(10)
     assert patience.left() == 0
     now[0] = 1000
@@ -227,14 +227,14 @@ def test_early_ranges_that_were_copied_are_read_again_where_they_came_from(tmp_p
     whole = GENERATOR.bytes(3000)
     source, place = tmp_path / "source", tmp_path / "file"
     source.write_bytes(b"..." + whole)
-    rolling = Rolling(str(place), Held(0), Patience(0, 0))
+    rolling = Rolling(str(place), Held(0), TimeToWait(0, 0))
     rolling.add(1000, 2000, whole[1000:], (str(source), 1003))
     rolling.add(0, 1000, whole[:1000])
     place.touch()
     assert rolling.finish(3000).sha256 == hashlib.sha256(whole).hexdigest()
     # if that is not there any more, the file itself is read
     place.write_bytes(whole)
-    rolling = Rolling(str(place), Held(0), Patience(0, 0))
+    rolling = Rolling(str(place), Held(0), TimeToWait(0, 0))
     rolling.add(1000, 2000, whole[1000:], (str(tmp_path / "gone"), 0))
     rolling.add(0, 1000, whole[:1000])
     assert rolling.finish(3000).sha256 == hashlib.sha256(whole).hexdigest()
@@ -245,7 +245,7 @@ def test_what_comes_while_others_have_waited_in_vain_waits_for_its_turn(tmp_path
     comes while the first is still at it."""
     whole = bytes(130 << 20)
     (tmp_path / "file").touch()
-    rolling = Rolling(str(tmp_path / "file"), Held(len(whole)), Patience(0.01, 0))
+    rolling = Rolling(str(tmp_path / "file"), Held(len(whole)), TimeToWait(0.01, 0))
     cuts = [0, 128 << 20, 129 << 20, len(whole)]
     first, second, third = (memoryview(whole)[a:b] for a, b in pairwise(cuts))
     with ThreadPoolExecutor(3) as pool:
@@ -274,7 +274,7 @@ def test_what_was_written_past_the_page_cache_is_read_back_past_it(tmp_path: Pat
 
 
 def test_nobody_waits_for_what_cannot_be_read(tmp_path: Path) -> None:
-    rolling = Rolling(str(tmp_path / "gone"), Held(0), Patience())
+    rolling = Rolling(str(tmp_path / "gone"), Held(0), TimeToWait())
     for at in (10, 20):
         rolling.add(at, 10, None)
     with pytest.raises(FileNotFoundError):
