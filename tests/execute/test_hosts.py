@@ -39,7 +39,7 @@ from surgery_jax.execute.tasks import MoveTask
 from surgery_jax.hosts.agreement import compare, facts_of_sources
 from surgery_jax.hosts.cluster import join, meet
 from surgery_jax.hosts.links import SILENCE_S
-from surgery_jax.hosts.meeting import MeetingPlace, TimeToWait
+from surgery_jax.hosts.meeting import MeetingPlace, Patience
 from surgery_jax.hosts.peers import ALONE
 from surgery_jax.hosts.sharing import OwnTasks, together
 from surgery_jax.io.needs import PAGE
@@ -72,7 +72,7 @@ def stars(size):
     port = free_port()
     places = [MeetingPlace(rank, size, "127.0.0.1", port, b"secret") for rank in range(size)]
     with ThreadPoolExecutor(size) as pool:
-        return list(pool.map(lambda place: meet(place, TimeToWait(place, 30)), places))
+        return list(pool.map(lambda place: meet(place, Patience(place, 30)), places))
 
 
 def on_all(peers, act):

@@ -18,7 +18,7 @@ from surgery_jax.core.interrupts import Interrupted, watched
 from surgery_jax.hosts import cluster
 from surgery_jax.hosts.cluster import meet
 from surgery_jax.hosts.gathering import MOST_GUESTS
-from surgery_jax.hosts.meeting import MeetingPlace, TimeToWait
+from surgery_jax.hosts.meeting import MeetingPlace, Patience
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def pool():
 def join(pool, port, rank, size=2, limit_s=20, secret=b"secret", notify=None):
     """A process as a thread of this one that comes to the meeting."""
     place = MeetingPlace(rank, size, "127.0.0.1", port, secret)
-    return pool.submit(lambda: meet(place, TimeToWait(place, limit_s, notify)))
+    return pool.submit(lambda: meet(place, Patience(place, limit_s, notify)))
 
 
 def is_open(port):
@@ -171,7 +171,7 @@ def test_a_wish_to_stop_that_lost_its_exception_ends_the_wait(port, pool):
 
     with watched() as watch, pytest.raises(Interrupted):
         place = MeetingPlace(0, 3, "127.0.0.1", port, b"secret")
-        meet(place, TimeToWait(place, 20, stop))
+        meet(place, Patience(place, 20, stop))
     assert lines == [f"waiting for process 2 of 3 to meet at 127.0.0.1:{port}"]
     with pytest.raises(SurgeryError, match=r"process 0 on .* stopped: it was interrupted by SIGTERM"):
         second.result(timeout=5)

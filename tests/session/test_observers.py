@@ -18,7 +18,7 @@ import surgery_jax
 from surgery_jax import Observer, Options, Problems, SurgeryError, plan_of, run
 from surgery_jax.execute.observers import Appearing
 from surgery_jax.hosts.cluster import meet
-from surgery_jax.hosts.meeting import MeetingPlace, TimeToWait
+from surgery_jax.hosts.meeting import MeetingPlace, Patience
 
 GENERATOR = np.random.default_rng(8)
 TENSORS = {
@@ -202,7 +202,7 @@ def test_each_of_several_processes_tells_what_it_does_and_the_first_what_appears
     listeners = [Listener(), Listener()]
 
     def share(rank: int) -> None:
-        with meet(places[rank], TimeToWait(places[rank], 30)) as star:
+        with meet(places[rank], Patience(places[rank], 30)) as star:
             run(plan_of(bench.plan(STEPS)), QUICK, peers=star, observers=[listeners[rank]])
 
     with ThreadPoolExecutor(2) as pool:

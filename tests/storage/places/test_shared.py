@@ -21,7 +21,7 @@ from surgery_jax import Options, diff, plan_of, run
 from surgery_jax.cli.main import main
 from surgery_jax.core.errors import SurgeryError
 from surgery_jax.hosts.cluster import meet
-from surgery_jax.hosts.meeting import MeetingPlace, TimeToWait
+from surgery_jax.hosts.meeting import MeetingPlace, Patience
 from surgery_jax.storage.places.base import MARKER, USUAL_PART
 from surgery_jax.storage.places.found import place_of
 
@@ -46,7 +46,7 @@ def on_all(size: int, act: Callable[[Any], Any]) -> list[Any]:
 
     def one(place: MeetingPlace) -> Any:
         try:
-            with meet(place, TimeToWait(place, 30)) as star:
+            with meet(place, Patience(place, 30)) as star:
                 return act(star)
         except SurgeryError as error:
             return error
