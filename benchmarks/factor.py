@@ -32,7 +32,7 @@ LIMIT = 1.001
 
 def ours(method: str, rank: int) -> Callable[[Matrix], Triplets]:
     """The kernel of this package."""
-    from surgery_jax.numerics.kernels import HostKernel
+    from surgery_jax.numerics.host_kernel import HostKernel
     from surgery_jax.numerics.lowrank import factors
 
     return lambda w: factors(HostKernel(), w, rank, method)

@@ -16,7 +16,8 @@ from ..core.freed import give_back
 from ..core.specs import Spec
 from ..kit.base import TensorOp
 from ..numerics import magnitude
-from ..numerics.kernels import DeviceKernel, HostKernel
+from ..numerics.host_kernel import HostKernel
+from ..numerics.kernels import DeviceKernel
 from ..numerics.magnitude import has_zero
 from .blueprint import Blueprint, stack_size
 from .program import Group, keeps_order

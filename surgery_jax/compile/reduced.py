@@ -17,7 +17,7 @@ import numpy as np
 from ..kit.numbering import Numbering
 from ..kit.operations import TensorOp
 from ..kit.reduction import BLOCK, Reduction
-from ..numerics.kernels import HostKernel
+from ..numerics.host_kernel import HostKernel
 from .blueprint import Blueprint, passes_of
 from .lower import GroupFunction
 from .program import Group

@@ -12,9 +12,10 @@ from __future__ import annotations
 import hashlib
 import math
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["fraction", "key_of", "normal", "uniform", "words"]
 
@@ -38,6 +39,8 @@ def key_of(seed: int, name: str) -> tuple[int, int]:
 
 def words(k: Any, key: tuple[Any, Any], position: Any) -> tuple[Any, Any]:
     """Two words of 32 random bits for every position, uint64 of any shape; the key is two numbers below 2**32."""
+    import numpy as np  # not on top: a key is no reason to import it
+
     if isinstance(position, np.ndarray) and position.size >= _PIECE and (processor := _processor()) is not None:
         return _compiled_words(key, position, processor)
     return _words(k, key, position)
@@ -75,6 +78,7 @@ def _compiled_words(key: tuple[Any, Any], position: np.ndarray, processor: Any) 
     """Those of many positions, a piece after the other, by a compiled function: these are whole numbers, which it gets
     right to the last bit, without writing what every round comes to."""
     import jax
+    import numpy as np
 
     flat, start = position.reshape(-1), 0
     found = np.empty(flat.size, np.uint32), np.empty(flat.size, np.uint32)
@@ -94,6 +98,7 @@ def _function() -> Any:
     """`_words` of a key and `_PIECE` positions."""
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
     from .kernels import DeviceKernel
 
@@ -111,6 +116,8 @@ def uniform(k: Any, key: tuple[Any, Any], position: Any) -> Any:
 
 def fraction(a: Any, b: Any) -> Any:
     """The number in [0, 1) that two words are: a multiple of 2**-53, float64. `b` is used up if it can be changed."""
+    import numpy as np
+
     # exact: products with powers of two, and a sum below 1 of multiples of 2**-53; in place where arrays can be changed
     b >>= np.uint32(11)
     high, low = a.astype("float64"), b.astype("float64")

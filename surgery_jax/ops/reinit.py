@@ -160,7 +160,7 @@ def _bound(key: tuple[float, float], length: int, count: int) -> tuple[float, fl
     """The largest two words of the `count` places with the smallest ones; (-1, -1) if there are none."""
     import numpy as np
 
-    from ..numerics.kernels import HostKernel
+    from ..numerics.host_kernel import HostKernel
     from ..numerics.threefry import words
 
     if not count:

@@ -12,7 +12,7 @@ from running import Bench, dtype
 
 from surgery_jax import Problems
 from surgery_jax.asserts.preserves import DenseAndMixture
-from surgery_jax.numerics.kernels import HostKernel
+from surgery_jax.numerics.host_kernel import HostKernel
 
 RNG = np.random.default_rng(4)
 H, F = 8, 12

@@ -28,7 +28,7 @@ from surgery_jax.execute.schedule import schedule
 from surgery_jax.io.buffers import aligned
 from surgery_jax.io.held import HeldRanges
 from surgery_jax.kit.reduction import combined
-from surgery_jax.numerics.kernels import HostKernel
+from surgery_jax.numerics.host_kernel import HostKernel
 
 MIB = 1 << 20
 LONG = np.random.default_rng(4).standard_normal(

@@ -30,7 +30,7 @@ from surgery_jax.merging.spans import Gram
 from surgery_jax.merging.tasks import AddTasks, Select
 from surgery_jax.merging.weighted import Delta, Weighted
 from surgery_jax.numerics.angles import angle_of, cosine, sine
-from surgery_jax.numerics.kernels import HostKernel
+from surgery_jax.numerics.host_kernel import HostKernel
 
 RNG = np.random.default_rng(16)
 DTYPES = ("float32", "bfloat16", "float16", "float64")

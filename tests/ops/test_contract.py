@@ -22,7 +22,8 @@ from surgery_jax.kit.base import TensorOp, fields_of, find_word, words
 from surgery_jax.kit.made import Made
 from surgery_jax.kit.structure import Structure
 from surgery_jax.language.document import parse_yaml
-from surgery_jax.numerics.kernels import DeviceKernel, HostKernel
+from surgery_jax.numerics.host_kernel import HostKernel
+from surgery_jax.numerics.kernels import DeviceKernel
 from surgery_jax.ops.describe import describe
 
 HERE = Mark("plan.yaml", 1, 1)

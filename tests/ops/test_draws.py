@@ -14,7 +14,7 @@ from scipy import stats
 from surgery_jax import Options, Problems, explain, plan_of
 from surgery_jax.core.dtypes import BY_NAME
 from surgery_jax.kit.draws import Moments
-from surgery_jax.numerics.kernels import HostKernel
+from surgery_jax.numerics.host_kernel import HostKernel
 from surgery_jax.ops.normal import Normal
 from surgery_jax.ops.uniform import Uniform
 

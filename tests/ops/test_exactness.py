@@ -17,7 +17,8 @@ import pytest
 from running import Bench, assert_same_bits, assert_same_values, bits, dtype, read_checkpoint
 
 from surgery_jax.core.dtypes import BY_NAME
-from surgery_jax.numerics.kernels import DeviceKernel, HostKernel
+from surgery_jax.numerics.host_kernel import HostKernel
+from surgery_jax.numerics.kernels import DeviceKernel
 
 torch = pytest.importorskip("torch")
 

@@ -26,7 +26,8 @@ from surgery_jax.core.dtypes import BY_NAME
 from surgery_jax.core.errors import SurgeryError
 from surgery_jax.numerics import lanczos, lowrank
 from surgery_jax.numerics.blas import one_thread_each
-from surgery_jax.numerics.kernels import DeviceKernel, HostKernel
+from surgery_jax.numerics.host_kernel import HostKernel
+from surgery_jax.numerics.kernels import DeviceKernel
 from surgery_jax.numerics.lowrank import METHODS, factors, singular_values
 from surgery_jax.ops.phlora import BestFactors, LowRank
 

@@ -15,7 +15,7 @@ from surgery_jax.core.dtypes import BY_NAME
 from surgery_jax.core.specs import Spec
 from surgery_jax.kit.made import Positions
 from surgery_jax.numerics import threefry
-from surgery_jax.numerics.kernels import HostKernel
+from surgery_jax.numerics.host_kernel import HostKernel
 from surgery_jax.ops.noise import Noise
 
 RNG = np.random.default_rng(11)

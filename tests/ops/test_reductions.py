@@ -16,7 +16,7 @@ from surgery_jax.asserts.norm import Norm2
 from surgery_jax.graph.node import Graph, Source
 from surgery_jax.graph.roots import Sink
 from surgery_jax.kit.reduction import BLOCK, combined
-from surgery_jax.numerics.kernels import HostKernel
+from surgery_jax.numerics.host_kernel import HostKernel
 from surgery_jax.reports.survey import evaluate
 from surgery_jax.storage.formats import open_checkpoint
 
