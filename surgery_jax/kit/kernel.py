@@ -1,6 +1,6 @@
 """What operations compute with: a `Kernel` is exact arithmetic, once for a device and once in NumPy.
 
-`numerics.kernels` and `numerics.host_kernel` have these, `numerics.mesh_kernel` a third, for what is spread over several
+`numerics.kernels` and `numerics.host_kernel` have these, `numerics.mesh_kernel` a third for what is spread over several
 devices. An operation is written once against this interface and gives the same bits with all of them.
 """
 
