@@ -220,10 +220,13 @@ class Ranks(Reduction):
         import numpy as np
 
         codes = np.asarray(partial)
-        bits = [THERE, *([ZERO] if self.counts_zeros else [])]
+        bits = [ZERO] if self.counts_zeros else []
         bits += [bit << 2 * number for number in range(self.count) for bit in (ABOVE, EQUAL)]
-        blocks = (codes[at : at + BINS] for at in range(0, len(codes), BINS))
-        return np.array([[np.count_nonzero(block & np.uint8(bit)) for bit in bits] for block in blocks], np.float64)
+        found = []
+        for block in (codes[at : at + BINS] for at in range(0, len(codes), BINS)):
+            there = len(block) if block[-1] else np.count_nonzero(block)  # those beyond the end come last
+            found.append([there, *(np.count_nonzero(block & np.uint8(bit)) for bit in bits)])
+        return np.array(found, np.float64)
 
     def together(self, k: Kernel, stage: int, parts: Array) -> Sequence[Array]:
         return parts.sum(0)  # type: ignore[attr-defined, no-any-return]
