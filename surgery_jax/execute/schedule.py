@@ -106,7 +106,7 @@ class Schedule:
     def held_inputs(self) -> int:
         """The part of the budget that inputs may take together which are held from pass to pass: more is left to what
         passes by, and to what compiled functions and the C library take that nobody counts."""
-        return self.memory // 2
+        return self.memory * 3 // 8
 
     def holding(self, task: Task) -> int:
         """What a task takes of that."""

@@ -91,15 +91,13 @@ class Budget:
         return None
 
     def _trim(self) -> None:
-        """Forget kept buffers that would not fit beside what is in use, and then what others have freed. An eighth of
-        the limit is for what is in use alone: it may grow before others give back what they do not need any more."""
-        free = self.limit - (self.used - self._extra) - self._most_extra
-        room = free - self.limit // 8
+        """Forget kept buffers that would not fit beside what is in use, and then what others have freed."""
+        room = self.limit - (self.used - self._extra) - self._most_extra
         for size in sorted(self._kept, reverse=True):
             while self._kept[size] and self._kept_bytes > room:
                 self._kept[size].pop()
                 self._kept_bytes -= size
-        if free < 0:
+        if room < 0:
             give_back()
             self._most_extra = self._extra
 

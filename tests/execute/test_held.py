@@ -177,7 +177,7 @@ def test_inputs_that_are_held_take_a_part_of_the_budget_together(tmp_path: Path)
     planned = work(bench, steps, **options)
     held = [planned.holding(task) for task in planned.tasks]
     assert (
-        planned.held_inputs == 32 * MIB
+        planned.held_inputs == 24 * MIB
         and min(held) > LONG.nbytes
         and 2 * max(held) <= planned.held_inputs < 3 * min(held)
     )
