@@ -296,11 +296,7 @@ class PassFunction(GroupFunction):
 
     def _joined(self, value: int, parts: list[Any]) -> Any:
         """What parts of a tile came to, of which there may be none if it is a statistic."""
-        return np.concatenate(parts) if parts else self._nothing(value)
-
-    def _nothing(self, value: int) -> Any:
-        """The partial results of no elements."""
-        return np.zeros((0, len(self.reductions[value].how(self._stage(value)))))
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.reductions[value].how(self._stage(value)))))
 
     def _evaluate(self, kernel: Any, values: list[Any], numbers: Iterator[Any]) -> list[Any]:
         return self._computed(kernel, values, numbers, frozenset(self.active))
@@ -326,13 +322,11 @@ class PassFunction(GroupFunction):
             if op.needs_places:
                 arrays.append(places)
             if isinstance(op, Reduction):
-                stage = self.stages[at]
                 if at in live:
                     values.append(self._partial(kernel, op, at, before.get(at), count, arrays))
-                elif stage is not None:
-                    values.append(self._nothing(at))
                 else:
-                    values.append(kernel.xp.stack(before[at]) if at in before and at in needed else None)
+                    is_known = self.stages[at] is None and at in before and at in needed
+                    values.append(kernel.xp.stack(before[at]) if is_known else None)
             elif at in recalled:
                 values.append(recalled[at])
             elif needed.isdisjoint(range(at, at + len(eqn.specs))):

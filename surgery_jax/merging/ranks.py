@@ -211,8 +211,8 @@ class Ranks(Reduction):
         bits = [(raw == 0, ZERO)] if self.counts_zeros else []
         for number, one in enumerate(candidates):
             bits += [(raw > one, ABOVE << 2 * number), (raw == one, EQUAL << 2 * number)]
-        code = reduce(lambda a, b: a | b, (k.xp.where(mask, _byte(bit), _byte(0)) for mask, bit in bits))
-        return k.xp.where(is_there, code | _byte(THERE), _byte(0))
+        code = reduce(lambda a, b: a | b, (k.xp.where(mask, k.xp.uint8(bit), k.xp.uint8(0)) for mask, bit in bits))
+        return k.xp.where(is_there, code | k.xp.uint8(THERE), k.xp.uint8(0))
 
     def received(self, stage: int, partial: Any) -> Any:
         if not self._is_test(stage):
@@ -348,12 +348,6 @@ class Ranks(Reduction):
             return [high, low, left, last, span]
         is_alike = (left == equal) | ((high == 0) & (low == 0))  # all that are equal are kept, or it does not matter
         return [high, low, left, k.xp.where(is_alike, ANY, 0.0), k.xp.where(is_alike, 1.0, span)]
-
-
-def _byte(bits: int) -> Any:
-    import numpy as np
-
-    return np.uint8(bits)
 
 
 def _beginning(k: Kernel, one: Sequence[Array]) -> Array:
