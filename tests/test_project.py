@@ -15,12 +15,20 @@ REGISTRY_HOST = re.compile("|".join([r"pypi\." + "org", r"python" + "hosted", r"
 REGISTRY_OPTION = re.compile(r"(?:extra-)?index-" + "url")
 
 
-def tracked_texts() -> list[tuple[str, str]]:
+TOP = {"benchmarks", "docs", "plans", "pyproject.toml", "scripts", "surgery_jax", "tests"}
+LARGEST = 1 << 20  # bytes
+
+
+def tracked() -> list[str]:
     listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if listing.returncode:
         pytest.skip("not a git work tree")
+    return [name for name in listing.stdout.split("\0") if name]
+
+
+def tracked_texts() -> list[tuple[str, str]]:
     texts = []
-    for name in filter(None, listing.stdout.split("\0")):
+    for name in tracked():
         path = ROOT / name
         content = path.read_bytes() if path.is_file() else b""
         if b"\0" not in content:
@@ -37,6 +45,13 @@ def test_tracked_files_name_no_machine(pattern: re.Pattern[str]) -> None:
         if pattern.search(line)
     ]
     assert not found, "\n".join(found)
+
+
+def test_nothing_is_tracked_that_was_only_left_lying_around() -> None:
+    names = tracked()
+    top = {name.split("/")[0] for name in names}
+    assert {name for name in top if not name.startswith(".") and not name.endswith((".md", "LICENSE"))} == TOP
+    assert [name for name in names if (ROOT / name).is_file() and (ROOT / name).stat().st_size > LARGEST] == []
 
 
 def test_the_patterns_find_what_they_are_for() -> None:
