@@ -26,9 +26,7 @@ __all__ = ["merge_experts"]
 NORMAL = 0.02  # deviation of random routers where the base does not say with what it was initialised
 
 
-def merge_experts(
-    node: Mapping, text: str, title: str, recipe: Recipe, options: MergeOptions, notices: list[Notice]
-) -> None:
+def merge_experts(node: Mapping, text: str, recipe: Recipe, options: MergeOptions, notices: list[Notice]) -> None:
     """Steps for a mixture.
 
     Raises:
@@ -54,9 +52,7 @@ def merge_experts(
         recipe.step("cast_", {"target": f"{OUT}::.+", "to": dtype.name, "where": {"dtype": "float"}}, mixture.mark)
     _documents(mixture, base, target, dtype, recipe, options)
     if options.model_card:
-        card = card_of(
-            title, f"mixture of experts ({target.name})", [base.name, *(m.name for m in found.values())], text
-        )
+        card = card_of(f"mixture of experts ({target.name})", [base.name, *(m.name for m in found.values())], text)
         recipe.step("document", {"write": "README.md", "text": card, "alias": OUT}, mixture.mark)
         recipe.step("document", {"write": "mergekit_moe_config.yml", "text": text, "alias": OUT}, mixture.mark)
 

@@ -63,25 +63,25 @@ def plan_of_file(path: str | Path, out: str | Path, options: MergeOptions) -> tu
     recipe = Recipe()
     recipe.step("prefixes", {"mode": "add", "alias": OUT}, documents[-1].mark)
     if len(documents) == 1:
-        _one(documents[0], text, Path(out).name, recipe, options, notices)
+        _one(documents[0], text, recipe, options, notices)
     else:
-        _several(documents, text, Path(out).name, recipe, options, notices)
+        _several(documents, text, recipe, options, notices)
     plan = recipe.plan(str(out), options, documents[-1].mark)
     return replace(plan, origin=Origin({str(path): text})), notices
 
 
-def _one(node: Node, text: str, title: str, recipe: Recipe, options: MergeOptions, notices: list[Notice]) -> None:
+def _one(node: Node, text: str, recipe: Recipe, options: MergeOptions, notices: list[Notice]) -> None:
     if isinstance(node, Mapping) and "experts" in node.entries:
         from .mixtures import merge_experts
 
-        merge_experts(node, text, title, recipe, options, notices)
+        merge_experts(node, text, recipe, options, notices)
         return
     merge = _merge_of(node, notices)
     if _is_of_files(merge):
         merge_files(merge, recipe, options)
     else:
         _merge(merge, Models(recipe, options), recipe, OUT, options)
-        _write_card(merge, text, title, recipe, options)
+        _write_card(merge, text, recipe, options)
 
 
 def _merge_of(node: Node, notices: list[Notice]) -> MergeDocument:
@@ -94,7 +94,7 @@ def _merge_of(node: Node, notices: list[Notice]) -> MergeDocument:
 
 
 def _several(
-    documents: Sequence[Node], text: str, title: str, recipe: Recipe, options: MergeOptions, notices: list[Notice]
+    documents: Sequence[Node], text: str, recipe: Recipe, options: MergeOptions, notices: list[Notice]
 ) -> None:
     """Merges that build on each other: one without a name, or the last one, is what is written."""
     merges = [_merge_of(node, notices) for node in documents]
@@ -108,7 +108,7 @@ def _several(
         model = _merge(merge, models, recipe, alias, options)
         if merge.name is not None:
             models.made[merge.name] = model
-    _write_card(last, text, title, recipe, options)
+    _write_card(last, text, recipe, options)
 
 
 def _in_order(merges: Sequence[MergeDocument], last: MergeDocument) -> list[MergeDocument]:
@@ -194,8 +194,8 @@ def _documents(
     return names
 
 
-def _write_card(merge: MergeDocument, text: str, title: str, recipe: Recipe, options: MergeOptions) -> None:
+def _write_card(merge: MergeDocument, text: str, recipe: Recipe, options: MergeOptions) -> None:
     if options.model_card:
-        card = card_of(title, str(merge.method.value), list(map(str, merge.references)), text)
+        card = card_of(str(merge.method.value), list(map(str, merge.references)), text)
         recipe.step("document", {"write": "README.md", "text": card, "alias": OUT}, merge.mark)
         recipe.step("document", {"write": "mergekit_config.yml", "text": text, "alias": OUT}, merge.mark)
