@@ -6,6 +6,7 @@ processes go by. What not all of these need is found on first use.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ class GroupSchedule:
     a device; one `device`; or a `mesh` of several, where one is too small. passes: how often the elements of a
     component are gone over. room: bytes that inputs of a task may take to be held from pass to pass. piece: bytes of
     the buffer for writing. beside: bytes that others allocate for a task: every result, and what making inputs takes.
+    hands: how many threads there are for the tiles of a component that is gone over. memory: bytes that tasks have
+    together.
     """
 
     group: Group
@@ -60,6 +63,8 @@ class GroupSchedule:
     room: int
     piece: int
     beside: int
+    hands: int
+    memory: int
 
     def num_tiles(self, component: Component) -> int:
         """Tiles of a component that are gone over several times."""
@@ -72,10 +77,28 @@ class GroupSchedule:
 
     def needs(self, component: Component) -> Needs:
         """What a task reserves: its inputs, a piece for writing, and what others allocate. A task of a reduced group
-        has one component; those of any other group need the same, whatever their components are."""
-        tiles = self.num_tiles(component) if self.is_held(component) else 1
-        beside = self.beside + self.blueprint.remembered_bytes(component)
-        return [*(tiles * spec.nbytes for spec in self.blueprint.specs), self.piece], beside
+        has one component, whose inputs come first where they are held; there every hand has a piece, else inputs as
+        well. Tasks of any other group need the same, whatever their components are."""
+        return self._needs(component, self.num_hands(component))
+
+    def _needs(self, component: Component, hands: int) -> Needs:
+        sizes = [spec.nbytes for spec in self.blueprint.specs]
+        beside = hands * self.beside + self.blueprint.remembered_bytes(component)
+        if self.is_held(component):
+            return [*(self.num_tiles(component) * size for size in sizes), *[self.piece] * hands], beside
+        return [*sizes, self.piece] * hands, beside
+
+    def num_hands(self, component: Component) -> int:
+        """How many threads may be at the tiles of a component at once: no more than what they need leaves room for."""
+        hands = min(self.hands, self.num_tiles(component)) if self.blueprint.kind == "reduced" else 1
+        while hands > 1 and footprint(self._needs(component, hands)) > self.memory * 3 // 4:
+            hands -= 1
+        return max(hands, 1)
+
+    def held_bytes(self, component: Component) -> int:
+        """Bytes of inputs that a task holds from pass to pass."""
+        held = (self.num_tiles(component) * spec.nbytes for spec in self.blueprint.specs)
+        return sum(map(rounded, held)) if self.is_held(component) else 0
 
     @property
     def least(self) -> int:
@@ -86,8 +109,8 @@ class GroupSchedule:
     @property
     def most(self) -> int:
         """Bytes that a task takes of the budget at most."""
-        held = (component for component in self.group.components if self.is_held(component))
-        return max((footprint(self.needs(component)) for component in held), default=self.least)
+        several = self.group.components if self.blueprint.kind == "reduced" else ()
+        return max((footprint(self.needs(component)) for component in several), default=self.least)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +135,12 @@ class Schedule:
         """What a task takes of that."""
         if not isinstance(task, Tile):
             return 0
-        work, component = self.groups[task.group], task.segments[0][0]
-        return sum(map(rounded, work.needs(component)[0][:-1])) if work.is_held(component) else 0
+        return self.groups[task.group].held_bytes(task.segments[0][0])
+
+    @property
+    def hands(self) -> int:
+        """Threads that may be at work on one component at once."""
+        return max(1, min(self.limits.workers, os.cpu_count() or 1))
 
     @cached_property
     def cached(self) -> int:
@@ -160,7 +187,8 @@ class Schedule:
         passes = passes_of(group, plan).number if plan.kind == "reduced" else 1
         remembered = max(map(plan.remembered_bytes, group.components), default=0)
         room = min(self.held_inputs, self.memory - rounded(self.piece) - beside - remembered)
-        return GroupSchedule(group, plan, self._place(group, plan), passes, room, self.piece, beside)
+        place = self._place(group, plan)
+        return GroupSchedule(group, plan, place, passes, room, self.piece, beside, self.hands, self.memory)
 
     def _place(self, group: Group, plan: Blueprint) -> Place:
         if group.on_host:

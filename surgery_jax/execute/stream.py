@@ -21,10 +21,11 @@ from ..io.decoded import decode
 from ..io.encoded import EncodedFile
 from ..io.outputs import OutputFile
 from ..storage.identity import check_all, remembering
-from .computing import Computing, Exactness
+from .computing import Computing
 from .filling import Inputs, shaped
-from .masks import Masks
+from .hands import Hands
 from .observers import Observer
+from .reducing import Reducing
 from .reservations import encode_needs
 from .results import Results
 from .schedule import Schedule
@@ -65,6 +66,8 @@ class Executor:
         self.inputs = Inputs(schedule.cached, schedule.repeated, schedule.held)
         self.computing = Computing(schedule, self.functions, num_devices, self.findings, self.timeline)
         self.results = Results(outputs, self.findings)
+        self._hands = Hands(schedule.hands - 1, lambda: remembering(self._known))
+        self._reducing = Reducing(self.inputs, self.computing, self.results, self._hands, self._advance)
         self._known = dict(schedule.program.symbolic.identities)  # what the inputs were when their headers were read
         self._full = full
         self._lock = threading.Lock()
@@ -95,6 +98,7 @@ class Executor:
             self._users -= 1
             is_last = self._users == 0
         if is_last:
+            self._hands.close()
             self.inputs.files.close()
             for output in self.outputs:
                 output.close()
@@ -177,9 +181,12 @@ class Executor:
                 self._run_tile(task, buffers)
         # of a component that is reduced, tiles are counted one by one
         if not (isinstance(task, Tile) and isinstance(self.functions[task.group], ReducedFunction)):
-            self.observer.advanced(self.schedule.advance(task))
+            self._advance(task)
         while self._full:
             self._seal()
+
+    def _advance(self, task: Task) -> None:
+        self.observer.advanced(self.schedule.advance(task))
 
     def _seal(self) -> None:
         try:
@@ -202,7 +209,7 @@ class Executor:
     def _run_tile(self, tile: Tile, buffers: list[np.ndarray]) -> None:
         function = self.functions[tile.group]
         if isinstance(function, ReducedFunction):
-            self._reduce(function, tile, buffers)
+            self._reducing.run(function, self.schedule.groups[tile.group], tile, buffers)
             return
         plan = function.blueprint
         inputs = shaped(plan, self._read(plan, tile, buffers))
@@ -213,40 +220,6 @@ class Executor:
     def _read(self, plan: Blueprint, tile: Tile, buffers: list[np.ndarray]) -> list[np.ndarray]:
         with self.timeline.stage("read"):
             return self.inputs.of(plan, tile.segments, buffers)
-
-    def _reduce(self, function: ReducedFunction, tile: Tile, buffers: list[np.ndarray]) -> None:
-        """Go over a component in tiles, as often as its statistics need; it is read once if it can be held."""
-        plan = function.blueprint
-        ((component, _, size),) = tile.segments
-        held = self._read(plan, tile, buffers) if self.schedule.groups[tile.group].is_held(component) else None
-        known: dict[int, Sequence[Any]] = {}
-        masks, exactness = Masks(), [Exactness() for _ in range(-(-size // plan.rows))]
-        for number, once in enumerate(function.passes):
-            totals = function.totals(number, known, size)
-            if function.is_needless(number, totals):
-                continue
-            for at, start in enumerate(range(0, size, plan.rows)):
-                part = Tile(tile.group, ((component, start, min(plan.rows, size - start)),))
-                if not function.reaches(number, known, start, part.num_fresh):
-                    continue
-                inputs = shaped(plan, self._read(plan, part, buffers)) if held is None else shaped(plan, held, at)
-                inputs += masks.recall(once.recalled, at)
-                numbers = once.arguments(component.numbers, start, part.num_fresh, known)
-                found = self.computing.outputs(once, part, inputs, numbers, exactness[at])
-                outputs = dict(zip(once.leaving, found, strict=True))
-                for value in once.remembered:
-                    masks.remember(value, at, outputs.pop(value))
-                for value in once.active:
-                    partial = outputs.pop(value)
-                    if value in totals:
-                        totals[value].add(partial)
-                with self.timeline.stage("write"):
-                    self.results.put(plan, part, outputs, buffers[-1])
-                if number == 0:
-                    self.observer.advanced(self.schedule.advance(part))
-            known = function.finished(number, totals, known, component.numbers)
-        results = {value: np.array(found, np.float64) for value, found in known.items()}
-        self.results.tell(component, results, buffers[-1])
 
 
 def _numbers(tile: Tile, plan: Blueprint) -> Any:
