@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
-from functools import partial
 from typing import NamedTuple
 
 from ..storage.files import File
@@ -31,7 +30,7 @@ __all__ = [
 
 MOST_MARKS = 4096  # of a file: where many small tensors lie, a mark stands for several
 THREADS = 2  # that read whole files
-PATIENCE_S = 0.5  # that a range waits for others that must come before it, while nothing goes on
+PATIENCE_S = 0.01  # that a range waits for others that must come before it and are not here; longer, cores are idle
 VAIN = 0.02  # of the time so far may have been waited in vain, and PATIENCE_S
 
 
@@ -130,7 +129,7 @@ class Held:
 
 
 class TimeToWait:
-    """How long the ranges of one output may wait while nothing goes on. Where they come nearly in order nobody waits in
+    """How long a range of one output may wait for others, all in all. Where they come nearly in order nobody waits in
     vain; where they do not, or the disk stops for a moment, that is lost, and comes back little by little."""
 
     def __init__(
@@ -225,29 +224,28 @@ class Rolling:
         """Wait for the turn of a range, as long as what comes before is being hashed or waits too, and a moment for
         what does not; whether it has come."""
         self._waiting[offset] = nbytes
+        most = left = self._patience.left()
         try:
-            while not self._is_turn(offset):
-                if self._is_stuck or not self._wait(offset):
-                    return False
-            return True
+            while not self._is_turn(offset) and not self._is_stuck:
+                is_reached, began = self._is_reached(offset), time.monotonic()
+                if not is_reached and (left <= 0 or self._vain == self._end):
+                    break
+                self._wait(offset, None if is_reached else left)
+                left -= 0 if is_reached else time.monotonic() - began
+                if left <= 0 and not self._is_reached(offset):
+                    self._patience.lose(most)
+                    self._vain = self._end  # nobody else is to wait for it either
+                    self._changed.notify_all()
+            return self._is_turn(offset) and not self._is_stuck
         finally:
             del self._waiting[offset]
 
-    def _wait(self, offset: int) -> bool:
-        """Wait until something is hashed; whether that pays."""
+    def _wait(self, offset: int, seconds: float | None) -> None:
+        """Wait until something is hashed, at most so long."""
         end = self._end
-        has_moved = partial(self._has_moved, end, offset)
-        if self._is_reached(offset):
-            return self._changed.wait_for(has_moved)
-        seconds = self._patience.left() if self._vain != end else 0
-        if seconds <= 0:
-            return False
-        if self._changed.wait_for(lambda: has_moved() or self._vain == end, seconds) or self._is_reached(offset):
-            return True
-        self._patience.lose(seconds)
-        self._vain = end  # nobody else is to wait for it either
-        self._changed.notify_all()
-        return False
+        self._changed.wait_for(
+            lambda: self._has_moved(end, offset) or (seconds is not None and self._vain == end), seconds
+        )
 
     def _is_turn(self, offset: int) -> bool:
         return not self._is_busy and offset == self._end

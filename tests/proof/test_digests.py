@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -186,7 +187,7 @@ def test_the_digest_of_a_file_does_not_depend_on_who_writes_its_ranges_when(
 
 def test_ranges_that_come_nearly_in_order_wait_for_their_turn_and_are_not_read_again(tmp_path: Path) -> None:
     whole = GENERATOR.bytes(6000)
-    rolling = Rolling(str(tmp_path / "there is no such file"), Held(0), TimeToWait())
+    rolling = Rolling(str(tmp_path / "there is no such file"), Held(0), TimeToWait(20, 0))
     with ThreadPoolExecutor(3) as pool:
         for at in (1000, 2000, 0, 3000, 5000, 4000):
             pool.submit(rolling.add, at, 1000, whole[at : at + 1000])
@@ -204,6 +205,26 @@ def test_who_waits_for_what_does_not_come_gives_up(tmp_path: Path) -> None:
     rolling.add(2000, 1000, whole[2000:])
     rolling.add(0, 1000, whole[:1000])
     assert rolling.finish(3000).sha256 == hashlib.sha256(whole).hexdigest()
+
+
+def test_who_waits_for_one_that_is_slow_gives_up_though_it_goes_on(tmp_path: Path) -> None:
+    place = tmp_path / "file"
+    place.write_bytes(whole := GENERATOR.bytes(100_000))
+    rolling = Rolling(str(place), Held(0), TimeToWait(0.05, 0))
+    is_given_up = threading.Event()
+
+    def late() -> None:
+        rolling.add(99_000, 1000, whole[99_000:])
+        is_given_up.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(late)
+        for at in range(0, 99_000, 1000):
+            rolling.add(at, 1000, whole[at : at + 1000])
+            if is_given_up.wait(0.01):
+                break
+        assert is_given_up.is_set() and at < 60_000
+    assert rolling.finish(100_000).sha256 == hashlib.sha256(whole).hexdigest()
 
 
 def test_after_some_time_ranges_wait_again(tmp_path: Path) -> None:
