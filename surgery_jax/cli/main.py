@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 TYPE_CHECKING = False  # as in typing, which takes long to import
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ def entry() -> None:
 
     A signal that comes before the command has begun, or while Python shuts down, ends the process at once.
     """
+    import atexit
     import signal
 
     code: int | None = None
@@ -30,6 +32,17 @@ def entry() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) not in (signal.SIG_IGN, None):
             signal.signal(number, end)
+    def leave() -> None:
+        if code is not None:  # else main has failed
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError, AttributeError):
+                    stream.flush()
+            os._exit(code)
+
+    # The last that is called at exit, when all threads have ended: taking every module and object apart after that
+    # takes time and is of no use to anybody. Where others wait for the exit already, they come after it.
+    if not atexit._ncallbacks():
+        atexit.register(leave)
     code = main()
     sys.exit(code)
 

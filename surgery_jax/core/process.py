@@ -11,13 +11,17 @@ import gc
 
 __all__ = ["is_own", "own", "set_aside", "take_back"]
 
+MANY = 100_000  # objects; by default Python looks for cycles whenever there are 700 more
+
 _is_own = False
 
 
 def own() -> None:
-    """This process is there for one command."""
+    """This process is there for one command. Importing and planning make many objects that stay, and hardly a cycle:
+    looking for some is a seventh of what importing JAX takes."""
     global _is_own
     _is_own = True
+    gc.set_threshold(MANY)
 
 
 def is_own() -> bool:
