@@ -2,8 +2,12 @@
 
 import re
 import resource
+import subprocess
+import sys
 
 import pytest
+
+from .conftest import environment
 
 MISTAKES = """\
 inputs: [ a.safetensors ]
@@ -75,3 +79,35 @@ def test_version_and_module(surgery):
     from surgery_jax import __version__
 
     assert surgery("--version").stdout == f"surgery-jax {__version__}\n"
+
+
+END = """
+import atexit, sys, threading, time
+from surgery_jax.cli.main import entry
+
+class Late:
+    def __del__(self):
+        print("taken apart")
+
+def work():
+    time.sleep(0.2)
+    atexit.register(print, "heard")
+    print("worked")
+
+late = Late()
+if sys.argv[1] == "before":
+    atexit.register(print, "waited")
+threading.Thread(target=work).start()
+sys.argv[1:] = ["--frobnicate"]
+entry()
+"""
+
+
+@pytest.mark.parametrize(
+    ("who", "told"), [("nobody", ["worked", "heard"]), ("before", ["worked", "heard", "waited", "taken apart"])]
+)
+def test_a_process_ends_when_threads_and_those_who_wait_for_its_end_are_done(who, told, place):
+    done = subprocess.run(
+        [sys.executable, "-c", END, who], cwd=place, env=environment(), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout.splitlines()) == (2, told)
