@@ -32,6 +32,7 @@ def entry() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) not in (signal.SIG_IGN, None):
             signal.signal(number, end)
+
     def leave() -> None:
         if code is not None:  # else main has failed
             for stream in (sys.stdout, sys.stderr):
