@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from ..core.errors import SurgeryError
@@ -25,17 +25,18 @@ def replaces_input(plan: Plan) -> bool:
     return plan.output is not None and bool(_own(plan, [plan.output.path]))
 
 
-def is_made(plan: Plan, outputs: Sequence[str], options: Options | None) -> bool:
-    """Whether outputs of a plan, the last of which is its own, are what it has made: each has its receipts, all that
-    options ask for, which say so; its files are those of the receipts, and all inputs that no output replaces still
-    those that the receipts name. Whatever cannot be found out is not so. Without options it is whatever they were."""
+def is_made(plan: Plan, outputs: Sequence[str], options: Options | None, known: Collection[str] = ()) -> bool:
+    """Whether outputs of a plan, the last of which is its own, are what it has made: each but those that are `known` to
+    be has its receipts, all that options ask for, which say so; its files are those of the receipts, and all inputs
+    that no output replaces still those that the receipts name. Whatever cannot be found out is not so. Without options
+    it is whatever they were."""
     if not outputs or not all(is_local(path) for path in outputs):
         return False
     own = _own(plan, outputs)
     places = {entry.alias: place_of_input(entry.path) for entry in plan.inputs if entry.alias not in own}
     wanted: dict[str, str] = {}
     try:
-        for path in outputs:
+        for path in [path for path in outputs if path not in known]:
             receipts = _receipts(path, options, is_last=path == outputs[-1])
             if not receipts:
                 return False

@@ -1,4 +1,5 @@
-"""Runs that had come to their end when they were killed, or whose receipts say so: there is nothing to go on with."""
+"""Runs that had come to their end when they were killed, or whose receipts or labels say so: there is nothing to go on
+with."""
 
 from __future__ import annotations
 
@@ -9,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import StorageError, listing
 from ..proof.made import is_made, replaces_input
-from ..storage.files import storage_error
-from ..storage.places.found import is_local, place_of
+from ..storage.files import read_text, storage_error
+from ..storage.labels import labelled
+from ..storage.places.found import is_local, locate, place_of
 from ..storage.stages import Stage
 from ..storage.targets import final_place
 from .finished import key_of
 from .passes import output_paths
 from .resuming import dead_stages
-from .run_keys import state, versions
+from .run_keys import state, text_digest, versions
 
 if TYPE_CHECKING:
     from ..execute.options import Options
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["look_back"]
 
 _THERE = "a run had come to its end when it was killed; all is there"
-_MADE = "its receipt says that this plan made it of these inputs, so nothing is left to do"
-_APPLIED = "its receipt says that this plan was applied to it; without --resume it is applied once more"
+_MADE = "its {said} says that this plan made it of these inputs, so nothing is left to do"
+_APPLIED = "its {said} says that this plan was applied to it; without --resume it is applied once more"
 
 
 def look_back(plan: Plan, outputs: Outputs, options: Options) -> tuple[list[str], list[str]]:
@@ -40,8 +42,8 @@ def look_back(plan: Plan, outputs: Outputs, options: Options) -> tuple[list[str]
     """
     paths, is_own = output_paths(plan, outputs), replaces_input(plan)
     there, why = _appeared(plan, paths, options), _THERE
-    if not there and is_own != bool(outputs) and _is_made(plan, paths, options, is_own):
-        there, why = paths, _APPLIED if is_own else _MADE
+    if not there and is_own != bool(outputs) and (said := _made_by(plan, paths, options, is_own)):
+        there, why = paths, (_APPLIED if is_own else _MADE).format(said=said)
     return there, [f"{listing(there)}: {why}", *_unneeded(there)] if there else []
 
 
@@ -49,8 +51,11 @@ def _unneeded(paths: Iterable[str]) -> Iterator[str]:
     """What is to be said of the stages that lie beside outputs that are there."""
     for path in paths:
         for stage in dead_stages(path):
-            stage.close()
-            yield f"{stage.path}: left by another run; surgery-jax clean {path} removes it"
+            if stage.is_worth_keeping:
+                stage.close()
+                yield f"{stage.path}: left by another run; surgery-jax clean {path} removes it"
+            else:
+                stage.remove()
 
 
 def _appeared(plan: Plan, paths: Iterable[str], options: Options) -> list[str]:
@@ -64,8 +69,7 @@ def _appeared(plan: Plan, paths: Iterable[str], options: Options) -> list[str]:
     for path in paths:
         for stage in dead_stages(path):
             head = stage.read_head()
-            is_ours = head.get("plan") == key_of(plan, options) and head.get("versions") == versions()
-            appeared = is_ours and stage.has_appeared(final_place(path))
+            appeared = _is_of(head, plan, options) and stage.has_appeared(final_place(path))
             stage.close()
             if appeared and (there := _recover(head, plan, options)):
                 return there
@@ -118,18 +122,52 @@ def _is_unchanged(inputs: Any, outputs: Sequence[Path]) -> bool:
     return True
 
 
-def _is_made(plan: Plan, paths: Sequence[str], options: Options, is_own: bool) -> bool:
-    """Whether outputs are what a plan has made, and all that options want is there.
+def _made_by(plan: Plan, paths: Sequence[str], options: Options, is_own: bool) -> str | None:
+    """What says that outputs are what a plan has made and that all is there that options want, in a word; None if
+    nothing does.
 
     Raises:
         StorageError: it was applied to its own input, and something is missing that cannot be made up for.
     """
-    if is_made(plan, paths, options):
-        return True
-    if is_own and is_made(plan, paths, None):
+    known = [path for path in paths if _is_labelled(path, plan, options)]
+    # beside what has a label nobody sees a receipt, nor that nothing can be signed there
+    wanting = paths[-1:] if options.receipt_path is not None else paths if options.sign is not None else ()
+    if is_made(plan, paths, options, [path for path in known if path not in wanting]):
+        return "label" if len(known) == len(paths) else "receipt"
+    if is_own and is_made(plan, paths, None, known):
         raise StorageError(
             "this plan was applied to it already, but not with this receipt, signature or shard size",
             where=listing(paths),
             hint="leave these options out; or leave out --resume, to apply the plan once more",
         )
-    return False
+    return None
+
+
+def _is_labelled(path: str, plan: Plan, options: Options) -> bool:
+    """Whether an output is a file that says of itself that a run of this plan has made it of what its inputs are, and
+    it was not changed since."""
+    if not is_local(path):
+        return False
+    head = labelled(final_place(path))
+    outputs = head.get("outputs")
+    if not isinstance(outputs, list) or not _is_of(head, plan, options):
+        return False
+    return _is_unchanged(head.get("inputs"), [final_place(str(output)) for output in outputs])
+
+
+def _is_of(head: Mapping[str, Any], plan: Plan, options: Options) -> bool:
+    """Whether a head is that of a run of this plan, with these versions and the same texts of what it executes."""
+    executed = head.get("texts")
+    return (
+        head.get("plan") == key_of(plan, options)
+        and head.get("versions") == versions()
+        and isinstance(executed, dict)
+        and all(_has_text(path, known) for path, known in executed.items())
+    )
+
+
+def _has_text(path: str, known: object) -> bool:
+    try:
+        return text_digest(read_text(locate(path), "a plan")) == known
+    except StorageError:
+        return False

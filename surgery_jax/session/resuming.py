@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -149,7 +148,7 @@ class Resumption:
 
     def _leave(self, stage: Stage, path: str, why: str) -> None:
         """Leave a stage as it is; one in which nothing was finished is of no use to anybody."""
-        if stage.has_finished or os.path.lexists(stage.old):
+        if stage.is_worth_keeping:
             self.told[f"{stage.path}: not gone on with: {why}; surgery-jax clean {path} removes it"] = None
             stage.close()
         else:

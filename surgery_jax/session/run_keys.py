@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..storage.base import Layout
     from .compiled import Compiled
 
-__all__ = ["answers_key", "head_of", "run_key", "state", "versions"]
+__all__ = ["answers_key", "head_of", "run_key", "state", "text_digest", "versions"]
 
 _PACKAGES = ("jax", "jaxlib", "numpy")
 
@@ -96,7 +96,22 @@ def head_of(compiled: Compiled, options: Options, answers: Mapping[str, bytes]) 
         "plan": "" if compiled.plan is None else key_of(compiled.plan, options),
         "versions": versions(),
         "inputs": states(compiled.symbolic.identities),
+        "texts": _executed(compiled),
         "run": secrets.token_hex(8),
         "outputs": [output.path for output, _ in compiled.outputs],
         "answers": {name: base64.b85encode(packed).decode() for name, packed in answers.items()},
     }
+
+
+def _executed(compiled: Compiled) -> dict[str, str]:
+    """The digests of the texts of plans that a plan executes, by path."""
+    own, all_files = compiled.plan, compiled.symbolic.plan
+    if own is None or all_files is None:
+        return {}
+    found = {path: text for path, text in all_files.origin.files.items() if path not in own.origin.files}
+    return {path: text_digest(text) for path, text in found.items()}
+
+
+def text_digest(text: str) -> str:
+    """What tells the text of a plan from any other."""
+    return digest(text.encode()).hex()

@@ -22,6 +22,7 @@ from .companions import State
 from .files import storage_error
 from .formats import OutputPlan
 from .journal import Finished
+from .labels import label
 from .laying import lay, lay_again, open_made, remove_others
 from .places.base import HandedPart
 from .proofs import PROOFS
@@ -202,6 +203,8 @@ class Staging:
                 for name, content in self.layout.finish(self._built) if self.layout.finish is not None else ():
                     (self._built / name).parent.mkdir(parents=True, exist_ok=True)
                     (self._built / name).write_bytes(content)
+                if self._stage is not None and self._built.is_file():
+                    label(self._built, self._stage.read_head())
             except OSError as error:
                 raise storage_error(error, self.plan.path, "complete it") from None
             self._finished = True

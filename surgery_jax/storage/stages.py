@@ -174,6 +174,11 @@ class Stage:
             return any(path.lstat().st_size for path in self.journals) and (self.path / _HEAD).exists()
         return False
 
+    @property
+    def is_worth_keeping(self) -> bool:
+        """Whether it holds what another run may go on with, or what somebody may miss."""
+        return self.has_finished or os.path.lexists(self.old)
+
     def finished(self, sizes: Sequence[int]) -> list[Finished]:
         """What the journals say is done. `sizes` are those of the files as their tensors have them.
 

@@ -1,0 +1,155 @@
+"""Runs that are over are known as such, by the receipts of their outputs or by what files say of themselves."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from running import read_checkpoint, write_checkpoint
+
+from surgery_jax import Options, PlanError, StorageError, load_plan, plan_of, run
+from surgery_jax.execute.report import Report
+
+TENSORS = {"w": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.ones(4, np.float32)}
+HALF: list[Any] = [{"scale_": {"target": "w", "by": 0.5}}]
+AGAIN = Options(resume=True)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="files say nothing of themselves elsewhere")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "m.safetensors", TENSORS)
+    if not _keeps_attributes(tmp_path / "m.safetensors"):
+        pytest.skip("a file system without extended attributes")
+    return tmp_path
+
+
+def _keeps_attributes(path: Path) -> bool:
+    try:
+        os.setxattr(path, "user.test", b"kept")
+        os.removexattr(path, "user.test")
+    except OSError:
+        return False
+    return True
+
+
+def make(options: Options = AGAIN, output: Any = "out.safetensors", steps: Any = HALF) -> Report:
+    return run(plan_of({"inputs": ["m::m.safetensors"], "transforms": steps, "output": output}), options)
+
+
+@pytest.mark.parametrize("output", ["out.safetensors", "out.pt", "out.msgpack"])
+def test_a_file_without_a_receipt_is_known_as_what_the_plan_has_made(place: Path, output: str) -> None:
+    assert make(output=output).num_tensors == 2
+    before = (place / output).stat()
+    report = make(output=output)
+    assert (report.num_tensors, report.outputs) == (0, (output,))
+    assert report.leftovers == (
+        f"{output}: its label says that this plan made it of these inputs, so nothing is left to do",
+    )
+    assert (place / output).stat() == before
+
+
+def test_a_plan_is_applied_to_a_file_once(place: Path) -> None:
+    over = Options(resume=True, overwrite=True)
+    for _ in range(3):
+        report = make(over, "m.safetensors")
+        np.testing.assert_array_equal(read_checkpoint(place / "m.safetensors")["w"], TENSORS["w"] / 2)
+    assert "its label says that this plan was applied to it; without --resume" in report.leftovers[0]
+    with pytest.raises(StorageError, match="applied to it already, but not with this receipt"):
+        make(Options(resume=True, overwrite=True, receipt_path="told.json"), "m.safetensors")
+    make(Options(overwrite=True), "m.safetensors")
+    np.testing.assert_array_equal(read_checkpoint(place / "m.safetensors")["w"], TENSORS["w"] / 4)
+
+
+def _write_to(place: Path) -> None:
+    with (place / "out.safetensors").open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        stream.write(b"\x01")
+
+
+def _replace_input(place: Path) -> None:
+    write_checkpoint(place / "other.safetensors", {name: array + 1 for name, array in TENSORS.items()})
+    (place / "other.safetensors").replace(place / "m.safetensors")
+
+
+def _lose_label(place: Path) -> None:
+    shutil.copyfile(place / "out.safetensors", place / "copy.safetensors")
+    (place / "copy.safetensors").replace(place / "out.safetensors")
+
+
+def _spoil_label(place: Path) -> None:
+    os.setxattr(place / "out.safetensors", "user.surgery_jax.run", b"anything")
+
+
+@pytest.mark.parametrize("change", [_write_to, _replace_input, _lose_label, _spoil_label])
+def test_what_is_not_certain_is_in_the_way(place: Path, change: Any) -> None:
+    make()
+    change(place)
+    with pytest.raises(StorageError, match="exists already"):
+        make()
+    assert make(Options(resume=True, overwrite=True)).num_tensors == 2
+
+
+def test_a_file_of_another_plan_is_in_the_way(place: Path) -> None:
+    make()
+    with pytest.raises(StorageError, match="exists already"):
+        make(steps=[{"scale_": {"target": "w", "by": 0.25}}])
+
+
+def test_a_plan_that_executes_another_text_has_made_something_else(place: Path) -> None:
+    (place / "more.yaml").write_text("transforms: [ { scale_: { target: w, by: 0.5 } } ]")
+    (place / "plan.yaml").write_text(
+        "inputs: [ 'm::m.safetensors' ]\ntransforms: [ { execute: { path: more.yaml } } ]\noutput: out.safetensors\n"
+    )
+    run(load_plan("plan.yaml"), AGAIN)
+    assert run(load_plan("plan.yaml"), AGAIN).num_tensors == 0
+    (place / "more.yaml").write_text("transforms: [ { scale_: { target: w, by: 0.25 } } ]")
+    with pytest.raises(StorageError, match="exists already"):
+        run(load_plan("plan.yaml"), AGAIN)
+
+
+def test_files_and_directories_of_one_plan_are_known_together(place: Path) -> None:
+    steps = [{"save": {"path": "first.safetensors", "alias": "m"}}, *HALF]
+    make(output="second", steps=steps)
+    report = make(output="second", steps=steps)
+    assert report.outputs == ("first.safetensors", "second") and "its receipt says" in report.leftovers[0]
+    (place / "first.safetensors").unlink()
+    with pytest.raises(StorageError, match="second"):
+        make(output="second", steps=steps)
+
+
+def test_what_is_asked_for_beside_a_file_is_owed_still(place: Path) -> None:
+    make()
+    with pytest.raises(StorageError, match="exists already"):
+        make(Options(resume=True, receipt_path="told.json"))
+    with pytest.raises(PlanError, match="signing needs an output that is a directory"):
+        make(Options(resume=True, overwrite=True, sign=str(_key(place))))
+
+
+def _key(place: Path) -> Path:
+    pytest.importorskip("cryptography")
+    from cryptography.hazmat.primitives import serialization as form
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    raw = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
+    (place / "key.pem").write_bytes(raw)
+    return place / "key.pem"
+
+
+def test_a_file_system_without_attributes_only_knows_less(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr(os, "setxattr", refuse)
+    make()
+    with pytest.raises(StorageError, match="exists already"):
+        make()
