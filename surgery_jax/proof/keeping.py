@@ -181,6 +181,8 @@ class Receipts(Observer):
             self._write(plan.symbolic, output)
 
     def _write(self, symbolic: Symbolic, output: _ReceiptOutput) -> None:
+        if not output.staging.is_on_disk:
+            self.sums(symbolic)  # before anything is read back, with which a file appears where an input may lie
         files = output.digests.files()
         output.known = [*output.digests.known()]
         tensors = output.digests.tensors() if self._kind != "none" else None

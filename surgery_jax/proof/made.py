@@ -11,7 +11,7 @@ from ..execute.options import Options
 from ..language.plan import Plan
 from ..language.writing import plan_text
 from ..storage.files import read_text
-from ..storage.formats import place_of_input
+from ..storage.formats import is_whole, place_of_input
 from ..storage.places.found import is_local, locate, place_of
 from ..storage.proofs import RECEIPT, RECEIPT_SIGNATURE, SIGNATURE
 from .inputs import InputDigests
@@ -30,7 +30,7 @@ def is_made(plan: Plan, outputs: Sequence[str], options: Options | None, known: 
     be has its receipts, all that options ask for, which say so; its files are those of the receipts, and all inputs
     that no output replaces still those that the receipts name. Whatever cannot be found out is not so. Without options
     it is whatever they were."""
-    if not outputs or not all(is_local(path) for path in outputs):
+    if not outputs:
         return False
     own = _own(plan, outputs)
     places = {entry.alias: place_of_input(entry.path) for entry in plan.inputs if entry.alias not in own}
@@ -38,7 +38,7 @@ def is_made(plan: Plan, outputs: Sequence[str], options: Options | None, known: 
     try:
         for path in [path for path in outputs if path not in known]:
             receipts = _receipts(path, options, is_last=path == outputs[-1])
-            if not receipts:
+            if not receipts or not is_whole(locate(path)):
                 return False
             for receipt in receipts:
                 known = read_receipt(receipt)
@@ -52,9 +52,18 @@ def is_made(plan: Plan, outputs: Sequence[str], options: Options | None, known: 
 
 def _own(plan: Plan, outputs: Sequence[str]) -> set[str]:
     """The aliases of inputs that lie where an output does."""
-    real = [Path(os.path.realpath(locate(path))) for path in outputs if is_local(path)]
-    places = {entry.alias: Path(os.path.realpath(place_of_input(entry.path))) for entry in plan.inputs}
-    return {alias for alias, place in places.items() if any(place.is_relative_to(output) for output in real)}
+    real = [_real(path) for path in outputs]
+    places = {entry.alias: _real(place_of_input(entry.path)) for entry in plan.inputs}
+    return {
+        alias
+        for alias, place in places.items()
+        if any(is_local(place) == is_local(output) and place.is_relative_to(output) for output in real)
+    }
+
+
+def _real(path: str) -> Path:
+    """Where a path leads to; only on this machine are there links."""
+    return Path(os.path.realpath(path)) if is_local(path) else locate(path)
 
 
 def _receipts(path: str, options: Options | None, *, is_last: bool) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import StorageError, listing
 from ..proof.made import is_made, replaces_input
+from ..storage.continued import begun_uploads
 from ..storage.files import read_text, storage_error
 from ..storage.labels import labelled
 from ..storage.places.found import is_local, locate, place_of
@@ -48,7 +49,11 @@ def look_back(plan: Plan, outputs: Outputs, options: Options) -> tuple[list[str]
 
 
 def _unneeded(paths: Iterable[str]) -> Iterator[str]:
-    """What is to be said of the stages that lie beside outputs that are there."""
+    """What is to be said of the stages and uploads that lie beside outputs that are there.
+
+    Raises:
+        StorageError: a store refuses to tell.
+    """
     for path in paths:
         for stage in dead_stages(path):
             if stage.is_worth_keeping:
@@ -56,6 +61,12 @@ def _unneeded(paths: Iterable[str]) -> Iterator[str]:
                 yield f"{stage.path}: left by another run; surgery-jax clean {path} removes it"
             else:
                 stage.remove()
+        try:
+            uploads = [] if is_local(path) else [*begun_uploads(path)]
+        except OSError as error:
+            raise storage_error(error, path, "see what is begun there") from None
+        for upload in uploads:
+            yield f"{upload.stage}: left by another run; surgery-jax clean {path} removes it"
 
 
 def _appeared(plan: Plan, paths: Iterable[str], options: Options) -> list[str]:

@@ -88,12 +88,18 @@ class Publisher:
         sync = self._sync
 
         def complete(work: Work) -> None:
+            known = work.outcome.compiled.work.identities
             for staging in work.stagings:
                 staging.finish()
+            # at a store, a file of which something is read back now appears; inputs may lie where it does
+            uploads = [staging for staging in work.stagings if not staging.is_on_disk]
+            if uploads:
+                check_all(known)
             self._observer.completed(work.appearing())
             for staging in work.stagings:
                 staging.finish(sync)
-            check_all(work.outcome.compiled.work.identities)
+            there = {path for staging in uploads for path in staging.finished_files()}
+            check_all({path: identity for path, identity in known.items() if path not in there})
 
         def commit(work: Work) -> None:
             commit_all(work.stagings, sync, partial(self._observer.appeared, work.appearing()))

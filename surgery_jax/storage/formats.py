@@ -31,6 +31,7 @@ __all__ = [
     "OutputPlan",
     "formats",
     "is_one_file",
+    "is_whole",
     "open_checkpoint",
     "open_single",
     "place_of_input",
@@ -134,13 +135,19 @@ def _check_marker(directory: Path) -> None:
     Raises:
         StorageError: it does.
     """
-    marker = directory / MARKER
-    if not is_local(directory) and marker.exists() and marker.stat().st_size > len(WHOLE):
+    if not is_whole(directory):
+        marker = directory / MARKER
         raise StorageError(
             "the checkpoint is not whole: it is being written, or its writer was stopped",
             where=str(directory),
             hint=f"wait for the writer, or write it again with --overwrite; if you know better, remove {marker}",
         )
+
+
+def is_whole(directory: Path) -> bool:
+    """Whether a directory does not say that something is missing from it."""
+    marker = directory / MARKER
+    return is_local(directory) or not marker.exists() or marker.stat().st_size <= len(WHOLE)
 
 
 def _read(format: Format, path: Path, part: str) -> Checkpoint:

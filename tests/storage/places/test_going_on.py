@@ -35,7 +35,7 @@ def large(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "large" / "model.safetensors", LARGE).parent
 
 
-def go(source: Path, output: str, steps: Any = SCALE, **options: Any) -> Any:
+def go(source: Path | str, output: str, steps: Any = SCALE, **options: Any) -> Any:
     plan = plan_of({"inputs": [f"m::{source}"], "transforms": steps, "output": output})
     how = {"sync": False, "receipt": False, "memory": "64MiB", "resume": True}
     return run(plan, Options(**{**how, **options}))
@@ -149,3 +149,32 @@ def test_a_part_of_another_length_is_sent_again(s3: Any, large: Path) -> None:
 def test_what_a_stranger_says_of_uploads_is_none(said: bytes, s3: Any) -> None:
     s3.put_object(Bucket="bucket", Key=".out.surgery-abcdefgh.journal", Body=said)
     assert list(begun_uploads("s3://bucket/out")) == []
+
+
+def test_an_output_at_a_store_is_known_as_made_by_its_receipt(s3: Any, large: Path) -> None:
+    go(large, "s3://bucket/out", receipt=True)
+    s3.proxy.asked.clear()
+    report = go(large, "s3://bucket/out", receipt=True)
+    assert report.num_tensors == 0 and "its receipt says that this plan made it" in report.leftovers[0]
+    assert not [one for one in s3.proxy.asked if one.method != "GET" and one.method != "HEAD"]
+    other = [{"scale_": {"target": r"w\.0[2468]", "by": 0.25}}]
+    with pytest.raises(StorageError, match="already"):
+        go(large, "s3://bucket/out", other, receipt=True)
+    name = "out/model-00001-of-00001.safetensors"
+    whole = objects(s3)[name]
+    s3.put_object(Bucket="bucket", Key=name, Body=whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(StorageError, match="already"):
+        go(large, "s3://bucket/out", receipt=True)
+    s3.put_object(Bucket="bucket", Key=name, Body=whole)
+    assert go(large, "s3://bucket/out", receipt=True).num_tensors == 0
+    s3.put_object(Bucket="bucket", Key="out/.surgery-marker", Body=b"it is being written")
+    with pytest.raises(StorageError, match="already"):
+        go(large, "s3://bucket/out", receipt=True)
+
+
+def test_a_plan_is_applied_once_to_its_own_input_at_a_store(s3: Any, large: Path) -> None:
+    move: list[Any] = [{"move": {"from": r"w\.(\d+)", "to": r"layers.\1"}}]
+    go(large, "s3://bucket/out", [], receipt=True)
+    for _ in range(2):
+        report = go("s3://bucket/out", "s3://bucket/out", move, receipt=True, overwrite=True)
+    assert report.num_tensors == 0 and "this plan was applied to it" in report.leftovers[0]
