@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -14,15 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .forgeries import forge
 from .harness import MEMORY, Answer, Mode, Point, Server
+from .mutations import MUTATIONS
 from .scenes import DOCUMENTS, batch, model, plan, tensors
 
 __all__ = ["KINDS", "Mutant", "Mutants", "faults_of", "seeds"]
 
 ANSWERS = ("verify", "replay")  # commands whose exit code 1 says that something differs, on stdout
+PROOFS, SPARE = ("receipt", "signed", "stage"), "spare"  # folders of what proves something, and of other runs
 CPU_S = 30.0  # that no small input may take
-NUMBERS = (b"0", b"-1", b"1e999", b"18446744073709551615", b"9" * 300, b"NaN", b"null", b'"x"', b"[]", b"{}", b"true")
-BYTES = (b"\x00", b"\xff", b"\x7f", b"\x80", b"\xff\xff\xff\xff", b"\x00\x00\x00\x80", b"\xed\xa0\x80")
 
 
 PARAMETERS = r"""
@@ -100,6 +100,9 @@ output: { path: out, shard: 1MB }
 """
 
 
+PIECEMEAL = ("run", "plan.yaml", "--no-summary", "--no-sync", "--no-config-check", "--memory", "3MiB", "--workers", "1")
+
+
 class Seed(NamedTuple):
     """A folder, and a command that reads what is in it. With `stopped` that goes on with a run which was killed at that
     call, and what is damaged is what this has left."""
@@ -111,7 +114,38 @@ class Seed(NamedTuple):
 
 def seeds(root: Path, server: Server, kinds: Collection[str] = ()) -> list[Seed]:
     """Inputs in folders of their own, with the commands that read each: of these kinds, or of all."""
-    return [seed for kind, build in KINDS.items() if not kinds or kind in kinds for seed in build(root, server)]
+    found = [seed for kind, build in KINDS.items() if not kinds or kind in kinds for seed in build(root, server)]
+    if any(seed.folder.name in PROOFS for seed in found):
+        _spare(root / SPARE, server)
+    return found
+
+
+def _spare(folder: Path, server: Server) -> None:
+    """What other runs have made and left: proofs of another output, and journals of another plan."""
+    folder.mkdir()
+    model(folder, seed=9)
+    (folder / "stray").write_text("{}")
+    plan(folder, PROVEN.replace("a\\.weight", "b\\.weight"))
+    _must(server, folder, "run", "plan.yaml", "--no-summary", "--no-sync", *_signing(folder))
+    calls = server.run((*PIECEMEAL, "output.path=other"), folder, Point(Mode.COUNT, 0), log=True).calls
+    shutil.rmtree(folder / "other")
+    writes = [number for number, name in enumerate(calls, 1) if "write" in name]
+    server.run((*PIECEMEAL, "output.path=other"), folder, Point(Mode.KILL_AFTER, writes[len(writes) // 2]))
+
+
+def _signing(folder: Path) -> tuple[str, ...]:
+    """Options for signing with a key that is made here, where the package for keys is there."""
+    if find_spec("cryptography") is None:
+        return ()
+    from cryptography.hazmat.primitives import serialization as form
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    private = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
+    public = key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+    (folder / "key.pem").write_bytes(private)
+    (folder / "key.pub").write_bytes(public)
+    return ("--sign", "key.pem")
 
 
 def _formats(root: Path, server: Server) -> list[Seed]:
@@ -145,17 +179,7 @@ def _stages(root: Path, server: Server) -> list[Seed]:
     folder.mkdir()
     model(folder)
     plan(folder, PROVEN)
-    command = (
-        "run",
-        "plan.yaml",
-        "--no-summary",
-        "--no-sync",
-        "--no-config-check",
-        "--memory",
-        "3MiB",
-        "--workers",
-        "1",
-    )
+    command = PIECEMEAL
     calls = server.run(command, folder, Point(Mode.COUNT, 0), log=True).calls
     shutil.rmtree(folder / "out")
     writes = [number for number, name in enumerate(calls, 1) if "write" in name]
@@ -164,21 +188,14 @@ def _stages(root: Path, server: Server) -> list[Seed]:
 
 def _signatures(root: Path, server: Server) -> list[Seed]:
     """Bundles, where the package for keys is there."""
-    if find_spec("cryptography") is None:
-        return []
-    from cryptography.hazmat.primitives import serialization as form
-    from cryptography.hazmat.primitives.asymmetric import ec
-
     folder = root / "signed"
     folder.mkdir()
     model(folder)
     plan(folder, PROVEN)
-    key = ec.generate_private_key(ec.SECP256R1())
-    private = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
-    public = key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
-    (folder / "key.pem").write_bytes(private)
-    (folder / "key.pub").write_bytes(public)
-    _must(server, folder, "run", "plan.yaml", "--no-summary", "--no-sync", "--sign", "key.pem")
+    signing = _signing(folder)
+    if not signing:
+        return []
+    _must(server, folder, "run", "plan.yaml", "--no-summary", "--no-sync", *signing)
     command = ("verify", "out", "--public-key", "key.pub")
     _must(server, folder, *command)
     return [Seed(folder, command)]
@@ -256,58 +273,7 @@ KINDS: dict[str, Callable[[Path, Server], list[Seed]]] = {
 }  # fmt: skip
 
 
-# -------------------------------------------------------------------------------------------------------- mutations
-
-
-def _flip(data: bytes, draw: random.Random) -> bytes:
-    at = draw.randrange(len(data))
-    return data[:at] + bytes([data[at] ^ (1 << draw.randrange(8))]) + data[at + 1 :]
-
-
-def _cut(data: bytes, draw: random.Random) -> bytes:
-    return data[: draw.randrange(len(data))]
-
-
-def _replace(data: bytes, draw: random.Random) -> bytes:
-    piece = draw.choice(BYTES)
-    at = draw.randrange(len(data))
-    return data[:at] + piece + data[at + len(piece) :]
-
-
-def _repeat(data: bytes, draw: random.Random) -> bytes:
-    at = draw.randrange(len(data))
-    piece = data[at : at + draw.randrange(1, 64)]
-    return data[:at] + piece * draw.choice((2, 3, 1000)) + data[at + len(piece) :]
-
-
-def _number(data: bytes, draw: random.Random) -> bytes:
-    """One number, or word, of a text becomes another."""
-    head = data[:65536]
-    found = list(re.finditer(rb"\d+|true|false|null", head))
-    if not found:
-        return _replace(data, draw)
-    match = draw.choice(found)
-    return data[: match.start()] + draw.choice(NUMBERS) + data[match.end() :]
-
-
-def _swap(data: bytes, draw: random.Random) -> bytes:
-    a, b = sorted(draw.randrange(len(data)) for _ in range(2))
-    length = draw.randrange(1, 32)
-    return data[:a] + data[b : b + length] + data[a + length : b] + data[a : a + length] + data[b + length :]
-
-
-def _nest(data: bytes, draw: random.Random) -> bytes:
-    at = draw.randrange(len(data))
-    return (
-        data[:at]
-        + draw.choice((b"[", b"{", b'{"a":', b"(", b"\x91", b"\x81\xa1a")) * draw.choice((50, 5000))
-        + data[at:]
-    )
-
-
-MUTATIONS: tuple[Callable[[bytes, random.Random], bytes], ...] = (
-    _flip, _flip, _cut, _replace, _repeat, _number, _number, _swap, _nest,
-)  # fmt: skip
+# ---------------------------------------------------------------------------------------------------------- mutants
 
 
 @dataclass(frozen=True)
@@ -339,23 +305,35 @@ class Mutants:
         shutil.copytree(folder, self.place)
         if stopped:  # what is left is known by numbers in the file system, which no copy has
             self.server.run(command, self.place, Point(Mode.KILL_AFTER, stopped))
-        victim = self._victim(draw)
-        data = victim.read_bytes()
-        names = []
-        for _ in range(draw.choice((1, 1, 1, 2, 4))):
-            mutation = draw.choice(MUTATIONS)
-            head = data[: 1 << 16] if draw.random() < 0.8 else data  # where formats say what follows
-            data = mutation(head, draw) + data[len(head) :] if head else b""
-            names.append(mutation.__name__.strip("_"))
-        victim.write_bytes(data)
+        is_proof = folder.name in PROOFS
+        victim = self._victim(draw, is_proof)
+        if is_proof and draw.random() < 0.5:
+            names = [forge(self.place, victim, folder.parent / SPARE, draw)]
+        else:
+            names = _mutated(victim, draw)
         told = f"{folder.name} {' '.join(command)}: {victim.name} {'+'.join(names)} (number {number})"
         return Mutant(self.place, command, f"{folder.name} {command[0]}", told, _names(self.place))
 
-    def _victim(self, draw: random.Random) -> Path:
+    def _victim(self, draw: random.Random, is_proof: bool) -> Path:
         files = [path for path in sorted(self.place.rglob("*")) if path.is_file() and path.stat().st_size]
         files = [path for path in files if ".surgery-" in str(path)] or files
-        texts = [path for path in files if path.suffix in (".json", ".yaml", ".done")]
-        return draw.choice(texts if texts and draw.random() < 0.5 else files)
+        texts = [path for path in files if path.suffix in (".json", ".yaml", ".done", ".sig")]
+        proofs = [path for path in texts if path.name.startswith(("surgery.", "model.sig"))]
+        texts = proofs if is_proof and proofs and draw.random() < 0.7 else texts
+        return draw.choice(texts if texts and draw.random() < 0.5 + 0.4 * is_proof else files)
+
+
+def _mutated(victim: Path, draw: random.Random) -> list[str]:
+    """Damage the bytes of a file in a few ways, whose names are given."""
+    data = victim.read_bytes()
+    names = []
+    for _ in range(draw.choice((1, 1, 1, 2, 4))):
+        mutation = draw.choice(MUTATIONS)
+        head = data[: 1 << 16] if draw.random() < 0.8 else data  # where formats say what follows
+        data = mutation(head, draw) + data[len(head) :] if head else b""
+        names.append(mutation.__name__.strip("_"))
+    victim.write_bytes(data)
+    return names
 
 
 def _names(place: Path) -> frozenset[str]:
