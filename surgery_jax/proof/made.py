@@ -40,11 +40,10 @@ def is_made(plan: Plan, outputs: Sequence[str], options: Options | None, known: 
             receipts = _receipts(path, options, is_last=path == outputs[-1])
             if not receipts or not is_whole(locate(path)):
                 return False
-            for receipt in receipts:
-                known = read_receipt(receipt)
-                if not _is_of(known, plan, path, options):
+            for receipt in map(read_receipt, receipts):
+                if not _is_of(receipt, plan, path, options):
                     return False
-                wanted |= _files(known, locate(path)) | _inputs(known, places)
+                wanted |= _files(receipt, locate(path)) | _inputs(receipt, places)
         return _have(wanted)
     except (SurgeryError, OSError):
         return False

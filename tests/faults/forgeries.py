@@ -46,11 +46,11 @@ def forge(place: Path, victim: Path, spare: Path, draw: random.Random) -> str:
     elif ".surgery-" in victim.parent.name:
         ways += [_records] * 9
     way = draw.choice(ways)
-    with suppress(ValueError, KeyError, TypeError, IndexError, RecursionError):  # it is damaged already
+    with suppress(ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):  # it is damaged already
         way(victim, spare, draw)
     if victim.suffix == ".json" and draw.random() < 0.7:
         for receipt in sorted(place.rglob("*receipt.json")):
-            with suppress(ValueError, KeyError, TypeError, AttributeError, OSError):
+            with suppress(ValueError, KeyError, TypeError, IndexError, AttributeError, OSError):
                 _name_again(receipt)
     return way.__name__.strip("_")
 
