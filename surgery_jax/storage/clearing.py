@@ -15,7 +15,6 @@ from .files import storage_error
 from .places.found import is_local
 from .renames import put_back, rename_new
 from .stages import (
-    LOCK,
     NEW,
     OLD,
     Stage,
@@ -23,6 +22,7 @@ from .stages import (
     is_at_work,
     is_stage,
     names_in,
+    open_lock,
     parsed,
     remove_stage,
     stages_in,
@@ -79,7 +79,7 @@ def cleared(path: str) -> Iterator[Cleared]:
 def clear_stage(stage: Path, target: Path | None, *, remove: bool, mend: bool) -> str | None:
     """As `clear` for one stage: of this output, or if None of the one that it names itself."""
     try:
-        descriptor = os.open(stage / LOCK, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = open_lock(stage)
     except OSError:
         if mend:  # its process was killed when it began, or has not come further
             with suppress(OSError):

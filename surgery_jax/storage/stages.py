@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -40,6 +41,7 @@ __all__ = [
     "is_stage",
     "kept_copy",
     "names_in",
+    "open_lock",
     "parsed",
     "remove_stage",
     "stages_in",
@@ -153,7 +155,7 @@ class Stage:
 
     def read_head(self) -> dict[str, object]:
         """What `write_head` said; nothing if its process was killed before that."""
-        with suppress(OSError), (self.path / _HEAD).open("rb") as stream:
+        with suppress(OSError), os.fdopen(_opened(self.path / _HEAD, os.O_RDONLY), "rb") as stream:
             for _, said in unframed(stream.read(_MOST_HEAD)):
                 return parsed(said)
         return {}
@@ -274,6 +276,28 @@ class Stage:
             self._lock = -1
 
 
+def open_lock(stage: Path) -> int:
+    """The open lock of a stage.
+
+    Raises:
+        OSError: there is none.
+    """
+    return _opened(stage / LOCK, os.O_RDWR)
+
+
+def _opened(path: Path, how: int) -> int:
+    """A file that anybody may have put there, open; of a pipe nobody would know when it says something.
+
+    Raises:
+        OSError: there is none, or it is no file.
+    """
+    descriptor = os.open(path, how | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
+
+
 def try_lock(descriptor: int) -> bool | None:
     """Whether it is locked by us now; None if the file system has no locks."""
     try:
@@ -320,7 +344,7 @@ def take(stage: Path, target: Path) -> Stage | None:
     """A stage of an output, if nobody who lives works in it; it is ours from now on. On a file system without locks
     nobody can tell."""
     with suppress(OSError):
-        descriptor = os.open(stage / LOCK, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = open_lock(stage)
         found = Stage(stage, descriptor)
         told = parsed(os.pread(descriptor, 1 << 16, 0).partition(b"\n")[0])
         if told.get("target", target.name) == target.name and try_lock(descriptor) and all_left(found):
@@ -332,7 +356,7 @@ def take(stage: Path, target: Path) -> Stage | None:
 def is_at_work(stage: Path) -> bool:
     """Whether somebody who lives works in a stage."""
     with suppress(OSError):
-        descriptor = os.open(stage / LOCK, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = open_lock(stage)
         try:
             return try_lock(descriptor) is False or not all_left(Stage(stage))
         finally:

@@ -15,6 +15,7 @@ from running import read_checkpoint, write_checkpoint
 
 from surgery_jax import Options, PlanError, StorageError, load_plan, plan_of, run
 from surgery_jax.execute.report import Report
+from surgery_jax.storage.clearing import cleared
 
 TENSORS = {"w": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.ones(4, np.float32)}
 HALF: list[Any] = [{"scale_": {"target": "w", "by": 0.5}}]
@@ -153,3 +154,15 @@ def test_a_file_system_without_attributes_only_knows_less(place: Path, monkeypat
     make()
     with pytest.raises(StorageError, match="exists already"):
         make()
+
+
+@pytest.mark.parametrize("name", ["head", "lock"])
+def test_nobody_waits_for_a_pipe_in_the_place_of_what_a_run_has_left(place: Path, name: str) -> None:
+    stage = place / ".out.safetensors.surgery-abcdefgh"
+    stage.mkdir()
+    for made in ("head", "lock"):
+        (stage / made).write_bytes(b"")
+    (stage / name).unlink()
+    os.mkfifo(stage / name)
+    assert make().num_tensors == 2
+    assert all(stage.name in one.told for one in cleared("out.safetensors"))
