@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import StorageError, listing
+from ..core.errors import StorageError, SurgeryError, listing
 from ..proof.made import is_made, replaces_input
 from ..storage.continued import begun_uploads
 from ..storage.files import read_text, storage_error
@@ -122,13 +122,13 @@ def _is_unchanged(inputs: Any, outputs: Sequence[Path]) -> bool:
     if not isinstance(inputs, dict):
         return False
     for path, known in inputs.items():
-        real = Path(os.path.realpath(path)) if is_local(path) else None
-        if real is not None and any(real.is_relative_to(output) for output in outputs):
-            continue
         try:
+            real = Path(os.path.realpath(path)) if is_local(path) else None
+            if real is not None and any(real.is_relative_to(output) for output in outputs):
+                continue
             if state(path, place_of(path).identity(path)) != known:
                 return False
-        except OSError:
+        except (SurgeryError, OSError, ValueError):
             return False
     return True
 
@@ -143,8 +143,9 @@ def _made_by(plan: Plan, paths: Sequence[str], options: Options, is_own: bool) -
     known = [path for path in paths if _is_labelled(path, plan, options)]
     # beside what has a label nobody sees a receipt, nor that nothing can be signed there
     wanting = paths[-1:] if options.receipt_path is not None else paths if options.sign is not None else ()
-    if is_made(plan, paths, options, [path for path in known if path not in wanting]):
-        return "label" if len(known) == len(paths) else "receipt"
+    sufficient = [path for path in known if path not in wanting]
+    if is_made(plan, paths, options, sufficient):
+        return "label" if len(sufficient) == len(paths) else "receipt"
     if is_own and is_made(plan, paths, None, known):
         raise StorageError(
             "this plan was applied to it already, but not with this receipt, signature or shard size",
@@ -163,7 +164,11 @@ def _is_labelled(path: str, plan: Plan, options: Options) -> bool:
     outputs = head.get("outputs")
     if not isinstance(outputs, list) or not _is_of(head, plan, options):
         return False
-    return _is_unchanged(head.get("inputs"), [final_place(str(output)) for output in outputs])
+    try:
+        places = [final_place(str(output)) for output in outputs]
+    except SurgeryError:
+        return False
+    return _is_unchanged(head.get("inputs"), places)
 
 
 def _is_of(head: Mapping[str, Any], plan: Plan, options: Options) -> bool:
@@ -180,5 +185,5 @@ def _is_of(head: Mapping[str, Any], plan: Plan, options: Options) -> bool:
 def _has_text(path: str, known: object) -> bool:
     try:
         return text_digest(read_text(locate(path), "a plan")) == known
-    except StorageError:
+    except (SurgeryError, OSError, ValueError):
         return False

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +168,21 @@ def test_nobody_waits_for_a_pipe_in_the_place_of_what_a_run_has_left(place: Path
     os.mkfifo(stage / name)
     assert make().num_tensors == 2
     assert all(stage.name in one.told for one in cleared("out.safetensors"))
+
+
+STRANGE: list[dict[str, Any]] = [
+    {"outputs": ["\0"]}, {"outputs": {}}, {"inputs": {"\0": []}},
+    {"inputs": {"nowhere://x": []}}, {"inputs": {"\ud800": [1]}}, {"inputs": {"m.safetensors": {}}}, {"inputs": []},
+    {"texts": {"\0": ""}}, {"texts": {".": None}}, {"texts": []}, {"versions": None}, {"plan": 1}, {"state": None},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("said", STRANGE, ids=repr)
+def test_a_label_of_a_stranger_proves_nothing(place: Path, said: dict[str, Any]) -> None:
+    make()
+    path, name = place / "out.safetensors", "user.surgery_jax.run"
+    told = json.loads(zlib.decompress(os.getxattr(path, name)))
+    assert told.keys() >= said.keys()
+    os.setxattr(path, name, zlib.compress(json.dumps(told | said).encode()))
+    with pytest.raises(StorageError, match="exists already"):
+        make()
