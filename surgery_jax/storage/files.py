@@ -37,6 +37,7 @@ __all__ = [
 _HINTS = {
     errno.ENOSPC: "free some space, or write to another disk",
     errno.EDQUOT: "your quota is used up: free some space, or write to another disk",
+    errno.EFBIG: "no file may be that long here: see ulimit -f and the file system, or write shards",
     errno.EACCES: "check the permissions of the path and of its directories",
     errno.EPERM: "check the permissions of the path and of its directories",
     errno.EROFS: "the file system is read-only: choose another place",
