@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -339,6 +340,19 @@ def test_a_run_at_work_is_neither_gone_on_with_nor_cleaned_away(place: Place) ->
 
     run(plan, Options(), observers=[Meanwhile()])
     assert len(told) == 1 and "a run is at work there" in told[0]
+
+
+def test_a_limit_on_the_length_of_files_is_told_with_what_helps(place: Place) -> None:
+    plan = place.plan([SCALE], path="out.safetensors")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with pytest.raises(StorageError, match="File too large") as caught:
+            run(plan, Options(resume=True))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "ulimit -f" in (caught.value.hint or "")
+    place.resume(plan)
 
 
 KILLED = """
