@@ -239,6 +239,8 @@ def read_receipt(path: str) -> Receipt:
         )
     table: Any = parse_json(text, beside, "the table of the receipt")
     problem = _first_fault(table, _TABLE, "") or next(filter(None, map(_strange, table["files"])), "")
+    if not problem and table["digest"] != "none":
+        problem = _first_fault(table["tensors"], {str: {"digest": "hex"}}, "tensors")
     if problem:
         raise StorageError("not a table of tensors", where=str(beside), found=problem)
     receipt = Receipt(place, raw, found, table)

@@ -489,6 +489,22 @@ def test_a_receipt_whose_subject_is_not_its_files_is_refused(place: Path) -> Non
             read("out")
 
 
+@pytest.mark.parametrize("digest", [None, 5, "0" * 63])
+def test_a_table_of_digests_has_one_of_every_tensor(place: Path, digest: Any) -> None:
+    make()
+    table, receipt = place / "out/surgery.tensors.json", place / "out/surgery.receipt.json"
+    told, said = json.loads(table.read_text()), json.loads(receipt.read_text())
+    told["tensors"]["norm"].pop("digest")
+    told["tensors"]["norm"] |= {} if digest is None else {"digest": digest}
+    table.write_text(json.dumps(told))
+    for product in said["predicate"]["runDetails"]["byproducts"]:
+        if product["name"] == table.name:
+            product["digest"]["sha256"] = hashlib.sha256(table.read_bytes()).hexdigest()
+    receipt.write_text(json.dumps(said))
+    with pytest.raises(StorageError, match="not a table of tensors"):
+        replay("out", Options(sync=False))
+
+
 def test_a_receipt_leads_nowhere_else(place: Path) -> None:
     make("deep/out")
     before = sorted(place.rglob("*"))
