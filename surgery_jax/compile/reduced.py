@@ -180,7 +180,7 @@ class PassFunction(GroupFunction):
         self.needed = self._needed(frozenset(self.active))
         self.recalled = sorted(self.known_before & self.needed)
         size = blueprint.rows * blueprint.width
-        computed = [(at, op) for at, op in self._operations() if self._is_computed(at)]
+        computed = [(at, op) for at, op, _ in self._operations() if self._is_computed(at)]
         self.is_fast_on_host = any(op.is_fast_on_host or size < op.host_below for _, op in computed) or any(
             self.reductions[value].is_fast_at(self._stage(value)) for value in self.active
         )
@@ -190,6 +190,7 @@ class PassFunction(GroupFunction):
         has_places = any(op.needs_places for at, op in computed if at not in self.reductions)
         self.stride = min(strides, default=1) if is_alone and not has_places and len(strides) == 1 else 1
         self._live: dict[frozenset[int], frozenset[int]] = {}  # what is needed by the statistics that are live
+        self._done = self._done_after()
 
     def _stage(self, value: int) -> int:
         """The stage of a statistic that is active in this pass."""
@@ -209,6 +210,16 @@ class PassFunction(GroupFunction):
                 found.update(eqn.args)
         return frozenset(found)
 
+    def _done_after(self) -> list[set[int]]:
+        """By operation, the values that nobody wants any more after it."""
+        wanted = {*self.leaving, *self.checked}
+        wanted.update(arg for at, op, args in self._operations() if at in self.checked for arg in args)  # for messages
+        found: list[set[int]] = []
+        for eqn in reversed(self.eqns):
+            found.insert(0, set(eqn.args) - wanted)
+            wanted.update(eqn.args)
+        return found
+
     def reaching(self, before: Statistics, start: int, count: int) -> frozenset[int]:
         """The statistics that are not settled and that so many rows from row `start` on may change."""
         width, found = self.blueprint.width, []
@@ -218,11 +229,11 @@ class PassFunction(GroupFunction):
                 found.append(value)
         return frozenset(found)
 
-    def _operations(self) -> Iterator[tuple[int, TensorOp]]:
-        """Every operation, with the number of its first value."""
+    def _operations(self) -> Iterator[tuple[int, TensorOp, Sequence[int]]]:
+        """Every operation, with the number of its first value, and its operands."""
         at = len(self.specs)
         for eqn in self.eqns:
-            yield at, eqn.op
+            yield at, eqn.op, eqn.args
             at += len(eqn.specs)
 
     def _is_computed(self, value: int) -> bool:
@@ -315,7 +326,7 @@ class PassFunction(GroupFunction):
         values = inputs[: len(self.specs)]
         first = kernel.xp.asarray(start, "float64") * float(self.blueprint.width)
         places = Numbering(kernel, first, values[0].shape if values else (self.blueprint.rows,))
-        for eqn in self.eqns:
+        for eqn, done in zip(self.eqns, self._done, strict=True):
             op = eqn.op.with_numbers(own)
             at = len(values)
             arrays = [values[arg] for arg in eqn.args]
@@ -333,6 +344,8 @@ class PassFunction(GroupFunction):
                 values += [None] * len(eqn.specs)
             else:
                 values += self._results(kernel, op, arrays, len(eqn.specs))
+            for value in done:  # so that what is computed next may lie where it did, in the caches
+                values[value] = None
         return values
 
     def _before(self, told: Iterator[Any]) -> dict[int, list[Any]]:

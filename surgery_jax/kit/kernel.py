@@ -212,15 +212,11 @@ class Kernel(Protocol):
     def how_many(self, mask: Array) -> Array:
         """How many elements of a mask are true: a float64."""
 
-    def outranks(
-        self, keys: Array, words: tuple[Array, Array], ranks: Callable[[Array, Array], Array], spread: tuple[Any, Any]
-    ) -> Array:
-        """Where a key is larger than the one of its row that has a rank, from 0, which is rounded down: everywhere if
-        it is below 0, nowhere if it is that of the last key or more.
+    def outranks(self, x: Array, ranks: Array) -> Array:
+        """Where magnitudes have a higher rank in their row, from 0, than the one given; of equal ones those of lower
+        positions have the lower ranks.
 
-        keys: integers [rows, n], which are used up; words: two of 32 random bits for each, of which `ranks` makes its
-        rank, float64 -> bool. Ranks from 0 to the last one are those of words that are a number within `spread`, of
-        which the first one gives the leading bits.
+        x: float32 [rows, n], n < 2**32; ranks: int64, the same shape, from -1 to n - 1 -> bool.
         """
 
     # -- matrices -----------------------------------------------------------------------------------------------

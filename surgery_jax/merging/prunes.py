@@ -13,8 +13,6 @@ from ..kit.rules import check_floats
 
 __all__ = ["Prune"]
 
-INDEX = 32  # bits of the number of an element in its row, below those of its magnitude
-
 
 @dataclass(frozen=True)
 class Prune(TensorOp):
@@ -45,26 +43,11 @@ class Prune(TensorOp):
         return 8 * 8 * source.size
 
     def apply(self, k: Kernel, source: Array, position: Array) -> Array:
-        from ..numerics.threefry import fraction, words
+        from ..numerics.threefry import ranks
 
-        shape = source.shape if source.ndim > 1 else (1, -1)
-        rows = source.reshape(shape[0], -1)
-        last = k.xp.asarray(float(max(rows.shape[1] - 1, 1)), "float64")
+        rows = source.reshape(source.shape[0] if source.ndim > 1 else 1, -1)
         density, epsilon = (k.xp.asarray(x, "float64") for x in (self.density, self.epsilon))
-        first, second = (x.reshape(rows.shape) for x in words(k, (self.first, self.second), position))
-
-        def ranks(first: Array, second: Array) -> Array:
-            """Those above which elements are kept, of the words that are drawn: if these are as a number below
-            density - epsilon + 2 epsilon rank / last."""
-            above = k.mul(fraction(first, second) - (density - epsilon), last)
-            return above / k.at_least(epsilon + epsilon, 1e-300)
-
-        spread = (density - epsilon, density + epsilon)
-        return k.outranks(self._keys(k, rows), (first, second), ranks, spread).reshape(source.shape)
-
-    def _keys(self, k: Kernel, rows: Array) -> Array:
-        """Numbers in the order of magnitudes, no two of a row equal: int64 [rows, n]."""
-        keys = (k.bits(rows.astype("float32")) & k.xp.uint32(2**31 - 1)).astype("int64")
-        keys <<= INDEX  # in place where arrays can be changed
-        keys += k.xp.arange(rows.shape[1], dtype="int64")
-        return keys
+        spread = (density - epsilon, epsilon + epsilon)
+        drawn = ranks(k, (self.first, self.second), position.reshape(rows.shape), spread, rows.shape[1])
+        narrow = rows if rows.dtype == "float32" else rows.astype("float32")
+        return k.outranks(narrow, drawn).reshape(source.shape)

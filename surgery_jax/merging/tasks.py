@@ -99,8 +99,9 @@ class TaskMethod(Method):
 
     def merge(self, versions: Versions, keys: Sequence[str], base: Value | None, models: Sequence[Value]) -> Value:
         assert base is not None
-        deltas = [versions.compute(Delta(), model, base) for model in models]
-        parts = [self.sparse(versions, key, *numbered) for key, numbered in zip(keys, enumerate(deltas), strict=True)]
+        parts = []  # one model after the other: what is known of one is soon used
+        for at, (key, model) in enumerate(zip(keys, models, strict=True)):
+            parts.append(self.sparse(versions, key, at, versions.compute(Delta(), model, base)))
         op = AddTasks(self.elects, self.normalize, self.weight, self.lambda_)
         return versions.compute(op, base, *parts)
 

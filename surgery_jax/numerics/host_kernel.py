@@ -13,6 +13,9 @@ from .kernels import SharedKernel, dtype_of
 __all__ = ["HostKernel"]
 
 
+_AT_ONCE = 1 << 14  # elements that are sorted at once
+
+
 class HostKernel(SharedKernel):
     """Exact arithmetic in NumPy."""
 
@@ -73,21 +76,27 @@ class HostKernel(SharedKernel):
         """How many elements are true."""
         return np.float64(np.count_nonzero(mask))
 
-    def outranks(self, keys: Any, words: Any, ranks: Any, spread: Any) -> Any:
-        """Where a key is larger than the one of a rank in its row, which is looked up where the leading word does not
-        tell: sums and products that are rounded are less than 2 units of its last bit off."""
-        first, second = words
-        lowest, highest = (int(x * 2.0**32) for x in spread)
-        is_above = first < np.uint32(max(lowest - 2, 0))
-        at = np.flatnonzero(~is_above & (first <= np.uint32(min(highest + 2, 2**32 - 1))))
-        rank, length = ranks(first.reshape(-1)[at], second.reshape(-1)[at]), max(keys.shape[1], 1)
-        is_above.reshape(-1)[at[rank < 0]] = True
-        is_inside = (rank >= 0) & (rank < length - 1)
-        at, rank = at[is_inside], rank[is_inside]
-        own = keys.reshape(-1)[at]
-        keys.sort(axis=1)  # they are not wanted any more
-        is_above.reshape(-1)[at] = own > keys.reshape(-1)[at // length * length + rank.astype(np.int64)]
-        return is_above
+    def outranks(self, x: Any, ranks: Any) -> Any:
+        """Where magnitudes have a higher rank in their row than the one given: a few rows at a time, so that all that
+        is computed stays in the caches. Before the keys of a row there is one below all others, for the ranks below 0.
+        """
+        rows, length = x.shape
+        step = max(_AT_ONCE // max(length, 1), 1)
+        places, found = np.arange(length), np.empty(x.shape, bool)
+        keys = np.empty((min(step, rows), length), np.int64)
+        ordered = np.full((len(keys), length + 1), -1)
+        ends = np.arange(1, 1 + ordered.size, length + 1).reshape(-1, 1)
+        for start in range(0, rows, step):
+            raw = self.bits(x[start : start + step])
+            own, sorted_ = keys[: len(raw)], ordered[: len(raw)]
+            np.bitwise_and(raw, 2**31 - 1, out=own)
+            own <<= 32
+            own += places
+            sorted_[:, 1:] = own
+            sorted_[:, 1:].sort(axis=1)
+            at = ranks[start : start + step] + ends[: len(raw)]
+            np.greater(own, sorted_.reshape(-1).take(at, mode="clip"), out=found[start : start + step])
+        return found
 
     def over(self, x: Any, divisor: Any) -> Any:
         """x divided by a number; x itself if that is 1."""

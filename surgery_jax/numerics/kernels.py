@@ -217,14 +217,14 @@ class DeviceKernel(SharedKernel):
         """How many elements are true."""
         return self.xp.sum(mask, dtype=np.int64).astype(np.float64)
 
-    def outranks(self, keys: Any, words: Any, ranks: Any, spread: Any) -> Any:
-        """Where a key is larger than the one of a rank in its row."""
-        rows, length = keys.shape
-        last, rank = length - 1, ranks(*words)
-        place = self.xp.minimum(self.xp.maximum(rank, 0.0), float(max(last, 0))).astype(np.int64)
-        place = place + self.xp.arange(rows, dtype=np.int64).reshape(-1, 1) * length
+    def outranks(self, x: Any, ranks: Any) -> Any:
+        """Where magnitudes have a higher rank in their row than the one given."""
+        rows, length = x.shape
+        keys = (self.bits(x) & np.uint32(2**31 - 1)).astype(np.int64) << 32
+        keys = keys + self.xp.arange(length, dtype=np.int64)
+        place = self.xp.maximum(ranks, 0) + self.xp.arange(rows, dtype=np.int64).reshape(-1, 1) * length
         least = self.xp.take(self.xp.sort(keys, axis=1), place, mode="clip")
-        return (rank < 0.0) | ((rank < last) & (keys > least))
+        return (ranks < 0) | (keys > least)
 
     def over(self, x: Any, divisor: Any) -> Any:
         return x / divisor

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["fraction", "key_of", "normal", "uniform", "words"]
+__all__ = ["key_of", "normal", "ranks", "uniform", "words"]
+
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
-_PIECE = 1 << 15  # positions whose words are drawn at once on the host: they stay in the caches of a core
+_MANY = 1 << 15  # positions from which on ranks are drawn on the host by a compiled function,
+_PIECE = 1 << 16  # which draws so many at once: they stay in the caches of a core
 
 # ln(m) for m in [sqrt(1/2), sqrt(2)) is 2 atanh(s) with s = (m - 1) / (m + 1), |s| < 0.172: odd powers up to s**21
 # leave an error below 1e-17. cos(2 pi t) for |t| <= 1/8 and sin likewise: Taylor's polynomials up to powers 16 and 17.
@@ -39,25 +41,6 @@ def key_of(seed: int, name: str) -> tuple[int, int]:
 
 def words(k: Any, key: tuple[Any, Any], position: Any) -> tuple[Any, Any]:
     """Two words of 32 random bits for every position, uint64 of any shape; the key is two numbers below 2**32."""
-    import numpy as np  # not on top: a key is no reason to import it
-
-    if isinstance(position, np.ndarray) and position.size >= _PIECE and (processor := _processor()) is not None:
-        return _compiled_words(key, position, processor)
-    return _words(k, key, position)
-
-
-@cache
-def _processor() -> Any:
-    """The processor as a device, None where JAX is told to do without it."""
-    import jax
-
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        return None
-
-
-def _words(k: Any, key: tuple[Any, Any], position: Any) -> tuple[Any, Any]:
     first, second = (k.xp.asarray(word, "float64").astype("uint32") for word in key)
     keys = (first, second, first ^ second ^ k.xp.uint32(_PARITY))
     a = (position >> 32).astype("uint32") + keys[0]
@@ -74,57 +57,76 @@ def _words(k: Any, key: tuple[Any, Any], position: Any) -> tuple[Any, Any]:
     return a, b
 
 
-def _compiled_words(key: tuple[Any, Any], position: np.ndarray, processor: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Those of many positions, a piece after the other, by a compiled function: these are whole numbers, which it gets
-    right to the last bit, without writing what every round comes to."""
-    import jax
-    import numpy as np
-
-    flat, start = position.reshape(-1), 0
-    found = np.empty(flat.size, np.uint32), np.empty(flat.size, np.uint32)
-    with jax.enable_x64(True), jax.default_device(processor):
-        given = np.array(key, np.float64)
-        while start < flat.size:
-            first = min(start, flat.size - _PIECE)  # of the last piece some are found once more
-            piece = _function()(given, flat[first : first + _PIECE])
-            for target, part in zip(found, piece, strict=True):
-                target[first : first + _PIECE] = part
-            start = first + _PIECE
-    return found[0].reshape(position.shape), found[1].reshape(position.shape)
-
-
-@cache
-def _function() -> Any:
-    """`_words` of a key and `_PIECE` positions."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from .kernels import DeviceKernel
-
-    def function(key: Any, position: Any) -> tuple[Any, Any]:
-        kernel = DeviceKernel((jnp.zeros((), np.int32), jnp.zeros((), np.int64)))
-        return _words(kernel, (key[0], key[1]), position)
-
-    return jax.jit(function, compiler_options={"xla_cpu_prefer_vector_width": 512, "xla_cpu_multi_thread_eigen": False})
-
-
 def uniform(k: Any, key: tuple[Any, Any], position: Any) -> Any:
     """Numbers in [0, 1), multiples of 2**-53, float64."""
-    return fraction(*words(k, key, position))
-
-
-def fraction(a: Any, b: Any) -> Any:
-    """The number in [0, 1) that two words are: a multiple of 2**-53, float64. `b` is used up if it can be changed."""
-    import numpy as np
-
+    a, b = words(k, key, position)
     # exact: products with powers of two, and a sum below 1 of multiples of 2**-53; in place where arrays can be changed
-    b >>= np.uint32(11)
+    b >>= k.xp.uint32(11)
     high, low = a.astype("float64"), b.astype("float64")
     high *= 2.0**-32
     low *= 2.0**-53
     high += low
     return high
+
+
+def ranks(k: Any, key: tuple[Any, Any], position: Any, spread: tuple[Any, Any], length: int) -> Any:
+    """The ranks in a row of so many elements, from 0, above which elements are kept if the one of a rank is kept
+    whose number in [0, 1) is below spread[0] + spread[1] rank / (length - 1); -1 if all are: int64. The positions
+    follow one another."""
+    import numpy as np  # not on top: a key is no reason to import it
+
+    numbers = (*key, *spread, float(length))
+    if isinstance(position, np.ndarray) and position.size >= _MANY and (processor := _processor()) is not None:
+        return _compiled_ranks(numbers, position, processor)
+    return _ranks(k, numbers, position)
+
+
+@cache
+def _processor() -> Any:
+    """The processor as a device, None where JAX is told to do without it."""
+    import jax
+
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
+
+
+def _ranks(k: Any, numbers: tuple[Any, ...], position: Any) -> Any:
+    """`ranks` of a key, the lowest probability, how far the highest is above it, and the length of rows."""
+    low, width, length = (k.xp.asarray(number, "float64") for number in numbers[2:])
+    drawn = uniform(k, (numbers[0], numbers[1]), position)
+    rank = k.xp.floor(k.div(k.mul(drawn - low, k.at_least(length - 1.0, 1.0)), k.at_least(width, 1e-300)))
+    return k.xp.minimum(k.xp.maximum(rank, -1.0), length - 1.0).astype("int64")
+
+
+def _compiled_ranks(numbers: tuple[Any, ...], position: np.ndarray, processor: Any) -> np.ndarray:
+    """Those of many positions, a piece after the other, without writing what every step comes to: whole numbers, and
+    others that are rounded alike, which a compiled function gets right to the last bit."""
+    import jax
+    import numpy as np
+
+    begin, pieces = position.reshape(-1)[0], []
+    with jax.enable_x64(True), jax.default_device(processor):
+        given = np.array(numbers, np.float64)
+        for start in range(0, position.size, _PIECE):
+            made = _function()((np.int32(0), np.int64(0)), given, begin + np.uint64(start))
+            pieces.append(np.asarray(made)[: position.size - start])
+    return (pieces[0] if len(pieces) == 1 else np.concatenate(pieces)).reshape(position.shape)
+
+
+@cache
+def _function() -> Any:
+    """`_ranks` of `_PIECE` positions from one on, with zeros that the compiler does not know."""
+    import jax
+    import jax.numpy as jnp
+
+    from .kernels import DeviceKernel
+
+    def traced(zeros: Any, numbers: Any, begin: Any) -> Any:
+        return _ranks(DeviceKernel(zeros), tuple(numbers), begin + jnp.arange(_PIECE, dtype="uint64"))
+
+    return jax.jit(traced, compiler_options={"xla_cpu_prefer_vector_width": 512, "xla_cpu_multi_thread_eigen": False})
 
 
 def normal(k: Any, key: tuple[Any, Any], position: Any) -> Any:

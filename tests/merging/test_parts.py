@@ -334,7 +334,7 @@ REFERENCES: dict[str, tuple[list[Any], Callable[..., Any], str]] = {
                 drawn("float32", (4, 3, 5)),
                 drawn("float32", (4, 1)),
                 tied(),
-                np.round(drawn("float32", (130, 257)), 1),  # more than are drawn at once
+                np.round(drawn("float32", (300, 257)), 1),  # more than are drawn at once, and sorted
             )
         ],
         pruned,
