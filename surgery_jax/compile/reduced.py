@@ -24,7 +24,9 @@ from .program import Group
 
 __all__ = ["PassFunction", "ReducedFunction", "TileRows", "Totals"]
 
-AT_ONCE = 16 * BLOCK  # elements that NumPy goes over at once: what they come to stays in the caches of a core
+# Elements that NumPy goes over at once: few enough that what they come to stays near a core, and so many that threads
+# which take Python's lock between two steps seldom wait for it. With a quarter of this two are slower than one.
+AT_ONCE = 64 * BLOCK
 
 Statistics = Mapping[int, Sequence[Any]]  # what reductions have come to, by the number of the value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections import Counter
@@ -59,6 +60,7 @@ class Computing:
         self._busy: Counter[int] = Counter()  # tasks by device, now
         self._given: Counter[int] = Counter()  # and so far
         self._sharing = threading.Lock()
+        self._cores = threading.Semaphore(os.cpu_count() or 1)  # more threads in NumPy only take them from each other
         self._lock = threading.Lock()
         self._is_stopped = False
         self._devices: Future[list[Any]] | None = None
@@ -94,7 +96,7 @@ class Computing:
                 holds, guards = result[1][: len(function.checked)], result[1][len(function.checked) :]
             else:
                 try:
-                    with one_thread_each() if function.uses_lapack else nullcontext():
+                    with self._cores, one_thread_each() if function.uses_lapack else nullcontext():
                         outputs, masks = function.on_host(inputs, numbers)
                     holds, guards = [bool(np.all(mask)) for mask in masks], []
                 except np.linalg.LinAlgError:

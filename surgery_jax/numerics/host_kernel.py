@@ -13,7 +13,7 @@ from .kernels import SharedKernel, dtype_of
 __all__ = ["HostKernel"]
 
 
-_AT_ONCE = 1 << 14  # elements that are sorted at once
+_AT_ONCE = 1 << 16  # elements that are sorted at once: shorter steps let threads wait for Python's lock
 
 
 class HostKernel(SharedKernel):
