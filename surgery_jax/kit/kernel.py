@@ -202,6 +202,10 @@ class Kernel(Protocol):
     def repeat(self, count: int, step: Callable[[Any, T], T], state: T) -> T:
         """What becomes of a state when `step(number, state)` is done for all numbers below `count` in turn."""
 
+    def in_parts(self, function: Callable[..., Array], most: int, *arrays: Array) -> Array:
+        """What a function makes of arrays that treats every slice of their leading axis by itself. A CPU does at most
+        so many slices at once, so that what it adds to stays in the caches."""
+
     def choose(self, is_first: Any, first: Callable[[], T], second: Callable[[], T]) -> T:
         """The result of one of two functions; only that one is computed."""
 

@@ -40,6 +40,7 @@ Before = Sequence[Array] | None  # what the stage before came to, None for the f
 
 LANES = 128
 BLOCK = LANES * LANES  # elements
+AT_ONCE = 8  # blocks that a CPU adds up together
 NEUTRAL = {"sum": 0.0, "max": -float("inf"), "min": float("inf")}
 
 
@@ -138,18 +139,24 @@ class Reduction(TensorOp):
         left = k.xp.minimum(k.xp.maximum(left, 0), BLOCK).astype("int32")  # how many elements of each block are there
         lane = k.xp.arange(LANES, dtype="int32")
 
-        def row(number: Any, held: tuple[Any, ...]) -> tuple[Any, ...]:
-            found = self.terms(k, stage, before, *(k.row(cube, number) for cube in cubes))
-            is_there = lane + k.xp.asarray(number * LANES, "int32") < left
-            kept = (k.xp.where(is_there, x, NEUTRAL[word]) for x, word in zip(found, how, strict=True))
-            return tuple(_join(k, word, a, b) for word, a, b in zip(how, held, kept, strict=True))
+        def sums(left: Array, *cubes: Array) -> Array:
+            shape = left.shape[0], LANES
 
-        def column(number: Any, held: tuple[Any, ...]) -> tuple[Any, ...]:
-            return tuple(_join(k, word, a, k.column(x, number)) for word, a, x in zip(how, held, lanes, strict=True))
+            def row(number: Any, held: tuple[Any, ...]) -> tuple[Any, ...]:
+                found = self.terms(k, stage, before, *(k.row(cube, number) for cube in cubes))
+                is_there = lane + k.xp.asarray(number * LANES, "int32") < left
+                kept = (k.xp.where(is_there, x, NEUTRAL[word]) for x, word in zip(found, how, strict=True))
+                return tuple(_join(k, word, a, b) for word, a, b in zip(how, held, kept, strict=True))
 
-        lanes = k.repeat(LANES, row, tuple(k.xp.full((blocks, LANES), NEUTRAL[word], "float64") for word in how))
-        sums = k.repeat(LANES, column, tuple(k.xp.full((blocks,), NEUTRAL[word], "float64") for word in how))
-        return k.xp.stack(sums, axis=1)
+            def column(number: Any, held: tuple[Any, ...]) -> tuple[Any, ...]:
+                each = zip(how, held, lanes, strict=True)
+                return tuple(_join(k, word, a, k.column(x, number)) for word, a, x in each)
+
+            lanes = k.repeat(LANES, row, tuple(k.xp.full(shape, NEUTRAL[word], "float64") for word in how))
+            found = k.repeat(LANES, column, tuple(k.xp.full(shape[:1], NEUTRAL[word], "float64") for word in how))
+            return k.xp.stack(found, axis=1)
+
+        return k.in_parts(sums, AT_ONCE, left, *cubes)
 
     def partial_by_rows(self, k: Kernel, stage: int, before: Before, count: Array | int, *arrays: Array) -> Array:
         """The terms of a stage, combined within each row along the leading axis: float64 [rows, terms]. The first

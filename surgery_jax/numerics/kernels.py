@@ -240,6 +240,23 @@ class DeviceKernel(SharedKernel):
     def repeat(self, count: int, step: Any, state: Any) -> Any:
         return self.jax.lax.fori_loop(0, count, step, state)
 
+    def in_parts(self, function: Any, most: int, *arrays: Any) -> Any:
+        length = arrays[0].shape[0]
+        if length <= most or length % most:
+            return function(*arrays)
+        is_raw = [x.dtype == BY_NAME["bfloat16"].numpy for x in arrays]  # as in `row`
+        raw = [self.bits(x) if cut else x for x, cut in zip(arrays, is_raw, strict=True)]
+
+        def whole(*raw: Any) -> Any:
+            return function(*(self.from_bits(x, array.dtype) for x, array in zip(raw, arrays, strict=True)))
+
+        def parts(*raw: Any) -> Any:
+            cut = [x.reshape(length // most, most, *x.shape[1:]) for x in raw]
+            found = self.jax.lax.map(lambda part: whole(*part), cut)
+            return found.reshape(length, *found.shape[2:])
+
+        return self.jax.lax.platform_dependent(*raw, cpu=parts, default=whole)
+
     def replace(self, base: Any, index: Any, value: Any) -> Any:
         return base.at[index].set(value)
 
