@@ -25,7 +25,7 @@ from .program import Group
 __all__ = ["PassFunction", "ReducedFunction", "TileRows", "Totals"]
 
 # Elements that NumPy goes over at once: few enough that what they come to stays near a core, and so many that threads
-# which take Python's lock between two steps seldom wait for it. With a quarter of this two are slower than one.
+# which take Python's lock between two steps seldom wait for it. With a quarter of this two were slower than one.
 AT_ONCE = 64 * BLOCK
 
 Statistics = Mapping[int, Sequence[Any]]  # what reductions have come to, by the number of the value

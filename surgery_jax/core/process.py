@@ -18,7 +18,7 @@ _is_own = False
 
 def own() -> None:
     """This process is there for one command. Importing and planning make many objects that stay, and hardly a cycle:
-    looking for some is a seventh of what importing JAX takes."""
+    looking for some takes a good part of what importing JAX does."""
     global _is_own
     _is_own = True
     gc.set_threshold(MANY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from functools import partial
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
@@ -33,9 +34,9 @@ class Hands:
         Raises:
             BaseException: the first that a call raised.
         """
-        parts = _Parts(iter(numbers), work)
+        parts = _Parts(numbers, work)
         for hand in range(1, min(most, self._count + 1)):
-            self._asked.put(lambda hand=hand: parts.help_out(hand))  # type: ignore[misc]
+            self._asked.put(partial(parts.help_out, hand))
             self._begin()
         parts.finish()
 
@@ -62,8 +63,8 @@ class Hands:
 class _Parts:
     """The parts of one piece of work, and who is at work on them."""
 
-    def __init__(self, left: Iterable[int], work: Callable[[int, int], None]) -> None:
-        self._left, self._work = iter(left), work
+    def __init__(self, numbers: Iterable[int], work: Callable[[int, int], None]) -> None:
+        self._left, self._work = iter(numbers), work
         self._helping = 0
         self._changed = threading.Condition()
         self._error: BaseException | None = None
@@ -84,6 +85,7 @@ class _Parts:
         self._pull(0)
         with self._changed:
             self._changed.wait_for(lambda: self._helping == 0)
+            del self._work  # who is still to come must not keep the buffers that it works in
             if self._error is not None:
                 raise self._error
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["key_of", "normal", "ranks", "uniform", "words"]
 
-
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 _MANY = 1 << 15  # positions from which on ranks are drawn on the host by a compiled function,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,5 +78,7 @@ def test_threads_at_one_component_leave_a_quarter_of_the_budget_to_others(tmp_pa
     )
     (work,) = schedule(program, Limits(memory, 8)).groups
     (component,) = work.group.components
-    assert work.num_hands(component) == 1 or footprint(work.needs(component)) <= work.memory * 3 // 4
-    assert work.num_hands(component) <= min(8, work.num_tiles(component))
+    many = replace(work, hands=64)  # whatever the cores of this machine
+    hands, wanted = many.num_hands(component), min(64, work.num_tiles(component))
+    assert (hands > 1) == (memory > 2 << 20) and hands <= wanted
+    assert hands == 1 or footprint(many.needs(component)) <= memory * 3 // 4
