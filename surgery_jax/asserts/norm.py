@@ -25,6 +25,7 @@ class Norm2(Reduction):
     overflows.
     """
 
+    ignores_zeros = True
     scaled: bool = False
 
     @property

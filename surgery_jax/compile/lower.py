@@ -6,7 +6,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import nullcontext
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
+from operator import and_
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from .program import Group, keeps_order
 from .sharding import Partition, mesh_size, partition
 from .thresholds import threshold
 
-__all__ = ["GroupFunction"]
+__all__ = ["GroupFunction", "raw"]
 
 FLUSHING = ("cpu", "tpu")  # platforms whose arithmetic flushes subnormal numbers
 PATIENCE = 1 << 20  # seconds that simulated devices wait for each other
@@ -52,6 +53,7 @@ class GroupFunction:
         self.is_fast_on_host = any(eqn.op.is_fast_on_host for eqn in self.eqns) or self._only_widens()
         self.num_traces = 0
         self._jitted: Any = None
+        self._telling: Any = None  # compiled when something is not as it should be
         self._meshed: dict[Any, Any] = {}  # by devices and the values that leave
         self._ready: set[Any] = set()
         self._thresholds: dict[Hashable, int | None] = {}
@@ -309,17 +311,17 @@ class GroupFunction:
                 return None
             bits = [column[0] for column in limits]
             # the first device takes NumPy arrays as they are, at a tenth of what placing them costs
-            arrays = [x if device.id == 0 else jax.device_put(x, device) for x in inputs]
+            arrays = [x if device.id == 0 else jax.device_put(x, device) for x in raw(inputs, self.specs)]
             call = (np.int32(0), np.int64(0)), bits, [np.float64(number) for number in numbers], arrays
             function = self._function(device)
             # the first call traces and compiles: once, while the other workers read their first inputs
             with nullcontext() if (device, is_exact) in self._ready else self._lock:
-                outputs, verdicts = function(*call)
+                outputs, is_fine = function(*call)
                 if (device, is_exact) not in self._ready:
                     give_back()  # what compiling has freed: no budget counts it
                 self._ready.add((device, is_exact))
-            *holds, was_exact = np.asarray(verdicts).tolist()
             jax.block_until_ready(outputs)  # type: ignore[no-untyped-call]
+            *holds, was_exact = [True] * self._num_verdicts if is_fine else self._told(device, call)
             return (list(outputs), holds) if was_exact else None
 
     def _function(self, device: Any) -> Any:
@@ -327,19 +329,61 @@ class GroupFunction:
             if self._jitted is None:
                 import jax
 
-                self._jitted = jax.jit(self.traced, compiler_options=self.compiler_options(device.platform))
+                self._jitted = jax.jit(self._traced_at_once, compiler_options=self.compiler_options(device.platform))
         return self._jitted
+
+    def _told(self, device: Any, call: Sequence[Any]) -> list[bool]:
+        """The verdicts about a call of which not all are true."""
+        with self._lock:
+            if self._telling is None:
+                import jax
+
+                def verdicts(*given: Any) -> Any:
+                    return self.traced(*given)[1]
+
+                self._telling = jax.jit(verdicts, compiler_options=self.compiler_options(device.platform))
+        return np.asarray(self._telling(*call)).tolist()  # type: ignore[no-any-return]
+
+    @property
+    def _num_verdicts(self) -> int:
+        return len(self.checked) + len(self.guarded) + 1
+
+    def _traced_at_once(self, zeros: Any, bits: Sequence[Any], numbers: Sequence[Any], inputs: Sequence[Any]) -> Any:
+        """The outputs, and whether all verdicts are true: all masks of one shape are looked at together."""
+        import jax.numpy as jnp
+
+        kernel, inputs, values = self._valued(zeros, numbers, inputs)
+        together: dict[tuple[int, ...], Any] = {}
+        for mask in (*(values[number] for number in self.checked), *self._large(kernel, bits, inputs)):
+            together[mask.shape] = together[mask.shape] & mask if mask.shape in together else mask
+        found = [*map(_everywhere, together.values()), *self._finite(values)]
+        return [values[number] for number in self.leaving], reduce(and_, found, jnp.array(True))
+
+    def _valued(self, zeros: Any, numbers: Sequence[Any], inputs: Sequence[Any]) -> tuple[Any, list[Any], list[Any]]:
+        """The kernel, the inputs as they are meant, and all values."""
+        self.num_traces += 1
+        kernel = DeviceKernel(zeros)
+        own = [
+            kernel.from_bits(x, spec.dtype.numpy) if spec.dtype.name == "bfloat16" else x
+            for x, spec in zip(inputs, self.specs, strict=False)
+        ]
+        inputs = [*own, *inputs[len(own) :]]
+        return kernel, inputs, self._evaluate(kernel, list(inputs), iter(numbers))
 
     def traced(self, zeros: Any, bits: Sequence[Any], numbers: Sequence[Any], inputs: Sequence[Any]) -> Any:
         """The outputs, and verdicts: of the checks, of the guards, and whether all this is exact."""
         import jax.numpy as jnp
 
-        self.num_traces += 1
-        kernel = DeviceKernel(zeros)
-        exact = self._large_enough(kernel, bits, inputs)
-        values = self._evaluate(kernel, list(inputs), iter(numbers))
-        verdicts = [*self._holding(values), *(jnp.all(jnp.isfinite(values[number])) for number in self.guarded)]
-        return [values[number] for number in self.leaving], jnp.stack([*verdicts, exact])
+        kernel, inputs, values = self._valued(zeros, numbers, inputs)
+        holding = self._holding(values)
+        exact = reduce(and_, map(_everywhere, self._large(kernel, bits, inputs)), jnp.array(True))
+        return [values[number] for number in self.leaving], jnp.stack([*holding, *self._finite(values), exact])
+
+    def _finite(self, values: Sequence[Any]) -> list[Any]:
+        """For every guard whether it is finite everywhere."""
+        import jax.numpy as jnp
+
+        return [jnp.all(jnp.isfinite(values[number])) for number in self.guarded]
 
     def _holding(self, values: Sequence[Any]) -> list[Any]:
         """For every check whether its mask is true everywhere, as are all others of its shape: they are looked at
@@ -350,9 +394,9 @@ class GroupFunction:
         found = {shape: _everywhere(mask) for shape, mask in together.items()}
         return [found[values[number].shape] for number in self.checked]
 
-    def _large_enough(self, kernel: DeviceKernel, bits: Sequence[Any], inputs: Sequence[Any]) -> Any:
-        """Whether every input element is zero or at least its limit, by the bits; inputs of one dtype are tested
-        together. Without limits it is known."""
+    def _large(self, kernel: DeviceKernel, bits: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+        """Where input elements are zero or at least their limit, by the bits: a mask for all inputs of one dtype and
+        shape. Without limits it is known."""
         import jax.numpy as jnp
 
         together: dict[Any, tuple[Any, Any]] = {}
@@ -366,10 +410,14 @@ class GroupFunction:
                 above = raw
             key = (spec.dtype, x.shape)
             together[key] = (jnp.minimum(together[key][0], above) if key in together else above, limit)
-        result = jnp.array(True)
-        for above, limit in together.values():
-            result &= _everywhere(above >= limit - np.ones((), limit.dtype))
-        return result
+        return [above >= limit - np.ones((), limit.dtype) for above, limit in together.values()]
+
+
+def raw(inputs: Sequence[np.ndarray], specs: Sequence[Spec]) -> list[np.ndarray]:
+    """What a compiled function is given for its inputs: of bfloat16 the bits, which XLA takes apart on a CPU without
+    converting them to float32 and back. What comes after the inputs stays as it is."""
+    own = [x.view(np.uint16) if spec.dtype.name == "bfloat16" else x for x, spec in zip(inputs, specs, strict=False)]
+    return [*own, *inputs[len(own) :]]
 
 
 def _placed(x: Any, shape: tuple[int, ...], sharding: Any) -> Any:

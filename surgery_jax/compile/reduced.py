@@ -87,6 +87,9 @@ class ReducedFunction:
         self.blueprint = blueprint
         self.reductions = blueprint.reductions
         known, self.first, count = passes_of(group, blueprint)
+        begun = [op for value, op in self.reductions.items() if self.first[value] == 0]
+        is_early = all(op.stride(0) == 1 for op in begun) and not any(known[value] for value, _ in group.sample.checks)
+        self.checking = 0 if is_early else count - 1  # the pass that checks: one that is about all elements anyway
         self.passes: list[PassFunction] = []
         wanted: frozenset[int] = frozenset()  # by the passes after it
         for number in reversed(range(count)):
@@ -150,7 +153,7 @@ class ReducedFunction:
 
 class PassFunction(GroupFunction):
     """One pass. What leaves a tile are partial results of its blocks, and what can be written for the first time;
-    checks are for the last pass. Of values that are remembered a pass is given those that were known before it, after
+    one of them checks. Of values that are remembered a pass is given those that were known before it, after
     its inputs, and those that it is the first one to know leave it for the passes that need them.
 
     It is called as the function of any group is, with more numbers (`arguments`).
@@ -178,7 +181,7 @@ class PassFunction(GroupFunction):
         self.remembered = [v for v in blueprint.remembered if known[v] == number and v in wanted]
         own = [value for value in blueprint.leaving if value not in whole.reductions and known[value] == number]
         self.leaving = (*own, *self.active, *self.remembered)
-        self.checked = self.checked if number == count - 1 else []
+        self.checked = self.checked if number == whole.checking else []
         self.needed = self._needed(frozenset(self.active))
         self.recalled = sorted(self.known_before & self.needed)
         size = blueprint.rows * blueprint.width
@@ -336,7 +339,10 @@ class PassFunction(GroupFunction):
                 arrays.append(places)
             if isinstance(op, Reduction):
                 if at in live:
-                    values.append(self._partial(kernel, op, at, before.get(at), count, arrays))
+                    # what is beyond the end of inputs is 0
+                    is_whole = self.flat and op.ignores_zeros and all(arg < len(self.specs) for arg in eqn.args)
+                    there = int(arrays[0].shape[0]) if is_whole else count
+                    values.append(self._partial(kernel, op, at, before.get(at), there, arrays))
                 else:
                     is_known = self.stages[at] is None and at in before and at in needed
                     values.append(kernel.xp.stack(before[at]) if is_known else None)

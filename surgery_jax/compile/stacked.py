@@ -10,14 +10,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .blueprint import Blueprint
-
-if TYPE_CHECKING:
-    from .lower import GroupFunction
+from .lower import GroupFunction, raw
 
 __all__ = ["AXIS", "StackFunction"]
 
@@ -111,7 +109,7 @@ class StackFunction:
             missing = self.blueprint.rows - len(numbers)
             filled = [np.concatenate([x, np.repeat(x[-1:], missing)]) for x in bits]
             columns = np.array([*numbers, *[numbers[-1]] * missing], np.float64).T
-            call = (np.int32(0), np.int64(0)), filled, list(columns), list(inputs)
+            call = (np.int32(0), np.int64(0)), filled, list(columns), raw(inputs, self.specs)
             used = tuple(devices)
             function = self._function(used)
             # the first call traces and compiles: once, while the other workers read their first inputs

@@ -193,8 +193,8 @@ class Kernel(Protocol):
     def row(self, x: Array, number: Any) -> Array:
         """x[:, number], where the number may be traced."""
 
-    def column(self, x: Array, number: Any) -> Array:
-        """x[:, number], where the number may be traced."""
+    def rows(self, x: Array, first: Any, size: int, number: Any) -> Array:
+        """x[first : first + size, number], where both numbers may be traced."""
 
     def each(self, function: Callable[..., Any], *arrays: Array) -> Any:
         """The results of a function, a tuple, for every slice of the leading axis, one after the other, stacked."""
@@ -202,9 +202,10 @@ class Kernel(Protocol):
     def repeat(self, count: int, step: Callable[[Any, T], T], state: T) -> T:
         """What becomes of a state when `step(number, state)` is done for all numbers below `count` in turn."""
 
-    def in_parts(self, function: Callable[..., Array], most: int, *arrays: Array) -> Array:
-        """What a function makes of arrays that treats every slice of their leading axis by itself. A CPU does at most
-        so many slices at once, so that what it adds to stays in the caches."""
+    def in_parts(self, function: Callable[[Any, int], Array], length: int, most: int) -> Array:
+        """What `function(first, size)` gives for parts of a leading axis, one after the other: slices `first` to
+        `first + size`, whose results have such an axis too. A CPU does at most so many at once, so that what it adds
+        to stays in the caches; others do all of them."""
 
     def choose(self, is_first: Any, first: Callable[[], T], second: Callable[[], T]) -> T:
         """The result of one of two functions; only that one is computed."""

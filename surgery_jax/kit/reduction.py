@@ -41,6 +41,7 @@ Before = Sequence[Array] | None  # what the stage before came to, None for the f
 LANES = 128
 BLOCK = LANES * LANES  # elements
 AT_ONCE = 8  # blocks that a CPU adds up together
+UNROLLED = 4  # rows that are added by one step of a loop
 NEUTRAL = {"sum": 0.0, "max": -float("inf"), "min": float("inf")}
 
 
@@ -60,6 +61,7 @@ class Reduction(TensorOp):
     """
 
     kind = "reduce"
+    ignores_zeros: ClassVar[bool] = False  # whether elements at which all operands are 0 change nothing
 
     @property
     def stages(self) -> int:
@@ -130,33 +132,40 @@ class Reduction(TensorOp):
 
     def partial(self, k: Kernel, stage: int, before: Before, count: Array | int, *arrays: Array) -> Array:
         """The terms of a stage, combined within each block: float64 [blocks, terms]. Operands are flat, of a multiple
-        of `BLOCK` elements, of which the first `count` are there."""
+        of `BLOCK` elements, of which the first `count` are there; it is no array where all of them are."""
         how = self.how(stage)
-        count = k.xp.asarray(count).astype("int64")
         blocks = arrays[0].shape[0] // BLOCK
         cubes = [x.reshape(blocks, LANES, LANES) for x in arrays]
-        left = count - k.xp.arange(blocks, dtype="int64").reshape(-1, 1) * BLOCK
-        left = k.xp.minimum(k.xp.maximum(left, 0), BLOCK).astype("int32")  # how many elements of each block are there
+        is_whole = isinstance(count, int) and count == arrays[0].shape[0]
         lane = k.xp.arange(LANES, dtype="int32")
 
-        def sums(left: Array, *cubes: Array) -> Array:
-            shape = left.shape[0], LANES
+        def left(first: Any, size: int) -> Array:
+            """How many elements of each block are there: int32 [size, 1]."""
+            numbers = k.xp.asarray(first, "int64") + k.xp.arange(size, dtype="int64").reshape(-1, 1)
+            found = k.xp.asarray(count).astype("int64") - numbers * BLOCK
+            return k.xp.minimum(k.xp.maximum(found, 0), BLOCK).astype("int32")
 
-            def row(number: Any, held: tuple[Any, ...]) -> tuple[Any, ...]:
-                found = self.terms(k, stage, before, *(k.row(cube, number) for cube in cubes))
-                is_there = lane + k.xp.asarray(number * LANES, "int32") < left
-                kept = (k.xp.where(is_there, x, NEUTRAL[word]) for x, word in zip(found, how, strict=True))
-                return tuple(_join(k, word, a, b) for word, a, b in zip(how, held, kept, strict=True))
+        def sums(first: Any, size: int) -> Array:
+            ends = None if is_whole else left(first, size)
+
+            def rows(number: Any, held: tuple[Any, ...]) -> tuple[Any, ...]:
+                for row in (number * UNROLLED + at for at in range(UNROLLED)):
+                    found = self.terms(k, stage, before, *(k.rows(cube, first, size, row) for cube in cubes))
+                    if ends is not None:
+                        is_there = lane + k.xp.asarray(row * LANES, "int32") < ends
+                        found = tuple(map(partial(k.xp.where, is_there), found, (NEUTRAL[word] for word in how)))
+                    held = tuple(map(partial(_join, k), how, held, found))
+                return held
 
             def column(number: Any, held: tuple[Any, ...]) -> tuple[Any, ...]:
-                each = zip(how, held, lanes, strict=True)
-                return tuple(_join(k, word, a, k.column(x, number)) for word, a, x in each)
+                return tuple(map(partial(_join, k), how, held, (k.row(x, number) for x in lanes)))
 
-            lanes = k.repeat(LANES, row, tuple(k.xp.full(shape, NEUTRAL[word], "float64") for word in how))
-            found = k.repeat(LANES, column, tuple(k.xp.full(shape[:1], NEUTRAL[word], "float64") for word in how))
+            empty = [k.xp.full((size, LANES), NEUTRAL[word], "float64") for word in how]
+            lanes = k.repeat(LANES // UNROLLED, rows, tuple(empty))
+            found = k.repeat(LANES, column, tuple(x[:, 0] for x in empty))
             return k.xp.stack(found, axis=1)
 
-        return k.in_parts(sums, AT_ONCE, left, *cubes)
+        return k.in_parts(sums, blocks, AT_ONCE)
 
     def partial_by_rows(self, k: Kernel, stage: int, before: Before, count: Array | int, *arrays: Array) -> Array:
         """The terms of a stage, combined within each row along the leading axis: float64 [rows, terms]. The first
@@ -194,6 +203,8 @@ class ScaledSums(Reduction):
     `products`.
     """
 
+    ignores_zeros = True
+    ignores_zeros = True
     num_sums: ClassVar[int]
 
     @property

@@ -20,6 +20,7 @@ class Sizes(Reduction):
     all: float, one size -> float64[n].
     """
 
+    ignores_zeros = True
     count: int = 2
 
     def how(self, stage: int) -> tuple[str, ...]:

@@ -24,9 +24,8 @@ class NumberMask(Mask):
         return (model,)
 
     def apply(self, k: Kernel, model: Array, *base: Array) -> Array:
-        wide = k.widen(model)
-        wide = wide - k.widen(base[0]) if base else wide
-        return wide == wide
+        off = k.widen(model) - k.widen(base[0]) if base else model
+        return k.is_nan(off) == False  # noqa: E712
 
     def measure(self, k: Kernel, model: Array, *base: Array) -> Array:
         return k.magnitude(k.sub(k.widen(model), k.widen(base[0])) if base else model)

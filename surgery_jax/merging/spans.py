@@ -59,6 +59,7 @@ class Gram(Reduction):
     all: float, one size -> float64[n (n + 1) / 2]: 00, 01, …, 11, 12, …
     """
 
+    ignores_zeros = True
     count: int
     is_based: bool
 

@@ -53,10 +53,10 @@ class HostKernel(SharedKernel):
         return raw.view(x.dtype)
 
     def row(self, x: Any, number: Any) -> Any:
-        """x[:, number]."""
         return x[:, number]
 
-    column = row
+    def rows(self, x: Any, first: Any, size: int, number: Any) -> Any:
+        return x[first : first + size, number]
 
     def repeat(self, count: int, step: Any, state: Any) -> Any:
         """What becomes of a state when `step(number, state)` is done for all numbers below `count` in turn."""
@@ -64,9 +64,9 @@ class HostKernel(SharedKernel):
             state = step(number, state)
         return state
 
-    def in_parts(self, function: Any, most: int, *arrays: Any) -> Any:
+    def in_parts(self, function: Any, length: int, most: int) -> Any:
         """All at once: NumPy is given no more than suits the caches."""
-        return function(*arrays)
+        return function(0, length)
 
     def counts(self, x: Any, low: Any, width: int, count: Any) -> Any:
         """How often each of some consecutive numbers is there, and how many are above."""

@@ -230,32 +230,28 @@ class DeviceKernel(SharedKernel):
         return x / divisor
 
     def row(self, x: Any, number: Any) -> Any:
+        return self.rows(x, 0, x.shape[0], number)
+
+    def rows(self, x: Any, first: Any, size: int, number: Any) -> Any:
         # by the bits: XLA takes slices of bfloat16 on a CPU by way of float32
         raw = self.bits(x) if x.dtype == BY_NAME["bfloat16"].numpy else x
-        found = self.jax.lax.dynamic_index_in_dim(raw, number, 1, keepdims=False)
-        return self.from_bits(found, x.dtype)
-
-    column = row
+        rest = x.shape[2:]
+        found = self.jax.lax.dynamic_slice(raw, (first, number, *(0 for _ in rest)), (size, 1, *rest))
+        return self.from_bits(found.reshape(size, *rest), x.dtype)
 
     def repeat(self, count: int, step: Any, state: Any) -> Any:
         return self.jax.lax.fori_loop(0, count, step, state)
 
-    def in_parts(self, function: Any, most: int, *arrays: Any) -> Any:
-        length = arrays[0].shape[0]
+    def in_parts(self, function: Any, length: int, most: int) -> Any:
         if length <= most or length % most:
-            return function(*arrays)
-        is_raw = [x.dtype == BY_NAME["bfloat16"].numpy for x in arrays]  # as in `row`
-        raw = [self.bits(x) if cut else x for x, cut in zip(arrays, is_raw, strict=True)]
+            return function(0, length)
 
-        def whole(*raw: Any) -> Any:
-            return function(*(self.from_bits(x, array.dtype) for x, array in zip(raw, arrays, strict=True)))
-
-        def parts(*raw: Any) -> Any:
-            cut = [x.reshape(length // most, most, *x.shape[1:]) for x in raw]
-            found = self.jax.lax.map(lambda part: whole(*part), cut)
+        def parts() -> Any:
+            numbers = self.xp.arange(0, length, most)
+            found = self.jax.lax.map(lambda first: function(first, most), numbers)
             return found.reshape(length, *found.shape[2:])
 
-        return self.jax.lax.platform_dependent(*raw, cpu=parts, default=whole)
+        return self.jax.lax.platform_dependent(cpu=parts, default=lambda: function(0, length))
 
     def replace(self, base: Any, index: Any, value: Any) -> Any:
         return base.at[index].set(value)

@@ -48,6 +48,7 @@ class Squares(Reduction):
     all: float, one size -> float64[n].
     """
 
+    ignores_zeros = True
     count: int
 
     def how(self, stage: int) -> tuple[str, ...]:
