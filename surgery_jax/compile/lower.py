@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import nullcontext
-from functools import cached_property, partial, reduce
+from functools import cached_property, reduce
 from operator import and_
 from typing import Any
 
@@ -21,14 +21,14 @@ from ..numerics.host_kernel import HostKernel
 from ..numerics.kernels import DeviceKernel
 from ..numerics.magnitude import has_zero
 from .blueprint import Blueprint, stack_size
+from .meshed import MeshFunction
 from .program import Group, keeps_order
-from .sharding import Partition, mesh_size, partition
+from .sharding import Partition, partition
 from .thresholds import threshold
 
 __all__ = ["GroupFunction", "raw"]
 
 FLUSHING = ("cpu", "tpu")  # platforms whose arithmetic flushes subnormal numbers
-PATIENCE = 1 << 20  # seconds that simulated devices wait for each other
 
 
 class GroupFunction:
@@ -51,13 +51,17 @@ class GroupFunction:
         self.exact = all(eqn.op.kind != "whole" for eqn in self.eqns)
         self.uses_lapack = any(eqn.op.uses_lapack for eqn in self.eqns)
         self.is_fast_on_host = any(eqn.op.is_fast_on_host for eqn in self.eqns) or self._only_widens()
-        self.num_traces = 0
+        self._num_traces = 0
         self._jitted: Any = None
         self._telling: Any = None  # compiled when something is not as it should be
-        self._meshed: dict[Any, Any] = {}  # by devices and the values that leave
         self._ready: set[Any] = set()
         self._thresholds: dict[Hashable, int | None] = {}
         self._lock = threading.Lock()
+
+    @property
+    def num_traces(self) -> int:
+        """How often it was traced and compiled so far."""
+        return self._num_traces + (self.spread.num_traces if "spread" in self.__dict__ else 0)
 
     def _only_widens(self) -> bool:
         specs = [*self.specs, *(spec for eqn in self.eqns for spec in eqn.specs)]
@@ -87,7 +91,7 @@ class GroupFunction:
         host = HostKernel()
         with np.errstate(all="ignore"):
             if mesh:
-                values = self._on_mesh(inputs, numbers, mesh, range(len(self.blueprint.value_specs())))[0]
+                values = self.spread.called(inputs, numbers, mesh, range(len(self.blueprint.value_specs())))[0]
             elif self.exact or on_host:
                 values = self._evaluate(host, list(inputs), iter(numbers))
             else:
@@ -134,119 +138,17 @@ class GroupFunction:
         """How one call is spread over devices; None if it cannot be."""
         return partition(self.blueprint)
 
+    @cached_property
+    def spread(self) -> MeshFunction:
+        """The function that is spread over devices, where it can be."""
+        assert self.partition is not None
+        return MeshFunction(self.blueprint, self.partition, self.checked, self.guarded, self.compiler_options)
+
     def on_mesh(
         self, inputs: Sequence[Any], numbers: tuple[float, ...], devices: Sequence[Any]
     ) -> tuple[list[Any], list[bool]]:
-        """The outputs as NumPy arrays, and verdicts as those of `on_device`, computed by several devices together.
-
-        No device holds more than `partition.device_bytes` says; the bits do not depend on how many there are.
-        """
-        return self._on_mesh(inputs, numbers, devices, self.leaving)
-
-    def _on_mesh(
-        self, inputs: Sequence[Any], numbers: Sequence[float], devices: Sequence[Any], leaving: Sequence[int]
-    ) -> tuple[list[Any], list[bool]]:
-        """The values that are `leaving`, and the verdicts."""
-        import jax
-
-        assert self.partition is not None
-        used = tuple(devices[: mesh_size(len(devices))])
-        with jax.enable_x64(True):
-            function, places = self._mesh_function(used, tuple(leaving))
-            arrays = [
-                _placed(inputs[number], *place)
-                for (number, _), place in zip(self.partition.inputs, places, strict=True)
-            ]
-            call = (np.int32(0), np.int64(0)), [np.float64(number) for number in numbers], arrays
-            made, verdicts = function(*call)
-            specs = self.blueprint.value_specs()
-            outputs = [
-                np.asarray(array)[tuple(map(slice, specs[value].shape))]
-                for array, value in zip(made, leaving, strict=True)
-            ]
-            return outputs, np.asarray(verdicts).tolist()
-
-    def _mesh_function(self, devices: tuple[Any, ...], leaving: tuple[int, ...]) -> tuple[Any, list[Any]]:
-        """The compiled function for some devices, and where it wants its inputs: padded shapes and shardings."""
-        import jax
-
-        from ..numerics.mesh_kernel import AXIS
-
-        assert self.partition is not None
-        mesh = jax.sharding.Mesh(np.array(devices), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
-
-        def sharding(axis: int | None) -> Any:
-            names = () if axis is None else (*(None,) * axis, AXIS)
-            place: Any = jax.sharding.PartitionSpec
-            return jax.sharding.NamedSharding(mesh, place(*names))
-
-        with self._lock:
-            if (devices, leaving) not in self._meshed:
-                options = self.compiler_options(devices[0].platform)
-                if devices[0].platform == "cpu":
-                    # threads within a product would divide it by their number; and devices wait for the slowest
-                    options["xla_cpu_multi_thread_eigen"] = False
-                    options["xla_cpu_collective_call_terminate_timeout_seconds"] = PATIENCE
-                traced = partial(self._traced_on_mesh, mesh, [sharding(axis) for axis in self.partition.axes], leaving)
-                self._meshed[devices, leaving] = jax.jit(traced, compiler_options=options)
-            function = self._meshed[devices, leaving]
-        return function, [
-            (self.partition.padded(self.specs[number], axis).shape, sharding(axis))
-            for number, axis in self.partition.inputs
-        ]
-
-    def _traced_on_mesh(
-        self, mesh: Any, shardings: Sequence[Any], leaving: Sequence[int], zeros: Any, numbers: Any, inputs: Any
-    ) -> Any:
-        import jax.numpy as jnp
-        from jax.lax import with_sharding_constraint
-
-        from ..numerics.mesh_kernel import MeshKernel
-
-        constrain: Any = with_sharding_constraint
-        assert self.partition is not None
-        self.num_traces += 1
-        specs, axes = self.blueprint.value_specs(), self.partition.axes
-        kernel = MeshKernel(zeros, mesh, self.partition.rows)
-        remaining = iter(numbers)
-        placed = dict(zip(self.partition.inputs, inputs, strict=True))
-        values = [placed[number, axes[number]] for number in range(len(self.specs))]
-
-        def operand(number: int, axis: int | None) -> Any:
-            if (number, axis) in placed:
-                return placed[number, axis]
-            found = values[number]
-            return found if axis == axes[number] else self._fitted(found, specs[number], axis)
-
-        for eqn, cut in zip(self.eqns, self.partition.cuts, strict=True):
-            operands = [operand(*wanted) for wanted in zip(eqn.args, cut.operands, strict=True)]
-            results = eqn.op.with_numbers(remaining).apply(kernel, *operands)
-            for result in results if len(eqn.specs) > 1 else [results]:
-                at = len(values)
-                fitted = self._fitted(result, specs[at], axes[at])
-                values.append(constrain(fitted, shardings[at]))
-        # beyond its end a mask is false, as everything is zero there
-        verdicts = [jnp.sum(values[number], dtype=np.int64) == specs[number].size for number in self.checked]
-        verdicts += [jnp.all(jnp.isfinite(values[number])) for number in self.guarded]
-        return [values[number] for number in leaving], jnp.stack(verdicts) if verdicts else jnp.zeros(0, bool)
-
-    def _fitted(self, x: Any, spec: Spec, axis: int | None) -> Any:
-        """A value, padded or not, as it is when it is cut along an axis: padded there and nowhere else, with zeros."""
-        import jax
-        import jax.numpy as jnp
-
-        assert self.partition is not None
-        padded = self.partition.padded(spec, axis).shape
-        if axis is not None and x.shape[axis] == padded[axis]:
-            x = x[tuple(map(slice, padded))]
-        else:
-            x = x[tuple(map(slice, spec.shape))]
-            if padded != spec.shape:
-                x = jnp.pad(x, [(0, more - count) for more, count in zip(padded, x.shape, strict=True)])
-        if axis is None or padded == spec.shape:
-            return x
-        place = jax.lax.broadcasted_iota(np.int32, padded, axis)
-        return jnp.where(place < spec.shape[axis], x, jnp.zeros((), x.dtype))
+        """The outputs as NumPy arrays, and verdicts as those of `on_device`, computed by several devices together."""
+        return self.spread.called(inputs, numbers, devices, self.leaving)
 
     # -- on a device --------------------------------------------------------------------------------------------
 
@@ -361,7 +263,7 @@ class GroupFunction:
 
     def _valued(self, zeros: Any, numbers: Sequence[Any], inputs: Sequence[Any]) -> tuple[Any, list[Any], list[Any]]:
         """The kernel, the inputs as they are meant, and all values."""
-        self.num_traces += 1
+        self._num_traces += 1
         kernel = DeviceKernel(zeros)
         own = [
             kernel.from_bits(x, spec.dtype.numpy) if spec.dtype.name == "bfloat16" else x
@@ -418,20 +320,6 @@ def raw(inputs: Sequence[np.ndarray], specs: Sequence[Spec]) -> list[np.ndarray]
     converting them to float32 and back. What comes after the inputs stays as it is."""
     own = [x.view(np.uint16) if spec.dtype.name == "bfloat16" else x for x, spec in zip(inputs, specs, strict=False)]
     return [*own, *inputs[len(own) :]]
-
-
-def _placed(x: Any, shape: tuple[int, ...], sharding: Any) -> Any:
-    """An array in parts on the devices that are to have them, padded with zeros; no device ever has more."""
-    import jax
-
-    def part(index: Any) -> Any:
-        own = x[index]
-        wanted = [len(range(*where.indices(length))) for where, length in zip(index, shape, strict=True)]
-        if own.shape == tuple(wanted):
-            return own
-        return np.pad(own, [(0, more - count) for more, count in zip(wanted, own.shape, strict=True)])
-
-    return jax.make_array_from_callback(shape, sharding, part)
 
 
 def _bits_dtype(spec: Any) -> Any:

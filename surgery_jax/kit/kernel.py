@@ -193,7 +193,7 @@ class Kernel(Protocol):
     def row(self, x: Array, number: Any) -> Array:
         """x[:, number], where the number may be traced."""
 
-    def rows(self, x: Array, first: Any, size: int, number: Any) -> Array:
+    def part_of_row(self, x: Array, first: Any, size: int, number: Any) -> Array:
         """x[first : first + size, number], where both numbers may be traced."""
 
     def each(self, function: Callable[..., Any], *arrays: Array) -> Any:

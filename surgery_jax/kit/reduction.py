@@ -150,7 +150,7 @@ class Reduction(TensorOp):
 
             def rows(number: Any, held: tuple[Any, ...]) -> tuple[Any, ...]:
                 for row in (number * UNROLLED + at for at in range(UNROLLED)):
-                    found = self.terms(k, stage, before, *(k.rows(cube, first, size, row) for cube in cubes))
+                    found = self.terms(k, stage, before, *(k.part_of_row(cube, first, size, row) for cube in cubes))
                     if ends is not None:
                         is_there = lane + k.xp.asarray(row * LANES, "int32") < ends
                         found = tuple(map(partial(k.xp.where, is_there), found, (NEUTRAL[word] for word in how)))

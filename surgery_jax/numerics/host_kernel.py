@@ -55,7 +55,7 @@ class HostKernel(SharedKernel):
     def row(self, x: Any, number: Any) -> Any:
         return x[:, number]
 
-    def rows(self, x: Any, first: Any, size: int, number: Any) -> Any:
+    def part_of_row(self, x: Any, first: Any, size: int, number: Any) -> Any:
         return x[first : first + size, number]
 
     def repeat(self, count: int, step: Any, state: Any) -> Any:

@@ -230,9 +230,9 @@ class DeviceKernel(SharedKernel):
         return x / divisor
 
     def row(self, x: Any, number: Any) -> Any:
-        return self.rows(x, 0, x.shape[0], number)
+        return self.part_of_row(x, 0, x.shape[0], number)
 
-    def rows(self, x: Any, first: Any, size: int, number: Any) -> Any:
+    def part_of_row(self, x: Any, first: Any, size: int, number: Any) -> Any:
         # by the bits: XLA takes slices of bfloat16 on a CPU by way of float32
         raw = self.bits(x) if x.dtype == BY_NAME["bfloat16"].numpy else x
         rest = x.shape[2:]

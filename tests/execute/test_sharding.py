@@ -140,7 +140,7 @@ with one_thread_each():
             outputs, verdicts = function.on_mesh(arrays, op.numbers(), devices)
             assert all(verdicts)
             digests.append(hashlib.sha256(b"".join(out.tobytes() for out in outputs)).hexdigest())
-            jitted, places = function._mesh_function(devices, tuple(function.leaving))
+            jitted, places = function.spread.compiled(devices, tuple(function.leaving))
             with jax.enable_x64(True):
                 inputs = [
                     jax.ShapeDtypeStruct(shape, arrays[number].dtype, sharding=sharding)
