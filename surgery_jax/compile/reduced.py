@@ -339,10 +339,8 @@ class PassFunction(GroupFunction):
                 arrays.append(places)
             if isinstance(op, Reduction):
                 if at in live:
-                    # what is beyond the end of inputs is 0
-                    is_whole = self.flat and op.ignores_zeros and all(arg < len(self.specs) for arg in eqn.args)
-                    there = int(arrays[0].shape[0]) if is_whole else count
-                    values.append(self._partial(kernel, op, at, before.get(at), there, arrays))
+                    is_padded = all(arg < len(self.specs) for arg in eqn.args)  # what is beyond the end of inputs is 0
+                    values.append(self._partial(kernel, op, at, before.get(at), count, arrays, is_padded))
                 else:
                     is_known = self.stages[at] is None and at in before and at in needed
                     values.append(kernel.xp.stack(before[at]) if is_known else None)
@@ -360,7 +358,9 @@ class PassFunction(GroupFunction):
         """What the passes before have come to, from the last numbers of a call."""
         return {value: [next(told) for _ in range(self._given_before(value))] for value in self.given}
 
-    def _partial(self, kernel: Any, op: Reduction, value: int, before: Any, count: Any, arrays: Sequence[Any]) -> Any:
+    def _partial(
+        self, kernel: Any, op: Reduction, value: int, before: Any, count: Any, arrays: Sequence[Any], is_padded: bool
+    ) -> Any:
         """Partial results of a statistic."""
         stage = self._stage(value)
         if not self.flat:
@@ -370,7 +370,7 @@ class PassFunction(GroupFunction):
             if step > 1:
                 count = (kernel.xp.asarray(count).astype("int64") + (step - 1)) // step
                 arrays = arrays if self.stride > 1 else [x if isinstance(x, Numbering) else x[::step] for x in arrays]
-            found = op.partial(kernel, stage, before, count, *arrays)
+            found = op.partial(kernel, stage, before, count, *arrays, is_padded=is_padded)
         return op.received(stage, found) if isinstance(kernel, HostKernel) else found
 
     def _given_before(self, value: int) -> int:

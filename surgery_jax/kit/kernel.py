@@ -202,6 +202,9 @@ class Kernel(Protocol):
     def repeat(self, count: int, step: Callable[[Any, T], T], state: T) -> T:
         """What becomes of a state when `step(number, state)` is done for all numbers below `count` in turn."""
 
+    def settled(self, count: int, step: Callable[[T], T], state: T) -> T:
+        """What becomes of a state when `step(state)` is done so many times, or until it changes nothing any more."""
+
     def in_parts(self, function: Callable[[Any, int], Array], length: int, most: int) -> Array:
         """What `function(first, size)` gives for parts of a leading axis, one after the other: slices `first` to
         `first + size`, whose results have such an axis too. A CPU does at most so many at once, so that what it adds

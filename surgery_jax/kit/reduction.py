@@ -130,23 +130,27 @@ class Reduction(TensorOp):
             least = least.either(bound)
         return least
 
-    def partial(self, k: Kernel, stage: int, before: Before, count: Array | int, *arrays: Array) -> Array:
+    def partial(
+        self, k: Kernel, stage: int, before: Before, count: Any, *arrays: Array, is_padded: bool = False
+    ) -> Array:
         """The terms of a stage, combined within each block: float64 [blocks, terms]. Operands are flat, of a multiple
-        of `BLOCK` elements, of which the first `count` are there; it is no array where all of them are."""
+        of `BLOCK` elements, of which the first `count` are there; all others are 0 where it `is_padded`."""
         how = self.how(stage)
         blocks = arrays[0].shape[0] // BLOCK
         cubes = [x.reshape(blocks, LANES, LANES) for x in arrays]
-        is_whole = isinstance(count, int) and count == arrays[0].shape[0]
         lane = k.xp.arange(LANES, dtype="int32")
+        count = k.xp.asarray(count).astype("int64")
+
+        def neutral(*shape: int) -> tuple[Array, ...]:
+            return tuple(k.xp.full(shape, NEUTRAL[word], "float64") for word in how)
 
         def left(first: Any, size: int) -> Array:
             """How many elements of each block are there: int32 [size, 1]."""
             numbers = k.xp.asarray(first, "int64") + k.xp.arange(size, dtype="int64").reshape(-1, 1)
-            found = k.xp.asarray(count).astype("int64") - numbers * BLOCK
-            return k.xp.minimum(k.xp.maximum(found, 0), BLOCK).astype("int32")
+            return k.xp.minimum(k.xp.maximum(count - numbers * BLOCK, 0), BLOCK).astype("int32")
 
         def sums(first: Any, size: int) -> Array:
-            ends = None if is_whole else left(first, size)
+            ends = None if is_padded and self.ignores_zeros else left(first, size)
 
             def rows(number: Any, held: tuple[Any, ...]) -> tuple[Any, ...]:
                 for row in (number * UNROLLED + at for at in range(UNROLLED)):
@@ -160,9 +164,8 @@ class Reduction(TensorOp):
             def column(number: Any, held: tuple[Any, ...]) -> tuple[Any, ...]:
                 return tuple(map(partial(_join, k), how, held, (k.row(x, number) for x in lanes)))
 
-            empty = [k.xp.full((size, LANES), NEUTRAL[word], "float64") for word in how]
-            lanes = k.repeat(LANES // UNROLLED, rows, tuple(empty))
-            found = k.repeat(LANES, column, tuple(x[:, 0] for x in empty))
+            lanes = k.repeat(LANES // UNROLLED, rows, neutral(size, LANES))
+            found = k.repeat(LANES, column, neutral(size))
             return k.xp.stack(found, axis=1)
 
         return k.in_parts(sums, blocks, AT_ONCE)
@@ -190,7 +193,7 @@ class Reduction(TensorOp):
             padded.append(Numbering(k, 0, (size + missing,)))
         before: tuple[Array, ...] | None = None
         for stage in range(self.stages):
-            parts = self.partial(k, stage, before, size, *padded)
+            parts = self.partial(k, stage, before, size, *padded, is_padded=True)
             before = self.finish(k, stage, self.together(k, stage, parts), before)
         return k.xp.stack([k.xp.asarray(x, "float64") for x in before or ()])
 

@@ -161,7 +161,9 @@ class Ranks(Reduction):
 
     # -- a pass over the elements --------------------------------------------------------------------------------
 
-    def partial(self, k: Kernel, stage: int, before: Before, count: Array | int, *arrays: Any) -> Array:
+    def partial(
+        self, k: Kernel, stage: int, before: Before, count: Array | int, *arrays: Any, is_padded: bool = False
+    ) -> Array:
         source, places = arrays
         raw = magnitude_bits(k, source)
         narrow = "int32" if raw.shape[0] < 2**31 else "int64"

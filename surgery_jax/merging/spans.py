@@ -17,7 +17,7 @@ from ..kit.operations import TensorOp
 from ..kit.reduction import Before, Reduction
 from ..kit.rules import check_floats
 
-__all__ = ["Gram", "Products", "Span", "length"]
+__all__ = ["Products", "Span", "SpanFactors", "length"]
 
 
 class Products:
@@ -53,18 +53,26 @@ def vectors(arrays: Sequence[Array], is_based: bool) -> list[Array]:
 
 
 @dataclass(frozen=True)
-class Gram(Reduction):
-    """The inner products of all pairs of tensors, or of what they have that the last one, the base, has not; float64.
+class SpanFactors(Reduction):
+    """What tensors, or what they have that the last one, the base, has not, are multiplied by to be added up. A
+    subclass says in `factors` how that follows from the inner products of all pairs, which are added up in float64.
 
-    all: float, one size -> float64[n (n + 1) / 2]: 00, 01, …, 11, 12, …
+    all: float, one size -> float64[count].
     """
 
     ignores_zeros = True
     count: int
     is_based: bool
 
+    def factors(self, k: Kernel, products: Products) -> Sequence[Array]:
+        """A float64 scalar for each of the vectors."""
+        raise NotImplementedError
+
     def how(self, stage: int) -> tuple[str, ...]:
         return ("sum",) * (self.count * (self.count + 1) // 2)
+
+    def given(self, stage: int) -> int:
+        return self.count
 
     def terms(self, k: Kernel, stage: int, before: Before, *arrays: Array) -> tuple[Array, ...]:
         found = vectors([k.widen(x) for x in arrays], self.is_based)
@@ -73,33 +81,30 @@ class Gram(Reduction):
         times: Callable[[Array, Array], Array] = mul if is_exact else k.mul
         return tuple(times(a, b) for a, b in combinations_with_replacement(found, 2))
 
+    def finish(self, k: Kernel, stage: int, totals: Sequence[Array], before: Before) -> tuple[Array, ...]:
+        return tuple(self.factors(k, Products(self.count, totals)))
+
 
 @dataclass(frozen=True)
 class Span(TensorOp):
-    """A sum of tensors, or of the base, which is the last of them, and of differences to it. A subclass says in
-    `factors` what they are multiplied by, given their inner products.
+    """A sum of tensors, or of the base, which is the last of them, and of differences to it, each times its factor.
 
-    all: float, one shape and dtype; and what `Gram` gives -> the same shape and dtype. In float64, rounded to float32
-    and then to the dtype.
+    all: float, one shape and dtype; and what `SpanFactors` give -> the same shape and dtype. In float64, rounded to
+    float32 and then to the dtype.
     """
 
     is_based: bool
-
-    def factors(self, k: Kernel, products: Products) -> Sequence[Array]:
-        """A float64 scalar for each of the vectors."""
-        raise NotImplementedError
 
     def infer(self, *specs: Spec) -> tuple[Spec, ...]:
         check_floats(specs[0])
         return (specs[0],)
 
     def apply(self, k: Kernel, *given: Array) -> Array:
-        *arrays, numbers = given
+        *arrays, factors = given
         found = vectors([k.widen(x) for x in arrays], self.is_based)
-        factors = self.factors(k, Products(len(found), numbers))
         total = arrays[-1].astype("float64") if self.is_based else k.xp.zeros(arrays[0].shape, "float64")
-        for x, factor in zip(found, factors, strict=True):
-            total = total + k.mul(x, factor)
+        for number, x in enumerate(found):
+            total = total + k.mul(x, factors[number])
         return k.cast(total, k.dtype(arrays[0]))
 
     def smallest(self, *bounds: Bound) -> Bound:

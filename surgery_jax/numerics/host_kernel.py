@@ -64,6 +64,14 @@ class HostKernel(SharedKernel):
             state = step(number, state)
         return state
 
+    def settled(self, count: int, step: Any, state: Any) -> Any:
+        """What becomes of a state when `step(state)` is done so many times, or until it changes nothing any more."""
+        for _ in range(count):
+            before, state = state, step(state)
+            if all(np.array_equal(old, new) for old, new in zip(before, state, strict=True)):
+                break
+        return state
+
     def in_parts(self, function: Any, length: int, most: int) -> Any:
         """All at once: NumPy is given no more than suits the caches."""
         return function(0, length)

@@ -242,11 +242,14 @@ class DeviceKernel(SharedKernel):
     def repeat(self, count: int, step: Any, state: Any) -> Any:
         return self.jax.lax.fori_loop(0, count, step, state)
 
+    def settled(self, count: int, step: Any, state: Any) -> Any:
+        return self.repeat(count, lambda _, held: step(held), state)
+
     def in_parts(self, function: Any, length: int, most: int) -> Any:
         if length <= most or length % most:
             return function(0, length)
 
-        def parts() -> Any:
+        def parts() -> Any:  # of a known number: XLA takes twice as long for a loop whose end it learns at run time
             numbers = self.xp.arange(0, length, most)
             found = self.jax.lax.map(lambda first: function(first, most), numbers)
             return found.reshape(length, *found.shape[2:])

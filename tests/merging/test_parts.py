@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import combinations_with_replacement
 from typing import Any
 
 import jax
@@ -14,19 +13,19 @@ from running import dtype
 from surgery_jax.merging.drops import Drop
 from surgery_jax.merging.largest import Keep, Largest, LargestOfAll, Middle, Quartiles
 from surgery_jax.merging.methods.arcee_fusion import Importance, TakeAbove
-from surgery_jax.merging.methods.karcher import KarcherSpan
-from surgery_jax.merging.methods.model_stock import RowStock, StockSpan
-from surgery_jax.merging.methods.multislerp import MultiSlerpSpan
+from surgery_jax.merging.methods.karcher import KarcherFactors
+from surgery_jax.merging.methods.model_stock import RowStock, StockFactors
+from surgery_jax.merging.methods.multislerp import MultiSlerpFactors
 from surgery_jax.merging.methods.nearswap import Nearing
-from surgery_jax.merging.methods.nuslerp import NuSlerpSpan, RowSlerp
+from surgery_jax.merging.methods.nuslerp import NuSlerpFactors, RowSlerp
 from surgery_jax.merging.methods.ram import AddChanges, Shares
 from surgery_jax.merging.methods.sce import AddSelected, Squares, Variance
-from surgery_jax.merging.methods.slerp import SlerpSpan
+from surgery_jax.merging.methods.slerp import SlerpFactors
 from surgery_jax.merging.norms import Restore, Sizes
 from surgery_jax.merging.numbers import NumberMask
 from surgery_jax.merging.prunes import Prune
 from surgery_jax.merging.ranks import Ranks
-from surgery_jax.merging.spans import Gram
+from surgery_jax.merging.spans import Span, SpanFactors
 from surgery_jax.merging.tasks import AddTasks, Select
 from surgery_jax.merging.weighted import Delta, Weighted
 from surgery_jax.numerics.angles import angle_of, cosine, sine
@@ -58,28 +57,6 @@ def added(op: AddTasks, base: np.ndarray, *deltas: np.ndarray) -> np.ndarray:
         divisor = (np.reshape(op.weights, (-1,) + (1,) * base.ndim) * mask).sum(0)
         total = total / np.where(np.abs(divisor) < 1e-8, 1, divisor)
     return (base.astype(np.float64) + op.lambda_ * total).astype(base.dtype)
-
-
-def gram(op: Gram, *arrays: np.ndarray) -> np.ndarray:
-    wide = [x.astype(np.float64).reshape(-1) for x in arrays]
-    wide = [x - wide[-1] for x in wide[:-1]] if op.is_based else wide
-    return np.array([a @ b for a, b in combinations_with_replacement(wide, 2)])
-
-
-def products(*arrays: np.ndarray) -> np.ndarray:
-    return gram(Gram(len(arrays), False), *arrays)
-
-
-def along(op: SlerpSpan, a: np.ndarray, b: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    angle = np.arccos(np.clip((x * y).sum() / np.linalg.norm(x) / np.linalg.norm(y), -1, 1))
-    made = (np.sin((1 - op.t) * angle) * x + np.sin(op.t * angle) * y) / np.sin(angle)
-    return np.asarray(made).astype(a.dtype)
-
-
-def pair_with_products(name: str) -> list[np.ndarray]:
-    arrays = [drawn(name), drawn(name)]
-    return [*arrays, products(*arrays)]
 
 
 def ranked(op: Ranks, source: np.ndarray) -> np.ndarray:
@@ -213,12 +190,20 @@ def nearer(op: Nearing, base: np.ndarray, model: np.ndarray) -> np.ndarray:
     return (share * b + (1 - share) * a).astype(base.dtype)
 
 
-def spanned(op: Any, *arrays: np.ndarray) -> np.ndarray:
-    """By the reference of the whole method, where the tensor is one row."""
-    *tensors, _ = arrays
+def spanned(op: Span, *arrays: np.ndarray) -> np.ndarray:
+    *tensors, factors = arrays
     wide = [x.astype(np.float64) for x in tensors]
     base = wide.pop() if op.is_based else np.zeros(())
-    return np.asarray(base + directed(op, [x - base for x in wide])).astype(tensors[0].dtype)
+    made = base + sum(factor * (x - base) for factor, x in zip(factors, wide, strict=True))
+    return np.asarray(made).astype(tensors[0].dtype)
+
+
+def factored(op: SpanFactors, *arrays: np.ndarray) -> np.ndarray:
+    """Those with which the vectors come to what the reference of the whole method does."""
+    wide = [x.astype(np.float64).reshape(-1) for x in arrays]
+    base = wide.pop() if op.is_based else np.zeros(())
+    deltas = [x - base for x in wide]
+    return np.linalg.lstsq(np.stack(deltas, 1), directed(op, deltas))[0]
 
 
 def row_spanned(op: Any, *arrays: np.ndarray) -> np.ndarray:
@@ -232,13 +217,13 @@ def row_spanned(op: Any, *arrays: np.ndarray) -> np.ndarray:
 def directed(op: Any, vectors: list[np.ndarray]) -> np.ndarray:
     norms = np.array([np.linalg.norm(x) for x in vectors])
     units = [x / norm for x, norm in zip(vectors, norms, strict=True)]
-    if isinstance(op, NuSlerpSpan | RowSlerp):
+    if isinstance(op, SlerpFactors | NuSlerpFactors | RowSlerp):
         angle = np.arccos((units[0] * units[1]).sum())
         return (np.sin((1 - op.t) * angle) * vectors[0] + np.sin(op.t * angle) * vectors[1]) / np.sin(angle)
-    if isinstance(op, MultiSlerpSpan):
+    if isinstance(op, MultiSlerpFactors):
         mean = sum(w * x / (norm + op.eps) for w, x, norm in zip(op.weights, vectors, norms, strict=True))
         return mean / np.linalg.norm(mean) * np.cos(op.eps) * (np.array(op.weights) @ norms)
-    if isinstance(op, KarcherSpan):
+    if isinstance(op, KarcherFactors):
         return karcher_mean(units, op.max_iter, op.tol) * norms.mean()
     count = len(vectors)
     cosines = [(units[i] * units[j]).sum() for i in range(count) for j in range(i + 1, count)]
@@ -263,9 +248,8 @@ def karcher_mean(units: list[np.ndarray], most: int, tol: float) -> np.ndarray:
     return mean
 
 
-def spans(op: Any, count: int, name: str) -> tuple[Any, list[np.ndarray]]:
-    arrays = [drawn(name) for _ in range(count + op.is_based)]
-    return op, [*arrays, gram(Gram(count, op.is_based), *arrays)]
+def vectors_of(op: SpanFactors, name: str) -> tuple[SpanFactors, list[np.ndarray]]:
+    return op, [drawn(name) for _ in range(op.count + op.is_based)]
 
 
 def with_nan(name: str) -> np.ndarray:
@@ -287,12 +271,16 @@ REFERENCES: dict[str, tuple[list[Any], Callable[..., Any], str]] = {
         added,
         "close",
     ),
-    "Gram": (
-        [(Gram(2, is_based), [drawn(n) for _ in range(2 + is_based)]) for n in DTYPES for is_based in (False, True)],
-        gram,
+    "Span": (
+        [
+            (Span(based), [*(drawn(n) for _ in range(3 + based)), np.array([0.7, -0.2, 1.5])])
+            for n in DTYPES
+            for based in (False, True)
+        ],
+        spanned,
         "close",
     ),
-    "SlerpSpan": ([(SlerpSpan(False, 0.3), pair_with_products(n)) for n in DTYPES], along, "close"),
+    "SlerpFactors": ([vectors_of(SlerpFactors(2, False, 0.3), n) for n in DTYPES], factored, "close"),
     **{
         kind.__name__: ([(op, [x]) for op, x in RANKS if type(op) is kind], ranked, "bits")
         for kind in (Largest, Middle, LargestOfAll, Quartiles)
@@ -378,18 +366,22 @@ REFERENCES: dict[str, tuple[list[Any], Callable[..., Any], str]] = {
         taken,
         "bits",
     ),
-    "NuSlerpSpan": (
-        [spans(NuSlerpSpan(based, 0.3), 2, n) for n in DTYPES for based in (False, True)],
-        spanned,
+    "NuSlerpFactors": (
+        [vectors_of(NuSlerpFactors(2, based, 0.3), n) for n in DTYPES for based in (False, True)],
+        factored,
         "close",
     ),
-    "MultiSlerpSpan": (
-        [spans(MultiSlerpSpan(based, (0.2, 0.5, 0.4), 0.01), 3, n) for n in DTYPES for based in (False, True)],
-        spanned,
+    "MultiSlerpFactors": (
+        [vectors_of(MultiSlerpFactors(3, based, (0.2, 0.5, 0.4), 0.01), n) for n in DTYPES for based in (False, True)],
+        factored,
         "close",
     ),
-    "KarcherSpan": ([spans(KarcherSpan(False, 10, 1e-5), 3, n) for n in DTYPES], spanned, "close"),
-    "StockSpan": ([spans(StockSpan(True), count, n) for n in DTYPES for count in (2, 3)], spanned, "close"),
+    "KarcherFactors": ([vectors_of(KarcherFactors(3, False, 10, 1e-5), n) for n in DTYPES], factored, "close"),
+    "StockFactors": (
+        [vectors_of(StockFactors(count, True), n) for n in DTYPES for count in (2, 3)],
+        factored,
+        "close",
+    ),
     "RowStock": ([(RowStock(True), [drawn(n) for _ in range(4)]) for n in DTYPES], row_spanned, "close"),
     "RowSlerp": (
         [

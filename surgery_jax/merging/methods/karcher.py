@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import reduce
+from operator import add
 
 from ...kit.fields import integer, number, word
 from ...kit.kernel import Array, Kernel
 from ...kit.state import Value, Versions
 from ...numerics.angles import angle_of, cosine, sine
 from ..method import Method
-from ..spans import Gram, Products, Span, length
+from ..spans import Products, Span, SpanFactors, length
 
 
 @dataclass(frozen=True)
-class KarcherSpan(Span):
-    """The mean direction of some vectors, with the mean of their lengths."""
+class KarcherFactors(SpanFactors):
+    """To the mean direction of some vectors, with the mean of their lengths."""
 
     max_iter: int = 10
     tol: float = word()
@@ -24,55 +25,51 @@ class KarcherSpan(Span):
     def factors(self, k: Kernel, products: Products) -> Sequence[Array]:
         xp, every = k.xp, range(products.count)
         tol = xp.asarray(self.tol, "float64")
-        norms = [length(k, products(i, i)) for i in every]
-        takes_part = [norm > tol for norm in norms]
-        safe = [xp.where(is_there, norm, 1.0) for is_there, norm in zip(takes_part, norms, strict=True)]
-        near = [[products(i, j) / k.mul(safe[i], safe[j]) for j in every] for i in every]
-        there = [xp.where(mask, 1.0, 0.0) for mask in takes_part]
-        alpha = 1.0 / k.at_least(sum(there[1:], there[0]), 1.0)
+        norms = xp.stack([length(k, products(i, i)) for i in every])
+        takes_part = norms > tol
+        safe = xp.where(takes_part, norms, 1.0)
+        # of every unit vector its products with all of them
+        near = [xp.stack([products(i, j) for j in every]) / k.mul(safe[i], safe) for i in every]
+        there = xp.where(takes_part, 1.0, 0.0)
+        alpha = 1.0 / k.at_least(added(there), 1.0)
 
-        def with_unit(c: Sequence[Array], j: int) -> Array:
-            """The product of a sum of unit vectors with unit vector j."""
-            parts = [k.mul(c[i], near[i][j]) for i in every]
-            return sum(parts[1:], parts[0])
+        def with_units(c: Array) -> Array:
+            """The products of a sum of unit vectors with each of them."""
+            return added([k.mul(c[i], near[i]) for i in every])
 
-        def norm_of(c: Sequence[Array]) -> Array:
-            parts = [k.mul(c[j], with_unit(c, j)) for j in every]
-            return length(k, sum(parts[1:], parts[0]))
+        def norm_of(c: Array) -> Array:
+            return length(k, added(k.mul(c, with_units(c))))
 
-        def divided(c: Sequence[Array], by: Array) -> list[Array]:
-            return [part / xp.where(by > 0, by, 1.0) for part in c]
+        def divided(c: Array, by: Array) -> Array:
+            return c / xp.where(by > 0, by, 1.0)
 
-        def step(_: Any, state: Any) -> Any:
+        def step(state: tuple[Array, Array]) -> tuple[Array, Array]:
             c, is_done = state
-            inner = [k.at_most(k.at_least(with_unit(c, j), -1.0), 1.0) for j in every]
-            angles = [angle_of(k, x) for x in inner]
-            moves = [
-                xp.where(
-                    angle >= tol, k.mul(k.mul(alpha, mask), angle) / xp.where(angle >= tol, sine(k, angle), 1.0), 0.0
-                )
-                for angle, mask in zip(angles, there, strict=True)
-            ]
-            back = [k.mul(move, x) for move, x in zip(moves, inner, strict=True)]
-            total = sum(back[1:], back[0])
-            tangent = [move - k.mul(total, part) for move, part in zip(moves, c, strict=True)]
+            inner = k.at_most(k.at_least(with_units(c), -1.0), 1.0)
+            angles = angle_of(k, inner)
+            is_turned = angles >= tol
+            moves = k.mul(k.mul(alpha, there), angles) / xp.where(is_turned, sine(k, angles), 1.0)
+            moves = xp.where(is_turned, moves, 0.0)
+            tangent = moves - k.mul(added(k.mul(moves, inner)), c)
             size = norm_of(tangent)
             ends = is_done | (size < tol)
             ahead, aside = cosine(k, size), sine(k, size) / xp.where(size > 0, size, 1.0)
-            new = [k.mul(ahead, part) + k.mul(aside, turn) for part, turn in zip(c, tangent, strict=True)]
-            new = divided(new, norm_of(new))
-            return tuple(xp.where(ends, old, part) for old, part in zip(c, new, strict=True)), ends
+            new = k.mul(ahead, c) + k.mul(aside, tangent)
+            return xp.where(ends, c, divided(new, norm_of(new))), ends
 
-        mean = [k.mul(alpha, mask) for mask in there]
+        mean = k.mul(alpha, there)
         size = norm_of(mean)
-        first, seen = [], xp.zeros((), "float64")  # the first unit vector that there is
-        for mask in there:
-            first.append(xp.where(seen > 0, 0.0, mask))
-            seen = seen + mask
-        start = [xp.where(size >= tol, a, b) for a, b in zip(divided(mean, size), first, strict=True)]
-        c, _ = k.repeat(self.max_iter, step, (tuple(start), xp.zeros((), bool)))
-        whole = sum(norms[1:], norms[0]) / float(products.count)
-        return [k.mul(whole, part) / norm for part, norm in zip(c, safe, strict=True)]
+        first = xp.where((xp.cumsum(there) == 1.0) & takes_part, 1.0, 0.0)  # the first unit vector that there is
+        start = xp.where(size >= tol, divided(mean, size), first)
+        c, _ = k.settled(self.max_iter, step, (start, xp.zeros((), bool)))
+        whole = added(norms) / float(products.count)
+        made = k.mul(whole, c) / safe
+        return [made[i] for i in every]
+
+
+def added(parts: Sequence[Array] | Array) -> Array:
+    """Their sum, from the first to the last."""
+    return reduce(add, (parts[at] for at in range(len(parts))))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -94,5 +91,5 @@ class Karcher(Method):
     def merge(self, versions: Versions, keys: Sequence[str], base: Value | None, models: Sequence[Value]) -> Value:
         if len(models) == 1:
             return models[0]
-        products = versions.compute(Gram(len(models), False), *models)
-        return versions.compute(KarcherSpan(False, self.max_iter, self.tol), *models, products)
+        factors = versions.compute(KarcherFactors(len(models), False, self.max_iter, self.tol), *models)
+        return versions.compute(Span(False), *models, factors)

@@ -10,7 +10,7 @@ from ...kit.kernel import Array, Kernel
 from ...kit.state import Value, Versions
 from ..method import Method
 from ..rows import RowSpan
-from ..spans import Gram, Products, Span, length
+from ..spans import Products, Span, SpanFactors, length
 
 
 def share(k: Kernel, products: Products) -> Array:
@@ -36,7 +36,7 @@ def even(k: Kernel, products: Products) -> Sequence[Array]:
 
 
 @dataclass(frozen=True)
-class StockSpan(Span):
+class StockFactors(SpanFactors):
     """From the base to the mean of the models as far as their angles say."""
 
     def factors(self, k: Kernel, products: Products) -> Sequence[Array]:
@@ -69,4 +69,5 @@ class ModelStock(Method):
         assert base is not None
         if self.filter_wise and len(versions.spec(base).shape) > 1:
             return versions.compute(RowStock(True), *models, base)
-        return versions.compute(StockSpan(True), *models, base, *versions.apply(Gram(len(models), True), *models, base))
+        factors = versions.compute(StockFactors(len(models), True), *models, base)
+        return versions.compute(Span(True), *models, base, factors)

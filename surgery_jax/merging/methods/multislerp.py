@@ -11,12 +11,12 @@ from ...kit.kernel import Array, Kernel
 from ...kit.state import Value, Versions
 from ...numerics.angles import cosine
 from ..method import Method, each
-from ..spans import Gram, Products, Span, length
+from ..spans import Products, Span, SpanFactors, length
 
 
 @dataclass(frozen=True)
-class MultiSlerpSpan(Span):
-    """The weighted mean direction of some vectors, with the weighted mean of their lengths."""
+class MultiSlerpFactors(SpanFactors):
+    """To the weighted mean direction of some vectors, with the weighted mean of their lengths."""
 
     weights: tuple[float, ...] = numbers_of()
     eps: float = word()
@@ -57,6 +57,7 @@ class MultiSlerp(Method):
         if len(models) == 1:
             return models[0]
         divisor = sum(self.weight) if self.normalize_weights else 1.0
-        op = MultiSlerpSpan(base is not None, tuple(weight / divisor for weight in self.weight), self.eps)
+        weights = tuple(weight / divisor for weight in self.weight)
         operands = [*models, *([] if base is None else [base])]
-        return versions.compute(op, *operands, versions.compute(Gram(len(models), base is not None), *operands))
+        factors = versions.compute(MultiSlerpFactors(len(models), base is not None, weights, self.eps), *operands)
+        return versions.compute(Span(base is not None), *operands, factors)

@@ -10,7 +10,7 @@ from ...kit.kernel import Array, Kernel
 from ...kit.state import Value, Versions
 from ..method import Method, each
 from ..rows import RowSpan
-from ..spans import Gram, Products, Span, turned
+from ..spans import Products, Span, SpanFactors, turned
 
 STRAIGHT = 1e-7  # sine below which the arc is taken for straight
 
@@ -21,8 +21,8 @@ def between(k: Kernel, products: Products, t: float) -> tuple[Array, Array]:
 
 
 @dataclass(frozen=True)
-class NuSlerpSpan(Span):
-    """The point of the arc from the first vector to the second one."""
+class NuSlerpFactors(SpanFactors):
+    """To the point of the arc from the first vector to the second one."""
 
     t: float = word()
 
@@ -65,5 +65,5 @@ class NuSlerp(Method):
         operands = [*models, *([] if base is None else [base])]
         if not self.nuslerp_flatten and len(versions.spec(models[0]).shape) > 1:
             return versions.compute(RowSlerp(base is not None, self.nuslerp_row_wise, t), *operands)
-        products = versions.compute(Gram(2, base is not None), *operands)
-        return versions.compute(NuSlerpSpan(base is not None, t), *operands, products)
+        factors = versions.compute(NuSlerpFactors(2, base is not None, t), *operands)
+        return versions.compute(Span(base is not None), *operands, factors)

@@ -9,14 +9,14 @@ from ...kit.fields import number, word
 from ...kit.kernel import Array, Kernel
 from ...kit.state import Value, Versions
 from ..method import Method
-from ..spans import Gram, Products, Span, turned
+from ..spans import Products, Span, SpanFactors, turned
 
 STRAIGHT = 0.9995  # cosine beyond which the arc is taken for straight
 
 
 @dataclass(frozen=True)
-class SlerpSpan(Span):
-    """The point of the arc from the first tensor to the second one."""
+class SlerpFactors(SpanFactors):
+    """To the point of the arc from the first tensor to the second one."""
 
     t: float = word()
 
@@ -41,5 +41,5 @@ class Slerp(Method):
 
     def merge(self, versions: Versions, keys: Sequence[str], base: Value | None, models: Sequence[Value]) -> Value:
         assert base is not None
-        products = versions.compute(Gram(2, False), base, models[0])
-        return versions.compute(SlerpSpan(False, self.t), base, models[0], products)
+        factors = versions.compute(SlerpFactors(2, False, self.t), base, models[0])
+        return versions.compute(Span(False), base, models[0], factors)
