@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections import Counter
@@ -18,6 +17,7 @@ from ..compile.lower import GroupFunction
 from ..compile.reduced import ReducedFunction
 from ..compile.sharding import mesh_size
 from ..compile.stacked import StackFunction
+from ..core.cores import usable_cores
 from ..core.errors import AssertionFailed, listing
 from ..core.patterns import collapse
 from ..io.buffers import Budget
@@ -60,7 +60,7 @@ class Computing:
         self._busy: Counter[int] = Counter()  # tasks by device, now
         self._given: Counter[int] = Counter()  # and so far
         self._sharing = threading.Lock()
-        self._cores = threading.Semaphore(os.cpu_count() or 1)  # more threads in NumPy only take them from each other
+        self._cores = threading.Semaphore(usable_cores())  # more threads in NumPy only take them from each other
         self._lock = threading.Lock()
         self._is_stopped = False
         self._devices: Future[list[Any]] | None = None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import heapq
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..compile.blueprint import Blueprint
+from ..core.cores import usable_cores
 from ..io.decoded import block_bytes
 from ..io.needs import LEAST_PIECE, PIECE, UNLIMITED, Needs, rounded
 from ..storage.base import Entry
@@ -48,7 +48,7 @@ class Limits(NamedTuple):
 
 def default_workers() -> int:
     """Threads: a few per core, because they wait for the disk and the device."""
-    return min(16, max(4, (os.cpu_count() or 1) * 2))
+    return min(16, max(4, usable_cores() * 2))
 
 
 def tile_limit(memory_bytes: int, num_workers: int) -> int:

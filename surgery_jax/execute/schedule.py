@@ -6,7 +6,6 @@ processes go by. What not all of these need is found on first use.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from ..compile.blueprint import Blueprint, blueprint, passes_of
 from ..compile.pieces import cut
 from ..compile.program import Component, Group, Program
 from ..compile.sharding import partition
+from ..core.cores import usable_cores
 from ..core.specs import Spec
 from ..graph.node import Node, Source
 from ..io.decoded import cache_bytes
@@ -140,7 +140,7 @@ class Schedule:
     @property
     def hands(self) -> int:
         """Threads that may be at work on one component at once."""
-        return max(1, min(self.limits.workers, os.cpu_count() or 1))
+        return max(1, min(self.limits.workers, usable_cores()))
 
     @cached_property
     def cached(self) -> int:

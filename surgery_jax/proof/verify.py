@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.cores import usable_cores
 from ..core.errors import PlanError, StorageError, SurgeryError
 from ..core.interrupts import check_interrupted
 from ..storage.base import Checkpoint, Entry
@@ -110,7 +111,7 @@ def verify(
             parts = [*_parts(there.values())]
         by_file = set(known.table["files"])
         if parts:
-            found = _compare_tensors(parts, known.table, workers or os.cpu_count() or 1, progress)
+            found = _compare_tensors(parts, known.table, workers or usable_cores(), progress)
             if same_files:
                 found |= _compare_rest(parts, known.table, there)
                 by_file = {name for name, facts in known.table["files"].items() if "rest" not in facts}
@@ -327,7 +328,7 @@ def _compare_files(
             bool(there[name].stat().st_size != facts["size"]) or digest_of(str(there[name])).sha256 != facts["sha256"]
         )
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         differing = [name for name, is_other in zip(present, pool.map(differs, present), strict=True) if is_other]
     return {
         **found,

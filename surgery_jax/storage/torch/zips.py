@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from ...core.cores import usable_cores
 from ...core.errors import StorageError
 from ..bounds import Allowance, TooLarge
 from ..files import File
@@ -278,7 +278,7 @@ def complete_checksums(path: Path, checksums: Iterable[tuple[int, int, int, int]
     writer = place_of(str(path)).target(str(path))
     try:
         # zlib lets go of the interpreter lock, so threads help; more of them only fill memory.
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(8, usable_cores())) as pool:
             for _ in pool.map(lambda row: _complete(writer, *row), checksums):
                 pass
     finally:
