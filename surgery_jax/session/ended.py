@@ -141,23 +141,38 @@ def _made_by(plan: Plan, paths: Sequence[str], options: Options, is_own: bool) -
         StorageError: it was applied to its own input, and something is missing that cannot be made up for.
     """
     known = [path for path in paths if _is_labelled(path, plan, options)]
-    # beside what has a label nobody sees a receipt, nor that nothing can be signed there
-    wanting = paths[-1:] if options.receipt_path is not None else paths if options.sign is not None else ()
-    sufficient = [path for path in known if path not in wanting]
+    sufficient = [path for path in known if not _wants_more(path, options, is_last=path == paths[-1])]
     if is_made(plan, paths, options, sufficient):
         return "label" if len(sufficient) == len(paths) else "receipt"
-    if is_own and is_made(plan, paths, None, known):
-        raise StorageError(
-            "this plan was applied to it already, but not with this receipt, signature or shard size",
-            where=listing(paths),
-            hint="leave these options out; or leave out --resume, to apply the plan once more",
-        )
+    if (is_own or not options.overwrite) and is_made(plan, paths, None, known):
+        lacking = [path for path in known if path not in sufficient]
+        raise _made_otherwise(lacking or paths, options, is_own=is_own, is_lacking=bool(lacking))
     return None
 
 
+def _made_otherwise(paths: Sequence[str], options: Options, *, is_own: bool, is_lacking: bool) -> StorageError:
+    """What to say of outputs that a plan has made, but not as options want it; is_lacking: a receipt or signature."""
+    how = "was applied to it" if is_own else "made it of these inputs"
+    again = "leave out --resume, to apply the plan once more" if is_own else "add --overwrite, to make it again"
+    but, other = "not with this receipt, signature or shard size", "leave these options out"
+    if is_lacking and options.sign is not None:
+        but, other = "without a signature", "leave out --sign"
+    elif is_lacking:
+        but, other = "without a receipt", "leave out --receipt" if options.receipt_path else "add --no-receipt"
+    return StorageError(f"this plan {how} already, but {but}", where=listing(paths), hint=f"{other}; or {again}")
+
+
+def _wants_more(path: str, options: Options, *, is_last: bool) -> bool:
+    """Whether an output that has a label should have what nobody sees beside it: a receipt, or a signature, also where
+    nothing can be signed."""
+    if options.sign is not None or (options.receipt_path is not None and is_last):
+        return True
+    return options.receipt and final_place(path).is_dir()
+
+
 def _is_labelled(path: str, plan: Plan, options: Options) -> bool:
-    """Whether an output is a file that says of itself that a run of this plan has made it of what its inputs are, and
-    it was not changed since."""
+    """Whether an output says of itself that a run of this plan has made it of what its inputs are, and it was not
+    changed since."""
     if not is_local(path):
         return False
     head = labelled(final_place(path))

@@ -22,10 +22,10 @@ from .companions import State
 from .files import storage_error
 from .formats import OutputPlan
 from .journal import Finished
-from .labels import label
+from .labels import label, label_directory
 from .laying import lay, lay_again, open_made, remove_others
 from .places.base import HandedPart
-from .proofs import PROOFS
+from .proofs import PROOFS, RECEIPT
 from .renames import Renames
 from .stages import Begun, Stage, StagingAddress
 from .targets import check_space, check_target, final_place
@@ -284,6 +284,7 @@ class Staging:
         """Link into the new directory what stays of the old one."""
         try:
             old = self._check_seen(self._final, fresh)
+            self._label()
             if not self._in_place and self.layout.is_directory and self._final.is_dir():
                 self._kept = companions.link_others(self._final, self._built, {self._final / name for name in old})
                 companions.give_to_owner(self._final, self._built)
@@ -291,6 +292,13 @@ class Staging:
                     companions.sync_all([*(path for path in self._built.rglob("*") if path.is_dir()), self._built])
         except OSError as error:
             raise storage_error(error, self.plan.path, "publish it") from None
+
+    def _label(self) -> None:
+        """Let a directory without a receipt say which run has made it."""
+        if self._stage is not None and self.layout.is_directory and not (self._built / RECEIPT).exists():
+            names = [str(path.relative_to(self._built)) for path in self.finished_files().values()]
+            place = self._final if self._in_place else self._built
+            label_directory(place, self._stage.read_head(), self._built, names)
 
     def _publish(self, sync: bool, fresh: Set[Path]) -> None:
         """Rename all into its place."""

@@ -66,7 +66,7 @@ def test_a_plan_is_applied_to_a_file_once(place: Path) -> None:
         report = make(over, "m.safetensors")
         np.testing.assert_array_equal(read_checkpoint(place / "m.safetensors")["w"], TENSORS["w"] / 2)
     assert "its label says that this plan was applied to it; without --resume" in report.leftovers[0]
-    with pytest.raises(StorageError, match="applied to it already, but not with this receipt"):
+    with pytest.raises(StorageError, match="applied to it already, but without a receipt"):
         make(Options(resume=True, overwrite=True, receipt_path="told.json"), "m.safetensors")
     make(Options(overwrite=True), "m.safetensors")
     np.testing.assert_array_equal(read_checkpoint(place / "m.safetensors")["w"], TENSORS["w"] / 4)
@@ -131,8 +131,11 @@ def test_files_and_directories_of_one_plan_are_known_together(place: Path) -> No
 
 def test_what_is_asked_for_beside_a_file_is_owed_still(place: Path) -> None:
     make()
-    with pytest.raises(StorageError, match="exists already"):
+    with pytest.raises(StorageError, match="made it of these inputs already, but without a receipt") as told:
         make(Options(resume=True, receipt_path="told.json"))
+    assert told.value.hint == "leave out --receipt; or add --overwrite, to make it again"
+    make(Options(resume=True, receipt_path="told.json", overwrite=True))
+    assert "its receipt says" in make(Options(resume=True, receipt_path="told.json")).leftovers[0]
     with pytest.raises(PlanError, match="signing needs an output that is a directory"):
         make(Options(resume=True, overwrite=True, sign=str(_key(place))))
 
@@ -156,6 +159,80 @@ def test_a_file_system_without_attributes_only_knows_less(place: Path, monkeypat
     make()
     with pytest.raises(StorageError, match="exists already"):
         make()
+
+
+BARE = Options(resume=True, receipt=False)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "torch", "orbax"])
+def test_a_directory_without_a_receipt_is_known_as_what_the_plan_has_made(place: Path, form: str) -> None:
+    (place / "out").mkdir()
+    (place / "out" / "README").write_text("mine")
+    make(BARE, {"path": "out", "format": form})
+    (place / "out" / "README").write_text("what others write there does not matter")
+    report = make(BARE, {"path": "out", "format": form})
+    assert report.leftovers == ("out: its label says that this plan made it of these inputs, so nothing is left to do",)
+
+
+def test_a_plan_is_applied_once_to_the_working_directory_and_to_a_directory_without_a_receipt(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "m").mkdir()
+    write_checkpoint(place / "m" / "model.safetensors", TENSORS)
+    over = Options(resume=True, receipt=False, overwrite=True)
+
+    def halve(where: str, options: Options = over) -> Report:
+        return run(plan_of({"inputs": [f"m::{where}"], "transforms": HALF, "output": where}), options)
+
+    for _ in range(2):
+        report = halve("m")
+    assert "its label says that this plan was applied to it" in report.leftovers[0]
+    monkeypatch.chdir(place / "m")  # whose files are exchanged one by one
+    for _ in range(2):
+        report = halve(".")
+    assert "its label says that this plan was applied to it" in report.leftovers[0]
+    with pytest.raises(StorageError, match="applied to it already, but without a receipt"):
+        halve(".", Options(resume=True, overwrite=True))
+    (made,) = (place / "m").glob("*.safetensors")
+    np.testing.assert_array_equal(read_checkpoint(made)["w"], TENSORS["w"] / 4)
+
+
+def _change_time(file: Path) -> None:
+    os.utime(file)
+
+
+@pytest.mark.parametrize("change", [Path.unlink, _change_time, lambda file: file.write_bytes(b"")])
+def test_a_directory_in_which_a_file_is_another_one_is_in_the_way(place: Path, change: Any) -> None:
+    make(BARE, "out")
+    assert make(BARE, "out").num_tensors == 0
+    change(next((place / "out").glob("*.safetensors")))
+    with pytest.raises(StorageError, match="out: "):
+        make(BARE, "out")
+
+
+def test_a_directory_is_told_apart_that_has_no_receipt_but_should_have_one(place: Path) -> None:
+    make(BARE, "out")
+    with pytest.raises(StorageError, match="made it of these inputs already, but without a receipt") as told:
+        make(AGAIN, "out")
+    assert told.value.hint == "add --no-receipt; or add --overwrite, to make it again"
+    with pytest.raises(StorageError, match="already, but without a signature"):
+        make(Options(resume=True, sign=str(_key(place))), "out")
+    make(Options(resume=True, overwrite=True), "out")
+    assert "its receipt says" in make(AGAIN, "out").leftovers[0]
+    assert "user.surgery_jax.run" not in os.listxattr(place / "out")
+
+
+@pytest.mark.parametrize(
+    "said", [{"names": []}, {"names": None}, {"names": [1]}, {"names": ["\0"]}, {"state": ""}], ids=repr
+)
+def test_a_label_of_a_directory_by_a_stranger_proves_nothing(place: Path, said: dict[str, Any]) -> None:
+    make(BARE, "out")
+    path, name = place / "out", "user.surgery_jax.run"
+    told = json.loads(zlib.decompress(os.getxattr(path, name)))
+    assert told.keys() >= said.keys()
+    os.setxattr(path, name, zlib.compress(json.dumps(told | said).encode()))
+    with pytest.raises(StorageError, match="holds a checkpoint already"):
+        make(BARE, "out")
 
 
 @pytest.mark.parametrize("name", ["head", "lock"])
