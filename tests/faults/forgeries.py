@@ -5,6 +5,7 @@ regular file where one should be."""
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import json
 import os
@@ -66,15 +67,20 @@ def _slots(value: Any) -> Iterator[tuple[Any, Any]]:
         yield from _slots(held)
 
 
+def _value(draw: random.Random) -> Any:
+    """One of the values, for itself: who gets it may change it."""
+    return copy.deepcopy(draw.choice(VALUES))
+
+
 def _strange(draw: random.Random, value: Any) -> Any:
     """The same with one place changed: another value, one of another place, nothing, or under another name."""
     slots = list(_slots(value))
     if not slots or draw.random() < 0.03:
-        return draw.choice(VALUES)
+        return _value(draw)
     box, key = draw.choice(slots)
     how = draw.randrange(8)
     if how < 4:
-        box[key] = draw.choice(VALUES)
+        box[key] = _value(draw)
     elif how < 6:
         other, at = draw.choice([slot for slot in slots if type(slot[0][slot[1]]) is type(box[key])])
         box[key], other[at] = other[at], box[key]
@@ -95,7 +101,7 @@ def _values(victim: Path, spare: Path, draw: random.Random) -> None:
     value = json.loads(victim.read_bytes())
     for _ in range(draw.choice((1, 1, 2, 8))):
         value = _strange(draw, value)
-    victim.write_text(_dumped(value))
+    victim.write_text(_dumped(value)[:MOST])
 
 
 def _text(victim: Path, spare: Path, draw: random.Random) -> None:
