@@ -87,8 +87,8 @@ def names_of(plan: Plan, paths: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def check_inputs(known: Receipt, symbolic: Symbolic) -> None:
-    """Whether the files that a plan reads are those of a receipt.
+def check_inputs(known: Receipt, symbolic: Symbolic, hint: str) -> None:
+    """Whether the files that a plan reads are those of a receipt. `hint` says what to try if not.
 
     Raises:
         StorageError: they are not: which files, and which tensors in them, as far as the marks of the receipt tell.
@@ -112,7 +112,7 @@ def check_inputs(known: Receipt, symbolic: Symbolic) -> None:
             "the inputs are not those of the receipt",
             where=str(known.path),
             found="; ".join(problems[:6]) + (f"; and {len(problems) - 6} more" if len(problems) > 6 else ""),
-            hint="name the right ones: --input ALIAS=PATH",
+            hint=hint,
         )
 
 
@@ -127,7 +127,9 @@ def _other_names(aliases: Iterable[str], then: Collection[str], now: Collection[
     yield from (
         f"{name}: the receipt has no such file" for name in now if name not in then and _alias(name) not in other
     )
-    yield from (f"{name}: it is not there" for name in then if name not in now and _alias(name) not in other)
+    yield from (
+        f"{name}: the plan reads no such file" for name in then if name not in now and _alias(name) not in other
+    )
 
 
 def _is_file(alias: str, names: Collection[str]) -> bool | None:

@@ -42,8 +42,17 @@ def check_locked(plan: Plan, compiled: Compiled, receipt: str) -> bool:
         )
     _check_parameters(known, plan)
     _check_executed(known, plan, compiled)
-    check_inputs(known, compiled.symbolic)
+    check_inputs(known, compiled.symbolic, _remedy(known, compiled))
     return True
+
+
+def _remedy(known: Receipt, compiled: Compiled) -> str:
+    """What to try if the inputs are not those of a receipt."""
+    was_directory = set(known.table["files"]) != {"."}
+    if all(layout.is_directory != was_directory for _, layout in compiled.outputs):
+        kind = "a directory" if was_directory else "a file"
+        return f"let the output be {kind}, as it was: documents of inputs are read for a directory alone"
+    return "let the inputs of the plan be the right ones, or leave out --locked"
 
 
 def _check_parameters(known: Receipt, plan: Plan) -> None:

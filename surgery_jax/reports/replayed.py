@@ -60,7 +60,7 @@ def check_same_inputs(known: Receipt, compiled: Compiled, peers: Peers) -> None:
 
     def checked() -> bool:
         if not peers.rank:
-            check_inputs(known, compiled.symbolic)
+            check_inputs(known, compiled.symbolic, "name the right ones: --input ALIAS=PATH")
         return True
 
     together(peers, checked)

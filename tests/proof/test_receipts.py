@@ -421,9 +421,17 @@ def test_a_locked_run_refuses_another_plan_and_other_inputs(place: Path, capsys:
     assert main([*call, "--locked", "out", "output=again"]) == 0
     assert main([*call, "--locked", "out", "transforms[0].scale_.by=3"]) == 2
     assert "expected: by: 0.5" in capsys.readouterr().err
+    assert main([*call, "--locked", "out", "output=out.safetensors"]) == 3
+    told = capsys.readouterr().err
+    assert "m/config.json: the plan reads no such file" in told and "let the output be a directory" in told
+    assert main([*call, "--receipt", "file.json", "output=out.safetensors"]) == 0
+    assert main([*call, "--locked", "file.json", "output=again"]) == 3
+    told = capsys.readouterr().err
+    assert "m/config.json: the receipt has no such file" in told and "let the output be a file" in told
     flip(Path("m/model.safetensors"), -1)
     assert main([*call, "--locked", "out"]) == 3
-    assert "not those of the receipt" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "not those of the receipt" in told and "let the inputs of the plan be the right ones" in told
 
 
 def test_a_locked_run_refuses_other_parameters_even_if_the_plan_is_the_same(
