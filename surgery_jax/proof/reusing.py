@@ -17,6 +17,7 @@ from ..graph.node import Node, Source
 from ..graph.roots import Symbolic
 from ..storage.base import Checkpoint
 from ..storage.formats import open_checkpoint, place_of_input
+from ..storage.identity import Changed
 from ..storage.places.found import is_local
 from .environment import PACKAGES, device_kinds, kinds_told, versions
 from .receipt import Receipt, read_receipt
@@ -192,11 +193,11 @@ def check_taken(expected: Mapping[str, str], found: Mapping[str, str], path: str
     """Whether the tensors that were taken over from a path have the digests that its receipt says.
 
     Raises:
-        StorageError: one has not.
+        Changed: one has not.
     """
     wrong = [name for name, known in expected.items() if found[name] != known]
     if wrong:
-        raise StorageError(
+        raise Changed(
             f"{len(wrong)} of the tensors that were taken over are not what the receipt says",
             where=path,
             found=", ".join(wrong[:12]),

@@ -259,6 +259,8 @@ def _unlike(found: Mapping[str, Any], head: Mapping[str, Any]) -> str | None:
         return "it is of other versions of " + listing(_different(found.get("versions"), head["versions"]))
     if found.get("inputs") != head["inputs"]:
         return "inputs have changed since: " + listing(_different(found.get("inputs"), head["inputs"]))
+    if found.get("taken", "") not in ("", head["taken"]):
+        return "it takes over tensors from an earlier output that --reuse does not name now, or that has changed"
     if found.get("key") != head["key"]:
         return "it has drawn other random numbers, or was to be written otherwise"
     return None

@@ -97,10 +97,22 @@ def head_of(compiled: Compiled, options: Options, answers: Mapping[str, bytes]) 
         "versions": versions(),
         "inputs": states(compiled.symbolic.identities),
         "texts": _executed(compiled),
+        "taken": _taken(compiled),
         "run": secrets.token_hex(8),
         "outputs": [output.path for output, _ in compiled.outputs],
         "answers": {name: base64.b85encode(packed).decode() for name, packed in answers.items()},
     }
+
+
+def _taken(compiled: Compiled) -> str:
+    """The digest of which tensors are taken over from an earlier output, and of its files; empty if none are. They are
+    known to be right only when all is written, so who goes on must take over the same."""
+    if compiled.shorter is None:
+        return ""
+    pairs = zip(compiled.symbolic.saves, compiled.shorter.saves, strict=True)
+    rows = [row for made, read in pairs for row in zip(made.tensors, read.tensors, strict=True)]
+    taken = [(name, new.op.name) for (name, old), (_, new) in rows if new is not old and isinstance(new.op, Source)]
+    return digest(encoded(states(compiled.shorter.identities)), encoded(taken)).hex()
 
 
 def _executed(compiled: Compiled) -> dict[str, str]:

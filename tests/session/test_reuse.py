@@ -19,7 +19,7 @@ from running import write_checkpoint
 from surgery_jax import Observer, Options, PlanError, Problems, StorageError, convert, plan_of, run
 from surgery_jax.cli.main import main
 from surgery_jax.execute.observers import Pass
-from surgery_jax.execute.report import Report
+from surgery_jax.execute.report import Account, Report
 from surgery_jax.execute.tasks import Tile
 from surgery_jax.proof.receipt import read_receipt
 from surgery_jax.session.batch import batch
@@ -169,7 +169,47 @@ def test_what_is_not_what_its_receipt_says_never_appears(output: str, capsys: py
     assert main(["run", "plan.yaml", f"output={output}", "--reuse", "old", "--quiet", "--no-summary"]) == 3
     told = capsys.readouterr().err
     assert "1 of the tensors that were taken over are not what the receipt says" in told and "h.5.w" in told
-    assert "surgery-jax verify old" in told and not list(Path().glob("fresh*"))
+    assert "surgery-jax verify old" in told and not list(Path().glob("*fresh*"))
+    assert "--resume" not in told
+
+
+class Broken(Observer):
+    """Somebody breaks a run off that has written all."""
+
+    def pass_ends(self, account: Account | None) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("how", ["same", "other", "none"])
+def test_who_goes_on_takes_over_the_same_or_nothing(how: str) -> None:
+    made([HALVE], "old")
+    shutil.copytree("old", "other")
+    (weights,) = Path("old").glob("*.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-2 * 8000 - 5] ^= 4  # of h.5.w
+    weights.write_bytes(data)
+    plan = plan_of({"inputs": ["m::m"], "transforms": [HALVE], "output": "out"})
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, Options(**QUICK, reuse="old"), observers=[Broken()])
+    assert list(Path().glob(".out.surgery-*"))
+    again = {"same": "old", "other": "other", "none": None}[how]
+    if how == "same":
+        with pytest.raises(StorageError, match="taken over are not what the receipt says"):
+            run(plan, Options(**QUICK, resume=True, reuse=again))
+        assert not list(Path().glob("*out*"))
+        return
+    report = run(plan, Options(**QUICK, resume=True, reuse=again))
+    assert any("it takes over tensors from an earlier output" in told for told in report.leftovers)
+    assert report.bytes_resumed == 0 and is_as_made_anew([HALVE], "out")
+
+
+def test_what_was_taken_over_before_a_run_broke_off_is_not_read_again() -> None:
+    made([HALVE], "old")
+    plan = plan_of({"inputs": ["m::m"], "transforms": [HALVE], "output": "out"})
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, Options(**QUICK, reuse="old"), observers=[Broken()])
+    report = run(plan, Options(**QUICK, resume=True, reuse="old"))
+    assert report.bytes_resumed > 60_000 and is_as_made_anew([HALVE], "out")
 
 
 def test_what_cannot_be_taken_over_from_is_an_error_that_says_what_can() -> None:
