@@ -77,7 +77,9 @@ def _parent(
         path, receipts, known = file, found, {file: known[file]}
     try:
         if not receipts and not (folder / RECEIPT).is_file():
-            return Ancestor(path, alias, None, "", "no receipt lies beside it", False)
+            path = file or path
+            end = "no receipt lies beside it" if locate(path).exists() else "it is not there any more"
+            return Ancestor(path, alias, None, "", end, False)
         receipts = receipts or [read_receipt(path)]
         others = [_other(known, receipt) for receipt in receipts]
     except StorageError as error:

@@ -704,6 +704,10 @@ def test_a_lineage_goes_through_files_and_the_receipts_beside_them(place: Path) 
     Path("again.json").unlink()
     (one,) = lineage("two.msgpack").parents
     assert one.end == "its receipt is of another one.pt than this one was made of"
+    for lost, end in (("first.json", "no receipt lies beside it"), ("one.pt", "it is not there any more")):
+        Path(lost).unlink()
+        (one,) = lineage("two.msgpack").parents
+        assert (Path(one.path).name, one.end) == ("one.pt", end)
 
 
 def test_what_lies_beside_an_orbax_checkpoint_is_no_input(place: Path) -> None:
