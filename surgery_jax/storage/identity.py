@@ -45,7 +45,13 @@ def check_unchanged(path: str, known: Identity, found: Identity) -> None:
         how = f"{found.size} bytes, after {known.size}"
     else:
         how = "the same file, changed since"
-    raise _changed(Changed, path, how)
+    raise Changed(
+        "the file changed after its header was read",
+        where=path,
+        expected="the same file until the end",
+        found=how,
+        hint="run it again when nothing writes to it any more",
+    )
 
 
 def check_all(known: Mapping[str, Identity]) -> None:
@@ -66,16 +72,6 @@ def add_all(known: dict[str, Identity], more: Mapping[str, Identity]) -> None:
     """
     for path, found in more.items():
         check_unchanged(path, known.setdefault(path, found), found)
-
-
-def _changed(kind: type[StorageError], path: str, how: str) -> StorageError:
-    return kind(
-        "the file changed after its header was read",
-        where=path,
-        expected="the same file until the end",
-        found=how,
-        hint="run it again when nothing writes to it any more",
-    )
 
 
 # ---------------------------------------------------------------------------------------- what is opened meanwhile
@@ -134,7 +130,11 @@ def _now(paths: Iterable[str]) -> dict[str, Identity]:
     for place, own in by_place.items():
         for path, identity in zip(own, place.identities(own), strict=True):
             if isinstance(identity, OSError):
-                reason = identity.strerror or str(identity)
-                raise _changed(StorageError, path, reason) from None  # it may come back
+                raise StorageError(  # it may come back
+                    "the file was lost after its header was read",
+                    where=path,
+                    found=identity.strerror or str(identity),
+                    hint="bring it back, the same file, and run again",
+                ) from None
             found[path] = identity
     return found
