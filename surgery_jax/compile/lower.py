@@ -22,7 +22,7 @@ from ..numerics.kernels import DeviceKernel
 from ..numerics.magnitude import has_zero
 from .blueprint import Blueprint, stack_size
 from .meshed import MeshFunction
-from .program import Group, keeps_order
+from .program import Eqn, Group, keeps_order
 from .sharding import Partition, partition
 from .thresholds import threshold
 
@@ -48,7 +48,7 @@ class GroupFunction:
         self.checked = [value for value, _ in sample.checks]
         # inputs of operations that are undefined on NaN and infinity
         self.guarded = [arg for eqn in self.eqns if eqn.op.needs_finite for arg in eqn.args]
-        self.exact = all(eqn.op.kind != "whole" for eqn in self.eqns)
+        self.exact = all(eqn.op.kind != "whole" or self._is_by_bits(eqn) for eqn in self.eqns)
         self.uses_lapack = any(eqn.op.uses_lapack for eqn in self.eqns)
         self.is_fast_on_host = any(eqn.op.is_fast_on_host for eqn in self.eqns) or self._only_widens()
         self._num_traces = 0
@@ -186,14 +186,17 @@ class GroupFunction:
             options["xla_cpu_multi_thread_eigen"] = False
         return options
 
+    def _is_by_bits(self, eqn: Eqn) -> bool:
+        specs = self.blueprint.value_specs()
+        return eqn.op.by_bits(*(specs[arg] for arg in eqn.args))
+
     def _tested(self) -> list[int]:
         """Inputs whose elements reach arithmetic: those in which subnormal numbers matter."""
-        specs = self.blueprint.value_specs()
         needed: set[int] = set()
-        at = len(specs)
+        at = len(self.blueprint.value_specs())
         for eqn in reversed(self.eqns):
             at -= len(eqn.specs)
-            if not eqn.op.by_bits(*(specs[arg] for arg in eqn.args)) or needed & set(range(at, at + len(eqn.specs))):
+            if not self._is_by_bits(eqn) or needed & set(range(at, at + len(eqn.specs))):
                 needed.update(eqn.args)
         return [number for number, spec in enumerate(self.specs) if number in needed and spec.dtype.is_float]
 
@@ -240,8 +243,8 @@ class GroupFunction:
             if self._telling is None:
                 import jax
 
-                def verdicts(*given: Any) -> Any:
-                    return self.traced(*given)[1]
+                def verdicts(zeros: Any, *given: Any) -> Any:
+                    return self.traced(DeviceKernel(zeros), *given)[1]
 
                 self._telling = jax.jit(verdicts, compiler_options=self.compiler_options(device.platform))
         return np.asarray(self._telling(*call)).tolist()  # type: ignore[no-any-return]
@@ -254,29 +257,29 @@ class GroupFunction:
         """The outputs, and whether all verdicts are true: all masks of one shape are looked at together."""
         import jax.numpy as jnp
 
-        kernel, inputs, values = self._valued(zeros, numbers, inputs)
+        kernel = DeviceKernel(zeros)
+        inputs, values = self._valued(kernel, numbers, inputs)
         together: dict[tuple[int, ...], Any] = {}
         for mask in (*(values[number] for number in self.checked), *self._large(kernel, bits, inputs)):
             together[mask.shape] = together[mask.shape] & mask if mask.shape in together else mask
         found = [*map(_everywhere, together.values()), *self._finite(values)]
         return [values[number] for number in self.leaving], reduce(and_, found, jnp.array(True))
 
-    def _valued(self, zeros: Any, numbers: Sequence[Any], inputs: Sequence[Any]) -> tuple[Any, list[Any], list[Any]]:
-        """The kernel, the inputs as they are meant, and all values."""
+    def _valued(self, kernel: Any, numbers: Sequence[Any], inputs: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        """The inputs as they are meant, and all values."""
         self._num_traces += 1
-        kernel = DeviceKernel(zeros)
         own = [
             kernel.from_bits(x, spec.dtype.numpy) if spec.dtype.name == "bfloat16" else x
             for x, spec in zip(inputs, self.specs, strict=False)
         ]
         inputs = [*own, *inputs[len(own) :]]
-        return kernel, inputs, self._evaluate(kernel, list(inputs), iter(numbers))
+        return inputs, self._evaluate(kernel, list(inputs), iter(numbers))
 
-    def traced(self, zeros: Any, bits: Sequence[Any], numbers: Sequence[Any], inputs: Sequence[Any]) -> Any:
+    def traced(self, kernel: Any, bits: Sequence[Any], numbers: Sequence[Any], inputs: Sequence[Any]) -> Any:
         """The outputs, and verdicts: of the checks, of the guards, and whether all this is exact."""
         import jax.numpy as jnp
 
-        kernel, inputs, values = self._valued(zeros, numbers, inputs)
+        inputs, values = self._valued(kernel, numbers, inputs)
         holding = self._holding(values)
         exact = reduce(and_, map(_everywhere, self._large(kernel, bits, inputs)), jnp.array(True))
         return [values[number] for number in self.leaving], jnp.stack([*holding, *self._finite(values), exact])

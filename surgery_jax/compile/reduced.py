@@ -18,8 +18,9 @@ from ..kit.numbering import Numbering
 from ..kit.operations import TensorOp
 from ..kit.reduction import BLOCK, Reduction
 from ..numerics.host_kernel import HostKernel
+from .apart import SortedApart
 from .blueprint import Blueprint, passes_of
-from .lower import GroupFunction
+from .lower import GroupFunction, raw
 from .program import Group
 
 __all__ = ["PassFunction", "ReducedFunction", "TileRows", "Totals"]
@@ -27,6 +28,9 @@ __all__ = ["PassFunction", "ReducedFunction", "TileRows", "Totals"]
 # Elements that NumPy goes over at once: few enough that what they come to stays near a core, and so many that threads
 # which take Python's lock between two steps seldom wait for it. With a quarter of this two were slower than one.
 AT_ONCE = 64 * BLOCK
+
+# Elements of all components together from which on what sorts rows is compiled for a CPU.
+WORTH_COMPILING = 1 << 22
 
 Statistics = Mapping[int, Sequence[Any]]  # what reductions have come to, by the number of the value
 
@@ -189,6 +193,7 @@ class PassFunction(GroupFunction):
         self.is_fast_on_host = any(op.is_fast_on_host or size < op.host_below for _, op in computed) or any(
             self.reductions[value].is_fast_at(self._stage(value)) for value in self.active
         )
+        self._apart = self._sorted_apart([op for _, op in computed], sum(one.size for one in group.components))
         # if all that is wanted are samples, nothing else is computed
         strides = {self.reductions[value].stride(self._stage(value)) for value in self.active}
         is_alone = self.flat and len(self.leaving) == len(self.active) and not self.checked
@@ -196,6 +201,19 @@ class PassFunction(GroupFunction):
         self.stride = min(strides, default=1) if is_alone and not has_places and len(strides) == 1 else 1
         self._live: dict[frozenset[int], frozenset[int]] = {}  # what is needed by the statistics that are live
         self._done = self._done_after()
+
+    def _sorted_apart(self, computed: Sequence[TensorOp], total: int) -> SortedApart | None:
+        """How a CPU does the pass if it sorts rows and is worth compiling; None if it does not or is not. It goes over
+        so many elements and does these operations."""
+        is_about_rows = self.exact and not self.flat and all(op.sorts for op in computed if op.is_fast_on_host)
+        is_left = any(self.reductions[value].is_fast_at(self._stage(value)) for value in self.active)
+        if not any(op.sorts for op in computed) or not is_about_rows or is_left or total < WORTH_COMPILING:
+            return None
+        options = self.compiler_options("cpu") | {"xla_cpu_multi_thread_eigen": False}  # tiles have threads enough
+        return SortedApart(self.traced, options, self.blueprint)
+
+    def belongs_on_host(self, platform: str) -> bool:
+        return super().belongs_on_host(platform) and self._apart is None
 
     def _stage(self, value: int) -> int:
         """The stage of a statistic that is active in this pass."""
@@ -258,19 +276,40 @@ class PassFunction(GroupFunction):
     def on_device(
         self, inputs: Sequence[Any], numbers: tuple[float, ...], device: Any, is_exact: bool = False
     ) -> tuple[list[Any], list[bool]] | None:
-        result = super().on_device(inputs, numbers, device, is_exact)
+        if self._apart is None or device.platform != "cpu":
+            result = super().on_device(inputs, numbers, device, is_exact)
+        else:
+            result = self._on_processor(self._apart, inputs, numbers, device, is_exact)
         if result is None:
             return None
         outputs, verdicts = result
         pairs = zip(self.leaving, outputs, strict=True)
         return [self.reductions[v].received(self._stage(v), x) if v in self.active else x for v, x in pairs], verdicts
 
+    def _on_processor(
+        self, apart: SortedApart, inputs: Sequence[Any], numbers: tuple[float, ...], device: Any, is_exact: bool
+    ) -> tuple[list[Any], list[bool]] | None:
+        """As `on_device`, where NumPy sorts."""
+        import jax
+
+        with jax.enable_x64(True):
+            limits = [] if is_exact else self.limits([numbers], device.platform)
+            if limits is None:
+                return None
+            bits = [column[0] for column in limits]
+            return apart.on_device(raw(inputs, self.specs), partial(self._of_rows, numbers), bits, device)
+
+    def _of_rows(self, numbers: Sequence[float], begin: int, end: int) -> list[float]:
+        """The numbers of a call for some rows of a tile, given those for all."""
+        at = self.num_numbers
+        start, there = numbers[at], numbers[at + 1]
+        return [*numbers[:at], start + begin, min(max(there - begin, 0.0), float(end - begin)), *numbers[at + 2 :]]
+
     def on_host(self, inputs: Sequence[Any], numbers: Sequence[float]) -> tuple[list[Any], list[Any]]:
         """As for any group, a part of the tile after the other, so that what is computed stays in the caches; of each
         only what matters."""
         rows, at = self.blueprint.rows, self.num_numbers
-        own, start, there, told = numbers[:at], numbers[at], int(numbers[at + 1]), numbers[at + 2 :]
-        before = self._before(iter(told))
+        start, before = numbers[at], self._before(iter(numbers[at + 2 :]))
         is_counted = any(self._is_added(value) for value in self.active)  # in long tables for each part
         step = max(AT_ONCE // (1 if is_counted else 4) * self.stride // self.blueprint.width, 1)
         outputs: list[list[Any]] = [[] for _ in self.leaving]
@@ -280,8 +319,7 @@ class PassFunction(GroupFunction):
             live = self.reaching(before, int(start) + begin, end - begin)
             if begin == end:
                 continue
-            count = min(max(there - begin, 0), end - begin)
-            given = iter([*own, start + begin, float(count), *told])
+            given = iter(self._of_rows(numbers, begin, end))
             with np.errstate(all="ignore"):
                 values = self._computed(HostKernel(), [x[begin:end] for x in inputs], given, live)
             for found, value in zip(outputs, self.leaving, strict=True):

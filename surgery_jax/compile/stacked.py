@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..numerics.kernels import DeviceKernel
 from .blueprint import Blueprint
 from .lower import GroupFunction, raw
 
@@ -145,4 +146,4 @@ class StackFunction:
     def _traced(self, zeros: Any, bits: Any, numbers: Any, inputs: Any) -> Any:
         import jax
 
-        return jax.lax.map(lambda own: self.one.traced(zeros, *own), (bits, numbers, inputs))
+        return jax.lax.map(lambda own: self.one.traced(DeviceKernel(zeros), *own), (bits, numbers, inputs))

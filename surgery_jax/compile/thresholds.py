@@ -34,11 +34,12 @@ def _stays_normal(plan: Blueprint, threshold: int, numbers: tuple[float, ...]) -
     for eqn in plan.eqns:
         op = eqn.op.with_numbers(remaining)
         operands = [bounds[arg] for arg in eqn.args]
-        if eqn.op.kind == "whole" or any(operand is None for operand in operands):
+        is_by_bits = op.by_bits(*(specs[arg] for arg in eqn.args))
+        if (eqn.op.kind == "whole" and not is_by_bits) or any(operand is None for operand in operands):
             bounds += [None] * len(eqn.specs)
             continue
         known = [operand for operand in operands if operand is not None]
-        if op.by_bits(*(specs[arg] for arg in eqn.args)):
+        if is_by_bits:
             bounds.append(reduce(Bound.either, known))
             continue
         found = _computed(op, known, [specs[arg] for arg in eqn.args], eqn.specs[0])

@@ -53,6 +53,7 @@ class TensorOp:
     needs_finite: ClassVar[bool] = False  # NaN or infinity in an operand is an error
     uses_lapack: ClassVar[bool] = False  # which a CPU runs as well without a compiled function around it
     is_fast_on_host: ClassVar[bool] = False  # NumPy does it rather than a compiled function on a CPU
+    sorts: ClassVar[bool] = False  # rows: only for that NumPy is better, which can do it between compiled functions
     host_below: ClassVar[int] = 0  # with fewer elements NumPy is done before a function for a CPU is compiled
     # the result, a mask, is worth being held, a bit an element, where the elements are gone over again
     is_remembered: ClassVar[bool] = False

@@ -25,6 +25,7 @@ class Prune(TensorOp):
 
     kind = "whole"
     is_fast_on_host = True
+    sorts = True
     is_remembered = True
     needs_positions = True
     density: float = word()
@@ -38,6 +39,9 @@ class Prune(TensorOp):
 
     def by_rows(self, rows: int, result: Spec, *operands: Spec) -> TensorOp | None:
         return self if len(result.shape) > 1 else None
+
+    def by_bits(self, *operands: Spec) -> bool:
+        return operands[0].dtype.bits == 32
 
     def workspace_bytes(self, source: Spec, position: Spec) -> int:
         return 8 * 8 * source.size

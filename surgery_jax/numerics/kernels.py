@@ -219,12 +219,20 @@ class DeviceKernel(SharedKernel):
 
     def outranks(self, x: Any, ranks: Any) -> Any:
         """Where magnitudes have a higher rank in their row than the one given."""
-        rows, length = x.shape
         keys = (self.bits(x) & np.uint32(2**31 - 1)).astype(np.int64) << 32
-        keys = keys + self.xp.arange(length, dtype=np.int64)
-        place = self.xp.maximum(ranks, 0) + self.xp.arange(rows, dtype=np.int64).reshape(-1, 1) * length
-        least = self.xp.take(self.xp.sort(keys, axis=1), place, mode="clip")
-        return (ranks < 0) | (keys > least)
+        keys = keys + self.xp.arange(x.shape[1], dtype=np.int64)
+        return (ranks < 0) | (keys > self.at_ranks(self.in_order(keys), ranks))
+
+    def at_ranks(self, ordered: Any, ranks: Any) -> Any:
+        """What has a rank in its row, for every element; anything for ranks below 0."""
+        rows, length = ordered.shape
+        dtype = np.int32 if ordered.size < 2**31 else np.int64
+        place = self.xp.maximum(ranks, 0).astype(dtype) + self.xp.arange(rows, dtype=dtype).reshape(-1, 1) * length
+        return ordered.reshape(-1).at[place].get(mode="promise_in_bounds")
+
+    def in_order(self, x: Any) -> Any:
+        """The elements of every row in ascending order."""
+        return self.xp.sort(x, axis=1)
 
     def over(self, x: Any, divisor: Any) -> Any:
         return x / divisor

@@ -75,9 +75,11 @@ def ranks(k: Any, key: tuple[Any, Any], position: Any, spread: tuple[Any, Any], 
     import numpy as np  # not on top: a key is no reason to import it
 
     numbers = (*key, *spread, float(length))
-    if isinstance(position, np.ndarray) and position.size >= _MANY and (processor := _processor()) is not None:
+    if not isinstance(position, np.ndarray):  # nobody needs to read them
+        position = position.reshape(-1)[0] + k.xp.arange(position.size, dtype="uint64").reshape(position.shape)
+    elif position.size >= _MANY and (processor := _processor()) is not None:
         return _compiled_ranks(numbers, position, processor)
-    return _ranks(k, numbers, position)
+    return _ranks(k, numbers, position, "int32" if length < 2**31 else "int64")
 
 
 @cache
@@ -91,12 +93,12 @@ def _processor() -> Any:
         return None
 
 
-def _ranks(k: Any, numbers: tuple[Any, ...], position: Any) -> Any:
+def _ranks(k: Any, numbers: tuple[Any, ...], position: Any, dtype: str = "int64") -> Any:
     """`ranks` of a key, the lowest probability, how far the highest is above it, and the length of rows."""
     low, width, length = (k.xp.asarray(number, "float64") for number in numbers[2:])
     drawn = uniform(k, (numbers[0], numbers[1]), position)
     rank = k.xp.floor(k.div(k.mul(drawn - low, k.at_least(length - 1.0, 1.0)), k.at_least(width, 1e-300)))
-    return k.xp.minimum(k.xp.maximum(rank, -1.0), length - 1.0).astype("int64")
+    return k.xp.minimum(k.xp.maximum(rank, -1.0), length - 1.0).astype(dtype)
 
 
 def _compiled_ranks(numbers: tuple[Any, ...], position: np.ndarray, processor: Any) -> np.ndarray:
