@@ -48,9 +48,10 @@ class Positions(Made):
     def put(self, start: int, out: numpy.ndarray) -> None:
         import numpy as np
 
+        first = np.arange(min(out.size, AT_ONCE), dtype=np.uint64)  # once: while it is made no other thread runs
         for at in range(0, out.size, AT_ONCE):
-            end = min(at + AT_ONCE, out.size)
-            out[at:end] = np.arange(start + at, start + end, dtype=np.uint64)
+            part = out[at : at + AT_ONCE]
+            np.add(first[: part.size], np.uint64(start + at), out=part)
 
 
 @dataclass(frozen=True)
