@@ -56,7 +56,6 @@ def local_devices(count: int | None = None) -> list[Any]:
     CompileClock.watch()
     settle()
     if is_own():
-        _leave_threads_to_workers()
         _keep_compiled_functions()
     found = jax.local_devices()
     if count is not None and count > len(found):
@@ -95,16 +94,6 @@ def _keep_compiled_functions() -> None:
         if folder is not None:
             config.update("jax_compilation_cache_dir", str(folder))
             config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-def _leave_threads_to_workers() -> None:
-    """Let a processor compute a function by the thread that calls it, unless the user says otherwise.
-
-    Workers are at different tiles at the same time; where XLA cuts what one of them computes into parts for threads of
-    its own, these wait for each other after every step of a loop, which takes a third more of the processor's time.
-    It is what the client of JAX for processors asks for when it begins.
-    """
-    os.environ.setdefault("PJRT_NPROC", "1")
 
 
 def _keep_freed_memory() -> None:

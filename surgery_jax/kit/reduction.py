@@ -41,7 +41,6 @@ Before = Sequence[Array] | None  # what the stage before came to, None for the f
 LANES = 128
 BLOCK = LANES * LANES  # elements
 AT_ONCE = 8  # blocks that a CPU adds up together
-UNROLLED = 4  # rows that are added by one step of a loop
 NEUTRAL = {"sum": 0.0, "max": -float("inf"), "min": float("inf")}
 
 
@@ -152,19 +151,17 @@ class Reduction(TensorOp):
         def sums(first: Any, size: int) -> Array:
             ends = None if is_padded and self.ignores_zeros else left(first, size)
 
-            def rows(number: Any, held: tuple[Any, ...]) -> tuple[Any, ...]:
-                for row in (number * UNROLLED + at for at in range(UNROLLED)):
-                    found = self.terms(k, stage, before, *(k.part_of_row(cube, first, size, row) for cube in cubes))
-                    if ends is not None:
-                        is_there = lane + k.xp.asarray(row * LANES, "int32") < ends
-                        found = tuple(map(partial(k.xp.where, is_there), found, (NEUTRAL[word] for word in how)))
-                    held = tuple(map(partial(_join, k), how, held, found))
-                return held
+            def row(number: Any, held: tuple[Any, ...]) -> tuple[Any, ...]:
+                found = self.terms(k, stage, before, *(k.part_of_row(cube, first, size, number) for cube in cubes))
+                if ends is not None:
+                    is_there = lane + k.xp.asarray(number * LANES, "int32") < ends
+                    found = tuple(map(partial(k.xp.where, is_there), found, (NEUTRAL[word] for word in how)))
+                return tuple(map(partial(_join, k), how, held, found))
 
             def column(number: Any, held: tuple[Any, ...]) -> tuple[Any, ...]:
                 return tuple(map(partial(_join, k), how, held, (k.row(x, number) for x in lanes)))
 
-            lanes = k.repeat(LANES // UNROLLED, rows, neutral(size, LANES))
+            lanes = k.repeat(LANES, row, neutral(size, LANES))
             found = k.repeat(LANES, column, neutral(size))
             return k.xp.stack(found, axis=1)
 

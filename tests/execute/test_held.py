@@ -21,7 +21,8 @@ from running import Bench, assert_same_bits
 from surgery_jax import Options, explain, plan_of
 from surgery_jax.compile.blueprint import blueprint
 from surgery_jax.compile.functions import Functions
-from surgery_jax.compile.reduced import ReducedFunction, Totals
+from surgery_jax.compile.reduced import ReducedFunction
+from surgery_jax.compile.totals import Totals
 from surgery_jax.execute.filling import Inputs, shaped
 from surgery_jax.execute.masks import Masks
 from surgery_jax.execute.schedule import schedule
