@@ -584,13 +584,18 @@ UPCYCLE = Suite(
 )
 
 
+FOUR = ("base", "first", "second", "third")
+
+
 def proven(plan: str, about: str, *inputs: str, computes: bool, size: str | None = None) -> Row:
-    """A plan whose output is a directory, with the receipt that it gets, with one without digests of tensors, and
-    without any."""
+    """A plan, or a merge, whose output is a directory, with the receipt that it gets, with one without digests of
+    tensors, and without any."""
     plan, _, more = plan.partition(" ")  # its file, and what overrides it
+    name, _, suffix = plan.rpartition(".")
+    line = "merge --quiet --json {} {plan} out" if suffix == "yml" else "run --quiet --json {} {plan} output=out"
     sides = {
-        name: f"{{ours}} run --quiet --json {options} {{plan}} output=out {more}".replace("  ", " ").strip()
-        for name, options in {
+        side: f"{{ours}} {line} {more}".replace(" {} ", f" {options} ").replace("  ", " ").strip()
+        for side, options in {
             "ours": "",
             "ours --digest none": "--digest none",
             "ours --no-receipt": "--no-receipt",
@@ -598,22 +603,26 @@ def proven(plan: str, about: str, *inputs: str, computes: bool, size: str | None
     }
     # of bytes that are only moved it is recorded what proof costs
     target = Target("wall_s", "ours", per="ours --no-receipt", at_most=1.1 if computes else None)
-    return Row(
-        plan.removesuffix(".yaml").replace("_", " "), about, sides, (target,), inputs=inputs, plan=plan, size=size
-    )
+    return Row(name.replace("_", " "), about, sides, (target,), inputs=inputs, plan=plan, size=size)
 
 
 EDITED = "{ours} run --quiet --json {plan} factor=0.25"
 
 DIGESTS = Suite(
     about="What receipts cost, whose inputs are known already; and what it takes to verify an output.",
-    inputs=MODELS | {"proven": "make_proven.py base", "earlier": "make_proven.py base --plan hundred.yaml"},
+    inputs=MODELS
+    | {
+        "third": "make_llama.py --size {size} --base base --seed 3",
+        "proven": "make_proven.py base",
+        "earlier": "make_proven.py base --plan hundred.yaml",
+    },
     rows=(
         proven("rename.yaml", "every tensor under another name", "base", computes=False),
         proven("upcycle.yaml", "dense model to two experts", "base", computes=False),
         proven("cast.yaml", "bfloat16 to float32", "base", computes=True),
         proven("task_arithmetic.yaml", "differences of three models", "base", "first", "second", computes=True),
         proven("ties.yaml", "two fine-tunes merged by TIES", "base", "first", "second", computes=True),
+        proven("merge_ties.yml", "three fine-tunes merged by TIES, density 0.5", *FOUR, computes=True),
         proven("adapter.yaml tuned=first", "a LoRA adapter of rank 16", "base", "first", computes=True, size="160m"),
         Row(
             "verify",
@@ -678,7 +687,6 @@ def counted(models: tuple[str, ...]) -> str:
     return f"echo '{config}' > config.yml && " + MERGE.format(ours="{ours}", plan="config.yml")
 
 
-FOUR = ("base", "first", "second", "third")
 SIX = (*FOUR, "fourth", "fifth")
 
 MERGES = Suite(
