@@ -234,7 +234,7 @@ class GroupFunction:
             if self._jitted is None:
                 import jax
 
-                self._jitted = jax.jit(self._traced_at_once, compiler_options=self.compiler_options(device.platform))
+                self._jitted = jax.jit(self.traced_at_once, compiler_options=self.compiler_options(device.platform))
         return self._jitted
 
     def _told(self, device: Any, call: Sequence[Any]) -> list[bool]:
@@ -253,7 +253,7 @@ class GroupFunction:
     def _num_verdicts(self) -> int:
         return len(self.checked) + len(self.guarded) + 1
 
-    def _traced_at_once(self, zeros: Any, bits: Sequence[Any], numbers: Sequence[Any], inputs: Sequence[Any]) -> Any:
+    def traced_at_once(self, zeros: Any, bits: Sequence[Any], numbers: Sequence[Any], inputs: Sequence[Any]) -> Any:
         """The outputs, and whether all verdicts are true: all masks of one shape are looked at together."""
         import jax.numpy as jnp
 

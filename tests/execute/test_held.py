@@ -106,7 +106,7 @@ def test_a_function_takes_no_more_beside_its_inputs_than_is_reserved(tmp_path: P
         given = once.arguments(numbers, 0, 1, before) if plan.kind == "reduced" else numbers
         with jax.enable_x64(True):
             arrays = [jax.ShapeDtypeStruct(spec.shape, spec.dtype.numpy) for spec in plan.specs]
-            made = jax.jit(once.traced, compiler_options=once.compiler_options("cpu"))
+            made = jax.jit(once.traced_at_once, compiler_options=once.compiler_options("cpu"))
             taken = made.lower((np.int32(0), np.int64(0)), bits, given, arrays).compile().memory_analysis()
         assert taken.temp_size_in_bytes + taken.output_size_in_bytes <= plan.produced_bytes
 
