@@ -172,6 +172,11 @@ class GroupFunction:
             for spec in self.specs
         ]
 
+    def _bits(self, numbers: tuple[float, ...], platform: str) -> list[Any] | None:
+        """The same for one tuple of numbers: scalars."""
+        limits = self.limits([numbers], platform)
+        return None if limits is None else [column[0] for column in limits]
+
     def compiler_options(self, platform: str) -> dict[str, Any]:
         """What the compiler is told."""
         options: dict[str, Any] = {"xla_allow_excess_precision": False}
@@ -211,10 +216,9 @@ class GroupFunction:
         import jax
 
         with jax.enable_x64(True):
-            limits = [] if is_exact else self.limits([numbers], device.platform)
-            if limits is None:
+            bits = [] if is_exact else self._bits(numbers, device.platform)
+            if bits is None:
                 return None
-            bits = [column[0] for column in limits]
             # the first device takes NumPy arrays as they are, at a tenth of what placing them costs
             arrays = [x if device.id == 0 else jax.device_put(x, device) for x in raw(inputs, self.specs)]
             call = (np.int32(0), np.int64(0)), bits, [np.float64(number) for number in numbers], arrays

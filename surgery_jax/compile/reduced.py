@@ -245,10 +245,9 @@ class PassFunction(GroupFunction):
         import jax
 
         with jax.enable_x64(True):
-            limits = [] if is_exact else self.limits([numbers], device.platform)
-            if limits is None:
+            bits = [] if is_exact else self._bits(numbers, device.platform)
+            if bits is None:
                 return None
-            bits = [column[0] for column in limits]
             return apart.on_device(raw(inputs, self.specs), partial(self._of_rows, numbers), bits, device)
 
     def _of_rows(self, numbers: Sequence[float], begin: int, end: int) -> list[float]:

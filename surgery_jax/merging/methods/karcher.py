@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 
 from ...kit.fields import integer, number, word
 from ...kit.kernel import Array, Kernel
@@ -13,6 +11,7 @@ from ...kit.state import Value, Versions
 from ...numerics.angles import angle_of, cosine, sine
 from ..method import Method
 from ..spans import Products, Span, SpanFactors, length
+from ..weighted import total
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,10 @@ class KarcherFactors(SpanFactors):
 
     def factors(self, k: Kernel, products: Products) -> Sequence[Array]:
         xp, every = k.xp, range(products.count)
+
+        def added(x: Array) -> Array:
+            return total(k, [x[i] for i in every])
+
         tol = xp.asarray(self.tol, "float64")
         norms = xp.stack([length(k, products(i, i)) for i in every])
         takes_part = norms > tol
@@ -35,7 +38,7 @@ class KarcherFactors(SpanFactors):
 
         def with_units(c: Array) -> Array:
             """The products of a sum of unit vectors with each of them."""
-            return added([k.mul(c[i], near[i]) for i in every])
+            return total(k, [k.mul(c[i], near[i]) for i in every])
 
         def norm_of(c: Array) -> Array:
             return length(k, added(k.mul(c, with_units(c))))
@@ -65,11 +68,6 @@ class KarcherFactors(SpanFactors):
         whole = added(norms) / float(products.count)
         made = k.mul(whole, c) / safe
         return [made[i] for i in every]
-
-
-def added(parts: Sequence[Array] | Array) -> Array:
-    """Their sum, from the first to the last."""
-    return reduce(add, (parts[at] for at in range(len(parts))))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
