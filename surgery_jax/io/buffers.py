@@ -6,7 +6,7 @@ import errno
 import mmap
 import os
 import threading
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -46,6 +46,7 @@ class Budget:
         self._kept: dict[int, list[np.ndarray]] = defaultdict(list)
         self._kept_bytes = 0
         self._changed = threading.Condition()
+        self._waiting: deque[object] = deque()  # one for each that waits, in the order in which they came
         self._broken = False
 
     @contextmanager
@@ -60,7 +61,8 @@ class Budget:
             raise too_large(total, self.limit)
         wanted = [rounded(size) for size in sizes]
         with self._changed:
-            self._changed.wait_for(lambda: self._broken or self.used + total <= self.limit)
+            if total:
+                self._wait_for(total)
             if self._broken:
                 raise InterruptedError
             self.used += total
@@ -83,6 +85,19 @@ class Budget:
                     self._kept[buffer.nbytes].append(buffer)
                     self._kept_bytes += buffer.nbytes
                 self._changed.notify_all()
+
+    def _wait_for(self, total: int) -> None:
+        """Wait until so many bytes fit, and those who came before have theirs: else what is large would wait until
+        there is nothing else to do."""
+        mine = object()
+        self._waiting.append(mine)
+        try:
+            self._changed.wait_for(
+                lambda: self._broken or (self._waiting[0] is mine and self.used + total <= self.limit)
+            )
+        finally:
+            self._waiting.remove(mine)
+            self._changed.notify_all()
 
     def _take(self, size: int) -> np.ndarray | None:
         if self._kept[size]:
