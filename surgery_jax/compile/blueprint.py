@@ -42,8 +42,8 @@ LEAST = 2 * STRANDS  # components of a stack, and of what they are a multiple: e
 class Blueprint:
     """Specs of the inputs of one task, and its operations. `rows` is what it is counted in: elements of a flat group,
     rows of one that is cut along the leading axis, components of a stack, and 1 for a whole component. `width`:
-    elements of one of the rows of a reduced group. `remembered`: values of it, masks, that are computed once and held
-    for the passes after that."""
+    elements of one of the rows of a reduced group. `remembered`: values of it that are computed once and held for the
+    passes after that."""
 
     kind: str  # "flat", "reduced", "rows", "stack" or "whole"
     rows: int
@@ -62,8 +62,11 @@ class Blueprint:
         return component.value_specs()[0].shape[0] if self.kind == "rows" else 1
 
     def remembered_bytes(self, component: Component) -> int:
-        """What the masks of a component take that are held from pass to pass: a bit an element."""
-        return len(self.remembered) * -(-self.total(component) // self.rows) * -(-self.rows * self.width // 8)
+        """What is held of a component from pass to pass beside its inputs takes: of masks a bit an element."""
+        specs = self.value_specs() if self.remembered else []
+        held = (specs[value] for value in self.remembered)
+        bits = (spec.size * (1 if spec.dtype.name == "bool" else spec.dtype.bits) for spec in held)
+        return -(-self.total(component) // self.rows) * sum(-(-number // 8) for number in bits)
 
     def value_specs(self) -> list[Spec]:
         """Specs of all values in order."""
@@ -190,7 +193,7 @@ def rows_blueprint(group: Group, rows: int) -> Blueprint | None:
 
 def blueprint(group: Group, limit: int) -> Blueprint:
     """What one task of a group computes when its buffers may take `limit` bytes; one blueprint for the whole group.
-    What is worth it is remembered if the masks of every component take no more than that."""
+    What is worth it is remembered if what is held of every component takes no more than that."""
     found = _cut(group, limit)
     if found.kind != "reduced":
         return found

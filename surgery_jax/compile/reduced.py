@@ -142,8 +142,10 @@ class PassFunction(GroupFunction):
         self.recalled = sorted(self.known_before & self.needed)
         size = blueprint.rows * blueprint.width
         computed = [(at, op) for at, op, _ in self._operations() if self._is_computed(at)]
-        self.is_fast_on_host = any(op.is_fast_on_host or size < op.host_below for _, op in computed) or any(
-            self.reductions[value].is_fast_at(self._stage(value)) for value in self.active
+        # a statistic that is about few elements decides only where nothing else goes over all of them
+        is_about_few = any(self.reductions[value].is_fast_at(self._stage(value)) for value in self.active)
+        self.is_fast_on_host = (is_about_few and not self.remembered) or any(
+            op.is_fast_on_host or size < op.host_below for _, op in computed
         )
         self._apart = self._sorted_apart([op for _, op in computed], sum(one.size for one in group.components))
         # if all that is wanted are samples, nothing else is computed

@@ -11,7 +11,7 @@ from ..compile.reduced import PassFunction, ReducedFunction
 from .computing import Computing, Exactness
 from .filling import Inputs, shaped
 from .hands import Hands, InTurn
-from .masks import Masks
+from .recalled import Recalled
 from .results import Results
 from .schedule import GroupSchedule
 from .tasks import Tile
@@ -73,7 +73,7 @@ class _Component:
             else buffers[hand * (count + 1) :][: count + 1]
             for hand in range(self._num_hands)
         ]
-        self._masks = Masks()
+        self._recalled = Recalled()
         self._exactness = [Exactness() for _ in range(-(-self._size // self._plan.rows))]
         self._filled: set[int] = set()  # tiles whose inputs are held
 
@@ -110,15 +110,15 @@ class _Component:
     def _computed(
         self, once: PassFunction, at: int, known: Mapping[int, Sequence[Any]], own: Sequence[np.ndarray]
     ) -> dict[int, np.ndarray]:
-        """What a pass makes of a tile, by value; masks are kept."""
+        """What a pass makes of a tile, by value; what passes after it need is kept."""
         tile = self._tile(at)
         ((component, start, count),) = tile.segments
-        inputs = self._read(tile, at, own) + self._masks.recall(once.recalled, at)
+        inputs = self._read(tile, at, own) + self._recalled.recall(once.recalled, at)
         numbers = once.arguments(component.numbers, start, count, known)
         found = self._common.computing.outputs(once, tile, inputs, numbers, self._exactness[at])
         outputs = dict(zip(once.leaving, found, strict=True))
         for value in once.remembered:
-            self._masks.remember(value, at, outputs.pop(value))
+            self._recalled.remember(value, at, outputs.pop(value))
         return outputs
 
     def _read(self, tile: Tile, at: int, own: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -55,7 +55,7 @@ class TensorOp:
     is_fast_on_host: ClassVar[bool] = False  # NumPy does it rather than a compiled function on a CPU
     sorts: ClassVar[bool] = False  # rows: only for that NumPy is better, which can do it between compiled functions
     host_below: ClassVar[int] = 0  # with fewer elements NumPy is done before a function for a CPU is compiled
-    # the result, a mask, is worth being held, a bit an element, where the elements are gone over again
+    # the result is worth being held where the elements are gone over again; of a mask that takes a bit an element
     is_remembered: ClassVar[bool] = False
     needs_positions: ClassVar[bool] = False  # the last operand is the number of every element, uint64
     # the last argument of `apply`, beside the operands, tells where their elements are (`kit.numbering`); it is left

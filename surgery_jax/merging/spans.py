@@ -117,7 +117,7 @@ class Span(TensorOp):
 def turned(k: Kernel, products: Products, t: Array, is_near: Callable[[Array, Array], Array]) -> tuple[Array, Array]:
     """The factors of two vectors between which the share `t` of the angle is gone; where `is_near` says so of the
     cosine and the sine of that angle, the share of the way."""
-    from ..numerics.angles import angle_of, sine
+    from ..numerics.elementary import angle_of, sine
 
     norms = [length(k, products(i, i)) for i in range(2)]
     safe = [k.xp.where(norm > 1e-8, norm, 1.0) for norm in norms]

@@ -24,7 +24,7 @@ from surgery_jax.compile.functions import Functions
 from surgery_jax.compile.reduced import ReducedFunction
 from surgery_jax.compile.totals import Totals
 from surgery_jax.execute.filling import Inputs, shaped
-from surgery_jax.execute.masks import Masks
+from surgery_jax.execute.recalled import Recalled
 from surgery_jax.execute.schedule import schedule
 from surgery_jax.io.buffers import aligned
 from surgery_jax.io.held import HeldRanges
@@ -198,7 +198,7 @@ PRUNED = {
 def in_passes(function: ReducedFunction, inputs: Sequence[np.ndarray], numbers: Sequence[float]) -> list[np.ndarray]:
     """What leaves the only tile of a component, by NumPy."""
     known: dict[int, Any] = {}
-    masks, leaving, rows = Masks(), [], function.blueprint.rows
+    masks, leaving, rows = Recalled(), [], function.blueprint.rows
     for number, once in enumerate(function.passes):
         totals = function.totals(number, known, rows)
         given = once.arguments(numbers, 0, rows, known)

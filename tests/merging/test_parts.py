@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from running import dtype
+from running import assert_same_bits, dtype
 
 from surgery_jax.merging.drops import Drop
 from surgery_jax.merging.largest import Keep, Largest, LargestOfAll, Middle, Quartiles
-from surgery_jax.merging.methods.arcee_fusion import Importance, TakeAbove
+from surgery_jax.merging.methods.arcee_fusion import Divergence, Importance, TakeAbove
 from surgery_jax.merging.methods.karcher import KarcherFactors
 from surgery_jax.merging.methods.model_stock import RowStock, StockFactors
 from surgery_jax.merging.methods.multislerp import MultiSlerpFactors
@@ -28,8 +28,9 @@ from surgery_jax.merging.ranks import Ranks
 from surgery_jax.merging.spans import Span, SpanFactors
 from surgery_jax.merging.tasks import AddTasks, Select
 from surgery_jax.merging.weighted import Delta, Weighted
-from surgery_jax.numerics.angles import angle_of, cosine, sine
+from surgery_jax.numerics.elementary import angle_of, cosine, exponential, logarithm, sine
 from surgery_jax.numerics.host_kernel import HostKernel
+from surgery_jax.numerics.kernels import DeviceKernel
 
 RNG = np.random.default_rng(16)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -131,10 +132,13 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return raised / raised.sum(-1, keepdims=True) + 1e-8
 
 
-def important(op: Importance, base: np.ndarray, model: np.ndarray) -> np.ndarray:
-    a, b = base.astype(np.float64), model.astype(np.float64)
-    p, q = softmax(b), softmax(a)
-    return np.abs((b - a) * (p * np.log(p / q)).sum(-1, keepdims=True)).astype(np.float32)
+def diverging(op: Divergence, base: np.ndarray, model: np.ndarray) -> np.ndarray:
+    p, q = softmax(model.astype(np.float64)), softmax(base.astype(np.float64))
+    return (p * np.log(p / q)).sum(-1, keepdims=True)
+
+
+def important(op: Importance, base: np.ndarray, model: np.ndarray, divergence: np.ndarray) -> np.ndarray:
+    return np.abs((model.astype(np.float64) - base.astype(np.float64)) * divergence).astype(np.float32)
 
 
 def dropped(op: Drop, source: np.ndarray, position: np.ndarray) -> np.ndarray:
@@ -356,7 +360,12 @@ REFERENCES: dict[str, tuple[list[Any], Callable[..., Any], str]] = {
         "close",
     ),
     "Nearing": ([(Nearing(0.5), [drawn(n), drawn(n)]) for n in DTYPES], nearer, "close"),
-    "Importance": ([(Importance(), [drawn(n), drawn(n)]) for n in DTYPES], important, "close"),
+    "Divergence": ([(Divergence(), [drawn(n), drawn(n)]) for n in DTYPES], diverging, "close"),
+    "Importance": (
+        [(Importance(), [drawn(n), drawn(n), np.abs(drawn("float64"))[..., :1]]) for n in DTYPES],
+        important,
+        "bits",
+    ),
     "TakeAbove": (
         [
             (TakeAbove(), [drawn(n), drawn(n), np.abs(x), ranked(Quartiles(), np.abs(x))])
@@ -409,3 +418,26 @@ def test_angles_and_their_functions_equal_those_of_the_library() -> None:
     small = 10.0 ** -np.arange(1, 8)
     np.testing.assert_allclose(angle_of(kernel, np.cos(small)), np.arccos(np.cos(small)), rtol=1e-14)
     assert angle_of(kernel, np.float64(-1)) == pytest.approx(np.pi, abs=1e-15)
+
+
+RISING = np.concatenate([-np.geomspace(708, 1e-300, 20001), np.linspace(-708, 0, 20001), [0.0, -0.0]])
+NEAR_ONE = 1 + 10.0 ** -np.arange(1, 16)
+POSITIVE = np.concatenate([np.geomspace(1e-307, 1e308, 20001), np.linspace(0.5, 2, 20001), NEAR_ONE])
+
+
+def test_exponentials_and_logarithms_are_those_of_the_library_to_two_units_in_the_last_place() -> None:
+    kernel = HostKernel()
+    np.testing.assert_allclose(exponential(kernel, RISING), np.exp(RISING), rtol=4.5e-16, atol=0)
+    np.testing.assert_allclose(logarithm(kernel, POSITIVE), np.log(POSITIVE), rtol=4.5e-16, atol=0)
+    assert exponential(kernel, np.array([-709.0, -1e300, -np.inf])).tolist() == [0, 0, 0]
+    assert exponential(kernel, np.float64(0)) == 1 and logarithm(kernel, np.float64(1)) == 0
+
+
+def test_exponentials_and_logarithms_have_the_same_bits_compiled() -> None:
+    """Those of a library depend on the instructions that a processor has."""
+    with jax.enable_x64(True), np.errstate(all="ignore"):
+        for function, numbers in ((exponential, RISING), (logarithm, POSITIVE)):
+            given = np.concatenate([numbers, [np.nan]])
+            compiled = jax.jit(lambda zeros, x, of=function: of(DeviceKernel(zeros), x))
+            found = np.asarray(compiled((np.int32(0), np.int64(0)), given))
+            assert_same_bits(found, function(HostKernel(), given), function.__name__)

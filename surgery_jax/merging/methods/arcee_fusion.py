@@ -11,6 +11,7 @@ from ...kit.kernel import Array, Kernel
 from ...kit.operations import TensorOp
 from ...kit.rules import check_floats
 from ...kit.state import Value, Versions
+from ...numerics.elementary import exponential, logarithm
 from ..largest import Quartiles, magnitudes
 from ..method import Method
 from ..rows import row_sums
@@ -20,19 +21,18 @@ OUTLYING = 1.5  # distances of quartiles above the median
 
 
 @dataclass(frozen=True)
-class Importance(TensorOp):
-    """|W - B| KL(p || q) at every element, with p and q the softmax of W and B along the last axis, where the
-    divergence is summed.
+class Divergence(TensorOp):
+    """KL(p || q) with p and q the softmax of the model and the base along the last axis.
 
-    base, model: float, one shape -> the same shape, float32; in float64, rounded once.
+    base, model: float, one shape -> float64, the same shape but for the last axis, which has length 1.
     """
 
     kind = "whole"
-    is_fast_on_host = True  # one exponential and one logarithm for all passes and sizes of tiles: others differ in bits
+    is_remembered = True
 
     def infer(self, base: Spec, model: Spec) -> tuple[Spec, ...]:
         check_floats(base)
-        return (Spec(base.shape, BY_NAME["float32"]),)
+        return (Spec((*base.shape[:-1], 1) if base.shape else (), BY_NAME["float64"]),)
 
     def by_rows(self, rows: int, result: Spec, *operands: Spec) -> TensorOp | None:
         return self if len(result.shape) > 1 else None
@@ -41,15 +41,38 @@ class Importance(TensorOp):
         return 8 * 8 * base.size
 
     def apply(self, k: Kernel, base: Array, model: Array) -> Array:
-        one, other = (k.widen(x).astype("float64") for x in (base, model))
-        q, p = (self._softmax(k, x if x.ndim else x.reshape(1)) for x in (one, other))
-        divergence = row_sums(k, k.mul(p, k.xp.log(p / q)))
-        divergence = divergence if one.ndim else divergence.reshape(())
-        return k.xp.abs(k.mul(other - one, divergence)).astype("float32")
+        wide = (k.widen(x).astype("float64") for x in (base, model))
+        q, p = (self._softmax(k, x if x.ndim else x.reshape(1)) for x in wide)
+        found: Array = row_sums(k, k.mul(p, logarithm(k, p / q)))
+        return found if base.ndim else found.reshape(())
 
     def _softmax(self, k: Kernel, x: Array) -> Array:
-        raised = k.xp.exp(x - k.xp.max(x, axis=-1, keepdims=True))
+        raised: Array = exponential(k, x - k.xp.max(x, axis=-1, keepdims=True))
         return raised / row_sums(k, raised) + LEAST
+
+
+@dataclass(frozen=True)
+class Importance(TensorOp):
+    """|W - B| times the divergence of its row at every element.
+
+    base, model: float, one shape; what `Divergence` gives of them -> the same shape, float32; in float64, rounded once.
+    """
+
+    kind = "whole"
+
+    def infer(self, base: Spec, *_: Spec) -> tuple[Spec, ...]:
+        check_floats(base)
+        return (Spec(base.shape, BY_NAME["float32"]),)
+
+    def by_rows(self, rows: int, result: Spec, *operands: Spec) -> TensorOp | None:
+        return self if len(result.shape) > 1 else None
+
+    def workspace_bytes(self, base: Spec, *_: Spec) -> int:
+        return 8 * 3 * base.size
+
+    def apply(self, k: Kernel, base: Array, model: Array, divergence: Array) -> Array:
+        one, other = (k.widen(x).astype("float64") for x in (base, model))
+        return k.xp.abs(k.mul(other - one, divergence)).astype("float32")
 
 
 @dataclass(frozen=True)
@@ -88,5 +111,6 @@ class ArceeFusion(Method):
 
     def merge(self, versions: Versions, keys: Sequence[str], base: Value | None, models: Sequence[Value]) -> Value:
         assert base is not None
-        importance = versions.compute(Importance(), base, models[0])
+        divergence = versions.compute(Divergence(), base, models[0])
+        importance = versions.compute(Importance(), base, models[0], divergence)
         return versions.compute(TakeAbove(), base, models[0], importance, *versions.apply(Quartiles(), importance))

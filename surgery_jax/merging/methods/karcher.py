@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ...kit.fields import integer, number, word
 from ...kit.kernel import Array, Kernel
 from ...kit.state import Value, Versions
-from ...numerics.angles import angle_of, cosine, sine
+from ...numerics.elementary import angle_of, cosine, sine
 from ..method import Method
 from ..spans import Products, Span, SpanFactors, length
 from ..weighted import total

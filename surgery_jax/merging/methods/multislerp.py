@@ -9,7 +9,7 @@ from ...core.errors import PlanError
 from ...kit.fields import boolean, number, numbers_of, word
 from ...kit.kernel import Array, Kernel
 from ...kit.state import Value, Versions
-from ...numerics.angles import cosine
+from ...numerics.elementary import cosine
 from ..method import Method, each
 from ..spans import Products, Span, SpanFactors, length
 
