@@ -22,6 +22,10 @@ from .program import ByteMove, Component, Decode, Dest, Eqn, Group, Program, Res
 __all__ = ["compile_program", "spread"]
 
 MAX_JOINED = 32  # operations of a component that shared inputs may join: keeps compiled functions small
+
+# Of tensors with statistics, the elements of one that fills a good part of a tile, and of one that would waste it.
+LARGE, SMALL = 1 << 20, 1 << 16
+
 Place = tuple[int, int, Parts[int]]  # (number of the output file, offset, where the bytes go on elsewhere)
 
 
@@ -154,7 +158,7 @@ class _Collector:
             component = self._component(calls, leaves, flat)
             key, on_host = self._signature(component, flat)
             groups.setdefault(key, Group(flat, on_host)).components.append(component)
-        return list(groups.values())
+        return [part for group in groups.values() for part in _by_size(group)]
 
     def _components(self) -> Iterator[tuple[list[list[Node]], list[Node], bool]]:
         """Calls (nodes of one operation on the same operands) per component, leaves that are outputs themselves, and
@@ -315,6 +319,18 @@ class _Collector:
         if found is None:
             found = self._key_of[id(op)] = self._keys.setdefault(op.static_key(), len(self._keys))
         return found
+
+
+def _by_size(group: Group) -> list[Group]:
+    """A group with statistics without its small tensors, and these: each of them would take a tile of those that are
+    large, and is gone over in NumPy sooner than that is. The bits are the same."""
+    sizes = [component.size for component in group.components]
+    if not group.reduces or group.on_host or max(sizes) < LARGE or min(sizes) > SMALL:
+        return [group]
+    parts = Group(group.flat, group.on_host), Group(group.flat, on_host=True)
+    for component, size in zip(group.components, sizes, strict=True):
+        parts[size <= SMALL].components.append(component)
+    return [*parts]
 
 
 def _is_flat(calls: list[list[Node]]) -> bool:

@@ -43,6 +43,36 @@ def test_another_number_compiles_nothing_more(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found[f"h.{layer}.w"], tensors[f"h.{layer}.w"] * np.float32(by))
 
 
+MERGED: dict[str, Any] = {
+    "slerp": {"base": "a::(.+)", "models": {"b": {}}, "t": 0.25},
+    "ties": {"base": "o::(.+)", "models": {"a": {}, "b": {}}, "weight": 0.5, "density": 0.5},
+    "karcher": {"models": {"a": {"from": "a::(.+)"}, "b": {}}},
+}
+
+
+@pytest.mark.parametrize("method", MERGED)
+def test_small_tensors_with_statistics_beside_large_ones_compile_nothing_more_and_have_the_same_bits(
+    tmp_path: Path, method: str
+) -> None:
+    """Alone they are in the group of their structure, which is compiled."""
+    rng = np.random.default_rng(8)
+    shapes = {"large": (1 << 10, 1 << 10), "norm": (300,), "bias": (40, 500)}
+
+    def merged(folder: str, names: tuple[str, ...]) -> tuple[int, dict[str, np.ndarray]]:
+        (tmp_path / folder).mkdir()
+        inputs = {alias: {name: held[alias, name] for name in names} for alias in "oab"}
+        bench = Bench(tmp_path / folder, **inputs)
+        report = bench.report([{"merge": {"method": method, **MERGED[method], "to": r"o::new.\1"}}])
+        return report.num_compilations, read_checkpoint(bench.out)
+
+    held = {(alias, name): rng.standard_normal(shape).astype("f4") for alias in "oab" for name, shape in shapes.items()}
+    together, found = merged("together", ("large", "norm", "bias"))
+    compiled, large = merged("large", ("large",))
+    assert together == compiled > 0
+    for name, array in (merged("small", ("norm", "bias"))[1] | large).items():
+        assert_same_bits(found[name], array, name)
+
+
 def test_layers_of_other_shapes_join_an_elementwise_group(tmp_path: Path) -> None:
     tensors = {f"w{n}": np.ones(shape, np.float32) for n, shape in enumerate([(3,), (2, 5), (4, 1, 7), (), (1000,)])}
     steps = [{"scale_": {"target": ".*", "by": 2}}, {"clamp_": {"target": ".*", "max": 1.5}}]
