@@ -28,6 +28,7 @@ class Divergence(TensorOp):
     """
 
     kind = "whole"
+    host_below = 1 << 18
     is_remembered = True
 
     def infer(self, base: Spec, model: Spec) -> tuple[Spec, ...]:
@@ -59,6 +60,7 @@ class Importance(TensorOp):
     """
 
     kind = "whole"
+    host_below = 1 << 18
 
     def infer(self, base: Spec, *_: Spec) -> tuple[Spec, ...]:
         check_floats(base)
