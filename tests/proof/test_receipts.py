@@ -269,6 +269,25 @@ def test_tensors_of_a_shard_that_is_missing_are_named_and_those_of_the_others_co
         verify("copy", "out")
 
 
+@pytest.mark.parametrize("options", [{"compression": "zstd"}, {"ocdbt": True}])
+def test_what_cannot_be_read_any_more_is_named_beside_all_else_that_differs(place: Path, options: Any) -> None:
+    make({"path": "out", "format": "orbax", "options": options})
+    table = read_receipt("out").table
+    named = {name: (Path("out") / name).read_bytes() for name in table["files"]}
+    largest = max(named, key=lambda name: len(named[name]))  # data, which is compressed or in a store
+    Path("out/config.json").write_text("[]")
+    os.truncate(Path("out", largest), len(named[largest]) - 3)
+    found = verify("out")
+    assert len(found.tensors_differing) == 1 and found.tensors_differing[0] in table["tensors"]
+    assert sorted(found.files_differing) == sorted(("config.json", largest)) and not found.files_missing
+    Path("out", largest).unlink()
+    found = verify("out")
+    assert (found.files_differing, found.files_missing) == (("config.json",), (largest,))
+    Path("out", largest).write_bytes(named[largest])
+    Path("out/config.json").write_bytes(named["config.json"])
+    assert verify("out").holds
+
+
 def test_a_file_in_another_format_is_verified_by_the_receipt_of_a_file(place: Path) -> None:
     make("out.safetensors", receipt_path="out.json")
     convert("out.safetensors", "copy.msgpack", QUICK)
