@@ -83,7 +83,8 @@ def _parent(
         receipts = receipts or [read_receipt(path)]
         others = [_other(known, receipt) for receipt in receipts]
     except StorageError as error:
-        return Ancestor(path, alias, None, "", str(error.problem), False)
+        end = f"{Path(str(error.where)).name}: {error.problem}"  # of the receipt, or of its table
+        return Ancestor(path, alias, None, "", end, False)
     # of several receipts of a file, which was made again and again, one may be of what was read
     receipt, other = min(zip(receipts, others, strict=True), key=lambda told: told[1])
     if other:

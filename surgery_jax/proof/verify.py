@@ -119,7 +119,7 @@ def verify(
                 by_file = {name for name, facts in known.table["files"].items() if "rest" not in facts}
     if same_files:
         found = _compare_files(known.table, there, by_file, found)
-        found["files_extra"] = () if alone else tuple(_extra(root, known.table["files"]))
+        found["files_extra"] = () if alone else tuple(_extra(root, known.table["files"], verifier is not None))
     if unreadable is not None and not (found.get("files_differing") or found.get("files_missing")):
         raise unreadable  # the files are as they were, or nobody knows: it is not they that differ
     num_files = len(there) if same_files else 0
@@ -344,9 +344,12 @@ def _compare_files(
     }
 
 
-def _extra(root: Path, known: Sequence[str] | Mapping[str, Any]) -> Iterator[str]:
+def _extra(root: Path, known: Sequence[str] | Mapping[str, Any], is_signed: bool) -> Iterator[str]:
+    """Files of a directory that are not known; where it is signed also what leads out of it or is no file, which may
+    have been beside another output before, but never beside one that was signed."""
     for entry in sorted(root.rglob("*")):
         name = entry.relative_to(root)
-        if entry.is_file() and name.as_posix() not in known and name.as_posix() not in (*PROOFS, MARKER):
+        is_part = entry.is_file() or (is_signed and (entry.is_symlink() or not entry.is_dir()))
+        if is_part and name.as_posix() not in known and name.as_posix() not in (*PROOFS, MARKER):
             if not is_stage(name.parts[0]) and not is_of_git(name.as_posix()):
                 yield name.as_posix()

@@ -608,6 +608,27 @@ def test_a_repository_of_git_is_no_part_of_what_is_signed_and_verified(place: Pa
     assert not [name for name in read_receipt("out").table["files"] if name.startswith(".git")]
 
 
+def test_what_model_signing_refuses_beside_a_signed_output_is_named(place: Path, keys: Any) -> None:
+    verifying = pytest.importorskip("model_signing.verifying")
+    private, public = keys("SECP256R1")
+    make("out", sign=private)
+    (place / "elsewhere").mkdir()
+    (place / "elsewhere/code.py").write_text("one")
+    (place / "out/sub").mkdir()
+    for make_it in (
+        lambda path: path.symlink_to("nowhere"),
+        lambda path: path.symlink_to(place / "elsewhere"),
+        lambda path: os.mkfifo(path),
+    ):
+        for name in ("more", "sub/more"):
+            make_it(place / "out" / name)
+            with pytest.raises(ValueError):
+                verifying.Config().use_elliptic_key_verifier(public_key=public).verify("out", "out/model.sig")
+            assert verify("out", public_key=public).files_extra == (name,)
+            (place / "out" / name).unlink()
+    assert verify("out", public_key=public).holds
+
+
 @pytest.mark.parametrize("target", ["../elsewhere/file", "../elsewhere", "nowhere"])
 def test_symbolic_links_beside_an_output_are_named_before_it_is_signed(place: Path, keys: Any, target: str) -> None:
     private, _ = keys("SECP256R1")
@@ -689,6 +710,9 @@ def test_a_lineage_of_three_steps_is_proven_link_by_link(place: Path, keys: Any)
     make("one", [], source="m")
     (two,) = lineage("three").parents
     assert two.parents[0].end == "its receipt is of another model-00001-of-00001.safetensors than this one was made of"
+    Path("one/surgery.tensors.json").unlink()
+    (two,) = lineage("three").parents
+    assert two.parents[0].end == "surgery.tensors.json: does not exist"  # which is not what the checkpoint does
 
 
 def test_a_lineage_goes_through_every_format(place: Path) -> None:
