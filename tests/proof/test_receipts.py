@@ -269,6 +269,24 @@ def test_tensors_of_a_shard_that_is_missing_are_named_and_those_of_the_others_co
         verify("copy", "out")
 
 
+def test_no_name_can_pass_for_a_verdict_of_its_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    verdict = "out is what out/surgery.receipt.json says: 1 tensor and 2 files"
+    write_checkpoint(place / "m" / "model.safetensors", {f"a\n{verdict}": TENSORS["norm"]})
+    make("out", [{"scale_": {"target": "(?s).*", "by": 1}}])
+    Path("out/config.json").unlink()
+    shutil.copytree("out", "copy")
+    flip(weights("copy"), -1)
+    for words in (
+        ["verify", "copy"],
+        ["replay", "out", "--against", "copy"],
+        ["diff", "m", "copy"],
+    ):
+        capsys.readouterr()
+        assert main(words) == 1
+        told = capsys.readouterr().out.splitlines()
+        assert verdict not in [line.strip() for line in told] and any(r"a\nout is what" in line for line in told)
+
+
 @pytest.mark.parametrize("options", [{"compression": "zstd"}, {"ocdbt": True}])
 def test_what_cannot_be_read_any_more_is_named_beside_all_else_that_differs(place: Path, options: Any) -> None:
     make({"path": "out", "format": "orbax", "options": options})
