@@ -77,7 +77,8 @@ def verify(
 
     Raises:
         StorageError: one of them cannot be read, or is not signed with that key.
-        PlanError: the receipt has no digests of tensors, and its files are not there; or the key cannot be used.
+        PlanError: the receipt has no digests of tensors, and its files are not there; the key cannot be used; or the
+            path is that of a receipt.
     """
     verifier = Verifier(public_key) if public_key is not None else None
     place = locate(path)
@@ -86,6 +87,13 @@ def verify(
     except StorageError:
         check_exists(place)
         raise
+    if known.path == place:
+        raise PlanError(
+            "this is a receipt, and no checkpoint",
+            where=path,
+            expected="the checkpoint that it is of",
+            hint=f"surgery-jax verify {known.output} --receipt {path}",
+        )
     if verifier is not None:
         _check_signed(known, verifier, has_files=_lies_in(known, place))
     root = place if place.is_dir() else place.parent

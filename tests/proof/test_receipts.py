@@ -317,6 +317,16 @@ def test_a_file_in_another_format_is_verified_by_the_receipt_of_a_file(place: Pa
     assert verify("copy.msgpack", "out.json").tensors_differing
 
 
+def test_who_verifies_a_receipt_is_told_how_to_verify_what_it_is_of(place: Path) -> None:
+    make("out")
+    make("one.safetensors", receipt_path="one.json")
+    for receipt in ("out/surgery.receipt.json", "one.json"):
+        with pytest.raises(PlanError, match="this is a receipt") as caught:
+            verify(receipt)
+        assert caught.value.hint is not None
+        assert main([*caught.value.hint.split()[1:], "--quiet"]) == 0
+
+
 def test_without_digests_of_tensors_only_the_same_files_are_verified(place: Path) -> None:
     make("out", digest="none")
     assert verify("out").holds
@@ -383,7 +393,7 @@ def test_a_flipped_bit_is_found_by_a_replay_against_it(place: Path) -> None:
     flip(weights("bad"), at + 4 * 345)
     found = replay("out", QUICK, against="bad")
     assert not found.holds and [(one.name, one.index) for one in found.mismatches] == [("h.0.up", (3, 45))]
-    assert "the same" in found.suspects[0]
+    assert "the same" in found.suspects[0] and "another checkpoint" in found.suspects[0]
 
 
 def test_a_receipt_that_says_otherwise_fails_the_replay_and_tells_where(place: Path) -> None:
