@@ -21,7 +21,7 @@ from ..storage.formats import open_checkpoint
 from ..storage.identity import check_all
 from ..storage.places.base import MARKER
 from ..storage.places.found import locate
-from ..storage.proofs import PROOFS, RECEIPT_SIGNATURE, SIGNATURE, is_of_git
+from ..storage.proofs import PROOFS, SIGNATURE, is_of_git
 from ..storage.stages import is_stage
 from ..storage.stored import Readers, blocks_of
 from .beside import find_receipt
@@ -159,11 +159,7 @@ def _check_signed(known: Receipt, verifier: Verifier, *, has_files: bool) -> Non
     Raises:
         StorageError: they are not, or do not.
     """
-    signature = known.path.with_name(RECEIPT_SIGNATURE)
-    if not signature.exists():
-        raise StorageError("the receipt is not signed", where=str(known.path), expected=signature.name)
-    if verifier.verify(signature) != known.raw:
-        raise StorageError("the receipt is not the one that was signed", where=str(known.path))
+    verifier.check_receipt(known)
     manifest = known.path.with_name(SIGNATURE)
     if has_files and not manifest.exists():
         raise StorageError(

@@ -736,6 +736,10 @@ def test_a_lineage_of_three_steps_is_proven_link_by_link(place: Path, keys: Any)
         ("m", False, "no receipt lies beside it"),
     ]
     make("one", [], source="m")
+    make("four", [], source="m")
+    for asked in (lineage, lambda path, key: verify(path, public_key=key)):
+        with pytest.raises(StorageError, match="the receipt is not signed"):
+            asked("four", public)
     (two,) = lineage("three").parents
     assert two.parents[0].end == "its receipt is of another model-00001-of-00001.safetensors than this one was made of"
     Path("one/surgery.tensors.json").unlink()
