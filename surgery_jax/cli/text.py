@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["count", "json_text", "seconds", "some", "table", "visible"]
+__all__ = ["count", "json_text", "listed", "seconds", "some", "table", "visible"]
 
 
 def count(number: int, word: str, plural: str = "") -> str:
@@ -57,6 +57,15 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def listed(lines: Iterable[str]) -> str:
+    """Lines that are visible and stay one each, so that no name in one of them can pass for another line.
+
+    >>> listed(["a\\nb", "c"])
+    'a\\\\nb\\nc'
+    """
+    return "\n".join(visible(line).replace("\n", "\\n") for line in lines)
 
 
 def json_text(value: Any) -> str:

@@ -14,10 +14,10 @@ from ..storage.stored import blocks_of
 __all__ = ["first_difference", "suspects", "varying"]
 
 
-def suspects(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
-    """What computed that differs, a sentence each; if nothing does, that."""
+def suspects(then: Mapping[str, str], now: Mapping[str, str], other: str) -> Iterator[str]:
+    """What computed that differs, a sentence each; if nothing does, that, and what else may be: `other`."""
     found = [f"{name}: {then[name]} then, {now[name]} now" for name in now if then.get(name, now[name]) != now[name]]
-    yield from found or ["versions, processor and devices are the same: memory or disk may be at fault, or the receipt"]
+    yield from found or [f"versions, processor and devices are the same: memory or disk may be at fault, or {other}"]
 
 
 def varying(node: Node) -> Varies | None:

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from ..core.errors import StorageError
 from ..storage.places.found import locate, places
-from ..storage.proofs import RECEIPT, RECEIPT_SIGNATURE
+from ..storage.proofs import RECEIPT
 from .beside import find_receipt, paths_of, receipts_beside
 from .receipt import Receipt, read_receipt
 from .signing import Verifier
@@ -53,8 +53,8 @@ def lineage(path: str, public_key: str | None = None) -> Ancestor:
 
 
 def _told(receipt: Receipt, path: str, alias: str, verifier: Verifier | None, below: tuple[bytes, ...]) -> Ancestor:
-    if verifier is not None and verifier.verify(receipt.path.with_name(RECEIPT_SIGNATURE)) != receipt.raw:
-        raise StorageError("the receipt is not the one that was signed", where=str(receipt.path))
+    if verifier is not None:
+        verifier.check_receipt(receipt)
     below = (*below, receipt.raw)
     groups: dict[str, dict[str, Mapping[str, Any]]] = {}
     for name, entry in receipt.inputs.items():
@@ -83,7 +83,8 @@ def _parent(
         receipts = receipts or [read_receipt(path)]
         others = [_other(known, receipt) for receipt in receipts]
     except StorageError as error:
-        return Ancestor(path, alias, None, "", str(error.problem), False)
+        end = f"{Path(str(error.where)).name}: {error.problem}"  # of the receipt, or of its table
+        return Ancestor(path, alias, None, "", end, False)
     # of several receipts of a file, which was made again and again, one may be of what was read
     receipt, other = min(zip(receipts, others, strict=True), key=lambda told: told[1])
     if other:

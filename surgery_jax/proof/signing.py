@@ -13,8 +13,8 @@ from typing import Any
 
 from ..core.errors import PlanError, StorageError
 from ..storage.files import parse_json, read_text
-from ..storage.proofs import GIT, PROOFS
-from .receipt import STATEMENT_TYPE, root_of_files
+from ..storage.proofs import GIT, PROOFS, RECEIPT_SIGNATURE
+from .receipt import STATEMENT_TYPE, Receipt, root_of_files
 
 __all__ = ["MANIFEST_TYPE", "Signer", "Verifier", "manifest_files"]
 
@@ -105,6 +105,18 @@ class Verifier:
                 "not signed with this key", where=str(path), hint="name the public key of whoever signed it"
             ) from None
         return statement
+
+    def check_receipt(self, receipt: Receipt) -> None:
+        """Whether the signature beside a receipt is of it.
+
+        Raises:
+            StorageError: there is none, or it is of another receipt or with another key.
+        """
+        signature = receipt.path.with_name(RECEIPT_SIGNATURE)
+        if not signature.exists():
+            raise StorageError("the receipt is not signed", where=str(receipt.path), expected=signature.name)
+        if self.verify(signature) != receipt.raw:
+            raise StorageError("the receipt is not the one that was signed", where=str(receipt.path))
 
 
 def manifest_files(statement: bytes, path: Path) -> dict[str, str]:

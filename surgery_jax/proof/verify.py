@@ -21,7 +21,7 @@ from ..storage.formats import open_checkpoint
 from ..storage.identity import check_all
 from ..storage.places.base import MARKER
 from ..storage.places.found import locate
-from ..storage.proofs import PROOFS, RECEIPT_SIGNATURE, SIGNATURE, is_of_git
+from ..storage.proofs import PROOFS, SIGNATURE, is_of_git
 from ..storage.stages import is_stage
 from ..storage.stored import Readers, blocks_of
 from .beside import find_receipt
@@ -77,7 +77,8 @@ def verify(
 
     Raises:
         StorageError: one of them cannot be read, or is not signed with that key.
-        PlanError: the receipt has no digests of tensors, and its files are not there; or the key cannot be used.
+        PlanError: the receipt has no digests of tensors, and its files are not there; the key cannot be used; or the
+            path is that of a receipt.
     """
     verifier = Verifier(public_key) if public_key is not None else None
     place = locate(path)
@@ -86,6 +87,13 @@ def verify(
     except StorageError:
         check_exists(place)
         raise
+    if known.path == place:
+        raise PlanError(
+            "this is a receipt, and no checkpoint",
+            where=path,
+            expected="the checkpoint that it is of",
+            hint=f"surgery-jax verify {known.output} --receipt {path}",
+        )
     if verifier is not None:
         _check_signed(known, verifier, has_files=_lies_in(known, place))
     root = place if place.is_dir() else place.parent
@@ -93,6 +101,7 @@ def verify(
     there = {name: place if alone else root / name for name in known.table["files"]}
     same_files = place.is_dir() != alone and _is_cut_alike(known, place, there)
     found: dict[str, tuple[str, ...]] = {}
+    unreadable: StorageError | None = None
     has_tensors = known.digest != "none"
     if not has_tensors and not same_files:
         raise PlanError(
@@ -111,13 +120,16 @@ def verify(
             parts = [*_parts(there.values())]
         by_file = set(known.table["files"])
         if parts:
-            found = _compare_tensors(parts, known.table, workers or usable_cores(), progress)
+            found, unreadable = _compare_tensors(parts, known.table, workers or usable_cores(), progress)
+            same_files = same_files or (unreadable is not None and _lies_in(known, place))
             if same_files:
                 found |= _compare_rest(parts, known.table, there)
                 by_file = {name for name, facts in known.table["files"].items() if "rest" not in facts}
     if same_files:
         found = _compare_files(known.table, there, by_file, found)
-        found["files_extra"] = () if alone else tuple(_extra(root, known.table["files"]))
+        found["files_extra"] = () if alone else tuple(_extra(root, known.table["files"], verifier is not None))
+    if unreadable is not None and not (found.get("files_differing") or found.get("files_missing")):
+        raise unreadable  # the files are as they were, or nobody knows: it is not they that differ
     num_files = len(there) if same_files else 0
     num_tensors = len(known.table["tensors"])
     return Verification(path, str(known.path), num_tensors, num_files, same_files, verifier is not None, **found)
@@ -147,11 +159,7 @@ def _check_signed(known: Receipt, verifier: Verifier, *, has_files: bool) -> Non
     Raises:
         StorageError: they are not, or do not.
     """
-    signature = known.path.with_name(RECEIPT_SIGNATURE)
-    if not signature.exists():
-        raise StorageError("the receipt is not signed", where=str(known.path), expected=signature.name)
-    if verifier.verify(signature) != known.raw:
-        raise StorageError("the receipt is not the one that was signed", where=str(known.path))
+    verifier.check_receipt(known)
     manifest = known.path.with_name(SIGNATURE)
     if has_files and not manifest.exists():
         raise StorageError(
@@ -179,7 +187,8 @@ def _compare_tensors(
     table: Mapping[str, Any],
     workers: int,
     progress: Callable[[int, int], None] | None,
-) -> dict[str, tuple[str, ...]]:
+) -> tuple[dict[str, tuple[str, ...]], StorageError | None]:
+    """Names of tensors that differ, are missing and are extra. One that cannot be read differs; and why it cannot."""
     known = table["tensors"]
     entries = {name: entry for part in parts for name, entry in part.entries.items()}
     differing = [name for name, facts in known.items() if name in entries and not _is_spec(entries[name], facts)]
@@ -190,11 +199,12 @@ def _compare_tensors(
         check_all(part.identities)
     differing += [name for name in same if digests.found[name] != known[name].get("digest")]
     order = {name: number for number, name in enumerate(known)}
-    return {
+    names = {
         "tensors_differing": tuple(sorted(differing, key=order.__getitem__)),
         "tensors_missing": tuple(name for name in known if name not in entries),
         "tensors_extra": tuple(name for name in entries if name not in known),
     }
+    return names, next(iter(digests.unreadable.values()), None)
 
 
 def _is_spec(entry: Entry, facts: Mapping[str, Any]) -> bool:
@@ -208,6 +218,7 @@ class _Digests:
         self._kind = kind
         self._begin = hash_of(kind)
         self.found: dict[str, str] = {}
+        self.unreadable: dict[str, StorageError] = {}
         self._entries = entries
         self._leaves = {name: [b""] * num_leaves(entry.spec.nbytes) for name, entry in entries.items()}
         self._show = progress
@@ -217,11 +228,7 @@ class _Digests:
         self._lock = threading.Lock()
 
     def find(self, workers: int) -> None:
-        """Find all of them.
-
-        Raises:
-            StorageError: a tensor cannot be read.
-        """
+        """Find all of them, but for those that are `unreadable`, which have an empty one."""
         pending = self._portions()
         threads = [threading.Thread(target=self._work, args=(pending,), daemon=True) for _ in range(workers)]
         for thread in threads:
@@ -238,6 +245,7 @@ class _Digests:
             raise
         if self._failed is not None:
             raise self._failed
+        self.found |= dict.fromkeys(self.unreadable, "")
         for name, entry in self._entries.items():
             if name not in self.found:
                 self.found[name] = root_of(entry.spec, self._leaves[name], self._kind)
@@ -269,7 +277,10 @@ class _Digests:
                     if portion is None:
                         return
                     for name, first, end in portion:
-                        self._take(self._entries[name], name, first, end, readers)
+                        try:
+                            self._take(self._entries[name], name, first, end, readers)
+                        except StorageError as error:
+                            self.unreadable.setdefault(name, error)
         except BaseException as error:
             self._failed = self._failed or error
 
@@ -337,9 +348,12 @@ def _compare_files(
     }
 
 
-def _extra(root: Path, known: Sequence[str] | Mapping[str, Any]) -> Iterator[str]:
+def _extra(root: Path, known: Sequence[str] | Mapping[str, Any], is_signed: bool) -> Iterator[str]:
+    """Files of a directory that are not known; where it is signed also what leads out of it or is no file, which may
+    have been beside another output before, but never beside one that was signed."""
     for entry in sorted(root.rglob("*")):
         name = entry.relative_to(root)
-        if entry.is_file() and name.as_posix() not in known and name.as_posix() not in (*PROOFS, MARKER):
+        is_part = entry.is_file() or (is_signed and (entry.is_symlink() or not entry.is_dir()))
+        if is_part and name.as_posix() not in known and name.as_posix() not in (*PROOFS, MARKER):
             if not is_stage(name.parts[0]) and not is_of_git(name.as_posix()):
                 yield name.as_posix()

@@ -37,6 +37,8 @@ from .replayed import Mismatch, Replay, check_same_inputs, told_replay, told_wit
 
 __all__ = ["replay"]
 
+_ELSEWHERE = "--output PATH has it built beside that path; --against CHECKPOINT compares that and writes nothing"
+
 
 def replay(
     receipt: str,
@@ -82,10 +84,9 @@ def _replayed(
         if output is not None:
             raise PlanError("--output and --against contradict each other", hint="against writes nothing")
         return against_checkpoint(known, plan, options, against, progress, peers)
-    if output is not None:
-        return _again(known, plan, options, locate(output), output, progress, peers)
-    with _hidden(known.path.parent, peers) as folder:
-        return _again(known, plan, options, folder / "output", None, progress, peers)
+    target = None if output is None else locate(output)
+    with _hidden(known.path.parent if target is None else target.parent, peers) as folder:
+        return _again(known, plan, options, folder, target, output, progress, peers)
 
 
 def _check_there(alias: str, place: Path) -> None:
@@ -132,7 +133,7 @@ def _made(above: Path) -> Iterator[Path]:
         raise StorageError(
             f"a replay is built beside the receipt, and {place.scheme}:// can only be read",
             where=str(above),
-            hint=f"--against {above} compares what the plan makes with that and writes nothing; or give an --output",
+            hint=_ELSEWHERE,
         )
     if not is_local(above):
         remote = above / f".surgery-replay-{secrets.token_hex(4)}"
@@ -143,10 +144,13 @@ def _made(above: Path) -> Iterator[Path]:
                 for name in place.below(str(remote)):
                     place.remove(f"{remote}/{name}")
         return
+    there = next((path for path in (above, *above.absolute().parents) if path.exists()), above)  # or it is made there
     try:
-        folder = tempfile.TemporaryDirectory(prefix=".surgery-replay-", dir=above)
+        folder = tempfile.TemporaryDirectory(prefix=".surgery-replay-", dir=there)
     except OSError as error:
-        raise storage_error(error, above, "build what the plan makes there") from None
+        refused = storage_error(error, above, "build what the plan makes there")
+        refused.hint = _ELSEWHERE
+        raise refused from None
     with folder as path:
         yield Path(path)
 
@@ -197,24 +201,26 @@ def _again(
     known: Receipt,
     plan: Plan,
     options: Options,
-    target: Path,
+    folder: Path,
+    target: Path | None,
     output: str | None,
     progress: Show | None,
     peers: Peers,
 ) -> Replay:
+    """In a hidden folder, but for what goes to a target."""
     comparing = _Comparing(known, options, peers)
     session = Session(options, peers=peers, observers=showing(progress), kept=[comparing])
     compiled = session.compile(plan)
     check_same_inputs(known, compiled, peers)
     if len(compiled.outputs) <= known.number:
         raise StorageError("the plan writes no such output any more", where=str(known.path))
-    with _hidden(known.path.parent, peers) as rest:
-        places = [str(rest / str(number)) for number in range(len(compiled.outputs))]
+    places = [str(folder / str(number)) for number in range(len(compiled.outputs))]
+    if target is not None:
         places[known.number] = str(target)
-        try:
-            session.run([Transaction(_elsewhere(compiled, places))])
-        except _Differs:
-            output = None
+    try:
+        session.run([Transaction(_elsewhere(compiled, places))])
+    except _Differs:
+        output = None
     return told_replay(known, str(known.path), comparing.found, output)
 
 

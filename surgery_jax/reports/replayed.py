@@ -69,7 +69,8 @@ def check_same_inputs(known: Receipt, compiled: Compiled, peers: Peers) -> None:
 def told_replay(known: Receipt, compared: str, found: Sequence[Mismatch], output: str | None) -> Replay:
     """What came of a replay that found these differences."""
     now = versions(with_devices=known.versions.get("devices", "none") != "none") if found else {}
-    causes = tuple(suspects(known.versions, now)) if found else ()
+    other = "the receipt" if compared == str(known.path) else "it is another checkpoint"
+    causes = tuple(suspects(known.versions, now, other)) if found else ()
     return Replay(str(known.path), compared, len(known.table["tensors"]), tuple(found), causes, output)
 
 

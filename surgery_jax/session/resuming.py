@@ -254,7 +254,7 @@ def _unlike(found: Mapping[str, Any], head: Mapping[str, Any]) -> str | None:
     if not found:
         return "nothing says of which plan it is"
     if found.get("plan") != head["plan"]:
-        return "it is of another plan"
+        return "it is of another plan, or of another --shard-size"
     if found.get("versions") != head["versions"]:
         return "it is of other versions of " + listing(_different(found.get("versions"), head["versions"]))
     if found.get("inputs") != head["inputs"]:

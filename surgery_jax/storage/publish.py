@@ -65,6 +65,7 @@ class Staging:
         self._stage: Stage | None = None
         self._finished = self._synced = False
         self._seen: dict[str, State] = {}
+        self._sealed: dict[str, int] = {}  # sizes of what another run has encoded, by name
         self._kept: dict[str, State] = {}  # what was linked into the new directory, by name
         self.kept: list[Finished] = []  # what is there of an earlier run and no journal of its speaks of
         self.renewed: set[int] = set()  # numbers of files of which nothing counts that another run has written
@@ -112,6 +113,8 @@ class Staging:
         for index, file in enumerate(self.layout.files):
             if not lay_again(self.place(index), file, begun.sealed.get(index, file.size)):
                 self.renewed.add(index)
+            elif index in begun.sealed:
+                self._sealed[file.name] = begun.sealed[index]
 
     @property
     def stage(self) -> Stage | None:
@@ -129,6 +132,7 @@ class Staging:
         return {
             "stage": str(self._stage.path),
             "parents": [str(parent) for parent in self._parents],
+            "sealed": self._sealed,
             "uploads": {},
             "may_go_on": True,
         }
@@ -140,12 +144,13 @@ class Staging:
         try:
             for index, file in enumerate(self.layout.files):
                 path = Path(self.place(index))
-                os.close(open_made(path, file.size))
+                size = told["sealed"].get(file.name, file.size)
+                os.close(open_made(path, size))
         except OSError as error:
             raise StorageError(
                 "the directory that process 0 writes to is not the same here",
                 where=self.plan.path,
-                expected=f"{path}, of {format_bytes(file.size)}",
+                expected=f"{path}, of {format_bytes(size)}",
                 found=error.strerror,
                 hint="the outputs of several processes need a file system that all of them share",
             ) from None

@@ -62,11 +62,12 @@ def _prefix(target: Path) -> str:
 
 class StagingAddress(TypedDict):
     """What a process that writes to a staging of another one must know of it: where it is, the directories above it
-    that were made for it, and of uploads to other places what they are known by, by the names of files, and whether
-    another run may go on with them."""
+    that were made for it, the sizes of files by name that a run before has encoded already, and of uploads to other
+    places what they are known by, by the names of files, and whether another run may go on with them."""
 
     stage: str
     parents: list[str]
+    sealed: dict[str, int]
     uploads: dict[str, str]
     may_go_on: bool
 

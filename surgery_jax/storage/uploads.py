@@ -156,6 +156,7 @@ class Upload(Staging):
         return {
             "stage": str(self._built),
             "parents": [],
+            "sealed": {},
             "uploads": dict(zip(self._created, told, strict=True)),
             "may_go_on": self._may_go_on,
         }

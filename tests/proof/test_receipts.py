@@ -269,6 +269,43 @@ def test_tensors_of_a_shard_that_is_missing_are_named_and_those_of_the_others_co
         verify("copy", "out")
 
 
+def test_no_name_can_pass_for_a_verdict_of_its_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    verdict = "out is what out/surgery.receipt.json says: 1 tensor and 2 files"
+    write_checkpoint(place / "m" / "model.safetensors", {f"a\n{verdict}": TENSORS["norm"]})
+    make("out", [{"scale_": {"target": "(?s).*", "by": 1}}])
+    Path("out/config.json").unlink()
+    shutil.copytree("out", "copy")
+    flip(weights("copy"), -1)
+    for words in (
+        ["verify", "copy"],
+        ["replay", "out", "--against", "copy"],
+        ["diff", "m", "copy"],
+    ):
+        capsys.readouterr()
+        assert main(words) == 1
+        told = capsys.readouterr().out.splitlines()
+        assert verdict not in [line.strip() for line in told] and any(r"a\nout is what" in line for line in told)
+
+
+@pytest.mark.parametrize("options", [{"compression": "zstd"}, {"ocdbt": True}])
+def test_what_cannot_be_read_any_more_is_named_beside_all_else_that_differs(place: Path, options: Any) -> None:
+    make({"path": "out", "format": "orbax", "options": options})
+    table = read_receipt("out").table
+    named = {name: (Path("out") / name).read_bytes() for name in table["files"]}
+    largest = max(named, key=lambda name: len(named[name]))  # data, which is compressed or in a store
+    Path("out/config.json").write_text("[]")
+    os.truncate(Path("out", largest), len(named[largest]) - 3)
+    found = verify("out")
+    assert len(found.tensors_differing) == 1 and found.tensors_differing[0] in table["tensors"]
+    assert sorted(found.files_differing) == sorted(("config.json", largest)) and not found.files_missing
+    Path("out", largest).unlink()
+    found = verify("out")
+    assert (found.files_differing, found.files_missing) == (("config.json",), (largest,))
+    Path("out", largest).write_bytes(named[largest])
+    Path("out/config.json").write_bytes(named["config.json"])
+    assert verify("out").holds
+
+
 def test_a_file_in_another_format_is_verified_by_the_receipt_of_a_file(place: Path) -> None:
     make("out.safetensors", receipt_path="out.json")
     convert("out.safetensors", "copy.msgpack", QUICK)
@@ -278,6 +315,16 @@ def test_a_file_in_another_format_is_verified_by_the_receipt_of_a_file(place: Pa
         assert found.holds and found.same_files == is_same
     flip(Path("copy.msgpack"), 40_000)
     assert verify("copy.msgpack", "out.json").tensors_differing
+
+
+def test_who_verifies_a_receipt_is_told_how_to_verify_what_it_is_of(place: Path) -> None:
+    make("out")
+    make("one.safetensors", receipt_path="one.json")
+    for receipt in ("out/surgery.receipt.json", "one.json"):
+        with pytest.raises(PlanError, match="this is a receipt") as caught:
+            verify(receipt)
+        assert caught.value.hint is not None
+        assert main([*caught.value.hint.split()[1:], "--quiet"]) == 0
 
 
 def test_without_digests_of_tensors_only_the_same_files_are_verified(place: Path) -> None:
@@ -346,7 +393,7 @@ def test_a_flipped_bit_is_found_by_a_replay_against_it(place: Path) -> None:
     flip(weights("bad"), at + 4 * 345)
     found = replay("out", QUICK, against="bad")
     assert not found.holds and [(one.name, one.index) for one in found.mismatches] == [("h.0.up", (3, 45))]
-    assert "the same" in found.suspects[0]
+    assert "the same" in found.suspects[0] and "another checkpoint" in found.suspects[0]
 
 
 def test_a_receipt_that_says_otherwise_fails_the_replay_and_tells_where(place: Path) -> None:
@@ -589,6 +636,27 @@ def test_a_repository_of_git_is_no_part_of_what_is_signed_and_verified(place: Pa
     assert not [name for name in read_receipt("out").table["files"] if name.startswith(".git")]
 
 
+def test_what_model_signing_refuses_beside_a_signed_output_is_named(place: Path, keys: Any) -> None:
+    verifying = pytest.importorskip("model_signing.verifying")
+    private, public = keys("SECP256R1")
+    make("out", sign=private)
+    (place / "elsewhere").mkdir()
+    (place / "elsewhere/code.py").write_text("one")
+    (place / "out/sub").mkdir()
+    for make_it in (
+        lambda path: path.symlink_to("nowhere"),
+        lambda path: path.symlink_to(place / "elsewhere"),
+        lambda path: os.mkfifo(path),
+    ):
+        for name in ("more", "sub/more"):
+            make_it(place / "out" / name)
+            with pytest.raises(ValueError):
+                verifying.Config().use_elliptic_key_verifier(public_key=public).verify("out", "out/model.sig")
+            assert verify("out", public_key=public).files_extra == (name,)
+            (place / "out" / name).unlink()
+    assert verify("out", public_key=public).holds
+
+
 @pytest.mark.parametrize("target", ["../elsewhere/file", "../elsewhere", "nowhere"])
 def test_symbolic_links_beside_an_output_are_named_before_it_is_signed(place: Path, keys: Any, target: str) -> None:
     private, _ = keys("SECP256R1")
@@ -668,8 +736,15 @@ def test_a_lineage_of_three_steps_is_proven_link_by_link(place: Path, keys: Any)
         ("m", False, "no receipt lies beside it"),
     ]
     make("one", [], source="m")
+    make("four", [], source="m")
+    for asked in (lineage, lambda path, key: verify(path, public_key=key)):
+        with pytest.raises(StorageError, match="the receipt is not signed"):
+            asked("four", public)
     (two,) = lineage("three").parents
     assert two.parents[0].end == "its receipt is of another model-00001-of-00001.safetensors than this one was made of"
+    Path("one/surgery.tensors.json").unlink()
+    (two,) = lineage("three").parents
+    assert two.parents[0].end == "surgery.tensors.json: does not exist"  # which is not what the checkpoint does
 
 
 def test_a_lineage_goes_through_every_format(place: Path) -> None:

@@ -29,7 +29,7 @@ from ..command import (
     whole,
 )
 from ..streams import emit, flush, name_leftovers, note
-from ..text import count, json_text, seconds, some, table, visible
+from ..text import count, json_text, listed, seconds, some, table, visible
 
 if TYPE_CHECKING:
     from ...session.ledger import BatchReport, JobReport
@@ -136,7 +136,7 @@ class Batch(Command):
             emit(json_text(report.as_json()))
         else:
             name_leftovers(report.leftovers)
-            emit(visible("\n".join(_lines(report))))
+            emit(listed(_lines(report)))
             flush()
             if not args.quiet and report.num_passes:
                 note(_account(report))
@@ -192,7 +192,7 @@ def _summary(args: Namespace) -> int:
         rows.append((job.name, job.status, "; ".join(filter(None, (by, " ".join(job.why.split()))))))
     told = ", ".join(f"{number} {status}" for status, number in found.counts.items())
     lines = [*table([("job", "status", ""), *rows]), f"{count(len(rows), 'job')}: {told}"]
-    emit(visible("\n".join(lines)))
+    emit(listed(lines))
     return 0
 
 

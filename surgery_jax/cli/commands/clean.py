@@ -6,7 +6,7 @@ from argparse import Namespace
 
 from ..command import JSON, Argument, Command
 from ..streams import emit
-from ..text import json_text, visible
+from ..text import json_text, listed
 
 
 class Clean(Command):
@@ -30,5 +30,5 @@ class Clean(Command):
         if args.json:
             emit(json_text({"removed": [one.told for one in found if one.is_removed], "left": left}))
         else:
-            emit(visible("\n".join(one.told for one in found) or "nothing is left"))
+            emit(listed([one.told for one in found] or ["nothing is left"]))
         return 3 if left else 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..command import BUDGETS, FILTER, JSON, QUIET, Argument, Command, options_of, whole
 from ..streams import emit
-from ..text import count, json_text, visible
+from ..text import count, json_text, listed
 
 if TYPE_CHECKING:
     from ...reports.compare import Change, Difference
@@ -40,7 +40,7 @@ class DiffCommand(Command):
 
         with shown(args.quiet) as display:
             found = diff(args.left, args.right, options_of(args), eps=args.eps, filter=args.filter, progress=display)
-        emit(json_text(found.as_json()) if args.json else visible("\n".join(_lines(found, args.limit))))
+        emit(json_text(found.as_json()) if args.json else listed(_lines(found, args.limit)))
         return 0 if found.is_empty else 1
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..command import BUDGETS, CONFIG_CHECK, JSON, PLAN, SHARD_SIZE, SIMULATE, PlanCommand, options_of
 from ..streams import emit
-from ..text import count, json_text, seconds, some, table, visible
+from ..text import count, json_text, listed, seconds, some, table
 
 if TYPE_CHECKING:
     from ...reports.explain import Explanation, GroupAccount
@@ -50,7 +50,7 @@ class Explain(PlanCommand):
             emit(json_text(forecast.as_json()) if args.json else "\n".join(forecast_lines(forecast)))
             return 0
         account = explain(compiled, options)
-        emit(json_text(account.as_json()) if args.json else visible("\n".join(_lines(account))))
+        emit(json_text(account.as_json()) if args.json else listed(_lines(account)))
         return 0
 
 

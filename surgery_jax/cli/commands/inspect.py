@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..command import BUDGETS, FILTER, JSON, QUIET, Argument, Command, options_of
 from ..streams import emit
-from ..text import count, json_text, table, visible
+from ..text import count, json_text, listed, table, visible
 
 if TYPE_CHECKING:
     from ...reports.survey import CheckpointInfo, TensorInfo
@@ -65,7 +65,7 @@ def _lines(info: CheckpointInfo, args: Namespace) -> Iterator[str]:
     if args.metadata:
         yield from (f"metadata {visible(key)}: {visible(value)}" for key, value in info.metadata.items())
     if args.documents:
-        yield from (f"document {visible(name)}: {_size(path)}" for name, path in info.documents.items())
+        yield from (f"document {listed([name])}: {_size(path)}" for name, path in info.documents.items())
     if not info.tensors:
         return
     if args.format == "tree":
@@ -73,7 +73,7 @@ def _lines(info: CheckpointInfo, args: Namespace) -> Iterator[str]:
         return
     head = ("name", "dtype", "shape", "bytes", *(("min", "max", "mean") if args.stats else ()))
     rows = [
-        (visible(t.name), t.dtype, str(list(t.shape)), str(t.nbytes), *(_statistics(t) if args.stats else ()))
+        (listed([t.name]), t.dtype, str(list(t.shape)), str(t.nbytes), *(_statistics(t) if args.stats else ()))
         for t in info.tensors
     ]
     yield from table([head, *rows], right=(3, 4, 5, 6))

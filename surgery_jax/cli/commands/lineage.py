@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..command import JSON, PUBLIC_KEY, Argument, Command
 from ..streams import emit
-from ..text import json_text, visible
+from ..text import json_text, listed
 
 if TYPE_CHECKING:
     from ...proof.lineage import Ancestor
@@ -28,7 +28,7 @@ class Lineage(Command):
         from ...proof.lineage import lineage
 
         found = lineage(args.checkpoint, args.public_key)
-        emit(json_text(found.as_json()) if args.json else visible("\n".join(_lines(found, 0))))
+        emit(json_text(found.as_json()) if args.json else listed(_lines(found, 0)))
         return 0
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..command import BUDGETS, CLUSTER, JSON, OVERWRITE, QUIET, SYNC, Argument, Command, options_of
 from ..streams import emit, note
-from ..text import count, json_text, visible
+from ..text import count, json_text, listed
 
 if TYPE_CHECKING:
     from ...reports.replayed import Replay as Replayed
@@ -66,7 +66,7 @@ class ReplayCommand(Command):
             )
             if peers.rank:
                 return 0 if found.holds else 1
-        emit(json_text(found.as_json()) if args.json else visible("\n".join(_lines(found))))
+        emit(json_text(found.as_json()) if args.json else listed(_lines(found)))
         return 0 if found.holds else 1
 
 

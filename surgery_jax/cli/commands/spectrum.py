@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..command import BUDGETS, FILTER, JSON, OVERWRITE, QUIET, Argument, Command, options_of
 from ..streams import emit, flush, name_leftovers, note
-from ..text import count, json_text, some, table, visible
+from ..text import count, json_text, listed, some, table
 
 if TYPE_CHECKING:
     from ...reports.spectrum import ModuleSpectrum, Spectrum
@@ -51,7 +51,7 @@ class SpectrumCommand(Command):
             found = spectrum(args.checkpoint, args.tuned, options_of(args), filter=args.filter, progress=display)
         if args.html is not None:
             write_whole(args.html, found.as_html())
-        emit(json_text(found.as_json()) if args.json else visible("\n".join(_lines(found))))
+        emit(json_text(found.as_json()) if args.json else listed(_lines(found)))
         flush()
         if args.html is not None and not args.quiet:
             note(f"wrote {args.html}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..command import JSON, PUBLIC_KEY, QUIET, WORKERS, Argument, Command
 from ..streams import emit
-from ..text import count, json_text, visible
+from ..text import count, json_text, listed
 
 if TYPE_CHECKING:
     from ...proof.verify import Verification
@@ -37,7 +37,7 @@ class Verify(Command):
 
         with shown(args.quiet) as display:
             found = verify(args.checkpoint, args.receipt, args.public_key, workers=args.workers or 0, progress=display)
-        emit(json_text(found.as_json()) if args.json else visible("\n".join(_lines(found, args.limit))))
+        emit(json_text(found.as_json()) if args.json else listed(_lines(found, args.limit)))
         return 0 if found.holds else 1
 
 

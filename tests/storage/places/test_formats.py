@@ -208,12 +208,17 @@ def test_what_is_at_places_is_proven_there(
     chain = json.loads(capsys.readouterr().out)
     assert chain["parents"][0]["path"] == "s3://bucket/a"
     assert chain["parents"][0]["parents"][0]["path"] == source
-    s3.copy_object(Bucket="bucket", Key="a/model.safetensors.index.json", CopySource="bucket/a/surgery.tensors.json")
-    assert main(["verify", "s3://bucket/a"]) == 1
     web.files |= {f"/{name}": content for name, content in objects(s3).items()}
     assert main(["verify", f"{web.url}/b"]) == 0
     assert main(["replay", f"{web.url}/b"]) == 3
-    assert "can only be read" in capsys.readouterr().err
+    refused = capsys.readouterr().err
+    assert "can only be read" in refused and "--output PATH" in refused
+    again = tmp_path / "new" / "again"  # what is advised works, in a directory that is still to be made
+    assert main(["replay", f"{web.url}/b", "--output", str(again)]) == 0
+    assert diff("s3://bucket/b", str(again)).is_empty
+    assert [path.name for path in tmp_path.rglob("*") if "surgery-replay" in path.name] == []
+    s3.copy_object(Bucket="bucket", Key="a/model.safetensors.index.json", CopySource="bucket/a/surgery.tensors.json")
+    assert main(["verify", "s3://bucket/a"]) == 1
     assert main(["replay", f"{web.url}/b", "--against", f"{web.url}/b", "--input", f"model={source}"]) == 3
 
 
