@@ -10,24 +10,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.adapters import PREFIX, contents
+from ..core.adapters import CONFIG as ADAPTER_CONFIG
+from ..core.adapters import PREFIX
 from ..core.dtypes import BY_NAME
 from ..core.errors import Mark, PlanError, StorageError, SurgeryError
 from ..core.model_config import CONFIG
 from ..core.specs import Spec
 from ..core.strict_json import read_json
-from ..lora.targets import is_output
+from ..lora.outputs import parted_by
+from ..lora.targets import Adapter, is_output
 from ..storage import formats
 from ..storage.base import Checkpoint
 from ..storage.files import read_text
 from .layers import LayerStack, is_buffer, place_of, stacks_of
 from .options import MergeOptions
 from .patterns import pattern_of
-from .recipe import Recipe
+from .recipe import Recipe, Value
 from .references import ModelReference
 
 __all__ = ["Model", "Models", "align", "check_architectures", "embedding_of", "is_vocabulary"]
 
+_GENERATES = re.compile(r"CausalLM|LMHead|ConditionalGeneration")
 _TOKENS = frozenset({"embed_tokens", "wte", "embed_in", "tok_embeddings", "word_embeddings", "shared"})
 
 
@@ -60,6 +63,13 @@ class Model:
             if isinstance(part, Mapping) and isinstance(part.get("tie_word_embeddings"), bool):
                 return bool(part["tie_word_embeddings"])
         return None
+
+    @property
+    def shares_output(self) -> bool:
+        """Whether it has an output layer that is not stored since it is the embedding: what the configuration leaves
+        open is the default of classes that generate text."""
+        kinds = self.config.get("architectures") or ()
+        return any(map(_GENERATES.search, map(str, kinds))) if self.is_tied is None else self.is_tied
 
     def text(self, name: str) -> str | None:
         """What a document says; None if there is none."""
@@ -119,10 +129,12 @@ class Models:
             wider = {"target": f"{model.alias}::.+", "to": dtype, "where": {"dtype": "float"}}
             self.recipe.step("cast_", wider, reference.mark, model.alias)
             model.specs |= {n: replace(s, dtype=BY_NAME[dtype]) for n, s in model.specs.items() if s.dtype.is_float}
-        self.recipe.step("lora_merge", {"adapters": lora, "to": model.alias}, reference.mark, model.alias)
+        payload: dict[str, Value] = {"adapters": lora, "to": model.alias}
         with suppress(StorageError):  # the step tells what is wrong with an adapter
-            _, whole = contents(name for name in adapter.entries if name.startswith(PREFIX))
-            model.specs |= {parameter: adapter.entries[name].spec for parameter, name in whole.items()}
+            read = Adapter.read(lora, 1.0, adapter.metadata.get(ADAPTER_CONFIG), adapter.entries, lambda _: None)
+            payload["tied"] = _part_output(model, read)
+            model.specs |= {parameter: adapter.entries[name].spec for parameter, name in read.whole.items()}
+        self.recipe.step("lora_merge", payload, reference.mark, model.alias)
         return model
 
     def _copied(self, made: Model, reference: ModelReference) -> Model:
@@ -133,6 +145,19 @@ class Models:
         if CONFIG in made.documents:
             step("document", {"copy": CONFIG, "from": made.alias, "alias": alias}, mark, alias)
         return replace(made, name=str(reference), alias=alias, specs=dict(made.specs), hidden=set())
+
+
+def _part_output(model: Model, adapter: Adapter) -> str | None:
+    """The output layer that gets a tensor of its own, since an adapter changes it or the embedding that it shares, but
+    not the other; the model has it from then on."""
+    output, source = parted_by(adapter), embedding_of(model)
+    if output is None or source is None or any(is_output(name.rpartition(".")[0]) for name in model.specs):
+        return None
+    if not model.shares_output:
+        return None
+    model.specs[f"{output}.weight"] = model.specs[source]
+    model.untied = True
+    return output
 
 
 def _opened(path: str, mark: Mark) -> Checkpoint:

@@ -134,6 +134,50 @@ def test_an_adapter_may_bring_the_weights_that_lie_below_it(models: dict[str, Te
     close(out, {name: (base[name] + two[name]) / 2 for name in base})
 
 
+@pytest.mark.parametrize("changed", ["factors of the embedding", "factors of the head", "a head", "both alike"])
+def test_an_adapter_for_one_of_two_that_share_a_weight_changes_that_one(
+    models: dict[str, Tensors], changed: str
+) -> None:
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    told: dict[str, object] = {"peft_type": "LORA", "r": 2, "lora_alpha": 2}
+    base, two = ({n: v for n, v in models[name].items() if n != head} for name in ("base", "two"))
+    for name, tensors in (("tied", base), ("tied_two", two)):
+        write_model(Path(name), tensors, LLAMA | {"tie_word_embeddings": True})
+    rng = np.random.default_rng(3)
+    rows, columns, whole = (rng.standard_normal(shape).astype("f4") for shape in ((40, 2), (2, 16), (40, 16)))
+    expected = base | {head: base[embedding]}
+    prefix = "base_model.model"
+    if changed == "factors of the head":
+        held = {f"{prefix}.lm_head.lora_A.weight": columns, f"{prefix}.lm_head.lora_B.weight": rows}
+        expected[head] = base[embedding] + rows @ columns
+    elif changed == "a head":
+        held = {f"{prefix}.lm_head.weight": whole}
+        expected[head] = whole
+    else:
+        place = f"{prefix}.model.embed_tokens.lora_embedding"
+        held = {f"{place}_A": rows.T.copy(), f"{place}_B": columns.T.copy()}
+        expected[embedding] = base[embedding] + rows @ columns
+    if changed == "both alike":
+        told["ensure_weight_tying"] = True
+        del expected[head]
+    Path("style").mkdir()
+    write_checkpoint(Path("style/adapter_model.safetensors"), held)
+    Path("style/adapter_config.json").write_text(json.dumps(told))
+    out = merged("models: [{ model: tied+style }]\nmerge_method: passthrough")
+    close(out, expected)
+    assert config_of(out)["tie_word_embeddings"] is (changed == "both alike")
+    mixed = merged(
+        """
+        models: [{ model: tied+style, parameters: { weight: 1 } }, { model: tied_two, parameters: { weight: 1 } }]
+        merge_method: linear
+        """,
+        "mixed",
+    )
+    full = two | {head: two[embedding]}
+    close(mixed, {name: (expected[name] + full[name]) / 2 for name in expected})
+    assert config_of(mixed)["tie_word_embeddings"] is (changed == "both alike")
+
+
 def test_an_adapter_alone_is_no_model(models: dict[str, Tensors]) -> None:
     Path("style").mkdir()
     write_checkpoint(
