@@ -124,7 +124,8 @@ def _in_order(merges: Sequence[MergeDocument], last: MergeDocument) -> list[Merg
         if merge in order:
             return
         open_.append(merge)
-        for reference in merge.references:
+        tokenizer = merge.tokens.source if merge.tokens is not None else None
+        for reference in (*merge.references, *((tokenizer,) if isinstance(tokenizer, ModelReference) else ())):
             if reference.path in named:
                 visit(named[reference.path])
         open_.pop()

@@ -68,16 +68,12 @@ def common_rows(merge: MergeDocument, tokens: Tokens, models: Models, recipe: Re
     for model in found.values():
         rows.aliases.setdefault(model, _beside(model, recipe, tokens.mark))
     source: Value = tokens.source
+    members = list(found.values())
+    donor = models.get(source) if isinstance(source, ModelReference) else members[0]
     if isinstance(source, ModelReference):
-        if source not in found:
-            raise PlanError(
-                f"the tokenizer's model {source} is none of the merge",
-                where=source.mark,
-                expected=", ".join(map(str, references)),
-            )
-        source = found[source].alias
-    donor = source if source not in ("union", "base") else next(iter(found.values())).alias
-    rows.tokenizer, rows.count = _made(list(found.values()), rows, donor, tokens)
+        source = donor.alias
+    readers = members if donor in members else [*members, donor]
+    rows.tokenizer, rows.count = _made(readers, rows, donor.alias, tokens)
     recipe.step(
         "tokenizer",
         {

@@ -50,12 +50,12 @@ class Members:
 class Tokenizer(Directive):
     """Give several models one vocabulary: a common tokenizer, and for each model embeddings with its rows.
 
-    `source` is `union` (the tokens of the base, and after them those that only other models have), `base`, or the
-    alias of one of the models. A model keeps its row of a token. A token that it lacks gets the row of the base; if
-    that lacks it too, of the only model that has it, or the mean of those that do; zeros if none does. `tokens` says
-    otherwise for single tokens: { model, token or id }, or { zero: true }, with `force` for all models alike; those
-    that the tokenizer lacks are added. Rows of padding get the mean of the others. Tokens without a row in a model
-    count as missing there. Rows are moved, means computed in float32.
+    `source` is `union` (the tokens of the base, and after them those that only other models have), `base`, or an alias
+    whose tokens they are, one of the models or another. A model keeps its row of a token. A token that it lacks gets
+    the row of the base; if that lacks it too, of the only model that has it, or the mean of those that do; zeros if
+    none does. `tokens` says otherwise for single tokens: { model, token or id }, or { zero: true }, with `force` for
+    all models alike; those that the tokenizer lacks are added. Rows of padding get the mean of the others. Tokens
+    without a row in a model count as missing there. Rows are moved, means computed in float32.
     """
 
     word = "tokenizer"
@@ -68,7 +68,7 @@ class Tokenizer(Directive):
     models: Node = node("aliases of models, the base first, and of where their rows go", kind="mapping of aliases")
     rows: re.Pattern[str] = pattern("of the tensors whose rows are tokens, the same in all models")
     to: str = text("the alias that gets the tokenizer")
-    source: str = text("union, base, or the alias of a model", UNION)
+    source: str = text("union, base, or an alias that has a tokenizer", UNION)
     base: str | None = text("the model whose row a token gets that another model lacks; without it there is none", None)
     tokens: Node | None = node("where rows of single tokens come from", None, kind="mapping")
     multiple_of: int = integer("the number of rows is rounded up to a multiple of this", 1)
@@ -76,11 +76,14 @@ class Tokenizer(Directive):
 
     def build(self, state: State) -> None:
         members, wishes = self._members(state), self._wishes(state)
-        donor = next(iter(members.known)) if self.source in (UNION, BASE) else self.source
-        if donor not in members.known:
-            raise PlanError("tokenizer.source is no model of the step", found=donor, expected=listing(members.known))
+        first = next(iter(members.known))
+        donor = first if self.source in (UNION, BASE) else self.source
+        known = members.known
+        if donor not in known:  # it gives its tokens, and no rows
+            _check_alias(state, donor, self.models, "source")
+            known = known | {donor: self._known(state, donor, state.files.document(donor, TOKENIZER))}
         rows = self._rows(state, donor)
-        more = additions(members.known, donor, wishes, union=self.source == UNION)
+        more = additions(known, donor, wishes, union=self.source == UNION)
         told = state.files.document(donor, TOKENIZER) or ""
         try:
             made = grown(told, rows, more)
@@ -88,7 +91,7 @@ class Tokenizer(Directive):
         except ValueError as error:
             raise PlanError(f"tokenizer: {TOKENIZER} of {donor} cannot be used", found=str(error)) from None
         state.files.put_document(self.to, TOKENIZER, made)
-        for name in self._names(state, donor):
+        for name in self._names(state, first):
             self._fill(state, members, name, final, wishes)
 
     def contributes(self, state: State) -> str | None:
@@ -112,20 +115,24 @@ class Tokenizer(Directive):
                     f"tokenizer: {alias} has no {TOKENIZER}; it is taken to have the tokens of {next(iter(given))}"
                 )
                 told = state.files.document(next(iter(given)), TOKENIZER)
-            if told is None:
-                raise PlanError(
-                    f"tokenizer: {alias} has no {TOKENIZER}",
-                    where=self.models.mark,
-                    found=listing(state.files.documents(alias)),
-                    hint="write one with AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers",
-                )
-            try:
-                members.known[alias] = vocabulary_of(told, self._rows(state, alias))
-            except (ValueError, KeyError, TypeError) as error:
-                raise PlanError(f"tokenizer: {TOKENIZER} of {alias} cannot be read", found=str(error)[:120]) from None
+            members.known[alias] = self._known(state, alias, told)
         if self.base is not None and self.base not in members.known:
             raise PlanError("tokenizer.base is no model of the step", found=self.base, expected=listing(given))
         return members
+
+    def _known(self, state: State, alias: str, told: str | None) -> Vocabulary:
+        """The tokens of a model that have a row, by the text of its tokenizer."""
+        if told is None:
+            raise PlanError(
+                f"tokenizer: {alias} has no {TOKENIZER}",
+                where=self.models.mark,
+                found=listing(state.files.documents(alias)),
+                hint="write one with AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers",
+            )
+        try:
+            return vocabulary_of(told, self._rows(state, alias))
+        except (ValueError, KeyError, TypeError) as error:
+            raise PlanError(f"tokenizer: {TOKENIZER} of {alias} cannot be read", found=str(error)[:120]) from None
 
     def _names(self, state: State, alias: str) -> list[str]:
         return [name for name in state.names.of(alias) if self.rows.fullmatch(name)]
@@ -221,11 +228,11 @@ def _in_order(final: Vocabulary, wishes: Mapping[str, Wish], count: int) -> list
     return [(token, wishes.get(token)) for token in tokens]
 
 
-def _check_alias(state: State, alias: str, where: Node) -> None:
+def _check_alias(state: State, alias: str, where: Node, key: str = "models") -> None:
     if alias not in state.names.aliases():
         near = nearest(alias, state.names.aliases(), 1)
         hint = f"did you mean {near[0]}?" if near else None
-        raise PlanError(f"tokenizer.models: unknown model alias: {alias!r}", where=where.mark, hint=hint)
+        raise PlanError(f"tokenizer.{key}: unknown model alias: {alias!r}", where=where.mark, hint=hint)
 
 
 def _cast(state: State, value: Value, wanted: DType) -> Value:

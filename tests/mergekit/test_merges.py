@@ -434,7 +434,7 @@ def test_what_is_wrong_is_told_with_its_place_and_nothing_is_written(
         ("models: [{ model: one }, { model: two }]", "passthrough"),
         ("modules: { vision: { models: [{ model: one }] } }", "no tensor belongs to the module vision"),
         ("models: [{ model: one }]\nchat_template: nonsense", "chat_template is no template"),
-        ("models: [{ model: one }]\ntokenizer: { source: two }", "the tokenizer's model two is none of the merge"),
+        ("models: [{ model: one }]\ntokenizer: { source: tow }", "the model tow does not exist"),
         ("models: [{ model: one }]\ntokenizer: { pad_to_multiple_of: 0 }", "pad_to_multiple_of"),
         ("models: [{ model: one }]\n---\nmodels: [{ model: two }]", "two configurations have no name"),
         ("models: [{ model: x }]\nname: y\n---\nmodels: [{ model: y }]\nname: x", "merges need each other"),
@@ -444,7 +444,7 @@ def test_what_is_wrong_is_told_with_its_place_and_nothing_is_written(
 def test_layouts_that_cannot_be_are_errors(models: dict[str, Tensors], text: str, words: str) -> None:
     documents = [f"merge_method: passthrough\n{part}" for part in text.split("\n---\n")]
     Path("config.yml").write_text("\n---\n".join(documents))
-    with pytest.raises(PlanError) as error:
+    with pytest.raises(SurgeryError) as error:
         merge_plan("config.yml", "out")
         run(merge_plan("config.yml", "out")[0])
     assert words in str(error.value)

@@ -129,6 +129,24 @@ def test_a_named_model_gives_its_tokens_and_their_numbers(sides: dict[str, Tenso
     assert ids(out) == {token: number for token, number in ids("right").items() if number < 22}
 
 
+def test_a_model_that_is_not_merged_may_give_its_tokens(sides: dict[str, Tensors]) -> None:
+    out = merged(average("", "base_model: left\ntokenizer_source: right", left=1, third=3))
+    known, got = ids(out), read_checkpoint(out)
+    assert known == {token: number for token, number in ids("right").items() if number < 22}
+    for name in (EMBEDDING, HEAD):
+        assert len(got[name]) == len(known)
+        for token, number in known.items():
+            rows = [row(sides[side], name, ids(side), token) for side in ("left", "third")]
+            expected = np.zeros(16) if rows[0] is None else (rows[0] + 3 * rows[1]) / 4
+            np.testing.assert_allclose(got[name][number], expected, rtol=1e-6, atol=1e-7)
+    built = merged(
+        "models: [{ model: left }]\nmerge_method: passthrough\ntokenizer_source: words\n---\n"
+        "models: [{ model: right }]\nmerge_method: passthrough\nname: words\n",
+        "built",
+    )
+    assert ids(built) == known
+
+
 @pytest.mark.parametrize(
     ("tokens", "words"),
     [
