@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ..core.dtypes import DType
@@ -125,6 +126,9 @@ def _number(node: Mapping, key: str) -> float | None:
         return None
     try:
         assert isinstance(given, Scalar) and not isinstance(given.value, bool)
-        return float(str(given.value))
+        found = float(str(given.value))
+        assert math.isfinite(found)
     except (AssertionError, ValueError):
-        raise PlanError(f"{key} is a number", where=given.mark, found=shown(given)) from None
+        expected = "one that is finite"
+        raise PlanError(f"{key} is a number", where=given.mark, expected=expected, found=shown(given)) from None
+    return found

@@ -401,6 +401,8 @@ def test_integers_that_differ_are_told(models: dict[str, Tensors]) -> None:
         ("model: two", "model: nowhere", "3:14", "the model nowhere does not exist"),
         ("model: two", "model: one", "3:5", "the model one is listed twice"),
         ("weight: 0.25", "weight: much", "2:41", "weight"),
+        ("weight: 0.25", "weight: .nan", "2:41", "expected: a finite number"),
+        ("weight: [0, 0.75]", "weight: [0, .inf]", "3:41", "expected: a finite number"),
         ("merge_method: linear", "merge_method: slerp", "4:15", "slerp needs a base model"),
         ("merge_method: linear", "merge_method: linear\n    dtype: float31", "5:8", "dtype is no floating dtype"),
         ("models:", "slices:", "2:5", "a slice has no sources"),

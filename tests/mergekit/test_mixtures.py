@@ -169,6 +169,7 @@ def test_noise_depends_on_the_seed_and_has_its_scale(models: dict[str, Tensors])
         ("dtype: float32", "architecture: qwen3", "no architecture of mixtures fits these models"),
         ("source_model: two", "source_model: wide", "wide does not fit base"),
         ("negative_prompts: [d]", "noise_scale: much", "noise_scale is a number"),
+        ("negative_prompts: [d]", "residual_scale: .nan", "residual_scale is a number"),
         ("base_model: base", "", "a mixture needs a base_model"),
     ],
 )
