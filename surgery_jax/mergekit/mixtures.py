@@ -130,6 +130,7 @@ _LAYERS = r"(.+\.layers\.\d+)"
 def _feed_forward(base: Model, found: dict[Expert, Model], mixture: Mixture) -> list[str]:
     """The names of the feed-forward layers, which all models have, of the shapes of the base."""
     names = [name for name in base.specs if _MATRIX.fullmatch(name)]
+    inner = set(names)
     for name in names:
         match = _MATRIX.fullmatch(name)
         if match is None or match[2] not in ("gate_proj.weight", "up_proj.weight", "down_proj.weight"):
@@ -151,6 +152,14 @@ def _feed_forward(base: Model, found: dict[Expert, Model], mixture: Mixture) -> 
                     expected=f"{name} of {list(base.specs[name].shape)}",
                     found="no such tensor" if spec is None else str(list(spec.shape)),
                 )
+        more = [name for name in model.specs if _MATRIX.fullmatch(name) and name not in inner]
+        if more:
+            raise PlanError(
+                f"{model.name} does not fit {base.name}",
+                where=expert.mark,
+                expected="the same feed-forward layers, and no others",
+                found=listing(more),
+            )
     return names
 
 

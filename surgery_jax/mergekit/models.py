@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -138,12 +139,12 @@ class Models:
         return model
 
     def _copied(self, made: Model, reference: ModelReference) -> Model:
-        alias = self.recipe.alias(f"{made.alias}+{reference.lora}")
+        alias = self.recipe.alias(f"{made.alias}+{Path(str(reference.lora)).name}")
         step, mark = self.recipe.step, reference.mark
         step("prefixes", {"mode": "add", "alias": alias}, mark, alias)
         step("copy", {"from": f"{made.alias}::(.+)", "to": f"{alias}::\\1"}, mark, alias)
-        if CONFIG in made.documents:
-            step("document", {"copy": CONFIG, "from": made.alias, "alias": alias}, mark, alias)
+        for name in made.documents:
+            step("document", {"copy": glob.escape(name), "from": made.alias, "alias": alias}, mark, alias)
         return replace(made, name=str(reference), alias=alias, specs=dict(made.specs), hidden=set())
 
 

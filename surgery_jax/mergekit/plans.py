@@ -101,7 +101,11 @@ def _several(
     check_names(merges)
     last = next((merge for merge in merges if merge.name is None), merges[-1])
     models = Models(recipe, options)
-    for merge in _in_order(merges, last):
+    needed = _in_order(merges, last)
+    for merge in merges:
+        if merge not in needed:
+            notices.append(Notice(f"no other merge needs {merge.name!r}, which is not made", where=merge.mark))
+    for merge in needed:
         alias = OUT if merge is last else recipe.alias(str(merge.name))
         if merge is not last:
             recipe.step("prefixes", {"mode": "add", "alias": alias}, merge.mark, alias)

@@ -118,6 +118,35 @@ def test_an_adapter_is_applied_while_the_plan_runs(models: dict[str, Tensors]) -
     assert sorted(Path().iterdir()) == sorted(map(Path, ["base", "config.yml", "one", "out", "style", "two"]))
 
 
+def test_an_adapter_is_applied_to_a_merge_of_the_same_file(models: dict[str, Tensors]) -> None:
+    name, rng = "model.layers.1.self_attn.q_proj", np.random.default_rng(3)
+    a, b = (rng.standard_normal(shape).astype("f4") for shape in ((2, 16), (16, 2)))
+    Path("style").mkdir()
+    key = f"base_model.model.{name}"
+    write_checkpoint(Path("style/adapter_model.safetensors"), {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b})
+    told = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["q_proj"]}
+    Path("style/adapter_config.json").write_text(json.dumps(told))
+    out = merged("""
+        name: mean
+        models: [{ model: one }, { model: two }]
+        merge_method: linear
+        parameters: { weight: 1 }
+        ---
+        models: [{ model: mean+style }]
+        merge_method: passthrough
+    """)
+    mean = {name: (models["one"][name] + models["two"][name]) / 2 for name in models["one"]}
+    close(out, mean | {f"{name}.weight": mean[f"{name}.weight"] + 3 * b @ a})
+    assert (out / "generation_config.json").read_bytes() == Path("one/generation_config.json").read_bytes()
+
+
+def test_a_merge_that_no_other_needs_is_told(models: dict[str, Tensors], capsys: pytest.CaptureFixture[str]) -> None:
+    text = "name: spare\nmodels: [{ model: one }]\nmerge_method: passthrough\n---\n"
+    text += "models: [{ model: two }]\nmerge_method: passthrough\n"
+    assert command(configuration(text), "out", "--quiet", "--no-sync") == 0
+    assert "config.yml:1:1: no other merge needs 'spare', which is not made" in capsys.readouterr().err
+
+
 def test_an_adapter_may_bring_the_weights_that_lie_below_it(models: dict[str, Tensors]) -> None:
     name, key = "model.embed_tokens.weight", "base_model.model.model.embed_tokens"
     rng = np.random.default_rng(3)

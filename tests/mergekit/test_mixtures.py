@@ -168,6 +168,8 @@ def test_noise_depends_on_the_seed_and_has_its_scale(models: dict[str, Tensors])
         ("dtype: float32", "architecture: nonsense", "no architecture of mixtures is called so"),
         ("dtype: float32", "architecture: qwen3", "no architecture of mixtures fits these models"),
         ("source_model: two", "source_model: wide", "wide does not fit base"),
+        ("source_model: two", "source_model: deep", "deep does not fit base"),
+        ("source_model: two", "source_model: biased", "biased does not fit base"),
         ("negative_prompts: [d]", "noise_scale: much", "noise_scale is a number"),
         ("negative_prompts: [d]", "residual_scale: .nan", "residual_scale is a number"),
         ("base_model: base", "", "a mixture needs a base_model"),
@@ -176,6 +178,10 @@ def test_noise_depends_on_the_seed_and_has_its_scale(models: dict[str, Tensors])
 def test_mixtures_that_cannot_be_are_errors(models: dict[str, Tensors], old: str, new: str, words: str) -> None:
     wide = LLAMA | {"intermediate_size": 32}
     write_model(Path("wide"), llama(wide), wide)
+    deep = LLAMA | {"num_hidden_layers": 6}
+    write_model(Path("deep"), llama(deep), deep)
+    bias = {"model.layers.0.mlp.up_proj.bias": np.ones(24, "f4")}
+    write_model(Path("biased"), llama() | bias, LLAMA | {"mlp_bias": True})
     with pytest.raises(PlanError) as error:
         planned(PROMPTED.format(mode="cheap_embed").replace(old, new))
     assert words in str(error.value)
