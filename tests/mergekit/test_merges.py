@@ -8,9 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from running import read_checkpoint, write_checkpoint
-from tiny_models import LINEAR, LLAMA, Tensors, command, configuration, llama, merged, planned, write_model
+from tiny_models import (
+    LETTERS,
+    LINEAR,
+    LLAMA,
+    Tensors,
+    command,
+    configuration,
+    llama,
+    merged,
+    planned,
+    tokenizer,
+    write_model,
+)
 
-from surgery_jax import PlanError, SurgeryError, merge_plan, run
+from surgery_jax import Options, PlanError, SurgeryError, load_plan, merge_plan, run
 
 
 def close(found: Path, expected: Tensors) -> None:
@@ -145,6 +157,52 @@ def test_a_merge_that_no_other_needs_is_told(models: dict[str, Tensors], capsys:
     text += "models: [{ model: two }]\nmerge_method: passthrough\n"
     assert command(configuration(text), "out", "--quiet", "--no-sync") == 0
     assert "config.yml:1:1: no other merge needs 'spare', which is not made" in capsys.readouterr().err
+
+
+def test_advice_for_steps_can_be_followed_in_the_plan_that_it_names(
+    models: dict[str, Tensors], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, rng = models["base"], np.random.default_rng(3)
+    both = base | {"lm_head.weight": base["model.embed_tokens.weight"]}
+    write_model(Path("both"), both, LLAMA | {"tie_word_embeddings": True})
+    rows, columns = (rng.standard_normal(shape).astype("f4") for shape in ((40, 2), (2, 16)))
+    place = "base_model.model.model.embed_tokens.lora_embedding"
+    Path("style").mkdir()
+    held = {f"{place}_A": rows.T.copy(), f"{place}_B": columns.T.copy()}
+    write_checkpoint(Path("style/adapter_model.safetensors"), held)
+    told = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "ensure_weight_tying": True}
+    Path("style/adapter_config.json").write_text(json.dumps(told))
+    text = "models: [{ model: both+style }]\nmerge_method: passthrough"
+    assert command(configuration(text), "out", "--no-sync") == 2
+    advice = r"delete: { target: 'both_style::lm_head\.weight' } (in the plan that --print-plan prints"
+    assert advice in capsys.readouterr().err
+    assert command("config.yml", "out", "--print-plan") == 0
+    plan = capsys.readouterr().out.replace("- lora_merge:", f"- {advice.partition(' (')[0]}\n- lora_merge:")
+    Path("plan.yaml").write_text(plan)
+    run(load_plan("plan.yaml"), Options(sync=False))
+    kept = {name: value for name, value in base.items() if name != "lm_head.weight"}
+    close(Path("out"), kept | {"model.embed_tokens.weight": base["model.embed_tokens.weight"] + rows @ columns})
+
+
+@pytest.mark.parametrize("text", ["", "tokenizer: { source: union }", "flag"])
+def test_layers_of_models_with_different_vocabularies_need_one(models: dict[str, Tensors], text: str) -> None:
+    larger = LLAMA | {"vocab_size": 48}
+    write_model(Path("more"), llama(larger, seed=4), larger, {"tokenizer.json": tokenizer(LETTERS[:46])})
+    stack = """
+        slices:
+          - sources: [{ model: one, layer_range: [0, 2] }]
+          - sources: [{ model: more, layer_range: [2, 4] }]
+        merge_method: passthrough
+    """
+    if text:
+        out = merged(f"{stack}    {text}\n" if text != "flag" else stack, truncate=text == "flag")
+        shapes = {read_checkpoint(out)[name].shape for name in ("model.embed_tokens.weight", "lm_head.weight")}
+        assert shapes == {(config_of(out)["vocab_size"], 16)}
+        return
+    with pytest.raises(PlanError, match="embedding and output layer have different vocabularies") as error:
+        merged(stack)
+    assert "found: 40 rows of model.embed_tokens.weight, 48 rows of lm_head.weight" in str(error.value)
+    assert "tokenizer: { source: union }" in str(error.value) and "--unsafe-truncate-embeddings" in str(error.value)
 
 
 def test_an_adapter_may_bring_the_weights_that_lie_below_it(models: dict[str, Tensors]) -> None:
