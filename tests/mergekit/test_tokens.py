@@ -129,6 +129,16 @@ def test_a_named_model_gives_its_tokens_and_their_numbers(sides: dict[str, Tenso
     assert ids(out) == {token: number for token, number in ids("right").items() if number < 22}
 
 
+def test_a_token_of_zeros_leaves_all_other_rows_and_tensors_as_they_are(sides: dict[str, Tensors]) -> None:
+    more = "tokenizer: { source: base, tokens: { new: { source: { kind: zero } } } }"
+    got = read_checkpoint(merged(average("", more, left=1, third=1)))
+    known = ids("out")
+    for name, found in got.items():
+        mean = (sides["left"][name] + sides["third"][name]) / 2
+        expected = np.concatenate([mean[: known["new"]], np.zeros((1, 16))]) if name in (EMBEDDING, HEAD) else mean
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7, err_msg=name)
+
+
 def test_a_model_that_is_not_merged_may_give_its_tokens(sides: dict[str, Tensors]) -> None:
     out = merged(average("", "base_model: left\ntokenizer_source: right", left=1, third=3))
     known, got = ids(out), read_checkpoint(out)
