@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from running import read_checkpoint
+from running import read_checkpoint, write_checkpoint
 from tiny_models import LETTERS, LLAMA, Tensors, llama, merged, tokenizer, write_model
 
 from surgery_jax import PlanError
@@ -130,6 +130,8 @@ def test_a_named_model_gives_its_tokens_and_their_numbers(sides: dict[str, Tenso
 
 
 def test_a_token_of_zeros_leaves_all_other_rows_and_tensors_as_they_are(sides: dict[str, Tensors]) -> None:
+    for name in ("left", "third"):  # in the order of names, as many files are
+        write_checkpoint(Path(name) / "model.safetensors", dict(sorted(sides[name].items())))
     more = "tokenizer: { source: base, tokens: { new: { source: { kind: zero } } } }"
     got = read_checkpoint(merged(average("", more, left=1, third=1)))
     known = ids("out")
