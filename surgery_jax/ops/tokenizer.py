@@ -9,15 +9,16 @@ from itertools import accumulate
 from typing import TypeAlias
 
 from ..core.dtypes import BY_NAME, DType
-from ..core.errors import PlanError, listing, nearest
+from ..core.errors import Mark, PlanError, listing, nearest
 from ..core.specs import Spec
 from ..core.tokenizer_json import TOKENIZER, Vocabulary, additions, grown, vocabulary_of
 from ..kit.base import Directive, dtype_name, integer, node, pattern, text
+from ..kit.fields import parse_bool, parse_int, parse_text
 from ..kit.made import Constant
 from ..kit.state import State, Value
 from ..kit.structure import View
 from ..language import document
-from ..language.document import Node, check_keys, plain
+from ..language.document import Node, Scalar, check_keys, plain
 from ..language.slices import Axis, Indices
 from .add import Add
 from .cast import Cast
@@ -36,6 +37,23 @@ class Wish:
     token: str | None
     id: int | None
     force: bool
+    mark: Mark
+
+    @classmethod
+    def of(cls, token: str, node: document.Mapping) -> Wish:
+        """What a step says of a token.
+
+        Raises:
+            PlanError: a value is of another kind.
+        """
+        given = {key: value for key, value in node.entries.items() if plain(value) is not None}
+        try:
+            words = [parse_text(given[key]) if key in given else None for key in ("model", "token")]
+            number = parse_int(given["id"]) if "id" in given else None
+            return cls(words[0], words[1], number, "force" in given and parse_bool(given["force"]), node.mark)
+        except PlanError as error:
+            error.problem = f"token {token!r}: {error.problem}"
+            raise
 
 
 @dataclass
@@ -157,11 +175,10 @@ class Tokenizer(Directive):
             if not isinstance(value, document.Mapping):
                 raise PlanError(f"tokenizer.tokens: {token!r} is a mapping", where=value.mark)
             check_keys(value, ("model", "token", "id", "zero", "force"), f"token {token!r}")
-            wish = plain(value)
-            assert isinstance(wish, dict)
-            if wish.get("model") is None and not wish.get("zero"):
+            wish = Wish.of(token, value)
+            if wish.model is None and not parse_bool(value.entries.get("zero", Scalar(False, value.mark))):
                 raise PlanError(f"token {token!r} needs model or zero", where=value.mark)
-            found[token] = Wish(wish.get("model"), wish.get("token"), wish.get("id"), bool(wish.get("force")))
+            found[token] = wish
         return found
 
     # -- rows ---------------------------------------------------------------------------------------------------------
@@ -205,14 +222,17 @@ class Tokenizer(Directive):
             near = nearest(wish.model, known, 1)
             raise PlanError(
                 f"token {token!r}: {wish.model} is no model of the step",
+                where=wish.mark,
                 hint=f"did you mean {near[0]}?" if near else None,
             )
         number = wish.id if wish.id is not None else known[wish.model].ids.get(wish.token or token)
         if number is None:
-            raise PlanError(f"token {token!r}: {wish.model} has no token {wish.token or token!r}")
+            raise PlanError(f"token {token!r}: {wish.model} has no token {wish.token or token!r}", where=wish.mark)
         if not 0 <= number < counts[wish.model]:
             raise PlanError(
-                f"token {token!r}: {wish.model} has no row {number}", expected=f"0 to {counts[wish.model] - 1}"
+                f"token {token!r}: {wish.model} has no row {number}",
+                where=wish.mark,
+                expected=f"0 to {counts[wish.model] - 1}",
             )
         return ((wish.model, number),)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,26 @@ def test_layers_of_several_models_are_stacked_and_lists_follow(models: dict[str,
     told = config_of(out)
     assert (told["num_hidden_layers"], told["layer_types"]) == (6, ["full", "sliding", "full", "x", "y", "z"])
     assert told["mlp_only_layers"] == [1, 3, 5]
+
+
+def test_whole_numbers_may_be_text(models: dict[str, Tensors]) -> None:
+    stack = "slices: [{ sources: [{ model: one, layer_range: RANGE }] }]\nmerge_method: passthrough"
+    mixture = "base_model: base\ngate_mode: random\nexperts_per_token: COUNT\n"
+    mixture += "experts: [{ source_model: one }, { source_model: two }]"
+    for text, word, number, spellings in (
+        (stack, "RANGE", "[1, 3]", ("['1', '3']", "[1.0, 3.0]")),
+        (mixture, "COUNT", "1", ("'1'", "1.0")),
+    ):
+        expected = merged_files(text.replace(word, number))
+        for spelling in spellings:
+            assert merged_files(text.replace(word, spelling)) == expected
+
+
+def merged_files(text: str) -> dict[str, bytes]:
+    """What a merge writes that depends on the meaning of the configuration alone."""
+    shutil.rmtree("out", ignore_errors=True)
+    out = merged(text, model_card=False)
+    return {path.name: path.read_bytes() for path in out.iterdir() if not path.name.startswith("surgery.")}
 
 
 def test_one_model_may_give_two_layers_of_a_slice(models: dict[str, Tensors]) -> None:

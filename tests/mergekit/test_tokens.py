@@ -166,6 +166,10 @@ def test_a_model_that_is_not_merged_may_give_its_tokens(sides: dict[str, Tensors
         ("x: { source: { kind: model_token, model: left } }", "either token or token_id"),
         ("x: { source: { kind: model_token, model: left, token: zz } }", "left has no token 'zz'"),
         ("x: { source: { kind: model_token, model: left, token_id: 99 } }", "left has no row 99"),
+        ("x: { source: { kind: model_token, model: left, token_id: [9] } }", "token 'x': not an integer"),
+        ("x: { source: { kind: model_token, model: left, token_id: 1.5 } }", "token 'x': not an integer"),
+        ("x: { source: { kind: model_token, model: left, token: { a: b } } }", "token 'x': not a string"),
+        ("x: { source: left, force: maybe }", "token 'x': not true or false"),
         ("x: { force: true }", "token 'x' has no source"),
         ("x: 3", "token 'x' is a mapping"),
     ],
@@ -174,7 +178,25 @@ def test_rows_that_there_are_not_are_errors(sides: dict[str, Tensors], tokens: s
     with pytest.raises(PlanError) as error:
         merged(average("", f"base_model: left\ntokenizer:\n  tokens:\n    {tokens}\n", left=1, right=1))
     assert words in str(error.value)
-    assert "config.yml:" in str(error.value.where)
+    assert str(error.value.where).startswith("config.yml:6:")
+
+
+def test_numbers_and_truth_of_tokens_may_be_text(sides: dict[str, Tensors]) -> None:
+    def tokens(number: str, force: str, multiple: str) -> str:
+        source = f"{{ kind: model_token, model: third, token: null, token_id: {number} }}"
+        wish = f"a: {{ source: {source}, force: {force} }}"
+        return f"tokenizer: {{ source: base, pad_to_multiple_of: {multiple}, tokens: {{ {wish} }} }}"
+
+    for force in ("true", "false"):
+        plain = merged(average("", tokens("3", force, "8"), left=1, third=1), f"plain_{force}")
+        words = merged(average("", tokens("'3'", f"'{force}'", "'8'"), left=1, third=1), f"words_{force}")
+        floats = merged(average("", tokens("3.0", force, "8.0"), left=1, third=1), f"floats_{force}")
+        expected = read_checkpoint(plain)
+        for name in (EMBEDDING, HEAD):
+            row = sides["third"][name][3] if force == "true" else (sides["left"][name] + sides["third"][name])[2] / 2
+            np.testing.assert_allclose(expected[name][ids(plain)["a"]], row, rtol=1e-6, atol=1e-7)
+            for out in (words, floats):
+                np.testing.assert_array_equal(read_checkpoint(out)[name], expected[name])
 
 
 def test_a_model_without_a_tokenizer_is_an_error_only_if_it_is_the_first(sides: dict[str, Tensors]) -> None:
