@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..core import json_text
 from ..core.adapters import CONFIG as ADAPTER_CONFIG
 from ..core.adapters import PREFIX
 from ..core.dtypes import BY_NAME
@@ -77,6 +78,18 @@ class Model:
         if name in self.texts:
             return self.texts[name]
         return read_text(Path(self.files[name]), "the document") if name in self.files else None
+
+    def table(self, name: str, where: Mark) -> Mapping[str, Any]:
+        """A document of JSON as a mapping; an empty one if there is none.
+
+        Raises:
+            StorageError: it is no such document, at the place that asks for it.
+        """
+        try:
+            return json_text.parsed(self.text(name) or "{}")
+        except ValueError as error:
+            found = str(error)[:120]
+            raise StorageError(f"{name} of {self.name} cannot be read", where=where, found=found) from None
 
 
 class Models:

@@ -23,7 +23,7 @@ from tiny_models import (
     write_model,
 )
 
-from surgery_jax import Options, PlanError, SurgeryError, load_plan, merge_plan, run
+from surgery_jax import Options, PlanError, StorageError, SurgeryError, load_plan, merge_plan, run
 
 
 def close(found: Path, expected: Tensors) -> None:
@@ -365,6 +365,14 @@ def test_a_chat_template_goes_where_the_tokenizer_has_its_own(models: dict[str, 
     told = json.loads((out / "tokenizer_config.json").read_text())
     assert "<|im_start|>" in told["chat_template"]
     assert not (out / "chat_template.jinja").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_chat_template_has_no_place_in_what_is_no_configuration(models: dict[str, Tensors], text: str) -> None:
+    Path("one/tokenizer_config.json").write_text(text)
+    with pytest.raises(StorageError, match=r"tokenizer_config\.json of one cannot be read") as error:
+        merged(LINEAR + "    chat_template: chatml\n")
+    assert str(error.value.where) == "config.yml:6:16"
 
 
 def test_the_command_takes_the_flags_of_mergekit(
