@@ -226,6 +226,12 @@ def test_layers_of_models_with_different_vocabularies_need_one(models: dict[str,
     assert "tokenizer: { source: union }" in str(error.value) and "--unsafe-truncate-embeddings" in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["Some-7B-v0.1", "some.slerp", "some.slerp/", ".some"])
+def test_the_output_is_a_directory_whatever_its_name(models: dict[str, Tensors], name: str) -> None:
+    assert command(configuration(LINEAR), name, "--no-sync", "--quiet") == 0
+    assert {"config.json", "tokenizer.json", "mergekit_config.yml"} <= {path.name for path in Path(name).iterdir()}
+
+
 def test_an_adapter_may_bring_the_weights_that_lie_below_it(models: dict[str, Tensors]) -> None:
     name, key = "model.embed_tokens.weight", "base_model.model.model.embed_tokens"
     rng = np.random.default_rng(3)
