@@ -70,7 +70,8 @@ class Inputs:
                     at += piece.nbytes
                     continue
                 for path, offset, nbytes in op.entry.extent.ranges(piece.start, piece.nbytes):
-                    if run is not None and run[0] == path and run[1] + run[3] - run[2] == offset:
+                    # what is made or held may lie between two neighbours of a file
+                    if run is not None and run[3] == at and (run[0], run[1] + at - run[2]) == (path, offset):
                         run = (run[0], run[1], run[2], at + nbytes)
                     else:
                         runs += [] if run is None else [run]

@@ -37,6 +37,7 @@ __all__ = [
     "parse_fields",
     "parse_int",
     "parse_number",
+    "parse_text",
     "pattern",
     "rank",
     "reference",
@@ -107,7 +108,8 @@ def parse_bool(value: Node) -> bool:
     return value.value
 
 
-def _parse_text(value: Node) -> str:
+def parse_text(value: Node) -> str:
+    """A string, also one that YAML takes for a number."""
     if not isinstance(value, Scalar):
         raise wrong(value, "a string")
     raw = value.text if value.text is not None and value.value is not None else value.value
@@ -120,7 +122,7 @@ def _parse_text(value: Node) -> str:
 
 def _parse_dtype(value: Node) -> DType:
     try:
-        return parse_dtype(_parse_text(value))
+        return parse_dtype(parse_text(value))
     except PlanError as error:
         raise error.located(value.mark) from None
 
@@ -149,7 +151,7 @@ def _parse_fraction(value: Node) -> float:
 
 def _parse_expressions(value: Node) -> tuple[Any, ...]:
     items = value.items if isinstance(value, document.Sequence) else (value,)
-    return tuple(compile_regex(_parse_text(item), item.mark) for item in items)
+    return tuple(compile_regex(parse_text(item), item.mark) for item in items)
 
 
 def _parse_values(value: Node) -> Values:
@@ -196,7 +198,7 @@ def boolean(doc: str, default: Any = REQUIRED) -> Any:
 
 def text(doc: str, default: Any = REQUIRED) -> Any:
     """A string that is not empty."""
-    return declare(Field("string", doc, _parse_text, default))
+    return declare(Field("string", doc, parse_text, default))
 
 
 def word() -> Any:
@@ -214,7 +216,7 @@ def texts(doc: str, default: Any = REQUIRED) -> Any:
 
     def parse(value: Node) -> tuple[str, ...]:
         items = value.items if isinstance(value, document.Sequence) else (value,)
-        return tuple(_parse_text(item) for item in items)
+        return tuple(parse_text(item) for item in items)
 
     return declare(Field("string or list of strings", doc, parse, default))
 
@@ -261,7 +263,7 @@ def choice(
 
     def parse(value: Node) -> str:
         is_null = isinstance(value, Scalar) and value.value is None
-        word = null if is_null and null else _parse_text(value)
+        word = null if is_null and null else parse_text(value)
         word = word.strip().lower() if folded else word
         if word not in options:
             near = nearest(word, options, 1)

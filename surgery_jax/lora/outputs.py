@@ -17,7 +17,7 @@ from ..core.model_rules import TEXT
 from . import facts as adapter_facts
 from .targets import Adapter, Places, is_output
 
-__all__ = ["Outputs"]
+__all__ = ["Outputs", "parted_by"]
 
 _POSITIONS = re.compile(r"(wpe|w?pos(ition)?_?.*|.*position.*|.*token_type.*|.*relative.*)")
 _HEADS = ("score", "classifier")  # outputs of tasks, of which an adapter brings its own
@@ -188,6 +188,18 @@ class Outputs:
                 f"to: '{self.places.alias}::{self.tied}.weight' }}",
             )
         return found[0]
+
+
+def parted_by(adapter: Adapter) -> str | None:
+    """The output layer that no longer equals the embedding whose weight it shares, once an adapter has changed one of
+    the two; None if it changes neither, or both alike. What only changes the embedding does not name the layer, which
+    then is called as in all classes that share it by default."""
+    modules = [pair.module for pair in adapter.pairs] + [name.rpartition(".")[0] for name in adapter.whole]
+    leaves = {module: module.rpartition(".")[2] for module in modules}
+    outputs = [module for module, leaf in leaves.items() if is_output(module) and leaf not in _HEADS]
+    if _is_tying(adapter) or not (outputs or _TOKENS.intersection(leaves.values())):
+        return None
+    return outputs[0] if outputs else "lm_head"
 
 
 def _is_tying(adapter: Adapter) -> bool:

@@ -12,7 +12,7 @@ from ..core.errors import Mark, Notice, PlanError, listing, nearest
 from ..language import nodes
 from ..language.nodes import Mapping, Node, Scalar, shown
 from .references import ModelReference, reference
-from .settings import Settings, check_settings
+from .settings import Settings, check_settings, whole_of
 
 __all__ = [
     "LayerSource",
@@ -312,24 +312,17 @@ def _slice(notices: list[Notice], node: Mapping) -> Slice:
 def _source(notices: list[Notice], node: Mapping) -> LayerSource:
     check_known(node, ("model", "layer_range", "parameters"), "a source", notices)
     given = node.entries.get("layer_range")
-    layers = (
-        [item.value for item in given.items if isinstance(item, Scalar)] if isinstance(given, nodes.Sequence) else []
-    )
+    layers = [whole_of(item) for item in given.items] if isinstance(given, nodes.Sequence) else []
     first, stop = layers if len(layers) == 2 else (None, None)
-    if not _is_whole(first) or not _is_whole(stop) or not 0 <= first < stop:  # type: ignore[operator]
+    if first is None or stop is None or not 0 <= first < stop:
         raise PlanError(
             "layer_range is two numbers",
             where=node.mark if given is None else given.mark,
             expected="[first, stop], where stop is not included",
             found="no layer_range" if given is None else shown(given),
         )
-    assert isinstance(first, int) and isinstance(stop, int)
     settings = check_settings(node.entries.get("parameters"), "parameters")
     return LayerSource(_named(node), (first, stop), settings, given.mark if given is not None else node.mark)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 # ---------------------------------------------------------------------------------------------------------- tokenizer
@@ -351,11 +344,10 @@ def _tokens(node: Mapping, notices: list[Notice]) -> Tokens | None:
     tokens, multiple, source = (given_in(new, key) for key in ("tokens", "pad_to_multiple_of", "source"))
     if tokens is not None and not isinstance(tokens, Mapping):
         raise PlanError("tokenizer.tokens is a mapping", where=tokens.mark, expected="tokens and { source, force }")
-    count = multiple.value if isinstance(multiple, Scalar) else 1
-    if not _is_whole(count) or count < 1:  # type: ignore[operator]
+    count = 1 if multiple is None else whole_of(multiple)
+    if count is None or count < 1:
         where = new.mark if multiple is None else multiple.mark
         raise PlanError("pad_to_multiple_of is a whole number of at least 1", where=where)
-    assert isinstance(count, int)
     return Tokens("union" if source is None else _tokenizer_source(source, "source"), tokens, count, new.mark)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ..core.dtypes import DType
@@ -10,6 +11,7 @@ from ..language import nodes
 from ..language.nodes import Mapping, Scalar, shown
 from .configuration import check_known, dtype_of, given_in
 from .references import ModelReference, reference
+from .settings import whole_of
 
 __all__ = ["Expert", "Mixture", "mixture_of"]
 
@@ -70,8 +72,8 @@ def mixture_of(node: Mapping, notices: list[Notice]) -> Mixture:
     if not experts:
         raise PlanError("a mixture needs experts", where=node.mark)
     count = node.entries.get("experts_per_token", Scalar(2, node.mark))
-    per_token = count.value if isinstance(count, Scalar) else None
-    if not isinstance(per_token, int) or not 1 <= per_token <= len(experts):
+    per_token = whole_of(count)
+    if per_token is None or not 1 <= per_token <= len(experts):
         raise PlanError(
             "experts_per_token is no number of experts",
             where=count.mark,
@@ -125,6 +127,9 @@ def _number(node: Mapping, key: str) -> float | None:
         return None
     try:
         assert isinstance(given, Scalar) and not isinstance(given.value, bool)
-        return float(str(given.value))
+        found = float(str(given.value))
+        assert math.isfinite(found)
     except (AssertionError, ValueError):
-        raise PlanError(f"{key} is a number", where=given.mark, found=shown(given)) from None
+        expected = "one that is finite"
+        raise PlanError(f"{key} is a number", where=given.mark, expected=expected, found=shown(given)) from None
+    return found

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from ..core.dtypes import BY_NAME, DType
-from ..core.errors import Notice, PlanError, listing
+from ..core.errors import Notice, PlanError, StorageError, listing
 from ..core.model_config import CONFIG, DEFAULTS
 from ..language.nodes import Mapping, Scalar, shown
 from .card import card_of
@@ -130,6 +131,7 @@ _LAYERS = r"(.+\.layers\.\d+)"
 def _feed_forward(base: Model, found: dict[Expert, Model], mixture: Mixture) -> list[str]:
     """The names of the feed-forward layers, which all models have, of the shapes of the base."""
     names = [name for name in base.specs if _MATRIX.fullmatch(name)]
+    inner = set(names)
     for name in names:
         match = _MATRIX.fullmatch(name)
         if match is None or match[2] not in ("gate_proj.weight", "up_proj.weight", "down_proj.weight"):
@@ -151,6 +153,14 @@ def _feed_forward(base: Model, found: dict[Expert, Model], mixture: Mixture) -> 
                     expected=f"{name} of {list(base.specs[name].shape)}",
                     found="no such tensor" if spec is None else str(list(spec.shape)),
                 )
+        more = [name for name in model.specs if _MATRIX.fullmatch(name) and name not in inner]
+        if more:
+            raise PlanError(
+                f"{model.name} does not fit {base.name}",
+                where=expert.mark,
+                expected="the same feed-forward layers, and no others",
+                found=listing(more),
+            )
     return names
 
 
@@ -233,7 +243,15 @@ def _draw(mixture: Mixture, base: Model, place: str, count: int, recipe: Recipe,
         width = next(spec.shape[1] for name, spec in base.specs.items() if name.endswith("mlp.gate_proj.weight"))
         recipe.step("uniform", payload | {"low": -(width**-0.5), "high": width**-0.5}, mixture.mark)
     else:
-        std = base.config.get("initializer_range", NORMAL)
+        told = base.config.get("initializer_range")
+        std = NORMAL if told is None else told
+        if isinstance(std, bool) or not isinstance(std, int | float) or not 0 <= std < math.inf:
+            raise StorageError(
+                f"{CONFIG} of {base.name} gives no deviation for random routers",
+                where=mixture.base.mark,
+                expected="initializer_range: a number",
+                found=repr(std)[:80],
+            )
         recipe.step("normal", payload | {"std": float(std)}, mixture.mark)
 
 

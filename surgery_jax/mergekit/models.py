@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,24 +11,28 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..core.adapters import PREFIX, contents
+from ..core import json_text
+from ..core.adapters import CONFIG as ADAPTER_CONFIG
+from ..core.adapters import PREFIX
 from ..core.dtypes import BY_NAME
 from ..core.errors import Mark, PlanError, StorageError, SurgeryError
 from ..core.model_config import CONFIG
 from ..core.specs import Spec
 from ..core.strict_json import read_json
-from ..lora.targets import is_output
+from ..lora.outputs import parted_by
+from ..lora.targets import Adapter, is_output
 from ..storage import formats
 from ..storage.base import Checkpoint
 from ..storage.files import read_text
 from .layers import LayerStack, is_buffer, place_of, stacks_of
 from .options import MergeOptions
 from .patterns import pattern_of
-from .recipe import Recipe
+from .recipe import Recipe, Value
 from .references import ModelReference
 
 __all__ = ["Model", "Models", "align", "check_architectures", "embedding_of", "is_vocabulary"]
 
+_GENERATES = re.compile(r"CausalLM|LMHead|ConditionalGeneration")
 _TOKENS = frozenset({"embed_tokens", "wte", "embed_in", "tok_embeddings", "word_embeddings", "shared"})
 
 
@@ -61,11 +66,30 @@ class Model:
                 return bool(part["tie_word_embeddings"])
         return None
 
+    @property
+    def shares_output(self) -> bool:
+        """Whether it has an output layer that is not stored since it is the embedding: what the configuration leaves
+        open is the default of classes that generate text."""
+        kinds = self.config.get("architectures") or ()
+        return any(map(_GENERATES.search, map(str, kinds))) if self.is_tied is None else self.is_tied
+
     def text(self, name: str) -> str | None:
         """What a document says; None if there is none."""
         if name in self.texts:
             return self.texts[name]
         return read_text(Path(self.files[name]), "the document") if name in self.files else None
+
+    def table(self, name: str, where: Mark) -> Mapping[str, Any]:
+        """A document of JSON as a mapping; an empty one if there is none.
+
+        Raises:
+            StorageError: it is no such document, at the place that asks for it.
+        """
+        try:
+            return json_text.parsed(self.text(name) or "{}")
+        except ValueError as error:
+            found = str(error)[:120]
+            raise StorageError(f"{name} of {self.name} cannot be read", where=where, found=found) from None
 
 
 class Models:
@@ -119,20 +143,35 @@ class Models:
             wider = {"target": f"{model.alias}::.+", "to": dtype, "where": {"dtype": "float"}}
             self.recipe.step("cast_", wider, reference.mark, model.alias)
             model.specs |= {n: replace(s, dtype=BY_NAME[dtype]) for n, s in model.specs.items() if s.dtype.is_float}
-        self.recipe.step("lora_merge", {"adapters": lora, "to": model.alias}, reference.mark, model.alias)
+        payload: dict[str, Value] = {"adapters": lora, "to": model.alias}
         with suppress(StorageError):  # the step tells what is wrong with an adapter
-            _, whole = contents(name for name in adapter.entries if name.startswith(PREFIX))
-            model.specs |= {parameter: adapter.entries[name].spec for parameter, name in whole.items()}
+            read = Adapter.read(lora, 1.0, adapter.metadata.get(ADAPTER_CONFIG), adapter.entries, lambda _: None)
+            payload["tied"] = _part_output(model, read)
+            model.specs |= {parameter: adapter.entries[name].spec for parameter, name in read.whole.items()}
+        self.recipe.step("lora_merge", payload, reference.mark, model.alias)
         return model
 
     def _copied(self, made: Model, reference: ModelReference) -> Model:
-        alias = self.recipe.alias(f"{made.alias}+{reference.lora}")
+        alias = self.recipe.alias(f"{made.alias}+{Path(str(reference.lora)).name}")
         step, mark = self.recipe.step, reference.mark
         step("prefixes", {"mode": "add", "alias": alias}, mark, alias)
         step("copy", {"from": f"{made.alias}::(.+)", "to": f"{alias}::\\1"}, mark, alias)
-        if CONFIG in made.documents:
-            step("document", {"copy": CONFIG, "from": made.alias, "alias": alias}, mark, alias)
+        for name in made.documents:
+            step("document", {"copy": glob.escape(name), "from": made.alias, "alias": alias}, mark, alias)
         return replace(made, name=str(reference), alias=alias, specs=dict(made.specs), hidden=set())
+
+
+def _part_output(model: Model, adapter: Adapter) -> str | None:
+    """The output layer that gets a tensor of its own, since an adapter changes it or the embedding that it shares, but
+    not the other; the model has it from then on."""
+    output, source = parted_by(adapter), embedding_of(model)
+    if output is None or source is None or any(is_output(name.rpartition(".")[0]) for name in model.specs):
+        return None
+    if not model.shares_output:
+        return None
+    model.specs[f"{output}.weight"] = model.specs[source]
+    model.untied = True
+    return output
 
 
 def _opened(path: str, mark: Mark) -> Checkpoint:

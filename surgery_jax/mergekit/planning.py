@@ -22,7 +22,9 @@ from .recipe import Recipe, Value
 from .settings import Settings, resolve
 from .tokens import Rows
 
-__all__ = ["Planner", "check_parameters"]
+__all__ = ["VOCABULARIES", "Planner", "check_parameters"]
+
+VOCABULARIES = "say tokenizer: { source: union } (or base), or cut them with --unsafe-truncate-embeddings"
 
 Parameters: TypeAlias = dict[str, Scalar]
 
@@ -275,10 +277,7 @@ class Planner:
                     where=source.mark,
                     expected=f"{list(shape)}, as in {first.model}",
                     found=f"{list(spec.shape)} in {source.model}",
-                    hint="the vocabularies differ: say tokenizer: { source: union } (or base), or cut them with "
-                    "--unsafe-truncate-embeddings"
-                    if rows
-                    else None,
+                    hint=f"the vocabularies differ: {VOCABULARIES}" if rows else None,
                 )
 
     def _similar(self, source: LayerSource, name: str) -> str | None:

@@ -17,10 +17,10 @@ from ..merging.method import find_method
 from .card import card_of
 from .configuration import MergeDocument, check_names, merge_of
 from .files import merge_files
-from .models import Model, Models, align, check_architectures
+from .models import Model, Models, align, check_architectures, is_vocabulary
 from .modules import sections_of
 from .options import MergeOptions
-from .planning import Planner, check_parameters
+from .planning import VOCABULARIES, Planner, check_parameters
 from .recipe import OUT, Recipe
 from .references import ModelReference
 from .sidecars import (
@@ -39,12 +39,16 @@ __all__ = ["each_once", "plan_of_file"]
 
 @contextmanager
 def each_once() -> Iterator[None]:
-    """Tell what is wrong at a place of the configuration once: many steps may come from it."""
+    """Tell what is wrong at a place of the configuration once: many steps may come from it. What steps advise is for
+    steps, of which a configuration has none."""
     try:
         yield
     except Problems as error:
         first = {str(problem.where): problem for problem in reversed(error.single)}
         kept = [problem for problem in error.single if first[str(problem.where)] is problem]
+        for problem in kept:
+            if isinstance(problem, PlanError) and isinstance(problem.where, Mark) and problem.hint:
+                problem.hint += " (in the plan that --print-plan prints, which runs by itself)"
         raise (kept[0] if len(kept) == 1 else Problems(kept)) from None
 
 
@@ -101,7 +105,11 @@ def _several(
     check_names(merges)
     last = next((merge for merge in merges if merge.name is None), merges[-1])
     models = Models(recipe, options)
-    for merge in _in_order(merges, last):
+    needed = _in_order(merges, last)
+    for merge in merges:
+        if merge not in needed:
+            notices.append(Notice(f"no other merge needs {merge.name!r}, which is not made", where=merge.mark))
+    for merge in needed:
         alias = OUT if merge is last else recipe.alias(str(merge.name))
         if merge is not last:
             recipe.step("prefixes", {"mode": "add", "alias": alias}, merge.mark, alias)
@@ -124,7 +132,8 @@ def _in_order(merges: Sequence[MergeDocument], last: MergeDocument) -> list[Merg
         if merge in order:
             return
         open_.append(merge)
-        for reference in merge.references:
+        tokenizer = merge.tokens.source if merge.tokens is not None else None
+        for reference in (*merge.references, *((tokenizer,) if isinstance(tokenizer, ModelReference) else ())):
             if reference.path in named:
                 visit(named[reference.path])
         open_.pop()
@@ -154,6 +163,8 @@ def _merge(merge: MergeDocument, models: Models, recipe: Recipe, alias: str, opt
     planner = Planner(merge, models, recipe, alias, options.seed, rows)
     for section in sections_of(merge, found):
         planner.section(section)
+    if not options.allow_crimes:
+        _check_vocabulary(donor, planner)
     if rows.tokenizer is not None:
         texts[TOKENIZER] = rows.tokenizer
     if merge.tokens is not None or options.copy_tokenizer:
@@ -164,6 +175,23 @@ def _merge(merge: MergeDocument, models: Models, recipe: Recipe, alias: str, opt
             recipe.step("config", {"set": changes, "alias": alias}, merge.mark, alias)
     names = tuple(dict.fromkeys((*documents, *texts)))
     return Model(merge.name or OUT, alias, planner.made, changed(donor.config, changes), names, files, texts=texts)
+
+
+def _check_vocabulary(donor: Model, planner: Planner) -> None:
+    """That embedding and output layer have the same tokens, if they have them in the model that gives config.json.
+
+    Raises:
+        PlanError: they come from models with different vocabularies.
+    """
+    counts = {name: spec.shape[0] for name, spec in planner.made.items() if is_vocabulary(name) and spec.shape}
+    before = {donor.specs[name].shape[0] for name in counts if name in donor.specs}
+    if len(set(counts.values())) > 1 and len(before) == 1:
+        raise PlanError(
+            "embedding and output layer have different vocabularies",
+            where=planner.merge.mark,
+            found=", ".join(f"{count} rows of {name}" for name, count in counts.items()),
+            hint=VOCABULARIES,
+        )
 
 
 def _rows(

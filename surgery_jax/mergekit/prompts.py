@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..core.errors import Mark, PlanError
-from ..core.strict_json import read_json
+from ..core.errors import Mark, PlanError, StorageError
 from ..core.tokenizer_json import TOKENIZER
 from .models import Model
 
@@ -17,6 +16,7 @@ def token_lists(model: Model, prompts: Sequence[Sequence[str]], where: Mark) -> 
 
     Raises:
         PlanError: the model has no tokenizer, or the library is missing.
+        StorageError: the tokenizer cannot be read.
     """
     if not any(prompts):
         return [[] for _ in prompts]
@@ -28,16 +28,19 @@ def token_lists(model: Model, prompts: Sequence[Sequence[str]], where: Mark) -> 
     text = model.text(TOKENIZER)
     if text is None:
         raise PlanError(f"{model.name} has no {TOKENIZER}", where=where, found=", ".join(model.documents))
-    tokenizer = Tokenizer.from_str(text)
-    begin = _begin(model)
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the library has no class of its own for what it cannot read
+        found = str(error)[:120]
+        raise StorageError(f"{TOKENIZER} of {model.name} cannot be read", where=where, found=found) from None
+    begin = _begin(model, where)
     return [
         [token for prompt in given for token in tokenizer.encode(begin + prompt, add_special_tokens=False).ids]
         for given in prompts
     ]
 
 
-def _begin(model: Model) -> str:
+def _begin(model: Model, where: Mark) -> str:
     """The token that begins a text, as text; nothing if there is none."""
-    config = read_json(model.text("tokenizer_config.json") or "{}")
-    told = config.get("bos_token") if isinstance(config, dict) else None
+    told = model.table("tokenizer_config.json", where).get("bos_token")
     return str(told.get("content", "") if isinstance(told, dict) else told or "")

@@ -12,6 +12,7 @@ from ..core.errors import Mark
 from ..language import nodes
 from ..language.nodes import Mapping, Node, Scalar
 from ..language.plan import Input, Output, Plan
+from ..storage.formats import as_directory
 from .options import MergeOptions
 
 __all__ = ["Recipe", "Value"]
@@ -59,7 +60,7 @@ class Recipe:
     def plan(self, path: str, options: MergeOptions, mark: Mark) -> Plan:
         """All of it; the output goes to a path."""
         gone = [_node({"prefixes": {"mode": "remove", "alias": alias}}, mark) for alias in self.extra]
-        output = Output(path, options.format, options.shard, mark)
+        output = Output(as_directory(path), options.format, options.shard, mark)
         return Plan(tuple(self.inputs), nodes.Sequence((*self.steps, *gone), mark), output)
 
 

@@ -9,7 +9,7 @@ from ..core.errors import PlanError
 from ..language.nodes import Mapping, Node, Scalar, Sequence, check_keys, shown
 from ..language.scalars import parse_plain
 
-__all__ = ["Settings", "check_settings", "resolve", "value_at"]
+__all__ = ["Settings", "check_settings", "read_as", "resolve", "value_at", "whole_of"]
 
 Settings: TypeAlias = Mapping | None  # by the name of the parameter
 
@@ -87,11 +87,11 @@ def resolve(name: str, kind: str, scopes: Iterable[Settings], tensor: str, posit
 def value_at(node: Node, kind: str, tensor: str, position: float) -> Scalar | None:
     """The value for a tensor; None if no filter is part of its name."""
     if isinstance(node, Scalar):
-        return _read(node, kind)
+        return read_as(node, kind)
     if isinstance(node, Mapping):
         return _of_conditions((node,), kind, tensor, position)
     if all(isinstance(item, Scalar) for item in node.items):
-        return _along([_read(item, kind) for item in node.items if isinstance(item, Scalar)], node, position)
+        return _along([read_as(item, kind) for item in node.items if isinstance(item, Scalar)], node, position)
     return _of_conditions([item for item in node.items if isinstance(item, Mapping)], kind, tensor, position)
 
 
@@ -124,7 +124,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _read(node: Scalar, kind: str) -> Scalar:
+def read_as(node: Scalar, kind: str) -> Scalar:
     """A value as the kind of its parameter has it: mergekit itself writes booleans and whole numbers as `1.0`, and
     people write numbers as text. What is nothing of the kind stays for the step to refuse."""
     value = node.value
@@ -137,3 +137,9 @@ def _read(node: Scalar, kind: str) -> Scalar:
     elif kind == "boolean" and _is_number(value) and value in (0, 1):
         value = bool(value)
     return node if value is node.value else Scalar(value, node.mark)
+
+
+def whole_of(node: Node | None) -> int | None:
+    """The whole number that a value is, also one that is written as text or as `1.0`; None if it is none."""
+    value = read_as(node, "integer").value if isinstance(node, Scalar) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

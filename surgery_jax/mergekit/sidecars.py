@@ -203,6 +203,7 @@ def write_template(
     if told is None or TEMPLATE in tokenizer.documents:
         texts[TEMPLATE] = template
     if told is not None:
+        tokenizer.table(TOKENIZER_CONFIG, merge.template.mark)
         texts[TOKENIZER_CONFIG] = json_text.put(told, ["chat_template"], template)
     for name, text in texts.items():
         mark = merge.template.mark

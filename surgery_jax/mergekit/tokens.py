@@ -9,11 +9,12 @@ from ..core.errors import Mark, PlanError, listing
 from ..core.tokenizer_json import TOKENIZER, Vocabulary, additions, grown, vocabulary_of
 from ..language.nodes import Mapping as MappingNode
 from ..language.nodes import Node, Scalar, check_keys, shown
-from .configuration import MergeDocument, Tokens
+from .configuration import MergeDocument, Tokens, given_in
 from .models import Model, Models, is_vocabulary
 from .patterns import pattern_of
 from .recipe import Recipe, Value
 from .references import ModelReference, reference
+from .settings import read_as
 
 __all__ = ["Rows", "common_rows", "cut_rows"]
 
@@ -68,16 +69,12 @@ def common_rows(merge: MergeDocument, tokens: Tokens, models: Models, recipe: Re
     for model in found.values():
         rows.aliases.setdefault(model, _beside(model, recipe, tokens.mark))
     source: Value = tokens.source
+    members = list(found.values())
+    donor = models.get(source) if isinstance(source, ModelReference) else members[0]
     if isinstance(source, ModelReference):
-        if source not in found:
-            raise PlanError(
-                f"the tokenizer's model {source} is none of the merge",
-                where=source.mark,
-                expected=", ".join(map(str, references)),
-            )
-        source = found[source].alias
-    donor = source if source not in ("union", "base") else next(iter(found.values())).alias
-    rows.tokenizer, rows.count = _made(list(found.values()), rows, donor, tokens)
+        source = donor.alias
+    readers = members if donor in members else [*members, donor]
+    rows.tokenizer, rows.count = _made(readers, rows, donor.alias, tokens)
     recipe.step(
         "tokenizer",
         {
@@ -155,7 +152,7 @@ def _tokens(node: MappingNode | None, models: Mapping[ModelReference, Model]) ->
             )
         entries = _source(token, source, models)
         if "force" in value.entries:
-            entries["force"] = value.entries["force"]
+            entries["force"] = _as(value.entries["force"], "boolean")
         found[token] = MappingNode(entries, dict.fromkeys(entries, value.mark), value.mark)
     return MappingNode(found, node.keys, node.mark)
 
@@ -167,7 +164,7 @@ def _source(token: str, node: Node, models: Mapping[ModelReference, Model]) -> d
     word = kind.value if isinstance(kind, Scalar) else None
     if word == "zero":
         return {"zero": Scalar(True, node.mark)}
-    given = [key for key in ("token", "token_id") if key in node.entries]
+    given = [key for key in ("token", "token_id") if given_in(node, key) is not None]
     if word != "model_token" or len(given) != 1 or "model" not in node.entries:
         raise PlanError(
             f"token {token!r}: not a source",
@@ -176,7 +173,13 @@ def _source(token: str, node: Node, models: Mapping[ModelReference, Model]) -> d
             found=shown(node),
         )
     key = given[0]
-    return {"model": _alias(node.entries["model"], models), key.removeprefix("token_"): node.entries[key]}
+    value = _as(node.entries[key], "integer") if key == "token_id" else node.entries[key]
+    return {"model": _alias(node.entries["model"], models), key.removeprefix("token_"): value}
+
+
+def _as(node: Node, kind: str) -> Node:
+    """A value as the kind of what it is for has it, if it is one at all."""
+    return read_as(node, kind) if isinstance(node, Scalar) else node
 
 
 def _alias(node: Node, models: Mapping[ModelReference, Model]) -> Scalar:

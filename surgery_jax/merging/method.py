@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..core.discover import named, own_named
 from ..core.errors import PlanError, nearest
-from ..kit.fields import REQUIRED, Field, fields_of
+from ..kit.fields import REQUIRED, Field, fields_of, wrong
 
 if TYPE_CHECKING:
     from ..core.errors import Mark
     from ..kit.state import Value, Versions
+    from ..language.nodes import Node
 
 __all__ = ["Method", "each", "find_method", "methods", "parameters", "told"]
 
@@ -84,8 +86,21 @@ def parameters(cls: type[Method], *, of_model: bool = False) -> dict[str, tuple[
     for key, (attribute, field) in fields_of(cls).items():
         is_each = _is_each(cls, attribute)
         if is_each or not of_model:
-            found[key] = (attribute, dataclasses.replace(field, default=None) if is_each and field.required else field)
+            default = None if is_each and field.required else field.default
+            found[key] = (attribute, dataclasses.replace(field, default=default, parse=_finite(field.parse)))
     return found
+
+
+def _finite(parse: Callable[[Node], Any]) -> Callable[[Node], Any]:
+    """Numbers as they are parsed, but no NaN and no infinity: of one, a whole model would be made without a word."""
+
+    def parsed(node: Node) -> Any:
+        found = parse(node)
+        if isinstance(found, float) and not math.isfinite(found):
+            raise wrong(node, "a finite number")
+        return found
+
+    return parsed
 
 
 def told(cls: type[Method]) -> dict[str, tuple[str, Field]]:

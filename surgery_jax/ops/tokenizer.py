@@ -9,15 +9,16 @@ from itertools import accumulate
 from typing import TypeAlias
 
 from ..core.dtypes import BY_NAME, DType
-from ..core.errors import PlanError, listing, nearest
+from ..core.errors import Mark, PlanError, listing, nearest
 from ..core.specs import Spec
 from ..core.tokenizer_json import TOKENIZER, Vocabulary, additions, grown, vocabulary_of
 from ..kit.base import Directive, dtype_name, integer, node, pattern, text
+from ..kit.fields import parse_bool, parse_int, parse_text
 from ..kit.made import Constant
 from ..kit.state import State, Value
 from ..kit.structure import View
 from ..language import document
-from ..language.document import Node, check_keys, plain
+from ..language.document import Node, Scalar, check_keys, plain
 from ..language.slices import Axis, Indices
 from .add import Add
 from .cast import Cast
@@ -36,6 +37,23 @@ class Wish:
     token: str | None
     id: int | None
     force: bool
+    mark: Mark
+
+    @classmethod
+    def of(cls, token: str, node: document.Mapping) -> Wish:
+        """What a step says of a token.
+
+        Raises:
+            PlanError: a value is of another kind.
+        """
+        given = {key: value for key, value in node.entries.items() if plain(value) is not None}
+        try:
+            words = [parse_text(given[key]) if key in given else None for key in ("model", "token")]
+            number = parse_int(given["id"]) if "id" in given else None
+            return cls(words[0], words[1], number, "force" in given and parse_bool(given["force"]), node.mark)
+        except PlanError as error:
+            error.problem = f"token {token!r}: {error.problem}"
+            raise
 
 
 @dataclass
@@ -50,12 +68,12 @@ class Members:
 class Tokenizer(Directive):
     """Give several models one vocabulary: a common tokenizer, and for each model embeddings with its rows.
 
-    `source` is `union` (the tokens of the base, and after them those that only other models have), `base`, or the
-    alias of one of the models. A model keeps its row of a token. A token that it lacks gets the row of the base; if
-    that lacks it too, of the only model that has it, or the mean of those that do; zeros if none does. `tokens` says
-    otherwise for single tokens: { model, token or id }, or { zero: true }, with `force` for all models alike; those
-    that the tokenizer lacks are added. Rows of padding get the mean of the others. Tokens without a row in a model
-    count as missing there. Rows are moved, means computed in float32.
+    `source` is `union` (the tokens of the base, and after them those that only other models have), `base`, or an alias
+    whose tokens they are, one of the models or another. A model keeps its row of a token. A token that it lacks gets
+    the row of the base; if that lacks it too, of the only model that has it, or the mean of those that do; zeros if
+    none does. `tokens` says otherwise for single tokens: { model, token or id }, or { zero: true }, with `force` for
+    all models alike; those that the tokenizer lacks are added. Rows of padding get the mean of the others. Tokens
+    without a row in a model count as missing there. Rows are moved, means computed in float32.
     """
 
     word = "tokenizer"
@@ -68,7 +86,7 @@ class Tokenizer(Directive):
     models: Node = node("aliases of models, the base first, and of where their rows go", kind="mapping of aliases")
     rows: re.Pattern[str] = pattern("of the tensors whose rows are tokens, the same in all models")
     to: str = text("the alias that gets the tokenizer")
-    source: str = text("union, base, or the alias of a model", UNION)
+    source: str = text("union, base, or an alias that has a tokenizer", UNION)
     base: str | None = text("the model whose row a token gets that another model lacks; without it there is none", None)
     tokens: Node | None = node("where rows of single tokens come from", None, kind="mapping")
     multiple_of: int = integer("the number of rows is rounded up to a multiple of this", 1)
@@ -76,11 +94,14 @@ class Tokenizer(Directive):
 
     def build(self, state: State) -> None:
         members, wishes = self._members(state), self._wishes(state)
-        donor = next(iter(members.known)) if self.source in (UNION, BASE) else self.source
-        if donor not in members.known:
-            raise PlanError("tokenizer.source is no model of the step", found=donor, expected=listing(members.known))
+        first = next(iter(members.known))
+        donor = first if self.source in (UNION, BASE) else self.source
+        known = members.known
+        if donor not in known:  # it gives its tokens, and no rows
+            _check_alias(state, donor, self.models, "source")
+            known = known | {donor: self._known(state, donor, state.files.document(donor, TOKENIZER))}
         rows = self._rows(state, donor)
-        more = additions(members.known, donor, wishes, union=self.source == UNION)
+        more = additions(known, donor, wishes, union=self.source == UNION)
         told = state.files.document(donor, TOKENIZER) or ""
         try:
             made = grown(told, rows, more)
@@ -88,7 +109,7 @@ class Tokenizer(Directive):
         except ValueError as error:
             raise PlanError(f"tokenizer: {TOKENIZER} of {donor} cannot be used", found=str(error)) from None
         state.files.put_document(self.to, TOKENIZER, made)
-        for name in self._names(state, donor):
+        for name in self._names(state, first):
             self._fill(state, members, name, final, wishes)
 
     def contributes(self, state: State) -> str | None:
@@ -112,20 +133,24 @@ class Tokenizer(Directive):
                     f"tokenizer: {alias} has no {TOKENIZER}; it is taken to have the tokens of {next(iter(given))}"
                 )
                 told = state.files.document(next(iter(given)), TOKENIZER)
-            if told is None:
-                raise PlanError(
-                    f"tokenizer: {alias} has no {TOKENIZER}",
-                    where=self.models.mark,
-                    found=listing(state.files.documents(alias)),
-                    hint="write one with AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers",
-                )
-            try:
-                members.known[alias] = vocabulary_of(told, self._rows(state, alias))
-            except (ValueError, KeyError, TypeError) as error:
-                raise PlanError(f"tokenizer: {TOKENIZER} of {alias} cannot be read", found=str(error)[:120]) from None
+            members.known[alias] = self._known(state, alias, told)
         if self.base is not None and self.base not in members.known:
             raise PlanError("tokenizer.base is no model of the step", found=self.base, expected=listing(given))
         return members
+
+    def _known(self, state: State, alias: str, told: str | None) -> Vocabulary:
+        """The tokens of a model that have a row, by the text of its tokenizer."""
+        if told is None:
+            raise PlanError(
+                f"tokenizer: {alias} has no {TOKENIZER}",
+                where=self.models.mark,
+                found=listing(state.files.documents(alias)),
+                hint="write one with AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers",
+            )
+        try:
+            return vocabulary_of(told, self._rows(state, alias))
+        except (ValueError, KeyError, TypeError) as error:
+            raise PlanError(f"tokenizer: {TOKENIZER} of {alias} cannot be read", found=str(error)[:120]) from None
 
     def _names(self, state: State, alias: str) -> list[str]:
         return [name for name in state.names.of(alias) if self.rows.fullmatch(name)]
@@ -150,11 +175,10 @@ class Tokenizer(Directive):
             if not isinstance(value, document.Mapping):
                 raise PlanError(f"tokenizer.tokens: {token!r} is a mapping", where=value.mark)
             check_keys(value, ("model", "token", "id", "zero", "force"), f"token {token!r}")
-            wish = plain(value)
-            assert isinstance(wish, dict)
-            if wish.get("model") is None and not wish.get("zero"):
+            wish = Wish.of(token, value)
+            if wish.model is None and not parse_bool(value.entries.get("zero", Scalar(False, value.mark))):
                 raise PlanError(f"token {token!r} needs model or zero", where=value.mark)
-            found[token] = Wish(wish.get("model"), wish.get("token"), wish.get("id"), bool(wish.get("force")))
+            found[token] = wish
         return found
 
     # -- rows ---------------------------------------------------------------------------------------------------------
@@ -198,14 +222,17 @@ class Tokenizer(Directive):
             near = nearest(wish.model, known, 1)
             raise PlanError(
                 f"token {token!r}: {wish.model} is no model of the step",
+                where=wish.mark,
                 hint=f"did you mean {near[0]}?" if near else None,
             )
         number = wish.id if wish.id is not None else known[wish.model].ids.get(wish.token or token)
         if number is None:
-            raise PlanError(f"token {token!r}: {wish.model} has no token {wish.token or token!r}")
+            raise PlanError(f"token {token!r}: {wish.model} has no token {wish.token or token!r}", where=wish.mark)
         if not 0 <= number < counts[wish.model]:
             raise PlanError(
-                f"token {token!r}: {wish.model} has no row {number}", expected=f"0 to {counts[wish.model] - 1}"
+                f"token {token!r}: {wish.model} has no row {number}",
+                where=wish.mark,
+                expected=f"0 to {counts[wish.model] - 1}",
             )
         return ((wish.model, number),)
 
@@ -221,11 +248,11 @@ def _in_order(final: Vocabulary, wishes: Mapping[str, Wish], count: int) -> list
     return [(token, wishes.get(token)) for token in tokens]
 
 
-def _check_alias(state: State, alias: str, where: Node) -> None:
+def _check_alias(state: State, alias: str, where: Node, key: str = "models") -> None:
     if alias not in state.names.aliases():
         near = nearest(alias, state.names.aliases(), 1)
         hint = f"did you mean {near[0]}?" if near else None
-        raise PlanError(f"tokenizer.models: unknown model alias: {alias!r}", where=where.mark, hint=hint)
+        raise PlanError(f"tokenizer.{key}: unknown model alias: {alias!r}", where=where.mark, hint=hint)
 
 
 def _cast(state: State, value: Value, wanted: DType) -> Value:

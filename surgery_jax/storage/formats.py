@@ -29,6 +29,7 @@ from .stages import kept_copy
 
 __all__ = [
     "OutputPlan",
+    "as_directory",
     "formats",
     "is_one_file",
     "is_whole",
@@ -59,6 +60,13 @@ def formats() -> Mapping[str, Format]:
 
 def _by_suffix(suffix: str) -> Format | None:
     return next((format for format in formats().values() if suffix.lower() in format.suffixes), None)
+
+
+def as_directory(path: str) -> str:
+    """The path for an output that is a directory by its kind, whatever follows a dot in its name; that of a file of a
+    known format stays one."""
+    suffix = _suffix(path)
+    return path if not suffix or _by_suffix(suffix) is not None or path.endswith("/") else f"{path}/"
 
 
 # ---------------------------------------------------------------------------------------------------------- reading

@@ -278,3 +278,13 @@ def test_a_large_tensor_is_permuted_in_parts(tmp_path: Path, shape: tuple[int, .
     report = bench.report(steps, workers=1)
     assert report.peak_buffer_bytes < 1.1 * w.nbytes  # whole, it would be twice as much
     assert np.array_equal(read_checkpoint(bench.out)["turned"], w.transpose(order))
+
+
+@pytest.mark.parametrize("options", [{}, {"memory": "64MiB"}, {"workers": 1}], ids=["free", "bounded", "alone"])
+def test_rows_that_are_made_move_nothing_that_lies_behind_them(tmp_path: Path, options: dict[str, Any]) -> None:
+    rng = np.random.default_rng(3)
+    tensors = {name: rng.standard_normal((24, 16)).astype("f4") for name in "abcd"}
+    steps = [{"pad_": {"target": "a|c", "after": 2}}, {"scale_": {"target": ".+", "by": 2}}]
+    rows = np.zeros((2, 16), "f4")
+    expected = {name: np.concatenate([2 * w, rows]) if name in "ac" else 2 * w for name, w in tensors.items()}
+    assert_all_same(Bench(tmp_path, m=tensors).tensors(steps, **options), expected)

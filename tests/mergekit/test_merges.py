@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from running import read_checkpoint, write_checkpoint
-from tiny_models import LINEAR, LLAMA, Tensors, command, configuration, llama, merged, planned, write_model
+from tiny_models import (
+    LETTERS,
+    LINEAR,
+    LLAMA,
+    Tensors,
+    command,
+    configuration,
+    llama,
+    merged,
+    planned,
+    tokenizer,
+    write_model,
+)
 
-from surgery_jax import PlanError, SurgeryError, merge_plan, run
+from surgery_jax import Options, PlanError, StorageError, SurgeryError, load_plan, merge_plan, run
 
 
 def close(found: Path, expected: Tensors) -> None:
@@ -68,6 +81,26 @@ def test_layers_of_several_models_are_stacked_and_lists_follow(models: dict[str,
     assert told["mlp_only_layers"] == [1, 3, 5]
 
 
+def test_whole_numbers_may_be_text(models: dict[str, Tensors]) -> None:
+    stack = "slices: [{ sources: [{ model: one, layer_range: RANGE }] }]\nmerge_method: passthrough"
+    mixture = "base_model: base\ngate_mode: random\nexperts_per_token: COUNT\n"
+    mixture += "experts: [{ source_model: one }, { source_model: two }]"
+    for text, word, number, spellings in (
+        (stack, "RANGE", "[1, 3]", ("['1', '3']", "[1.0, 3.0]")),
+        (mixture, "COUNT", "1", ("'1'", "1.0")),
+    ):
+        expected = merged_files(text.replace(word, number))
+        for spelling in spellings:
+            assert merged_files(text.replace(word, spelling)) == expected
+
+
+def merged_files(text: str) -> dict[str, bytes]:
+    """What a merge writes that depends on the meaning of the configuration alone."""
+    shutil.rmtree("out", ignore_errors=True)
+    out = merged(text, model_card=False)
+    return {path.name: path.read_bytes() for path in out.iterdir() if not path.name.startswith("surgery.")}
+
+
 def test_one_model_may_give_two_layers_of_a_slice(models: dict[str, Tensors]) -> None:
     out = merged("""
         slices:
@@ -118,6 +151,87 @@ def test_an_adapter_is_applied_while_the_plan_runs(models: dict[str, Tensors]) -
     assert sorted(Path().iterdir()) == sorted(map(Path, ["base", "config.yml", "one", "out", "style", "two"]))
 
 
+def test_an_adapter_is_applied_to_a_merge_of_the_same_file(models: dict[str, Tensors]) -> None:
+    name, rng = "model.layers.1.self_attn.q_proj", np.random.default_rng(3)
+    a, b = (rng.standard_normal(shape).astype("f4") for shape in ((2, 16), (16, 2)))
+    Path("style").mkdir()
+    key = f"base_model.model.{name}"
+    write_checkpoint(Path("style/adapter_model.safetensors"), {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b})
+    told = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["q_proj"]}
+    Path("style/adapter_config.json").write_text(json.dumps(told))
+    out = merged("""
+        name: mean
+        models: [{ model: one }, { model: two }]
+        merge_method: linear
+        parameters: { weight: 1 }
+        ---
+        models: [{ model: mean+style }]
+        merge_method: passthrough
+    """)
+    mean = {name: (models["one"][name] + models["two"][name]) / 2 for name in models["one"]}
+    close(out, mean | {f"{name}.weight": mean[f"{name}.weight"] + 3 * b @ a})
+    assert (out / "generation_config.json").read_bytes() == Path("one/generation_config.json").read_bytes()
+
+
+def test_a_merge_that_no_other_needs_is_told(models: dict[str, Tensors], capsys: pytest.CaptureFixture[str]) -> None:
+    text = "name: spare\nmodels: [{ model: one }]\nmerge_method: passthrough\n---\n"
+    text += "models: [{ model: two }]\nmerge_method: passthrough\n"
+    assert command(configuration(text), "out", "--quiet", "--no-sync") == 0
+    assert "config.yml:1:1: no other merge needs 'spare', which is not made" in capsys.readouterr().err
+
+
+def test_advice_for_steps_can_be_followed_in_the_plan_that_it_names(
+    models: dict[str, Tensors], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, rng = models["base"], np.random.default_rng(3)
+    both = base | {"lm_head.weight": base["model.embed_tokens.weight"]}
+    write_model(Path("both"), both, LLAMA | {"tie_word_embeddings": True})
+    rows, columns = (rng.standard_normal(shape).astype("f4") for shape in ((40, 2), (2, 16)))
+    place = "base_model.model.model.embed_tokens.lora_embedding"
+    Path("style").mkdir()
+    held = {f"{place}_A": rows.T.copy(), f"{place}_B": columns.T.copy()}
+    write_checkpoint(Path("style/adapter_model.safetensors"), held)
+    told = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "ensure_weight_tying": True}
+    Path("style/adapter_config.json").write_text(json.dumps(told))
+    text = "models: [{ model: both+style }]\nmerge_method: passthrough"
+    assert command(configuration(text), "out", "--no-sync") == 2
+    advice = r"delete: { target: 'both_style::lm_head\.weight' } (in the plan that --print-plan prints"
+    assert advice in capsys.readouterr().err
+    assert command("config.yml", "out", "--print-plan") == 0
+    plan = capsys.readouterr().out.replace("- lora_merge:", f"- {advice.partition(' (')[0]}\n- lora_merge:")
+    Path("plan.yaml").write_text(plan)
+    run(load_plan("plan.yaml"), Options(sync=False))
+    kept = {name: value for name, value in base.items() if name != "lm_head.weight"}
+    close(Path("out"), kept | {"model.embed_tokens.weight": base["model.embed_tokens.weight"] + rows @ columns})
+
+
+@pytest.mark.parametrize("text", ["", "tokenizer: { source: union }", "flag"])
+def test_layers_of_models_with_different_vocabularies_need_one(models: dict[str, Tensors], text: str) -> None:
+    larger = LLAMA | {"vocab_size": 48}
+    write_model(Path("more"), llama(larger, seed=4), larger, {"tokenizer.json": tokenizer(LETTERS[:46])})
+    stack = """
+        slices:
+          - sources: [{ model: one, layer_range: [0, 2] }]
+          - sources: [{ model: more, layer_range: [2, 4] }]
+        merge_method: passthrough
+    """
+    if text:
+        out = merged(f"{stack}    {text}\n" if text != "flag" else stack, truncate=text == "flag")
+        shapes = {read_checkpoint(out)[name].shape for name in ("model.embed_tokens.weight", "lm_head.weight")}
+        assert shapes == {(config_of(out)["vocab_size"], 16)}
+        return
+    with pytest.raises(PlanError, match="embedding and output layer have different vocabularies") as error:
+        merged(stack)
+    assert "found: 40 rows of model.embed_tokens.weight, 48 rows of lm_head.weight" in str(error.value)
+    assert "tokenizer: { source: union }" in str(error.value) and "--unsafe-truncate-embeddings" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["Some-7B-v0.1", "some.slerp", "some.slerp/", ".some"])
+def test_the_output_is_a_directory_whatever_its_name(models: dict[str, Tensors], name: str) -> None:
+    assert command(configuration(LINEAR), name, "--no-sync", "--quiet") == 0
+    assert {"config.json", "tokenizer.json", "mergekit_config.yml"} <= {path.name for path in Path(name).iterdir()}
+
+
 def test_an_adapter_may_bring_the_weights_that_lie_below_it(models: dict[str, Tensors]) -> None:
     name, key = "model.embed_tokens.weight", "base_model.model.model.embed_tokens"
     rng = np.random.default_rng(3)
@@ -132,6 +246,50 @@ def test_an_adapter_may_bring_the_weights_that_lie_below_it(models: dict[str, Te
     """)
     base, two = models["base"] | {name: below + (b @ a).T}, models["two"]
     close(out, {name: (base[name] + two[name]) / 2 for name in base})
+
+
+@pytest.mark.parametrize("changed", ["factors of the embedding", "factors of the head", "a head", "both alike"])
+def test_an_adapter_for_one_of_two_that_share_a_weight_changes_that_one(
+    models: dict[str, Tensors], changed: str
+) -> None:
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    told: dict[str, object] = {"peft_type": "LORA", "r": 2, "lora_alpha": 2}
+    base, two = ({n: v for n, v in models[name].items() if n != head} for name in ("base", "two"))
+    for name, tensors in (("tied", base), ("tied_two", two)):
+        write_model(Path(name), tensors, LLAMA | {"tie_word_embeddings": True})
+    rng = np.random.default_rng(3)
+    rows, columns, whole = (rng.standard_normal(shape).astype("f4") for shape in ((40, 2), (2, 16), (40, 16)))
+    expected = base | {head: base[embedding]}
+    prefix = "base_model.model"
+    if changed == "factors of the head":
+        held = {f"{prefix}.lm_head.lora_A.weight": columns, f"{prefix}.lm_head.lora_B.weight": rows}
+        expected[head] = base[embedding] + rows @ columns
+    elif changed == "a head":
+        held = {f"{prefix}.lm_head.weight": whole}
+        expected[head] = whole
+    else:
+        place = f"{prefix}.model.embed_tokens.lora_embedding"
+        held = {f"{place}_A": rows.T.copy(), f"{place}_B": columns.T.copy()}
+        expected[embedding] = base[embedding] + rows @ columns
+    if changed == "both alike":
+        told["ensure_weight_tying"] = True
+        del expected[head]
+    Path("style").mkdir()
+    write_checkpoint(Path("style/adapter_model.safetensors"), held)
+    Path("style/adapter_config.json").write_text(json.dumps(told))
+    out = merged("models: [{ model: tied+style }]\nmerge_method: passthrough")
+    close(out, expected)
+    assert config_of(out)["tie_word_embeddings"] is (changed == "both alike")
+    mixed = merged(
+        """
+        models: [{ model: tied+style, parameters: { weight: 1 } }, { model: tied_two, parameters: { weight: 1 } }]
+        merge_method: linear
+        """,
+        "mixed",
+    )
+    full = two | {head: two[embedding]}
+    close(mixed, {name: (expected[name] + full[name]) / 2 for name in expected})
+    assert config_of(mixed)["tie_word_embeddings"] is (changed == "both alike")
 
 
 def test_an_adapter_alone_is_no_model(models: dict[str, Tensors]) -> None:
@@ -213,6 +371,14 @@ def test_a_chat_template_goes_where_the_tokenizer_has_its_own(models: dict[str, 
     told = json.loads((out / "tokenizer_config.json").read_text())
     assert "<|im_start|>" in told["chat_template"]
     assert not (out / "chat_template.jinja").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_chat_template_has_no_place_in_what_is_no_configuration(models: dict[str, Tensors], text: str) -> None:
+    Path("one/tokenizer_config.json").write_text(text)
+    with pytest.raises(StorageError, match=r"tokenizer_config\.json of one cannot be read") as error:
+        merged(LINEAR + "    chat_template: chatml\n")
+    assert str(error.value.where) == "config.yml:6:16"
 
 
 def test_the_command_takes_the_flags_of_mergekit(
@@ -357,6 +523,8 @@ def test_integers_that_differ_are_told(models: dict[str, Tensors]) -> None:
         ("model: two", "model: nowhere", "3:14", "the model nowhere does not exist"),
         ("model: two", "model: one", "3:5", "the model one is listed twice"),
         ("weight: 0.25", "weight: much", "2:41", "weight"),
+        ("weight: 0.25", "weight: .nan", "2:41", "expected: a finite number"),
+        ("weight: [0, 0.75]", "weight: [0, .inf]", "3:41", "expected: a finite number"),
         ("merge_method: linear", "merge_method: slerp", "4:15", "slerp needs a base model"),
         ("merge_method: linear", "merge_method: linear\n    dtype: float31", "5:8", "dtype is no floating dtype"),
         ("models:", "slices:", "2:5", "a slice has no sources"),
@@ -390,7 +558,7 @@ def test_what_is_wrong_is_told_with_its_place_and_nothing_is_written(
         ("models: [{ model: one }, { model: two }]", "passthrough"),
         ("modules: { vision: { models: [{ model: one }] } }", "no tensor belongs to the module vision"),
         ("models: [{ model: one }]\nchat_template: nonsense", "chat_template is no template"),
-        ("models: [{ model: one }]\ntokenizer: { source: two }", "the tokenizer's model two is none of the merge"),
+        ("models: [{ model: one }]\ntokenizer: { source: tow }", "the model tow does not exist"),
         ("models: [{ model: one }]\ntokenizer: { pad_to_multiple_of: 0 }", "pad_to_multiple_of"),
         ("models: [{ model: one }]\n---\nmodels: [{ model: two }]", "two configurations have no name"),
         ("models: [{ model: x }]\nname: y\n---\nmodels: [{ model: y }]\nname: x", "merges need each other"),
@@ -400,7 +568,7 @@ def test_what_is_wrong_is_told_with_its_place_and_nothing_is_written(
 def test_layouts_that_cannot_be_are_errors(models: dict[str, Tensors], text: str, words: str) -> None:
     documents = [f"merge_method: passthrough\n{part}" for part in text.split("\n---\n")]
     Path("config.yml").write_text("\n---\n".join(documents))
-    with pytest.raises(PlanError) as error:
+    with pytest.raises(SurgeryError) as error:
         merge_plan("config.yml", "out")
         run(merge_plan("config.yml", "out")[0])
     assert words in str(error.value)

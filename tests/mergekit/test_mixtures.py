@@ -13,7 +13,7 @@ import pytest
 from running import read_checkpoint
 from tiny_models import LLAMA, Tensors, command, configuration, llama, merged, planned, write_model
 
-from surgery_jax import PlanError
+from surgery_jax import PlanError, StorageError
 
 QWEN3 = LLAMA | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 8, "num_hidden_layers": 2}
 LAYER = "model.layers.1."
@@ -168,17 +168,42 @@ def test_noise_depends_on_the_seed_and_has_its_scale(models: dict[str, Tensors])
         ("dtype: float32", "architecture: nonsense", "no architecture of mixtures is called so"),
         ("dtype: float32", "architecture: qwen3", "no architecture of mixtures fits these models"),
         ("source_model: two", "source_model: wide", "wide does not fit base"),
+        ("source_model: two", "source_model: deep", "deep does not fit base"),
+        ("source_model: two", "source_model: biased", "biased does not fit base"),
         ("negative_prompts: [d]", "noise_scale: much", "noise_scale is a number"),
+        ("negative_prompts: [d]", "residual_scale: .nan", "residual_scale is a number"),
         ("base_model: base", "", "a mixture needs a base_model"),
     ],
 )
 def test_mixtures_that_cannot_be_are_errors(models: dict[str, Tensors], old: str, new: str, words: str) -> None:
     wide = LLAMA | {"intermediate_size": 32}
     write_model(Path("wide"), llama(wide), wide)
+    deep = LLAMA | {"num_hidden_layers": 6}
+    write_model(Path("deep"), llama(deep), deep)
+    bias = {"model.layers.0.mlp.up_proj.bias": np.ones(24, "f4")}
+    write_model(Path("biased"), llama() | bias, LLAMA | {"mlp_bias": True})
     with pytest.raises(PlanError) as error:
         planned(PROMPTED.format(mode="cheap_embed").replace(old, new))
     assert words in str(error.value)
     assert "config.yml:" in str(error.value.where)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "mode", "where"),
+    [
+        ("tokenizer.json", "{", "cheap_embed", "1:1"),
+        ("tokenizer_config.json", "{", "cheap_embed", "1:1"),
+        ("tokenizer_config.json", "[1]", "cheap_embed", "1:1"),
+        ("config.json", json.dumps(LLAMA | {"initializer_range": "wide"}), "random", "1:13"),
+    ],
+)
+def test_documents_of_the_base_that_cannot_be_used_are_told(
+    models: dict[str, Tensors], name: str, text: str, mode: str, where: str
+) -> None:
+    (Path("base") / name).write_text(text)
+    with pytest.raises(StorageError, match=f"{name} of base") as error:
+        planned(PROMPTED.format(mode=mode))
+    assert str(error.value.where) == f"config.yml:{where}"
 
 
 def test_equal_experts_must_be_meant(models: dict[str, Tensors]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from running import read_checkpoint
+from running import read_checkpoint, write_checkpoint
 from tiny_models import LETTERS, LLAMA, Tensors, llama, merged, tokenizer, write_model
 
 from surgery_jax import PlanError
@@ -129,6 +129,36 @@ def test_a_named_model_gives_its_tokens_and_their_numbers(sides: dict[str, Tenso
     assert ids(out) == {token: number for token, number in ids("right").items() if number < 22}
 
 
+def test_a_token_of_zeros_leaves_all_other_rows_and_tensors_as_they_are(sides: dict[str, Tensors]) -> None:
+    for name in ("left", "third"):  # in the order of names, as many files are
+        write_checkpoint(Path(name) / "model.safetensors", dict(sorted(sides[name].items())))
+    more = "tokenizer: { source: base, tokens: { new: { source: { kind: zero } } } }"
+    got = read_checkpoint(merged(average("", more, left=1, third=1)))
+    known = ids("out")
+    for name, found in got.items():
+        mean = (sides["left"][name] + sides["third"][name]) / 2
+        expected = np.concatenate([mean[: known["new"]], np.zeros((1, 16))]) if name in (EMBEDDING, HEAD) else mean
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7, err_msg=name)
+
+
+def test_a_model_that_is_not_merged_may_give_its_tokens(sides: dict[str, Tensors]) -> None:
+    out = merged(average("", "base_model: left\ntokenizer_source: right", left=1, third=3))
+    known, got = ids(out), read_checkpoint(out)
+    assert known == {token: number for token, number in ids("right").items() if number < 22}
+    for name in (EMBEDDING, HEAD):
+        assert len(got[name]) == len(known)
+        for token, number in known.items():
+            rows = [row(sides[side], name, ids(side), token) for side in ("left", "third")]
+            expected = np.zeros(16) if rows[0] is None else (rows[0] + 3 * rows[1]) / 4
+            np.testing.assert_allclose(got[name][number], expected, rtol=1e-6, atol=1e-7)
+    built = merged(
+        "models: [{ model: left }]\nmerge_method: passthrough\ntokenizer_source: words\n---\n"
+        "models: [{ model: right }]\nmerge_method: passthrough\nname: words\n",
+        "built",
+    )
+    assert ids(built) == known
+
+
 @pytest.mark.parametrize(
     ("tokens", "words"),
     [
@@ -136,6 +166,10 @@ def test_a_named_model_gives_its_tokens_and_their_numbers(sides: dict[str, Tenso
         ("x: { source: { kind: model_token, model: left } }", "either token or token_id"),
         ("x: { source: { kind: model_token, model: left, token: zz } }", "left has no token 'zz'"),
         ("x: { source: { kind: model_token, model: left, token_id: 99 } }", "left has no row 99"),
+        ("x: { source: { kind: model_token, model: left, token_id: [9] } }", "token 'x': not an integer"),
+        ("x: { source: { kind: model_token, model: left, token_id: 1.5 } }", "token 'x': not an integer"),
+        ("x: { source: { kind: model_token, model: left, token: { a: b } } }", "token 'x': not a string"),
+        ("x: { source: left, force: maybe }", "token 'x': not true or false"),
         ("x: { force: true }", "token 'x' has no source"),
         ("x: 3", "token 'x' is a mapping"),
     ],
@@ -144,7 +178,25 @@ def test_rows_that_there_are_not_are_errors(sides: dict[str, Tensors], tokens: s
     with pytest.raises(PlanError) as error:
         merged(average("", f"base_model: left\ntokenizer:\n  tokens:\n    {tokens}\n", left=1, right=1))
     assert words in str(error.value)
-    assert "config.yml:" in str(error.value.where)
+    assert str(error.value.where).startswith("config.yml:6:")
+
+
+def test_numbers_and_truth_of_tokens_may_be_text(sides: dict[str, Tensors]) -> None:
+    def tokens(number: str, force: str, multiple: str) -> str:
+        source = f"{{ kind: model_token, model: third, token: null, token_id: {number} }}"
+        wish = f"a: {{ source: {source}, force: {force} }}"
+        return f"tokenizer: {{ source: base, pad_to_multiple_of: {multiple}, tokens: {{ {wish} }} }}"
+
+    for force in ("true", "false"):
+        plain = merged(average("", tokens("3", force, "8"), left=1, third=1), f"plain_{force}")
+        words = merged(average("", tokens("'3'", f"'{force}'", "'8'"), left=1, third=1), f"words_{force}")
+        floats = merged(average("", tokens("3.0", force, "8.0"), left=1, third=1), f"floats_{force}")
+        expected = read_checkpoint(plain)
+        for name in (EMBEDDING, HEAD):
+            row = sides["third"][name][3] if force == "true" else (sides["left"][name] + sides["third"][name])[2] / 2
+            np.testing.assert_allclose(expected[name][ids(plain)["a"]], row, rtol=1e-6, atol=1e-7)
+            for out in (words, floats):
+                np.testing.assert_array_equal(read_checkpoint(out)[name], expected[name])
 
 
 def test_a_model_without_a_tokenizer_is_an_error_only_if_it_is_the_first(sides: dict[str, Tensors]) -> None:
