@@ -125,11 +125,12 @@ def _number(node: Mapping, key: str) -> float | None:
     given = given_in(node, key)
     if given is None:
         return None
+    value = given.value if isinstance(given, Scalar) else None
     try:
-        assert isinstance(given, Scalar) and not isinstance(given.value, bool)
-        found = float(str(given.value))
-        assert math.isfinite(found)
-    except (AssertionError, ValueError):
+        found = math.nan if isinstance(value, bool) else float(str(value))
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
         expected = "one that is finite"
-        raise PlanError(f"{key} is a number", where=given.mark, expected=expected, found=shown(given)) from None
+        raise PlanError(f"{key} is a number", where=given.mark, expected=expected, found=shown(given))
     return found
