@@ -132,15 +132,20 @@ def test_merges_of_one_file_build_on_each_other_in_any_order(models: dict[str, T
     close(out, {name: base[name] + (one[name] + two[name]) / 2 - two[name] for name in base})
 
 
-def test_an_adapter_is_applied_while_the_plan_runs(models: dict[str, Tensors]) -> None:
-    name = "model.layers.1.self_attn.q_proj"
-    rng = np.random.default_rng(3)
+def style() -> tuple[str, np.ndarray, np.ndarray]:
+    """An adapter in the folder `style`, scaled by 3: the module that it changes, and its factors."""
+    name, rng = "model.layers.1.self_attn.q_proj", np.random.default_rng(3)
     a, b = (rng.standard_normal(shape).astype("f4") for shape in ((2, 16), (16, 2)))
     Path("style").mkdir()
     key = f"base_model.model.{name}"
     write_checkpoint(Path("style/adapter_model.safetensors"), {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b})
     told = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["q_proj"]}
     Path("style/adapter_config.json").write_text(json.dumps(told))
+    return name, a, b
+
+
+def test_an_adapter_is_applied_while_the_plan_runs(models: dict[str, Tensors]) -> None:
+    name, a, b = style()
     out = merged("""
         models: [{ model: base+style, parameters: { weight: 0.5 } }]
         merge_method: task_arithmetic
@@ -152,13 +157,7 @@ def test_an_adapter_is_applied_while_the_plan_runs(models: dict[str, Tensors]) -
 
 
 def test_an_adapter_is_applied_to_a_merge_of_the_same_file(models: dict[str, Tensors]) -> None:
-    name, rng = "model.layers.1.self_attn.q_proj", np.random.default_rng(3)
-    a, b = (rng.standard_normal(shape).astype("f4") for shape in ((2, 16), (16, 2)))
-    Path("style").mkdir()
-    key = f"base_model.model.{name}"
-    write_checkpoint(Path("style/adapter_model.safetensors"), {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b})
-    told = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["q_proj"]}
-    Path("style/adapter_config.json").write_text(json.dumps(told))
+    name, a, b = style()
     out = merged("""
         name: mean
         models: [{ model: one }, { model: two }]
